@@ -1,0 +1,1 @@
+"""Drop-in for the communication-overlap modules of NVIDIA's Megatron-Bridge."""

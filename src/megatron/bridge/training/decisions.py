@@ -1,0 +1,167 @@
+"""Rules and decisions: how a requested knob becomes an effective one, with the reason kept.
+
+A *rule* is declared once, beside the code that applies it. Applying it yields a `Decision`.
+`CommOverlapConfig.setup()` applies decisions, `overlapkit explain` prints them, and the skill's
+tables are rendered from the declared rules, so none of them can disagree with another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+# Sources are named relative to the folder that holds the `megatron` namespace package.
+_SOURCE_ROOT = Path(__file__).resolve().parents[3]
+
+
+class OverlapConfigError(AssertionError, ValueError):
+    """A configuration that would fail, hang or train wrongly.
+
+    It is an AssertionError because callers of Megatron-Bridge catch that, and a ValueError because
+    that is what it means.
+    """
+
+
+class Outcome(str, Enum):
+    """How a decision stands to what was asked for."""
+
+    GRANTED = "granted"
+    """Asked for, and in effect."""
+    DEFAULT = "default"
+    """Nobody asked; a default was chosen."""
+    REFUSED = "refused"
+    """Asked for, and not in effect: the run goes on without it, silently unless told."""
+    ERROR = "error"
+    """The run must not start like this."""
+    NOTE = "note"
+    """A fact about what follows from the settings; nothing is refused."""
+
+
+FINDINGS = frozenset({Outcome.REFUSED, Outcome.ERROR})
+"""The outcomes that make `overlapkit explain` exit with 1."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one knob.
+
+    Attributes:
+        knob: dotted name, section first: ``model.tp_comm_overlap``.
+        requested: the value asked for; None when nobody asked.
+        effective: the value that the run uses.
+        reason: why, in one sentence that names the values it depends on.
+        rule: id of the rule that decided; a key of `RULES`.
+        outcome: how `effective` stands to `requested`.
+        remedy: how to get the other outcome; None where there is nothing to mend.
+    """
+
+    knob: str
+    requested: Any
+    effective: Any
+    reason: str
+    rule: str
+    outcome: Outcome
+    remedy: str | None = None
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether something asked for is not in effect, or the run must not start."""
+        return self.outcome in FINDINGS
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One gate, default, override or consequence, declared by `rule()`.
+
+    Attributes:
+        id: ``<dimension>.<name>``, stable: tools, tests and the skill refer to it.
+        dimension: "TP", "DP", "PP", "EP", "precision", "launch" or "any".
+        claim: what the rule does, in one sentence that holds for every configuration.
+        remedy: how to get the other outcome; empty where there is none.
+        path: source file, relative to the folder that holds the `megatron` package.
+        line: line of the declaration, from 1.
+    """
+
+    id: str
+    dimension: str
+    claim: str
+    remedy: str
+    path: str
+    line: int
+
+    def decide(
+        self,
+        knob: str,
+        *,
+        requested: Any,
+        effective: Any,
+        reason: str,
+        outcome: Outcome,
+        remedy: str | None = None,
+    ) -> Decision:
+        """A decision by this rule; its remedy is the rule's own for findings unless given."""
+        if remedy is None and outcome in FINDINGS:
+            remedy = self.remedy or None
+        return Decision(knob, requested, effective, reason, self.id, outcome, remedy)
+
+
+RULES: dict[str, Rule] = {}
+"""Every declared rule by id, in order of declaration."""
+
+
+def rule(id: str, dimension: str, *, claim: str, remedy: str = "") -> Rule:
+    """Declare a rule; its source position is that of the calling statement.
+
+    Raises:
+        ValueError: the id is already taken by a rule at another place.
+    """
+    caller = sys._getframe(1)
+    file = Path(caller.f_code.co_filename).resolve()
+    path = file.relative_to(_SOURCE_ROOT).as_posix() if file.is_relative_to(_SOURCE_ROOT) else ""
+    declared = Rule(id, dimension, claim, remedy, path or file.name, caller.f_lineno)
+    known = RULES.get(id)
+    if known is not None and (known.path, known.line) != (declared.path, declared.line):
+        raise ValueError(f"rule {id!r} is declared twice: {known.path}:{known.line}")
+    RULES[id] = declared
+    return declared
+
+
+ContextT = TypeVar("ContextT")
+
+
+@dataclass(frozen=True)
+class Need(Generic[ContextT]):
+    """A rule with its own test: the knob is refused, or the run stopped, while it is not met.
+
+    Attributes:
+        rule: the rule that speaks when the need is not met.
+        met: whether the context satisfies the need.
+        found: what was found instead, as the start of a reason: "sequence_parallel is off".
+    """
+
+    rule: Rule
+    met: Callable[[ContextT], bool]
+    found: Callable[[ContextT], str]
+
+
+def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterable[tuple[Rule, str]]:
+    """Each need that `context` does not meet: its rule and what was found, in order."""
+    return ((need.rule, need.found(context)) for need in needs if not need.met(context))
+
+
+def raise_errors(decisions: Iterable[Decision]) -> None:
+    """Stop the run if any decision is an error.
+
+    Raises:
+        OverlapConfigError: naming every erroneous knob, its reason and its remedy.
+    """
+    errors = [d for d in decisions if d.outcome is Outcome.ERROR]
+    if errors:
+        lines = [
+            f"{d.knob}: {d.reason}" + (f" Remedy: {d.remedy}" if d.remedy else "") for d in errors
+        ]
+        raise OverlapConfigError("\n".join(lines))
