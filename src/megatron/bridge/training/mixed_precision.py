@@ -1,0 +1,367 @@
+"""Mixed precision: one config whose fields are copied over the model, optimizer and DDP configs.
+
+Because it is copied over them, what it holds wins: `grad_reduce_in_fp32` or `fp8_param_gather` set
+on the DDP config by hand is lost, and has to be set here. `setup()` keeps a decision for each value
+that it overwrote.
+
+Recipes are data (`mixed_precision_recipes.py`), with dtypes by name: neither importing this module
+nor reading a recipe with `mixed_precision_recipe()` loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.training.decisions import (
+    Decision,
+    Need,
+    Outcome,
+    OverlapConfigError,
+    raise_errors,
+    rule,
+    unmet,
+)
+from megatron.bridge.training.mixed_precision_recipes import (
+    DTYPE_FIELDS,
+    RECIPES,
+    known_recipe_name,
+)
+from megatron.bridge.training.mixed_precision_recipes import (
+    mixed_precision_recipe as mixed_precision_recipe,
+)
+from megatron.bridge.training.software import Software, is_te_min_version
+
+if TYPE_CHECKING:
+    import torch
+
+_NVFP4_TE_VERSION = "2.7.0"
+
+_TWINS = {"fp8_param": "fp8_param_gather", "fp8_param_gather": "fp8_param"}
+
+_OVERWRITES = rule(
+    "precision.overwrites",
+    "precision",
+    claim="Every mixed-precision field is copied over the model, optimizer and DDP fields of its "
+    "name, whatever was set there.",
+    remedy="Set the field in mixed_precision.",
+)
+
+_ONE_SWITCH = rule(
+    "precision.fp8_param_is_fp8_param_gather",
+    "precision",
+    claim="fp8_param and fp8_param_gather are one switch under two names: setting either sets "
+    "both, and giving them different values is an error.",
+    remedy="Give only one of the two, or the same value to both.",
+)
+
+
+@dataclass
+class MixedPrecisionConfig:
+    """Which precision the parameters, activations, gradients and matrix products have.
+
+    `fp8_param` and `fp8_param_gather` are one switch: assigning either assigns both.
+
+    Attributes:
+        decisions: what the latest `setup()` overwrote, and with what. Not a field.
+
+    Raises:
+        OverlapConfigError: fp8_param and fp8_param_gather are both given, and differ.
+    """
+
+    fp32: bool = False
+    """Train in full precision."""
+    fp16: bool = False
+    """Train in fp16, with loss scaling."""
+    bf16: bool = False
+    """Train in bf16."""
+    params_dtype: torch.dtype | None = None
+    """Dtype of the model's parameters; a dtype's name where torch is not to be loaded."""
+    pipeline_dtype: torch.dtype | None = None
+    """Dtype sent between pipeline stages."""
+    autocast_dtype: torch.dtype | None = None
+    """Dtype of torch's autocast; None: the dtype of the parameters."""
+    autocast_enabled: bool = False
+    """Run the model under torch's autocast."""
+    grad_reduce_in_fp32: bool = True
+    """Accumulate and reduce gradients in fp32: twice the bytes of a bf16 reduction."""
+
+    fp8: str | None = None
+    """FP8 format, "e4m3" or "hybrid" (e4m3 forward, e5m2 for gradients); None: no FP8."""
+    fp8_recipe: str = "tensorwise"
+    """How FP8 scales are found: "delayed", "tensorwise", "blockwise" or "mxfp8"."""
+    first_last_layers_bf16: bool = False
+    """Keep the first and last layers in bf16; how many, the two num_layers fields say."""
+    fp8_margin: int = 0
+    """Margin of the scaling factor, as a power of two."""
+    fp8_amax_history_len: int = 1
+    """Steps of amax history that delayed scaling looks back on."""
+    fp8_amax_compute_algo: str = "most_recent"
+    """What delayed scaling takes from that history: "most_recent" or "max"."""
+    fp8_wgrad: bool = True
+    """Compute weight gradients in FP8 too."""
+    fp8_dot_product_attention: bool = False
+    """Run the attention product in FP8."""
+    fp8_multi_head_attention: bool = False
+    """Keep the whole multi-head attention, with its inputs and outputs, in FP8."""
+    fp8_param: bool | None = None
+    """Hold parameters in FP8; None: as fp8_param_gather, once finalized."""
+    fp8_param_gather: bool = False
+    """Gather parameters in FP8: half the bytes of a bf16 all-gather."""
+
+    fp4: str | None = None
+    """FP4 format, "e2m1"; None: no FP4."""
+    fp4_recipe: str = "nvfp4"
+    """How FP4 scales are found."""
+
+    loss_scale: float | None = None
+    """Fixed loss scale; None: dynamic. Used in fp16."""
+    initial_loss_scale: float | None = 2**32
+    """Loss scale that dynamic scaling starts from."""
+    min_loss_scale: float = 1.0
+    """Loss scale below which dynamic scaling does not go."""
+    loss_scale_window: float = 1000
+    """Steps without overflow after which dynamic scaling raises the scale."""
+    hysteresis: int = 2
+    """Overflows after which dynamic scaling lowers the scale."""
+
+    num_layers_at_start_in_bf16: int = 0
+    """Layers at the start that stay in bf16, with first_last_layers_bf16."""
+    num_layers_at_end_in_bf16: int = 0
+    """Layers at the end that stay in bf16, with first_last_layers_bf16."""
+    reuse_grad_buf_for_mxfp8_param_ag: bool = False
+    """Gather MXFP8 parameters through the gradient buffer instead of one of their own."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> MixedPrecisionConfig:
+        # The dataclass fills in fp8_param_gather=False where it was not given; only here can the
+        # two be told apart.
+        self = super().__new__(cls)
+        position = [f.name for f in fields(cls)].index("fp8_param_gather")
+        if "fp8_param_gather" in kwargs or len(args) > position:
+            self.__dict__["_gather_given"] = True
+        return self
+
+    def __post_init__(self) -> None:
+        param, gather = self.fp8_param, self.fp8_param_gather
+        gather_given = self.__dict__.pop("_gather_given", False)
+        self.decisions: list[Decision] = []
+        if param is not None and param != gather:
+            if gather_given:
+                raise_errors([_twin_conflict(param, gather)])
+            self.fp8_param_gather = param
+        elif gather:
+            self.fp8_param = gather
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        twin = _TWINS.get(name)
+        constructed = "decisions" in self.__dict__
+        if twin is not None and value is not None and constructed:
+            super().__setattr__(twin, value)
+
+    def finalize(self, *, software: Software | None = None) -> None:
+        """Fill in what follows from other fields, and check them; a second call changes nothing.
+
+        Args:
+            software: answers which Transformer Engine there is; None: the installed one.
+
+        Raises:
+            OverlapConfigError: the fields contradict each other, or need a newer
+                Transformer Engine.
+        """
+        if self.fp8_param is None:
+            self.fp8_param = self.fp8_param_gather
+        raise_errors(precision_errors(self, software=software))
+
+    def setup(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        ddp: Any = None,
+        *,
+        software: Software | None = None,
+    ) -> None:
+        """Finalize, then copy every field, None included, onto the configs that have it.
+
+        A config is read and written by attribute: Megatron-Core's own, or any other object. May be
+        repeated; `decisions` then holds what the latest call overwrote.
+
+        Args:
+            software: as for `finalize()`.
+
+        Raises:
+            OverlapConfigError: as `finalize()`; nothing was copied.
+        """
+        self.finalize(software=software)
+        sections = {"model": model, "optimizer": optimizer, "ddp": ddp}
+        self.decisions = [
+            decision
+            for section, target in sections.items()
+            if target is not None
+            for decision in _overwrite(section, target, self)
+        ]
+
+
+def _overwrite(section: str, target: Any, config: MixedPrecisionConfig) -> list[Decision]:
+    decisions = []
+    for field in fields(config):
+        name = field.name
+        if not hasattr(target, name):
+            continue
+        former, new = getattr(target, name), getattr(config, name)
+        setattr(target, name, new)
+        if former != new:
+            decisions.append(
+                _OVERWRITES.decide(
+                    f"{section}.{name}",
+                    requested=former,
+                    effective=new,
+                    reason=f"mixed_precision.{name}={new!r} was copied over "
+                    f"{section}.{name}={former!r}.",
+                    outcome=Outcome.NOTE,
+                    remedy=f"Set mixed_precision.{name}={former!r}.",
+                )
+            )
+    return decisions
+
+
+def _twin_conflict(param: bool | None, gather: bool) -> Decision:
+    return _ONE_SWITCH.decide(
+        "mixed_precision.fp8_param",
+        requested=param,
+        effective=None,
+        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch, and differ.",
+        outcome=Outcome.ERROR,
+    )
+
+
+@dataclass(frozen=True)
+class _Context:
+    config: MixedPrecisionConfig
+    is_te_min_version: Callable[[str], bool]
+
+
+_NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
+    (
+        "fp8_param_gather",
+        Need(
+            rule(
+                "precision.mxfp8_gather_reuses_grad_buffer",
+                "precision",
+                claim="fp8_param_gather with the mxfp8 recipe needs "
+                "reuse_grad_buf_for_mxfp8_param_ag.",
+                remedy="Set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True, or "
+                "mixed_precision.fp8_param_gather=False.",
+            ),
+            met=lambda c: (
+                not c.config.fp8_param_gather
+                or c.config.fp8_recipe != "mxfp8"
+                or c.config.reuse_grad_buf_for_mxfp8_param_ag
+            ),
+            found=lambda c: (
+                'fp8_param_gather is on with fp8_recipe="mxfp8", and '
+                "reuse_grad_buf_for_mxfp8_param_ag is off."
+            ),
+        ),
+    ),
+    (
+        "fp4",
+        Need(
+            rule(
+                "precision.fp4_excludes_fp8",
+                "precision",
+                claim="fp4 and fp8 exclude each other.",
+                remedy="Set one of mixed_precision.fp4 and mixed_precision.fp8 to None.",
+            ),
+            met=lambda c: not (c.config.fp4 and c.config.fp8),
+            found=lambda c: f"fp4={c.config.fp4!r} and fp8={c.config.fp8!r} are both set.",
+        ),
+    ),
+    (
+        "fp4",
+        Need(
+            rule(
+                "precision.fp4_needs_te",
+                "precision",
+                claim=f"fp4 needs Transformer Engine >= {_NVFP4_TE_VERSION}.",
+                remedy=f"Install Transformer Engine >= {_NVFP4_TE_VERSION}, or set "
+                "mixed_precision.fp4=None.",
+            ),
+            met=lambda c: not c.config.fp4 or c.is_te_min_version(_NVFP4_TE_VERSION),
+            found=lambda c: (
+                f"fp4={c.config.fp4!r} is set, and Transformer Engine is absent or older than "
+                f"{_NVFP4_TE_VERSION}."
+            ),
+        ),
+    ),
+)
+
+
+def precision_errors(
+    config: MixedPrecisionConfig, *, software: Software | None = None
+) -> list[Decision]:
+    """Why a run must not start with `config`; empty where it may. Changes nothing.
+
+    Args:
+        software: answers which Transformer Engine there is; None: the installed one, asked through
+            this module's `is_te_min_version`.
+    """
+    context = _Context(config, software.is_te_min_version if software else is_te_min_version)
+    return [
+        broken.decide(
+            f"mixed_precision.{knob}",
+            requested=getattr(config, knob),
+            effective=None,
+            reason=found,
+            outcome=Outcome.ERROR,
+        )
+        for knob, need in _NEEDS
+        for broken, found in unmet([need], context)
+    ]
+
+
+MIXED_PRECISION_RECIPES: dict[str, Callable[[], MixedPrecisionConfig]] = {}
+"""What `get_mixed_precision_config()` knows: `RECIPES`, and what `register()` added."""
+
+
+def register(recipe: Callable[[], MixedPrecisionConfig]) -> Callable[[], MixedPrecisionConfig]:
+    """Make `recipe` known to `get_mixed_precision_config()` under its function's name."""
+    MIXED_PRECISION_RECIPES[recipe.__name__] = recipe
+    return recipe
+
+
+def _recipe_function(name: str) -> Callable[[], MixedPrecisionConfig]:
+    def recipe() -> MixedPrecisionConfig:
+        import torch
+
+        values = mixed_precision_recipe(name)
+        return MixedPrecisionConfig(
+            **{k: getattr(torch, v) if k in DTYPE_FIELDS else v for k, v in values.items()}
+        )
+
+    recipe.__name__ = recipe.__qualname__ = name
+    recipe.__doc__ = f"The {name} recipe, as a new config."
+    return recipe
+
+
+# Each recipe is a function of this module too: bf16_mixed() and so on.
+globals().update({name: register(_recipe_function(name)) for name in RECIPES})
+
+
+def get_mixed_precision_config(
+    name_or_config: str | MixedPrecisionConfig,
+) -> MixedPrecisionConfig:
+    """A new config for a recipe's name, dtypes as torch dtypes; a config is returned as it is.
+
+    Raises:
+        OverlapConfigError: no such recipe, or not a name; the message lists the known ones.
+    """
+    if isinstance(name_or_config, MixedPrecisionConfig):
+        return name_or_config
+    if not isinstance(name_or_config, str):
+        raise OverlapConfigError(
+            f"mixed_precision={name_or_config!r} is neither a recipe's name nor a "
+            f"MixedPrecisionConfig. Known names: {', '.join(MIXED_PRECISION_RECIPES)}."
+        )
+    return MIXED_PRECISION_RECIPES[known_recipe_name(name_or_config, MIXED_PRECISION_RECIPES)]()
