@@ -1,0 +1,229 @@
+"""Transformer Engine's rules for userbuffers settings, and the facts that they rest on.
+
+`userbuffers_checks` applies them. The facts are those of Transformer Engine 2.20.2:
+``initialize_ub`` of ``transformer_engine.pytorch.module.base`` (names, defaults, refusals), the
+modules that use the communicators (which collective each GEMM runs), ``comm_gemm_overlap.h``
+(which class can run which), and the kernel launches in ``libtransformer_engine.so`` (clusters,
+copy engines). tests/functional_tests/test_te_initialize_ub.py holds those of ``initialize_ub``
+against the installed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron.bridge.training.decisions import rule
+
+KNOB = "model.tp_comm_overlap_cfg"
+"""The knob that holds a userbuffers configuration; a GEMM's settings lie below it."""
+
+RING = "ring_exchange"
+METHODS = (RING, "pipeline", "bulk", "external")
+"""The methods that Transformer Engine knows."""
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One overlapped GEMM, as Transformer Engine's modules use it.
+
+    Attributes:
+        collective: "all-gather" or "reduce-scatter": what runs beside it by default.
+        method: the default method.
+        methods: those that it can run.
+        stand_in: what any other method but ring_exchange runs as; None where the GEMM then fails.
+    """
+
+    collective: str
+    method: str
+    methods: tuple[str, ...]
+    stand_in: str | None = None
+
+
+_GATHERED_INPUT = Gemm("all-gather", RING, (RING,))
+_SCATTERED_OUTPUT = Gemm("reduce-scatter", "pipeline", ("pipeline", RING), stand_in="pipeline")
+_INPUT_GRADIENT = Gemm("all-gather", "bulk", ("bulk", "pipeline", RING), stand_in="pipeline")
+_WEIGHT_GRADIENT = Gemm("reduce-scatter", "bulk", ("bulk",), stand_in="bulk")
+_EXTERNAL_GATHER = Gemm("all-gather", "external", ("external",))
+
+GEMMS: Mapping[str, Gemm] = {
+    "qkv_fprop": _GATHERED_INPUT,
+    "fc1_fprop": _GATHERED_INPUT,
+    "proj_dgrad": _GATHERED_INPUT,
+    "fc2_dgrad": _GATHERED_INPUT,
+    "proj_fprop": _SCATTERED_OUTPUT,
+    "fc2_fprop": _SCATTERED_OUTPUT,
+    "qkv_dgrad": _INPUT_GRADIENT,
+    "fc1_dgrad": _INPUT_GRADIENT,
+    "qkv_wgrad": _WEIGHT_GRADIENT,
+    "fc1_wgrad": _WEIGHT_GRADIENT,
+    "proj_wgrad": _EXTERNAL_GATHER,
+    "fc2_wgrad": _EXTERNAL_GATHER,
+}
+"""Every GEMM that Transformer Engine overlaps, by its name there."""
+
+PAIRS = {"qkv_fprop": "proj_fprop", "fc1_fprop": "fc2_fprop"}
+"""The all-gather GEMM that opens a tensor-parallel block, and the reduce-scatter that closes it."""
+
+WGRADS = {"qkv_dgrad": "qkv_wgrad", "fc1_dgrad": "fc1_wgrad"}
+"""The dgrads that may reduce-scatter themselves, and the wgrad that does it for them in bulk."""
+
+FP8_SCATTERABLE = ("proj_fprop", "fc2_fprop")
+"""Where fp8_buf is looked at whatever the method; elsewhere only on a pipeline dgrad."""
+
+INTEGERS = ("num_sm", "cga_size", "num_splits", "comm_priority", "gemm_priority")
+BOOLEANS = (
+    "is_reduce_scatter",
+    "set_sm_margin",
+    "aggregate",
+    "atomic_gemm",
+    "use_ce",
+    "fp8_buf",
+    "pipeline_rs_overlap_first_gemm",
+)
+KEYS = ("method", *INTEGERS, *BOOLEANS)
+"""Every setting that a GEMM may have."""
+
+MAX_CGA_SIZE = 4
+"""Thread blocks per cluster of a communication kernel, at most."""
+
+FLAGGED_SMS = 32
+"""NVTE_MAX_SMS of userbuffers.h, which sizes the table of flags between GPUs."""
+
+GEMM_NAME = rule(
+    "ub.gemm-name",
+    "TP",
+    claim="Transformer Engine ignores settings for a GEMM name that it does not know.",
+    remedy="use one of its names: " + ", ".join(GEMMS),
+)
+KEY_NAME = rule(
+    "ub.key-name",
+    "TP",
+    claim="Transformer Engine refuses a setting that it does not know (TypeError).",
+    remedy="use one of: " + ", ".join(KEYS),
+)
+KEY_TYPE = rule(
+    "ub.key-type",
+    "TP",
+    claim="num_sm, cga_size, num_splits and the priorities are 32-bit integers, method is a name, "
+    "every other setting is true or false.",
+)
+METHOD_NAME = rule(
+    "ub.method-name",
+    "TP",
+    claim="A method that Transformer Engine does not know is a KeyError for a dgrad; for any other "
+    "GEMM it quietly makes an SM-driven communicator, which an all-gather GEMM cannot run.",
+    remedy="use one of: " + ", ".join(METHODS),
+)
+PIPELINE_GATHER = rule(
+    "ub.pipeline-all-gather",
+    "TP",
+    claim="Transformer Engine refuses pipeline for a GEMM with an all-gather: it is for "
+    "reduce-scatters only.",
+)
+METHOD_GEMM = rule(
+    "ub.method-gemm",
+    "TP",
+    claim="A GEMM fails with a method that its communicator cannot run: bulk or external on an "
+    "all-gathered input, ring_exchange on qkv_wgrad or fc1_wgrad, and anything but external on "
+    "proj_wgrad or fc2_wgrad.",
+)
+METHOD_STAND_IN = rule(
+    "ub.method-stand-in",
+    "TP",
+    claim="A method that is not meant for a GEMM may run as another: bulk on proj_fprop or "
+    "fc2_fprop as pipeline, pipeline on qkv_wgrad or fc1_wgrad as bulk.",
+)
+METHOD_DEFAULTS = rule(
+    "ub.method-defaults",
+    "TP",
+    claim="Settings left out take the defaults of the GEMM's default method, not of the chosen "
+    "one: ring_exchange on proj_fprop without num_sm reserves 16 SMs.",
+    remedy="set num_sm, cga_size and set_sm_margin (a RingExchangeOverlapCfg does: 1, 1, false)",
+)
+SPLIT_DGRAD_WGRAD = rule(
+    "ub.split-dgrad-wgrad",
+    "TP",
+    claim="qkv_dgrad or fc1_dgrad with another method than bulk is the reduce-scatter itself, and "
+    "Transformer Engine then refuses settings for its wgrad.",
+)
+SPLIT_DGRAD_SWITCH = rule(
+    "ub.split-dgrad-switch",
+    "TP",
+    claim="qkv_dgrad or fc1_dgrad with another method than bulk is run as a reduce-scatter only "
+    "with model.tp_comm_overlap_rs_dgrad on (default off); otherwise the layer runs it as bulk, "
+    "at which ring_exchange fails.",
+    remedy="set model.tp_comm_overlap_rs_dgrad=true",
+)
+SPLIT_DGRAD_MODES = rule(
+    "ub.split-dgrad-modes",
+    "TP",
+    claim="initialize_ub fails (ValueError: list.remove) for a non-bulk dgrad where it sets up "
+    "FP8 and BF16 communicators at once.",
+    remedy="use bulk for qkv_dgrad and fc1_dgrad, or turn first_last_layers_bf16 off",
+)
+ATOMIC_FP8 = rule(
+    "ub.atomic-fp8",
+    "TP",
+    claim="atomic_gemm needs FP8 GEMMs: Transformer Engine refuses it otherwise.",
+    remedy="set atomic_gemm=false, or train every layer in FP8",
+)
+ATOMIC_BULK = rule(
+    "ub.atomic-bulk",
+    "TP",
+    claim="Transformer Engine switches atomic_gemm off for bulk and external overlaps.",
+)
+ATOMIC_PAIR = rule(
+    "ub.atomic-pair",
+    "TP",
+    claim="atomic_gemm with ring_exchange shuffles the chunks: both of a pair (qkv_fprop with "
+    "proj_fprop, fc1_fprop with fc2_fprop) must have it, or neither.",
+)
+POSITIVE = rule(
+    "ub.positive",
+    "TP",
+    claim="num_sm, cga_size and num_splits are at least 1: they are a kernel's grid and divisors.",
+)
+CGA_SIZE = rule(
+    "ub.cga-size",
+    "TP",
+    claim=f"cga_size is at most {MAX_CGA_SIZE}, and not above num_sm where kernels do the copying.",
+)
+CGA_DIVIDES = rule(
+    "ub.cga-divides",
+    "TP",
+    claim="Communication kernels run without clusters where cga_size does not divide num_sm.",
+)
+FLAG_TABLE = rule(
+    "ub.num-sm-flags",
+    "TP",
+    claim=f"Transformer Engine's flag table has room for {FLAGGED_SMS} SMs (NVTE_MAX_SMS); "
+    "it does not check num_sm against it.",
+    remedy=f"set num_sm to {FLAGGED_SMS} or less",
+)
+COLLECTIVE = rule(
+    "ub.collective",
+    "TP",
+    claim="is_reduce_scatter only repeats what the GEMM's collective is: the layers run theirs "
+    "whatever it says, on a buffer laid out for the other one.",
+    remedy="leave is_reduce_scatter out",
+)
+KEY_UNUSED = rule(
+    "ub.key-unused",
+    "TP",
+    claim="num_splits and pipeline_rs_overlap_first_gemm have no effect on ring_exchange, "
+    "aggregate and use_ce none on the other methods.",
+)
+FP8_BUF_LIST = rule(
+    "ub.fp8-buf-list",
+    "TP",
+    claim="fp8_buf: [false], as Megatron-Bridge 0.3 writes it, reads as true. It matters only in "
+    "an FP8 run, where proj_fprop, fc2_fprop or a pipeline dgrad then reduce-scatters FP8 values.",
+    remedy="write fp8_buf: false, unless FP8 reduce-scatters are wanted: then true",
+)
+FP8_BUF_UNUSED = rule(
+    "ub.fp8-buf-unused",
+    "TP",
+    claim="fp8_buf has no effect without FP8, nor on qkv_wgrad, fc1_wgrad or a ring_exchange "
+    "dgrad; in an FP8 run every all-gather is in FP8, whatever it says.",
+)
