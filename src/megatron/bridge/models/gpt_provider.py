@@ -1,0 +1,183 @@
+"""A GPT model's configuration, and the real Megatron-Core model from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from megatron.core.models.gpt import gpt_layer_specs as specs
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from megatron.bridge.models.building import built_vocab_size, first_and_last_stage
+from megatron.bridge.models.transformer_config import TransformerConfig
+
+LayerSpec: TypeAlias = ModuleSpec | TransformerBlockSubmodules
+"""One layer's spec, used for every layer; or those of this pipeline stage's layers, one by one."""
+
+
+def transformer_engine_layer_spec(config: GPTModelProvider) -> ModuleSpec:
+    """A layer of Transformer Engine's modules, as `config` describes it."""
+    return specs.get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
+        moe_use_legacy_grouped_gemm=config.moe_use_legacy_grouped_gemm,
+        qk_l2_norm=config.qk_l2_norm,
+        use_te_op_fuser=config.use_transformer_engine_op_fuser,
+        use_te_activation_func=config.use_te_activation_func,
+    )
+
+
+def local_layer_spec(config: GPTModelProvider) -> ModuleSpec:
+    """A layer of Megatron-Core's own modules, which need no Transformer Engine."""
+    return specs.get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
+        moe_use_legacy_grouped_gemm=config.moe_use_legacy_grouped_gemm,
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
+    )
+
+
+def default_layer_spec(config: GPTModelProvider, vp_stage: int | None = None) -> LayerSpec:
+    """Transformer Engine's modules where it imports and `transformer_impl` asks for them.
+
+    Else Megatron-Core's own, which have no tensor-parallel overlap. Where dense and MoE layers
+    alternate (`moe_layer_freq`), the spec of each layer of this pipeline stage.
+    """
+    use_te = _uses_transformer_engine(config)
+    if config.num_moe_experts is not None and config.moe_layer_freq != 1:
+        return specs.get_gpt_decoder_block_spec(
+            config,
+            use_transformer_engine=use_te,
+            normalization=config.normalization,
+            qk_l2_norm=config.qk_l2_norm,
+            vp_stage=vp_stage,
+        )
+    return transformer_engine_layer_spec(config) if use_te else local_layer_spec(config)
+
+
+def _mtp_block_spec(config: GPTModelProvider, layer_spec: LayerSpec, vp_stage: int | None) -> Any:
+    """Spec of the multi-token-prediction layers; None without any, or on a stage without any."""
+    if not config.mtp_num_layers:
+        return None
+    use_te = _uses_transformer_engine(config)
+    if isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:
+        # The stage that predicts may hold no decoder layer to take the spec from.
+        layer_spec = specs.get_gpt_decoder_layer_specs(
+            config, use_te, config.normalization, config.qk_l2_norm
+        )[-1]
+    return specs.get_gpt_mtp_block_spec(
+        config, layer_spec, use_transformer_engine=use_te, vp_stage=vp_stage
+    )
+
+
+def _uses_transformer_engine(config: GPTModelProvider) -> bool:
+    return bool(specs.HAVE_TE) and config.transformer_impl != "local"
+
+
+@dataclass
+class GPTModelProvider(TransformerConfig):
+    """Megatron-Core's TransformerConfig, with its defaults, and what else building a GPT takes.
+
+    Making one checks nothing; `finalize()` does.
+    """
+
+    vocab_size: int | None = None
+    """Tokens that the tokenizer knows; needed to build."""
+    should_pad_vocab: bool = False
+    """Pad the vocabulary, so that it splits evenly over the tensor-parallel ranks."""
+    make_vocab_size_divisible_by: int = 128
+    """Rows per tensor-parallel rank are a multiple of this, where the vocabulary is padded."""
+    seq_length: int = 1024
+    """Tokens of a sequence; learned positions are this many."""
+    position_embedding_type: Literal["learned_absolute", "rope", "mrope", "yarn", "none"] = (
+        "learned_absolute"
+    )
+    """How positions enter the model."""
+    rotary_base: float = 10000
+    """Base period of rotary positions."""
+    rotary_percent: float = 1.0
+    """Share of each head's channels that rotary positions turn."""
+    rope_scaling: bool = False
+    """Stretch rotary frequencies for long contexts, the Llama 3.1 way."""
+    rope_scaling_factor: float = 1.0
+    """How far `rope_scaling` stretches them."""
+    seq_len_interpolation_factor: float | None = None
+    """Interpolate rotary positions linearly by this factor, above 1; None: do not."""
+    scatter_embedding_sequence_parallel: bool = True
+    """With sequence parallelism, scatter the embedding's output over the sequence."""
+    share_embeddings_and_output_weights: bool = True
+    """Use the embedding's weights for the output layer."""
+    parallel_output: bool = True
+    """Leave the logits split over the tensor-parallel ranks."""
+    fp16_lm_cross_entropy: bool = False
+    """Compute the loss in 16 bits."""
+    tp_comm_overlap_cfg: str | dict[str, Any] | None = None
+    """Userbuffers settings per GEMM for tensor-parallel overlap; None: Transformer Engine's own."""
+    use_transformer_engine_op_fuser: bool = False
+    """Let Transformer Engine fuse the MLP's operations."""
+    transformer_layer_spec: LayerSpec | Callable[..., LayerSpec] = default_layer_spec
+    """The layers' modules, or a function of this config, and of `vp_stage` if it takes that."""
+
+    def provide(
+        self,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
+    ) -> GPTModel:
+        """Finalize, and build this rank's part of the model. Process groups must be initialized.
+
+        Args:
+            pre_process: with the embedding; None: on the first pipeline stage.
+            post_process: with the output layer; None: on the last pipeline stage.
+            vp_stage: which of the rank's model chunks to build, with a virtual pipeline.
+
+        Raises:
+            ValueError: the fields do not go together; from this package it is an
+                OverlapConfigError, from Megatron-Core its own.
+            AssertionError: likewise, or the process groups are not initialized.
+        """
+        self.finalize()
+        vocab_size = built_vocab_size(self)
+        if pre_process is None or post_process is None:
+            first, last = first_and_last_stage(self.virtual_pipeline_model_parallel_size, vp_stage)
+            pre_process = first if pre_process is None else pre_process
+            post_process = last if post_process is None else post_process
+        layer_spec = self._layer_spec(vp_stage)
+        return GPTModel(
+            self,
+            transformer_layer_spec=layer_spec,
+            vocab_size=vocab_size,
+            max_sequence_length=self.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            fp16_lm_cross_entropy=self.fp16_lm_cross_entropy,
+            parallel_output=self.parallel_output,
+            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
+            position_embedding_type=self.position_embedding_type,
+            rotary_percent=self.rotary_percent,
+            rotary_base=self.rotary_base,
+            rope_scaling=self.rope_scaling,
+            rope_scaling_factor=self.rope_scaling_factor,
+            scatter_embedding_sequence_parallel=self.scatter_embedding_sequence_parallel,
+            seq_len_interpolation_factor=self.seq_len_interpolation_factor,
+            mtp_block_spec=_mtp_block_spec(self, layer_spec, vp_stage),
+            vp_stage=vp_stage,
+        )
+
+    def _layer_spec(self, vp_stage: int | None) -> LayerSpec:
+        spec = self.transformer_layer_spec
+        # Not whether it is callable: a ModuleSpec is.
+        if isinstance(spec, ModuleSpec | TransformerBlockSubmodules):
+            return spec
+        if "vp_stage" in inspect.signature(spec).parameters:
+            return spec(self, vp_stage=vp_stage)
+        return spec(self)
