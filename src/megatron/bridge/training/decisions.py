@@ -113,13 +113,16 @@ RULES: dict[str, Rule] = {}
 """Every declared rule by id, in order of declaration."""
 
 
-def rule(id: str, dimension: str, *, claim: str, remedy: str = "") -> Rule:
+def rule(id: str, dimension: str, *, claim: str, remedy: str = "", depth: int = 1) -> Rule:
     """Declare a rule; its source position is that of the calling statement.
+
+    Args:
+        depth: 2 for a helper that declares on behalf of its own caller.
 
     Raises:
         ValueError: the id is already taken by a rule at another place.
     """
-    caller = sys._getframe(1)
+    caller = sys._getframe(depth)
     file = Path(caller.f_code.co_filename).resolve()
     path = file.relative_to(_SOURCE_ROOT).as_posix() if file.is_relative_to(_SOURCE_ROOT) else ""
     declared = Rule(id, dimension, claim, remedy, path or file.name, caller.f_lineno)

@@ -1,0 +1,603 @@
+"""Which communication overlap a Megatron training run gets.
+
+`CommOverlapConfig` holds what the user asks for. `setup()` turns that into effective knobs on the
+model, optimizer and DDP configurations: it applies the rules declared here, in the order TP, PP,
+EP, DP, and keeps a `Decision` for every knob, so that nothing is switched off unseen.
+
+Neither torch nor Megatron-Core is imported here: a rule that depends on their version looks it up
+when it is applied, and the configurations are read and written by attribute, so that
+`overlapkit explain` runs these same rules on a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from megatron.bridge.models.parameter_count import UncountableModel, chunk_parameter_count
+from megatron.bridge.training.bucket_size import AUTO, BRIDGE_BUCKET_SIZE, auto_bucket_size
+from megatron.bridge.training.decisions import (
+    Decision,
+    Need,
+    Outcome,
+    OverlapConfigError,
+    raise_errors,
+    rule,
+    unmet,
+)
+from megatron.bridge.training.expert_overlap_rules import decide_ep
+from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig, choose
+from megatron.bridge.training.software import (
+    Software,
+    is_te_min_version,
+    is_torch_min_version,
+    te_importable,
+)
+from megatron.bridge.training.tp_overlap_presets import *  # noqa: F403
+from megatron.bridge.training.userbuffers import (
+    TransformerLayerTPOverlapCfg,
+    as_te_dict,
+    check_userbuffers,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    # HAVE_TE is found out by importing Transformer Engine, and torch with it: only when asked.
+    if name == "HAVE_TE":
+        return te_importable()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _ModuleSoftware:
+    """What is installed, looked up on this module at call time, where callers patch it."""
+
+    def have_te(self) -> bool:
+        return bool(sys.modules[__name__].HAVE_TE)
+
+    def is_te_min_version(self, version: str) -> bool:
+        return is_te_min_version(version)
+
+    def is_torch_min_version(self, version: str) -> bool:
+        return is_torch_min_version(version)
+
+
+# ---------------------------------------------------------------------------- tensor parallel
+
+TP_OFF_UNLESS_ASKED = rule(
+    "tp.off-unless-asked",
+    "TP",
+    claim="tp_comm_overlap is on only where it is asked for.",
+    remedy="set comm_overlap.tp_comm_overlap=true",
+)
+
+# The first need that is not met is the reason that the user is told.
+TP_GATE: tuple[Need[Context], ...] = (
+    Need(
+        rule(
+            "tp.needs-tensor-parallel",
+            "TP",
+            claim="tp_comm_overlap is switched off while tensor_model_parallel_size < 2.",
+            remedy="set model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
+        ),
+        met=lambda c: c.model.tensor_model_parallel_size >= 2,
+        found=lambda c: (
+            f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}, "
+            "so there is no tensor-parallel communication to hide"
+        ),
+    ),
+    Need(
+        rule(
+            "tp.needs-sequence-parallel",
+            "TP",
+            claim="tp_comm_overlap is switched off while sequence_parallel is off.",
+            remedy="set model.sequence_parallel=true",
+        ),
+        met=lambda c: bool(c.model.sequence_parallel),
+        found=lambda c: (
+            "sequence_parallel is off, so the layers all-reduce; userbuffers overlap "
+            "the all-gathers and reduce-scatters of sequence parallelism"
+        ),
+    ),
+    Need(
+        rule(
+            "tp.needs-transformer-engine",
+            "TP",
+            claim="tp_comm_overlap is switched off where Transformer Engine cannot be imported.",
+            remedy="install a Transformer Engine built for this torch and CUDA",
+        ),
+        met=lambda c: c.software.have_te(),
+        found=lambda c: "Transformer Engine, whose userbuffers do the overlap, cannot be imported",
+    ),
+)
+
+TP_USERBUFFERS_DEFAULT = rule(
+    "tp.userbuffers-default",
+    "TP",
+    claim="TP overlap without a tp_comm_overlap_cfg runs with Transformer Engine's own settings.",
+    remedy="give comm_overlap.tp_comm_overlap_cfg: a preset of your GPU, sizes and precision",
+)
+TP_BOOTSTRAP = rule(
+    "tp.bootstrap-backend",
+    "TP",
+    claim="tp_comm_bootstrap_backend of comm_overlap (default nccl) is set on the model.",
+)
+
+
+def decide_tp_overlap(c: Context) -> Decision:
+    """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
+    knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
+    if not asked:
+        return choose(TP_OFF_UNLESS_ASKED, knob, False, asked, "it was not asked for")
+    for broken, found in unmet(TP_GATE, c):
+        return broken.decide(
+            knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
+        )
+    reason = "asked for, with tensor parallelism, sequence parallelism and Transformer Engine there"
+    return TP_OFF_UNLESS_ASKED.decide(
+        knob, requested=True, effective=True, reason=reason, outcome=Outcome.GRANTED
+    )
+
+
+def _decide_tp(c: Context) -> Iterator[Decision]:
+    overlap = decide_tp_overlap(c)
+    yield overlap
+    knob, given = "model.tp_comm_overlap_cfg", c.request.tp_comm_overlap_cfg
+    if overlap.effective and given is None:
+        yield TP_USERBUFFERS_DEFAULT.decide(
+            knob,
+            requested=None,
+            effective=None,
+            reason="no userbuffers config was given, so Transformer Engine's defaults are used; "
+            "they are not tuned to these sizes",
+            outcome=Outcome.NOTE,
+            remedy=TP_USERBUFFERS_DEFAULT.remedy,
+        )
+    elif overlap.effective:
+        yield TP_USERBUFFERS_DEFAULT.decide(
+            knob,
+            requested=given,
+            effective=given,
+            reason="the userbuffers config given in comm_overlap",
+            outcome=Outcome.GRANTED,
+        )
+    yield choose(
+        TP_BOOTSTRAP,
+        "model.tp_comm_bootstrap_backend",
+        "nccl",
+        c.request.tp_comm_bootstrap_backend,
+        "the ranks of a node find each other through it before userbuffers take over",
+    )
+
+
+# ---------------------------------------------------------------------------- pipeline parallel
+
+PP_NONE = rule(
+    "pp.none",
+    "PP",
+    claim="Without pipeline parallelism both overlap_p2p_comm and batch_p2p_comm are off.",
+)
+PP_INTERLEAVED = rule(
+    "pp.interleaved",
+    "PP",
+    claim="With PP > 1 and VPP > 1, overlap_p2p_comm is on and batch_p2p_comm is off.",
+)
+PP_NOT_INTERLEAVED = rule(
+    "pp.not-interleaved",
+    "PP",
+    claim="With PP > 1 and no interleaving (VPP unset or 1), batch_p2p_comm is on and "
+    "overlap_p2p_comm is off.",
+    remedy="set model.virtual_pipeline_model_parallel_size > 1 to overlap p2p communication",
+)
+PP_WGRAD_DEFERRAL = rule(
+    "pp.wgrad-deferral",
+    "PP",
+    claim="defer_embedding_wgrad_compute is off and wgrad_deferral_limit is -1 unless asked for.",
+)
+PP_SAME_PEER_HAZARD = rule(
+    "pp.same-peer-hazard",
+    "PP",
+    claim="PP = 2 with VPP > 1 and batched p2p trains on silently wrong gradients once there are "
+    "more microbatches than stages; setup() refuses it.",
+    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or run without interleaving, "
+    "or with more than 2 pipeline stages",
+)
+
+
+def _decide_pp(c: Context) -> Iterator[Decision]:
+    pp, vpp = c.pipeline_size, c.virtual_pipeline_size
+    if pp <= 1:
+        chosen_by, overlap, batch = PP_NONE, False, False
+        reason = "pipeline_model_parallel_size is 1: nothing is sent between stages"
+    elif vpp > 1:
+        chosen_by, overlap, batch = PP_INTERLEAVED, True, False
+        reason = f"PP={pp} with VPP={vpp}: another chunk computes while a tensor is on its way"
+    else:
+        chosen_by, overlap, batch = PP_NOT_INTERLEAVED, False, True
+        reason = f"PP={pp} without interleaving: a stage waits for its peer, one batch of sends"
+    ask = c.request
+    yield choose(chosen_by, "model.overlap_p2p_comm", overlap, ask.overlap_p2p_comm, reason)
+    yield choose(chosen_by, "model.batch_p2p_comm", batch, ask.batch_p2p_comm, reason)
+
+    reason = "deferring the embedding's weight gradient into the pipeline's tail is opt-in"
+    for knob, default in (("defer_embedding_wgrad_compute", False), ("wgrad_deferral_limit", -1)):
+        yield choose(PP_WGRAD_DEFERRAL, f"model.{knob}", default, getattr(ask, knob), reason)
+
+
+def pp_hazard(model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool) -> Iterator[Decision]:
+    """The silent corruption of two interleaved stages, if these settings would meet it.
+
+    Previous and next stage are then the same peer. Each rank posts its gradient send before its
+    activation send, while the peer expects them the other way round; point-to-point messages match
+    in the order of posting and have equal shapes, so activation and gradient change places and
+    nothing fails. Seen with megatron-core 0.16.1 over gloo, where overlapped p2p was bit-identical
+    to the unpartitioned model and batched p2p differed in every gradient.
+    """
+    pp = model.pipeline_model_parallel_size
+    vpp = getattr(model, "virtual_pipeline_model_parallel_size", None) or 1
+    if pp == 2 and vpp > 1 and batch_p2p_comm and not overlap_p2p_comm:
+        yield PP_SAME_PEER_HAZARD.decide(
+            "model.batch_p2p_comm",
+            requested=True,
+            effective=True,
+            reason=f"PP=2 with VPP={vpp} and batched p2p: previous and next stage are one peer, so "
+            "activations and gradients of equal shape swap places and training goes on with "
+            "silently wrong gradients once there are more than 2 microbatches",
+            outcome=Outcome.ERROR,
+        )
+
+
+# ---------------------------------------------------------------------------- data parallel
+
+DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
+    "dp.needs-distributed-optimizer",
+    "DP",
+    claim="comm_overlap's data-parallel knobs are ignored while ddp.use_distributed_optimizer is "
+    "off.",
+    remedy="set ddp.use_distributed_optimizer=true, or set the knob on ddp itself",
+)
+DP_NOTHING_TO_OVERLAP = rule(
+    "dp.size-1",
+    "DP",
+    claim="With data-parallel size 1 all data-parallel overlap is off and bucket_size is None.",
+    remedy="ask for it in comm_overlap, whose values win over this default",
+)
+DP_DEFAULTS = rule(
+    "dp.defaults",
+    "DP",
+    claim="With data-parallel size > 1 overlap_grad_reduce and overlap_param_gather are on.",
+    remedy="set the knob in comm_overlap: its values win over this default",
+)
+DP_BUCKET_SIZE = rule(
+    "dp.bucket-size",
+    "DP",
+    claim=f"bucket_size is {BRIDGE_BUCKET_SIZE} parameters (128 Mi, not bytes) by default with "
+    'data-parallel size > 1; "auto" fits it to the model.',
+    remedy='set comm_overlap.bucket_size to "auto" or to a number of parameters',
+)
+DP_ALIGN = rule(
+    "dp.align-param-gather",
+    "DP",
+    claim="align_param_gather is on by default only with data-parallel size > 1, PP > 1 and "
+    "VPP > 1.",
+    remedy="set comm_overlap.align_param_gather",
+)
+DP_OPTIMIZER_STEP = rule(
+    "dp.param-gather-with-optimizer-step",
+    "DP",
+    claim="overlap_param_gather_with_optimizer_step stays off by default, because of a "
+    "checkpointing problem.",
+    remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
+)
+
+_DP_KNOBS = {
+    "overlap_grad_reduce": "ddp",
+    "overlap_param_gather": "ddp",
+    "bucket_size": "ddp",
+    "align_param_gather": "ddp",
+    "overlap_param_gather_with_optimizer_step": "optimizer",
+}
+
+
+def _decide_dp(c: Context) -> Iterator[Decision]:
+    dp = c.data_parallel_size
+    interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
+    if dp is None or dp < 1:
+        raise OverlapConfigError(
+            f"comm_overlap.data_parallel_size is {dp!r}; it must be set before setup(): "
+            "world size / (TP x PP x CP)"
+        )
+    if dp == 1:
+        reason = "data-parallel size is 1: there is no other replica to exchange with"
+        if (cp := c.of_model("context_parallel_size") or 1) > 1:
+            reason += f" (but the {cp} context-parallel ranks still reduce gradients, unhidden)"
+        defaults: dict[str, Any] = dict.fromkeys(_DP_KNOBS, False) | {"bucket_size": None}
+        rules = dict.fromkeys(_DP_KNOBS, DP_NOTHING_TO_OVERLAP)
+    else:
+        reason = f"data-parallel size is {dp}"
+        defaults = {
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+            "bucket_size": BRIDGE_BUCKET_SIZE,
+            "align_param_gather": interleaved,
+            "overlap_param_gather_with_optimizer_step": False,
+        }
+        rules = {
+            "overlap_grad_reduce": DP_DEFAULTS,
+            "overlap_param_gather": DP_DEFAULTS,
+            "bucket_size": DP_BUCKET_SIZE,
+            "align_param_gather": DP_ALIGN,
+            "overlap_param_gather_with_optimizer_step": DP_OPTIMIZER_STEP,
+        }
+    for knob, section in _DP_KNOBS.items():
+        asked = getattr(c.request, knob)
+        if knob == "bucket_size" and asked == AUTO:
+            yield _decide_auto_bucket(c, dp)
+        else:
+            yield choose(rules[knob], f"{section}.{knob}", defaults[knob], asked, reason)
+
+
+def _decide_auto_bucket(c: Context, dp: int) -> Decision:
+    """A number for bucket_size="auto", from the parameters that Megatron-Core puts into buckets."""
+    # Context-parallel ranks hold the same parameters and join the reduction.
+    ranks = dp * (c.of_model("context_parallel_size") or 1)
+    try:
+        parameters, without = _countable_parameters(c.model)
+    except UncountableModel as reason:
+        size, told = BRIDGE_BUCKET_SIZE, f"auto cannot count this model, so the default: {reason}"
+    else:
+        size = auto_bucket_size(parameters, ranks)
+        told = (
+            f"auto: {parameters:,} parameters{without} per rank in the first chunk, reduced by "
+            f"{ranks} ranks"
+        )
+    return DP_BUCKET_SIZE.decide(
+        "ddp.bucket_size",
+        requested=AUTO,
+        effective=size,
+        reason=told,
+        outcome=Outcome.GRANTED,
+    )
+
+
+def _countable_parameters(model: Any) -> tuple[int, str]:
+    """Parameters of one rank's first model chunk, and what they leave out."""
+    try:
+        return chunk_parameter_count(model), ""
+    except UncountableModel:
+        # The vocabulary often comes with the tokenizer, later; the layers alone size a bucket well.
+        if getattr(model, "vocab_size", None) is not None:
+            raise
+        return chunk_parameter_count(model, vocab_size=1), " (the embedding's not yet known)"
+
+
+def _decide_dp_ignored(c: Context) -> Iterator[Decision]:
+    """What becomes of data-parallel requests without the distributed optimizer: nothing."""
+    for knob, section in _DP_KNOBS.items():
+        asked = getattr(c.request, knob)
+        if asked is None:
+            continue
+        present = getattr(c.ddp, knob, None)
+        same = present == asked or (asked is False and not present)
+        yield DP_NEEDS_DISTRIBUTED_OPTIMIZER.decide(
+            f"{section}.{knob}",
+            requested=asked,
+            effective=present,
+            reason="ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism "
+            "alone" + (" (ddp holds the same value by itself)" if same else ""),
+            outcome=Outcome.GRANTED if same else Outcome.REFUSED,
+        )
+
+
+# ---------------------------------------------------------------------------- the configuration
+
+_NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size"})
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What the rules make of a request on one set of configurations; nothing is applied yet.
+
+    Attributes:
+        model: knobs for the model configuration.
+        data_parallel: knobs for the optimizer and DDP configurations; None where comm_overlap
+            leaves them alone.
+        decisions: one for every knob, in the order TP, PP, EP, DP.
+        userbuffers: what Transformer Engine would refuse of an effective tp_comm_overlap_cfg, or
+            accept and not do. Told and not raised by setup(): it has the last word on them.
+    """
+
+    model: _CommOverlapConfig
+    data_parallel: _CommOverlapConfig | None
+    decisions: list[Decision]
+    userbuffers: list[Decision]
+
+
+@dataclass(kw_only=True)
+class CommOverlapConfig:
+    """The communication overlap that a user asks for; None leaves a knob to the rules.
+
+    Attributes:
+        tp_comm_overlap: overlap tensor-parallel collectives with their GEMMs (needs TP > 1,
+            sequence parallelism and Transformer Engine).
+        tp_comm_overlap_cfg: userbuffers settings per GEMM, e.g. one of the presets of this module;
+            None for Transformer Engine's defaults.
+        tp_comm_bootstrap_backend: "nccl", "mpi" or "gloo".
+        overlap_p2p_comm: overlap pipeline sends and receives with another chunk's compute.
+        batch_p2p_comm: send and receive in one batch; excludes overlap_p2p_comm.
+        overlap_grad_reduce: reduce gradients bucket by bucket during the backward.
+        overlap_param_gather: gather parameters bucket by bucket during the forward.
+        overlap_param_gather_with_optimizer_step: gather the first chunk's during the step.
+        align_param_gather: all pipeline stages launch their gathers together.
+        bucket_size: parameters (not bytes) per gradient bucket, or "auto".
+        defer_embedding_wgrad_compute: compute the embedding's weight gradients in the pipeline's
+            tail.
+        wgrad_deferral_limit: how many microbatches to defer; Megatron-Core refuses a negative one
+            together with defer_embedding_wgrad_compute.
+        data_parallel_size: ranks that hold a copy of the model; ConfigContainer sets it.
+        overlap_moe_expert_parallel_comm: overlap the experts' all-to-all with another microbatch.
+        delay_wgrad_compute: split off weight gradients to overlap them as well.
+    """
+
+    tp_comm_overlap: bool
+    tp_comm_overlap_cfg: TransformerLayerTPOverlapCfg | None = None
+    tp_comm_bootstrap_backend: str | None = "nccl"
+    overlap_p2p_comm: bool | None = None
+    batch_p2p_comm: bool | None = None
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None
+    overlap_param_gather_with_optimizer_step: bool | None = None
+    align_param_gather: bool | None = None
+    bucket_size: int | Literal["auto"] | None = None
+    defer_embedding_wgrad_compute: bool | None = None
+    wgrad_deferral_limit: int | None = None
+    data_parallel_size: int | None = None
+    overlap_moe_expert_parallel_comm: bool | None = None
+    delay_wgrad_compute: bool | None = None
+
+    def __post_init__(self) -> None:
+        # Not fields: a configuration written to YAML holds the request alone.
+        self.user_comm_overlap_cfg: _CommOverlapConfig | None = None
+        self.decisions: list[Decision] = []
+
+    def finalize(self) -> None:
+        """Record the request as it stands now. A second call changes nothing."""
+        if self.user_comm_overlap_cfg is None:
+            names = [f.name for f in fields(_CommOverlapConfig)]
+            self.user_comm_overlap_cfg = _CommOverlapConfig(
+                **{name: getattr(self, name) for name in names}
+            )
+
+    def resolve(self, model_cfg: Any, ddp_cfg: Any, software: Software | None = None) -> Resolution:
+        """Apply every rule to the request; read the configurations, write nothing.
+
+        Args:
+            model_cfg: a TransformerConfig or anything with its attributes.
+            ddp_cfg: a DistributedDataParallelConfig or anything with its attributes; None where
+                there is none.
+            software: what is installed; by default looked up on this module.
+
+        Raises:
+            OverlapConfigError: data_parallel_size is not set though it is needed.
+        """
+        c = self._context(model_cfg, ddp_cfg, software)
+        model, decisions = self._resolve_model(c)
+        data_parallel = None
+        if getattr(ddp_cfg, "use_distributed_optimizer", False):
+            dp_decisions = list(_decide_dp(c))
+            data_parallel = self._override_user_cfgs(_CommOverlapConfig())
+            _take_over(dp_decisions, data_parallel)
+        else:
+            dp_decisions = list(_decide_dp_ignored(c))
+        given = model.tp_comm_overlap_cfg
+        used = given is not None and model.tp_comm_overlap
+        checked = check_userbuffers(given, fp8=bool(c.of_model("fp8"))) if used else []
+        return Resolution(model, data_parallel, decisions + dp_decisions, checked)
+
+    def setup(self, model_config: Any, optimizer_config: Any, ddp_config: Any) -> None:
+        """Make the overlap effective, in place, on the three configurations.
+
+        `self.decisions` then tells what became of every knob. May be called again, on the same or
+        on other configurations.
+
+        Raises:
+            OverlapConfigError: the run would fail, hang or train wrongly; nothing was changed.
+        """
+        resolution = self.resolve(model_config, ddp_config)
+        self.decisions = resolution.decisions + resolution.userbuffers
+        raise_errors(resolution.decisions)
+        self.apply(resolution, model_config, optimizer_config, ddp_config)
+        for decision in self.decisions:
+            if decision.is_finding or decision.rule == TP_USERBUFFERS_DEFAULT.id:
+                _warn(decision)
+
+    def apply(
+        self, resolution: Resolution, model_config: Any, optimizer_config: Any, ddp_config: Any
+    ) -> None:
+        """Write a resolution onto the configurations that it was made for."""
+        self._apply_cfgs(resolution.model, model_config)
+        given = resolution.model.tp_comm_overlap_cfg
+        model_config.tp_comm_overlap_cfg = None if given is None else as_te_dict(given)
+        if resolution.data_parallel is not None:
+            self._apply_cfgs(resolution.data_parallel, optimizer_config)
+            self._apply_cfgs(resolution.data_parallel, ddp_config)
+
+    def _context(self, model_cfg: Any, ddp_cfg: Any, software: Software | None = None) -> Context:
+        self.finalize()
+        assert self.user_comm_overlap_cfg is not None
+        return Context(
+            request=self.user_comm_overlap_cfg,
+            model=model_cfg,
+            ddp=ddp_cfg,
+            software=software or _ModuleSoftware(),
+            data_parallel_size=self.data_parallel_size,
+        )
+
+    def _resolve_model(self, c: Context) -> tuple[_CommOverlapConfig, list[Decision]]:
+        decisions = [*_decide_tp(c), *_decide_pp(c), *decide_ep(c)]
+        resolved = self._override_user_cfgs(_CommOverlapConfig())
+        _take_over(decisions, resolved)
+        decisions += pp_hazard(
+            c.model,
+            overlap_p2p_comm=bool(resolved.overlap_p2p_comm),
+            batch_p2p_comm=bool(resolved.batch_p2p_comm),
+        )
+        return resolved, decisions
+
+    def _get_model_comm_overlap_cfgs(self, model_cfg: Any, ddp_cfg: Any) -> _CommOverlapConfig:
+        """The model-side knobs.
+
+        Raises:
+            OverlapConfigError: an expert-parallel need is broken, or the pipeline would corrupt.
+        """
+        resolved, decisions = self._resolve_model(self._context(model_cfg, ddp_cfg))
+        raise_errors(decisions)
+        for decision in decisions:
+            if decision.is_finding:
+                _warn(decision)
+        return resolved
+
+    def _get_optimizer_overlap_cfgs(self, model_cfg: Any) -> _CommOverlapConfig:
+        """The data-parallel knobs.
+
+        Raises:
+            OverlapConfigError: data_parallel_size is not set.
+        """
+        resolved = self._override_user_cfgs(_CommOverlapConfig())
+        _take_over(_decide_dp(self._context(model_cfg, None)), resolved)
+        return resolved
+
+    def _apply_cfgs(self, src_cfg: _CommOverlapConfig, dest_cfg: Any) -> None:
+        """Copy each knob onto `dest_cfg` where that has one of the name.
+
+        An unset knob leaves `dest_cfg` alone, apart from those for which None is a value.
+        """
+        for knob in fields(src_cfg):
+            value = getattr(src_cfg, knob.name)
+            if (value is not None or knob.name in _NONE_IS_A_VALUE) and hasattr(
+                dest_cfg, knob.name
+            ):
+                setattr(dest_cfg, knob.name, value)
+
+    def _override_user_cfgs(self, default_cfg: _CommOverlapConfig) -> _CommOverlapConfig:
+        """`default_cfg` with the user's non-None knobs on top, in place."""
+        self.finalize()
+        for knob in fields(_CommOverlapConfig):
+            asked = getattr(self.user_comm_overlap_cfg, knob.name)
+            if asked is not None:
+                setattr(default_cfg, knob.name, asked)
+        return default_cfg
+
+
+def _take_over(decisions: Iterable[Decision], resolved: _CommOverlapConfig) -> None:
+    for decision in decisions:
+        setattr(resolved, decision.knob.rpartition(".")[2], decision.effective)
+
+
+def _warn(decision: Decision) -> None:
+    remedy = f" To change it: {decision.remedy}." if decision.remedy else ""
+    logger.warning("%s: %s (rule %s).%s", decision.knob, decision.reason, decision.rule, remedy)

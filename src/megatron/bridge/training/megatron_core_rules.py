@@ -1,0 +1,421 @@
+"""What Megatron-Core itself does with the effective knobs: refusals, silent fallbacks, defaults.
+
+Facts of megatron-core 0.16. `comm_overlap` sets knobs; these rules tell what becomes of them when
+the model is built and trained, or of knobs that were set on model and ddp without comm_overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.bridge.models.parameter_count import UncountableModel
+from megatron.bridge.training.buckets import bucketing, default_bucket_size
+from megatron.bridge.training.comm_overlap import TP_GATE, pp_hazard
+from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
+from megatron.bridge.training.expert_overlap_rules import DELAY_WGRAD_GATE, EP_GATE, graph_scope
+from megatron.bridge.training.overlap_context import Context
+
+SEQUENCE_PARALLEL_NEEDS_TP = rule(
+    "core.sequence-parallel",
+    "TP",
+    claim="Megatron-Core refuses sequence_parallel with tensor_model_parallel_size 1.",
+    remedy="set model.sequence_parallel=false, or model.tensor_model_parallel_size > 1",
+)
+P2P_MODES_EXCLUDE = rule(
+    "core.p2p-modes-exclude",
+    "PP",
+    claim="overlap_p2p_comm and batch_p2p_comm exclude each other: the interleaved schedule "
+    "refuses both.",
+    remedy="leave both to comm_overlap, or set one of them to false",
+)
+P2P_OVERLAP_NEEDS_INTERLEAVING = rule(
+    "core.p2p-overlap-needs-interleaving",
+    "PP",
+    claim="The schedule without interleaving refuses overlap_p2p_comm.",
+    remedy="set model.virtual_pipeline_model_parallel_size > 1, or overlap_p2p_comm=false",
+)
+WARMUP_FLUSH = rule(
+    "core.p2p-warmup-flush",
+    "PP",
+    claim="overlap_p2p_comm_warmup_flush needs overlap_p2p_comm without batch_p2p_comm.",
+    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or the flush to false",
+)
+DEFERRED_WGRAD = rule(
+    "core.defer-embedding-wgrad",
+    "PP",
+    claim="defer_embedding_wgrad_compute needs PP > 1, gradient_accumulation_fusion and a "
+    "wgrad_deferral_limit that is not negative.",
+    remedy="set comm_overlap.wgrad_deferral_limit >= 0 and model.gradient_accumulation_fusion=true",
+)
+PARAM_GATHER_NEEDS = rule(
+    "core.param-gather-needs",
+    "DP",
+    claim="overlap_param_gather works only with the distributed optimizer and overlap_grad_reduce.",
+    remedy="set ddp.use_distributed_optimizer=true and overlap_grad_reduce=true",
+)
+OPTIMIZER_STEP_NEEDS = rule(
+    "core.param-gather-with-optimizer-step-needs",
+    "DP",
+    claim="overlap_param_gather_with_optimizer_step needs the distributed optimizer, "
+    "overlap_param_gather and an interleaved pipeline.",
+    remedy="set what is missing, or overlap_param_gather_with_optimizer_step=false",
+)
+DP_ALONE = rule(
+    "core.no-replica",
+    "DP",
+    claim="Data-parallel overlap has nothing to hide where no other rank holds the same "
+    "parameters (data-parallel size x CP = 1).",
+)
+FSDP = rule(
+    "core.fsdp",
+    "DP",
+    claim="Megatron FSDP is another data-parallel path: the rules of Megatron DDP do not "
+    "describe it, and it wants CUDA_DEVICE_MAX_CONNECTIONS other than 1.",
+)
+EXPERTS_NEEDED = rule(
+    "core.expert-parallel-needs-experts",
+    "EP",
+    claim="Megatron-Core refuses expert_model_parallel_size > 1 without experts, and one that "
+    "does not divide the ranks.",
+    remedy="set model.num_moe_experts, or model.expert_model_parallel_size to one that divides",
+)
+EP_OVERLAP_NEEDS = rule(
+    "core.ep-overlap-needs",
+    "EP",
+    claim="Megatron-Core refuses overlap_moe_expert_parallel_comm with mtp_num_layers 0, with an "
+    "MTP layer and PP = 1, and with a CUDA graph of another kind than Transformer Engine's or "
+    "over the experts.",
+    remedy="set model.mtp_num_layers=null, PP > 1, or model.cuda_graph_impl=none",
+)
+DELAY_WGRAD_NEEDS = rule(
+    "core.delay-wgrad-needs",
+    "EP",
+    claim="Megatron-Core refuses delay_wgrad_compute without EP overlap in effect, and with the "
+    "legacy grouped GEMM.",
+    remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true and "
+    "model.moe_use_legacy_grouped_gemm=false",
+)
+SHARED_EXPERT_NEEDS = rule(
+    "core.shared-expert-overlap-needs",
+    "EP",
+    claim="moe_shared_expert_overlap works only with the alltoall token dispatcher.",
+    remedy="set model.moe_token_dispatcher_type=alltoall, or moe_shared_expert_overlap=false",
+)
+BUCKET_DEFAULT = rule(
+    "core.bucket-default",
+    "DP",
+    claim="bucket_size None with overlap_grad_reduce on becomes max(40,000,000, 1,000,000 x "
+    "data-parallel size) parameters.",
+)
+BUCKET_IGNORED = rule(
+    "core.bucket-ignored",
+    "DP",
+    claim="bucket_size is ignored while overlap_grad_reduce is off: there is one bucket.",
+    remedy="set overlap_grad_reduce=true",
+)
+FIRST_CHUNK_ONLY = rule(
+    "core.first-chunk-only",
+    "DP",
+    claim="Only the first model chunk of the first pipeline stage is cut into buckets; every "
+    "other stage and chunk is one bucket.",
+)
+BUCKET_COUNT = rule(
+    "core.bucket-count",
+    "DP",
+    claim="A bucket is closed once it holds bucket_size parameters, counted from the last layer "
+    "back; expert parameters have buckets of their own.",
+)
+SINGLE_BUCKET = rule(
+    "core.single-bucket",
+    "DP",
+    claim="Where the whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: "
+    "the one reduction starts after the last gradient.",
+    remedy='set comm_overlap.bucket_size="auto", or a bucket_size well below the parameters per '
+    "rank",
+)
+
+
+def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
+    """What Megatron-Core makes of the effective knobs: errors, fallbacks and notes.
+
+    Args:
+        c: the configurations as they are after mixed precision and comm_overlap.
+        optimizer: the optimizer configuration.
+    """
+    yield from _tensor_parallel(c)
+    yield from _pipeline(c)
+    yield from _expert_parallel(c)
+    yield from _data_parallel(c, optimizer)
+    yield from _buckets(c, optimizer)
+
+
+def without_comm_overlap(c: Context) -> Iterator[Decision]:
+    """The gates that comm_overlap would have applied, for knobs set on the model without it.
+
+    Transformer Engine ignores a TP overlap whose needs are not met, and Megatron-Core asserts the
+    expert-parallel ones; nobody looks for the pipeline hazard.
+    """
+    if c.of_model("tp_comm_overlap"):
+        for broken, found in list(unmet(TP_GATE, c))[:1]:
+            yield broken.decide(
+                "model.tp_comm_overlap",
+                requested=True,
+                effective=False,
+                reason=found,
+                outcome=Outcome.REFUSED,
+            )
+    for knob, gate in (
+        ("overlap_moe_expert_parallel_comm", EP_GATE),
+        ("delay_wgrad_compute", DELAY_WGRAD_GATE),
+    ):
+        for broken, found in unmet(gate, c) if c.of_model(knob) else ():
+            yield _error(broken, f"model.{knob}", True, found)
+    yield from pp_hazard(
+        c.model,
+        overlap_p2p_comm=bool(c.of_model("overlap_p2p_comm")),
+        batch_p2p_comm=bool(c.of_model("batch_p2p_comm")),
+    )
+
+
+def _error(broken: Rule, knob: str, value: Any, reason: str) -> Decision:
+    return broken.decide(
+        knob, requested=value, effective=value, reason=reason, outcome=Outcome.ERROR
+    )
+
+
+def _tensor_parallel(c: Context) -> Iterator[Decision]:
+    if c.of_model("sequence_parallel") and c.model.tensor_model_parallel_size < 2:
+        yield _error(
+            SEQUENCE_PARALLEL_NEEDS_TP,
+            "model.sequence_parallel",
+            True,
+            f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}: Megatron-Core "
+            "raises a ValueError when the model is built",
+        )
+
+
+def _pipeline(c: Context) -> Iterator[Decision]:
+    overlap, batch = c.of_model("overlap_p2p_comm"), c.of_model("batch_p2p_comm")
+    pp, vpp = c.pipeline_size, c.virtual_pipeline_size
+    if pp > 1 and vpp > 1 and overlap and batch:
+        yield _error(
+            P2P_MODES_EXCLUDE,
+            "model.overlap_p2p_comm",
+            True,
+            "batch_p2p_comm is on as well, which the interleaved schedule refuses",
+        )
+    if pp > 1 and vpp <= 1 and overlap:
+        yield _error(
+            P2P_OVERLAP_NEEDS_INTERLEAVING,
+            "model.overlap_p2p_comm",
+            True,
+            f"PP={pp} without interleaving: that schedule raises a ValueError at the first step",
+        )
+    if c.of_model("overlap_p2p_comm_warmup_flush") and (not overlap or batch):
+        yield _error(
+            WARMUP_FLUSH,
+            "model.overlap_p2p_comm_warmup_flush",
+            True,
+            f"overlap_p2p_comm is {overlap} and batch_p2p_comm is {batch}",
+        )
+    if c.of_model("defer_embedding_wgrad_compute"):
+        limit = c.of_model("wgrad_deferral_limit", 0)
+        broken = [
+            *(["pipeline_model_parallel_size is 1"] if pp <= 1 else []),
+            *(
+                []
+                if c.of_model("gradient_accumulation_fusion")
+                else ["gradient_accumulation_fusion is off"]
+            ),
+            *([f"wgrad_deferral_limit is {limit}"] if limit < 0 else []),
+        ]
+        if broken:
+            yield _error(
+                DEFERRED_WGRAD,
+                "model.defer_embedding_wgrad_compute",
+                True,
+                ", ".join(broken) + ": Megatron-Core raises a ValueError when the model is built",
+            )
+
+
+def _expert_parallel(c: Context) -> Iterator[Decision]:
+    ep, experts = c.of_model("expert_model_parallel_size") or 1, c.of_model("num_moe_experts")
+    # Expert layers have a layout of their own on the ranks of one pipeline stage.
+    ranks = _replicas(c) * c.model.tensor_model_parallel_size
+    expert_tp = c.of_model("expert_tensor_parallel_size") or c.model.tensor_model_parallel_size
+    if ep > 1 and not experts:
+        yield _error(
+            EXPERTS_NEEDED,
+            "model.expert_model_parallel_size",
+            ep,
+            "num_moe_experts is not set: Megatron-Core raises a ValueError",
+        )
+    elif ep > 1 and ranks % (ep * expert_tp):
+        yield _error(
+            EXPERTS_NEEDED,
+            "model.expert_model_parallel_size",
+            ep,
+            f"EP={ep} x expert_tensor_parallel_size={expert_tp} does not divide the {ranks} ranks "
+            "of a pipeline stage",
+        )
+    overlap, mtp = c.of_model("overlap_moe_expert_parallel_comm"), c.of_model("mtp_num_layers")
+    if overlap:
+        graph, scope = c.of_model("cuda_graph_impl") or "none", graph_scope(c)
+        if mtp == 0:
+            found = "mtp_num_layers is 0, which Megatron-Core takes for neither None nor 1"
+        elif mtp == 1 and c.pipeline_size == 1:
+            found = "mtp_num_layers is 1 and pipeline_model_parallel_size is 1"
+        elif graph != "none" and (graph != "transformer_engine" or scope & {"moe", "mlp"}):
+            found = f"cuda_graph_impl is {graph} with scope {sorted(scope) or 'the whole layer'}"
+        else:
+            found = ""
+        if found:
+            yield _error(EP_OVERLAP_NEEDS, "model.overlap_moe_expert_parallel_comm", True, found)
+    if c.of_model("delay_wgrad_compute"):
+        if not overlap:
+            found = "overlap_moe_expert_parallel_comm is not in effect on the model"
+        elif c.of_model("moe_use_legacy_grouped_gemm"):
+            found = "moe_use_legacy_grouped_gemm is on"
+        else:
+            found = ""
+        if found:
+            yield _error(DELAY_WGRAD_NEEDS, "model.delay_wgrad_compute", True, found)
+    dispatcher = c.of_model("moe_token_dispatcher_type")
+    shared = c.of_model("moe_shared_expert_intermediate_size")
+    if shared and c.of_model("moe_shared_expert_overlap") and dispatcher != "alltoall":
+        yield _error(
+            SHARED_EXPERT_NEEDS,
+            "model.moe_shared_expert_overlap",
+            True,
+            f"moe_token_dispatcher_type is {dispatcher!r}",
+        )
+
+
+def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
+    ddp = c.ddp
+    if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
+        yield FSDP.decide(
+            "ddp.use_megatron_fsdp",
+            requested=True,
+            effective=True,
+            reason="Megatron FSDP shards and overlaps by itself; what is said here of buckets and "
+            "gathers describes Megatron DDP",
+            outcome=Outcome.NOTE,
+        )
+        return
+    distributed = bool(getattr(ddp, "use_distributed_optimizer", False))
+    reduce, gather = ddp.overlap_grad_reduce, ddp.overlap_param_gather
+    if gather and not (distributed and reduce):
+        missing = "use_distributed_optimizer" if not distributed else "overlap_grad_reduce"
+        yield PARAM_GATHER_NEEDS.decide(
+            "ddp.overlap_param_gather",
+            requested=True,
+            effective=False,
+            reason=f"ddp.{missing} is off",
+            outcome=Outcome.REFUSED,
+        )
+    if getattr(optimizer, "overlap_param_gather_with_optimizer_step", False):
+        interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
+        lacking = [
+            name
+            for name, there in (
+                ("the distributed optimizer", distributed),
+                ("overlap_param_gather", gather),
+                ("an interleaved pipeline", interleaved),
+            )
+            if not there
+        ]
+        if lacking:
+            yield OPTIMIZER_STEP_NEEDS.decide(
+                "optimizer.overlap_param_gather_with_optimizer_step",
+                requested=True,
+                effective=False,
+                reason="it lacks " + " and ".join(lacking),
+                outcome=Outcome.REFUSED,
+            )
+    if (reduce or gather) and _replicas(c) == 1:
+        yield DP_ALONE.decide(
+            "ddp.overlap_grad_reduce" if reduce else "ddp.overlap_param_gather",
+            requested=None,
+            effective=True,
+            reason="no other rank holds the same parameters: it is on, with nothing to hide",
+            outcome=Outcome.NOTE,
+        )
+
+
+def _replicas(c: Context) -> int:
+    """Ranks that reduce gradients together: context-parallel ranks hold the same parameters."""
+    return (c.data_parallel_size or 1) * (c.of_model("context_parallel_size") or 1)
+
+
+def _buckets(c: Context, optimizer: Any) -> Iterator[Decision]:
+    knob, asked = "ddp.bucket_size", getattr(c.ddp, "bucket_size", None)
+    if getattr(c.ddp, "use_megatron_fsdp", False) or _replicas(c) == 1:
+        return
+    if not c.ddp.overlap_grad_reduce:
+        if asked is not None:
+            yield BUCKET_IGNORED.decide(
+                knob,
+                requested=asked,
+                effective=None,
+                reason="overlap_grad_reduce is off, so each gradient buffer is one bucket",
+                outcome=Outcome.REFUSED,
+            )
+        return
+    if asked is None:
+        dp = c.data_parallel_size or 1
+        yield BUCKET_DEFAULT.decide(
+            knob,
+            requested=None,
+            effective=default_bucket_size(dp),
+            reason=f"None is max(40,000,000, 1,000,000 x {dp}) parameters to Megatron-Core",
+            outcome=Outcome.NOTE,
+        )
+    try:
+        chunks = bucketing(
+            c.model,
+            c.ddp,
+            data_parallel_size=c.data_parallel_size or 1,
+            overlap_param_gather_with_optimizer_step=bool(
+                getattr(optimizer, "overlap_param_gather_with_optimizer_step", False)
+            ),
+        )
+    except UncountableModel as cause:
+        yield BUCKET_COUNT.decide(
+            knob,
+            requested=None,
+            effective=asked,
+            reason=f"how many buckets this model gets is not known: {cause}",
+            outcome=Outcome.NOTE,
+        )
+        return
+    first, rest = chunks[0], chunks[1:]
+    count = len(first.buckets)
+    yield BUCKET_COUNT.decide(
+        knob,
+        requested=None,
+        effective=asked,
+        reason=f"{first.parameters:,} parameters per rank in the first chunk of the first stage "
+        f"are reduced in {count} bucket{'s' if count != 1 else ''}",
+        outcome=Outcome.NOTE,
+    )
+    if first.collectives <= 1:
+        yield SINGLE_BUCKET.decide(
+            "ddp.overlap_grad_reduce",
+            requested=None,
+            effective=True,
+            reason="the first chunk's gradients travel in one piece, after the last one is ready: "
+            + (first.uncut_because or f"its {first.parameters:,} parameters fit into one bucket"),
+            outcome=Outcome.NOTE,
+            remedy=SINGLE_BUCKET.remedy,
+        )
+    if rest:
+        yield FIRST_CHUNK_ONLY.decide(
+            knob,
+            requested=None,
+            effective=asked,
+            reason=f"the {len(rest)} other pipeline stages and chunks are not cut: each waits for "
+            "its own last gradient",
+            outcome=Outcome.NOTE,
+        )

@@ -1,0 +1,202 @@
+"""The order in which a run's configurations become effective.
+
+Mixed precision first, then the data-parallel size, then comm_overlap, then the distributed
+optimizer's switch, then what Megatron-Core makes of it all. The order is itself a rule: what an
+earlier step or a hand wrote, a later step overwrites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.decisions import (
+    Decision,
+    Outcome,
+    OverlapConfigError,
+    raise_errors,
+    rule,
+)
+from megatron.bridge.training.megatron_core_rules import core_consequences, without_comm_overlap
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, precision_errors
+from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
+from megatron.bridge.training.software import InstalledSoftware, Software
+
+OPTIMIZER_SWITCH = rule(
+    "dp.distributed-optimizer-sync",
+    "DP",
+    claim="use_distributed_optimizer on either of ddp and optimizer turns it on for both, but only "
+    "after comm_overlap was applied, which looks at ddp's alone.",
+    remedy="set ddp.use_distributed_optimizer=true",
+)
+OVERWRITTEN = rule(
+    "any.set-by-hand-overwritten",
+    "any",
+    claim="With a comm_overlap section, its defaults overwrite what was set on model, ddp and "
+    "optimizer by hand.",
+    remedy="set the knob in comm_overlap",
+)
+
+
+class Run(Protocol):
+    """The configurations of a run: a ConfigContainer, or what was read from a file."""
+
+    model: Any
+    optimizer: Any
+    ddp: Any
+    mixed_precision: MixedPrecisionConfig | None
+    comm_overlap: CommOverlapConfig | None
+
+
+def data_parallel_size(model: Any, world_size: int) -> int:
+    """World size / (TP x PP x CP).
+
+    Raises:
+        OverlapConfigError: it does not divide.
+    """
+    sizes = {
+        "tensor_model_parallel_size": model.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        "context_parallel_size": getattr(model, "context_parallel_size", 1),
+    }
+    ranks = 1
+    for size in sizes.values():
+        ranks *= size or 1
+    if world_size % ranks:
+        product = " x ".join(f"{name}={size}" for name, size in sizes.items())
+        raise OverlapConfigError(
+            f"world size ({world_size}) is not divisible by {product} = {ranks}; "
+            f"change the layout or use a multiple of {ranks} GPUs"
+        )
+    return world_size // ranks
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did.
+
+    Attributes:
+        data_parallel_size: world size / (TP x PP x CP).
+        decisions: every decision, in the order in which it was taken.
+    """
+
+    data_parallel_size: int
+    decisions: list[Decision]
+
+
+def update_runtime(
+    run: Run, world_size: int, *, software: Software | None = None, strict: bool = True
+) -> Update:
+    """Make a run's configurations effective, in place and in order.
+
+    Args:
+        run: its model, optimizer and ddp are changed; mixed_precision and comm_overlap are read.
+        world_size: number of ranks (GPUs) of the job.
+        software: what is installed; by default looked up.
+        strict: raise on the first step whose decisions hold an error; otherwise go on, so that
+            every error is seen.
+
+    Raises:
+        OverlapConfigError: the layout does not divide the world size, or, with `strict`, the run
+            must not start.
+    """
+    decisions: list[Decision] = []
+
+    def step(taken: Iterator[Decision] | list[Decision]) -> None:
+        taken = list(taken)
+        if strict:
+            raise_errors(taken)
+        decisions.extend(taken)
+
+    if run.mixed_precision is not None:
+        errors = precision_errors(run.mixed_precision, software=software)
+        step(errors)
+        if not errors:
+            run.mixed_precision.setup(run.model, run.optimizer, run.ddp, software=software)
+            step(run.mixed_precision.decisions)
+
+    dp_size = data_parallel_size(run.model, world_size)
+    if run.comm_overlap is not None:
+        run.comm_overlap.data_parallel_size = dp_size
+        if software is None:
+            run.comm_overlap.setup(run.model, run.optimizer, run.ddp)
+            step(run.comm_overlap.decisions)
+        else:
+            resolution = run.comm_overlap.resolve(run.model, run.ddp, software)
+            step(resolution.decisions)
+            step(resolution.userbuffers)
+            run.comm_overlap.apply(resolution, run.model, run.optimizer, run.ddp)
+
+    step(_sync_distributed_optimizer(run))
+    context = Context(
+        request=_CommOverlapConfig(),
+        model=run.model,
+        ddp=run.ddp,
+        software=software or InstalledSoftware(),
+        data_parallel_size=dp_size,
+    )
+    if run.comm_overlap is None:
+        step(without_comm_overlap(context))
+    step(core_consequences(context, run.optimizer))
+    return Update(dp_size, decisions)
+
+
+def _sync_distributed_optimizer(run: Run) -> Iterator[Decision]:
+    on_ddp = bool(getattr(run.ddp, "use_distributed_optimizer", False))
+    on_optimizer = bool(getattr(run.optimizer, "use_distributed_optimizer", False))
+    if on_ddp == on_optimizer:
+        return
+    late = " after comm_overlap had left data parallelism alone" if not on_ddp else ""
+    yield OPTIMIZER_SWITCH.decide(
+        "ddp.use_distributed_optimizer" if on_optimizer else "optimizer.use_distributed_optimizer",
+        requested=None,
+        effective=True,
+        reason=f"it is on for {'the optimizer' if on_optimizer else 'ddp'}, so it was turned on "
+        f"for both{late}",
+        outcome=Outcome.NOTE,
+        remedy=OPTIMIZER_SWITCH.remedy if not on_ddp else None,
+    )
+    run.ddp.use_distributed_optimizer = run.optimizer.use_distributed_optimizer = True
+
+
+def hold_against_request(
+    decisions: list[Decision], asked: Mapping[str, Any], effective: Mapping[str, Any]
+) -> list[Decision]:
+    """The decisions, with those turned into refusals that undo what was set by hand.
+
+    Args:
+        decisions: as `update_runtime` took them.
+        asked: dotted knob to the value that the user wrote on model, ddp or optimizer.
+        effective: dotted knob to the value that it has now.
+    """
+    undone = {k: v for k, v in asked.items() if k in effective and effective[k] != v}
+    result = []
+    for decision in decisions:
+        value = undone.get(decision.knob)
+        if value is not None and not decision.is_finding and decision.effective != value:
+            undone.pop(decision.knob)
+            name = decision.knob.rpartition(".")[2]
+            decision = replace(
+                decision,
+                requested=value,
+                outcome=Outcome.REFUSED,
+                reason=f"{decision.knob} was set to {value!r} by hand and overwritten: "
+                f"{decision.reason}",
+                remedy=decision.remedy or f"set comm_overlap.{name}",
+            )
+        elif value is not None:
+            undone.pop(decision.knob)
+        result.append(decision)
+    result += [
+        OVERWRITTEN.decide(
+            knob,
+            requested=value,
+            effective=effective[knob],
+            reason=f"{knob} was set to {value!r} by hand and overwritten",
+            outcome=Outcome.REFUSED,
+        )
+        for knob, value in undone.items()
+    ]
+    return result

@@ -1,0 +1,104 @@
+"""The commands, declared in one place. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from overlapkit import __version__
+from overlapkit.errors import InputError
+
+EXIT_FINDING = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="overlapkit")
+@click.option("--debug", is_flag=True, help="Show a traceback for bad input.")
+def cli(debug: bool) -> None:
+    """Communication overlap in Megatron training: what is in effect, and why.
+
+    Exit status: 0 all is as requested, 1 a finding, 2 bad input or a missing dependency.
+    """
+
+
+@cli.command()
+@click.argument("config")
+@click.argument("more", nargs=-1, metavar="[CONFIG_B] [KEY=VALUE]...")
+@click.option(
+    "--world-size",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="GPUs of the job. Twice, to compare two configurations on different numbers.",
+)
+@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or b200.")
+@click.option(
+    "--te",
+    default="assume",
+    show_default=True,
+    metavar="assume|here|none|VERSION",
+    help="Transformer Engine: assume it is there, look here, or state it.",
+)
+@click.option(
+    "--env-file",
+    metavar="FILE",
+    help="The job's environment as NAME=value lines, instead of the present one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/explain/v1).")
+def explain(
+    config: str,
+    more: tuple[str, ...],
+    world_size: tuple[int, ...],
+    gpu: str | None,
+    te: str,
+    env_file: str | None,
+    as_json: bool,
+) -> int:
+    """Tell which communication overlap CONFIG really gets, and why not the rest.
+
+    CONFIG is a run_config.yaml of Megatron-Bridge or a YAML with sections such as model, ddp and
+    comm_overlap. KEY=VALUE overrides a key, e.g. model.tensor_model_parallel_size=4. With a second
+    configuration, tell only what differs, and which key caused it.
+    """
+    from overlapkit.explain.command import run
+
+    return run(config, more, world_size, gpu=gpu, te=te, env_file=env_file, as_json=as_json)
+
+
+def main() -> NoReturn:
+    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    debug = "--debug" in sys.argv
+    try:
+        result: Any = cli.main(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except InputError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "overlapkit"
+        _fail(f"{' '.join(error.format_message().split())} (see {command} --help)")
+    except BrokenPipeError:
+        # The reader of a pipe had enough; Python would complain once more at exit.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"overlapkit: {message}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

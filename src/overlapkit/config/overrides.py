@@ -1,0 +1,114 @@
+"""Hydra-style overrides: ``model.tensor_model_parallel_size=4``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from overlapkit.config.schema import KNOB_SECTIONS, known_keys, nearest, sections
+from overlapkit.errors import InputError
+
+NAMED_SECTIONS = frozenset({"mixed_precision"})
+"""Sections that may be a registered name instead of keys."""
+
+BY_NAME = "_recipe"
+"""Where such a name is kept once it is overridden key by key."""
+
+_FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=\s]+)=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override: a section, a key in it (None for the section itself) and its value."""
+
+    section: str
+    key: str | None
+    value: Any
+    text: str
+
+
+def is_override(argument: str) -> bool:
+    """Whether a command-line argument is an override rather than a file."""
+    return _FORM.fullmatch(argument) is not None
+
+
+def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override:
+    """The override in one argument.
+
+    Args:
+        text: ``section.key=value``; a leading ``+`` or ``++`` is accepted, as Hydra does.
+        in_file: the sections of the file that is overridden, whose own keys are known as well.
+
+    Raises:
+        InputError: it has another form, or names a section or key that is not known.
+    """
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise InputError(f"{text}: not an override; write section.key=value")
+    if form["prefix"] == "~":
+        raise InputError(f"{text}: deleting a key is not supported; set it to null instead")
+    section, _, key = form["key"].partition(".")
+    _check_known(section, key, text, in_file or {})
+    try:
+        value = yaml.safe_load(form["value"])
+    except yaml.YAMLError:
+        raise InputError(f"{text}: the value is not valid YAML; quote it") from None
+    if value == "None":
+        raise InputError(f"{text}: None is a string here; write null")
+    if form["value"].strip() == "":
+        raise InputError(f"{text}: no value; write null to unset {form['key']}")
+    return Override(section, key or None, value, text)
+
+
+def _check_known(section: str, key: str, text: str, in_file: dict[str, Any]) -> None:
+    name = text.partition("=")[0].lstrip("+")
+    if section not in sections() | frozenset(in_file):
+        homes = [f"{s}.{section}" for s in (*KNOB_SECTIONS, "train") if section in known_keys(s)]
+        near = nearest(section, sections())
+        meant = homes[0] if homes else (f"{near}.{key}" if key else near) if near else None
+        hint = f"did you mean {meant}?" if meant else f"known are {', '.join(sorted(sections()))}"
+        raise InputError(f"{name}: unknown section {section!r}; {hint}")
+    content = in_file.get(section)
+    own = frozenset(map(str, content)) if isinstance(content, dict) else frozenset()
+    first = key.partition(".")[0]
+    if not key or first in known_keys(section) | own:
+        return
+    homes = [s for s in (*KNOB_SECTIONS, "train") if first in known_keys(s)]
+    near = nearest(first, known_keys(section) | own)
+    meant = f"{homes[0]}.{first}" if homes else f"{section}.{near}" if near else None
+    raise InputError(f"{name}: unknown key" + (f"; did you mean {meant}?" if meant else ""))
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
+    """A copy of `data`'s sections with the overrides on top; `data` stays as it is.
+
+    Raises:
+        InputError: an override goes into a section that is not a mapping.
+    """
+    result = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    for override in overrides:
+        if override.key is None:
+            result[override.section] = override.value
+            continue
+        content = result.get(override.section)
+        if content is None:
+            content = result[override.section] = {}
+        if isinstance(content, str) and override.section in NAMED_SECTIONS:
+            content = result[override.section] = {BY_NAME: content}
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{override.text}: {override.section} is {content!r} in the file, not a section "
+                "with keys"
+            )
+        *parents, last = override.key.split(".")
+        for name in parents:
+            child = content.get(name)
+            child = dict(child) if isinstance(child, dict) else {}
+            content[name] = child
+            content = child
+        content[last] = override.value
+    return result

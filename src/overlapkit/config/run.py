@@ -1,0 +1,289 @@
+"""From a file and overrides to the run that they describe, defaults filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
+from megatron.bridge.training.tp_overlap_presets import PRESETS
+from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
+from overlapkit.config.schema import (
+    KINDS,
+    KNOB_SECTIONS,
+    check_kind,
+    check_unknown_key,
+    core_table,
+    known_keys,
+    nearest,
+    section_fields,
+    sections,
+)
+from overlapkit.config.yaml_file import Document
+from overlapkit.errors import InputError
+
+_SIZES = {
+    "model": (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "virtual_pipeline_model_parallel_size",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_moe_experts",
+        "vocab_size",
+        "seq_length",
+    ),
+    "ddp": ("bucket_size", "num_distributed_optimizer_instances"),
+    "train": ("micro_batch_size", "global_batch_size"),
+}
+_MAY_BE_ZERO = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
+"""Megatron-Core's own defaults, meaning not set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings as written, checked, nothing filled in.
+
+    Attributes:
+        source: the file, as the user named it.
+        values: section to its keys and values, enums and dtypes as plain names; a section that
+            is null or absent is None.
+        asked: dotted keys that count as asked for. All of a hand-written file do; of a file that
+            Megatron-Bridge wrote, which holds every field there is, those that differ from
+            Megatron-Core's default; and every override.
+        where: dotted key to ``file:line``, or to the override that set it.
+    """
+
+    source: str
+    values: dict[str, dict[str, Any] | None]
+    asked: frozenset[str]
+    where: dict[str, str] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key to value; a section that is null is its bare name with None."""
+        result: dict[str, Any] = {}
+        for section, content in self.values.items():
+            if content is None:
+                result[section] = None
+            else:
+                result.update({f"{section}.{key}": value for key, value in content.items()})
+        return result
+
+
+@dataclass
+class Run:
+    """The configurations of a run, with every field that the rules may ask for."""
+
+    model: Any
+    optimizer: Any
+    ddp: Any
+    train: Any
+    mixed_precision: MixedPrecisionConfig | None
+    comm_overlap: CommOverlapConfig | None
+
+
+def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Settings:
+    """The checked settings in a file, with overrides on top.
+
+    Raises:
+        InputError: a key, kind or size that no run can have; a knob misspelt or misplaced.
+    """
+    overrides = list(overrides)
+    dumped = "_target_" in document.data
+    data = {
+        section: _plain(content)
+        for section, content in document.data.items()
+        if not str(section).startswith("_")
+    }
+    _check_sections(document, data)
+    values = apply_overrides(data, overrides)
+    for section in NAMED_SECTIONS:
+        if isinstance(values.get(section), str):
+            values[section] = {BY_NAME: values[section]}
+
+    where = {".".join(keys): document.where(*keys) for keys in document.lines if 0 < len(keys) <= 2}
+    where |= {
+        o.section if o.key is None else f"{o.section}.{o.key.partition('.')[0]}": o.text
+        for o in overrides
+    }
+    for section, content in values.items():
+        if section in sections() and content is not None and not isinstance(content, dict):
+            place = where.get(section, document.path)
+            raise InputError(f"{place}: {section} must be a section with keys, not {content!r}")
+    settings = {s: c for s, c in values.items() if isinstance(c, dict) or c is None}
+    for section, content in settings.items():
+        for key, value in (content or {}).items():
+            place = where.get(f"{section}.{key}", document.path)
+            check_kind(section, key, value, place)
+            if key not in known_keys(section):
+                check_unknown_key(section, key, place)
+    _check_sizes(settings, where, document.path)
+    overridden = {f"{o.section}.{o.key}" for o in overrides if o.key}
+    asked = frozenset(
+        dotted
+        for section, content in settings.items()
+        for key, value in (content or {}).items()
+        if (dotted := f"{section}.{key}") in overridden
+        or not (dumped and _is_default(section, key, value))
+    )
+    return Settings(document.path, settings, asked, where)
+
+
+def _is_default(section: str, key: str, value: Any) -> bool:
+    known = section_fields(section).get(key)
+    return known is not None and known.default == value
+
+
+def _check_sections(document: Document, data: dict[str, Any]) -> None:
+    for section in data:
+        if section in sections():
+            continue
+        homes = [s for s in (*KNOB_SECTIONS, "train") if section in section_fields(s)]
+        if homes:
+            raise InputError(
+                f"{document.where(section)}: {section} stands at the top level; "
+                f"did you mean {homes[0]}.{section}?"
+            )
+        near = nearest(str(section), sections(), cutoff=0.75)
+        if near is not None and near not in data:
+            raise InputError(
+                f"{document.where(section)}: unknown section {section!r}; did you mean {near}?"
+            )
+    if not any(section in data for section in ("model", "ddp", "comm_overlap")):
+        raise InputError(
+            f"{document.path}: holds none of the sections model, ddp and comm_overlap; "
+            "is it a run configuration?"
+        )
+
+
+def _check_sizes(
+    values: dict[str, dict[str, Any] | None], where: Mapping[str, str], path: str
+) -> None:
+    for section, names in _SIZES.items():
+        for name in names:
+            value = (values.get(section) or {}).get(name)
+            least = 0 if name in _MAY_BE_ZERO else 1
+            if value is not None and value < least:
+                raise InputError(
+                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
+                    f"{least} or more, not {value}"
+                )
+    comm = values.get("comm_overlap")
+    if comm is None:
+        return
+    place = where.get("comm_overlap.bucket_size", path)
+    bucket = comm.get("bucket_size")
+    is_size = isinstance(bucket, int) and not isinstance(bucket, bool) and bucket > 0
+    if bucket is not None and bucket != "auto" and not is_size:
+        raise InputError(
+            f"{place}: comm_overlap.bucket_size must be a number of parameters above 0, auto or "
+            f"null, not {bucket!r}"
+        )
+    if not isinstance(comm.get("tp_comm_overlap"), bool):
+        raise InputError(
+            f"{where.get('comm_overlap', path)}: comm_overlap.tp_comm_overlap is required; add "
+            "comm_overlap.tp_comm_overlap=true or false"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value without `_target_` wrappers: a name is read, never imported or called."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    target = value.get("_target_")
+    if isinstance(target, str):
+        if value.get("_call_") is False:
+            return target
+        if "_args_" in value:
+            return _enum_name(target, value["_args_"])
+    return {k: _plain(v) for k, v in value.items() if k not in ("_target_", "_call_", "_args_")}
+
+
+def _enum_name(target: str, args: Any) -> Any:
+    """The member's name of a CUDA-graph scope, which rules read; else the value it is made from."""
+    value = args[0] if isinstance(args, list) and len(args) == 1 else args
+    if target.rpartition(".")[2] == "CudaGraphScope":
+        names: dict[Any, str] = {n: name for name, n in core_table().cuda_graph_scopes.items()}
+        return names.get(value, value) if isinstance(value, int) else value
+    return value
+
+
+def build_run(settings: Settings) -> Run:
+    """The run that settings describe, fresh: changing it changes no other.
+
+    Raises:
+        InputError: an unknown mixed-precision recipe or userbuffers preset, or contradicting twins.
+    """
+    values = settings.values
+    train = {name: known.default for name, known in section_fields("train").items()}
+    model = _section("model", values)
+    tokenizer_vocab = (values.get("tokenizer") or {}).get("vocab_size")
+    if model.vocab_size is None and isinstance(tokenizer_vocab, int):
+        # As Megatron-Bridge does when it builds the model.
+        model.vocab_size, model.should_pad_vocab = tokenizer_vocab, True
+    return Run(
+        model=model,
+        optimizer=_section("optimizer", values),
+        ddp=_section("ddp", values),
+        train=SimpleNamespace(**(train | (values.get("train") or {}))),
+        mixed_precision=_mixed_precision(settings),
+        comm_overlap=_comm_overlap(settings),
+    )
+
+
+def _section(section: str, values: Mapping[str, dict[str, Any] | None]) -> SimpleNamespace:
+    defaults = {name: known.default for name, known in section_fields(section).items()}
+    given = values.get(section) or {}
+    # null is None where Megatron-Core allows that, and "not set" for a plain number or switch.
+    plain = {k for k, known in section_fields(section).items() if known.kind in KINDS}
+    content = {k: v for k, v in given.items() if v is not None or k not in plain}
+    return SimpleNamespace(**(defaults | content))
+
+
+def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
+    content = settings.values.get("mixed_precision")
+    if content is None:
+        return None
+    fields = {f.name for f in dataclasses.fields(MixedPrecisionConfig)}
+    given = {k: v for k, v in content.items() if k in fields}
+    place = settings.where.get("mixed_precision", settings.source)
+    try:
+        if BY_NAME not in content:
+            return MixedPrecisionConfig(**given)
+        config = MixedPrecisionConfig(**mixed_precision_recipe(content[BY_NAME]))
+        for name, value in given.items():
+            setattr(config, name, value)
+        return config
+    except OverlapConfigError as error:
+        raise InputError(f"{place}: mixed_precision: {error}") from None
+
+
+def _comm_overlap(settings: Settings) -> CommOverlapConfig | None:
+    content = settings.values.get("comm_overlap")
+    if content is None:
+        return None
+    fields = {f.name for f in dataclasses.fields(CommOverlapConfig)}
+    given = {k: v for k, v in content.items() if k in fields}
+    preset = given.get("tp_comm_overlap_cfg")
+    if isinstance(preset, str):
+        name = preset.rpartition(".")[2]
+        if name not in PRESETS:
+            near = nearest(name, PRESETS)
+            place = settings.where.get("comm_overlap.tp_comm_overlap_cfg", settings.source)
+            hint = f"; did you mean {near}?" if near else ""
+            raise InputError(
+                f"{place}: comm_overlap.tp_comm_overlap_cfg: unknown preset {preset}{hint}"
+            )
+        given["tp_comm_overlap_cfg"] = PRESETS[name]
+    return CommOverlapConfig(**given)

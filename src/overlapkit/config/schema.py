@@ -1,0 +1,215 @@
+"""Which keys a run configuration may hold, of which kind, with which default.
+
+Megatron-Core's fields and defaults come from a table made by `scripts/generate_tables.py`, so that
+reading a configuration needs neither torch nor Megatron-Core; a test holds the table equal to the
+installed Megatron-Core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from overlapkit.errors import InputError
+
+KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A key's kind ("bool", "int", "float", "str", each perhaps with "|null", or "other")."""
+
+    kind: str
+    default: Any = None
+
+
+class CoreTable(msgspec.Struct, frozen=True):
+    """Fields of Megatron-Core's configuration classes, and of what builds a model from them."""
+
+    source: str
+    model: dict[str, Field]
+    mla: dict[str, Field]
+    provider: dict[str, Field]
+    ddp: dict[str, Field]
+    optimizer: dict[str, Field]
+    cuda_graph_scopes: dict[str, int]
+
+
+class BridgeKeys(msgspec.Struct, frozen=True):
+    """The keys that Megatron-Bridge writes into each section of a run_config.yaml."""
+
+    source: str
+    sections: dict[str, list[str]]
+
+
+def _load(name: str, kind: type[Any]) -> Any:
+    data = resources.files("overlapkit.config").joinpath(f"data/{name}").read_bytes()
+    return msgspec.json.decode(data, type=kind)
+
+
+@cache
+def core_table() -> CoreTable:
+    """The table of Megatron-Core's fields."""
+    table: CoreTable = _load("megatron_core_fields.json", CoreTable)
+    return table
+
+
+@cache
+def bridge_keys() -> BridgeKeys:
+    """The keys known from Megatron-Bridge's own files."""
+    keys: BridgeKeys = _load("bridge_keys.json", BridgeKeys)
+    return keys
+
+
+# Kinds of the comm_overlap and train keys, which are not Megatron-Core's.
+_COMM_OVERLAP: dict[str, Field] = {
+    f.name: Field(
+        {
+            "tp_comm_overlap": "bool",
+            "tp_comm_overlap_cfg": "other",
+            "tp_comm_bootstrap_backend": "str|null",
+            "wgrad_deferral_limit": "int|null",
+            "data_parallel_size": "int|null",
+            "bucket_size": "other",
+        }.get(f.name, "bool|null")
+    )
+    for f in dataclasses.fields(CommOverlapConfig)
+}
+_TRAIN = {
+    "micro_batch_size": Field("int|null"),
+    "global_batch_size": Field("int|null"),
+    "manual_gc": Field("bool", False),
+    "manual_gc_interval": Field("int", 0),
+}
+
+
+def _mixed_precision() -> dict[str, Field]:
+    names = {bool: "bool", int: "int", float: "float", str: "str"}
+    return {
+        f.name: Field(names.get(type(f.default), "other"), f.default)
+        for f in dataclasses.fields(MixedPrecisionConfig)
+    }
+
+
+@cache
+def section_fields(section: str) -> Mapping[str, Field]:
+    """The typed fields of a section; empty for one whose keys are only known by name."""
+    table = core_table()
+    return {
+        "model": {**table.mla, **table.model, **table.provider},
+        "ddp": table.ddp,
+        "optimizer": table.optimizer,
+        "mixed_precision": _mixed_precision(),
+        "comm_overlap": _COMM_OVERLAP,
+        "train": _TRAIN,
+    }.get(section, {})
+
+
+def sections() -> frozenset[str]:
+    """Every known section name."""
+    return frozenset(bridge_keys().sections)
+
+
+def known_keys(section: str) -> frozenset[str]:
+    """Every known key of a section, typed or not."""
+    return frozenset(section_fields(section)) | frozenset(bridge_keys().sections.get(section, ()))
+
+
+KNOB_SECTIONS = ("comm_overlap", "ddp", "model", "optimizer", "mixed_precision")
+"""The sections whose keys decide about overlap, in the order in which a lost key is looked for."""
+
+OVERLAP_KNOBS = frozenset(_COMM_OVERLAP) | {
+    "use_distributed_optimizer",
+    "grad_reduce_in_fp32",
+    "fp8_param_gather",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "sequence_parallel",
+    "micro_batch_size",
+    "global_batch_size",
+}
+"""Keys whose misspelling or misplacing would change the answer without a trace."""
+
+
+_READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
+    "expert_tensor_parallel_size",
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_moe_experts",
+    "vocab_size",
+    "seq_length",
+    "tp_comm_overlap",
+    "overlap_p2p_comm_warmup_flush",
+    "gradient_accumulation_fusion",
+    "moe_token_dispatcher_type",
+    "moe_flex_dispatcher_backend",
+    "moe_shared_expert_overlap",
+    "moe_shared_expert_intermediate_size",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+    "mtp_num_layers",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "bf16",
+    "fp16",
+}
+
+
+def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The candidate most like `name`, or None when none is near."""
+    found = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def check_unknown_key(section: str, key: str, where: str) -> None:
+    """Refuse an unknown key of a file that is surely a knob misspelt or in the wrong section.
+
+    Other unknown keys are fine: Megatron-Bridge has hundreds, and its releases differ.
+
+    Raises:
+        InputError: naming the place and the key that was probably meant.
+    """
+    if section not in KNOB_SECTIONS and section != "train":
+        return
+    homes = [s for s in (*KNOB_SECTIONS, "train") if key in section_fields(s)]
+    if key in OVERLAP_KNOBS and homes:
+        raise InputError(
+            f"{where}: {section}.{key} has no effect there; did you mean {homes[0]}.{key}?"
+        )
+    meant = nearest(key, OVERLAP_KNOBS & frozenset(section_fields(section)), cutoff=0.88)
+    if meant is not None:
+        raise InputError(f"{where}: unknown key {section}.{key}; did you mean {section}.{meant}?")
+
+
+def check_kind(section: str, key: str, value: Any, where: str) -> Any:
+    """`value`, if it is of the key's kind; an int is accepted where a float is meant.
+
+    Raises:
+        InputError: naming the place, the key, the kind expected and the value found.
+    """
+    expected = section_fields(section).get(key)
+    # Megatron-Bridge writes null for fields that Megatron-Core declares without None, and its
+    # model providers give lists to some that no rule reads (rotary_base, say).
+    if expected is None or value is None or (section == "model" and key not in _READ_BY_RULES):
+        return value
+    kind, _, optional = expected.kind.partition("|")
+    if kind not in KINDS or (kind == "float" and type(value) is int):
+        return value
+    # bool is an int to Python, and 1 is no yes to a reader.
+    if not isinstance(value, KINDS[kind]) or (kind == "int" and isinstance(value, bool)):
+        allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        wanted = allowed.get(kind, "a string") + (" or null" if optional else "")
+        raise InputError(f"{where}: {section}.{key} must be {wanted}, not {value!r}")
+    return value

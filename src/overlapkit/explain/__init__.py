@@ -1,0 +1,1 @@
+"""What communication overlap a configuration really gets, and why."""

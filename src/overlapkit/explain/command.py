@@ -1,0 +1,76 @@
+"""The command `overlapkit explain`."""
+
+from __future__ import annotations
+
+from overlapkit.config.overrides import is_override, parse_override
+from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.yaml_file import read_yaml
+from overlapkit.errors import InputError
+from overlapkit.explain.assumptions import assume
+from overlapkit.explain.report import explain, report_json
+from overlapkit.output import write_json
+
+EXIT_FINDING = 1
+
+
+def run(
+    config: str,
+    more: tuple[str, ...],
+    world_sizes: tuple[int, ...],
+    *,
+    gpu: str | None,
+    te: str,
+    env_file: str | None,
+    as_json: bool,
+) -> int:
+    """Explain one configuration, or the difference of two; returns the exit status.
+
+    Raises:
+        InputError: see `overlapkit.errors`.
+    """
+    others = [argument for argument in more if not is_override(argument)]
+    overrides = [argument for argument in more if is_override(argument)]
+    if len(others) > 1:
+        raise InputError(f"{others[1]}: explain takes one configuration, or two to compare")
+    sizes = _world_sizes(world_sizes, compared=bool(others))
+    assumptions = assume(gpu, te, env_file)
+    settings = [_settings(path, overrides) for path in (config, *others)]
+    reports = [
+        explain(each, size, assumptions) for each, size in zip(settings, sizes, strict=False)
+    ]
+    if len(reports) == 2:
+        from overlapkit.explain.difference import difference_json, find_difference, show_difference
+
+        difference = find_difference(settings, sizes, assumptions)
+        if as_json:
+            write_json(difference_json(difference))
+        else:
+            from overlapkit.output import console
+
+            show_difference(difference, console())
+        return EXIT_FINDING if reports[1].findings else 0
+    report = reports[0]
+    if as_json:
+        write_json(report_json(report))
+    else:
+        from overlapkit.explain.render import show_report
+        from overlapkit.output import console
+
+        show_report(report, console())
+    return EXIT_FINDING if report.findings else 0
+
+
+def _settings(path: str, overrides: list[str]) -> Settings:
+    document = read_yaml(path)
+    return read_settings(document, [parse_override(text, document.data) for text in overrides])
+
+
+def _world_sizes(given: tuple[int, ...], *, compared: bool) -> list[int]:
+    if not given:
+        raise InputError("--world-size N is missing: the number of GPUs of the job")
+    for size in given:
+        if size < 1:
+            raise InputError(f"--world-size {size}: must be 1 or more")
+    if len(given) > (2 if compared else 1):
+        raise InputError("--world-size is given more often than there are configurations")
+    return [given[0], given[-1]]

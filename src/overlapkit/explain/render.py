@@ -1,0 +1,146 @@
+"""Shows a report to a person at a terminal."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from overlapkit.explain.report import Report, source_of
+
+TITLES = {
+    "TP": "Tensor parallel",
+    "DP": "Data parallel",
+    "PP": "Pipeline parallel",
+    "EP": "Expert parallel",
+    "precision": "Mixed precision",
+    "any": "Other",
+    "launch": "Launch environment",
+}
+_LABELS = {
+    Outcome.GRANTED: ("asked", "green"),
+    Outcome.DEFAULT: ("default", "cyan"),
+    Outcome.REFUSED: ("REFUSED", "bold red"),
+    Outcome.ERROR: ("ERROR", "bold red"),
+    Outcome.NOTE: ("note", "yellow"),
+}
+
+
+def show_report(report: Report, console: Console) -> None:
+    """The whole report: layout, a table per dimension, the environment, the verdict."""
+    show_header(report, console)
+    for dimension, title in TITLES.items():
+        decisions = [d for d in report.decisions if RULES[d.rule].dimension == dimension]
+        if not decisions and dimension != "launch":
+            continue
+        console.print(Text(f"\n{title}", "bold"))
+        if dimension == "launch":
+            console.print(_environment(report))
+        if decisions:
+            console.print(_table(decisions))
+    console.print()
+    show_verdict(report, console)
+
+
+def show_header(report: Report, console: Console) -> None:
+    """File, GPUs, layout and assumptions, in two lines."""
+    e, a = report.effective, report.assumptions
+    assumed = "" if a.gpu_given else " (assumed: see --gpu)"
+    console.print(
+        Text.assemble((report.source, "bold"), f"  {report.world_size} x {a.gpu_name}{assumed}")
+    )
+    sizes = {
+        "TP": e["model.tensor_model_parallel_size"],
+        "PP": e["model.pipeline_model_parallel_size"],
+        "VPP": e["model.virtual_pipeline_model_parallel_size"] or "none",
+        "CP": e["model.context_parallel_size"],
+        "EP": e["model.expert_model_parallel_size"],
+        "DP": report.data_parallel_size,
+    }
+    layout = "  ".join(f"{name} {size}" for name, size in sizes.items())
+    console.print(Text(f"{layout}  Transformer Engine {a.te}"))
+
+
+def _table(decisions: list[Decision]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    table.add_column(min_width=7)
+    table.add_column(overflow="fold", max_width=44)
+    table.add_column(overflow="fold", max_width=22)
+    table.add_column(ratio=1)
+    table.add_column(style="dim", no_wrap=True)
+    for _, alike in groupby(decisions, key=lambda d: (d.rule, d.reason, d.outcome, d.effective)):
+        group = list(alike)
+        d = group[0]
+        value = short(d.effective)
+        if d.outcome is Outcome.REFUSED and d.requested is not None:
+            value = f"{short(d.requested)} -> {value}"
+        why = Text(sentence(d.reason))
+        if d.remedy:
+            why.append(f"\n-> {d.remedy}", style="green")
+        if d.is_finding:
+            why.append(f"\nrule {d.rule}", style="dim")
+        knobs = "\n".join(each.knob for each in group)
+        table.add_row(Text(*_LABELS[d.outcome]), knobs, value, why, place(d.rule))
+    return table
+
+
+def _environment(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    table.add_column(min_width=7)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    table.add_column(style="dim", no_wrap=True)
+    for _, alike in groupby(report.launch_env, key=lambda v: (v.rule, v.reason)):
+        group = list(alike)
+        names = "\n".join(f"{v.name}={v.value}" for v in group)
+        table.add_row(Text("set", "cyan"), names, sentence(group[0].reason), place(group[0].rule))
+    return table
+
+
+def show_verdict(report: Report, console: Console) -> None:
+    """One line for a report without findings; the findings again, short, for one with."""
+    findings = report.findings
+    if not findings:
+        console.print(Text("Everything that was asked for is in effect.", "green"))
+        return
+    count = len(findings)
+    console.print(
+        Text(
+            f"{count} finding{'s' if count > 1 else ''}: asked for, and not in effect.", "bold red"
+        )
+    )
+    for d in findings:
+        line = Text(f"  {d.knob}: {d.reason.rstrip('.')}")
+        if d.remedy:
+            line.append(f" -> {d.remedy}", style="green")
+        console.print(line)
+
+
+def place(rule_id: str) -> str:
+    """File and line of a rule, short: ``comm_overlap.py:120``."""
+    file, line = source_of(rule_id)
+    return f"{PurePosixPath(file).name}:{line}"
+
+
+def short(value: Any) -> str:
+    """A value in a table cell: a configuration of ten GEMMs is not spelt out."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    if isinstance(value, (dict, list, tuple)) or hasattr(value, "__dataclass_fields__"):
+        return "given"
+    return str(value)
+
+
+def sentence(text: str) -> str:
+    """A reason as a sentence: capital first, no final stop; a knob's name keeps its case."""
+    first = text.partition(" ")[0]
+    return (text if set(first) & set("_.=") else text[:1].upper() + text[1:]).rstrip(".")

@@ -1,0 +1,223 @@
+"""Runs the rules of `megatron.bridge` on a configuration and collects what they decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.recipes.launch_env import (
+    EnvironmentVariable,
+    LaunchSettings,
+    contradictions,
+    launch_environment,
+)
+from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.runtime_update import hold_against_request, update_runtime
+from megatron.bridge.training.software import Software
+from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.errors import InputError
+from overlapkit.hardware import Gpu
+
+SCHEMA = "overlapkit/explain/v1"
+
+EFFECTIVE_KNOBS = (
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.virtual_pipeline_model_parallel_size",
+    "model.context_parallel_size",
+    "model.expert_model_parallel_size",
+    "model.sequence_parallel",
+    "model.tp_comm_overlap",
+    "model.tp_comm_overlap_cfg",
+    "model.tp_comm_bootstrap_backend",
+    "model.overlap_p2p_comm",
+    "model.batch_p2p_comm",
+    "model.overlap_p2p_comm_warmup_flush",
+    "model.defer_embedding_wgrad_compute",
+    "model.wgrad_deferral_limit",
+    "model.overlap_moe_expert_parallel_comm",
+    "model.moe_shared_expert_overlap",
+    "model.delay_wgrad_compute",
+    "ddp.use_distributed_optimizer",
+    "ddp.overlap_grad_reduce",
+    "ddp.overlap_param_gather",
+    "ddp.align_param_gather",
+    "ddp.bucket_size",
+    "ddp.grad_reduce_in_fp32",
+    "ddp.fp8_param_gather",
+    "ddp.delay_wgrad_compute",
+    "optimizer.use_distributed_optimizer",
+    "optimizer.overlap_param_gather",
+    "optimizer.overlap_param_gather_with_optimizer_step",
+)
+"""What `effective` holds: every knob that decides about overlap, as the run will have it."""
+
+DIMENSIONS = ("TP", "DP", "PP", "EP", "precision", "launch", "any")
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a configuration file does not tell.
+
+    Attributes:
+        gpu_name: canonical name of the GPU.
+        gpu: its figures.
+        gpu_given: whether the user named it; otherwise it is assumed.
+        software: the Transformer Engine and torch that rules ask.
+        te: how the user sees that: "assumed", "not installed", or a version.
+        environment: variables that the job would start with.
+        environment_source: where they come from, as the user sees it.
+    """
+
+    gpu_name: str
+    gpu: Gpu
+    gpu_given: bool
+    software: Software
+    te: str
+    environment: Mapping[str, str]
+    environment_source: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a configuration makes effective.
+
+    Attributes:
+        source: the configuration's file.
+        world_size: GPUs of the job.
+        data_parallel_size: world size / (TP x PP x CP).
+        assumptions: what the file does not tell.
+        decisions: every decision, by dimension.
+        effective: `EFFECTIVE_KNOBS` and their values.
+        launch_env: the environment that the job needs.
+    """
+
+    source: str
+    world_size: int
+    data_parallel_size: int
+    assumptions: Assumptions
+    decisions: list[Decision]
+    effective: dict[str, Any]
+    launch_env: tuple[EnvironmentVariable, ...]
+
+    @property
+    def findings(self) -> list[Decision]:
+        """What was asked for and is not in effect, and what must not start."""
+        return [d for d in self.decisions if d.is_finding]
+
+
+def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Report:
+    """Apply every rule to the settings of a run.
+
+    Raises:
+        InputError: the layout does not divide the world size, or a section cannot be built.
+    """
+    run = build_run(settings)
+    try:
+        update = update_runtime(run, world_size, software=assumptions.software, strict=False)
+    except OverlapConfigError as error:
+        raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
+    effective = {knob: _value(run, knob) for knob in EFFECTIVE_KNOBS}
+    flat = settings.flat()
+    asked = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
+    decisions = hold_against_request(update.decisions, asked, effective)
+
+    required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
+    decisions += contradictions(required, assumptions.environment, assumptions.environment_source)
+    told = [d for d in decisions if d.is_finding or _matters(d)]
+    told.sort(key=lambda d: DIMENSIONS.index(RULES[d.rule].dimension))
+    return Report(
+        settings.source,
+        world_size,
+        update.data_parallel_size,
+        assumptions,
+        told,
+        effective,
+        required,
+    )
+
+
+def _matters(decision: Decision) -> bool:
+    """Mixed precision overwrites many fields that have nothing to do with overlap."""
+    return RULES[decision.rule].dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
+
+
+def _value(run: Run, knob: str) -> Any:
+    section, _, name = knob.partition(".")
+    return getattr(getattr(run, section), name, None)
+
+
+def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
+    model = run.model
+    flex = model.num_moe_experts and model.moe_token_dispatcher_type == "flex"
+    return LaunchSettings(
+        gpu_sm100_or_newer=gpu.sm100_or_newer,
+        tp_size=model.tensor_model_parallel_size,
+        cp_size=model.context_parallel_size,
+        pp_size=model.pipeline_model_parallel_size,
+        num_gpus=world_size,
+        moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
+        a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
+    )
+
+
+def source_of(rule_id: str) -> tuple[str, int]:
+    """Where a rule is declared: file, relative to the repository in a checkout, and line."""
+    declared = RULES[rule_id]
+    root = Path(__file__).resolve().parents[3]
+    in_checkout = (root / "pyproject.toml").is_file()
+    return ("src/" if in_checkout else "") + declared.path, declared.line
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """A decision as the JSON interface shows it."""
+    file, line = source_of(decision.rule)
+    return {
+        "knob": decision.knob,
+        "requested": plain(decision.requested),
+        "effective": plain(decision.effective),
+        "outcome": decision.outcome.value,
+        "reason": decision.reason,
+        "remedy": decision.remedy,
+        "rule": decision.rule,
+        "dimension": RULES[decision.rule].dimension,
+        "source": {"file": file, "line": line},
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {k: plain(v) for k, v in dataclasses.asdict(value).items() if v is not None}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The report as the JSON interface `overlapkit/explain/v1` (docs/json.md)."""
+    a = report.assumptions
+    return {
+        "schema": SCHEMA,
+        "config": report.source,
+        "world_size": report.world_size,
+        "data_parallel_size": report.data_parallel_size,
+        "gpu": {"name": a.gpu_name, "assumed": not a.gpu_given},
+        "transformer_engine": a.te,
+        "environment": a.environment_source,
+        "findings": len(report.findings),
+        "decisions": [decision_json(d) for d in report.decisions],
+        "effective": {k: plain(v) for k, v in report.effective.items()},
+        "launch_env": {v.name: v.value for v in report.launch_env},
+        "launch_env_reasons": {v.name: v.reason for v in report.launch_env},
+    }
+
+
+def has_errors(report: Report) -> bool:
+    """Whether the run must not start like this."""
+    return any(d.outcome is Outcome.ERROR for d in report.decisions)

@@ -1,0 +1,51 @@
+"""GPU names, and what the launch-time environment depends on of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from overlapkit.config.schema import nearest
+from overlapkit.errors import InputError
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """One GPU type, from the vendors' data sheets (`data/hardware.json` names the units)."""
+
+    arch: str
+    sm: int
+    compute_capability: str
+    hbm_gb: float
+    nvlink_domain: int
+
+    @property
+    def sm100_or_newer(self) -> bool:
+        """Blackwell or its successors: compute capability 10.0 and above."""
+        return float(self.compute_capability) >= 10.0
+
+
+class _Hardware(msgspec.Struct, frozen=True):
+    gpus: dict[str, Gpu]
+
+
+@cache
+def gpus() -> dict[str, Gpu]:
+    """Every known GPU by its lower-case name."""
+    data = resources.files("overlapkit").joinpath("data/hardware.json").read_bytes()
+    return msgspec.json.decode(data, type=_Hardware).gpus
+
+
+def find_gpu(name: str) -> tuple[str, Gpu]:
+    """The GPU of a name such as h100, H100 or nvidia-h100, with its canonical name.
+
+    Raises:
+        InputError: it is not known; lists those that are.
+    """
+    plain = name.strip().lower().removeprefix("nvidia").strip("-_ ")
+    if plain in gpus():
+        return plain, gpus()[plain]
+    near = nearest(plain, gpus())
+    hint = f"did you mean {near}? " if near else ""
+    raise InputError(f"--gpu {name}: unknown GPU; {hint}known are {', '.join(gpus())}")

@@ -1,0 +1,23 @@
+"""How every command writes: tables for a person, one JSON document for a program."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+
+def console() -> Console:
+    """Standard output for a person: colours only on a terminal and without NO_COLOR.
+
+    A pipe is given 100 columns: rich's guess of 80 breaks every second line of a table.
+    """
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, soft_wrap=False)
+
+
+def write_json(document: dict[str, Any]) -> None:
+    """One JSON document on standard output, indented."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    sys.stdout.write(text.decode() + "\n")
