@@ -1,0 +1,370 @@
+"""The process environment that a run's overlap needs, as one pure function of its settings.
+
+CUDA, Transformer Engine and NCCL read these variables once, when the process starts or the library
+is first used, so no configuration object can still set them: they belong to the launch.
+`PerfEnvPlugin` writes what `launch_environment` returns, `explain` and `plan` show it, and
+`contradictions` compares it with an environment that is set already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError, Rule, rule
+
+CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
+LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN")
+P2P_CHUNK = "NCCL_P2P_NET_CHUNKSIZE"
+
+CONNECTIONS_RANGE = range(1, 33)
+"""What CUDA documents as valid (programming guide, environment variables); its default is 8."""
+
+FLEX_BACKENDS = ("deepep", "hybridep")
+"""Values of `moe_flex_dispatcher_backend` whose kernels run on communication streams."""
+
+QUEUE_DEFAULT = rule(
+    "launch.queue-default",
+    "launch",
+    claim=f"{CONNECTIONS} is 8, CUDA's own default, where no other rule asks for another number "
+    "of hardware queues.",
+)
+QUEUE_FLEX_DISPATCHER = rule(
+    "launch.queue-flex-dispatcher",
+    "launch",
+    claim=f"{CONNECTIONS} is 32 with moe_flex_dispatcher_backend {' or '.join(FLEX_BACKENDS)}, "
+    "unless launch.queue-hopper-order applies.",
+)
+QUEUE_BLACKWELL = rule(
+    "launch.queue-blackwell",
+    "launch",
+    claim=f"{CONNECTIONS} is 32 on Blackwell or newer where TP or CP > 1 meets DP or PP > 1.",
+)
+QUEUE_HOPPER_ORDER = rule(
+    "launch.queue-hopper-order",
+    "launch",
+    claim=f"{CONNECTIONS} is 1 on Hopper or older where TP or CP > 1 and expert all-to-all overlap "
+    "is off, whatever the dispatcher.",
+)
+LAYERNORM_MARGIN = rule(
+    "launch.layernorm-margin",
+    "launch",
+    claim="NVTE_FWD_ and NVTE_BWD_LAYERNORM_SM_MARGIN keep 16 SMs (or the number given) out of "
+    "Transformer Engine's LayerNorm kernels, unless enable_layernorm_sm_margin is off.",
+)
+NCCL_P2P_CHUNK = rule(
+    "launch.nccl-p2p-chunk",
+    "launch",
+    claim=f"{P2P_CHUNK} is the chunk size given, in bytes, where PP > 1; otherwise it is not set.",
+)
+
+ORDER_LOST = rule(
+    "launch.env-order-lost",
+    "launch",
+    claim=f"{CONNECTIONS} set to anything but 1 where launch.queue-hopper-order needs 1: a "
+    "tensor- or context-parallel collective may start after the GEMM that should hide it.",
+    remedy=f"Set {CONNECTIONS}=1.",
+)
+ONE_QUEUE = rule(
+    "launch.env-one-queue",
+    "launch",
+    claim=f"{CONNECTIONS}=1 where nothing needs launch order, as with TP = CP = 1: overlap "
+    "quietly stops working, because collectives and compute start only in launch order.",
+    remedy=f"Unset {CONNECTIONS}, or set the number of queues that the run needs.",
+)
+FEWER_QUEUES = rule(
+    "launch.env-fewer-queues",
+    "launch",
+    claim=f"{CONNECTIONS} above 1 but below what the run needs: streams share a hardware queue, "
+    "and those that share one wait for each other.",
+    remedy=f"Raise {CONNECTIONS} to the number of queues that the run needs.",
+)
+SMALLER_MARGIN = rule(
+    "launch.env-smaller-margin",
+    "launch",
+    claim="A LayerNorm SM margin below the one asked for: LayerNorm claims SMs that a "
+    "data-parallel collective holds, and waits for it to end.",
+    remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the margin asked for.",
+)
+ENV_DIFFERS = rule(
+    "launch.env-differs",
+    "launch",
+    claim="A variable is set to another value than the run asks for; a finding where that value "
+    "is invalid or takes the place of one asked for, a note where no overlap is lost.",
+    remedy="Unset the variable, or set it to the value that the run asks for.",
+)
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """What the launch-time environment depends on.
+
+    Attributes:
+        gpu_sm100_or_newer: compute capability 10.0 or above: Blackwell and its successors.
+        tp_size: tensor-parallel size.
+        cp_size: context-parallel size.
+        pp_size: pipeline-parallel size.
+        num_gpus: GPUs in the whole job.
+        moe_flex_dispatcher_backend: the backend where moe_token_dispatcher_type is "flex", else
+            None. Megatron-Core's field of this name is "deepep" by default whatever the
+            dispatcher, so its bare value says nothing.
+        a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
+        enable_layernorm_sm_margin: whether to set the LayerNorm margins.
+        layernorm_sm_margin: SMs that LayerNorm leaves free.
+        nccl_pp_comm_chunksize: bytes per chunk of a pipeline send; None leaves it to NCCL.
+
+    Raises:
+        OverlapConfigError: a size is not a positive integer, the margin is negative, or the chunk
+            size is not an integer above 1.
+    """
+
+    gpu_sm100_or_newer: bool
+    tp_size: int = 1
+    cp_size: int = 1
+    pp_size: int = 1
+    num_gpus: int = 8
+    moe_flex_dispatcher_backend: str | None = None
+    a2a_overlap: bool = False
+    enable_layernorm_sm_margin: bool = True
+    layernorm_sm_margin: int = 16
+    nccl_pp_comm_chunksize: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("tp_size", "cp_size", "pp_size", "num_gpus"):
+            require_int(field, getattr(self, field), at_least=1)
+        require_int("layernorm_sm_margin", self.layernorm_sm_margin, at_least=0)
+        if self.nccl_pp_comm_chunksize is not None:
+            require_int("nccl_pp_comm_chunksize", self.nccl_pp_comm_chunksize, at_least=2)
+
+    @property
+    def model_parallel_size(self) -> int:
+        """GPUs that hold one copy of the model: TP x CP x PP."""
+        return self.tp_size * self.cp_size * self.pp_size
+
+    @property
+    def dp_size(self) -> int:
+        """Data-parallel size, rounded down; 0 where `num_gpus` holds no whole copy."""
+        return self.num_gpus // self.model_parallel_size
+
+
+@dataclass(frozen=True)
+class EnvironmentVariable:
+    """One variable to set before the process starts.
+
+    Attributes:
+        name: its name.
+        value: its value, as the environment holds it.
+        reason: why, in one sentence that names the settings it depends on.
+        rule: id of the rule that chose the value.
+    """
+
+    name: str
+    value: str
+    reason: str
+    rule: str
+
+
+def require_int(field: str, value: object, *, at_least: int) -> None:
+    """Check one whole-number setting.
+
+    Raises:
+        OverlapConfigError: `value` is no integer (a bool is none) or below `at_least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise OverlapConfigError(
+            f"{field}={value!r}: set {field} to an integer of {at_least} or more."
+        )
+
+
+def max_connections(s: LaunchSettings) -> tuple[int, Rule]:
+    """CUDA_DEVICE_MAX_CONNECTIONS, the number of hardware queues, and the rule that chose it."""
+    splits_layers = s.tp_size > 1 or s.cp_size > 1
+    queues, chosen_by = 8, QUEUE_DEFAULT
+    if s.moe_flex_dispatcher_backend in FLEX_BACKENDS:
+        queues, chosen_by = 32, QUEUE_FLEX_DISPATCHER
+    if s.gpu_sm100_or_newer:
+        if splits_layers and (s.dp_size > 1 or s.pp_size > 1):
+            queues, chosen_by = 32, QUEUE_BLACKWELL
+    elif splits_layers and not s.a2a_overlap:
+        queues, chosen_by = 1, QUEUE_HOPPER_ORDER
+    return queues, chosen_by
+
+
+def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, ...]:
+    """The variables that a run with these settings needs, in the order of their declaration."""
+    queues, chosen_by = max_connections(settings)
+    variables = [
+        EnvironmentVariable(
+            CONNECTIONS, str(queues), _queue_reason(settings, chosen_by), chosen_by.id
+        )
+    ]
+    if settings.enable_layernorm_sm_margin:
+        margin = settings.layernorm_sm_margin
+        reason = (
+            f"layernorm_sm_margin={margin}: Transformer Engine's LayerNorm kernels wait until all "
+            "the SMs that they claim are free, so one that claimed every SM would stand behind a "
+            "data-parallel collective that holds a few, and all later kernels behind it."
+        )
+        variables += [
+            EnvironmentVariable(name, str(margin), reason, LAYERNORM_MARGIN.id)
+            for name in LAYERNORM_MARGINS
+        ]
+    if settings.pp_size > 1 and settings.nccl_pp_comm_chunksize is not None:
+        size = settings.nccl_pp_comm_chunksize
+        reason = (
+            f"pp_size={settings.pp_size} and nccl_pp_comm_chunksize={size}: NCCL cuts each "
+            f"activation and gradient sent to another pipeline stage into chunks of {size} bytes."
+        )
+        variables.append(EnvironmentVariable(P2P_CHUNK, str(size), reason, NCCL_P2P_CHUNK.id))
+    return tuple(variables)
+
+
+def _queue_reason(s: LaunchSettings, chosen_by: Rule) -> str:
+    """Why `chosen_by` applies to `s`, in one sentence.
+
+    That tensor-parallel collectives rely on launch order is documented in Megatron-Core's
+    `tensor_parallel/layers.py`.
+    """
+    sizes = f"tp_size={s.tp_size}, cp_size={s.cp_size}"
+    generation = "Blackwell or newer" if s.gpu_sm100_or_newer else "Hopper or older"
+    if chosen_by is QUEUE_HOPPER_ORDER:
+        return (
+            f"{sizes}, a2a_overlap=False on {generation}: with one hardware queue kernels start "
+            "in the order of their launch, so that a communication kernel launched before a GEMM "
+            "is not stuck behind it."
+        )
+    if chosen_by is QUEUE_BLACKWELL:
+        return (
+            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order need "
+            "not be kept there, and one queue would serialise the streams of these parallel "
+            "dimensions."
+        )
+    if chosen_by is QUEUE_FLEX_DISPATCHER:
+        return (
+            f"moe_flex_dispatcher_backend={s.moe_flex_dispatcher_backend!r} with {sizes} on "
+            f"{generation}: its dispatch and combine run on communication streams, which need "
+            "hardware queues apart from compute's."
+        )
+    if s.tp_size == s.cp_size == 1:
+        return (
+            f"{sizes}: no collective stands between a layer's GEMMs, so launch order need not be "
+            "kept, and separate queues let data- and pipeline-parallel communication run beside "
+            "compute."
+        )
+    if s.gpu_sm100_or_newer:
+        return (
+            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order need "
+            "not be kept there, and no data- or pipeline-parallel streams ask for more queues."
+        )
+    return (
+        f"{sizes}, a2a_overlap=True on {generation}: the expert all-to-all and another "
+        "micro-batch's compute must be in flight together, which one queue would prevent."
+    )
+
+
+def contradictions(
+    required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
+) -> list[Decision]:
+    """Each required variable that an environment already sets to another value.
+
+    Names are compared exactly, values as text without the white space around it; a variable that
+    `actual` lacks is no contradiction.
+
+    Args:
+        required: what `launch_environment` returned.
+        actual: the environment to check, by name.
+        source: where `actual` comes from, for the reader: "the present environment", "cluster.env".
+
+    Returns:
+        One decision per difference, with knob ``env.NAME``. `requested` is the value that the
+        settings ask for and `effective` the one in `actual`, because that is what a run started
+        there would use. It is REFUSED where overlap or a value asked for is lost, and a NOTE
+        where the difference costs no overlap.
+    """
+    return [
+        _contradiction(variable, actual[variable.name].strip(), source)
+        for variable in required
+        if variable.name in actual and actual[variable.name].strip() != variable.value
+    ]
+
+
+def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> Decision:
+    """What setting `variable` to `found` does to a run, as a decision."""
+    if variable.name == CONNECTIONS:
+        speaks, outcome, harm = _queue_harm(variable, found)
+    elif variable.name in LAYERNORM_MARGINS:
+        speaks, outcome, harm = _margin_harm(variable, found)
+    else:
+        speaks, outcome = ENV_DIFFERS, Outcome.REFUSED
+        harm = f"it takes the place of the {variable.value} asked for"
+    return speaks.decide(
+        f"env.{variable.name}",
+        requested=variable.value,
+        effective=found,
+        reason=f"{source} sets {variable.name}={found} where {variable.value} is needed: {harm}.",
+        outcome=outcome,
+        remedy=None
+        if outcome is Outcome.NOTE
+        else f"Set {variable.name}={variable.value} in {source}, before the process starts.",
+    )
+
+
+def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
+    """What `found` hardware queues break: the rule that says so, the outcome, the clause."""
+    queues, needed = _whole_number(found), int(variable.value)
+    if queues is None or queues not in CONNECTIONS_RANGE:
+        return ENV_DIFFERS, Outcome.REFUSED, "CUDA takes a whole number from 1 to 32"
+    if queues == needed:
+        return ENV_DIFFERS, Outcome.NOTE, "it is the same number, written differently"
+    if needed == 1:
+        return (
+            ORDER_LOST,
+            Outcome.REFUSED,
+            f"with {queues} hardware queues kernels need not start in the order of their launch, "
+            "so a tensor- or context-parallel collective that was launched before a GEMM can start "
+            "after it, when the GEMM holds the SMs, and is then exposed",
+        )
+    if queues == 1:
+        return (
+            ONE_QUEUE,
+            Outcome.REFUSED,
+            "with one hardware queue kernels start only in the order of their launch, so a "
+            "collective waits behind compute launched before it, one that waits for an earlier "
+            "collective holds up all compute launched after it, and data-parallel and pipeline "
+            "overlap quietly stops working",
+        )
+    if queues < needed:
+        return (
+            FEWER_QUEUES,
+            Outcome.REFUSED,
+            f"streams beyond {queues} share a hardware queue with others and wait for them, so "
+            "communication can end up behind compute that it does not depend on",
+        )
+    return ENV_DIFFERS, Outcome.NOTE, "more hardware queues than needed cost no overlap"
+
+
+def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
+    """What a LayerNorm margin of `found` SMs breaks, as `_queue_harm` does."""
+    margin, needed = _whole_number(found), int(variable.value)
+    if margin is None:
+        return ENV_DIFFERS, Outcome.REFUSED, "Transformer Engine takes a whole number of SMs"
+    if margin == needed:
+        return ENV_DIFFERS, Outcome.NOTE, "it is the same number, written differently"
+    if margin < needed:
+        return (
+            SMALLER_MARGIN,
+            Outcome.REFUSED,
+            f"LayerNorm claims {needed - margin} more SMs, waits while a data-parallel collective "
+            "holds any of them, and holds up every kernel after it",
+        )
+    return (
+        ENV_DIFFERS,
+        Outcome.NOTE,
+        f"LayerNorm leaves {margin - needed} more SMs idle, which costs its own speed but no "
+        "overlap",
+    )
+
+
+def _whole_number(text: str) -> int | None:
+    """`text` as a non-negative integer; None where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() else None
