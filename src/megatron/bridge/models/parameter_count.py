@@ -1,0 +1,293 @@
+"""The parameter tensors of a Megatron-Core GPT model on one rank, told without building it.
+
+Names, sizes and order are those of `named_parameters()` on megatron-core 0.16's `GPTModel`. The
+order is that in which modules register: attention's output projection before its input projection,
+a module's own parameters before its children's. It matters, because gradient buckets are cut along
+it (`megatron.bridge.training.buckets`).
+
+Two layer specs are followed. "transformer_engine" fuses each layer norm into the linear layer
+behind it, where the norm's parameters come first. "local" keeps the norms apart, as
+`input_layernorm` before attention and `pre_mlp_layernorm` before the MLP, and with a grouped GEMM
+it keeps all experts in one tensor. Other sizes are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from megatron.bridge.models.model_shape import (
+    Experts,
+    LatentAttention,
+    LayerSpec,
+    ModelShape,
+    UncountableModel,
+    divided,
+    read_shape,
+)
+from megatron.bridge.models.pipeline_layout import layers_by_chunk
+
+__all__ = [
+    "LayerSpec",
+    "ParameterTensor",
+    "UncountableModel",
+    "chunk_parameter_count",
+    "chunk_parameters",
+    "model_parameter_count",
+]
+
+
+@dataclass(frozen=True)
+class ParameterTensor:
+    """One parameter tensor as one rank holds it.
+
+    Attributes:
+        name: as in `named_parameters()`, layers numbered within the model chunk.
+        numel: elements on this rank.
+        expert: reduced over the expert-data-parallel group, apart from all others. Only so with
+            expert parallelism: at EP = 1 Megatron-Core treats experts like any other parameter.
+        shared_embedding: one of the two copies, on the first and the last pipeline stage, of tied
+            embedding weights. There is one tensor and no such mark without pipeline parallelism.
+        fp8: the weight itself is kept in FP8 (`fp8_param`), in a gradient buffer of its own.
+    """
+
+    name: str
+    numel: int
+    expert: bool = False
+    shared_embedding: bool = False
+    fp8: bool = False
+
+
+class Block(NamedTuple):
+    """Consecutive tensors: a layer, or what stands before or behind the layers."""
+
+    prefix: str
+    tensors: tuple[ParameterTensor, ...]
+
+
+def chunk_parameters(
+    model: Any,
+    *,
+    pp_rank: int = 0,
+    vp_stage: int = 0,
+    vocab_size: int | None = None,
+    layer_spec: LayerSpec | None = None,
+) -> list[ParameterTensor]:
+    """One rank's shard of one model chunk, in the order of `named_parameters()`.
+
+    Args:
+        model: a `GPTModelProvider`, or any object with the attribute names of `TransformerConfig`
+            and, for what is not in it, of `GPTModelProvider` (vocab_size, seq_length,
+            share_embeddings_and_output_weights ...). What it lacks takes their defaults.
+        pp_rank: the pipeline stage, from 0.
+        vp_stage: the model chunk within the stage, from 0.
+        vocab_size: the tokenizer's vocabulary, used where the model has none of its own, and padded
+            to a multiple of make_vocab_size_divisible_by x TP. A model's own is padded where
+            should_pad_vocab is on.
+        layer_spec: None takes the one that the model's transformer_layer_spec names, by default
+            Transformer Engine's.
+
+    Raises:
+        UncountableModel: the configuration does not tell; the message says why.
+    """
+    shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
+    return [
+        replace(tensor, name=prefix + tensor.name)
+        for prefix, tensors in chunk_blocks(shape, model, pp_rank, vp_stage)
+        for tensor in tensors
+    ]
+
+
+def chunk_parameter_count(
+    model: Any,
+    *,
+    pp_rank: int = 0,
+    vp_stage: int = 0,
+    vocab_size: int | None = None,
+    layer_spec: LayerSpec | None = None,
+) -> int:
+    """Parameters in one rank's shard of one model chunk: `chunk_parameters` summed, but cheaper."""
+    shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
+    return _total(chunk_blocks(shape, model, pp_rank, vp_stage))
+
+
+def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
+    """Parameters of the whole model, each counted once however often ranks replicate it.
+
+    Vocabulary padding is counted, since it is trained; the second copy of tied embeddings, which
+    pipeline parallelism makes, is not.
+
+    Raises:
+        UncountableModel: the configuration does not tell; the message says why.
+    """
+    shape = replace(read_shape(model, vocab_size=vocab_size), tp=1, ep=1, expert_tp=1)
+    return _total(_blocks(shape, range(len(shape.moe_layers)), first=True, last=True))
+
+
+def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> list[Block]:
+    """`chunk_parameters` in blocks whose tensors equal layers share, names lacking the prefix."""
+    layout = layers_by_chunk(model)
+    if not (0 <= vp_stage < len(layout) and 0 <= pp_rank < len(layout[0])):
+        raise UncountableModel(
+            f"there is no chunk {vp_stage} on pipeline stage {pp_rank}: the model has "
+            f"{len(layout[0])} stage(s) of {len(layout)} chunk(s)"
+        )
+    return _blocks(
+        shape,
+        layout[vp_stage][pp_rank],
+        first=pp_rank == vp_stage == 0,
+        last=pp_rank == len(layout[0]) - 1 and vp_stage == len(layout) - 1,
+    )
+
+
+def _blocks(shape: ModelShape, layers: range, *, first: bool, last: bool) -> list[Block]:
+    whole = first and last
+    word = ParameterTensor(
+        "weight",
+        divided(shape.vocab, shape.tp, "vocabulary") * shape.hidden,
+        shared_embedding=shape.tied and not whole,
+    )
+    blocks = []
+    if first:
+        blocks.append(Block("embedding.word_embeddings.", (word,)))
+        if shape.positions:
+            position = ParameterTensor("weight", shape.positions * shape.hidden)
+            blocks.append(Block("embedding.position_embeddings.", (position,)))
+    kinds: dict[tuple[bool, bool], tuple[ParameterTensor, ...]] = {}
+    for number, layer in enumerate(layers):
+        kind = shape.moe_layers[layer], shape.fp8_layers[layer]
+        if kind not in kinds:
+            kinds[kind] = tuple(_layer(shape, moe=kind[0], fp8=kind[1]))
+        blocks.append(Block(f"decoder.layers.{number}.", kinds[kind]))
+    if last:
+        blocks.append(Block("decoder.", tuple(_norm("final_layernorm.", shape.hidden, shape))))
+        if not (shape.tied and whole):
+            blocks.append(Block("output_layer.", (word,)))
+    return blocks
+
+
+def _total(blocks: list[Block]) -> int:
+    by_identity = {id(tensors): tensors for _, tensors in blocks}
+    numels = {key: sum(t.numel for t in tensors) for key, tensors in by_identity.items()}
+    return sum(numels[id(tensors)] for _, tensors in blocks)
+
+
+def _layer(shape: ModelShape, *, moe: bool, fp8: bool) -> list[ParameterTensor]:
+    local = shape.layer_spec == "local"
+    fp8 = fp8 and not local
+    tensors = []
+    if local or shape.latent:
+        tensors += _norm("input_layernorm.", shape.hidden, shape)
+    if shape.softmax_offset:
+        offset = "self_attention.core_attention.softmax_offset"
+        tensors.append(ParameterTensor(offset, shape.heads // shape.tp))
+    if shape.latent:
+        tensors += _latent_attention(shape, shape.latent, fp8=fp8)
+    else:
+        tensors += _self_attention(shape, fp8=fp8)
+    if local or moe:
+        tensors += _norm("pre_mlp_layernorm.", shape.hidden, shape)
+    if moe and shape.experts:
+        return tensors + _mixture(shape, shape.experts, fp8=fp8)
+    fused = [] if local else _norm("mlp.linear_fc1.layer_norm_", shape.hidden, shape)
+    return tensors + fused + _mlp("mlp.", shape, shape.ffn, shape.tp, fp8=fp8)
+
+
+def _self_attention(shape: ModelShape, *, fp8: bool) -> list[ParameterTensor]:
+    at, hidden = "self_attention.", shape.hidden
+    queries = shape.heads * shape.head_dim
+    qkv = queries * (2 if shape.output_gate else 1) + 2 * shape.query_groups * shape.head_dim
+    qkv = divided(qkv, shape.tp, "attention's query, key and value width")
+    proj = divided(queries, shape.tp, "attention's query width")
+    tensors = _linear(at + "linear_proj.", proj * hidden, hidden * shape.linear_bias, fp8=fp8)
+    if shape.layer_spec == "transformer_engine":
+        tensors += _norm(at + "linear_qkv.layer_norm_", hidden, shape)
+    tensors += _linear(at + "linear_qkv.", hidden * qkv, qkv * shape.qkv_bias, fp8=fp8)
+    if shape.qk_norm:
+        tensors += _norm(at + "q_layernorm.", shape.head_dim, shape)
+        tensors += _norm(at + "k_layernorm.", shape.head_dim, shape)
+    return tensors
+
+
+def _latent_attention(
+    shape: ModelShape, latent: LatentAttention, *, fp8: bool
+) -> list[ParameterTensor]:
+    at, hidden, heads = "self_attention.", shape.hidden, shape.heads // shape.tp
+
+    def compressed(name: str, rank: int, down: int, up: int) -> list[ParameterTensor]:
+        # Unlike all other linear weights, the down projections are whole on every TP rank.
+        tensors = _linear(f"{at}linear_{name}_down_proj.", hidden * down, fp8=fp8)
+        if shape.qk_norm:
+            tensors += _norm(f"{at}linear_{name}_up_proj.layer_norm_", rank, shape)
+        return tensors + _linear(f"{at}linear_{name}_up_proj.", rank * up, fp8=fp8)
+
+    q_width = heads * (latent.qk_head_dim + latent.qk_position_dim)
+    kv_width = heads * (latent.qk_head_dim + latent.v_head_dim)
+    proj = heads * latent.v_head_dim * hidden
+    tensors = _linear(at + "linear_proj.", proj, hidden * shape.linear_bias, fp8=fp8)
+    if latent.q_rank is None:
+        tensors += _linear(at + "linear_q_proj.", hidden * q_width, fp8=fp8)
+    else:
+        tensors += compressed("q", latent.q_rank, latent.q_rank, q_width)
+    kv_down = latent.kv_rank + latent.qk_position_dim
+    return tensors + compressed("kv", latent.kv_rank, kv_down, kv_width)
+
+
+def _mixture(shape: ModelShape, experts: Experts, *, fp8: bool) -> list[ParameterTensor]:
+    hidden, routed = shape.hidden, shape.ep > 1
+    tensors = _linear("mlp.router.", experts.count * hidden, experts.count * shape.linear_bias)
+    here = divided(experts.count, shape.ep, "num_moe_experts")
+    fc1, fc2, bias = _mlp_sizes(shape, experts.ffn, shape.expert_tp)
+    if experts.one_tensor:
+        for number, numel in enumerate((fc1, fc2), start=1):
+            name = f"mlp.experts.weight{number}"
+            tensors.append(ParameterTensor(name, here * numel, expert=routed))
+    elif experts.grouped:
+        for name, numel, width in (("linear_fc1", fc1, bias), ("linear_fc2", fc2, hidden)):
+            for expert in range(here):
+                weight, *biases = _linear(
+                    f"mlp.experts.{name}.", numel, width * shape.linear_bias, routed, fp8
+                )
+                tensors.append(replace(weight, name=f"{weight.name}{expert}"))
+                tensors += [replace(tensor, name=f"{tensor.name}{expert}") for tensor in biases]
+    else:
+        for expert in range(here):
+            at = f"mlp.experts.local_experts.{expert}."
+            tensors += _mlp(at, shape, experts.ffn, shape.expert_tp, expert=routed, fp8=fp8)
+    if experts.shared_ffn:
+        if experts.shared_gate:
+            tensors.append(ParameterTensor("mlp.shared_experts.gate_weight", hidden))
+        tensors += _mlp("mlp.shared_experts.", shape, experts.shared_ffn, shape.tp, fp8=fp8)
+    return tensors
+
+
+def _mlp_sizes(shape: ModelShape, ffn: int, ranks: int) -> tuple[int, int, int]:
+    """One rank's elements of fc1's weight, of fc2's weight and of fc1's bias."""
+    ffn = divided(ffn, ranks, "feed-forward width")
+    width = ffn * (2 if shape.gated else 1)
+    return shape.hidden * width, ffn * shape.hidden, width
+
+
+def _mlp(
+    at: str, shape: ModelShape, ffn: int, ranks: int, *, expert: bool = False, fp8: bool = False
+) -> list[ParameterTensor]:
+    fc1, fc2, bias = _mlp_sizes(shape, ffn, ranks)
+    return _linear(at + "linear_fc1.", fc1, bias * shape.linear_bias, expert, fp8) + _linear(
+        at + "linear_fc2.", fc2, shape.hidden * shape.linear_bias, expert, fp8
+    )
+
+
+def _linear(
+    at: str, weight: int, bias: int = 0, expert: bool = False, fp8: bool = False
+) -> list[ParameterTensor]:
+    tensors = [ParameterTensor(at + "weight", weight, expert, fp8=fp8)]
+    if bias:
+        tensors.append(ParameterTensor(at + "bias", bias, expert))
+    return tensors
+
+
+def _norm(at: str, width: int, shape: ModelShape) -> list[ParameterTensor]:
+    tensors = [ParameterTensor(at + "weight", width)]
+    if shape.norm_bias:
+        tensors.append(ParameterTensor(at + "bias", width))
+    return tensors

@@ -1,0 +1,64 @@
+"""Which layers each pipeline stage and model chunk of a Megatron-Core 0.16 model holds."""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+from megatron.bridge.models.model_shape import UncountableModel, divided, read, read_size
+
+
+def layers_by_chunk(model: Any) -> list[list[range]]:
+    """The layers (from 0) of every model chunk, as ``[vp_stage][pp_rank]``.
+
+    Chunks hold the layers in the order in which a microbatch passes them: chunk 0 of every stage,
+    then chunk 1 of every stage. Without virtual pipelining there is one chunk a stage.
+
+    Raises:
+        UncountableModel: Megatron-Core refuses the layout, or it is a
+            pipeline_model_parallel_layout, which is not read here.
+    """
+    if read(model, "pipeline_model_parallel_layout") is not None:
+        raise UncountableModel(
+            "pipeline_model_parallel_layout is set: which layers a stage holds is not read from it"
+        )
+    stages = read_size(model, "pipeline_model_parallel_size")
+    chunks = read_size(model, "virtual_pipeline_model_parallel_size", default=1)
+    if stages == 1 and read(model, "virtual_pipeline_model_parallel_size") is not None:
+        raise UncountableModel(
+            f"virtual_pipeline_model_parallel_size={chunks} needs pipeline_model_parallel_size > 1"
+        )
+    counts = [
+        [divided(slots, chunks, "layers of a pipeline stage") for slots in _slots(model, stages)]
+        for _ in range(chunks)
+    ]
+    counts[0][0] -= bool(read(model, "account_for_embedding_in_pipeline_split"))
+    counts[-1][-1] -= bool(read(model, "account_for_loss_in_pipeline_split"))
+    layers = read_size(model, "num_layers")
+    if min(map(min, counts)) < 0 or sum(map(sum, counts)) != layers:
+        raise UncountableModel(
+            f"num_layers={layers} does not fit the pipeline: its chunks would hold {counts}"
+        )
+    ends = list(accumulate(chain.from_iterable(counts), initial=0))
+    layers_of = [range(*bounds) for bounds in pairwise(ends)]
+    return [layers_of[chunk * stages : (chunk + 1) * stages] for chunk in range(chunks)]
+
+
+def _slots(model: Any, stages: int) -> list[int]:
+    """Layers of each stage; the embedding and the loss count as layers where the model says so."""
+    ends = {
+        0: read(model, "num_layers_in_first_pipeline_stage"),
+        stages - 1: read(model, "num_layers_in_last_pipeline_stage"),
+    }
+    embedding = bool(read(model, "account_for_embedding_in_pipeline_split"))
+    loss = bool(read(model, "account_for_loss_in_pipeline_split"))
+    fixed = {stage: count for stage, count in ends.items() if count is not None}
+    if fixed and (embedding or loss):
+        raise UncountableModel(
+            "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage exclude "
+            "account_for_embedding_in_pipeline_split and account_for_loss_in_pipeline_split"
+        )
+    left = read_size(model, "num_layers") + embedding + loss - sum(fixed.values())
+    others = stages - len(fixed)
+    even = divided(left, others, "layers over the other pipeline stages") if others else 0
+    return [fixed.get(stage, even) for stage in range(stages)]

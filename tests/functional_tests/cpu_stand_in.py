@@ -1,0 +1,71 @@
+"""Lets Megatron-Core run on the CPU, for as long as the process lives.
+
+Megatron-Core 0.16 asks for the current CUDA device, for streams and for CUDA tensors in many
+places, whatever device its tensors are on. Nothing here imitates a computation: devices become
+"cpu", streams do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class _NoStream:
+    """A stream on which nothing ever waits."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+    def __enter__(self) -> _NoStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+def _on_cpu(value: Any) -> Any:
+    named_cuda = isinstance(value, str) and value.startswith("cuda")
+    if named_cuda or (isinstance(value, torch.device) and value.type == "cuda"):
+        return "cpu"
+    return value
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Sends what is addressed to CUDA to the CPU."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.to:
+            args = tuple(map(_on_cpu, args))
+        named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        result = func(*args, **named)
+        # The distributed optimizer tells parameters apart by the CUDA name of their type.
+        if func is torch.Tensor.type and isinstance(result, str):
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+
+def stand_in_for_cuda() -> None:
+    """Install the stand-in; call it once, before anything of Megatron-Core is built."""
+    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+    stream = _NoStream()
+    torch.cuda.current_device = lambda: "cpu"
+    torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: stream
+    torch.cuda.Stream = lambda *args, **kwargs: _NoStream()
+    torch.cuda.stream = lambda of: nullcontext()
+    torch.cuda.synchronize = lambda device=None: None
+    CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
+    _CudaMeansCpu().__enter__()
