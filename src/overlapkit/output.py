@@ -12,9 +12,9 @@ from rich.console import Console
 def console() -> Console:
     """Standard output for a person: colours only on a terminal and without NO_COLOR.
 
-    A pipe is given 100 columns: rich's guess of 80 breaks every second line of a table.
+    A pipe is given 120 columns: rich's guess of 80 breaks every second line of a table.
     """
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
 
 
 def write_json(document: dict[str, Any]) -> None:

@@ -41,8 +41,13 @@ def show_report(report: Report, console: Console) -> None:
         console.print(Text(f"\n{title}", "bold"))
         if dimension == "launch":
             console.print(_environment(report))
-        if decisions:
-            console.print(_table(decisions))
+        opted_out = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
+        shown = [d for d in decisions if d not in opted_out]
+        if shown:
+            console.print(_table(shown))
+        if opted_out:
+            names = ", ".join(f"{d.knob} ({short(d.effective)})" for d in opted_out)
+            console.print(Text(f"default  opt-in, not asked for: {names}", "dim"))
     console.print()
     show_verdict(report, console)
 
@@ -69,23 +74,20 @@ def show_header(report: Report, console: Console) -> None:
 def _table(decisions: list[Decision]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
     table.add_column(min_width=7)
-    table.add_column(overflow="fold", max_width=44)
-    table.add_column(overflow="fold", max_width=22)
+    table.add_column(overflow="fold", max_width=40)
+    table.add_column(overflow="fold", max_width=14)
     table.add_column(ratio=1)
-    table.add_column(style="dim", no_wrap=True)
     for _, alike in groupby(decisions, key=lambda d: (d.rule, d.reason, d.outcome, d.effective)):
         group = list(alike)
         d = group[0]
         value = short(d.effective)
         if d.outcome is Outcome.REFUSED and d.requested is not None:
             value = f"{short(d.requested)} -> {value}"
-        why = Text(sentence(d.reason))
+        why = _why(d.reason, d.rule)
         if d.remedy:
             why.append(f"\n-> {d.remedy}", style="green")
-        if d.is_finding:
-            why.append(f"\nrule {d.rule}", style="dim")
         knobs = "\n".join(each.knob for each in group)
-        table.add_row(Text(*_LABELS[d.outcome]), knobs, value, why, place(d.rule))
+        table.add_row(Text(*_LABELS[d.outcome]), knobs, value, why)
     return table
 
 
@@ -94,12 +96,15 @@ def _environment(report: Report) -> Table:
     table.add_column(min_width=7)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
-    table.add_column(style="dim", no_wrap=True)
     for _, alike in groupby(report.launch_env, key=lambda v: (v.rule, v.reason)):
         group = list(alike)
         names = "\n".join(f"{v.name}={v.value}" for v in group)
-        table.add_row(Text("set", "cyan"), names, sentence(group[0].reason), place(group[0].rule))
+        table.add_row(Text("set", "cyan"), names, _why(group[0].reason, group[0].rule))
     return table
+
+
+def _why(reason: str, rule_id: str) -> Text:
+    return Text(sentence(reason)).append(f"  [{rule_id}, {place(rule_id)}]", style="dim")
 
 
 def show_verdict(report: Report, console: Console) -> None:

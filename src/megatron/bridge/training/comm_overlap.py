@@ -36,12 +36,17 @@ from megatron.bridge.training.software import (
     is_torch_min_version,
     te_importable,
 )
+
+# Callers import the presets and the userbuffers settings from here, by name.
 from megatron.bridge.training.tp_overlap_presets import *  # noqa: F403
+from megatron.bridge.training.userbuffers import BulkOverlapCfg as BulkOverlapCfg
+from megatron.bridge.training.userbuffers import PipelineOverlapCfg as PipelineOverlapCfg
+from megatron.bridge.training.userbuffers import RingExchangeOverlapCfg as RingExchangeOverlapCfg
+from megatron.bridge.training.userbuffers import TPOverlapCfg as TPOverlapCfg
 from megatron.bridge.training.userbuffers import (
-    TransformerLayerTPOverlapCfg,
-    as_te_dict,
-    check_userbuffers,
+    TransformerLayerTPOverlapCfg as TransformerLayerTPOverlapCfg,
 )
+from megatron.bridge.training.userbuffers import as_te_dict, check_userbuffers
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +78,7 @@ TP_OFF_UNLESS_ASKED = rule(
     "TP",
     claim="tp_comm_overlap is on only where it is asked for.",
     remedy="set comm_overlap.tp_comm_overlap=true",
+    opt_in=True,
 )
 
 # The first need that is not met is the reason that the user is told.
@@ -125,6 +131,7 @@ TP_BOOTSTRAP = rule(
     "tp.bootstrap-backend",
     "TP",
     claim="tp_comm_bootstrap_backend of comm_overlap (default nccl) is set on the model.",
+    opt_in=True,
 )
 
 
@@ -197,6 +204,7 @@ PP_WGRAD_DEFERRAL = rule(
     "pp.wgrad-deferral",
     "PP",
     claim="defer_embedding_wgrad_compute is off and wgrad_deferral_limit is -1 unless asked for.",
+    opt_in=True,
 )
 PP_SAME_PEER_HAZARD = rule(
     "pp.same-peer-hazard",
@@ -292,6 +300,7 @@ DP_OPTIMIZER_STEP = rule(
     claim="overlap_param_gather_with_optimizer_step stays off by default, because of a "
     "checkpointing problem.",
     remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
+    opt_in=True,
 )
 
 _DP_KNOBS = {

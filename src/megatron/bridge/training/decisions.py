@@ -84,6 +84,8 @@ class Rule:
         remedy: how to get the other outcome; empty where there is none.
         path: source file, relative to the folder that holds the `megatron` package.
         line: line of the declaration, from 1.
+        opt_in: whether its default leaves a knob off for everyone who does not ask: of interest
+            only to those who do.
     """
 
     id: str
@@ -92,6 +94,7 @@ class Rule:
     remedy: str
     path: str
     line: int
+    opt_in: bool = False
 
     def decide(
         self,
@@ -113,7 +116,15 @@ RULES: dict[str, Rule] = {}
 """Every declared rule by id, in order of declaration."""
 
 
-def rule(id: str, dimension: str, *, claim: str, remedy: str = "", depth: int = 1) -> Rule:
+def rule(
+    id: str,
+    dimension: str,
+    *,
+    claim: str,
+    remedy: str = "",
+    opt_in: bool = False,
+    depth: int = 1,
+) -> Rule:
     """Declare a rule; its source position is that of the calling statement.
 
     Args:
@@ -125,7 +136,7 @@ def rule(id: str, dimension: str, *, claim: str, remedy: str = "", depth: int = 
     caller = sys._getframe(depth)
     file = Path(caller.f_code.co_filename).resolve()
     path = file.relative_to(_SOURCE_ROOT).as_posix() if file.is_relative_to(_SOURCE_ROOT) else ""
-    declared = Rule(id, dimension, claim, remedy, path or file.name, caller.f_lineno)
+    declared = Rule(id, dimension, claim, remedy, path or file.name, caller.f_lineno, opt_in)
     known = RULES.get(id)
     if known is not None and (known.path, known.line) != (declared.path, declared.line):
         raise ValueError(f"rule {id!r} is declared twice: {known.path}:{known.line}")

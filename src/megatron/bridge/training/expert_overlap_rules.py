@@ -16,6 +16,7 @@ EP_OFF_UNLESS_ASKED = rule(
     "EP",
     claim="overlap_moe_expert_parallel_comm and delay_wgrad_compute are off unless asked for.",
     remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true",
+    opt_in=True,
 )
 
 
@@ -154,7 +155,7 @@ def _reduces_into_main_grad(c: Context) -> bool:
 
 def graph_scope(c: Context) -> frozenset[str]:
     """Names of the CUDA-graph scopes, under whichever field this Megatron-Core has for them."""
-    scope = c.of_model("cudagraph_scope") or c.of_model("cuda_graph_modules") or ()
+    scope = c.of_model("cuda_graph_scope") or c.of_model("cuda_graph_modules") or ()
     if isinstance(scope, str):
         scope = scope.split(",")
     elif not isinstance(scope, (list, tuple, set, frozenset)):

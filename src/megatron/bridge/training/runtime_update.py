@@ -20,7 +20,7 @@ from megatron.bridge.training.decisions import (
     rule,
 )
 from megatron.bridge.training.megatron_core_rules import core_consequences, without_comm_overlap
-from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, precision_errors
+from megatron.bridge.training.mixed_precision import precision_errors
 from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
 from megatron.bridge.training.software import InstalledSoftware, Software
 
@@ -46,7 +46,7 @@ class Run(Protocol):
     model: Any
     optimizer: Any
     ddp: Any
-    mixed_precision: MixedPrecisionConfig | None
+    mixed_precision: Any  # MixedPrecisionConfig | None; a name is resolved before.
     comm_overlap: CommOverlapConfig | None
 
 
@@ -129,7 +129,7 @@ def update_runtime(
             step(resolution.userbuffers)
             run.comm_overlap.apply(resolution, run.model, run.optimizer, run.ddp)
 
-    step(_sync_distributed_optimizer(run))
+    step(sync_distributed_optimizer(run))
     context = Context(
         request=_CommOverlapConfig(),
         model=run.model,
@@ -143,22 +143,25 @@ def update_runtime(
     return Update(dp_size, decisions)
 
 
-def _sync_distributed_optimizer(run: Run) -> Iterator[Decision]:
+def sync_distributed_optimizer(run: Run) -> list[Decision]:
+    """Turn the distributed optimizer on for both ddp and optimizer where it is on for either."""
     on_ddp = bool(getattr(run.ddp, "use_distributed_optimizer", False))
     on_optimizer = bool(getattr(run.optimizer, "use_distributed_optimizer", False))
     if on_ddp == on_optimizer:
-        return
-    late = " after comm_overlap had left data parallelism alone" if not on_ddp else ""
-    yield OPTIMIZER_SWITCH.decide(
-        "ddp.use_distributed_optimizer" if on_optimizer else "optimizer.use_distributed_optimizer",
-        requested=None,
-        effective=True,
-        reason=f"it is on for {'the optimizer' if on_optimizer else 'ddp'}, so it was turned on "
-        f"for both{late}",
-        outcome=Outcome.NOTE,
-        remedy=OPTIMIZER_SWITCH.remedy if not on_ddp else None,
-    )
+        return []
     run.ddp.use_distributed_optimizer = run.optimizer.use_distributed_optimizer = True
+    late = " after comm_overlap had left data parallelism alone" if not on_ddp else ""
+    return [
+        OPTIMIZER_SWITCH.decide(
+            f"{'ddp' if on_optimizer else 'optimizer'}.use_distributed_optimizer",
+            requested=None,
+            effective=True,
+            reason=f"it is on for {'the optimizer' if on_optimizer else 'ddp'}, so it was turned "
+            f"on for both{late}",
+            outcome=Outcome.NOTE,
+            remedy=OPTIMIZER_SWITCH.remedy if not on_ddp else None,
+        )
+    ]
 
 
 def hold_against_request(

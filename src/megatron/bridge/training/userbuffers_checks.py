@@ -202,7 +202,8 @@ def _check_method(entry: _Entry) -> Iterator[Decision]:
             yield entry.note(METHOD_DEFAULTS, "method", method, reason)
         return
     usable = " or ".join(gemm.methods)
-    if method == "pipeline" and gemm.collective == "all-gather":
+    told_otherwise = entry.given.get("is_reduce_scatter", False)
+    if method == "pipeline" and gemm.collective == "all-gather" and not told_otherwise:
         reason = f"{entry.name} all-gathers, and pipeline is for reduce-scatters only"
         yield entry.error(PIPELINE_GATHER, "method", reason, f"use {usable}")
     elif gemm.stand_in and method != RING:
