@@ -1,0 +1,1 @@
+"""Helpers shared by tests and benchmarks; importable with `tests/` on `sys.path`."""

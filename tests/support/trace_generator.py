@@ -1,0 +1,118 @@
+"""Realistic GPU profiles whose true overlap is known by construction.
+
+    from support.trace_generator import SCENARIOS, write_kineto
+    truths = write_kineto(SCENARIOS["tp exposed"], tmp_path)
+    truths[0].steps[5].exposed_by_dimension["TP"]
+
+Device work is laid out on a grid of whole nanoseconds by `trace_layout` and `trace_program`, put
+into files by `trace_kineto` and `trace_nsys`, and judged by `trace_truth`, which shares nothing
+with the analyzer under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from support import trace_program
+from support.trace_kineto import KinetoWriter
+from support.trace_layout import DeviceEvent, Layout
+from support.trace_nsys import NsysWriter
+from support.trace_scenario import CHANGES, DIMENSIONS, SCENARIOS, Scenario
+from support.trace_truth import DeviceWork, RankTruth, Truth, parts
+
+__all__ = [
+    "CHANGES",
+    "DIMENSIONS",
+    "SCENARIOS",
+    "RankTruth",
+    "Scenario",
+    "Truth",
+    "parts",
+    "write_kineto",
+    "write_nsys",
+]
+
+
+class _Writer(Protocol):
+    events: int
+    device_events: int
+
+    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None: ...
+    def close(self) -> None: ...
+
+    @property
+    def bytes_written(self) -> int: ...
+
+
+def write_kineto(
+    scenario: Scenario, folder: Path, *, gz: bool = False, at_least_bytes: int = 0
+) -> list[RankTruth]:
+    """Write ``rank<N>.json`` (or ``.json.gz``) for each traced rank and return what they show.
+
+    Args:
+        at_least_bytes: go on past `scenario.steps` until each file holds so much text,
+            uncompressed.
+    """
+    suffix = ".json.gz" if gz else ".json"
+
+    def writer(rank: int) -> tuple[Path, _Writer]:
+        path = folder / f"rank{rank}{suffix}"
+        return path, KinetoWriter(path, scenario, rank)
+
+    return _write(scenario, writer, at_least_bytes)
+
+
+def write_nsys(scenario: Scenario, folder: Path) -> list[RankTruth]:
+    """Write ``rank<N>.sqlite`` for each traced rank and return what they show."""
+
+    def writer(rank: int) -> tuple[Path, _Writer]:
+        path = folder / f"rank{rank}.sqlite"
+        return path, NsysWriter(path, scenario, rank)
+
+    return _write(scenario, writer, 0)
+
+
+def _write(
+    scenario: Scenario, open_writer: Callable[[int], tuple[Path, _Writer]], at_least_bytes: int
+) -> list[RankTruth]:
+    layout = Layout(scenario)
+    opened = [open_writer(rank) for rank in range(scenario.ranks)]
+    work = [DeviceWork() for _ in opened]
+    steps: list[dict[int, Truth]] = [{} for _ in opened]
+    number = scenario.first_step
+    while (
+        number < scenario.first_step + scenario.steps or opened[0][1].bytes_written < at_least_bytes
+    ):
+        for rank, events in enumerate(trace_program.step(layout)):
+            mark = work[rank].mark()
+            for event in events:
+                call = event.call
+                work[rank].add(
+                    event.start,
+                    event.end,
+                    event.kind,
+                    event.dimension,
+                    call.operation if call else None,
+                    call.bytes if call else 0,
+                )
+            lo, hi = events[0].start, max(event.end for event in events)
+            steps[rank][number] = work[rank].truth(lo, hi, mark)
+            opened[rank][1].step(number, events, layout.next_start(rank))
+        number += 1
+    truths = []
+    for rank, (path, writer) in enumerate(opened):
+        writer.close()
+        truths.append(
+            RankTruth(
+                rank=rank,
+                path=str(path),
+                steps=steps[rank],
+                whole=work[rank].truth(min(work[rank].start), max(work[rank].end)),
+                waited_ns=layout.ranks[rank].waited,
+                device_events=writer.device_events,
+                events=writer.events,
+            )
+        )
+    return truths
