@@ -71,6 +71,21 @@ def explain(
     return run(config, more, world_size, gpu=gpu, te=te, env_file=env_file, as_json=as_json)
 
 
+@cli.group()
+def skill() -> None:
+    """The agent skill: rendered from the source, so that it cannot rot."""
+
+
+@skill.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 and show a diff on drift.")
+@click.option("--root", metavar="DIR", help="The checkout; by default the one you are in.")
+def render(check: bool, root: str | None) -> int:
+    """Render SKILL.md, its references and docs/ from their templates."""
+    from overlapkit.skill.command import render as run
+
+    return run(check=check, root=root)
+
+
 def main() -> NoReturn:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
     debug = "--debug" in sys.argv

@@ -17,7 +17,7 @@ from rich.text import Text
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import OVERLAP_KNOBS
 from overlapkit.errors import InputError
-from overlapkit.explain.render import short, show_verdict
+from overlapkit.explain.render import short, show_findings
 from overlapkit.explain.report import (
     Assumptions,
     Report,
@@ -249,4 +249,4 @@ def show_difference(difference: Difference, console: Console) -> None:
         if change.reason:
             console.print(Text(f"  {change.reason.rstrip('.')}"))
     console.print()
-    show_verdict(after, console)
+    show_findings(after, console)

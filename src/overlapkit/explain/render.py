@@ -35,7 +35,7 @@ def show_report(report: Report, console: Console) -> None:
     """The whole report: layout, a table per dimension, the environment, the verdict."""
     show_header(report, console)
     for dimension, title in TITLES.items():
-        decisions = [d for d in report.decisions if RULES[d.rule].dimension == dimension]
+        decisions = [d for d in report.decisions if d.dimension == dimension]
         if not decisions and dimension != "launch":
             continue
         console.print(Text(f"\n{title}", "bold"))
@@ -49,7 +49,13 @@ def show_report(report: Report, console: Console) -> None:
             names = ", ".join(f"{d.knob} ({short(d.effective)})" for d in opted_out)
             console.print(Text(f"default  opt-in, not asked for: {names}", "dim"))
     console.print()
-    show_verdict(report, console)
+    findings = report.findings
+    if findings:
+        knobs = ", ".join(f"{_LABELS[d.outcome][0]} {d.knob}" for d in findings)
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        console.print(Text(f"{count}: {knobs}", "bold red"))
+    else:
+        console.print(Text("Everything that was asked for is in effect.", "green"))
 
 
 def show_header(report: Report, console: Console) -> None:
@@ -84,8 +90,8 @@ def _table(decisions: list[Decision]) -> Table:
         if d.outcome is Outcome.REFUSED and d.requested is not None:
             value = f"{short(d.requested)} -> {value}"
         why = _why(d.reason, d.rule)
-        if d.remedy:
-            why.append(f"\n-> {d.remedy}", style="green")
+        if d.remedy and (d.is_finding or d.dimension != "precision"):
+            why.append(f"\n-> {imperative(d.remedy)}", style="green")
         knobs = "\n".join(each.knob for each in group)
         table.add_row(Text(*_LABELS[d.outcome]), knobs, value, why)
     return table
@@ -107,22 +113,12 @@ def _why(reason: str, rule_id: str) -> Text:
     return Text(sentence(reason)).append(f"  [{rule_id}, {place(rule_id)}]", style="dim")
 
 
-def show_verdict(report: Report, console: Console) -> None:
-    """One line for a report without findings; the findings again, short, for one with."""
-    findings = report.findings
-    if not findings:
-        console.print(Text("Everything that was asked for is in effect.", "green"))
-        return
-    count = len(findings)
-    console.print(
-        Text(
-            f"{count} finding{'s' if count > 1 else ''}: asked for, and not in effect.", "bold red"
-        )
-    )
-    for d in findings:
-        line = Text(f"  {d.knob}: {d.reason.rstrip('.')}")
+def show_findings(report: Report, console: Console) -> None:
+    """Every finding with its reason and remedy, in a few lines."""
+    for d in report.findings:
+        line = Text.assemble(Text(*_LABELS[d.outcome]), f"  {d.knob}: {d.reason.rstrip('.')}")
         if d.remedy:
-            line.append(f" -> {d.remedy}", style="green")
+            line.append(f" -> {imperative(d.remedy)}", style="green")
         console.print(line)
 
 
@@ -149,3 +145,8 @@ def sentence(text: str) -> str:
     """A reason as a sentence: capital first, no final stop; a knob's name keeps its case."""
     first = text.partition(" ")[0]
     return (text if set(first) & set("_.=") else text[:1].upper() + text[1:]).rstrip(".")
+
+
+def imperative(text: str) -> str:
+    """A remedy as it follows an arrow: small first letter, no final stop."""
+    return (text[:1].lower() + text[1:]).rstrip(".")

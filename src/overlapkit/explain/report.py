@@ -128,7 +128,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
     decisions += contradictions(required, assumptions.environment, assumptions.environment_source)
     told = [d for d in decisions if d.is_finding or _matters(d)]
-    told.sort(key=lambda d: DIMENSIONS.index(RULES[d.rule].dimension))
+    told.sort(key=lambda d: DIMENSIONS.index(d.dimension))
     return Report(
         settings.source,
         world_size,
@@ -142,7 +142,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
 
 def _matters(decision: Decision) -> bool:
     """Mixed precision overwrites many fields that have nothing to do with overlap."""
-    return RULES[decision.rule].dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
+    return decision.dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
 
 
 def _value(run: Run, knob: str) -> Any:
@@ -183,7 +183,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
         "reason": decision.reason,
         "remedy": decision.remedy,
         "rule": decision.rule,
-        "dimension": RULES[decision.rule].dimension,
+        "dimension": decision.dimension,
         "source": {"file": file, "line": line},
     }
 

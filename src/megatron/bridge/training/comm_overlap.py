@@ -139,7 +139,7 @@ def decide_tp_overlap(c: Context) -> Decision:
     """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
-        return choose(TP_OFF_UNLESS_ASKED, knob, False, asked, "it was not asked for")
+        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, "comm_overlap does not ask for it")
     for broken, found in unmet(TP_GATE, c):
         return broken.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
@@ -176,7 +176,9 @@ def _decide_tp(c: Context) -> Iterator[Decision]:
         TP_BOOTSTRAP,
         "model.tp_comm_bootstrap_backend",
         "nccl",
-        c.request.tp_comm_bootstrap_backend,
+        None
+        if c.request.tp_comm_bootstrap_backend == "nccl"
+        else c.request.tp_comm_bootstrap_backend,
         "the ranks of a node find each other through it before userbuffers take over",
     )
 
@@ -504,7 +506,15 @@ class CommOverlapConfig:
             dp_decisions = list(_decide_dp_ignored(c))
         given = model.tp_comm_overlap_cfg
         used = given is not None and model.tp_comm_overlap
-        checked = check_userbuffers(given, fp8=bool(c.of_model("fp8"))) if used else []
+        checked = (
+            check_userbuffers(
+                given,
+                fp8=bool(c.of_model("fp8")),
+                also_bf16=bool(c.of_model("first_last_layers_bf16")),
+            )
+            if used
+            else []
+        )
         return Resolution(model, data_parallel, decisions + dp_decisions, checked)
 
     def setup(self, model_config: Any, optimizer_config: Any, ddp_config: Any) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -56,6 +57,7 @@ class Decision:
         reason: why, in one sentence that names the values it depends on.
         rule: id of the rule that decided; a key of `RULES`.
         outcome: how `effective` stands to `requested`.
+        dimension: the kind of parallelism that the knob belongs to; see `Rule`.
         remedy: how to get the other outcome; None where there is nothing to mend.
     """
 
@@ -65,6 +67,7 @@ class Decision:
     reason: str
     rule: str
     outcome: Outcome
+    dimension: str
     remedy: str | None = None
 
     @property
@@ -105,11 +108,28 @@ class Rule:
         reason: str,
         outcome: Outcome,
         remedy: str | None = None,
+        dimension: str | None = None,
     ) -> Decision:
-        """A decision by this rule; its remedy is the rule's own for findings unless given."""
+        """A decision by this rule; remedy (for findings) and dimension are its own unless given."""
         if remedy is None and outcome in FINDINGS:
             remedy = self.remedy or None
-        return Decision(knob, requested, effective, reason, self.id, outcome, remedy)
+        return Decision(
+            knob,
+            requested,
+            effective,
+            reason,
+            self.id,
+            outcome,
+            dimension or self.dimension,
+            remedy,
+        )
+
+
+@cache
+def _source_path(filename: str) -> str:
+    file = Path(filename).resolve()
+    inside = file.is_relative_to(_SOURCE_ROOT)
+    return file.relative_to(_SOURCE_ROOT).as_posix() if inside else file.name
 
 
 RULES: dict[str, Rule] = {}
@@ -134,9 +154,8 @@ def rule(
         ValueError: the id is already taken by a rule at another place.
     """
     caller = sys._getframe(depth)
-    file = Path(caller.f_code.co_filename).resolve()
-    path = file.relative_to(_SOURCE_ROOT).as_posix() if file.is_relative_to(_SOURCE_ROOT) else ""
-    declared = Rule(id, dimension, claim, remedy, path or file.name, caller.f_lineno, opt_in)
+    path = _source_path(caller.f_code.co_filename)
+    declared = Rule(id, dimension, claim, remedy, path, caller.f_lineno, opt_in)
     known = RULES.get(id)
     if known is not None and (known.path, known.line) != (declared.path, declared.line):
         raise ValueError(f"rule {id!r} is declared twice: {known.path}:{known.line}")

@@ -240,7 +240,7 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
         )
     if not broken:
-        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, "it was not asked for")
+        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, "comm_overlap does not ask for it")
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:

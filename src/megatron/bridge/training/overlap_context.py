@@ -66,9 +66,15 @@ def choose(chosen_by: Rule, knob: str, default: Any, asked: Any, reason: str) ->
         return chosen_by.decide(
             knob, requested=None, effective=default, reason=reason, outcome=Outcome.DEFAULT
         )
+    speaks = chosen_by
     if asked != default:
         reason = f"asked for in comm_overlap, which wins over the default {default} ({reason})"
-        chosen_by = USER_WINS
-    return chosen_by.decide(
-        knob, requested=asked, effective=asked, reason=reason, outcome=Outcome.GRANTED
+        speaks = USER_WINS
+    return speaks.decide(
+        knob,
+        requested=asked,
+        effective=asked,
+        reason=reason,
+        outcome=Outcome.GRANTED,
+        dimension=chosen_by.dimension,
     )

@@ -167,39 +167,51 @@ def sync_distributed_optimizer(run: Run) -> list[Decision]:
 def hold_against_request(
     decisions: list[Decision], asked: Mapping[str, Any], effective: Mapping[str, Any]
 ) -> list[Decision]:
-    """The decisions, with those turned into refusals that undo what was set by hand.
+    """The decisions, each held against what was set by hand: granted, or turned into a refusal.
 
     Args:
         decisions: as `update_runtime` took them.
         asked: dotted knob to the value that the user wrote on model, ddp or optimizer.
         effective: dotted knob to the value that it has now.
     """
-    undone = {k: v for k, v in asked.items() if k in effective and effective[k] != v}
+    by_hand = {k: v for k, v in asked.items() if k in effective}
+    told: set[str] = set()
     result = []
     for decision in decisions:
-        value = undone.get(decision.knob)
-        if value is not None and not decision.is_finding and decision.effective != value:
-            undone.pop(decision.knob)
-            name = decision.knob.rpartition(".")[2]
-            decision = replace(
-                decision,
-                requested=value,
-                outcome=Outcome.REFUSED,
-                reason=f"{decision.knob} was set to {value!r} by hand and overwritten: "
-                f"{decision.reason}",
-                remedy=decision.remedy or f"set comm_overlap.{name}",
-            )
-        elif value is not None:
-            undone.pop(decision.knob)
+        value = by_hand.get(decision.knob)
+        # A note tells what follows from a value, but for one that tells that it overwrote it.
+        chooses = decision.outcome in (Outcome.DEFAULT, Outcome.GRANTED)
+        overwrote = decision.outcome is Outcome.NOTE and decision.requested == value
+        if decision.outcome is Outcome.REFUSED:
+            told.add(decision.knob)
+        elif value is not None and (chooses or overwrote):
+            told.add(decision.knob)
+            decision = _held(decision, value)
         result.append(decision)
+    undone = {k: v for k, v in by_hand.items() if k not in told and effective[k] != v}
     result += [
         OVERWRITTEN.decide(
             knob,
             requested=value,
             effective=effective[knob],
-            reason=f"{knob} was set to {value!r} by hand and overwritten",
+            reason=f"set to {value!r} by hand, and overwritten",
             outcome=Outcome.REFUSED,
         )
         for knob, value in undone.items()
     ]
     return result
+
+
+def _held(decision: Decision, value: Any) -> Decision:
+    """A decision about a knob that was also set to `value` by hand."""
+    if decision.effective == value:
+        return replace(decision, requested=value, outcome=Outcome.GRANTED)
+    knob = decision.knob.rpartition(".")[2]
+    told = value if not isinstance(value, bool) else str(value).lower()
+    return replace(
+        decision,
+        requested=value,
+        outcome=Outcome.REFUSED,
+        reason=f"set to {told} by hand, and overwritten: {decision.reason}",
+        remedy=decision.remedy or f"set comm_overlap.{knob}={told}",
+    )

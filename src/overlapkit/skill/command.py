@@ -1,0 +1,28 @@
+"""The command `overlapkit skill render`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from overlapkit.skill.render import drift, find_root, write
+
+EXIT_DRIFTED = 1
+
+
+def render(*, check: bool, root: str | None) -> int:
+    """Render the skill and the docs page, or with `check` show how they drifted.
+
+    Raises:
+        InputError: see `overlapkit.skill.render`.
+    """
+    folder = find_root(Path(root).resolve() if root else Path.cwd())
+    if check:
+        lines = list(drift(folder))
+        sys.stdout.writelines(lines)
+        if lines:
+            print("The skill has drifted: run `overlapkit skill render`.", file=sys.stderr)
+        return EXIT_DRIFTED if lines else 0
+    for path in write(folder):
+        print(path.as_posix())
+    return 0

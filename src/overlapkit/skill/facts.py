@@ -1,0 +1,107 @@
+"""What the templates may state: taken from the rules, the presets and the configuration classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+# Declaring modules: importing them fills the registry of rules.
+import megatron.bridge.recipes.launch_env
+import megatron.bridge.training.megatron_core_rules
+import megatron.bridge.training.runtime_update  # noqa: F401
+from megatron.bridge.recipes.launch_env import LaunchSettings, max_connections
+from megatron.bridge.training import bucket_size
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.decisions import RULES, Rule
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.mixed_precision_recipes import RECIPES
+from megatron.bridge.training.tp_overlap_presets import PRESETS, PresetKey, parse_preset_name
+from overlapkit.config.schema import core_table
+from overlapkit.errors import InputError
+from overlapkit.explain.report import source_of
+from overlapkit.hardware import gpus
+
+
+def rule(rule_id: str) -> Rule:
+    """A declared rule.
+
+    Raises:
+        InputError: there is none of that id.
+    """
+    if rule_id not in RULES:
+        raise InputError(f"rule({rule_id!r}): no such rule; known are {', '.join(sorted(RULES))}")
+    return RULES[rule_id]
+
+
+def rules_of(dimension: str) -> list[Rule]:
+    """Every rule of a dimension, in order of declaration.
+
+    Raises:
+        InputError: the dimension has none.
+    """
+    found = [r for r in RULES.values() if r.dimension == dimension]
+    if not found:
+        raise InputError(f"rules_of({dimension!r}): no rule has this dimension")
+    return found
+
+
+def place(rule_id: str) -> str:
+    """File and line of a rule's declaration."""
+    return ":".join(map(str, source_of(rule(rule_id).id)))
+
+
+def knobs() -> list[dict[str, Any]]:
+    """The fields of CommOverlapConfig: name, type and default."""
+    return [
+        {
+            "name": f.name,
+            "type": str(f.type).replace(" | None", ""),
+            "default": "required" if f.default is dataclasses.MISSING else f.default,
+        }
+        for f in dataclasses.fields(CommOverlapConfig)
+    ]
+
+
+def presets() -> list[tuple[str, PresetKey]]:
+    """Every userbuffers preset by name, with what its name says."""
+    return [(name, parse_preset_name(name)) for name in PRESETS]
+
+
+def queues() -> list[dict[str, Any]]:
+    """CUDA_DEVICE_MAX_CONNECTIONS for the layouts that differ, by the launch rules themselves."""
+    layouts = {
+        "TP = CP = 1": LaunchSettings(False),
+        "TP or CP > 1": LaunchSettings(False, tp_size=2),
+        "TP or CP > 1, expert all-to-all overlapped": LaunchSettings(
+            False, tp_size=2, a2a_overlap=True
+        ),
+        "TP = CP = 1, DeepEP or HybridEP dispatcher": LaunchSettings(
+            False, moe_flex_dispatcher_backend="deepep"
+        ),
+    }
+    return [
+        {
+            "layout": name,
+            "hopper": max_connections(layout)[0],
+            "blackwell": max_connections(dataclasses.replace(layout, gpu_sm100_or_newer=True))[0],
+        }
+        for name, layout in layouts.items()
+    ]
+
+
+def facts() -> dict[str, Any]:
+    """Everything that a template can name."""
+    return {
+        "rule": rule,
+        "rules": list(RULES.values()),
+        "rules_of": rules_of,
+        "place": place,
+        "knobs": knobs(),
+        "presets": presets(),
+        "queues": queues(),
+        "gpus": gpus(),
+        "bucket": bucket_size,
+        "precision_recipes": list(RECIPES),
+        "precision_default": {f.name: f.default for f in dataclasses.fields(MixedPrecisionConfig)},
+        "core_source": core_table().source.partition(":")[0],
+    }
