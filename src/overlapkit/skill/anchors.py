@@ -10,7 +10,6 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent
 
 from overlapkit.errors import InputError
 
@@ -93,4 +92,5 @@ def _cut(path: str, lines: list[str], node: ast.stmt | ast.keyword) -> Anchor:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.decorator_list:
         start = node.decorator_list[0].lineno
     end = node.end_lineno or start
-    return Anchor(path, start, end, dedent("\n".join(lines[start - 1 : end])))
+    # Not dedented: a reader may hold each line against the file, to the letter.
+    return Anchor(path, start, end, "\n".join(lines[start - 1 : end]))

@@ -12,7 +12,9 @@ from pathlib import Path
 import jinja2
 
 from overlapkit.errors import InputError
+from overlapkit.explain.render import imperative
 from overlapkit.skill.anchors import find_anchor
+from overlapkit.skill.evals import evals
 from overlapkit.skill.facts import facts
 
 SKILL = Path(".github/skills/perf-tp-dp-comm-overlap")
@@ -56,9 +58,10 @@ def pages(root: Path) -> Iterator[Page]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["imperative"] = imperative
     environment.globals |= facts()
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
-    environment.globals["source"] = lambda path: (root / path).read_text(encoding="utf-8")
+    environment.globals["evals"] = evals(root)
     for path in sorted(templates.rglob("*.j2")):
         name = path.relative_to(templates).as_posix()
         try:

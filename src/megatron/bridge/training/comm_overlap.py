@@ -24,6 +24,7 @@ from megatron.bridge.training.decisions import (
     Need,
     Outcome,
     OverlapConfigError,
+    Rule,
     raise_errors,
     rule,
     unmet,
@@ -172,13 +173,13 @@ def _decide_tp(c: Context) -> Iterator[Decision]:
             reason="the userbuffers config given in comm_overlap",
             outcome=Outcome.GRANTED,
         )
+    # The request's own default is nccl: that is nobody's wish.
+    backend = c.request.tp_comm_bootstrap_backend
     yield choose(
         TP_BOOTSTRAP,
         "model.tp_comm_bootstrap_backend",
         "nccl",
-        None
-        if c.request.tp_comm_bootstrap_backend == "nccl"
-        else c.request.tp_comm_bootstrap_backend,
+        None if backend == "nccl" else backend,
         "the ranks of a node find each other through it before userbuffers take over",
     )
 
@@ -213,22 +214,27 @@ PP_SAME_PEER_HAZARD = rule(
     "PP",
     claim="PP = 2 with VPP > 1 and batched p2p trains on silently wrong gradients once there are "
     "more microbatches than stages; setup() refuses it.",
-    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or run without interleaving, "
-    "or with more than 2 pipeline stages",
+    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or VPP 1, or PP > 2",
 )
+
+
+def select_p2p(pp: int, vpp: int) -> tuple[Rule, bool, bool]:
+    """How pipeline stages send to each other: the rule, overlap_p2p_comm, batch_p2p_comm."""
+    if pp <= 1:
+        return PP_NONE, False, False
+    if vpp > 1:
+        return PP_INTERLEAVED, True, False
+    return PP_NOT_INTERLEAVED, False, True
 
 
 def _decide_pp(c: Context) -> Iterator[Decision]:
     pp, vpp = c.pipeline_size, c.virtual_pipeline_size
-    if pp <= 1:
-        chosen_by, overlap, batch = PP_NONE, False, False
-        reason = "pipeline_model_parallel_size is 1: nothing is sent between stages"
-    elif vpp > 1:
-        chosen_by, overlap, batch = PP_INTERLEAVED, True, False
-        reason = f"PP={pp} with VPP={vpp}: another chunk computes while a tensor is on its way"
-    else:
-        chosen_by, overlap, batch = PP_NOT_INTERLEAVED, False, True
-        reason = f"PP={pp} without interleaving: a stage waits for its peer, one batch of sends"
+    chosen_by, overlap, batch = select_p2p(pp, vpp)
+    reason = {
+        PP_NONE: "pipeline_model_parallel_size is 1: nothing is sent between stages",
+        PP_INTERLEAVED: f"PP={pp} with VPP={vpp}: a tensor travels while another chunk computes",
+        PP_NOT_INTERLEAVED: f"PP={pp} without interleaving: a stage waits for its peer",
+    }[chosen_by]
     ask = c.request
     yield choose(chosen_by, "model.overlap_p2p_comm", overlap, ask.overlap_p2p_comm, reason)
     yield choose(chosen_by, "model.batch_p2p_comm", batch, ask.batch_p2p_comm, reason)

@@ -46,7 +46,7 @@ DEFERRED_WGRAD = rule(
     "PP",
     claim="defer_embedding_wgrad_compute needs PP > 1, gradient_accumulation_fusion and a "
     "wgrad_deferral_limit that is not negative.",
-    remedy="set comm_overlap.wgrad_deferral_limit >= 0 and model.gradient_accumulation_fusion=true",
+    remedy="set all three (comm_overlap's default limit is -1)",
 )
 PARAM_GATHER_NEEDS = rule(
     "core.param-gather-needs",
@@ -117,8 +117,8 @@ BUCKET_IGNORED = rule(
 FIRST_CHUNK_ONLY = rule(
     "core.first-chunk-only",
     "DP",
-    claim="Only the first model chunk of the first pipeline stage is cut into buckets; every "
-    "other stage and chunk is one bucket.",
+    claim="Only the first model chunk of the first pipeline stage is cut by bucket_size; in every "
+    "other stage and chunk the dense gradients are one bucket (expert and FP8 ones another).",
 )
 BUCKET_COUNT = rule(
     "core.bucket-count",
@@ -129,10 +129,9 @@ BUCKET_COUNT = rule(
 SINGLE_BUCKET = rule(
     "core.single-bucket",
     "DP",
-    claim="Where the whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: "
-    "the one reduction starts after the last gradient.",
-    remedy='set comm_overlap.bucket_size="auto", or a bucket_size well below the parameters per '
-    "rank",
+    claim="Where a whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: the "
+    "one reduction starts after the last gradient.",
+    remedy="set comm_overlap.bucket_size=auto, or one well below the parameters per rank",
 )
 
 

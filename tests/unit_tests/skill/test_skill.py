@@ -1,0 +1,252 @@
+"""The committed skill: it agrees with the source, is whole by itself, and what it says holds."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from skills_ref import validate
+
+from megatron.bridge.training import comm_overlap
+from megatron.bridge.training.decisions import RULES
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.runtime_update import update_runtime
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.schema import section_fields
+from overlapkit.skill.facts import facts
+from overlapkit.skill.render import SKILL, drift, find_root, pages
+
+ROOT = find_root(Path(__file__).resolve())
+FOLDER = ROOT / SKILL
+MAIN = (FOLDER / "SKILL.md").read_text(encoding="utf-8")
+ANCHOR = re.compile(r"```(\d+):(\d+):(\S+)\n(.*?)\n```", re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)\)")
+COMMANDS = re.compile(r"`uv run ([^`]+)`")
+
+
+def overlapkit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "overlapkit.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what rendering reads and writes."""
+    for name in ("src", ".github/skills", "docs/training", "examples"):
+        shutil.copytree(
+            ROOT / name,
+            tmp_path / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    return tmp_path
+
+
+class TestDrift:
+    def test_what_is_committed_is_what_is_rendered(self) -> None:
+        assert list(drift(ROOT)) == []
+
+    def test_check_fails_after_one_line_on_top_and_render_mends_it(self, checkout: Path) -> None:
+        assert overlapkit("skill", "render", "--check", "--root", str(checkout)).returncode == 0
+        source = checkout / "src/megatron/bridge/training/comm_overlap.py"
+        source.write_text("# one more line\n" + source.read_text())
+        before = (checkout / SKILL / "SKILL.md").read_text()
+        done = overlapkit("skill", "render", "--check", "--root", str(checkout))
+        assert done.returncode == 1
+        assert "+```" in done.stdout
+        assert (checkout / SKILL / "SKILL.md").read_text() == before
+        assert overlapkit("skill", "render", "--root", str(checkout)).returncode == 0
+        assert (checkout / SKILL / "SKILL.md").read_text() != before
+        assert overlapkit("skill", "render", "--check", "--root", str(checkout)).returncode == 0
+
+    def test_a_page_without_a_template_is_drift(self, checkout: Path) -> None:
+        (checkout / SKILL / "references" / "stray.md").write_text("by hand")
+        done = overlapkit("skill", "render", "--check", "--root", str(checkout))
+        assert done.returncode == 1
+        assert "stray.md has no template" in done.stdout
+
+    def test_a_query_that_matches_nothing_fails_the_render_and_changes_nothing(
+        self, checkout: Path
+    ) -> None:
+        source = checkout / "src/megatron/bridge/training/comm_overlap.py"
+        source.write_text(source.read_text().replace("def decide_tp_overlap", "def decide_tp"))
+        before = {p: p.read_bytes() for p in (checkout / SKILL).rglob("*") if p.is_file()}
+        done = overlapkit("skill", "render", "--root", str(checkout))
+        assert done.returncode == 2
+        assert "decide_tp_overlap is found 0 times" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert {p: p.read_bytes() for p in (checkout / SKILL).rglob("*") if p.is_file()} == before
+
+    def test_outside_a_checkout(self, tmp_path: Path) -> None:
+        done = overlapkit("skill", "render", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "not in a checkout" in done.stderr
+
+
+class TestAnchors:
+    @pytest.mark.parametrize("page", sorted(p.path.as_posix() for p in pages(ROOT)))
+    def test_every_quoted_line_stands_where_the_anchor_says(self, page: str) -> None:
+        for start, end, path, text in ANCHOR.findall((ROOT / page).read_text(encoding="utf-8")):
+            lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+            assert lines[int(start) - 1 : int(end)] == text.splitlines()
+
+    def test_the_six_places_are_anchored(self) -> None:
+        paths = [path for _, _, path, _ in ANCHOR.findall(MAIN)]
+        assert len(paths) >= 6
+        assert "src/megatron/bridge/training/comm_overlap.py" in paths
+        assert "src/megatron/bridge/recipes/launch_env.py" in paths
+
+
+class TestFormat:
+    def test_valid_but_for_the_field_that_the_reference_validator_does_not_know(self) -> None:
+        problems = validate(FOLDER)
+        assert len(problems) == 1
+        assert "Unexpected fields in frontmatter: when_to_use." in problems[0]
+
+    def test_frontmatter(self) -> None:
+        head = yaml.safe_load(MAIN.split("---")[1])
+        assert head["name"] == FOLDER.name
+        assert head["license"] == "Apache-2.0"
+        assert len(head["description"]) <= 1024
+        for trigger in (
+            "overlap_param_gather",
+            "overlap_grad_reduce",
+            "sequence-parallel overlap",
+            "TP overlap",
+            "DP overlap",
+            "comm overlap",
+            "throughput regression",
+        ):
+            assert trigger in head["when_to_use"]
+
+    def test_sections(self) -> None:
+        titles = re.findall(r"^## (.+)$", MAIN, re.MULTILINE)
+        wanted = ["First", "Enablement", "Code Anchors", "Pitfalls", "Verification"]
+        assert [t for t in titles if t in wanted] == wanted
+
+    def test_lean(self) -> None:
+        # Under 2,000 tokens. A byte-pair tokenizer counted 3.45 characters a token in this text.
+        assert len(MAIN) / 3.45 < 2000
+
+
+class TestWhole:
+    def test_installed_alone_every_link_resolves_inside(self, tmp_path: Path) -> None:
+        alone = tmp_path / "skill"
+        shutil.copytree(FOLDER, alone)
+        for page in alone.rglob("*.md"):
+            for link in LINK.findall(page.read_text(encoding="utf-8")):
+                if "://" in link:
+                    continue
+                target = (page.parent / link).resolve()
+                assert target.is_relative_to(alone), link
+                assert target.is_file(), link
+
+    def test_references_are_all_linked(self) -> None:
+        linked = set(LINK.findall(MAIN))
+        assert {f"references/{p.name}" for p in (FOLDER / "references").glob("*.md")} == linked
+
+    def test_paths_of_the_repository_are_marked_and_exist(self) -> None:
+        for page in FOLDER.rglob("*.md"):
+            text = page.read_text(encoding="utf-8")
+            named = re.findall(r"(?:src|tests|docs|examples)/[\w./-]+\.\w+", text)
+            assert all((ROOT / path).exists() for path in named), page
+            if named:
+                assert "overlapkit repository" in text, page
+
+    def test_other_agents_find_it(self) -> None:
+        for link in (".claude/skills", ".agents/skills"):
+            assert (ROOT / link / FOLDER.name / "SKILL.md").is_file()
+
+
+class TestClaims:
+    def test_the_enablement_snippet_grants_everything(self) -> None:
+        snippet = re.search(r"```python\n(.*?)```", MAIN, re.DOTALL)
+        assert snippet is not None
+        ast.parse(snippet[1])
+
+        def section(name: str) -> SimpleNamespace:
+            return SimpleNamespace(**{k: f.default for k, f in section_fields(name).items()})
+
+        cfg = SimpleNamespace(
+            model=section("model"),
+            ddp=section("ddp"),
+            optimizer=section("optimizer"),
+            mixed_precision=MixedPrecisionConfig(bf16=True),
+            comm_overlap=None,
+        )
+        exec(snippet[1], {**vars(comm_overlap), "cfg": cfg})
+        update = update_runtime(cfg, 64, software=AssumedSoftware())
+        assert not [d for d in update.decisions if d.is_finding]
+        assert cfg.model.tp_comm_overlap is True
+        assert cfg.model.tp_comm_overlap_cfg["qkv_fprop"]["method"] == "ring_exchange"
+        assert cfg.model.overlap_p2p_comm is True
+        assert cfg.ddp.overlap_grad_reduce is True
+        assert cfg.ddp.overlap_param_gather is True
+        assert cfg.ddp.align_param_gather is True
+
+    def test_every_rule_id_that_is_named_exists(self) -> None:
+        for page in [*FOLDER.rglob("*.md"), ROOT / "docs/training/communication-overlap.md"]:
+            text = page.read_text(encoding="utf-8")
+            prefixes = "tp|pp|dp|ep|any|core|ub|launch|precision"
+            named = set(re.findall(rf"`((?:{prefixes})\.[\w.-]+)`", text))
+            assert named <= set(RULES), page
+
+    def test_every_rule_is_in_the_references(self) -> None:
+        text = (FOLDER / "references/rules.md").read_text(encoding="utf-8")
+        assert all(f"`{name}`" in text for name in RULES)
+
+    def test_twenty_six_cases(self) -> None:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "--collect-only",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "tests/unit_tests/training/test_comm_overlap.py",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "26 tests collected" in done.stdout
+        assert "reports `26 passed`" in MAIN
+
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS.findall(MAIN))))
+    def test_files_that_commands_name_exist(self, command: str) -> None:
+        for word in command.split():
+            if word.startswith("tests/"):
+                assert (ROOT / word).exists()
+
+    def test_queues_come_from_the_launch_rules(self) -> None:
+        by_layout = {q["layout"]: q for q in facts()["queues"]}
+        assert by_layout["TP = CP = 1"]["hopper"] == 8
+        assert by_layout["TP or CP > 1"] == {
+            "layout": "TP or CP > 1",
+            "hopper": 1,
+            "blackwell": 32,
+        }
+
+    def test_evals_expect_what_explain_says(self) -> None:
+        evals: list[dict[str, Any]] = json.loads(
+            (FOLDER / "evals/evals.json").read_text(encoding="utf-8")
+        )["evals"]
+        assert len(evals) >= 4
+        assert all(e["expectations"] for e in evals)
+        assert any("pp.same-peer-hazard" in text for e in evals for text in e["expectations"])
