@@ -1,0 +1,328 @@
+"""`overlapkit trace` against Holistic Trace Analysis and against the floor, on the same files.
+
+    uv run python benchmarks/trace_vs_hta.py                 # 5, 50 and 200 MB
+    uv run python benchmarks/trace_vs_hta.py --sizes 1000 --hta-up-to 200
+
+For each size, in turn and several times over, three whole processes:
+
+- `overlapkit trace FILE --json`;
+- Holistic Trace Analysis (HTA, from an environment of its own) loading the file and calling
+  get_comm_comp_overlap;
+- the floor: decompress with isal, decode every event with msgspec into seven typed fields, stop.
+
+Ratios are taken run by run, between neighbours in time, and their median is printed. Memory is the
+peak resident size of the largest process of each command. Files come from the generator in
+tests/support, so that the true overlap is known too. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.trace_generator import RankTruth, Scenario, write_kineto  # noqa: E402
+
+# HTA 0.5 imports psutil without declaring it.
+HTA = ["HolisticTraceAnalysis", "psutil"]
+# HTA knows no communication but NCCL's, so the traces hold no other.
+SCENARIO = Scenario(tp=2, cp=2, dp=4, pp=2, layers=8, microbatches=4)
+
+FLOOR = """
+import sys
+import isal.igzip, msgspec
+
+class Arguments(msgspec.Struct):
+    stream: int = -1
+    correlation: int = -1
+
+class Event(msgspec.Struct, gc=False):
+    ph: str = ""
+    cat: str = ""
+    name: str = ""
+    ts: float = 0.0
+    dur: float = 0.0
+    tid: int | str = 0
+    args: Arguments | None = None
+
+class Trace(msgspec.Struct):
+    traceEvents: list[Event]
+
+raw = open(sys.argv[1], "rb").read()
+raw = isal.igzip.decompress(raw) if sys.argv[1].endswith(".gz") else raw
+msgspec.json.Decoder(Trace).decode(raw)
+"""
+
+HTA_SCRIPT = """
+import json, sys, time
+begin = time.perf_counter()
+from hta.trace_analysis import TraceAnalysis
+imported = time.perf_counter()
+analysis = TraceAnalysis(trace_dir=sys.argv[1], include_last_profiler_step=True)
+overlap = analysis.get_comm_comp_overlap(visualize=False)
+print(json.dumps({
+    "import_s": imported - begin,
+    "overlap_pct": [float(value) for value in overlap["comp_comm_overlap_pctg"]],
+}))
+"""
+
+
+@dataclass
+class Run:
+    """One finished process: seconds of wall clock and CPU, peak resident MB, what it printed."""
+
+    wall: float
+    cpu: float
+    peak_mb: float
+    output: str
+
+
+@dataclass
+class Results:
+    """All runs of one command at one size."""
+
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        """Median seconds."""
+        return statistics.median(run.wall for run in self.runs)
+
+    @property
+    def cpu(self) -> float:
+        """Median CPU seconds."""
+        return statistics.median(run.cpu for run in self.runs)
+
+    @property
+    def peak_mb(self) -> float:
+        """Median peak memory."""
+        return statistics.median(run.peak_mb for run in self.runs)
+
+
+def measure(command: list[str], environment: dict[str, str] | None = None) -> Run:
+    """Run one command to its end and take the system's account of it.
+
+    Raises:
+        SystemExit: the command failed; with the end of what it said.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, env={**os.environ, **(environment or {})}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        # 1 is a finding, and the report is whole.
+        if process.returncode not in (0, 1):
+            said = err.read().decode(errors="replace")[-2000:]
+            raise SystemExit(f"{command[:3]} exited with {process.returncode}:\n{said}")
+        return Run(
+            wall,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss / 1024,
+            out.read().decode(errors="replace"),
+        )
+
+
+def install_hta(folder: Path) -> str:
+    """Make an environment for HTA alone and return its interpreter."""
+    python = str(folder / "bin" / "python")
+    subprocess.run(["uv", "venv", "--quiet", "--no-project", str(folder)], check=True)
+    subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, *HTA], check=True)
+    # Compiles everything, so that no timed run does.
+    subprocess.run([python, "-c", "import hta.trace_analysis"], check=True)
+    return python
+
+
+def our_overlap(output: str) -> float:
+    """The whole trace's overlap % from `overlapkit trace --json`."""
+    document: dict[str, Any] = json.loads(output)
+    return float(document["ranks"][0]["whole"]["overlap_pct"])
+
+
+def hta_overlap(output: str) -> float:
+    """HTA's percentage; its log lines go elsewhere."""
+    return float(json.loads(output.strip().splitlines()[-1])["overlap_pct"][0])
+
+
+def facts(python_of_hta: str | None) -> list[str]:
+    """The machine and the versions."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+    ).stdout.strip()
+    ours = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "isal", "numpy"))
+    lines = [
+        f"- {cpu}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.platform()}",
+        f"- load before the runs: {os.getloadavg()[0]:.1f}",
+        f"- overlapkit {version('overlapkit')} at {commit}, Python {platform.python_version()}, "
+        f"{ours}",
+    ]
+    if python_of_hta:
+        script = (
+            "import sys, importlib.metadata as m; print('HolisticTraceAnalysis', "
+            "m.version('HolisticTraceAnalysis') + ', pandas', m.version('pandas') + ', Python',"
+            " sys.version.split()[0])"
+        )
+        lines.append(
+            "- "
+            + subprocess.run(
+                [python_of_hta, "-c", script], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
+    return lines
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table."""
+    print("\n| " + " | ".join(header) + " |")
+    print("|" + " ---: |" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+    print()
+
+
+def ratio(over: Results, under: Results, what: str) -> str:
+    """Median of the ratios of neighbouring runs."""
+    pairs = zip(over.runs, under.runs, strict=False)
+    return f"{statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs):.1f}"
+
+
+def main() -> None:
+    """Write the traces, run the three in turn, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 50, 200], metavar="MB")
+    parser.add_argument("--runs", type=int, default=3, help="of each command at each size")
+    parser.add_argument(
+        "--hta-up-to", type=int, default=200, metavar="MB", help="HTA takes 0.2 s per MB"
+    )
+    parser.add_argument("--no-hta", action="store_true", help="overlapkit against the floor only")
+    parser.add_argument("--plain", action="store_true", help=".json instead of .json.gz")
+    options = parser.parse_args()
+
+    environment = tempfile.TemporaryDirectory()
+    python_of_hta = None if options.no_hta else install_hta(Path(environment.name))
+    print("\n".join(facts(python_of_hta)))
+    overlapkit = str(Path(sys.executable).with_name("overlapkit"))
+    times: list[list[str]] = []
+    memory: list[list[str]] = []
+    overlaps: list[list[str]] = []
+    for size in sorted(options.sizes):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (truth,) = write_kineto(
+                SCENARIO, folder, gz=not options.plain, at_least_bytes=size * 1_000_000
+            )
+            hta = python_of_hta if size <= options.hta_up_to else None
+            results = run_in_turn(truth, options.runs, overlapkit, hta)
+            ours, floor, theirs = results["overlapkit"], results["floor"], results.get("hta")
+            again = None
+            if hta and size <= 50:
+                again = measure([hta, "-c", HTA_SCRIPT, name], {"HTA_DISABLE_NS_ROUNDING": "1"})
+        times.append(
+            [
+                f"{size}",
+                f"{truth.events:,}",
+                f"{ours.wall:.2f}",
+                f"{ours.cpu:.2f}",
+                f"{floor.wall:.2f}",
+                f"{theirs.wall:.2f}" if theirs else "",
+                f"{hta_import(theirs):.2f}" if theirs else "",
+                ratio(theirs, ours, "wall") if theirs else "",
+                ratio(ours, floor, "wall"),
+                f"{1000 * ours.wall / size:.2f}",
+            ]
+        )
+        memory.append(
+            [
+                f"{size}",
+                f"{truth.device_events:,}",
+                f"{ours.peak_mb:.0f}",
+                f"{floor.peak_mb:.0f}",
+                f"{theirs.peak_mb:.0f}" if theirs else "",
+                ratio(theirs, ours, "peak_mb") if theirs else "",
+            ]
+        )
+        overlaps.append(
+            [
+                f"{size}",
+                f"{truth.whole.overlap_pct:.2f}",
+                f"{our_overlap(ours.runs[0].output):.2f}",
+                f"{hta_overlap(theirs.runs[0].output):.2f}" if theirs else "",
+                f"{hta_overlap(again.output):.2f}" if again else "",
+            ]
+        )
+        print(f"{size} MB: done", file=sys.stderr)
+    table(
+        [
+            "MB",
+            "events",
+            "overlapkit s",
+            "its CPU s",
+            "floor s",
+            "HTA s",
+            "of it imports",
+            "HTA / overlapkit",
+            "overlapkit / floor",
+            "overlapkit ms per MB",
+        ],
+        times,
+    )
+    table(["MB", "device events", "overlapkit peak MB", "floor", "HTA", "HTA / overlapkit"], memory)
+    table(
+        ["MB", "true overlap %", "overlapkit", "HTA as it comes", "HTA without rounding to µs"],
+        overlaps,
+    )
+
+
+def run_in_turn(
+    truth: RankTruth, runs: int, overlapkit: str, hta: str | None
+) -> dict[str, Results]:
+    """The commands one after the other, `runs` times over, on a file that the cache holds."""
+    file = truth.path
+    commands = {
+        "overlapkit": [overlapkit, "trace", file, "--json"],
+        "floor": [sys.executable, "-c", FLOOR, file],
+    }
+    if hta:
+        commands["hta"] = [hta, "-c", HTA_SCRIPT, str(Path(file).parent)]
+    results = {name: Results() for name in commands}
+    Path(file).read_bytes()
+    for _ in range(runs):
+        for name, command in commands.items():
+            results[name].runs.append(measure(command))
+    return results
+
+
+def hta_import(results: Results) -> float:
+    """Median seconds that HTA's imports take."""
+    outputs = [json.loads(run.output.strip().splitlines()[-1]) for run in results.runs]
+    return statistics.median(float(output["import_s"]) for output in outputs)
+
+
+if __name__ == "__main__":
+    main()
