@@ -96,6 +96,10 @@ def main() -> NoReturn:
         if debug:
             raise
         _fail(str(error))
+    except ImportError as error:
+        if debug:
+            raise
+        _fail(_missing(error))
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -108,6 +112,14 @@ def main() -> NoReturn:
         # The reader of a pipe had enough; Python would complain once more at exit.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _missing(error: ImportError) -> str:
+    """What to install, or to uninstall, for an import that failed."""
+    from megatron.bridge.training.software import foreign_megatron_bridge
+
+    mend = foreign_megatron_bridge() or "a dependency is missing: reinstall overlapkit"
+    return f"{error}; {mend}"
 
 
 def _fail(message: str) -> NoReturn:

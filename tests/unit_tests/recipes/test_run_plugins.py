@@ -246,6 +246,14 @@ def test_nsys_sets_the_launcher_and_the_overrides(
     ]
 
 
+def test_nsys_names_a_file_per_rank_on_slurm() -> None:
+    executor = _slurm()
+    NsysPlugin(profile_step_start=0, profile_step_end=1).setup(_script(), executor)
+    prefix = " ".join(executor.get_launcher().get_nsys_prefix("/out"))
+    assert "%q{SLURM_JOB_ID}" in prefix
+    assert "%q{SLURM_PROCID}" in prefix
+
+
 def test_nsys_options(caplog: pytest.LogCaptureFixture) -> None:
     task, executor = _script(), _slurm()
     NsysPlugin(

@@ -73,6 +73,11 @@ class PyTorchProfilerPluginScriptArgs:
     record_shapes: bool
 
 
+_NSYS_FILE_ON_SLURM = "profile_job%q{SLURM_JOB_ID}_rank%q{SLURM_PROCID}_%p"
+"""nsys fills in variables (%q) and the process id (%p). nemo_run's own name has the process id
+alone, under which two nodes of one job can overwrite each other's profile."""
+
+
 @dataclass(kw_only=True)
 class PerfEnvPlugin(Plugin):
     """Sets the environment that overlap needs, manual garbage collection and vboost.
@@ -244,6 +249,8 @@ class NsysPlugin(Plugin):
         launcher = executor.get_launcher()
         launcher.nsys_profile = True
         launcher.nsys_trace = list(self.nsys_trace or ("nvtx", "cuda"))
+        if isinstance(executor, run.SlurmExecutor):
+            launcher.nsys_filename = _NSYS_FILE_ON_SLURM
         if self.nsys_gpu_metrics:
             launcher.nsys_gpu_metrics = True
             if not isinstance(executor, run.SlurmExecutor):

@@ -7,6 +7,7 @@ Construction validates nothing: users set fields one after another
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,10 @@ from megatron.bridge.training.runtime_update import (
     sync_distributed_optimizer,
     update_runtime,
 )
+from megatron.bridge.training.software import foreign_megatron_bridge
+
+if (_conflict := foreign_megatron_bridge()) is not None:
+    warnings.warn(_conflict, stacklevel=2)
 
 
 @dataclass

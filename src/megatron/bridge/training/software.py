@@ -74,6 +74,21 @@ def installed_version(*distributions: str) -> str | None:
     return None
 
 
+def foreign_megatron_bridge() -> str | None:
+    """What to do about NVIDIA's own megatron-bridge in this environment; None where it is not.
+
+    It installs files of the same names as ours, so whichever came last has overwritten the other.
+    """
+    version = installed_version("megatron-bridge")
+    if version is None:
+        return None
+    return (
+        f"NVIDIA's megatron-bridge {version} is installed in the same environment and holds "
+        "modules of the same names (megatron.bridge.*), so one has overwritten the other: "
+        "uninstall megatron-bridge and reinstall overlapkit, or use separate environments"
+    )
+
+
 def te_version() -> str | None:
     """Version of the installed Transformer Engine; None when it is not installed."""
     return installed_version(*_TE_DISTRIBUTIONS)
