@@ -97,7 +97,8 @@ def _write(
                     call.operation if call else None,
                     call.bytes if call else 0,
                 )
-            lo, hi = events[0].start, max(event.end for event in events)
+            lo = min(event.start for event in events)
+            hi = max(event.end for event in events)
             steps[rank][number] = work[rank].truth(lo, hi, mark)
             opened[rank][1].step(number, events, layout.next_start(rank))
         number += 1

@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import IO
 
 from support import trace_names as names
-from support.trace_layout import DeviceEvent
+from support.trace_layout import LEAD_NS, SLOT_NS, DeviceEvent, launch_slots
 from support.trace_scenario import DIMENSIONS, GROUP_DESCRIPTIONS, Scenario
 from support.trace_truth import COMMUNICATION
 
-# The host runs this far ahead of the device.
-LEAD_NS = 400_000
-# Host time per launch: operators, Python functions and the runtime call nest inside.
-SLOT_NS = 4_000
 BASE_US = {"2025": 4_513_478_925_613, "2024": 1_733_405_842_374_000, "2022": 1_664_000_000_123_456}
 _CATEGORY_2022 = {"kernel": "Kernel", "gpu_memcpy": "Memcpy", "gpu_memset": "Memset"}
 _OPERATORS = ("aten::linear", "aten::mm")
@@ -113,16 +109,16 @@ class KinetoWriter:
     def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None:
         """Append the device `events` of step `number`; the next one's device work starts then."""
         out: list[str] = []
-        begin = events[0].start
+        begin = min(event.start for event in events)
         host_begin, host_end = begin - LEAD_NS - 2_000, next_start - LEAD_NS - 2_000
-        for event in events:
-            slot = max(self.host_free, event.start - LEAD_NS)
-            self.host_free = slot + SLOT_NS
-            if not (slot >= host_begin and self.host_free <= min(host_end, event.start)):
-                raise ValueError(f"step {number}: the host fell behind the device at {event}")
+        slots = launch_slots(events, self.host_free)
+        self.host_free = slots[-1] + SLOT_NS
+        if slots[0] < host_begin or self.host_free > host_end:
+            raise ValueError(f"step {number}: a launch lies outside of the host's range")
+        for event, slot in zip(events, slots, strict=True):
             self.correlation += 1
             self._host_events(out, event, slot)
-            self._device_event(out, event, slot)
+            self._device_event(out, event)
         self.device_events += len(events)
         if self.scenario.annotations in ("both", "cpu"):
             out.append(self._range(f"ProfilerStep#{number}", host_begin, host_end, 0))
@@ -190,7 +186,7 @@ class KinetoWriter:
             self._calls = {id(call): known}
         return known
 
-    def _device_event(self, out: list[str], event: DeviceEvent, slot: int) -> None:
+    def _device_event(self, out: list[str], event: DeviceEvent) -> None:
         category = event.category
         if self._whole:
             category = _CATEGORY_2022[category]

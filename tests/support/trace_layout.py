@@ -88,6 +88,36 @@ class RankTimeline:
         return max((end for start, end in self.communication if start <= when), default=when)
 
 
+# The host runs this far ahead of the device.
+LEAD_NS = 400_000
+# Host time per launch: operators, Python functions and the runtime call nest inside.
+SLOT_NS = 4_000
+
+
+def launch_slots(events: list[DeviceEvent], host_free: int) -> list[int]:
+    """When the host works on each launch of a step, one slot after the other, ahead of the device.
+
+    Args:
+        events: in the order of their launches.
+        host_free: the end of the previous step's last slot.
+
+    Raises:
+        ValueError: an event would start before its launch has ended.
+    """
+    latest = []
+    nearest = events[-1].start
+    for event in reversed(events):
+        nearest = min(nearest, event.start)
+        latest.append(nearest - LEAD_NS)
+    slots = []
+    for event, when in zip(events, reversed(latest), strict=True):
+        slots.append(max(host_free, when))
+        host_free = slots[-1] + SLOT_NS
+        if host_free > event.start:
+            raise ValueError(f"the host fell behind the device at {event}")
+    return slots
+
+
 class Layout:
     """Builds one step after the other; `step()` returns each rank's events of the next one."""
 
@@ -146,7 +176,7 @@ class Layout:
         """A copy or memset that is no communication."""
         category = "gpu_memset" if name == names.MEMSET else "gpu_memcpy"
         for timeline in self.ranks:
-            start = timeline.free[stream]
+            start = max(timeline.free[stream], timeline.free[COMPUTE_STREAM])
             end = start + self._jitter(timeline, duration)
             timeline.events.append(
                 DeviceEvent(start, end, stream, name, category, MEMORY, size=size)
@@ -220,10 +250,14 @@ class Layout:
         return self.ranks[rank].free[COMPUTE_STREAM]
 
     def finish(self) -> list[list[DeviceEvent]]:
-        """End the step: the next one starts when all streams are done, plus the gap."""
+        """End the step: the next one starts when all streams are done, plus the gap.
+
+        Returns:
+            Each rank's events in the order of their launches, which is not that of their starts.
+        """
         steps = []
         for timeline in self.ranks:
-            events = sorted(timeline.events, key=lambda event: (event.start, event.stream))
+            events = timeline.events
             last = max(event.end for event in events)
             gap = self.scenario.gap_ns
             self._start_all(timeline, last + (self._grid(gap) if gap else 0))

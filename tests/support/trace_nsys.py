@@ -9,8 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from support import trace_names as names
-from support.trace_kineto import LEAD_NS, SLOT_NS
-from support.trace_layout import DeviceEvent
+from support.trace_layout import LEAD_NS, SLOT_NS, DeviceEvent, launch_slots
 from support.trace_scenario import Scenario
 from support.trace_truth import COMMUNICATION
 
@@ -91,10 +90,10 @@ class NsysWriter:
         launches: list[tuple[object, ...]] = []
         nvtx: list[tuple[object, ...]] = []
         thread = self.global_pid + 1
-        for event in events:
+        slots = launch_slots(events, self.host_free)
+        self.host_free = slots[-1] + SLOT_NS
+        for event, slot in zip(events, slots, strict=True):
             self.correlation += 1
-            slot = max(self.host_free, event.start - LEAD_NS)
-            self.host_free = slot + SLOT_NS
             api = "cudaLaunchKernelExC" if event.category == "kernel" else "cudaMemcpyAsync"
             launches.append(
                 (slot + 1_500, slot + 2_500, 0, thread, self.correlation, self._string(api), 0)
@@ -114,7 +113,8 @@ class NsysWriter:
             if event.call is not None:
                 nvtx.append(self._nvtx(slot + 1_200, slot + 2_800, None, "ncclLaunch", thread))
         if self.scenario.annotations != "none":
-            start, end = events[0].start - LEAD_NS - 2_000, next_start - LEAD_NS - 2_000
+            first = min(event.start for event in events)
+            start, end = first - LEAD_NS - 2_000, next_start - LEAD_NS - 2_000
             nvtx.append(self._nvtx(start, end, f"ProfilerStep#{number}", None, thread))
         for table, values in rows.items():
             self._insert(f"CUPTI_ACTIVITY_KIND_{table}", values)

@@ -7,7 +7,7 @@ from support.trace_layout import COPY_STREAM, DeviceEvent, Layout
 
 
 def step(layout: Layout) -> list[list[DeviceEvent]]:
-    """Lay out one step and return each rank's device events, in the order of their starts."""
+    """Lay out one step and return each rank's device events, in the order of their launches."""
     s = layout.scenario
     layout.backward = False
     layout.copy(names.HOST_TO_DEVICE, 40_000, 1_048_576)
@@ -143,6 +143,6 @@ def _optimizer(layout: Layout) -> None:
     if s.tp * s.pp > 1:
         layout.wait(layout.communicate("other", "all_reduce", 12_000, dtype="Float"))
     layout.copy(names.DEVICE_TO_HOST, 2_500, 4)
+    layout.copy(names.DEVICE_TO_DEVICE, 60_000, 33_554_432, stream=COPY_STREAM)
     for _ in range(3):
         layout.compute("adam", 160_000)
-    layout.copy(names.DEVICE_TO_DEVICE, 60_000, 33_554_432, stream=COPY_STREAM)

@@ -116,6 +116,8 @@ def test_step_ranges_enclose_their_work(name: str, tmp_path: Path) -> None:
         for event in events
         if event.get("cat") == "cuda_runtime"
     }
+    in_order = [launches[correlation] for correlation in sorted(launches)]
+    assert all(before[1] <= after[0] for before, after in pairwise(in_order))
     device = [event for event in events if event.get("cat") in DEVICE]
     base = min(span(event)[0] for event in device) - rank.whole.start_ns
     for number, truth in rank.steps.items():
