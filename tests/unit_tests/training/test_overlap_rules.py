@@ -211,6 +211,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "ddp": DISTRIBUTED,
         "comm": {**OFF, "overlap_grad_reduce": False},
     },
+    "any.no-comm-overlap": {},
     "tp.off-unless-asked": {"comm": OFF},
     "tp.bootstrap-backend": {"comm": OFF},
     "pp.none": {"comm": OFF},

@@ -7,14 +7,15 @@ the model is built and trained, or of knobs that were set on model and ddp witho
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.buckets import bucketing, default_bucket_size
-from megatron.bridge.training.comm_overlap import TP_GATE, pp_hazard
+from megatron.bridge.training.comm_overlap import decide_tp_overlap, pp_hazard
 from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
 from megatron.bridge.training.expert_overlap_rules import DELAY_WGRAD_GATE, EP_GATE, graph_scope
-from megatron.bridge.training.overlap_context import Context
+from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
     "core.sequence-parallel",
@@ -66,6 +67,13 @@ DP_ALONE = rule(
     "DP",
     claim="Data-parallel overlap has nothing to hide where no other rank holds the same "
     "parameters (data-parallel size x CP = 1).",
+)
+AS_WRITTEN = rule(
+    "any.no-comm-overlap",
+    "any",
+    claim="Without a comm_overlap section nothing is chosen: the knobs on model and ddp stay as "
+    "they are, Megatron-Core's defaults included (all overlap off, batch_p2p_comm on).",
+    remedy="add a comm_overlap section",
 )
 FSDP = rule(
     "core.fsdp",
@@ -149,27 +157,48 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from _buckets(c, optimizer)
 
 
+_GATES = (
+    ("overlap_moe_expert_parallel_comm", EP_GATE),
+    ("delay_wgrad_compute", DELAY_WGRAD_GATE),
+)
+
+# Knobs that nobody decides about without comm_overlap, with the dimension that each belongs to.
+_AS_WRITTEN = {
+    "model.tp_comm_overlap": "TP",
+    "ddp.overlap_grad_reduce": "DP",
+    "ddp.overlap_param_gather": "DP",
+    "ddp.bucket_size": "DP",
+    "ddp.align_param_gather": "DP",
+    "model.overlap_p2p_comm": "PP",
+    "model.batch_p2p_comm": "PP",
+    "model.overlap_moe_expert_parallel_comm": "EP",
+    "model.delay_wgrad_compute": "EP",
+}
+
+
 def without_comm_overlap(c: Context) -> Iterator[Decision]:
-    """The gates that comm_overlap would have applied, for knobs set on the model without it.
+    """What holds where there is no comm_overlap: every knob as written, past the same gates.
 
     Transformer Engine ignores a TP overlap whose needs are not met, and Megatron-Core asserts the
     expert-parallel ones; nobody looks for the pipeline hazard.
     """
+    broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
     if c.of_model("tp_comm_overlap"):
-        for broken, found in list(unmet(TP_GATE, c))[:1]:
-            yield broken.decide(
-                "model.tp_comm_overlap",
-                requested=True,
-                effective=False,
-                reason=found,
-                outcome=Outcome.REFUSED,
+        yield decide_tp_overlap(replace(c, request=_CommOverlapConfig(tp_comm_overlap=True)))
+    for dotted, dimension in _AS_WRITTEN.items():
+        section, _, knob = dotted.partition(".")
+        value = getattr(c.model if section == "model" else c.ddp, knob, None)
+        for speaks, found in broken.get(knob, ()):
+            yield _error(speaks, dotted, True, found)
+        if not broken.get(knob) and not (knob == "tp_comm_overlap" and value):
+            yield AS_WRITTEN.decide(
+                dotted,
+                requested=None,
+                effective=value,
+                reason=f"there is no comm_overlap section, so {section} keeps its own value",
+                outcome=Outcome.DEFAULT,
+                dimension=dimension,
             )
-    for knob, gate in (
-        ("overlap_moe_expert_parallel_comm", EP_GATE),
-        ("delay_wgrad_compute", DELAY_WGRAD_GATE),
-    ):
-        for broken, found in unmet(gate, c) if c.of_model(knob) else ():
-            yield _error(broken, f"model.{knob}", True, found)
     yield from pp_hazard(
         c.model,
         overlap_p2p_comm=bool(c.of_model("overlap_p2p_comm")),

@@ -1,0 +1,120 @@
+"""ConfigContainer: the order of application, on real Megatron-Core configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from megatron.core.distributed import DistributedDataParallelConfig as CoreDdp
+from megatron.core.optimizer import OptimizerConfig as CoreOptimizer
+
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.training import software
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.config import (
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    runtime_config_update,
+)
+from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+
+
+def container(**fields: Any) -> ConfigContainer:
+    model = GPTModelProvider(num_layers=8, hidden_size=64, num_attention_heads=4, vocab_size=512)
+    defaults: dict[str, Any] = {
+        "model": model,
+        "optimizer": OptimizerConfig(use_distributed_optimizer=True),
+        "ddp": DistributedDataParallelConfig(use_distributed_optimizer=True),
+        "mixed_precision": "bf16_mixed",
+        "comm_overlap": CommOverlapConfig(tp_comm_overlap=False),
+    }
+    return ConfigContainer(**{**defaults, **fields})
+
+
+def test_configs_are_megatron_cores() -> None:
+    assert issubclass(DistributedDataParallelConfig, CoreDdp)
+    assert issubclass(OptimizerConfig, CoreOptimizer)
+
+
+def test_data_parallel_size() -> None:
+    cfg = container()
+    cfg.model.tensor_model_parallel_size = 2
+    cfg.model.pipeline_model_parallel_size = 4
+    cfg.model.context_parallel_size = 2
+    assert cfg.get_data_parallel_size(64) == 4
+    with pytest.raises(AssertionError, match=r"world size \(24\) is not divisible"):
+        cfg.get_data_parallel_size(24)
+
+
+def test_fields_set_one_after_another_are_checked_at_the_end() -> None:
+    cfg = container()
+    cfg.model.sequence_parallel = True  # Not yet sound: refused only if it stays so.
+    cfg.model.tensor_model_parallel_size = 2
+    cfg.apply_runtime_config(world_size=4)
+    assert cfg.data_parallel_size == 2
+    cfg = container()
+    cfg.model.sequence_parallel = True
+    with pytest.raises(ValueError, match="sequence_parallel"):
+        cfg.apply_runtime_config(world_size=4)
+
+
+def test_order_mixed_precision_then_overlap() -> None:
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, grad_reduce_in_fp32=False, bucket_size=7
+    )
+    cfg = container(ddp=ddp)
+    runtime_config_update(cfg, world_size=8)
+    assert isinstance(cfg.mixed_precision, MixedPrecisionConfig)
+    assert cfg.model.bf16 is True
+    assert ddp.grad_reduce_in_fp32 is True
+    assert cfg.comm_overlap is not None
+    assert cfg.comm_overlap.data_parallel_size == 8
+    assert (ddp.overlap_grad_reduce, ddp.bucket_size) == (True, 128 * 1024 * 1024)
+    assert {d.knob for d in cfg.decisions} >= {"ddp.overlap_grad_reduce", "model.tp_comm_overlap"}
+
+
+def test_distributed_optimizer_is_put_in_step() -> None:
+    for one in (
+        {"ddp": DistributedDataParallelConfig()},
+        {"optimizer": OptimizerConfig()},
+    ):
+        cfg = container(**one)
+        cfg.apply_runtime_config(world_size=2)
+        assert cfg.ddp.use_distributed_optimizer is True
+        assert cfg.optimizer.use_distributed_optimizer is True
+
+
+def test_the_pipeline_hazard_is_refused_without_comm_overlap_too() -> None:
+    cfg = container(comm_overlap=None)
+    cfg.model.pipeline_model_parallel_size = 2
+    cfg.model.virtual_pipeline_model_parallel_size = 2
+    with pytest.raises(OverlapConfigError, match="silently wrong gradients"):
+        cfg.apply_runtime_config(world_size=4)
+
+
+def test_world_size_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    cfg = container()
+    cfg.set_data_parallel_size()
+    assert cfg.data_parallel_size == 6
+
+
+def test_microbatches() -> None:
+    train = TrainingConfig(micro_batch_size=2, global_batch_size=32)
+    assert train.num_microbatches(4) == 4
+    with pytest.raises(OverlapConfigError, match="not a multiple"):
+        train.num_microbatches(3)
+    with pytest.raises(OverlapConfigError, match="must be set"):
+        TrainingConfig().num_microbatches(1)
+
+
+def test_megatron_bridge_beside_us_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert software.foreign_megatron_bridge() is None
+    monkeypatch.setattr(software, "installed_version", lambda *names: "0.3.1")
+    told = software.foreign_megatron_bridge()
+    assert told is not None
+    assert "0.3.1" in told
+    assert "uninstall" in told
