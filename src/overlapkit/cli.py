@@ -86,6 +86,55 @@ def render(check: bool, root: str | None) -> int:
     return run(check=check, root=root)
 
 
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--steps",
+    default="all",
+    show_default=True,
+    metavar="all|N|A:B",
+    help="Steps by their numbers; A:B goes from A up to, not including, B.",
+)
+@click.option(
+    "--rank-from",
+    type=click.Choice(["name", "json"]),
+    help="Where ranks stand: the files' names, or distributedInfo in them (tried first).",
+)
+@click.option(
+    "--config", metavar="YAML", help="The run's configuration, to tell dimensions by group sizes."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/trace/v1).")
+@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
+@click.option(
+    "--annotate", metavar="OUT", help="Also write the trace with tracks of exposed communication."
+)
+def trace(
+    files: tuple[str, ...],
+    steps: str,
+    rank_from: str | None,
+    config: str | None,
+    as_json: bool,
+    html: str | None,
+    annotate: str | None,
+) -> int:
+    """Measure communication overlap in profiles, one FILE per rank.
+
+    FILE is a trace of torch.profiler (.json, .json.gz), an Nsight Systems export (nsys export
+    --type sqlite), or a folder of such files.
+    """
+    from overlapkit.trace.command import run
+
+    return run(
+        files,
+        steps=steps,
+        rank_from=rank_from,
+        config=config,
+        as_json=as_json,
+        html=html,
+        annotate=annotate,
+    )
+
+
 def main() -> NoReturn:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
     debug = "--debug" in sys.argv

@@ -1,0 +1,149 @@
+"""The command `overlapkit trace`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from overlapkit.errors import InputError
+from overlapkit.output import write_json
+from overlapkit.trace.dimensions import Layout
+from overlapkit.trace.document import merged_findings, trace_json
+from overlapkit.trace.progress import progress
+from overlapkit.trace.ranks import across
+from overlapkit.trace.report import Options, RankReport, analyse_file, settle_ranks
+
+SUFFIXES = (".json", ".json.gz", ".sqlite")
+"""Files of a folder that are taken for traces."""
+
+
+def run(
+    files: Sequence[str],
+    *,
+    steps: str,
+    rank_from: str | None,
+    config: str | None,
+    as_json: bool,
+    html: str | None,
+    annotate: str | None,
+) -> int:
+    """Report where the steps' time goes; returns the exit status.
+
+    Raises:
+        InputError: see `overlapkit.errors`.
+    """
+    paths = expand(files)
+    for name, target in (("--html", html), ("--annotate", annotate)):
+        if target is not None:
+            check_target(name, target, paths)
+    if annotate is not None and len(paths) > 1:
+        raise InputError("--annotate: takes one trace file at a time")
+    layout = read_layout(config) if config is not None else None
+    options = Options(steps=steps, layout=layout, timeline=html is not None, annotate=annotate)
+    reports = settle_ranks(analyse(paths, options), rank_from)
+    together = across(reports)
+    findings = merged_findings(reports, together)
+    document = trace_json(reports, together, findings)
+    if html is not None:
+        from overlapkit.trace.page import trace_page, write_whole
+
+        write_whole(html, trace_page(document, [r.timeline for r in reports]))
+    if as_json:
+        write_json(document)
+    else:
+        from overlapkit.output import console
+        from overlapkit.trace.render import show_trace
+
+        show_trace(document, console())
+    return 0
+
+
+def expand(files: Sequence[str]) -> list[str]:
+    """Files as named, and the traces in each folder.
+
+    Raises:
+        InputError: a folder without traces, or a file named twice.
+    """
+    paths: list[str] = []
+    for name in files:
+        if Path(name).is_dir():
+            inside = sorted(
+                str(p) for p in Path(name).iterdir() if p.is_file() and p.name.endswith(SUFFIXES)
+            )
+            if not inside:
+                raise InputError(f"{name}: holds no trace ({', '.join(SUFFIXES)})")
+            paths += inside
+        else:
+            paths.append(name)
+    real = [os.path.realpath(path) for path in paths]
+    for path, place in zip(paths, real, strict=True):
+        if real.count(place) > 1:
+            raise InputError(f"{path}: is named twice")
+    return paths
+
+
+def check_target(option: str, target: str, inputs: Sequence[str]) -> None:
+    """Refuse to write where that cannot work, before minutes of reading.
+
+    Raises:
+        InputError: the folder is missing, or it is one of the files being read.
+    """
+    path = Path(target)
+    if path.is_dir():
+        raise InputError(f"{option} {target}: is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {target}: the folder {path.parent} does not exist")
+    if os.path.realpath(target) in {os.path.realpath(p) for p in inputs}:
+        raise InputError(f"{option} {target}: is the trace itself; name another file")
+
+
+def read_layout(config: str) -> Layout:
+    """The parallel sizes in a run's configuration.
+
+    Raises:
+        InputError: as `overlapkit explain`.
+    """
+    from overlapkit.config.run import build_run, read_settings
+    from overlapkit.config.yaml_file import read_yaml
+
+    model = build_run(read_settings(read_yaml(config))).model
+    return Layout(
+        tp=model.tensor_model_parallel_size,
+        pp=model.pipeline_model_parallel_size,
+        cp=model.context_parallel_size,
+        ep=model.expert_model_parallel_size,
+        vpp=model.virtual_pipeline_model_parallel_size,
+    )
+
+
+def analyse(paths: Sequence[str], options: Options) -> list[RankReport]:
+    """Every device of every file, in the order of the files; several files in processes.
+
+    Raises:
+        InputError: of the first file that cannot be read.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(len(paths), cores or 1)
+    if workers < 2 and len(paths) == 1:
+        return analyse_file(paths[0], options)
+    found: dict[int, list[RankReport]] = {}
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        waiting = {
+            pool.submit(analyse_file, path, options): index for index, path in enumerate(paths)
+        }
+        try:
+            with progress(len(paths), "Reading traces") as advance:
+                for done in as_completed(waiting):
+                    found[waiting[done]] = done.result()
+                    advance()
+        except BrokenProcessPool:
+            raise InputError(
+                "a process reading a trace was ended by the system, most likely for lack of "
+                "memory; name fewer files at a time"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [report for index in sorted(found) for report in found[index]]

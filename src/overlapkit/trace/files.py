@@ -1,0 +1,44 @@
+"""Writes files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from isal import igzip
+
+from overlapkit.errors import InputError
+
+
+@contextmanager
+def writing(target: str, option: str) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes `target` when the block ends well; gzip for ``.gz``.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    folder = Path(target).absolute().parent
+    aside = None
+    try:
+        descriptor, aside = tempfile.mkstemp(prefix=".overlapkit-", dir=folder)
+        with os.fdopen(descriptor, "wb") as plain:
+            if target.endswith(".gz"):
+                with igzip.GzipFile(fileobj=plain, mode="wb", compresslevel=2) as packed:
+                    yield packed
+            else:
+                yield plain
+        # A temporary file is private; what a user asks for has the usual permissions.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(aside).chmod(0o666 & ~mask)
+        Path(aside).replace(target)
+        aside = None
+    except OSError as error:
+        raise InputError(f"{option} {target}: cannot be written: {error.strerror}") from None
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)

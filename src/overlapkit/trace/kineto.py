@@ -1,0 +1,416 @@
+"""Reads Kineto's JSON, as torch.profiler writes it, into columns of device work."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from overlapkit.errors import InputError
+from overlapkit.trace.byte_source import ByteSource
+from overlapkit.trace.columns import HostRanges, WorkColumns
+from overlapkit.trace.events import Call, Group, Launches, Work, sorted_launches
+from overlapkit.trace.json_events import EventReader
+from overlapkit.trace.steps import StepRanges, project
+from overlapkit.trace.times import EXACT_DOUBLE_US, column_ns, usable_ns
+
+_Number = float | str | None
+_Id = int | str | float | None
+
+
+class Event(msgspec.Struct, gc=False):
+    """What is read of every event; the arguments only of those that matter."""
+
+    ph: str | None = None
+    cat: str | None = None
+    name: str | None = None
+    pid: _Id = None
+    tid: _Id = None
+    ts: _Number = None
+    dur: _Number = None
+    args: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ExactEvent(Event, gc=False):
+    """The same for traces whose times a double cannot hold: their digits are kept."""
+
+    ts: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
+    dur: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
+
+
+class Arguments(
+    msgspec.Struct,
+    gc=False,
+    rename={
+        "collective": "Collective name",
+        "elements_in": "In msg nelems",
+        "elements_out": "Out msg nelems",
+        "group_size": "Group size",
+        "group": "Process Group Name",
+        "description": "Process Group Description",
+        "ranks": "Process Group Ranks",
+    },
+):
+    """The arguments of device work and of launches that are used."""
+
+    device: _Id = None
+    stream: _Id = None
+    correlation: _Id = None
+    grid: msgspec.Raw = msgspec.Raw(b"")
+    block: msgspec.Raw = msgspec.Raw(b"")
+    collective: str | None = None
+    elements_in: _Id = None
+    elements_out: _Id = None
+    dtype: str | None = None
+    group_size: _Id = None
+    group: str | int | None = None
+    description: str | None = None
+    ranks: Any = None
+
+
+_ARGUMENTS = msgspec.json.Decoder(Arguments)
+_NO_ARGUMENTS = Arguments()
+
+# Traces of 2022 and before write the categories that follow the comma.
+_DEVICE = {
+    "kernel": False,
+    "Kernel": False,
+    "gpu_memcpy": True,
+    "gpu_memset": True,
+    "Memcpy": True,
+    "Memset": True,
+}
+"""Categories of device work, and whether they are copies."""
+
+_LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
+_RANGE = frozenset({"user_annotation", "gpu_user_annotation"})
+_WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
+_CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
+
+
+def lenient_event(plain: Mapping[str, Any]) -> Event:
+    """An event from values of any type; what cannot be used becomes None."""
+
+    def text(key: str) -> str | None:
+        value = plain.get(key)
+        return value if isinstance(value, str) else None if value is None else str(value)
+
+    def number(key: str) -> float | str | None:
+        value = plain.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        try:
+            return value if isinstance(value, str) else float(value)
+        except OverflowError:
+            return math.inf
+
+    def identity(key: str) -> int | str | float | None:
+        value = plain.get(key)
+        return value if isinstance(value, (int, str, float)) else None
+
+    arguments = plain.get("args")
+    try:
+        raw = msgspec.json.encode(arguments) if isinstance(arguments, dict) else b""
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        raw = b""
+    return Event(
+        text("ph"),
+        text("cat"),
+        text("name"),
+        identity("pid"),
+        identity("tid"),
+        number("ts"),
+        number("dur"),
+        msgspec.Raw(raw),
+    )
+
+
+@dataclass
+class _Reading:
+    """What accumulates while a file is read."""
+
+    devices: dict[int, WorkColumns] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    grids: dict[bytes, int] = field(default_factory=dict)
+    calls: dict[Call, int] = field(default_factory=dict)
+    launch_correlation: list[Any] = field(default_factory=list)
+    launch_time: list[Any] = field(default_factory=list)
+    launch_thread: list[int] = field(default_factory=list)
+    threads: dict[Any, int] = field(default_factory=dict)
+    device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
+    host_steps: StepRanges = field(default_factory=StepRanges)
+    host: HostRanges = field(default_factory=HostRanges)
+    troubles: Counter[str] = field(default_factory=Counter)
+
+
+def read_kineto(path: str) -> list[Work]:
+    """The device work in a file, one `Work` per device that has any.
+
+    A file without device work is read as a CPU trace: gloo's ranges are its communication, the
+    outermost operators its compute.
+
+    Raises:
+        InputError: it is no trace, too damaged, or holds neither device work nor operators.
+    """
+    exact = False
+    for want_host in (False, True):
+        try:
+            reading, reader = _read(path, want_host, exact)
+        except _DigitsNeeded:
+            exact = True
+            reading, reader = _read(path, want_host, exact)
+        if reading.devices:
+            return _finish(path, reading, reader)
+        if reading.host.names:
+            from overlapkit.trace.cpu import cpu_work
+
+            work = cpu_work(path, reading.host, reading.host_steps, groups_of(reader.metadata))
+            if work is not None:
+                _describe(work, reader, reading)
+                return [work]
+    raise InputError(
+        f"{path}: holds no device work and no operators; record with ProfilerActivity.CUDA"
+    )
+
+
+class _DigitsNeeded(Exception):
+    """Times have digits that a double rounds: the file must be read with their text kept."""
+
+
+def _read(path: str, want_host: bool, exact: bool) -> tuple[_Reading, EventReader[Event]]:
+    reading = _Reading()
+    kind = ExactEvent if exact else Event
+    reader: EventReader[Event] = EventReader(ByteSource(path), kind, lenient_event)
+    first = True
+    for events in reader.chunks():
+        if first:
+            # With no devices in its head a file is surely a CPU trace: one pass is enough.
+            want_host = want_host or reader.metadata.get("deviceProperties") == []
+            first = False
+        wanted = _WANTED | _CPU if want_host else _WANTED
+        chosen = [event for event in events if event.cat in wanted]
+        if not exact and _needs_digits(chosen):
+            raise _DigitsNeeded
+        _take(chosen, reading, want_host)
+    reading.troubles.update(reader.troubles)
+    return reading, reader
+
+
+def _needs_digits(events: list[Event]) -> bool:
+    """Whether times of these events have digits that a double rounds."""
+    for event in events[:200]:
+        ts = event.ts
+        if isinstance(ts, float) and ts >= EXACT_DOUBLE_US and ts % 1:
+            return True
+    return False
+
+
+def _take(events: Iterable[Event], reading: _Reading, want_host: bool) -> None:
+    troubles = reading.troubles
+    for event in events:
+        category = event.cat
+        if event.ph != "X":
+            continue
+        copy = _DEVICE.get(category)  # type: ignore[arg-type]
+        if copy is not None:
+            _take_device(event, copy, reading)
+        elif category in _LAUNCH:
+            correlation = _integer(_arguments(event).correlation)
+            if correlation is not None and correlation > 0:
+                reading.launch_correlation.append(correlation)
+                reading.launch_time.append(event.ts)
+                thread = reading.threads.setdefault(event.tid, len(reading.threads))
+                reading.launch_thread.append(thread)
+        else:
+            name = event.name or ""
+            is_step = name.startswith("ProfilerStep")
+            if is_step or want_host:
+                span = usable_ns(event.ts, event.dur)
+                if span is None:
+                    if is_step:
+                        troubles["step range without a usable time, left out"] += 1
+                elif is_step and category == "gpu_user_annotation":
+                    device = _device(_arguments(event), event)
+                    reading.device_steps[device].add(name, *span)
+                elif is_step:
+                    reading.host_steps.add(name, *span)
+                    reading.host.step_threads.add((event.pid, event.tid))
+                elif category != "gpu_user_annotation":
+                    reading.host.add(name, category or "", (event.pid, event.tid), *span)
+
+
+def _take_device(event: Event, copy: bool, reading: _Reading) -> None:
+    arguments = _arguments(event)
+    device = _device(arguments, event)
+    columns = reading.devices.get(device)
+    if columns is None:
+        columns = reading.devices[device] = WorkColumns()
+    name = event.name or ""
+    names, grids = reading.names, reading.grids
+    call = -1
+    if arguments.collective is not None or arguments.group is not None or arguments.description:
+        key = _call(arguments)
+        call = reading.calls.setdefault(key, len(reading.calls))
+    stream = _integer(arguments.stream)
+    if stream is None:
+        stream = _integer(event.tid)
+    correlation = _integer(arguments.correlation)
+    columns.ts.append(event.ts)
+    columns.dur.append(event.dur)
+    columns.name.append(names.setdefault(name, len(names)) * 2 + copy)
+    columns.stream.append(-1 if stream is None else stream)
+    columns.correlation.append(-1 if correlation is None else correlation)
+    grid = bytes(arguments.grid)
+    if grid:
+        grid += bytes(arguments.block)
+    columns.grid.append(grids.setdefault(grid, len(grids)) if grid else -1)
+    columns.call.append(call)
+
+
+def _arguments(event: Event) -> Arguments:
+    raw = event.args
+    if not raw:
+        return _NO_ARGUMENTS
+    try:
+        return _ARGUMENTS.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # A value of an unexpected type: take what has the expected one.
+    try:
+        plain = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NO_ARGUMENTS
+    if not isinstance(plain, dict):
+        return _NO_ARGUMENTS
+    result = Arguments()
+    for name, key in zip(
+        Arguments.__struct_fields__, Arguments.__struct_encode_fields__, strict=True
+    ):
+        value = plain.get(key)
+        if name in ("collective", "dtype", "description"):
+            value = value if isinstance(value, str) else None
+        elif name in ("grid", "block"):
+            value = msgspec.Raw(msgspec.json.encode(value)) if value else msgspec.Raw(b"")
+        elif name != "ranks" and not isinstance(value, (int, str, float)):
+            value = None
+        setattr(result, name, value)
+    return result
+
+
+def _device(arguments: Arguments, event: Event) -> int:
+    """The device's number, from the arguments or, in old traces, the process id's place."""
+    for value in (arguments.device, event.pid):
+        number = _integer(value)
+        if number is not None and 0 <= number < 1 << 31:
+            return number
+    return 0
+
+
+def _integer(value: Any) -> int | None:
+    """An integer from 7, 7.0, "7" or "stream 7"; None from anything else, or beyond 63 bits."""
+    if type(value) is int:
+        return value if -(1 << 62) < value < 1 << 62 else None
+    if isinstance(value, str):
+        digits = value.rpartition(" ")[2]
+        return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    return None
+
+
+def _call(arguments: Arguments) -> Call:
+    return Call(
+        name=arguments.collective,
+        elements_in=_integer(arguments.elements_in),
+        elements_out=_integer(arguments.elements_out),
+        dtype=arguments.dtype,
+        group_size=_integer(arguments.group_size),
+        group=None if arguments.group is None else str(arguments.group),
+        description=arguments.description or None,
+        ranks=ranks_of(arguments.ranks),
+    )
+
+
+def ranks_of(value: Any) -> tuple[int, ...]:
+    """Ranks from a list, or from its text; empty where it is cut short by "..."."""
+    if isinstance(value, str):
+        parts = value.strip("[]() ").split(",")
+        value = [int(p) if p.strip().isdigit() else None for p in parts] if value else []
+    if not isinstance(value, (list, tuple)):
+        return ()
+    ranks = tuple(v for v in value if isinstance(v, int) and not isinstance(v, bool))
+    return ranks if len(ranks) == len(value) else ()
+
+
+def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
+    """The process groups in `distributedInfo`."""
+    info = metadata.get("distributedInfo")
+    listed = info.get("pg_config") if isinstance(info, dict) else None
+    groups = []
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        ranks = ranks_of(entry.get("ranks"))
+        size = _integer(entry.get("pg_size")) or _integer(entry.get("group_size")) or len(ranks)
+        groups.append(
+            Group(str(entry.get("pg_name", "")), str(entry.get("pg_desc", "")), size, ranks)
+        )
+    return groups
+
+
+def _finish(path: str, reading: _Reading, reader: EventReader[Event]) -> list[Work]:
+    names = list(reading.names)
+    calls = list(reading.calls)
+    launches = _launches(reading)
+    works = []
+    for device, columns in sorted(reading.devices.items()):
+        work = columns.finish(path, "kineto", device, names, calls, reading.troubles)
+        if work is None:
+            continue
+        work.launches = launches
+        marked = reading.device_steps.get(device)
+        if marked is None and not reading.device_steps.keys() & reading.devices.keys():
+            # Ranges whose device is not told.
+            marked = next(iter(reading.device_steps.values()), None)
+        work.steps, notes = project(work, marked, reading.host_steps, launches)
+        work.warnings += notes
+        works.append(work)
+    if not works:
+        raise InputError(f"{path}: none of its device events has a usable time and duration")
+    for work in works:
+        _describe(work, reader, reading)
+    return works
+
+
+def _launches(reading: _Reading) -> Launches | None:
+    if not reading.launch_correlation:
+        return None
+    correlation = np.asarray(reading.launch_correlation, dtype=np.int64)
+    time, usable = column_ns(reading.launch_time)
+    thread = np.asarray(reading.launch_thread, dtype=np.int32)[usable]
+    return sorted_launches(correlation[usable], time[usable], thread)
+
+
+def _describe(work: Work, reader: EventReader[Event], reading: _Reading) -> None:
+    metadata = reader.metadata
+    info = metadata.get("distributedInfo")
+    if isinstance(info, dict):
+        work.rank = _integer(info.get("rank"))
+        work.world_size = _integer(info.get("world_size"))
+    work.groups = groups_of(metadata)
+    properties = metadata.get("deviceProperties")
+    for entry in properties if isinstance(properties, list) else []:
+        if isinstance(entry, dict) and (
+            _integer(entry.get("id")) == work.device or work.gpu is None
+        ):
+            work.gpu = str(entry.get("name") or "") or work.gpu
+    if reader.cut:
+        work.warnings.insert(
+            0, "the file ends in the middle of its events: what follows is not in the report"
+        )
+    work.warnings += [f"{count} x {what}" for what, count in reading.troubles.items()]

@@ -1,0 +1,138 @@
+"""What several ranks' profiles tell together: spread, the slowest, and who waits for whom.
+
+Clocks of different hosts do not agree, so nothing here compares their timestamps. A collective
+ends on all ranks of its group when the last one has joined and the data has moved: the shortest
+duration among the ranks is the transfer, what is longer elsewhere is waiting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlapkit.trace.report import RankReport, median
+
+NOTABLE_PCT = 10.0
+"""Share of exposed communication from which waiting is worth a word."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A rank's waiting for late peers, in nanoseconds over all its measured steps.
+
+    Attributes:
+        waiting_ns: its collectives' time beyond that of the last to join.
+        exposed_ns: the part of that which can be exposed time.
+        last_to_join: how many of the matched collectives it joined last.
+        matched: collectives that could be matched with other ranks'.
+    """
+
+    waiting_ns: int
+    exposed_ns: int
+    last_to_join: int
+    matched: int
+
+
+@dataclass(frozen=True)
+class Across:
+    """Several ranks together.
+
+    Attributes:
+        step_ns: median step time by rank.
+        slowest: the rank with the longest median step.
+        spread_ns: longest less shortest median step.
+        spread_pct: that in percent of the shortest.
+        waiting: by rank; empty where no collectives could be matched.
+        late_rank: the rank that was last to join most often, where that explains waiting.
+        exposed_waiting_pct: exposed waiting in percent of all exposed communication.
+        notes: what could not be compared.
+    """
+
+    step_ns: dict[int, float]
+    slowest: int
+    spread_ns: float
+    spread_pct: float
+    waiting: dict[int, Waiting]
+    late_rank: int | None
+    exposed_waiting_pct: float | None
+    notes: list[str]
+
+
+def across(reports: Sequence[RankReport]) -> Across | None:
+    """The ranks together; None for a single one."""
+    ranks = [r for r in reports if r.rank is not None]
+    if len(ranks) < 2 or len({r.rank for r in ranks}) < len(ranks):
+        return None
+    step = {r.rank or 0: median([t.step for t in r.measured]) for r in ranks}
+    slowest = max(step, key=lambda rank: step[rank])
+    shortest = min(step.values())
+    waiting, notes = _waiting(ranks)
+    late, share = None, None
+    exposed = sum(t.exposed_comm for r in ranks for t in r.measured)
+    if waiting:
+        share = 100.0 * sum(w.exposed_ns for w in waiting.values()) / exposed if exposed else 0.0
+        last, count = max(
+            ((rank, w.last_to_join) for rank, w in waiting.items()), key=lambda item: item[1]
+        )
+        matched = max(w.matched for w in waiting.values())
+        # By chance each of n ranks would be last in one n-th of the cases.
+        often = count > matched * (0.75 if len(waiting) == 2 else 2 / len(waiting))
+        if share >= NOTABLE_PCT:
+            late = last if often else _least_waiting(waiting)
+    return Across(
+        step,
+        slowest,
+        step[slowest] - shortest,
+        100.0 * (step[slowest] - shortest) / shortest if shortest else 0.0,
+        waiting,
+        late,
+        share,
+        notes,
+    )
+
+
+def _least_waiting(waiting: dict[int, Waiting]) -> int | None:
+    """The rank that waits a tenth or less of what the others do on average."""
+    ordered = sorted(waiting, key=lambda rank: waiting[rank].waiting_ns)
+    others = [waiting[rank].waiting_ns for rank in ordered[1:]]
+    mean = sum(others) / len(others)
+    return ordered[0] if waiting[ordered[0]].waiting_ns < 0.1 * mean else None
+
+
+def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[str]]:
+    by_key: dict[str, list[RankReport]] = {}
+    for report in reports:
+        for key in report.calls:
+            by_key.setdefault(key, []).append(report)
+    wait: Counter[int] = Counter()
+    exposed_wait: Counter[int] = Counter()
+    last: Counter[int] = Counter()
+    matched: Counter[int] = Counter()
+    notes = []
+    for key, members in by_key.items():
+        if len(members) < 2:
+            continue
+        counts = {len(r.calls[key][0]) for r in members}
+        if len(counts) > 1:
+            dimension, operation, _ = key.split("|", 2)
+            notes.append(
+                f"{dimension} {operation}: ranks show different numbers of calls, not matched"
+            )
+            continue
+        for index in range(counts.pop()):
+            lengths = {r.rank or 0: r.calls[key][0][index] for r in members}
+            transfer = min(lengths.values())
+            last[min(lengths, key=lambda rank: lengths[rank])] += 1
+            for report in members:
+                rank = report.rank or 0
+                extra = lengths[rank] - transfer
+                wait[rank] += extra
+                exposed_wait[rank] += min(extra, report.calls[key][1][index])
+                matched[rank] += 1
+    if not matched:
+        return {}, notes
+    return {
+        rank: Waiting(wait[rank], exposed_wait[rank], last[rank], matched[rank])
+        for rank in sorted(matched)
+    }, notes

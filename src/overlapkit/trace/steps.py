@@ -1,0 +1,82 @@
+"""The steps of a profile, projected onto the device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from overlapkit.trace.events import Launches, Window, Work
+
+_NUMBER = re.compile(r"(\d+)\s*$")
+
+
+@dataclass
+class StepRanges:
+    """Ranges that mark steps, by step number; several of one number are one step."""
+
+    ranges: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    unnumbered: int = 0
+
+    def add(self, name: str, start: int, end: int) -> None:
+        """One range, in nanoseconds; one that covers no time is no step."""
+        if end <= start:
+            return
+        match = _NUMBER.search(name)
+        if match is None or len(match.group(1)) > 15:
+            number, self.unnumbered = self.unnumbered, self.unnumbered + 1
+        else:
+            number = int(match.group(1))
+        known = self.ranges.get(number)
+        if known is not None:
+            start, end = min(start, known[1]), max(end, known[2])
+        self.ranges[number] = (name, start, end)
+
+    def windows(self) -> list[Window]:
+        """The steps in the order of their starts."""
+        windows = [Window(name, number, a, b) for number, (name, a, b) in self.ranges.items()]
+        return sorted(windows, key=lambda w: (w.start, w.end))
+
+
+def project(
+    work: Work, on_device: StepRanges | None, on_host: StepRanges, launches: Launches | None
+) -> tuple[list[Window], list[str]]:
+    """The steps on the device, and what had to be assumed.
+
+    The profiler's own ranges on the device are taken where there are any. Otherwise a step goes
+    from the start of the first to the end of the last work that was launched inside the host's
+    range. Where launches are not known, the host's times are taken.
+    """
+    if on_device is not None and on_device.ranges:
+        return on_device.windows(), []
+    host = on_host.windows()
+    if not host:
+        return [], []
+    if launches is None or not len(launches.correlation):
+        inside = [w for w in host if _has_work(work, w)]
+        return inside, [
+            "steps are the host's ranges: the trace has neither ranges on the device nor launches"
+        ]
+    place, known = launches.find(work.correlation)
+    launched = np.where(known, launches.time[place], np.int64(-(1 << 62)))
+    windows, empty = [], 0
+    for window in host:
+        mine = (launched >= window.start) & (launched < window.end)
+        if not mine.any():
+            empty += 1
+            continue
+        start, end = int(work.start[mine].min()), int(work.end[mine].max())
+        windows.append(Window(window.name, window.number, start, end))
+    notes = []
+    if empty and windows:
+        notes.append(f"{empty} of {len(host)} steps launched no work on the device, left out")
+    elif not windows:
+        inside = [w for w in host if _has_work(work, w)]
+        notes.append("steps are the host's ranges: no launch inside them ties work to a step")
+        return inside, notes
+    return windows, notes
+
+
+def _has_work(work: Work, window: Window) -> bool:
+    return bool(((work.start < window.end) & (work.end > window.start)).any())

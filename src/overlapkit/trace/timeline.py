@@ -1,0 +1,55 @@
+"""One step's spans for a picture, coarse enough for a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from overlapkit.trace.events import Window
+from overlapkit.trace.intervals import Spans, both, union
+from overlapkit.trace.measure import Measured
+
+RESOLUTION = 1600
+"""Columns of a picture: what lies closer together than one is drawn as one."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Rows of spans of one window, in nanoseconds from its start.
+
+    Attributes:
+        name: the step's name.
+        length: of the window.
+        rows: label, kind ("compute", "comm", "exposed", "memory") and spans, top to bottom.
+    """
+
+    name: str
+    length: int
+    rows: list[tuple[str, str, list[tuple[int, int]]]]
+
+
+def timeline(m: Measured, window: Window) -> Timeline:
+    """The window's compute, communication by dimension, what of it is exposed, and memory."""
+    rows = [("compute", "compute", _coarse(m.compute, window))]
+    for dimension, spans in m.dimension_comm.items():
+        rows.append((dimension, "comm", _coarse(spans, window)))
+        rows.append(
+            (f"{dimension} exposed", "exposed", _coarse(m.dimension_exposed[dimension], window))
+        )
+    if len(m.memory):
+        rows.append(("memory", "memory", _coarse(m.memory, window)))
+    return Timeline(window.name, window.end - window.start, rows)
+
+
+def _coarse(spans: Spans, window: Window) -> list[tuple[int, int]]:
+    inside = both(spans, union(np.asarray([window.start]), np.asarray([window.end])))
+    if not len(inside):
+        return []
+    grain = max(1, (window.end - window.start) // RESOLUTION)
+    start = inside.start - window.start
+    end = inside.end - window.start
+    if len(start) > RESOLUTION:
+        merged = union(start // grain * grain, -(-end // grain) * grain)
+        start, end = merged.start, np.minimum(merged.end, window.end - window.start)
+    return list(zip(start.tolist(), end.tolist(), strict=True))
