@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
@@ -17,14 +20,34 @@ EXIT_INTERRUPTED = 130
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_CONTEXT)
+_DEBUG_HELP = "Show a traceback for bad input."
+
+
+class _Command(click.Command):
+    """A command that takes --debug as well, so that it may stand anywhere on the line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, help=_DEBUG_HELP)
+        self.params.append(debug)
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings=_CONTEXT, invoke_without_command=True)
 @click.version_option(__version__, prog_name="overlapkit")
-@click.option("--debug", is_flag=True, help="Show a traceback for bad input.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help=_DEBUG_HELP)
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Communication overlap in Megatron training: what is in effect, and why.
 
     Exit status: 0 all is as requested, 1 a finding, 2 bad input or a missing dependency.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
@@ -138,29 +161,44 @@ def trace(
 def main() -> NoReturn:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
     debug = "--debug" in sys.argv
+    status = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file may have a name that the terminal cannot show: show its bytes.
+            stream.reconfigure(errors="backslashreplace")
     try:
         result: Any = cli.main(standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
-    except InputError as error:
-        if debug:
-            raise
-        _fail(str(error))
-    except ImportError as error:
-        if debug:
-            raise
-        _fail(_missing(error))
+        status = result if isinstance(result, int) else 0
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        status = stop.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "overlapkit"
-        _fail(f"{' '.join(error.format_message().split())} (see {command} --help)")
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe had enough; Python would complain once more at exit.
-        sys.stderr.close()
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            sys.exit(EXIT_BAD_INPUT)
+        _fail(_told(error))
+    sys.exit(status)
+
+
+def _told(error: Exception) -> str:
+    """What a user is told of an error, in one line."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "overlapkit"
+        return f"{error.format_message()} (see {command} --help)"
+    if isinstance(error, ImportError):
+        return _missing(error)
+    return (
+        f"internal error: {type(error).__name__}: {error}; it is a bug in overlapkit: please "
+        "report what --debug shows"
+    )
 
 
 def _missing(error: ImportError) -> str:
@@ -172,7 +210,7 @@ def _missing(error: ImportError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"overlapkit: {message}", file=sys.stderr)
+    print(f"overlapkit: {InputError(message)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
 

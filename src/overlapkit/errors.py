@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 1200
+
 
 class InputError(Exception):
     """Bad input or a missing dependency.
@@ -10,4 +12,7 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # What comes from a file may hold control characters, or be a whole file.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST])
+        super().__init__(line)

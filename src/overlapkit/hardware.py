@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -33,7 +33,7 @@ class _Hardware(msgspec.Struct, frozen=True):
 @cache
 def gpus() -> dict[str, Gpu]:
     """Every known GPU by its lower-case name."""
-    data = resources.files("overlapkit").joinpath("data/hardware.json").read_bytes()
+    data = (Path(__file__).with_name("data") / "hardware.json").read_bytes()
     return msgspec.json.decode(data, type=_Hardware).gpus
 
 

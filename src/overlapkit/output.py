@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def console() -> Console:
@@ -14,7 +16,15 @@ def console() -> Console:
 
     A pipe is given 120 columns: rich's guess of 80 breaks every second line of a table.
     """
+    # Imported here: a program that asks for JSON should not wait for it.
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
+
+
+def encodable(text: str) -> str:
+    """`text` without lone surrogates, which a file's name may hold and no encoding takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(document: dict[str, Any]) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from overlapkit.config.schema import KNOB_SECTIONS, known_keys, nearest, sections
+from overlapkit.config.schema import KNOB_SECTIONS, known_keys, nearest, sections, shown
+from overlapkit.config.yaml_file import MAX_DEPTH, YamlProblem, load_yaml
 from overlapkit.errors import InputError
 
 NAMED_SECTIONS = frozenset({"mixed_precision"})
@@ -18,7 +17,10 @@ NAMED_SECTIONS = frozenset({"mixed_precision"})
 BY_NAME = "_recipe"
 """Where such a name is kept once it is overridden key by key."""
 
-_FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=\s]+)=(?P<value>.*)", re.DOTALL)
+_SHOWN = 120
+"""Characters of an override that a message repeats."""
+
+_FORM = re.compile(r"(?:\+\+?)?(?P<key>[^=\s]+)=(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Override:
 
 def is_override(argument: str) -> bool:
     """Whether a command-line argument is an override rather than a file."""
-    return _FORM.fullmatch(argument) is not None
+    return _FORM.fullmatch(argument) is not None or argument.startswith(("~", "+"))
 
 
 def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override:
@@ -46,21 +48,28 @@ def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override
     Raises:
         InputError: it has another form, or names a section or key that is not known.
     """
+    if text.startswith("~"):
+        raise InputError(f"{text}: deleting a key is not supported; set it to null instead")
     form = _FORM.fullmatch(text)
     if form is None:
         raise InputError(f"{text}: not an override; write section.key=value")
-    if form["prefix"] == "~":
-        raise InputError(f"{text}: deleting a key is not supported; set it to null instead")
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     section, _, key = form["key"].partition(".")
+    names = form["key"].split(".")
+    if not all(names) or len(names) > MAX_DEPTH:
+        raise InputError(f"{text}: {shown(form['key'])} is not a key; write section.key=value")
     _check_known(section, key, text, in_file or {})
     try:
-        value = yaml.safe_load(form["value"])
-    except yaml.YAMLError:
-        raise InputError(f"{text}: the value is not valid YAML; quote it") from None
+        value, _ = load_yaml(form["value"])
+    except YamlProblem as problem:
+        raise InputError(f"{text}: the value: {problem}; quote it if it is text") from None
     if value == "None":
         raise InputError(f"{text}: None is a string here; write null")
     if form["value"].strip() == "":
         raise InputError(f"{text}: no value; write null to unset {form['key']}")
+    if not key and isinstance(value, dict):
+        for inner in value:
+            _check_known(section, inner, f"{section}.{inner}", in_file or {})
     return Override(section, key or None, value, text)
 
 
@@ -80,7 +89,8 @@ def _check_known(section: str, key: str, text: str, in_file: dict[str, Any]) -> 
     homes = [s for s in (*KNOB_SECTIONS, "train") if first in known_keys(s)]
     near = nearest(first, known_keys(section) | own)
     meant = f"{homes[0]}.{first}" if homes else f"{section}.{near}" if near else None
-    raise InputError(f"{name}: unknown key" + (f"; did you mean {meant}?" if meant else ""))
+    hint = f"did you mean {meant}?" if meant else "no known key is like it"
+    raise InputError(f"{name}: unknown key; {hint}")
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
@@ -101,14 +111,19 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[Override]) -> dict
             content = result[override.section] = {BY_NAME: content}
         if not isinstance(content, dict):
             raise InputError(
-                f"{override.text}: {override.section} is {content!r} in the file, not a section "
-                "with keys"
+                f"{override.text}: {override.section} is {shown(content)} in the file, not a "
+                "section with keys"
             )
         *parents, last = override.key.split(".")
-        for name in parents:
+        for depth, name in enumerate(parents, start=1):
             child = content.get(name)
-            child = dict(child) if isinstance(child, dict) else {}
-            content[name] = child
-            content = child
+            if child is not None and not isinstance(child, dict):
+                above = ".".join((override.section, *parents[:depth]))
+                raise InputError(
+                    f"{override.text}: {above} is {shown(child)} in the file, not a mapping; "
+                    f"override {above} as a whole"
+                )
+            content[name] = dict(child or {})
+            content = content[name]
         content[last] = override.value
     return result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from overlapkit.config.schema import (
     nearest,
     section_fields,
     sections,
+    shown,
 )
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
@@ -44,9 +46,22 @@ _SIZES = {
     ),
     "ddp": ("bucket_size", "num_distributed_optimizer_instances"),
     "train": ("micro_batch_size", "global_batch_size"),
+    "tokenizer": ("vocab_size",),
 }
 _MAY_BE_ZERO = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
 """Megatron-Core's own defaults, meaning not set."""
+
+
+LARGEST = 2**31 - 1
+"""Largest size: beyond any model or cluster."""
+
+_COUNTED = {
+    ("num_layers",): 10_000,
+    ("num_layers", "num_moe_experts"): 200_000,
+    ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"): 20_000,
+}
+"""Largest products of sizes whose members are looked at one by one when buckets are counted. The
+largest published models stay below a third of each."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,12 @@ class Settings:
             if content is None:
                 result[section] = None
             else:
-                result.update({f"{section}.{key}": value for key, value in content.items()})
+                result.update(
+                    {
+                        section if key == BY_NAME else f"{section}.{key}": value
+                        for key, value in content.items()
+                    }
+                )
         return result
 
 
@@ -102,23 +122,26 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
     data = {
         section: _plain(content)
         for section, content in document.data.items()
-        if not str(section).startswith("_")
+        if not section.startswith("_")
     }
+    for section in NAMED_SECTIONS:
+        if isinstance(data.get(section), dict):
+            data[section].pop(BY_NAME, None)
     _check_sections(document, data)
-    values = apply_overrides(data, overrides)
+    values = apply_overrides(data, [replace(o, value=_plain(o.value)) for o in overrides])
     for section in NAMED_SECTIONS:
         if isinstance(values.get(section), str):
             values[section] = {BY_NAME: values[section]}
 
     where = {".".join(keys): document.where(*keys) for keys in document.lines if 0 < len(keys) <= 2}
-    where |= {
-        o.section if o.key is None else f"{o.section}.{o.key.partition('.')[0]}": o.text
-        for o in overrides
-    }
+    overridden = dict(_overridden(overrides))
+    where |= overridden
     for section, content in values.items():
         if section in sections() and content is not None and not isinstance(content, dict):
             place = where.get(section, document.path)
-            raise InputError(f"{place}: {section} must be a section with keys, not {content!r}")
+            raise InputError(
+                f"{place}: {section} must be a section with keys, not {shown(content)}"
+            )
     settings = {s: c for s, c in values.items() if isinstance(c, dict) or c is None}
     for section, content in settings.items():
         for key, value in (content or {}).items():
@@ -127,7 +150,6 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
             if key not in known_keys(section):
                 check_unknown_key(section, key, place)
     _check_sizes(settings, where, document.path)
-    overridden = {f"{o.section}.{o.key}" for o in overrides if o.key}
     asked = frozenset(
         dotted
         for section, content in settings.items()
@@ -136,6 +158,17 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         or not (dumped and _is_default(section, key, value))
     )
     return Settings(document.path, settings, asked, where)
+
+
+def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
+    """Each dotted key that an override sets, of two parts at most, and that override."""
+    for override in overrides:
+        if override.key is not None:
+            yield f"{override.section}.{override.key.partition('.')[0]}", override.text
+            continue
+        yield override.section, override.text
+        if isinstance(override.value, dict):
+            yield from ((f"{override.section}.{key}", override.text) for key in override.value)
 
 
 def _is_default(section: str, key: str, value: Any) -> bool:
@@ -177,6 +210,12 @@ def _check_sizes(
                     f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
                     f"{least} or more, not {value}"
                 )
+            if value is not None and value > LARGEST:
+                raise InputError(
+                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
+                    f"{LARGEST} or less, not {value}"
+                )
+    _check_work(values.get("model") or {}, where, path)
     comm = values.get("comm_overlap")
     if comm is None:
         return
@@ -195,6 +234,15 @@ def _check_sizes(
         )
 
 
+def _check_work(model: Mapping[str, Any], where: Mapping[str, str], path: str) -> None:
+    for names, most in _COUNTED.items():
+        sizes = {f"model.{name}": size for name in names if (size := model.get(name))}
+        product = prod(sizes.values())
+        if product > most:
+            place = where.get(max(sizes, key=lambda name: sizes[name]), path)
+            raise InputError(f"{place}: {' x '.join(sizes)} must be {most} or less, not {product}")
+
+
 def _plain(value: Any) -> Any:
     """A value without `_target_` wrappers: a name is read, never imported or called."""
     if isinstance(value, list):
@@ -207,7 +255,18 @@ def _plain(value: Any) -> Any:
             return target
         if "_args_" in value:
             return _enum_name(target, value["_args_"])
-    return {k: _plain(v) for k, v in value.items() if k not in ("_target_", "_call_", "_args_")}
+    return {
+        # A userbuffers class's name fills in its defaults: `as_te_dict` compares it, no more.
+        k: _plain_userbuffers(v) if k == "tp_comm_overlap_cfg" else _plain(v)
+        for k, v in value.items()
+        if k not in ("_target_", "_call_", "_args_")
+    }
+
+
+def _plain_userbuffers(value: Any) -> Any:
+    if not isinstance(value, dict) or value.get("_call_") is False or "_args_" in value:
+        return _plain(value)
+    return {k: _plain_userbuffers(v) for k, v in value.items()}
 
 
 def _enum_name(target: str, args: Any) -> Any:
@@ -266,7 +325,7 @@ def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
             setattr(config, name, value)
         return config
     except OverlapConfigError as error:
-        raise InputError(f"{place}: mixed_precision: {error}") from None
+        raise InputError(f"{place}: {error}") from None
 
 
 def _comm_overlap(settings: Settings) -> CommOverlapConfig | None:
@@ -275,15 +334,20 @@ def _comm_overlap(settings: Settings) -> CommOverlapConfig | None:
         return None
     fields = {f.name for f in dataclasses.fields(CommOverlapConfig)}
     given = {k: v for k, v in content.items() if k in fields}
+    key = "comm_overlap.tp_comm_overlap_cfg"
     preset = given.get("tp_comm_overlap_cfg")
     if isinstance(preset, str):
         name = preset.rpartition(".")[2]
         if name not in PRESETS:
             near = nearest(name, PRESETS)
-            place = settings.where.get("comm_overlap.tp_comm_overlap_cfg", settings.source)
-            hint = f"; did you mean {near}?" if near else ""
-            raise InputError(
-                f"{place}: comm_overlap.tp_comm_overlap_cfg: unknown preset {preset}{hint}"
-            )
+            hint = f"did you mean {near}?" if near else "give a preset, or a mapping of GEMMs"
+            place = settings.where.get(key, settings.source)
+            raise InputError(f"{place}: {key}: unknown preset {shown(preset)}; {hint}")
         given["tp_comm_overlap_cfg"] = PRESETS[name]
+    elif preset is not None and not isinstance(preset, dict):
+        place = settings.where.get(key, settings.source)
+        raise InputError(
+            f"{place}: {key} must be a preset's name, a mapping of GEMMs or null, "
+            f"not {shown(preset)}"
+        )
     return CommOverlapConfig(**given)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ import msgspec
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from overlapkit.errors import InputError
+
+_DATA = Path(__file__).with_name("data")
 
 KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 
@@ -50,8 +52,7 @@ class BridgeKeys(msgspec.Struct, frozen=True):
 
 
 def _load(name: str, kind: type[Any]) -> Any:
-    data = resources.files("overlapkit.config").joinpath(f"data/{name}").read_bytes()
-    return msgspec.json.decode(data, type=kind)
+    return msgspec.json.decode((_DATA / name).read_bytes(), type=kind)
 
 
 @cache
@@ -88,14 +89,16 @@ _TRAIN = {
     "manual_gc": Field("bool", False),
     "manual_gc_interval": Field("int", 0),
 }
+_TOKENIZER = {"vocab_size": Field("int|null")}
 
 
 def _mixed_precision() -> dict[str, Field]:
-    names = {bool: "bool", int: "int", float: "float", str: "str"}
-    return {
-        f.name: Field(names.get(type(f.default), "other"), f.default)
-        for f in dataclasses.fields(MixedPrecisionConfig)
-    }
+    fields = {}
+    for f in dataclasses.fields(MixedPrecisionConfig):
+        kind, _, optional = str(f.type).partition(" | ")
+        kind = kind if kind in KINDS else "other"
+        fields[f.name] = Field(f"{kind}|null" if optional and kind in KINDS else kind, f.default)
+    return fields
 
 
 @cache
@@ -109,6 +112,7 @@ def section_fields(section: str) -> Mapping[str, Field]:
         "mixed_precision": _mixed_precision(),
         "comm_overlap": _COMM_OVERLAP,
         "train": _TRAIN,
+        "tokenizer": _TOKENIZER,
     }.get(section, {})
 
 
@@ -159,6 +163,11 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
     "recompute_granularity",
     "recompute_method",
     "recompute_num_layers",
+    "recompute_modules",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "num_layers_at_start_in_bf16",
+    "num_layers_at_end_in_bf16",
     "mtp_num_layers",
     "add_bias_linear",
     "add_qkv_bias",
@@ -167,10 +176,19 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
 }
 
 
+_NAME_LISTS = frozenset({"recompute_modules"})
+
+
 def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The candidate most like `name`, or None when none is near."""
     found = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=cutoff)
     return found[0] if found else None
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it: on one line, and no longer than it helps."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def check_unknown_key(section: str, key: str, where: str) -> None:
@@ -204,6 +222,12 @@ def check_kind(section: str, key: str, value: Any, where: str) -> Any:
     # model providers give lists to some that no rule reads (rotary_base, say).
     if expected is None or value is None or (section == "model" and key not in _READ_BY_RULES):
         return value
+    if key in _NAME_LISTS:
+        if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise InputError(
+                f"{where}: {section}.{key} must be a list of names or null, not {shown(value)}"
+            )
+        return value
     kind, _, optional = expected.kind.partition("|")
     if kind not in KINDS or (kind == "float" and type(value) is int):
         return value
@@ -211,5 +235,5 @@ def check_kind(section: str, key: str, value: Any, where: str) -> Any:
     if not isinstance(value, KINDS[kind]) or (kind == "int" and isinstance(value, bool)):
         allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}
         wanted = allowed.get(kind, "a string") + (" or null" if optional else "")
-        raise InputError(f"{where}: {section}.{key} must be {wanted}, not {value!r}")
+        raise InputError(f"{where}: {section}.{key} must be {wanted}, not {shown(value)}")
     return value

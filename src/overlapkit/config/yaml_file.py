@@ -1,4 +1,4 @@
-"""Reads a YAML file as data: safely, bounded, with the line of every key."""
+"""Reads YAML as data: safely, bounded, with the line of every key."""
 
 from __future__ import annotations
 
@@ -8,17 +8,42 @@ from typing import Any
 
 import yaml
 
+from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
-
-MAX_BYTES = 8 * 1024 * 1024
-"""Larger than any run configuration by two orders of magnitude."""
+from overlapkit.output import encodable
 
 MAX_DEPTH = 60
+MAX_NODES = 100_000
+"""Values and keys, those behind an alias counted wherever it stands; Bridge writes about 1,500."""
 
 try:
-    from yaml import CSafeLoader as _Loader
+    from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML without libyaml: slower, the same result.
-    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
+
+class _Loader(_SafeLoader):
+    """The safe loader, with whole numbers kept to 64 bits: no field takes more, nor does JSON."""
+
+
+def _int(loader: Any, node: yaml.ScalarNode) -> int:
+    value: int = loader.construct_yaml_int(node) if len(node.value) < 100 else 2**63
+    if not -(2**63) <= value < 2**63:
+        raise yaml.constructor.ConstructorError(
+            problem="a whole number of more than 64 bits", problem_mark=node.start_mark
+        )
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_READS_AS = {
+    "bool": "true or false",
+    "null": "null",
+    "int": "a number",
+    "float": "a number",
+    "timestamp": "a date",
+}
+_NAME_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,14 @@ class Document:
         return f"{self.path}:{line}" if line else self.path
 
 
+class YamlProblem(Exception):
+    """Why a text is not the YAML of a configuration, and the line, from 1, where that is known."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 def read_yaml(path: str | Path) -> Document:
     """The mapping in a YAML file.
 
@@ -48,84 +81,166 @@ def read_yaml(path: str | Path) -> Document:
         InputError: not a readable text file, not valid YAML, not one mapping, a key given twice,
             or larger or deeper than a configuration can be.
     """
-    text = _read_text(Path(path), str(path))
-    loader = _Loader(text)
+    name = encodable(str(path))
+    text = read_text(str(path), what="run configuration")
     try:
-        node = loader.get_single_node()
-        lines = _check(node, str(path))
-        data = loader.construct_document(node) if node is not None else {}
+        data, lines = load_yaml(text)
+    except YamlProblem as problem:
+        raise InputError(
+            f"{name}:{problem.line}: {problem}" if problem.line else f"{name}: {problem}"
+        ) from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else f"the single value {str(data)[:40]!r}"
+        raise InputError(f"{name}: holds {kind}, not a mapping of sections such as model and ddp")
+    return Document(name, data, lines)
+
+
+def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
+    """The one value in a YAML text, and the lines of its keys of the first two levels.
+
+    Raises:
+        YamlProblem: it is not valid, holds more than one document or a key twice, refers to
+            itself, or is larger or deeper than a configuration can be.
+    """
+    try:
+        # The loader recurses in C, where too deep a nesting ends the process: so look before.
+        _check_events(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            lines = _check_nodes(node)
+            return _construct(loader, node), lines
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}{line}: not valid YAML: {error.problem or error.context}"
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply for a configuration") from None
+        line = mark.line + 1 if mark else None
+        raise YamlProblem(f"not valid YAML: {_told(error, text, line)}", line) from None
+    except UnicodeEncodeError:
+        raise YamlProblem("is not UTF-8 text") from None
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        raise YamlProblem(f"not valid YAML: {str(error).splitlines()[0]}", line) from None
+
+
+_NOT_OF_ITS_KIND = (ValueError, OverflowError, LookupError, AttributeError, TypeError)
+"""What PyYAML lets through: a date of month 13, ``!!bool maybe``, ``!!int ""``."""
+
+
+def _construct(loader: Any, root: yaml.Node | None) -> Any:
+    if root is None:
+        return None
+    try:
+        return loader.construct_document(root)
+    except _NOT_OF_ITS_KIND:
+        nodes = [root]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.ScalarNode):
+                try:
+                    _Loader("").construct_object(node)
+                except _NOT_OF_ITS_KIND:
+                    line = node.start_mark.line + 1
+                    what = f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}"
+                    raise YamlProblem(f"not valid YAML: {what}", line) from None
+            else:
+                entries = node.value if isinstance(node, yaml.CollectionNode) else []
+                for entry in entries:
+                    nodes.extend(entry if isinstance(entry, tuple) else (entry,))
+        raise YamlProblem("not valid YAML: a value is not of its kind") from None
+
+
+def _told(error: yaml.MarkedYAMLError, text: str, line: int | None) -> str:
+    told = str(error.problem or error.context)
+    if "could not determine a constructor" in told:
+        return "a tag is not read here; write the plain value (" + told.rpartition(" ")[2] + ")"
+    shown = text.splitlines()[line - 1 : line] if line else []
+    if shown and "\t" in shown[0][: len(shown[0]) - len(shown[0].lstrip())]:
+        told += "; indent with spaces instead of tabs"
+    return told
+
+
+def _check_events(text: str) -> None:
+    """Refuse a text that nests deeper, holds more or has more documents than a configuration."""
+    loader: Any = _Loader(text)
+    depth = count = documents = 0
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            count += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+            line = event.start_mark.line + 1
+            if depth > MAX_DEPTH:
+                raise YamlProblem("nested too deeply for a configuration", line)
+            if count > MAX_NODES:
+                raise YamlProblem("holds more values than a configuration can", line)
+            if documents > 1:
+                raise YamlProblem("holds a second YAML document; keep one per file", line)
     finally:
         loader.dispose()
-    if not isinstance(data, dict):
-        raise InputError(
-            f"{path}: holds {type(data).__name__}, not a mapping of sections such as model and ddp"
-        )
-    return Document(str(path), data, lines)
 
 
-def _read_text(path: Path, name: str) -> str:
-    if path.is_dir():
-        raise InputError(f"{name}: is a folder; name the configuration file in it")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{name}: is not a regular file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB, not a run configuration")
-    if b"\0" in raw:
-        raise InputError(f"{name}: is a binary file, not a YAML configuration")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{name}:{line}: is not UTF-8 text") from None
-
-
-def _check(node: yaml.Node | None, path: str) -> dict[tuple[str, ...], int]:
-    """Lines of the keys of the first two levels; refuses duplicates and bottomless nesting.
-
-    Each node is visited once: aliases would otherwise make a small file a long walk.
-    """
+def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], int]:
+    """Lines of the keys of the first two levels; refuses duplicate keys and endless aliases."""
     lines: dict[tuple[str, ...], int] = {}
-    seen: set[int] = set()
-    stack: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(node, ())]
-    while stack:
-        current, keys = stack.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if len(keys) > MAX_DEPTH:
-            line = current.start_mark.line + 1
-            raise InputError(f"{path}:{line}: nested too deeply for a configuration")
-        if isinstance(current, yaml.SequenceNode):
-            stack.extend((child, (*keys, "")) for child in current.value)
-        if not isinstance(current, yaml.MappingNode):
-            continue
-        here: set[str] = set()
-        for key, value in current.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in here and name != "<<":
-                raise InputError(f"{path}:{line}: the key {name!r} is given twice")
-            here.add(name)
-            path_here = (*keys, name)
-            if len(path_here) <= 2:
-                lines[path_here] = line
-            stack.append((value, path_here))
+    if root is None:
+        return lines
+    _measure(root, {})
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        lines[(_name(key),)] = key.start_mark.line + 1
+        for inner, _ in value.value if isinstance(value, yaml.MappingNode) else ():
+            lines[(key.value, _name(inner))] = inner.start_mark.line + 1
     return lines
+
+
+def _name(key: yaml.Node) -> str:
+    if key.tag not in _NAME_TAGS:
+        kind = _READS_AS.get(key.tag.rpartition(":")[2], "something else")
+        raise YamlProblem(
+            f"the key {key.value!r} reads as {kind}; a key is a name: quote it",
+            key.start_mark.line + 1,
+        )
+    return str(key.value)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Values in a node and how deep they nest, aliases followed; each node is looked at once.
+
+    An alias stands behind its anchor, so that the recursion is no deeper than the text, whose
+    depth `_check_events` has bounded.
+    """
+    line = node.start_mark.line + 1
+    if id(node) in known:
+        measured = known[id(node)]
+        if measured is None:
+            raise YamlProblem("an alias refers to what it stands in", line)
+        return measured
+    known[id(node)] = None
+    size, depth = 1, 0
+    here: set[str] = set()
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        value = entry
+        if isinstance(node, yaml.MappingNode):
+            key, value = entry
+            at = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise YamlProblem("a key must be a name, not a list or a mapping", at)
+            if key.value in here and key.value != "<<":
+                raise YamlProblem(f"the key {key.value!r} is given twice", at)
+            here.add(key.value)
+            size += 1
+        more, deeper = _measure(value, known)
+        size, depth = size + more, max(depth, deeper)
+    if size > MAX_NODES:
+        raise YamlProblem("its aliases stand for more values than a configuration can hold", line)
+    if depth >= MAX_DEPTH:
+        raise YamlProblem("its aliases nest too deeply for a configuration", line)
+    known[id(node)] = size, depth + 1
+    return size, depth + 1

@@ -6,14 +6,15 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
 from megatron.bridge.training.software import AssumedSoftware, installed_version, te_version
+from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions
 from overlapkit.hardware import find_gpu
+from overlapkit.output import encodable
 
 DEFAULT_GPU = "h100"
 _IMPORT_LIMIT_S = 120
@@ -30,7 +31,7 @@ def assume(gpu: str | None, te: str, env_file: str | None) -> Assumptions:
     Raises:
         InputError: an unknown GPU, a version that is none, an unreadable file.
     """
-    name, figures = find_gpu(gpu or DEFAULT_GPU)
+    name, figures = find_gpu(DEFAULT_GPU if gpu is None else gpu)
     software, told = _software(te)
     environment = dict(os.environ) if env_file is None else read_env_file(env_file)
     return Assumptions(
@@ -40,7 +41,7 @@ def assume(gpu: str | None, te: str, env_file: str | None) -> Assumptions:
         software=software,
         te=told,
         environment=environment,
-        environment_source=env_file or "the present environment",
+        environment_source="the present environment" if env_file is None else encodable(env_file),
     )
 
 
@@ -88,15 +89,7 @@ def read_env_file(name: str) -> dict[str, str]:
     from dotenv.main import DotEnv
     from dotenv.parser import parse_stream
 
-    path = Path(name)
-    if path.is_dir():
-        raise InputError(f"--env-file {name}: is a folder")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"--env-file {name}: no such file") from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"--env-file {name}: cannot be read as text") from None
+    text = read_text(name, what="environment file (--env-file)")
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
             line = binding.original.line

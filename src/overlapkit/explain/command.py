@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from overlapkit.config.overrides import is_override, parse_override
-from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.run import LARGEST, Settings, read_settings
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.assumptions import assume
@@ -28,6 +30,8 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
+    if is_override(config) and not Path(config).exists():
+        raise InputError(f"{config}: an override comes after the configuration file")
     others = [argument for argument in more if not is_override(argument)]
     overrides = [argument for argument in more if is_override(argument)]
     if len(others) > 1:
@@ -69,8 +73,8 @@ def _world_sizes(given: tuple[int, ...], *, compared: bool) -> list[int]:
     if not given:
         raise InputError("--world-size N is missing: the number of GPUs of the job")
     for size in given:
-        if size < 1:
-            raise InputError(f"--world-size {size}: must be 1 or more")
+        if not 1 <= size <= LARGEST:
+            raise InputError(f"--world-size {size}: must be from 1 to {LARGEST}")
     if len(given) > (2 if compared else 1):
         raise InputError("--world-size is given more often than there are configurations")
     return [given[0], given[-1]]

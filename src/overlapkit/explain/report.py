@@ -20,6 +20,7 @@ from megatron.bridge.training.software import Software
 from overlapkit.config.run import Run, Settings, build_run
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
+from overlapkit.output import encodable
 
 SCHEMA = "overlapkit/explain/v1"
 
@@ -54,6 +55,9 @@ EFFECTIVE_KNOBS = (
     "optimizer.overlap_param_gather_with_optimizer_step",
 )
 """What `effective` holds: every knob that decides about overlap, as the run will have it."""
+
+_LONGEST_VALUE = 80
+"""Characters of an environment variable that are looked at: a sound value has three."""
 
 DIMENSIONS = ("TP", "DP", "PP", "EP", "precision", "launch", "any")
 
@@ -126,7 +130,12 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     decisions = hold_against_request(update.decisions, asked, effective)
 
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
-    decisions += contradictions(required, assumptions.environment, assumptions.environment_source)
+    present = {
+        v.name: encodable(assumptions.environment[v.name])[:_LONGEST_VALUE]
+        for v in required
+        if v.name in assumptions.environment
+    }
+    decisions += contradictions(required, present, assumptions.environment_source)
     told = [d for d in decisions if d.is_finding or _matters(d)]
     told.sort(key=lambda d: DIMENSIONS.index(d.dimension))
     return Report(
