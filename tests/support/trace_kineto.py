@@ -15,7 +15,6 @@ from typing import IO
 from support import trace_names as names
 from support.trace_layout import LEAD_NS, SLOT_NS, DeviceEvent, launch_slots
 from support.trace_scenario import DIMENSIONS, GROUP_DESCRIPTIONS, Scenario
-from support.trace_truth import COMMUNICATION
 
 BASE_US = {"2025": 4_513_478_925_613, "2024": 1_733_405_842_374_000, "2022": 1_664_000_000_123_456}
 _CATEGORY_2022 = {"kernel": "Kernel", "gpu_memcpy": "Memcpy", "gpu_memset": "Memset"}
@@ -194,12 +193,11 @@ class KinetoWriter:
         at = self._us(self._base + event.start)
         extra = ""
         if event.category == "kernel":
-            blocks = 24 if event.kind == COMMUNICATION else 132
             arguments = self._call_arguments(event)
             extra = (
                 ',\n      "registers per thread": 168, "shared memory": 231424, '
-                f'"blocks per SM": 1.0, "warps per SM": 12.0,\n      "grid": [{blocks}, 1, 1], '
-                '"block": [384, 1, 1],\n      "est. achieved occupancy %": 19'
+                f'"blocks per SM": 1.0, "warps per SM": 12.0,\n      "grid": [{event.blocks}, 1, 1]'
+                ', "block": [384, 1, 1],\n      "est. achieved occupancy %": 19'
             ) + (f",\n      {arguments}" if arguments else "")
         elif event.size:
             bandwidth = event.size / max(1, event.end - event.start)

@@ -57,6 +57,7 @@ class DeviceEvent:
         kind: COMPUTE, COMMUNICATION or MEMORY.
         backward: launched by the autograd thread.
         size: bytes of a copy.
+        blocks: of the launch grid; equal work has equal grids.
     """
 
     start: int
@@ -69,6 +70,7 @@ class DeviceEvent:
     call: Call | None = None
     backward: bool = False
     size: int = 0
+    blocks: int = 24
 
 
 @dataclass
@@ -145,6 +147,7 @@ class Layout:
     def compute(self, role: str, duration: float) -> None:
         """A kernel on the compute stream; `duration` in nanoseconds before jitter and factors."""
         s = self.scenario
+        blocks = max(1, round(duration / 1_000))
         duration *= s.gemm_factor if role in names.GEMMS else 1.0
         for timeline in self.ranks:
             start = timeline.free[COMPUTE_STREAM]
@@ -161,6 +164,7 @@ class Layout:
                     "kernel",
                     COMPUTE,
                     backward=self.backward,
+                    blocks=blocks,
                 )
             )
             # The launch of the next kernel leaves a gap of a microsecond or two.

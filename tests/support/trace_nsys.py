@@ -11,7 +11,6 @@ from pathlib import Path
 from support import trace_names as names
 from support.trace_layout import LEAD_NS, SLOT_NS, DeviceEvent, launch_slots
 from support.trace_scenario import Scenario
-from support.trace_truth import COMMUNICATION
 
 _PUSH_POP_RANGE = 59
 _COPY_KIND = {
@@ -102,8 +101,7 @@ class NsysWriter:
             if event.category == "kernel":
                 full = self._string(event.name)
                 short = self._string(event.name.split("(")[0].split("<")[0].split("::")[-1])
-                blocks = 24 if event.kind == COMMUNICATION else 132
-                size = (168, blocks, 1, 1, 384, 1, 1)
+                size = (168, event.blocks, 1, 1, 384, 1, 1)
                 rows["KERNEL"].append((*common, self.global_pid, full, short, full, *size))
             elif event.category == "gpu_memcpy":
                 kind = _COPY_KIND[event.name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from support import trace_names as names
 from support.trace_layout import COPY_STREAM, DeviceEvent, Layout
 
@@ -14,10 +16,12 @@ def step(layout: Layout) -> list[list[DeviceEvent]]:
     layout.copy(names.MEMSET, 3_000, 65_536)
     if s.late_rank is not None:
         layout.stall(s.late_ns, s.late_rank)
-    gathers = _gather_parameters(layout)
+    if s.dp * s.cp > 1 and not s.dp_overlap:
+        for _ in range(min(s.buckets, s.layers)):
+            layout.wait(_gather_parameters(layout))
     reduces: list[list[int]] = []
     for microbatch in range(s.microbatches):
-        _forward(layout, gathers if microbatch == 0 else [])
+        _forward(layout, microbatch == 0)
         layout.stall(s.idle_ns)
         last = microbatch == s.microbatches - 1
         reduces = _backward(layout, last)
@@ -33,23 +37,28 @@ def _bucket_of(layout: Layout, layer: int) -> int:
     return min(s.buckets, s.layers) * layer // s.layers
 
 
-def _gather_parameters(layout: Layout) -> list[list[int]]:
-    """The distributed optimizer's all-gathers; each bucket's ends, in forward order."""
+def _gather_parameters(layout: Layout) -> list[int]:
+    """The distributed optimizer's all-gather of one bucket."""
     s = layout.scenario
-    if s.dp * s.cp == 1:
-        return []
+    return layout.communicate("DP", "all_gather", s.gather_ns / min(s.buckets, s.layers))
+
+
+def _forward(layout: Layout, first_microbatch: bool) -> None:
+    """The forward of a microbatch; in the first one, parameters are gathered bucket by bucket.
+
+    As in Megatron-Core, who waits for a bucket then launches the gather of the next one.
+    """
+    s = layout.scenario
     buckets = min(s.buckets, s.layers)
-    gathers = [layout.communicate("DP", "all_gather", 1_600_000 / buckets) for _ in range(buckets)]
-    if not s.dp_overlap:
-        layout.wait(gathers[-1])
-    return gathers
-
-
-def _forward(layout: Layout, gathers: list[list[int]]) -> None:
-    for layer in range(layout.scenario.layers):
-        if gathers:
-            layout.wait(gathers[_bucket_of(layout, layer)])
-        _layer(layout, 1.0, "all_gather", "reduce_scatter")
+    overlapped = first_microbatch and s.dp * s.cp > 1 and s.dp_overlap
+    gathered = _gather_parameters(layout) if overlapped else []
+    for layer in range(s.layers):
+        bucket = _bucket_of(layout, layer)
+        if overlapped and (layer == 0 or bucket != _bucket_of(layout, layer - 1)):
+            layout.wait(gathered)
+            if bucket + 1 < buckets:
+                gathered = _gather_parameters(layout)
+        _layer(layout, backward=False)
     _pipeline(layout, "send")
     _pipeline(layout, "recv")
 
@@ -60,42 +69,66 @@ def _backward(layout: Layout, last_microbatch: bool) -> list[list[int]]:
     layout.backward = True
     data_parallel = s.dp * s.cp > 1 and last_microbatch
     buckets = min(s.buckets, s.layers)
-    reduces = []
+    reduces: list[list[int]] = []
     for layer in reversed(range(s.layers)):
-        _layer(layout, 2.0, "reduce_scatter", "all_gather")
+        _layer(layout, backward=True)
         bucket_is_full = layer == 0 or _bucket_of(layout, layer - 1) != _bucket_of(layout, layer)
         if data_parallel and s.dp_overlap and bucket_is_full:
-            reduces.append(_reduce_gradients(layout, buckets))
+            reduces.append(_reduce_gradients(layout, len(reduces)))
     if data_parallel and not s.dp_overlap:
-        reduces = [_reduce_gradients(layout, buckets) for _ in range(buckets)]
+        reduces = [_reduce_gradients(layout, index) for index in range(buckets)]
     layout.backward = False
     return reduces
 
 
-def _reduce_gradients(layout: Layout, buckets: int) -> list[int]:
-    return layout.communicate("DP", "reduce_scatter", 2_400_000 / buckets, dtype="Float")
-
-
-def _layer(layout: Layout, factor: float, first: str, second: str) -> None:
-    """One transformer layer, or its backward with `factor` 2."""
+def _reduce_gradients(layout: Layout, index: int) -> list[int]:
+    """The reduce-scatter of one bucket, counted from the last layer's."""
     s = layout.scenario
-    layout.compute("layernorm", 9_000 * factor)
-    _tensor_parallel(layout, first, 70_000, "qkv", 120_000 * factor)
-    if s.cp > 1:
+    others = min(s.buckets, s.layers) - 1
+    duration = s.reduce_ns / (others + s.reduce_skew) * (1.0 if index else s.reduce_skew)
+    return layout.communicate("DP", "reduce_scatter", duration, dtype="Float")
+
+
+def _layer(layout: Layout, *, backward: bool) -> None:
+    """One transformer layer; its backward takes twice the time, in the opposite order."""
+    s = layout.scenario
+    factor = 2.0 if backward else 1.0
+    to_input, from_output = "all_gather", "reduce_scatter"
+    if backward:
+        to_input, from_output = from_output, to_input
+
+    def kernel(role: str, duration: float) -> Callable[[], None]:
+        return lambda: layout.compute(role, duration * factor)
+
+    def gemm(role: str, duration: float, operation: str, moved: float) -> Callable[[], None]:
+        return lambda: _tensor_parallel(layout, operation, moved, role, duration * factor)
+
+    parts = [
+        kernel("layernorm", 9_000),
+        gemm("qkv", 120_000, to_input, 70_000),
+        lambda: _exchange_context(layout),
+        kernel("attention", 150_000),
+        gemm("proj", 80_000, from_output, 60_000),
+        kernel("add", 14_000),
+        kernel("layernorm", 9_000),
+    ]
+    if s.ep > 1:
+        parts += [kernel("router", 18_000), lambda: _exchange_tokens(layout, "dispatch")]
+    parts += [
+        gemm("fc1", 240_000, to_input, 70_000),
+        kernel("swiglu", 30_000),
+        gemm("fc2", 210_000, from_output, 60_000),
+    ]
+    if s.ep > 1:
+        parts.append(lambda: _exchange_tokens(layout, "combine"))
+    parts.append(kernel("add", 14_000))
+    for part in reversed(parts) if backward else parts:
+        part()
+
+
+def _exchange_context(layout: Layout) -> None:
+    if layout.scenario.cp > 1:
         layout.wait(layout.communicate("CP", "all_gather", 45_000))
-    layout.compute("attention", 150_000 * factor)
-    _tensor_parallel(layout, second, 60_000, "proj", 80_000 * factor)
-    layout.compute("add", 14_000 * factor)
-    layout.compute("layernorm", 9_000 * factor)
-    if s.ep > 1:
-        layout.compute("router", 18_000 * factor)
-        _exchange_tokens(layout, "dispatch")
-    _tensor_parallel(layout, first, 70_000, "fc1", 240_000 * factor)
-    layout.compute("swiglu", 30_000 * factor)
-    _tensor_parallel(layout, second, 60_000, "fc2", 210_000 * factor)
-    if s.ep > 1:
-        _exchange_tokens(layout, "combine")
-    layout.compute("add", 14_000 * factor)
 
 
 def _tensor_parallel(

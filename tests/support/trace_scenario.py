@@ -33,6 +33,9 @@ class Scenario:
         dp_overlap: gradient reduce-scatters run under the backward, parameter all-gathers under
             the forward; otherwise all of them stand alone.
         buckets: gradient buckets; with one, nothing is left to hide the reduce-scatter under.
+        gather_ns, reduce_ns: time of a step's parameter gathers and gradient reductions together.
+        reduce_skew: the first gradient bucket (the output embedding's) takes so many times as
+            long as each of the others.
         tp_comm: "nccl" (each collective exposed), "userbuffers" (kernels under the GEMMs),
             "copies" (userbuffers through copy engines: peer copies under the GEMMs).
         pp_overlap: send/recv run under compute (interleaved schedule); otherwise they are exposed.
@@ -69,6 +72,9 @@ class Scenario:
     microbatches: int = 2
     dp_overlap: bool = True
     buckets: int = 4
+    gather_ns: int = 1_600_000
+    reduce_ns: int = 2_400_000
+    reduce_skew: float = 1.0
     tp_comm: str = "nccl"
     pp_overlap: bool = False
     ep_comm: str = "nccl"
@@ -158,8 +164,12 @@ SCENARIOS: dict[str, Scenario] = {
     "ep nvshmem": Scenario(ep=4, dp=8, ep_comm="nvshmem"),
     "late rank": Scenario(ranks=4, late_rank=2, late_ns=3_000_000),
     "slowed compute": Scenario(slowdown=1.4),
-    "single queue": Scenario(single_queue=True, buckets=8),
-    "layernorm waits": Scenario(layernorm_waits=True, buckets=8),
+    "single queue": Scenario(
+        single_queue=True, layers=8, buckets=8, microbatches=1, reduce_ns=9_000_000, reduce_skew=8
+    ),
+    "layernorm waits": Scenario(
+        layernorm_waits=True, layers=8, buckets=8, microbatches=1, reduce_ns=10_000_000
+    ),
     "everything": Scenario(
         tp=2, cp=2, dp=4, pp=2, ep=2, ranks=2, tp_comm="userbuffers", slowdown=1.2
     ),

@@ -180,8 +180,10 @@ def test_scenarios_show_what_they_are_named_after(tmp_path: Path) -> None:
     assert overlapped.overlap_pct > 60
     assert exposed.overlap_pct == 0
     assert whole("one bucket").exposed_comm_ns > 2 * overlapped.exposed_comm_ns
-    assert whole("single queue").exposed_comm_ns > overlapped.exposed_comm_ns
-    assert whole("layernorm waits").exposed_comm_ns > overlapped.exposed_comm_ns
+    for name, cause in (("single queue", "single_queue"), ("layernorm waits", "layernorm_waits")):
+        without = write_kineto(SCENARIOS[name].but(**{cause: False}), tmp_path)[0].whole
+        assert whole(name).exposed_comm_ns > 1.2 * without.exposed_comm_ns
+        assert whole(name).step_ns > 1.02 * without.step_ns
     assert whole("slowed compute").compute_ns > 1.02 * overlapped.compute_ns
     assert whole("tp exposed").exposed_by_dimension["TP"] > 10_000_000
     assert whole("tp userbuffers").exposed_by_dimension["TP"] == 0
