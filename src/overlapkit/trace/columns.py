@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from overlapkit.trace.events import Call, Work
+from overlapkit.trace.intervals import distinct
 from overlapkit.trace.names import nature
 from overlapkit.trace.times import LONGEST_US, column_ns, whole_ns
 
@@ -70,8 +71,8 @@ class WorkColumns:
         order = index[np.argsort(start[index], kind="stable")]
         coded = np.asarray(self.name, dtype=np.int64)[order]
         kinds = {
-            int(code): nature(names[code >> 1], copy=bool(code & 1)).kind
-            for code in np.unique(coded)
+            code: nature(names[code >> 1], copy=bool(code & 1)).kind
+            for code in distinct(coded)[0].tolist()
         }
         lookup = np.zeros(max(kinds) + 1, dtype=np.int8)
         for code, kind in kinds.items():

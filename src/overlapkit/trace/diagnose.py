@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,7 @@ class _Case:
             for i, t in enumerate(self.m.traffic)
             if t.dimension in dimensions and (not operations or t.operation in operations)
         ]
-        chosen = np.flatnonzero(np.isin(self.m.traffic_of, kinds))
+        chosen = self.m.events_of(kinds)
         start = self.m.work.start[chosen]
         return chosen[self.scope.within(start, start + 1) > 0]
 
@@ -95,6 +96,11 @@ class _Case:
         return sum(
             t.by_dimension[dimension].exposed for t in self.times if dimension in t.by_dimension
         )
+
+    def beside_comm(self, event: int) -> bool:
+        """Whether communication runs during a tenth of the event or more."""
+        start, end = self.m.work.start[[event]], self.m.work.end[[event]]
+        return 10 * int(self.m.comm.within(start, end)[0]) > int(end[0] - start[0])
 
     def has(self, *dimensions: str) -> bool:
         return any(d in self.m.dimension_comm for d in dimensions)
@@ -150,13 +156,13 @@ def _gradient_reduction(case: _Case) -> Finding | None:
             late.append(after / whole if whole else 1.0)
     total = union(work.start[large], work.end[large]).total
     mostly_exposed = total and case.exposed_of(large).total > 0.5 * total
-    if not late or not mostly_exposed or float(np.median(late)) > 0.2:
+    if not late or not mostly_exposed or statistics.median(late) > 0.2:
         return None
-    per_step = float(np.median(counts))
+    per_step = float(statistics.median(counts))
     evidence = {
         "reductions_per_step": per_step,
         "exposed_us": case.per_step_us(exposed),
-        "compute_after_first_pct": round(100 * float(np.median(late)), 1),
+        "compute_after_first_pct": round(100 * statistics.median(late), 1),
     }
     if per_step <= 1:
         return Finding(
@@ -181,22 +187,21 @@ def _gradient_reduction(case: _Case) -> Finding | None:
     )
 
 
-def _resumptions(case: _Case) -> list[tuple[int, int, int]]:
-    """Gaps of compute under a gradient reduction that outlives what came before it.
+def _resumptions(case: _Case, under: NDArray[np.intp]) -> list[tuple[int, int, int]]:
+    """Gaps of compute that these collectives fill.
 
     Returns:
         For each the gap's start, its end, and the index of the kernel that ends it.
     """
     work = case.m.work
-    reductions = _gradient_reductions(case)
-    if not len(reductions):
+    if not len(under):
         return []
-    cover = union(work.start[reductions], work.end[reductions])
+    cover = union(work.start[under], work.end[under])
     compute = np.flatnonzero(work.kind == COMPUTE)
     gaps = both(Spans(case.m.compute.end[:-1], case.m.compute.start[1:]), case.scope)
-    under = cover.within(gaps.start, gaps.end)
+    filled = cover.within(gaps.start, gaps.end)
     length = gaps.end - gaps.start
-    chosen = (length > AT_ONCE_NS) & (under >= length - AT_ONCE_NS)
+    chosen = (length > AT_ONCE_NS) & (filled >= length - AT_ONCE_NS)
     result = []
     for start, end in zip(gaps.start[chosen].tolist(), gaps.end[chosen].tolist(), strict=True):
         index = int(np.searchsorted(work.start[compute], end, side="left"))
@@ -209,25 +214,30 @@ def _one_queue(case: _Case) -> Finding | None:
     if case.has("TP", "CP"):
         return None
     work = case.m.work
-    reductions = _gradient_reductions(case)
-    starts = work.start[reductions]
-    cost, times, ordered = 0, 0, 0
-    for start, end, kernel in _resumptions(case):
-        if _NORM.search(work.names[int(work.name[kernel])]):
+    reductions = set(_gradient_reductions(case).tolist())
+    events = np.asarray(sorted(reductions | set(case.events(("DP",)).tolist())), dtype=np.intp)
+    starts, ends = work.start[events], work.end[events]
+    launch = work.correlation[events]
+    cost, times, gathers = 0, 0, 0
+    for start, end, kernel in _resumptions(case, events):
+        # The kernel starts with a collective that was launched before it and was itself held back
+        # by earlier ones on its stream.
+        earlier = launch < work.correlation[kernel]
+        near = earlier & (starts > start) & (starts <= end) & (end - starts < AT_ONCE_NS)
+        if work.correlation[kernel] < 0 or not near.any():
             continue
-        # A reduction that starts right where the gap ends, because an earlier one held its stream
-        # until then; launched before the kernel, it is what the kernel had to wait for.
-        near = reductions[(starts > start) & (starts <= end) & (end - starts < AT_ONCE_NS)]
-        ends = work.end[reductions]
-        held = [
-            i
-            for i in near.tolist()
-            if bool((np.abs(ends - work.start[i]) < AT_ONCE_NS)[reductions != i].any())
-        ]
-        if held:
-            cost += end - start
-            times += 1
-            ordered += bool(work.correlation[held[0]] < work.correlation[kernel])
+        last = int(np.flatnonzero(near)[np.argmax(launch[near])])
+        held = (np.abs(ends - starts[last]) < AT_ONCE_NS) & (launch < launch[last])
+        if not held.any() or launch[last] < launch[earlier].max():
+            continue
+        if int(events[last]) not in reductions:
+            # A kernel may need the parameters that one gather brings, but hardly those of several.
+            passed = (ends > start) & (ends <= end) & earlier
+            if int(passed.sum()) < 2:
+                continue
+            gathers += 1
+        cost += end - start
+        times += 1
     if times < 2 or not case.notable(cost, NOTABLE / 2):
         return None
     return Finding(
@@ -239,7 +249,7 @@ def _one_queue(case: _Case) -> Finding | None:
         {"gaps_per_step": round(times / case.steps, 1), "stalled_us": case.per_step_us(cost)},
         case.per_step_us(cost),
         "unset CUDA_DEVICE_MAX_CONNECTIONS, or set what overlapkit explain shows for this run",
-        "likely" if 2 * ordered >= times else "possible",
+        "likely" if 2 * gathers < times else "possible",
     )
 
 
@@ -248,8 +258,11 @@ def _layernorm(case: _Case) -> Finding | None:
     reductions = _gradient_reductions(case)
     ends = work.end[reductions]
     cost, times, others = 0, 0, 0
-    for start, end, kernel in _resumptions(case):
+    for start, end, kernel in _resumptions(case, reductions):
         if not bool(((ends <= end) & (end - ends < AT_ONCE_NS)).any()):
+            continue
+        if case.beside_comm(kernel):
+            # It runs beside a collective: that is not what it waited for.
             continue
         if _NORM.search(work.names[int(work.name[kernel])]):
             cost += end - start

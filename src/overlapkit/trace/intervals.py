@@ -69,7 +69,7 @@ def both(a: Spans, b: Spans) -> Spans:
     """The time in `a` and in `b`."""
     if not len(a) or not len(b):
         return NOTHING
-    edges = np.unique(np.concatenate((a.start, a.end, b.start, b.end)))
+    edges = np.sort(np.concatenate((a.start, a.end, b.start, b.end)))
     left, right = edges[:-1], edges[1:]
     keep = _covers(a, left) & _covers(b, left)
     return union(left[keep], right[keep])
@@ -79,7 +79,7 @@ def minus(a: Spans, b: Spans) -> Spans:
     """The time in `a` and not in `b`."""
     if not len(a) or not len(b):
         return a
-    edges = np.unique(np.concatenate((a.start, a.end, b.start, b.end)))
+    edges = np.sort(np.concatenate((a.start, a.end, b.start, b.end)))
     left, right = edges[:-1], edges[1:]
     keep = _covers(a, left) & ~_covers(b, left)
     return union(left[keep], right[keep])
@@ -94,6 +94,21 @@ def _covers(a: Spans, when: Ints) -> NDArray[np.bool_]:
     """Whether each moment lies in `a`."""
     index = np.searchsorted(a.start, when, side="right") - 1
     return np.asarray((index >= 0) & (when < a.end[np.maximum(index, 0)]))
+
+
+def distinct(values: Ints) -> tuple[Ints, NDArray[np.intp]]:
+    """The distinct values, sorted, and for each value the index of its own among them.
+
+    numpy.unique does the same, and imports numpy.ma for it, a tenth of a short run's time.
+    """
+    if not len(values):
+        return values, np.zeros(0, dtype=np.intp)
+    order = np.argsort(values, kind="stable")
+    opens = np.diff(values[order], prepend=values[order[0]]) != 0
+    index = np.empty(len(values), dtype=np.intp)
+    index[order] = np.cumsum(opens)
+    opens[0] = True
+    return values[order][opens], index
 
 
 def shares(start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -73,6 +74,14 @@ class Arguments(
     ranks: Any = None
 
 
+class LaunchArguments(msgspec.Struct, gc=False):
+    """The one argument of a launch that is used."""
+
+    correlation: _Id = None
+
+
+_LIMIT = 1 << 62
+_LAUNCH_ARGUMENTS = msgspec.json.Decoder(LaunchArguments)
 _ARGUMENTS = msgspec.json.Decoder(Arguments)
 _NO_ARGUMENTS = Arguments()
 
@@ -138,6 +147,7 @@ class _Reading:
     names: dict[str, int] = field(default_factory=dict)
     grids: dict[bytes, int] = field(default_factory=dict)
     calls: dict[Call, int] = field(default_factory=dict)
+    call_numbers: dict[Any, int] = field(default_factory=dict)
     launch_correlation: list[Any] = field(default_factory=list)
     launch_time: list[Any] = field(default_factory=list)
     launch_thread: list[int] = field(default_factory=list)
@@ -210,66 +220,90 @@ def _needs_digits(events: list[Event]) -> bool:
     return False
 
 
-def _take(events: Iterable[Event], reading: _Reading, want_host: bool) -> None:
-    troubles = reading.troubles
+def _take(events: list[Event], reading: _Reading, want_host: bool) -> None:
+    device = [e for e in events if e.cat in _DEVICE and e.ph == "X"]
+    _take_device(device, reading)
+    launches = [e for e in events if e.cat in _LAUNCH and e.ph == "X"]
+    _take_launches(launches, reading)
+    if len(device) + len(launches) < len(events):
+        _take_ranges(events, reading, want_host)
+
+
+def _take_ranges(events: list[Event], reading: _Reading, want_host: bool) -> None:
     for event in events:
-        category = event.cat
-        if event.ph != "X":
+        category = event.cat or ""
+        if category not in (_RANGE | _CPU) or event.ph != "X":
             continue
-        copy = _DEVICE.get(category)  # type: ignore[arg-type]
-        if copy is not None:
-            _take_device(event, copy, reading)
-        elif category in _LAUNCH:
-            correlation = _integer(_arguments(event).correlation)
-            if correlation is not None and correlation > 0:
-                reading.launch_correlation.append(correlation)
-                reading.launch_time.append(event.ts)
-                thread = reading.threads.setdefault(event.tid, len(reading.threads))
-                reading.launch_thread.append(thread)
-        else:
-            name = event.name or ""
-            is_step = name.startswith("ProfilerStep")
-            if is_step or want_host:
-                span = usable_ns(event.ts, event.dur)
-                if span is None:
-                    if is_step:
-                        troubles["step range without a usable time, left out"] += 1
-                elif is_step and category == "gpu_user_annotation":
-                    device = _device(_arguments(event), event)
-                    reading.device_steps[device].add(name, *span)
-                elif is_step:
-                    reading.host_steps.add(name, *span)
-                    reading.host.step_threads.add((event.pid, event.tid))
-                elif category != "gpu_user_annotation":
-                    reading.host.add(name, category or "", (event.pid, event.tid), *span)
+        name = event.name or ""
+        is_step = name.startswith("ProfilerStep")
+        if not (is_step or want_host):
+            continue
+        span = usable_ns(event.ts, event.dur)
+        if span is None:
+            if is_step:
+                reading.troubles["step range without a usable time, left out"] += 1
+        elif is_step and category == "gpu_user_annotation":
+            reading.device_steps[_device(_arguments(event), event)].add(name, *span)
+        elif is_step:
+            reading.host_steps.add(name, *span)
+            reading.host.step_threads.add((event.pid, event.tid))
+        elif category != "gpu_user_annotation":
+            reading.host.add(name, category, (event.pid, event.tid), *span)
 
 
-def _take_device(event: Event, copy: bool, reading: _Reading) -> None:
-    arguments = _arguments(event)
-    device = _device(arguments, event)
-    columns = reading.devices.get(device)
-    if columns is None:
-        columns = reading.devices[device] = WorkColumns()
-    name = event.name or ""
-    names, grids = reading.names, reading.grids
-    call = -1
-    if arguments.collective is not None or arguments.group is not None or arguments.description:
-        key = _call(arguments)
-        call = reading.calls.setdefault(key, len(reading.calls))
-    stream = _integer(arguments.stream)
-    if stream is None:
-        stream = _integer(event.tid)
-    correlation = _integer(arguments.correlation)
-    columns.ts.append(event.ts)
-    columns.dur.append(event.dur)
-    columns.name.append(names.setdefault(name, len(names)) * 2 + copy)
-    columns.stream.append(-1 if stream is None else stream)
-    columns.correlation.append(-1 if correlation is None else correlation)
-    grid = bytes(arguments.grid)
-    if grid:
-        grid += bytes(arguments.block)
-    columns.grid.append(grids.setdefault(grid, len(grids)) if grid else -1)
-    columns.call.append(call)
+def _take_launches(events: list[Event], reading: _Reading) -> None:
+    decode = _LAUNCH_ARGUMENTS.decode
+    threads = reading.threads
+    for event in events:
+        try:
+            correlation = decode(event.args).correlation
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            correlation = _arguments(event).correlation
+        number = correlation if type(correlation) is int else _integer(correlation)
+        if number is not None and 0 < number < _LIMIT:
+            reading.launch_correlation.append(number)
+            reading.launch_time.append(event.ts)
+            reading.launch_thread.append(threads.setdefault(event.tid, len(threads)))
+
+
+def _take_device(events: list[Event], reading: _Reading) -> None:
+    # The innermost loop over device work: names are bound and types looked at in place.
+    names, grids, devices = reading.names, reading.grids, reading.devices
+    decode = _ARGUMENTS.decode
+    columns, current = None, None
+    for event in events:
+        try:
+            arguments = decode(event.args)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            arguments = _arguments(event)
+        device = arguments.device
+        if type(device) is not int or device < 0 or columns is None or device != current:
+            current = _device(arguments, event)
+            columns = devices.get(current)
+            if columns is None:
+                columns = devices[current] = WorkColumns()
+        call = -1
+        if arguments.collective is not None or arguments.group is not None or arguments.description:
+            call = _call(arguments, reading)
+        stream, correlation = arguments.stream, arguments.correlation
+        if type(stream) is not int:
+            stream = _integer(event.tid) if stream is None else _integer(stream)
+        if type(correlation) is not int:
+            correlation = _integer(correlation)
+        name = event.name or ""
+        columns.ts.append(event.ts)
+        columns.dur.append(event.dur)
+        columns.name.append(names.setdefault(name, len(names)) * 2 + _DEVICE[event.cat or ""])
+        columns.stream.append(stream if stream is not None and -1 < stream < _LIMIT else -1)
+        columns.correlation.append(
+            correlation if correlation is not None and -1 < correlation < _LIMIT else -1
+        )
+        grid = -1
+        if arguments.grid:
+            shape = bytes(arguments.grid) + bytes(arguments.block)
+            grid = grids.setdefault(shape, len(grids))
+        columns.grid.append(grid)
+        columns.call.append(call)
 
 
 def _arguments(event: Event) -> Arguments:
@@ -323,28 +357,51 @@ def _integer(value: Any) -> int | None:
     return None
 
 
-def _call(arguments: Arguments) -> Call:
-    return Call(
-        name=arguments.collective,
-        elements_in=_integer(arguments.elements_in),
-        elements_out=_integer(arguments.elements_out),
-        dtype=arguments.dtype,
-        group_size=_integer(arguments.group_size),
-        group=None if arguments.group is None else str(arguments.group),
-        description=arguments.description or None,
-        ranks=ranks_of(arguments.ranks),
+def _call(arguments: Arguments, reading: _Reading) -> int:
+    """The number of a collective's recorded facts; equal ones share it."""
+    ranks = arguments.ranks
+    key = (
+        arguments.collective,
+        arguments.elements_in,
+        arguments.elements_out,
+        arguments.dtype,
+        arguments.group_size,
+        arguments.group,
+        arguments.description,
+        ranks if isinstance(ranks, str) else str(ranks),
     )
+    known = reading.call_numbers.get(key)
+    if known is None:
+        call = Call(
+            name=arguments.collective,
+            elements_in=_integer(arguments.elements_in),
+            elements_out=_integer(arguments.elements_out),
+            dtype=arguments.dtype,
+            group_size=_integer(arguments.group_size),
+            group=None if arguments.group is None else str(arguments.group),
+            description=arguments.description or None,
+            ranks=ranks_of(ranks),
+        )
+        known = reading.calls.setdefault(call, len(reading.calls))
+        reading.call_numbers[key] = known
+    return known
 
 
 def ranks_of(value: Any) -> tuple[int, ...]:
     """Ranks from a list, or from its text; empty where it is cut short by "..."."""
     if isinstance(value, str):
-        parts = value.strip("[]() ").split(",")
-        value = [int(p) if p.strip().isdigit() else None for p in parts] if value else []
+        return _ranks_in(value)
     if not isinstance(value, (list, tuple)):
         return ()
     ranks = tuple(v for v in value if isinstance(v, int) and not isinstance(v, bool))
     return ranks if len(ranks) == len(value) else ()
+
+
+@cache
+def _ranks_in(text: str) -> tuple[int, ...]:
+    parts = text.strip("[]() ").split(",")
+    known = all(part.strip().isdecimal() and len(part) < 10 for part in parts)
+    return tuple(map(int, parts)) if known else ()
 
 
 def groups_of(metadata: Mapping[str, Any]) -> list[Group]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from overlapkit.trace.events import (
     Window,
     Work,
 )
-from overlapkit.trace.intervals import Ints, Spans, both, either, minus, shares, union
+from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
 from overlapkit.trace.names import Nature, nature, operation, short
 
 PARTS = ("compute", "exposed_comm", "exposed_memory", "idle")
@@ -135,6 +136,13 @@ class Measured:
     dimension_comm: dict[str, Spans] = field(default_factory=dict)
     dimension_exposed: dict[str, Spans] = field(default_factory=dict)
 
+    def events_of(self, sorts: Sequence[int]) -> NDArray[np.intp]:
+        """The events of these sorts of communication."""
+        # One place more, for the -1 of what is no communication.
+        wanted = np.zeros(len(self.traffic) + 1, dtype=np.bool_)
+        wanted[list(sorts)] = True
+        return np.flatnonzero(wanted[self.traffic_of])
+
     def times(self, windows: Sequence[Window]) -> list[Times]:
         """What each window's time is made of."""
         start = np.asarray([w.start for w in windows], dtype=np.int64)
@@ -182,7 +190,8 @@ def measure(work: Work, known: Known) -> Measured:
     for dimension in DIMENSIONS:
         kinds = [i for i, t in enumerate(traffic) if t.dimension == dimension]
         if kinds:
-            spans = _of(work, np.isin(traffic_of, kinds))
+            chosen = result.events_of(kinds)
+            spans = union(work.start[chosen], work.end[chosen])
             result.dimension_comm[dimension] = spans
             result.dimension_exposed[dimension] = minus(spans, compute)
     return result
@@ -201,14 +210,21 @@ def _traffic(
     if len(events):
         width = len(work.calls) + 1
         keys = work.name[events].astype(np.int64) * width + work.call[events] + 1
-        unique, inverse = np.unique(keys, return_inverse=True)
+        unique, inverse = distinct(keys)
         numbers = []
+        # Message sizes vary from call to call, and do not matter here.
+        alike: dict[tuple[Any, ...], int] = {}
         for key in unique.tolist():
-            name = work.names[key // width]
             call = work.calls[key % width - 1] if key % width else None
-            sort = _sort(name, nature(name), call, known)
-            numbers.append(kinds.setdefault(sort, len(kinds)))
-        traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse.reshape(-1)]
+            told = call and (call.name, call.group_size, call.group, call.description, call.ranks)
+            number = alike.get((key // width, told))
+            if number is None:
+                name = work.names[key // width]
+                sort = _sort(name, nature(name), call, known)
+                number = kinds.setdefault(sort, len(kinds))
+                alike[key // width, told] = number
+            numbers.append(number)
+        traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse]
     return list(kinds), traffic_of
 
 
@@ -267,7 +283,13 @@ def contributions(m: Measured, windows: Sequence[Window]) -> dict[str, dict[str,
     gap_start, gap_end = m.busy.end[:-1], m.busy.start[1:]
     follower = np.searchsorted(work.start, gap_end, side="left")
     owner = np.minimum(follower, len(work) - 1)
-    idle = _by_label(gap_start, gap_end, np.asarray([f"before {name}" for name in label[owner]], dtype=object), None, windows)
+    idle = _by_label(
+        gap_start,
+        gap_end,
+        np.asarray([f"before {name}" for name in label[owner]], dtype=object),
+        None,
+        windows,
+    )
     # A step may begin before its first work, or end after its last.
     for index, window in enumerate(windows):
         outside = max(0, min(window.end, m.work.whole.start) - window.start)
