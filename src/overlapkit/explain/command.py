@@ -9,7 +9,7 @@ from overlapkit.config.run import LARGEST, Settings, read_settings
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.assumptions import assume
-from overlapkit.explain.report import explain, report_json
+from overlapkit.explain.report import Assumptions, explain, report_json
 from overlapkit.output import write_json
 
 EXIT_FINDING = 1
@@ -39,21 +39,9 @@ def run(
     sizes = _world_sizes(world_sizes, compared=bool(others))
     assumptions = assume(gpu, te, env_file)
     settings = [_settings(path, overrides) for path in (config, *others)]
-    reports = [
-        explain(each, size, assumptions) for each, size in zip(settings, sizes, strict=False)
-    ]
-    if len(reports) == 2:
-        from overlapkit.explain.difference import difference_json, find_difference, show_difference
-
-        difference = find_difference(settings, sizes, assumptions)
-        if as_json:
-            write_json(difference_json(difference))
-        else:
-            from overlapkit.output import console
-
-            show_difference(difference, console())
-        return EXIT_FINDING if reports[1].findings else 0
-    report = reports[0]
+    if others:
+        return _compare(settings, sizes, assumptions, as_json=as_json)
+    report = explain(settings[0], sizes[0], assumptions)
     if as_json:
         write_json(report_json(report))
     else:
@@ -62,6 +50,21 @@ def run(
 
         show_report(report, console())
     return EXIT_FINDING if report.findings else 0
+
+
+def _compare(
+    settings: list[Settings], sizes: list[int], assumptions: Assumptions, *, as_json: bool
+) -> int:
+    from overlapkit.explain.difference import find_difference
+    from overlapkit.explain.difference_view import difference_json, show_difference
+    from overlapkit.output import console
+
+    difference = find_difference(settings, sizes, assumptions)
+    if as_json:
+        write_json(difference_json(difference))
+    else:
+        show_difference(difference, console())
+    return EXIT_FINDING if difference.after.findings else 0
 
 
 def _settings(path: str, overrides: list[str]) -> Settings:

@@ -1,34 +1,36 @@
 """What differs between two runs' decisions, and which key caused it.
 
-A cause is found by trial, not by reading rules: one differing key after the other is carried from
-the second configuration to the first, and the rules are applied again. The key that alone brings
-the second outcome about is the cause; where none does alone, the keys that together do.
+A cause is found by trial, not by reading rules: differing keys are carried from the second
+configuration to the first, and the rules are applied again. The key that alone brings the second
+outcome about is the cause; where none does alone, the keys that together do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.text import Text
-
+from megatron.bridge.training.mixed_precision_recipes import mixed_precision_recipe
+from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
-from overlapkit.config.schema import OVERLAP_KNOBS
+from overlapkit.config.schema import OVERLAP_KNOBS, section_fields
 from overlapkit.errors import InputError
-from overlapkit.explain.render import short, show_findings
-from overlapkit.explain.report import (
-    Assumptions,
-    Report,
-    decision_json,
-    explain,
-    plain,
-)
+from overlapkit.explain.report import Assumptions, Report, explain, plain
 
-SCHEMA = "overlapkit/explain-difference/v1"
 WORLD_SIZE = "--world-size"
-_ABSENT = object()
+
+Kind = Literal["knob", "env", "finding", "buckets"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an outcome is of: a knob, a launch variable, a finding by a rule, or the buckets."""
+
+    kind: Kind
+    knob: str
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,23 @@ class Change:
     """One outcome that differs.
 
     Attributes:
-        knob: dotted knob, ``env.NAME`` for a launch variable, ``buckets`` for their number.
-        before: its value in the first run.
+        of: what it is the outcome of.
+        before: its value in the first run; None where it has none.
         after: its value in the second.
-        causes: the keys whose change brought it about.
+        causes: the keys whose change brought it about; empty where none of them did.
         reason: why the second run has its value; None where no decision tells.
     """
 
-    knob: str
+    of: Outcome
     before: Any
     after: Any
     causes: tuple[str, ...]
     reason: str | None
+
+    @property
+    def restates(self) -> bool:
+        """Whether it only repeats a key that was written differently."""
+        return self.causes == (self.of.knob,)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Difference:
 
     Attributes:
         before, after: the reports of the two.
-        keys: every differing key: dotted name to its two values.
+        keys: every differing key that a cause may be: dotted name, or section where it is there
+            in one run only, to its two values.
         changes: the outcomes that differ.
     """
 
@@ -80,173 +88,160 @@ def find_difference(
     Raises:
         InputError: as `explain`, for either of the two.
     """
-    a, b = (_Inputs(s, n) for s, n in zip(settings, world_sizes, strict=True))
+    a, b = (_Inputs(s, n) for s, n in zip(_alike(*settings), world_sizes, strict=True))
     before, after = (explain(i.settings, i.world_size, assumptions) for i in (a, b))
     keys = _differing_keys(a, b)
-    outcomes_before, outcomes_after = outcomes(before), outcomes(after)
+    old, new = outcomes(before), outcomes(after)
+    changed = [of for of in old | new if old.get(of) != new.get(of)]
 
-    def outcome_with(knob: str, carried: Sequence[str]) -> Any:
-        """The outcome of the first run with some keys as in the second."""
+    @cache
+    def outcomes_with(carried: frozenset[str]) -> dict[Outcome, Any]:
+        """The outcomes of the first run with some keys as in the second; none where it is bad."""
+        mixed = _carry(a, b, carried)
         try:
-            mixed = _carry(a, b, carried)
-            return outcomes(explain(mixed.settings, mixed.world_size, assumptions)).get(knob)
+            return outcomes(explain(mixed.settings, mixed.world_size, assumptions))
         except InputError:
-            return _ABSENT
+            return {}
 
-    changes = []
-    for knob in outcomes_before | outcomes_after:
-        old, new = outcomes_before.get(knob), outcomes_after.get(knob)
-        if old == new:
-            continue
-        causes: tuple[str, ...] = (knob,) if knob in keys else ()
-        causes = _causes(knob, new, _candidates(keys), outcome_with) or causes
-        changes.append(Change(knob, old, new, causes, _reason(after, knob)))
+    def brings(wanted: Iterable[Outcome]) -> Callable[[frozenset[str]], bool]:
+        return lambda carried: all(outcomes_with(carried).get(of) == new.get(of) for of in wanted)
+
+    # Most keys matter to no outcome: they are dropped once, for all outcomes together.
+    relevant = _needed(_by_likelihood(keys), brings(changed)) if changed else []
+    changes = [
+        Change(of, old.get(of), new.get(of), _causes(of, relevant, brings([of])), reason)
+        for of in changed
+        for reason in [_reason(after, of)]
+    ]
     return Difference(before, after, keys, changes)
 
 
-def outcomes(report: Report) -> dict[str, Any]:
-    """What a run ends up with: effective knobs, launch variables, the number of buckets."""
-    result = {knob: plain(value) for knob, value in report.effective.items()}
-    result |= {f"env.{v.name}": v.value for v in report.launch_env}
-    result |= {
-        f"{d.knob} ({d.outcome.value} {d.rule})": d.outcome.value
-        for d in report.decisions
-        if d.is_finding
-    }
-    result["buckets"] = next(
-        (d.reason for d in report.decisions if d.rule == "core.bucket-count"), None
-    )
+def outcomes(report: Report) -> dict[Outcome, Any]:
+    """What a run ends up with: effective knobs, launch variables, findings, buckets."""
+    result = {Outcome("knob", knob): plain(value) for knob, value in report.effective.items()}
+    result |= {Outcome("env", v.name): v.value for v in report.launch_env}
+    result |= {Outcome("finding", d.knob, d.rule): d.outcome.value for d in report.findings}
+    told = [d.reason for d in report.decisions if d.rule == "core.bucket-count"]
+    result[Outcome("buckets", "ddp.bucket_size")] = told[0] if told else None
     return result
 
 
+def _alike(*settings: Settings) -> list[Settings]:
+    """The two settings with mixed_precision spelt out in both, unless both or none name it."""
+    sections = [each.values.get("mixed_precision") or {} for each in settings]
+    if len({BY_NAME in section for section in sections}) == 1:
+        return list(settings)
+    fields = section_fields("mixed_precision")
+    defaults = {name: known.default for name, known in fields.items()}
+    spelt = []
+    for each, section in zip(settings, sections, strict=True):
+        if section:
+            recipe = mixed_precision_recipe(section[BY_NAME]) if BY_NAME in section else {}
+            given = {k: v for k, v in section.items() if k in fields}
+            values = {**each.values, "mixed_precision": defaults | recipe | given}
+            each = replace(each, values=values)
+        spelt.append(each)
+    return spelt
+
+
 def _differing_keys(a: _Inputs, b: _Inputs) -> dict[str, tuple[Any, Any]]:
-    flat_a, flat_b = a.settings.flat(), b.settings.flat()
-    keys = {
-        key: (flat_a.get(key), flat_b.get(key))
-        for key in {**flat_a, **flat_b}
-        if flat_a.get(key, _ABSENT) != flat_b.get(key, _ABSENT)
-    }
+    keys: dict[str, tuple[Any, Any]] = {}
+    for section in {**a.settings.values, **b.settings.values}:
+        if not section_fields(section):
+            continue
+        old, new = (i.settings.values.get(section) for i in (a, b))
+        whole = section in ("comm_overlap", "mixed_precision")
+        by_name = (old or {}).get(BY_NAME) != (new or {}).get(BY_NAME)
+        if whole and (by_name or (old is None) != (new is None)):
+            keys[section] = (_section_value(old), _section_value(new))
+            continue
+        old, new = old or {}, new or {}
+        for key in {**old, **new}:
+            # A key left out has its default, yet it is not asked for: so it does differ.
+            if (key in old, old.get(key)) != (key in new, new.get(key)):
+                known = section_fields(section).get(key)
+                default = known.default if known else None
+                keys[f"{section}.{key}"] = (old.get(key, default), new.get(key, default))
     if a.world_size != b.world_size:
         keys[WORLD_SIZE] = (a.world_size, b.world_size)
     return keys
 
 
-def _candidates(keys: Mapping[str, Any]) -> list[str]:
-    """Differing keys, a whole section as one; overlap knobs first, since they cause most."""
-    sections = {key.partition(".")[0] for key in keys if "." not in key and key != WORLD_SIZE}
-    single = [k for k in keys if k.partition(".")[0] not in sections]
-    single.sort(key=lambda k: k.rpartition(".")[2] not in OVERLAP_KNOBS)
-    return [*sorted(sections), *single]
+def _section_value(content: dict[str, Any] | None) -> Any:
+    """A section given by name is shown as that name."""
+    return content[BY_NAME] if content and content.keys() == {BY_NAME} else content
+
+
+def _by_likelihood(keys: Iterable[str]) -> list[str]:
+    """Keys that seldom matter first: the first are dropped first where either of two suffices."""
+    return sorted(keys, key=lambda key: key.rpartition(".")[2] in OVERLAP_KNOBS)
+
+
+def _needed(keys: Sequence[str], suffice: Callable[[frozenset[str]], bool]) -> list[str]:
+    """Keys that suffice together and of which none can be left out.
+
+    Halves are tried before single keys, so that a few needed ones among many are found fast.
+    """
+
+    def prune(some: list[str], beside: frozenset[str]) -> list[str]:
+        """What is needed of `some`, given that `beside` is kept."""
+        if not some or suffice(beside):
+            return []
+        if len(some) == 1:
+            return some
+        middle = len(some) // 2
+        first, second = some[:middle], some[middle:]
+        kept = prune(second, beside | frozenset(first))
+        return prune(first, beside | frozenset(kept)) + kept
+
+    return prune(list(keys), frozenset()) if suffice(frozenset(keys)) else []
 
 
 def _causes(
-    knob: str, wanted: Any, candidates: Sequence[str], outcome: Callable[[str, Sequence[str]], Any]
+    of: Outcome, keys: Sequence[str], brings: Callable[[frozenset[str]], bool]
 ) -> tuple[str, ...]:
-    """The smallest set of keys found that brings `wanted` about: one key, else a pruned set."""
-    for key in candidates:
-        if outcome(knob, [key]) == wanted:
+    """The one key that brings an outcome about, else the fewest found that do together.
+
+    Of several that would, the one that asks for this knob by name is told.
+    """
+    name = of.knob.rpartition(".")[2]
+    for key in sorted(reversed(keys), key=lambda key: key.rpartition(".")[2] != name):
+        if brings(frozenset([key])):
             return (key,)
-    if outcome(knob, candidates) != wanted:
-        return ()
-    # Drop each key that is not needed: what is left brings it about, and less does not.
-    needed = list(candidates)
-    for key in candidates:
-        fewer = [k for k in needed if k != key]
-        if outcome(knob, fewer) == wanted:
-            needed = fewer
-    return tuple(needed)
+    return tuple(_needed(keys, brings))
 
 
-def _carry(a: _Inputs, b: _Inputs, keys: Sequence[str]) -> _Inputs:
+def _carry(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
+    """The first run with some keys as in the second."""
     values = {s: None if c is None else dict(c) for s, c in a.settings.values.items()}
     asked = set(a.settings.asked)
     for dotted in keys:
-        if dotted == WORLD_SIZE:
-            continue
         section, _, key = dotted.partition(".")
         theirs = b.settings.values.get(section)
-        if not key or theirs is None:
+        if dotted == WORLD_SIZE:
+            continue
+        if not key:
             values[section] = None if theirs is None else dict(theirs)
-            asked -= {k for k in asked if k.startswith(f"{section}.")}
+            asked = {k for k in asked if not k.startswith(f"{section}.")}
             asked |= {k for k in b.settings.asked if k.startswith(f"{section}.")}
             continue
-        mine = values.get(section)
-        if mine is None:
-            mine = values[section] = {}
+        mine = values.get(section) or {}
         mine.pop(key, None)
-        asked.discard(dotted)
-        if key in theirs:
+        if theirs is not None and key in theirs:
             mine[key] = theirs[key]
-        if dotted in b.settings.asked:
-            asked.add(dotted)
+        values[section] = mine
+        asked = asked - {dotted} | (b.settings.asked & {dotted})
     size = b.world_size if WORLD_SIZE in keys else a.world_size
     return _Inputs(replace(a.settings, values=values, asked=frozenset(asked)), size)
 
 
-def _reason(report: Report, knob: str) -> str | None:
-    name = knob.partition(" ")[0]
-    if name.startswith("env."):
-        told = [v.reason for v in report.launch_env if f"env.{v.name}" == name]
+def _reason(report: Report, of: Outcome) -> str | None:
+    if of.kind == "env":
+        told = [v.reason for v in report.launch_env if v.name == of.knob]
+    elif of.kind == "knob":
+        told = [d.reason for d in report.decisions if d.knob == of.knob]
+    elif of.kind == "finding":
+        told = [d.reason for d in report.findings if (d.knob, d.rule) == (of.knob, of.rule)]
     else:
-        told = [d.reason for d in report.decisions if d.knob == name]
+        told = []
     return told[0] if told else None
-
-
-def difference_json(difference: Difference) -> dict[str, Any]:
-    """The difference as the JSON interface `overlapkit/explain-difference/v1` (docs/json.md)."""
-    return {
-        "schema": SCHEMA,
-        "before": _side(difference.before),
-        "after": _side(difference.after),
-        "changes": [
-            {
-                "knob": c.knob,
-                "before": plain(c.before),
-                "after": plain(c.after),
-                "causes": [{"key": key, **_values(difference.keys, key)} for key in c.causes],
-                "reason": c.reason,
-            }
-            for c in difference.changes
-        ],
-    }
-
-
-def _side(report: Report) -> dict[str, Any]:
-    return {
-        "config": report.source,
-        "world_size": report.world_size,
-        "findings": [decision_json(d) for d in report.findings],
-    }
-
-
-def _values(keys: Mapping[str, tuple[Any, Any]], key: str) -> dict[str, Any]:
-    old, new = keys.get(key, (None, None))
-    return {"before": plain(old), "after": plain(new)}
-
-
-def show_difference(difference: Difference, console: Console) -> None:
-    """Every changed outcome with its cause, then the findings of the second run."""
-    before, after = difference.before, difference.after
-    console.print(
-        Text.assemble(
-            (before.source, "bold"),
-            f" ({before.world_size}) -> ",
-            (after.source, "bold"),
-            f" ({after.world_size})",
-        )
-    )
-    if not difference.changes:
-        console.print("No decision differs: the overlap in effect is the same.")
-    for change in difference.changes:
-        console.print(
-            Text.assemble(
-                "\n", (change.knob, "bold"), f"  {short(change.before)} -> {short(change.after)}"
-            )
-        )
-        for key in change.causes:
-            old, new = difference.keys.get(key, (None, None))
-            console.print(Text(f"  because of {key}: {short(old)} -> {short(new)}", "cyan"))
-        if change.reason:
-            console.print(Text(f"  {change.reason.rstrip('.')}"))
-    console.print()
-    show_findings(after, console)
