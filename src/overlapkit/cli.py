@@ -158,6 +158,52 @@ def trace(
     )
 
 
+@cli.command()
+@click.argument("base")
+@click.argument("new")
+@click.option(
+    "--steps",
+    default="all",
+    show_default=True,
+    metavar="all|N|A:B",
+    help="Steps by their numbers; A:B goes from A up to, not including, B.",
+)
+@click.option("--config-base", metavar="YAML", help="BASE's configuration.")
+@click.option(
+    "--config-new", metavar="YAML", help="NEW's configuration, to name the decisions that differ."
+)
+@click.option("--force", is_flag=True, help="Compare unlike runs: other GPU, other world size …")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/compare/v1).")
+@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
+def compare(
+    base: str,
+    new: str,
+    steps: str,
+    config_base: str | None,
+    config_new: str | None,
+    force: bool,
+    as_json: bool,
+    html: str | None,
+) -> int:
+    """Explain why the median step of profile NEW differs from that of BASE.
+
+    Each is a trace file, or a folder with one per rank. The exit status is 1 when NEW is slower
+    beyond the spread of its own steps.
+    """
+    from overlapkit.trace.compare_command import run
+
+    return run(
+        base,
+        new,
+        steps=steps,
+        config_base=config_base,
+        config_new=config_new,
+        force=force,
+        as_json=as_json,
+        html=html,
+    )
+
+
 def main() -> NoReturn:
     """Run the command line; bad input ends in one line on standard error and exit status 2."""
     debug = "--debug" in sys.argv
