@@ -34,12 +34,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.trace_generator import RankTruth, Scenario, write_kineto  # noqa: E402
+from support.trace_generator import Scenario, write_kineto  # noqa: E402
 
 # HTA 0.5 imports psutil without declaring it.
 HTA = ["HolisticTraceAnalysis", "psutil"]
-# HTA knows no communication but NCCL's, so the traces hold no other.
-SCENARIO = Scenario(tp=2, cp=2, dp=4, pp=2, layers=8, microbatches=4)
+# Text of one layer's forward and backward in one microbatch.
+LAYER_BYTES = 81_000
 
 FLOOR = """
 import sys
@@ -112,7 +112,46 @@ class Results:
         return statistics.median(run.peak_mb for run in self.runs)
 
 
-def measure(command: list[str], environment: dict[str, str] | None = None) -> Run:
+def with_bytecode(cache: str) -> dict[str, str]:
+    """An environment whose processes find compiled modules, as an installed program's do."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": cache}
+
+
+def scenario(size: int, steps: int) -> Scenario:
+    """A run whose file has about `size` MB: larger steps, not more of them.
+
+    HTA looks through all of a file's step ranges for each of its events, so the number of steps
+    counts for it; profiles usually hold a few. It knows no communication but NCCL's, so there is
+    no other.
+    """
+    layers = 4 if size < 20 else 32
+    microbatches = max(1, round(size * 1_000_000 / (steps * layers * LAYER_BYTES)))
+    return Scenario(
+        tp=2,
+        cp=2,
+        dp=4,
+        pp=2,
+        layers=layers,
+        microbatches=microbatches,
+        steps=steps,
+        buckets=8,
+        gather_ns=20_000_000,
+        reduce_ns=60_000_000,
+        pp_overlap=True,
+    )
+
+
+def text_mb(path: Path) -> float:
+    """MB of JSON in a file; gzip keeps the size in its last four bytes."""
+    if path.suffix != ".gz":
+        return path.stat().st_size / 1e6
+    with path.open("rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        return int.from_bytes(stream.read(), "little") / 1e6
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Run:
     """Run one command to its end and take the system's account of it.
 
     Raises:
@@ -120,9 +159,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> Ru
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=out, stderr=err, env={**os.environ, **(environment or {})}
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -145,8 +182,6 @@ def install_hta(folder: Path) -> str:
     python = str(folder / "bin" / "python")
     subprocess.run(["uv", "venv", "--quiet", "--no-project", str(folder)], check=True)
     subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, *HTA], check=True)
-    # Compiles everything, so that no timed run does.
-    subprocess.run([python, "-c", "import hta.trace_analysis"], check=True)
     return python
 
 
@@ -216,6 +251,7 @@ def main() -> None:
     """Write the traces, run the three in turn, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 50, 200], metavar="MB")
+    parser.add_argument("--steps", type=int, default=3, help="in each file")
     parser.add_argument("--runs", type=int, default=3, help="of each command at each size")
     parser.add_argument(
         "--hta-up-to", type=int, default=200, metavar="MB", help="HTA takes 0.2 s per MB"
@@ -224,8 +260,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help=".json instead of .json.gz")
     options = parser.parse_args()
 
-    environment = tempfile.TemporaryDirectory()
-    python_of_hta = None if options.no_hta else install_hta(Path(environment.name))
+    apart = tempfile.TemporaryDirectory()
+    environment = with_bytecode(f"{apart.name}/bytecode")
+    python_of_hta = None if options.no_hta else install_hta(Path(apart.name) / "hta")
     print("\n".join(facts(python_of_hta)))
     overlapkit = str(Path(sys.executable).with_name("overlapkit"))
     times: list[list[str]] = []
@@ -234,18 +271,27 @@ def main() -> None:
     for size in sorted(options.sizes):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (truth,) = write_kineto(
-                SCENARIO, folder, gz=not options.plain, at_least_bytes=size * 1_000_000
-            )
+            (truth,) = write_kineto(scenario(size, options.steps), folder, gz=not options.plain)
+            mb = text_mb(Path(truth.path))
             hta = python_of_hta if size <= options.hta_up_to else None
-            results = run_in_turn(truth, options.runs, overlapkit, hta)
+            commands = {
+                "overlapkit": [overlapkit, "trace", truth.path, "--json"],
+                "floor": [sys.executable, "-c", FLOOR, truth.path],
+            }
+            if hta:
+                commands["hta"] = [hta, "-c", HTA_SCRIPT, name]
+            if not times:
+                # Compiles every module, so that no timed run does.
+                run_in_turn(commands, 1, environment)
+            results = run_in_turn(commands, options.runs, environment)
             ours, floor, theirs = results["overlapkit"], results["floor"], results.get("hta")
             again = None
             if hta and size <= 50:
-                again = measure([hta, "-c", HTA_SCRIPT, name], {"HTA_DISABLE_NS_ROUNDING": "1"})
+                exact = {**environment, "HTA_DISABLE_NS_ROUNDING": "1"}
+                again = measure(commands["hta"], exact)
         times.append(
             [
-                f"{size}",
+                f"{mb:.0f}",
                 f"{truth.events:,}",
                 f"{ours.wall:.2f}",
                 f"{ours.cpu:.2f}",
@@ -254,12 +300,12 @@ def main() -> None:
                 f"{hta_import(theirs):.2f}" if theirs else "",
                 ratio(theirs, ours, "wall") if theirs else "",
                 ratio(ours, floor, "wall"),
-                f"{1000 * ours.wall / size:.2f}",
+                f"{1000 * ours.wall / mb:.2f}",
             ]
         )
         memory.append(
             [
-                f"{size}",
+                f"{mb:.0f}",
                 f"{truth.device_events:,}",
                 f"{ours.peak_mb:.0f}",
                 f"{floor.peak_mb:.0f}",
@@ -269,7 +315,7 @@ def main() -> None:
         )
         overlaps.append(
             [
-                f"{size}",
+                f"{mb:.0f}",
                 f"{truth.whole.overlap_pct:.2f}",
                 f"{our_overlap(ours.runs[0].output):.2f}",
                 f"{hta_overlap(theirs.runs[0].output):.2f}" if theirs else "",
@@ -300,21 +346,13 @@ def main() -> None:
 
 
 def run_in_turn(
-    truth: RankTruth, runs: int, overlapkit: str, hta: str | None
+    commands: dict[str, list[str]], runs: int, environment: dict[str, str]
 ) -> dict[str, Results]:
-    """The commands one after the other, `runs` times over, on a file that the cache holds."""
-    file = truth.path
-    commands = {
-        "overlapkit": [overlapkit, "trace", file, "--json"],
-        "floor": [sys.executable, "-c", FLOOR, file],
-    }
-    if hta:
-        commands["hta"] = [hta, "-c", HTA_SCRIPT, str(Path(file).parent)]
+    """The commands one after the other, `runs` times over."""
     results = {name: Results() for name in commands}
-    Path(file).read_bytes()
     for _ in range(runs):
         for name, command in commands.items():
-            results[name].runs.append(measure(command))
+            results[name].runs.append(measure(command, environment))
     return results
 
 
