@@ -143,6 +143,8 @@ class ByteSource:
                     if block:
                         yield block
                 self.cut = not member.eof
+                if self.cut and not expanded:
+                    raise InputError(f"{self.path}: damaged gzip data, or cut off at its start")
         except isal_zlib.IsalError as error:
             if not expanded:
                 raise InputError(f"{self.path}: damaged gzip data: {error}") from None

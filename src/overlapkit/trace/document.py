@@ -166,6 +166,7 @@ def _across_json(a: Across, reports: Sequence[RankReport]) -> dict[str, Any]:
             str(rank): {
                 "waiting_us": us(w.waiting_ns / steps[rank]),
                 "exposed_waiting_us": us(w.exposed_ns / steps[rank]),
+                "caused_us": us(w.caused_ns / steps[rank]),
                 "last_to_join": w.last_to_join,
                 "matched": w.matched,
             }
@@ -222,7 +223,7 @@ def merged_findings(reports: Sequence[RankReport], across: Across | None) -> lis
             Finding(
                 "late-rank",
                 None,
-                f"Other ranks wait for rank {late}: it is the last to join their collectives, and "
+                f"Other ranks wait for rank {late}: it is the last to join, and "
                 f"waiting is {across.exposed_waiting_pct:.0f} % of all exposed communication.",
                 {
                     "late_rank": late,

@@ -166,12 +166,12 @@ class EventReader(Generic[EventT]):
         position = 0
         while True:
             match = _TOKEN.search(buffer, position)
-            if match is None and start < 0:
+            if match is None and depth == 0:
                 return events, len(buffer), False
             anchor = start if start >= 0 else done
             unfinished = match is None or match.group() == b'"'
             reached = len(buffer) if unfinished or match is None else match.end()
-            damaged = reached - anchor > EVENT_LIMIT and (start >= 0 or unfinished)
+            damaged = reached - anchor > EVENT_LIMIT and (depth > 0 or unfinished)
             if unfinished and not damaged and not final:
                 return events, done, False
             if unfinished or damaged or match is None:

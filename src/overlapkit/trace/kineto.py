@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from overlapkit.trace.json_events import EventReader
 from overlapkit.trace.steps import StepRanges, project
 from overlapkit.trace.times import EXACT_DOUBLE_US, column_ns, usable_ns
 
-_Number = float | str | None
+_Number = int | float | str | None
 _Id = int | str | float | None
 
 
@@ -109,14 +108,11 @@ def lenient_event(plain: Mapping[str, Any]) -> Event:
         value = plain.get(key)
         return value if isinstance(value, str) else None if value is None else str(value)
 
-    def number(key: str) -> float | str | None:
+    def number(key: str) -> int | float | str | None:
         value = plain.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             return None
-        try:
-            return value if isinstance(value, str) else float(value)
-        except OverflowError:
-            return math.inf
+        return value
 
     def identity(key: str) -> int | str | float | None:
         value = plain.get(key)
@@ -215,7 +211,8 @@ def _needs_digits(events: list[Event]) -> bool:
     """Whether times of these events have digits that a double rounds."""
     for event in events[:200]:
         ts = event.ts
-        if isinstance(ts, float) and ts >= EXACT_DOUBLE_US and ts % 1:
+        # An integer stays one: a double was written with a fraction.
+        if isinstance(ts, float) and ts >= EXACT_DOUBLE_US:
             return True
     return False
 

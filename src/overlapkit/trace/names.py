@@ -112,12 +112,17 @@ def short(name: str, limit: int = 60) -> str:
     return (text or name.strip() or "(no name)")[:limit]
 
 
-_FUNCTOR = re.compile(r"(?:native|cuda)::(?:\w+::)*(\w*(?:[Ff]unctor|Ops?|_impl)\w*)")
+_FUNCTOR = re.compile(
+    r"(?:native|cuda)::(?:\w+::)*(\w*(?:[Ff]unctor|Ops?|_impl)\w*)|(\w+Functor\w*)"
+)
 
 
 def _functor(name: str) -> str:
     """PyTorch's elementwise kernels differ only in the functor among their arguments."""
     if "elementwise" not in name and "multi_tensor" not in name:
         return ""
-    match = _FUNCTOR.search(name, name.find("<") + 1)
-    return match.group(1) if match and match.group(1) != "gpu_kernel_impl" else ""
+    for match in _FUNCTOR.finditer(name, name.find("<") + 1):
+        found = match.group(1) or match.group(2)
+        if not found.startswith(("gpu_kernel_impl", "multi_tensor")):
+            return str(found)
+    return ""

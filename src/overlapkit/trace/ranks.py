@@ -16,6 +16,9 @@ from overlapkit.trace.report import RankReport, median
 NOTABLE_PCT = 10.0
 """Share of exposed communication from which waiting is worth a word."""
 
+NEGLIGIBLE_NS = 1_000
+"""Waiting, over all ranks, below which nobody was late for a collective."""
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -24,12 +27,14 @@ class Waiting:
     Attributes:
         waiting_ns: its collectives' time beyond that of the last to join.
         exposed_ns: the part of that which can be exposed time.
+        caused_ns: other ranks' waiting in collectives that it joined last.
         last_to_join: how many of the matched collectives it joined last.
         matched: collectives that could be matched with other ranks'.
     """
 
     waiting_ns: int
     exposed_ns: int
+    caused_ns: int
     last_to_join: int
     matched: int
 
@@ -44,7 +49,7 @@ class Across:
         spread_ns: longest less shortest median step.
         spread_pct: that in percent of the shortest.
         waiting: by rank; empty where no collectives could be matched.
-        late_rank: the rank that was last to join most often, where that explains waiting.
+        late_rank: the rank that the others wait for, where one causes most of the waiting.
         exposed_waiting_pct: exposed waiting in percent of all exposed communication.
         notes: what could not be compared.
     """
@@ -72,14 +77,12 @@ def across(reports: Sequence[RankReport]) -> Across | None:
     exposed = sum(t.exposed_comm for r in ranks for t in r.measured)
     if waiting:
         share = 100.0 * sum(w.exposed_ns for w in waiting.values()) / exposed if exposed else 0.0
-        last, count = max(
-            ((rank, w.last_to_join) for rank, w in waiting.items()), key=lambda item: item[1]
-        )
-        matched = max(w.matched for w in waiting.values())
-        # By chance each of n ranks would be last in one n-th of the cases.
-        often = count > matched * (0.75 if len(waiting) == 2 else 2 / len(waiting))
-        if share >= NOTABLE_PCT:
-            late = last if often else _least_waiting(waiting)
+        total = sum(w.waiting_ns for w in waiting.values())
+        last = max(waiting, key=lambda rank: waiting[rank].caused_ns)
+        # Of two ranks one always causes half or more.
+        enough = 0.75 if len(waiting) == 2 else 0.6
+        if share >= NOTABLE_PCT and waiting[last].caused_ns >= enough * total:
+            late = last
     return Across(
         step,
         slowest,
@@ -92,14 +95,6 @@ def across(reports: Sequence[RankReport]) -> Across | None:
     )
 
 
-def _least_waiting(waiting: dict[int, Waiting]) -> int | None:
-    """The rank that waits a tenth or less of what the others do on average."""
-    ordered = sorted(waiting, key=lambda rank: waiting[rank].waiting_ns)
-    others = [waiting[rank].waiting_ns for rank in ordered[1:]]
-    mean = sum(others) / len(others)
-    return ordered[0] if waiting[ordered[0]].waiting_ns < 0.1 * mean else None
-
-
 def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[str]]:
     by_key: dict[str, list[RankReport]] = {}
     for report in reports:
@@ -107,6 +102,7 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
             by_key.setdefault(key, []).append(report)
     wait: Counter[int] = Counter()
     exposed_wait: Counter[int] = Counter()
+    caused: Counter[int] = Counter()
     last: Counter[int] = Counter()
     matched: Counter[int] = Counter()
     notes = []
@@ -123,7 +119,10 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
         for index in range(counts.pop()):
             lengths = {r.rank or 0: r.calls[key][0][index] for r in members}
             transfer = min(lengths.values())
-            last[min(lengths, key=lambda rank: lengths[rank])] += 1
+            latest = min(lengths, key=lambda rank: lengths[rank])
+            waited = sum(lengths.values()) - transfer * len(lengths)
+            caused[latest] += waited
+            last[latest] += waited > NEGLIGIBLE_NS
             for report in members:
                 rank = report.rank or 0
                 extra = lengths[rank] - transfer
@@ -133,6 +132,6 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
     if not matched:
         return {}, notes
     return {
-        rank: Waiting(wait[rank], exposed_wait[rank], last[rank], matched[rank])
+        rank: Waiting(wait[rank], exposed_wait[rank], caused[rank], last[rank], matched[rank])
         for rank in sorted(matched)
     }, notes

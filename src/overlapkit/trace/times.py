@@ -68,7 +68,7 @@ def column_ns(values: Sequence[Any]) -> tuple[Ints, NDArray[np.bool_]]:
     """A column of microseconds as nanoseconds, and which of them are usable."""
     try:
         # None becomes NaN; anything but numbers raises.
-        floats = np.asarray(values, dtype=np.float64) if _all_floats(values) else None
+        floats = np.asarray(values, dtype=np.float64) if _all_numbers(values) else None
     except (TypeError, ValueError, OverflowError):
         floats = None
     if floats is None:
@@ -90,5 +90,5 @@ def whole_ns(values: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
     return np.asarray(fitting, dtype=np.int64), usable
 
 
-def _all_floats(values: Sequence[Any]) -> bool:
-    return all(type(v) is float or v is None for v in values)
+def _all_numbers(values: Sequence[Any]) -> bool:
+    return {type(v) for v in values} <= {float, int, type(None)}

@@ -1,0 +1,353 @@
+"""What real files hold beside well-formed events: a right number with a warning, or one error."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from support import tiny_trace as tiny
+
+from overlapkit.errors import InputError
+from overlapkit.trace.report import Options, RankReport, analyse_file, rank_in_name, settle_ranks
+
+GEMM, RS = tiny.GEMM, tiny.REDUCE_SCATTER
+# Compute [0, 100), communication [50, 150): 50 us hidden, 50 us exposed.
+PAIR = [tiny.kernel(GEMM, 1000, 100), tiny.kernel(RS, 1050, 100, stream=20)]
+
+
+def report_of(path: str) -> RankReport:
+    (report,) = analyse_file(path, Options())
+    whole = report.whole
+    assert sum(whole.parts.values()) == whole.step
+    return report
+
+
+def figures(report: RankReport) -> tuple[float, float, float]:
+    whole = report.whole
+    return whole.compute / 1000, whole.exposed_comm / 1000, whole.hidden_comm / 1000
+
+
+def of(tmp_path, events, **head) -> RankReport:
+    return report_of(tiny.write(tmp_path / "t.json", events, **head))
+
+
+def of_text(tmp_path, text: str | bytes, name: str = "t.json") -> RankReport:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return report_of(str(path))
+
+
+def warned(report: RankReport, words: str) -> bool:
+    return any(words in w for w in report.warnings)
+
+
+def test_the_plain_pair(tmp_path):
+    report = of(tmp_path, PAIR)
+    assert figures(report) == (100, 50, 50)
+    assert report.whole.overlap_pct == 50
+    assert warned(report, "no steps are marked")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"ph": "X", "cat": "kernel", "name": GEMM, "ts": 1001, "args": {"device": 0}},
+        tiny.kernel(GEMM, 1001, -5),
+        tiny.kernel(GEMM, 1001, None),
+        tiny.kernel(GEMM, None, 5),
+        tiny.kernel(GEMM, 1001, 9e18),
+        tiny.kernel(GEMM, 1001, 1e300),
+        tiny.kernel(GEMM, 9e17, 5),
+        tiny.kernel(GEMM, -(10**14), 5),
+        tiny.kernel(GEMM, "soon", 5),
+        tiny.kernel(GEMM, True, 5),
+        tiny.kernel(GEMM, [1], {"a": 1}),
+    ],
+)
+def test_device_events_without_a_usable_time_are_left_out_and_counted(tmp_path, extra):
+    many = [tiny.kernel(GEMM, 1000 + i, 1) for i in range(20)]
+    report = of(tmp_path, [*PAIR, extra, *many])
+    assert figures(report) == (100, 50, 50)
+    assert warned(report, "left out")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        tiny.kernel("x", 1, 1, cat="cpu_op"),
+        tiny.kernel("x", 1, 1e6, cat="python_function"),
+        {"ph": "s", "id": 1, "pid": 0, "tid": 0, "ts": 1, "cat": "ac2g", "name": "ac2g"},
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "GPU 0"}},
+        {"ph": "B", "cat": "kernel", "name": GEMM, "ts": 5},
+        {"ph": "X", "cat": "Trace", "name": "PyTorch Profiler (0)", "ts": 0, "dur": 1e6},
+        {"ph": "X", "cat": "cuda_sync", "name": "Stream Wait", "ts": 0, "dur": 1e6, "args": {}},
+        None,
+        7,
+        "text",
+        [],
+        {},
+        {"ph": 5, "cat": None, "name": ["x"]},
+    ],
+)
+def test_what_is_no_device_work_changes_nothing(tmp_path, extra):
+    report = of(tmp_path, [extra, *PAIR, extra])
+    assert figures(report) == (100, 50, 50)
+
+
+def test_old_categories_and_streams_as_text(tmp_path):
+    events = [
+        {**tiny.kernel(GEMM, 1000, 100, stream="7"), "cat": "Kernel"},
+        {**tiny.kernel("ncclKernel_AllReduce_RING_LL_Sum_float()", 1050, 100), "cat": "Kernel"},
+        {**tiny.kernel("Memcpy HtoD (Pinned -> Device)", 1160, 10), "cat": "Memcpy"},
+        {**tiny.kernel("Memset (Device)", 1180, 10), "cat": "Memset"},
+    ]
+    events[1].update(args={}, tid="stream 20", pid=0)
+    report = of(tmp_path, events)
+    assert figures(report) == (100, 50, 50)
+    assert report.whole.memory == 20_000
+    assert report.whole.idle == 20_000
+
+
+def test_events_without_arguments_or_with_strange_ones(tmp_path):
+    events = [dict(e) for e in PAIR]
+    del events[0]["args"]
+    events[1]["args"] = ["nothing"]
+    assert figures(of(tmp_path, events)) == (100, 50, 50)
+    events[1]["args"] = {"device": None, "stream": {"a": 1}, "Group size": "many", "dtype": 7}
+    assert figures(of(tmp_path, events)) == (100, 50, 50)
+
+
+def test_overlapping_kernels_of_one_stream_count_once(tmp_path):
+    events = [tiny.kernel(GEMM, 1000.0, 60.001), tiny.kernel(GEMM, 1060.0, 40), PAIR[1]]
+    assert figures(of(tmp_path, events)) == (100, 50, 50)
+
+
+@pytest.mark.parametrize("base", [0, 5_731_583_040_127, 1_712_345_678_901_234])
+def test_nanoseconds_survive_at_any_magnitude(tmp_path, base):
+    text = json.dumps(tiny.document([tiny.kernel(GEMM, "A", 0.003), tiny.kernel(RS, "B", 1.25)]))
+    text = text.replace('"A"', f"{base}.001").replace('"B"', f"{base}.002")
+    report = of_text(tmp_path, text)
+    whole = report.whole
+    assert (whole.step, whole.compute, whole.hidden_comm, whole.exposed_comm) == (
+        1251,
+        3,
+        2,
+        1248,
+    )
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "nan", "-inf"])
+def test_literals_that_json_does_not_have(tmp_path, literal):
+    text = json.dumps(tiny.document([{**PAIR[0], "args": {"occupancy": 0, "l": [0, 0]}}, PAIR[1]]))
+    text = text.replace('"occupancy": 0', f'"occupancy": {literal}')
+    text = text.replace("[0, 0]", f"[{literal}, {literal}]")
+    report = of_text(tmp_path, text)
+    assert figures(report) == (100, 50, 50)
+    assert warned(report, "NaN or Infinity")
+
+
+def test_a_duration_that_is_nan_is_left_out(tmp_path):
+    text = json.dumps(tiny.document([*PAIR, tiny.kernel(GEMM, 1200, 7)]))
+    report = of_text(tmp_path, text.replace('"dur": 7', '"dur": NaN'))
+    assert figures(report) == (100, 50, 50)
+    assert warned(report, "without a usable time")
+
+
+def test_invalid_utf8_in_a_kernel_name(tmp_path):
+    text = json.dumps(tiny.document(PAIR)).encode().replace(GEMM.encode(), b"nvjet\xff\xfe", 1)
+    report = of_text(tmp_path, text)
+    assert figures(report) == (100, 50, 50)
+    assert warned(report, "invalid UTF-8")
+
+
+def test_control_characters_and_unescaped_backslashes(tmp_path):
+    text = json.dumps(tiny.document([*PAIR, tiny.kernel("odd", 1200, 10)]))
+    assert figures(of_text(tmp_path, text.replace("odd", "a\tb\nc")))[0] == 110
+    report = of_text(tmp_path, text.replace("odd", "C:\\path"))
+    assert figures(report) == (100, 50, 50)
+    assert warned(report, "unreadable event")
+
+
+def test_lone_surrogates_in_names(tmp_path):
+    text = json.dumps(tiny.document([*PAIR, tiny.kernel("odd", 1200, 10)]))
+    report = of_text(tmp_path, text.replace("odd", "a\\ud800b"))
+    assert figures(report)[1:] == (50, 50)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
+def test_a_file_cut_in_the_middle_is_read_up_to_the_cut(tmp_path, keep):
+    events = [tiny.kernel(GEMM, 1000 + 10 * i, 5) for i in range(400)]
+    text = json.dumps(tiny.document([*PAIR, *events]), indent=1)
+    report = of_text(tmp_path, text[: int(len(text) * keep)])
+    assert warned(report, "ends in the middle")
+    assert 0.9 * keep * 400 < report.kernels < 402
+
+
+def test_a_compressed_file_cut_in_the_middle(tmp_path):
+    events = [tiny.kernel(GEMM, 1000 + 10 * i, 5 + i / 7) for i in range(4000)]
+    packed = gzip.compress(json.dumps(tiny.document(events)).encode())
+    report = of_text(tmp_path, packed[: len(packed) // 2], "t.json.gz")
+    assert warned(report, "ends in the middle")
+    assert 500 < report.kernels < 4000
+
+
+def test_gzip_is_told_by_content_and_may_have_several_members(tmp_path):
+    text = json.dumps(tiny.document(PAIR)).encode()
+    packed = gzip.compress(text[:100]) + gzip.compress(text[100:])
+    assert figures(of_text(tmp_path, packed, "t.json")) == (100, 50, 50)
+    assert figures(of_text(tmp_path, text, "t.json.gz")) == (100, 50, 50)
+    assert figures(of_text(tmp_path, gzip.compress(text) + b"\0" * 512, "p.json")) == (100, 50, 50)
+
+
+@pytest.mark.parametrize("indent", [None, 0, 4])
+def test_any_layout_of_the_json(tmp_path, indent):
+    document = tiny.document([*PAIR, *(tiny.kernel("x", 5, 1, cat="cpu_op") for _ in range(50))])
+    document["after"] = {"list": [{"a": 1}, {"b": 2}], "text": '}, {"ph": "no", ]}'}
+    text = json.dumps(document, indent=indent)
+    report = of_text(tmp_path, text)
+    assert figures(report) == (100, 50, 50)
+    assert not warned(report, "ends in")
+    assert figures(of_text(tmp_path, "\ufeff" + text)) == (100, 50, 50)
+    assert figures(of_text(tmp_path, json.dumps(document["traceEvents"]))) == (100, 50, 50)
+    first = {"traceEvents": document["traceEvents"], "distributedInfo": {"rank": 3}}
+    assert of_text(tmp_path, json.dumps(first, indent=indent)).rank == 3
+
+
+def test_events_in_strings_and_nested_lists_are_not_taken_apart(tmp_path):
+    tricky = tiny.kernel('}, {"ph": "X"}, {', 1200, 10, shapes=[{"a": [1]}, {"b": 2}])
+    assert figures(of(tmp_path, [*PAIR, tricky, tricky]))[0] == 110
+
+
+def test_more_than_one_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("overlapkit.trace.byte_source.BLOCK", 777)
+    tricky = tiny.kernel('}, {"ph": "X"}, {', 1200, 10, shapes=[{"a": [1]}, {"b": 2}])
+    many = [tiny.kernel(GEMM, 2000 + 10 * i, 5) for i in range(300)]
+    text = json.dumps(tiny.document([*PAIR, tricky, *many]))
+    for content in (text.encode(), gzip.compress(text.encode())):
+        report = of_text(tmp_path, content)
+        assert report.kernels == 303
+        assert report.whole.compute == (100 + 10 + 300 * 5) * 1000
+        assert not report.troubles if hasattr(report, "troubles") else True
+
+
+def test_several_devices_are_reported_each_by_itself(tmp_path):
+    other = [{**e, "args": {**e["args"], "device": 1}} for e in PAIR]
+    other[0]["dur"] = 50
+    reports = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, *other]), Options())
+    assert [r.device for r in reports] == [0, 1]
+    assert [figures(r) for r in reports] == [(100, 50, 50), (50, 100, 0)]
+
+
+def test_a_device_that_was_only_touched_is_left_out(tmp_path):
+    stray = tiny.kernel("Memset (Device)", 1010, 0.1, cat="gpu_memset", device=5)
+    report = of(tmp_path, [*PAIR, stray])
+    assert report.device == 0
+    assert warned(report, "device 5 left out")
+
+
+def test_device_number_unlike_the_rank(tmp_path):
+    events = [{**e, "args": {**e["args"], "device": 3}} for e in PAIR]
+    report = of(tmp_path, events, distributedInfo={"rank": 11, "world_size": 16})
+    assert (report.rank, report.device, report.world_size) == (11, 3, 16)
+
+
+def test_steps_on_the_device_win_over_the_hosts(tmp_path):
+    events = [
+        *PAIR,
+        tiny.step(3, 1000, 120),
+        tiny.step(4, 1120, 30),
+        tiny.step(3, 900, 10, "user_annotation"),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [(t.window.number, t.step) for t in report.steps] == [(3, 120_000), (4, 30_000)]
+    assert [t.exposed_comm for t in report.steps] == [20_000, 30_000]
+
+
+def test_steps_of_the_host_are_projected_by_launches(tmp_path):
+    def launch(ts, correlation):
+        return tiny.kernel("cudaLaunchKernel", ts, 2, cat="cuda_runtime", correlation=correlation)
+
+    events = [
+        launch(10, 1),
+        launch(20, 2),
+        launch(110, 3),
+        tiny.kernel(GEMM, 1000, 100, correlation=1),
+        tiny.kernel(RS, 1050, 100, stream=20, correlation=2),
+        tiny.kernel(GEMM, 1200, 40, correlation=3),
+        tiny.step(1, 0, 100, "user_annotation"),
+        tiny.step(2, 100, 100, "user_annotation"),
+        tiny.step(3, 200, 100, "user_annotation"),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [(t.window.number, t.step) for t in report.steps] == [(1, 150_000), (2, 40_000)]
+    assert warned(report, "1 of 3 steps launched no work")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"   \n ", "white space"),
+        (b"hello", "neither JSON nor"),
+        (b"\x89PNG\r\n", "neither JSON nor"),
+        (b"{}", "no list traceEvents"),
+        (b'{"a": 1', "no list traceEvents"),
+        (b'{"traceEvents": []}', "no device work"),
+        (b'{"traceEvents": [', "no device work"),
+        (b"[]", "no device work"),
+        (b'{"a": [1,, "traceEvents": [{}]}', "not valid JSON before"),
+        (gzip.compress(b""), "white space"),
+        (b"\x1f\x8b\x08 broken", "gzip"),
+        (b"[" * 3_000_000, "no device work"),
+        (b'{"traceEvents": [' + b'{"a":' * 300_000, "no device work"),
+    ],
+)
+def test_what_is_no_trace_is_refused_in_one_line(tmp_path, content, words):
+    path = tmp_path / "t.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        analyse_file(str(path), Options())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_usable_device_event(tmp_path):
+    with pytest.raises(InputError, match="usable time"):
+        of(tmp_path, [tiny.kernel(GEMM, None, 1)])
+
+
+@pytest.mark.parametrize("filler", [b" ", b'{"ph":"X"},'])
+def test_a_bomb_is_refused(tmp_path, monkeypatch, filler):
+    monkeypatch.setattr("overlapkit.trace.byte_source.FREE_BYTES", 1 << 20)
+    path = tmp_path / "bomb.json.gz"
+    with gzip.open(path, "wb") as stream:
+        stream.write(b'{"traceEvents": [')
+        stream.write(filler * ((30 << 20) // len(filler)))
+    with pytest.raises(InputError, match="expands to more than"):
+        analyse_file(str(path), Options())
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("rank3.json", 3),
+        ("trace_rank-12.json.gz", 12),
+        ("rank[5]_step10.json", 5),
+        ("gpu2.sqlite", 2),
+        ("trace_7.json", 7),
+        ("4.json.gz", 4),
+        ("host_123.1700000000000.pt.trace.json", None),
+        ("trace.json", None),
+    ],
+)
+def test_rank_in_a_files_name(name, rank):
+    assert rank_in_name(f"/some/rank9/{name}") == rank
+
+
+def test_ranks_by_position_are_said_to_be_so(tmp_path):
+    reports = [report_of(tiny.write(tmp_path / name, PAIR)) for name in ("a.json", "b.json")]
+    settled = settle_ranks(reports, None)
+    assert [r.rank for r in settled] == [0, 1]
+    assert warned(settled[0], "no file tells its rank")
+    with pytest.raises(InputError, match="--rank-from name"):
+        settle_ranks(reports, "name")
