@@ -20,6 +20,7 @@ MAX_RATIO = 500
 FREE_BYTES = 256 << 20
 """Expanded bytes that are read whatever the ratio: reading them costs next to nothing."""
 
+_DAMAGED: tuple[type[Exception], ...] = (isal_zlib.error,)  # type: ignore[assignment]
 GZIP_MAGIC = b"\x1f\x8b"
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -145,7 +146,7 @@ class ByteSource:
                 self.cut = not member.eof
                 if self.cut and not expanded:
                     raise InputError(f"{self.path}: damaged gzip data, or cut off at its start")
-        except isal_zlib.IsalError as error:
+        except _DAMAGED as error:
             if not expanded:
                 raise InputError(f"{self.path}: damaged gzip data: {error}") from None
             self.cut = True

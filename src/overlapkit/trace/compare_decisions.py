@@ -12,7 +12,9 @@ from overlapkit.trace.compare import Comparison
 NOTABLE = 0.005
 """Share of the base step from which a part counts as moved."""
 
-# Knob to the parts of the step that it acts on, a dimension for communication; the first that fits.
+_OPERATIONS = {"reduce": ("reduce_scatter", "all_reduce"), "gather": ("all_gather",)}
+# Knob to the parts of the step that it acts on, a dimension (and what
+# it does) for communication; the first that fits.
 _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[str, str | None], ...]], ...] = (
     (
         re.compile(r"LAYERNORM_SM_MARGIN"),
@@ -37,6 +39,8 @@ _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[str, str | None], ...]], ...]
     ),
     (re.compile(r"context_parallel"), (("exposed_comm", "CP"), ("compute", None))),
     (re.compile(r"tp_comm|tensor|sequence_parallel"), (("exposed_comm", "TP"), ("compute", None))),
+    (re.compile(r"grad_reduce"), (("exposed_comm", "DP reduce"), ("exposed_comm", "other"))),
+    (re.compile(r"param_gather"), (("exposed_comm", "DP gather"), ("exposed_comm", "other"))),
     (
         re.compile(r"^(?:ddp|optimizer)\.|^buckets|bucket|grad_reduce|param_gather|fp8"),
         (("exposed_comm", "DP"), ("exposed_comm", "other"), ("exposed_memory", None)),
@@ -70,17 +74,19 @@ def add_decisions(comparison: Comparison, config_base: str, config_new: str) -> 
     difference = find_difference(settings, [size or 1 for size in sizes], assumptions)
     rules = {d.knob: d.rule for d in difference.before.decisions}
     rules |= {d.knob: d.rule for d in difference.after.decisions}
-    rules |= {f"env.{v.name}": v.rule for v in difference.after.launch_env}
-    rules["buckets"] = "core.bucket-count"
+    rules |= {v.name: v.rule for v in difference.after.launch_env}
     comparison.decisions = [
         {
-            "knob": change.knob,
+            "kind": change.of.kind,
+            "knob": change.of.knob,
             "base": plain(change.before),
             "new": plain(change.after),
             "causes": list(change.causes),
             "reason": change.reason,
-            "rule": rules.get(change.knob.partition(" ")[0]),
-            "explains": _explains(comparison, change.knob),
+            "rule": "core.bucket-count"
+            if change.of.kind == "buckets"
+            else change.of.rule or rules.get(change.of.knob),
+            "explains": _explains(comparison, change.of.kind, change.of.knob),
         }
         for change in difference.changes
     ]
@@ -97,18 +103,37 @@ def known_gpu(name: str | None) -> str | None:
     return max(found, key=len) if found else None
 
 
-def _explains(c: Comparison, knob: str) -> list[dict[str, Any]]:
+def _of_operations(c: Comparison, dimension: str, operations: tuple[str, ...]) -> float:
+    """Change of the exposed time that these operations of a dimension own."""
+    starts = tuple(f"{dimension} {operation} " for operation in operations)
+    new, base = (
+        sum(ns for label, ns in side.owners["exposed_comm"].items() if label.startswith(starts))
+        for side in (c.new, c.base)
+    )
+    return new - base
+
+
+def _explains(c: Comparison, kind: str, name: str) -> list[dict[str, Any]]:
     """The moved parts that this knob acts on, the largest first."""
+    knob = f"env.{name}" if kind == "env" else name
     targets = next((parts for pattern, parts in _ACTS_ON if pattern.search(knob)), ())
     moved = []
-    for part, dimension in targets:
-        if dimension is None:
+    for part, target in targets:
+        dimension, _, operations = (target or "").partition(" ")
+        if operations:
+            change = _of_operations(c, dimension, _OPERATIONS[operations])
+        elif not dimension:
             change = c.part_change(part)
         else:
             change = c.new.exposed.get(dimension, 0.0) - c.base.exposed.get(dimension, 0.0)
         if abs(change) > max(NOTABLE * c.base.step, 0.05 * abs(c.change)):
             moved.append(
-                {"part": part, "dimension": dimension, "change_us": round(change / 1000, 3)}
+                {
+                    "part": part,
+                    "dimension": dimension or None,
+                    "operations": list(_OPERATIONS.get(operations, ())),
+                    "change_us": round(change / 1000, 3),
+                }
             )
     return sorted(moved, key=lambda m: -abs(float(str(m["change_us"]))))
 

@@ -73,6 +73,8 @@ def _decision(decision: dict[str, Any], console: Console) -> None:
         console.print(Text(f"  {decision['reason']}"))
     for moved in decision["explains"]:
         dimension = f"{moved['dimension']} " if moved["dimension"] else ""
+        if moved["operations"]:
+            dimension += f"{' and '.join(moved['operations'])}, "
         console.print(
             Text(
                 f"  fits: {dimension}{TITLES[moved['part']]} {_signed(moved['change_us'])} ms",

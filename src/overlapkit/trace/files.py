@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from isal import igzip
 
@@ -27,8 +27,9 @@ def writing(target: str, option: str) -> Iterator[IO[bytes]]:
         descriptor, aside = tempfile.mkstemp(prefix=".overlapkit-", dir=folder)
         with os.fdopen(descriptor, "wb") as plain:
             if target.endswith(".gz"):
-                with igzip.GzipFile(fileobj=plain, mode="wb", compresslevel=2) as packed:
-                    yield packed
+                packed = igzip.open(plain, "wb", compresslevel=2)  # type: ignore[no-untyped-call]
+                with cast("IO[bytes]", packed) as stream:
+                    yield stream
             else:
                 yield plain
         # A temporary file is private; what a user asks for has the usual permissions.
