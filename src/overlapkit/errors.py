@@ -13,6 +13,7 @@ class InputError(Exception):
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
-        # What comes from a file may hold control characters, or be a whole file.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:_LONGEST])
-        super().__init__(line)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        # What comes from a file may hold control characters, which a terminal would obey.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))

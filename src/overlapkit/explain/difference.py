@@ -30,7 +30,9 @@ class Outcome:
 
     kind: Kind
     knob: str
+    """Dotted; ``env.NAME`` for a launch variable, ``buckets`` for their number."""
     rule: str | None = None
+    """The rule whose finding it is; None for the other kinds."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Change:
     after: Any
     causes: tuple[str, ...]
     reason: str | None
+
+    @property
+    def knob(self) -> str:
+        """Its name among the changes: two rules may speak of one knob."""
+        return self.of.knob if self.of.rule is None else f"{self.of.knob} ({self.of.rule})"
 
     @property
     def restates(self) -> bool:
@@ -119,10 +126,10 @@ def find_difference(
 def outcomes(report: Report) -> dict[Outcome, Any]:
     """What a run ends up with: effective knobs, launch variables, findings, buckets."""
     result = {Outcome("knob", knob): plain(value) for knob, value in report.effective.items()}
-    result |= {Outcome("env", v.name): v.value for v in report.launch_env}
+    result |= {Outcome("env", f"env.{v.name}"): v.value for v in report.launch_env}
     result |= {Outcome("finding", d.knob, d.rule): d.outcome.value for d in report.findings}
     told = [d.reason for d in report.decisions if d.rule == "core.bucket-count"]
-    result[Outcome("buckets", "ddp.bucket_size")] = told[0] if told else None
+    result[Outcome("buckets", "buckets")] = told[0] if told else None
     return result
 
 
@@ -205,7 +212,7 @@ def _causes(
     Of several that would, the one that asks for this knob by name is told.
     """
     name = of.knob.rpartition(".")[2]
-    for key in sorted(reversed(keys), key=lambda key: key.rpartition(".")[2] != name):
+    for key in sorted(keys[::-1], key=lambda key: key.rpartition(".")[2] != name):
         if brings(frozenset([key])):
             return (key,)
     return tuple(_needed(keys, brings))
@@ -237,7 +244,7 @@ def _carry(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
 
 def _reason(report: Report, of: Outcome) -> str | None:
     if of.kind == "env":
-        told = [v.reason for v in report.launch_env if v.name == of.knob]
+        told = [v.reason for v in report.launch_env if f"env.{v.name}" == of.knob]
     elif of.kind == "knob":
         told = [d.reason for d in report.decisions if d.knob == of.knob]
     elif of.kind == "finding":
