@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,20 @@ def console() -> Console:
     # Imported here: a program that asks for JSON should not wait for it.
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would exit with 1, which here means a finding.
+            discard_output()
+
+    # No markup: a name from a file or a trace is text, whatever brackets it holds.
+    return Output(
+        width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False
+    )
+
+
+def discard_output() -> None:
+    """Let standard output go nowhere: who read it had enough, which changes no exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def encodable(text: str) -> str:
@@ -30,4 +44,9 @@ def encodable(text: str) -> str:
 def write_json(document: dict[str, Any]) -> None:
     """One JSON document on standard output, indented."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    sys.stdout.write(text.decode() + "\n")
+    try:
+        sys.stdout.write(text.decode() + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # click would exit with 1, which here means a finding.
+        discard_output()
