@@ -1,0 +1,186 @@
+"""`overlapkit explain A B`: what differs, and which key caused it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+RUN = """\
+model:
+  tensor_model_parallel_size: 4
+  sequence_parallel: true
+ddp:
+  use_distributed_optimizer: true
+comm_overlap:
+  tp_comm_overlap: true
+mixed_precision: bf16_mixed
+"""
+
+
+@pytest.fixture
+def compare(overlapkit, config) -> Callable[..., dict]:
+    """`compare(a, b, ...)`: the causes of each change, by its kind and knob."""
+
+    def run(a: str, b: str, *options: str) -> dict[tuple[str, str], list[str]]:
+        names = config(a, "a.yaml"), config(b, "b.yaml")
+        options = options or ("--world-size", "16")
+        result = overlapkit("explain", *names, *options, "--json")
+        assert result.status in (0, 1), result.err
+        document = json.loads(result.out)
+        assert result.status == (1 if document["after"]["findings"] else 0)
+        return {
+            (c["kind"], c["knob"]): sorted(cause["key"] for cause in c["causes"])
+            for c in document["changes"]
+        }
+
+    return run
+
+
+def test_the_same_run_twice(compare, overlapkit, config) -> None:
+    assert compare(RUN, RUN) == {}
+    name = config(RUN)
+    result = overlapkit("explain", name, name, "--world-size", "16")
+    assert result.status == 0 and "No decision differs" in result.out
+
+
+def test_keys_that_no_rule_reads_change_nothing(compare) -> None:
+    assert compare(RUN, RUN + "logger: {log_interval: 5}\n") == {}
+    assert compare(RUN, RUN.replace("model:\n", "model:\n  layernorm_epsilon: 0.5\n")) == {}
+
+
+def test_a_single_key(compare) -> None:
+    changes = compare(RUN, RUN.replace("sequence_parallel: true", "sequence_parallel: false"))
+    cause = ["model.sequence_parallel"]
+    assert changes == {
+        ("knob", "model.sequence_parallel"): cause,
+        ("knob", "model.tp_comm_overlap"): cause,
+        ("finding", "model.tp_comm_overlap"): cause,
+    }
+
+
+def test_a_single_key_among_others(compare) -> None:
+    other = RUN.replace("sequence_parallel: true", "sequence_parallel: false\n  seq_length: 4096")
+    other = other.replace("tp_comm_overlap: true", "tp_comm_overlap: true\n  bucket_size: 5")
+    changes = compare(RUN, other)
+    assert changes["knob", "model.tp_comm_overlap"] == ["model.sequence_parallel"]
+    assert changes["knob", "ddp.bucket_size"] == ["comm_overlap.bucket_size"]
+
+
+def test_two_keys_that_are_needed_together(compare) -> None:
+    pipeline = (
+        "model:\n  pipeline_model_parallel_size: 2\n  virtual_pipeline_model_parallel_size: 2\n"
+    )
+    changes = compare(RUN, RUN.replace("model:\n", pipeline))
+    both = ["model.pipeline_model_parallel_size", "model.virtual_pipeline_model_parallel_size"]
+    assert changes["knob", "model.overlap_p2p_comm"] == both
+    assert changes["knob", "ddp.align_param_gather"] == both
+
+
+def test_one_of_two_keys_that_each_suffice(compare) -> None:
+    without = RUN.replace("ddp:\n  use_distributed_optimizer: true\n", "ddp: {}\n")
+    both = RUN + "optimizer: {use_distributed_optimizer: true}\n"
+    changes = compare(without, both)
+    assert changes["knob", "ddp.overlap_grad_reduce"] == ["ddp.use_distributed_optimizer"]
+    assert len(changes["knob", "optimizer.use_distributed_optimizer"]) == 1
+
+
+def test_a_whole_section(compare, overlapkit, config) -> None:
+    absent = RUN.replace("comm_overlap:\n  tp_comm_overlap: true\n", "comm_overlap: null\n")
+    for a, b, told in ((RUN, absent, "present -> absent"), (absent, RUN, "absent -> present")):
+        changes = compare(a, b)
+        assert {tuple(causes) for causes in changes.values()} == {("comm_overlap",)}
+        assert ("knob", "model.tp_comm_overlap") in changes
+        names = config(a, "a.yaml"), config(b, "b.yaml")
+        text = overlapkit("explain", *names, "--world-size", "16").out
+        assert f"comm_overlap {told}" in text
+
+
+def test_a_null_section_is_an_absent_one(compare) -> None:
+    without = RUN.replace("comm_overlap:\n  tp_comm_overlap: true\n", "")
+    assert compare(without, without + "comm_overlap: null\noptimizer: null\n") == {}
+
+
+def test_the_world_size(compare, overlapkit, config) -> None:
+    changes = compare(RUN, RUN, "--world-size", "16", "--world-size", "4")
+    assert changes["knob", "ddp.overlap_grad_reduce"] == ["--world-size"]
+    assert {tuple(causes) for causes in changes.values()} == {("--world-size",)}
+
+
+def test_a_layout_that_fits_only_its_own_world_size(compare) -> None:
+    wide = RUN.replace("tensor_model_parallel_size: 4", "tensor_model_parallel_size: 24")
+    changes = compare(RUN, wide, "--world-size", "16", "--world-size", "24")
+    layout = ["--world-size", "model.tensor_model_parallel_size"]
+    assert changes["knob", "model.tensor_model_parallel_size"] == layout
+    assert changes["knob", "ddp.overlap_grad_reduce"] == layout
+
+
+def test_a_precision_by_name(compare, overlapkit, config) -> None:
+    other = RUN.replace("bf16_mixed", "bf16_with_fp8_current_scaling_mixed")
+    assert compare(RUN, other) == {("knob", "ddp.fp8_param_gather"): ["mixed_precision"]}
+    names = config(RUN, "a.yaml"), config(other, "b.yaml")
+    text = overlapkit("explain", *names, "--world-size", "16").out
+    assert "mixed_precision bf16_mixed -> bf16_with_fp8_current_scaling_mixed" in text
+
+
+def test_a_precision_by_name_and_spelt_out(compare) -> None:
+    spelt = RUN.replace("mixed_precision: bf16_mixed", "mixed_precision: {bf16: true}")
+    assert compare(RUN, spelt) == {}
+    half = RUN.replace(
+        "mixed_precision: bf16_mixed", "mixed_precision: {bf16: true, grad_reduce_in_fp32: false}"
+    )
+    changes = compare(RUN, half)
+    assert changes == {("knob", "ddp.grad_reduce_in_fp32"): ["mixed_precision.grad_reduce_in_fp32"]}
+
+
+def test_a_launch_variable(compare) -> None:
+    other = RUN.replace("tensor_model_parallel_size: 4\n  sequence_parallel: true", "bf16: true")
+    changes = compare(RUN, other)
+    cause = ["model.tensor_model_parallel_size"]
+    assert changes["env", "env.CUDA_DEVICE_MAX_CONNECTIONS"] == cause
+
+
+def test_an_explicit_request_that_is_overwritten(compare) -> None:
+    by_hand = RUN.replace("ddp:\n", "ddp:\n  overlap_grad_reduce: false\n")
+    changes = compare(RUN, by_hand)
+    assert changes == {("finding", "ddp.overlap_grad_reduce"): ["ddp.overlap_grad_reduce"]}
+    assert compare(by_hand, RUN) == changes
+
+
+def test_text_lists_what_was_written_differently_in_one_place(overlapkit, config) -> None:
+    other = RUN.replace("tensor_model_parallel_size: 4", "tensor_model_parallel_size: 8")
+    names = config(RUN, "a.yaml"), config(other, "b.yaml")
+    text = overlapkit("explain", *names, "--world-size", "16").out
+    assert "As written: model.tensor_model_parallel_size 4 -> 8" in text
+    assert "none -> none" not in text
+
+
+def test_text_shows_the_findings_of_the_second(overlapkit, config) -> None:
+    other = RUN.replace("sequence_parallel: true", "sequence_parallel: false")
+    names = config(RUN, "a.yaml"), config(other, "b.yaml")
+    there = overlapkit("explain", *names, "--world-size", "16")
+    assert there.status == 1 and "new finding" in there.out and "REFUSED" in there.out
+    back = overlapkit("explain", *reversed(names), "--world-size", "16")
+    assert back.status == 0 and "finding gone" in back.out and "REFUSED" not in back.out
+
+
+def test_overrides_apply_to_both(overlapkit, config) -> None:
+    name = config(RUN)
+    arguments = ["explain", name, name, "model.tensor_model_parallel_size=2", "--world-size", "16"]
+    assert "No decision differs" in overlapkit(*arguments).out
+
+
+def test_two_of_bridges_files_that_differ_in_many_keys(overlapkit, bridge_configs) -> None:
+    names = (
+        bridge_configs / "deepseek_v3_pretrain_config.yaml",
+        bridge_configs / "gpt3_175b_pretrain_config.yaml",
+    )
+    overlapkit("explain", *names, "--world-size", "2048", "--json")
+    start = time.process_time()
+    result = overlapkit("explain", *names, "--world-size", "2048", "--json")
+    spent = time.process_time() - start
+    assert spent < 2, f"{spent:.1f} s of CPU time"
+    changes = json.loads(result.out)["changes"]
+    assert len(changes) > 5 and all(change["causes"] for change in changes)
