@@ -11,7 +11,7 @@ from isal import isal_zlib
 
 from overlapkit.errors import InputError
 
-BLOCK = 4 << 20
+BLOCK = 1 << 20
 """Bytes of a block: small enough for the caches, large enough that a block's overhead is lost."""
 
 MAX_RATIO = 500
