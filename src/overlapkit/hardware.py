@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -38,14 +39,16 @@ def gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> tuple[str, Gpu]:
-    """The GPU of a name such as h100, H100 or nvidia-h100, with its canonical name.
+    """The GPU of a name such as h100, DGX-H100 or "NVIDIA H100 80GB HBM3", and its short name.
 
     Raises:
         InputError: it is not known; lists those that are.
     """
-    plain = name.strip().lower().removeprefix("nvidia").strip("-_ ")
-    if plain in gpus():
-        return plain, gpus()[plain]
+    plain = name.strip().lower()
+    # nvidia-smi writes "NVIDIA H100 80GB HBM3", recipes dgx-h100 or h100_sxm.
+    for word in re.split(r"[^a-z0-9]+", plain):
+        if word in gpus():
+            return word, gpus()[word]
     near = nearest(plain, gpus())
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"--gpu {name}: unknown GPU; {hint}known are {', '.join(gpus())}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def console() -> Console:
     """Standard output for a person: colours only on a terminal and without NO_COLOR.
 
-    A pipe is given 120 columns: rich's guess of 80 breaks every second line of a table.
+    A pipe is given 120 columns for tables, and lines that are not broken.
     """
     # Imported here: a program that asks for JSON should not wait for it.
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from overlapkit.explain.report import Report, source_of
 
@@ -32,30 +34,79 @@ _LABELS = {
 
 
 def show_report(report: Report, console: Console) -> None:
-    """The whole report: layout, a table per dimension, the environment, the verdict."""
+    """The whole report: layout, each dimension, the environment, the verdict.
+
+    Tables on a terminal. Into a pipe one line each: it is read by programs and agents, for whom
+    padding and broken lines cost and keys must be found by grep.
+    """
+    show = _show_tables if console.is_terminal else _show_lines
     show_header(report, console)
     for dimension, title in TITLES.items():
         decisions = [d for d in report.decisions if d.dimension == dimension]
         if not decisions and dimension != "launch":
             continue
         console.print(Text(f"\n{title}", "bold"))
-        if dimension == "launch":
-            console.print(_environment(report))
         opted_out = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
-        shown = [d for d in decisions if d not in opted_out]
-        if shown:
-            console.print(_table(shown))
+        show(
+            [d for d in decisions if d not in opted_out],
+            report.launch_env if dimension == "launch" else (),
+            console,
+        )
         if opted_out:
             names = ", ".join(f"{d.knob} ({short(d.effective)})" for d in opted_out)
             console.print(Text(f"default  opt-in, not asked for: {names}", "dim"))
     console.print()
+    _show_verdict(report, console)
+
+
+def _show_verdict(report: Report, console: Console) -> None:
     findings = report.findings
     if findings:
         knobs = ", ".join(f"{_LABELS[d.outcome][0]} {d.knob}" for d in findings)
-        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-        console.print(Text(f"{count}: {knobs}", "bold red"))
-    else:
-        console.print(Text("Everything that was asked for is in effect.", "green"))
+        console.print(Text(f"{_count(len(findings), 'finding')}: {knobs}", "bold red"))
+        return
+    console.print(Text("Everything that was asked for is in effect.", "green"))
+    notes = [d for d in report.decisions if d.outcome is Outcome.NOTE and _advises(d)]
+    if notes:
+        knobs = ", ".join(dict.fromkeys(d.knob for d in notes))
+        console.print(Text(f"{_count(len(notes), 'note')} with advice: {knobs}", "yellow"))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _advises(decision: Decision) -> bool:
+    """Whether its remedy is worth showing: what precision overwrites by default is no trouble."""
+    return bool(decision.remedy) and (decision.is_finding or decision.dimension != "precision")
+
+
+def _show_lines(
+    decisions: list[Decision], variables: tuple[EnvironmentVariable, ...], console: Console
+) -> None:
+    for names, variable in _alike(variables):
+        told = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
+        console.print(f"{told} [{variable.rule}, {place(variable.rule)}]")
+    for d in decisions:
+        line = f"{_LABELS[d.outcome][0]} {d.knob} {_value(d)}: {d.reason.rstrip('.')}"
+        line += f" [{d.rule}, {place(d.rule)}]"
+        if d.remedy and _advises(d):
+            line += f" -> {imperative(d.remedy)}"
+        console.print(line)
+
+
+def _show_tables(
+    decisions: list[Decision], variables: tuple[EnvironmentVariable, ...], console: Console
+) -> None:
+    if variables:
+        console.print(_environment(variables))
+    if decisions:
+        console.print(_table(decisions))
+
+
+def _value(d: Decision) -> str:
+    refused = d.outcome is Outcome.REFUSED and d.requested is not None
+    return f"{short(d.requested)} -> {short(d.effective)}" if refused else short(d.effective)
 
 
 def show_header(report: Report, console: Console) -> None:
@@ -86,27 +137,32 @@ def _table(decisions: list[Decision]) -> Table:
     for _, alike in groupby(decisions, key=lambda d: (d.rule, d.reason, d.outcome, d.effective)):
         group = list(alike)
         d = group[0]
-        value = short(d.effective)
-        if d.outcome is Outcome.REFUSED and d.requested is not None:
-            value = f"{short(d.requested)} -> {value}"
         why = _why(d.reason, d.rule)
-        if d.remedy and (d.is_finding or d.dimension != "precision"):
+        if d.remedy and _advises(d):
             why.append(f"\n-> {imperative(d.remedy)}", style="green")
         knobs = "\n".join(each.knob for each in group)
-        table.add_row(Text(*_LABELS[d.outcome]), knobs, value, why)
+        table.add_row(Text(*_LABELS[d.outcome]), knobs, _value(d), why)
     return table
 
 
-def _environment(report: Report) -> Table:
+def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
     table.add_column(min_width=7)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
-    for _, alike in groupby(report.launch_env, key=lambda v: (v.rule, v.reason)):
-        group = list(alike)
-        names = "\n".join(f"{v.name}={v.value}" for v in group)
-        table.add_row(Text("set", "cyan"), names, _why(group[0].reason, group[0].rule))
+    for names, variable in _alike(variables):
+        why = _why(variable.reason, variable.rule)
+        table.add_row(Text("needs", "cyan"), "\n".join(names), why)
     return table
+
+
+def _alike(
+    variables: tuple[EnvironmentVariable, ...],
+) -> Iterator[tuple[list[str], EnvironmentVariable]]:
+    """Assignments that have one reason, and a variable that carries it."""
+    for _, alike in groupby(variables, key=lambda v: (v.rule, v.reason)):
+        group = list(alike)
+        yield [f"{v.name}={v.value}" for v in group], group[0]
 
 
 def _why(reason: str, rule_id: str) -> Text:

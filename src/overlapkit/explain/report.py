@@ -136,6 +136,10 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         if v.name in assumptions.environment
     }
     decisions += contradictions(required, present, assumptions.environment_source)
+    refused = {d.knob for d in decisions if d.is_finding}
+    chosen = (Outcome.GRANTED, Outcome.DEFAULT)
+    # What a later rule refuses is not also told as granted by an earlier one.
+    decisions = [d for d in decisions if not (d.outcome in chosen and d.knob in refused)]
     told = [d for d in decisions if d.is_finding or _matters(d)]
     told.sort(key=lambda d: DIMENSIONS.index(d.dimension))
     return Report(

@@ -16,9 +16,7 @@ import pytest
 import yaml
 from skills_ref import validate
 
-from megatron.bridge.training import comm_overlap
 from megatron.bridge.training.decisions import RULES
-from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
@@ -28,6 +26,9 @@ from overlapkit.skill.render import SKILL, drift, find_root, pages
 ROOT = find_root(Path(__file__).resolve())
 FOLDER = ROOT / SKILL
 MAIN = (FOLDER / "SKILL.md").read_text(encoding="utf-8")
+PROSE = ["README.md", "AGENTS.md"] + sorted(
+    p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")
+)
 ANCHOR = re.compile(r"```(\d+):(\d+):(\S+)\n(.*?)\n```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)\)")
 COMMANDS = re.compile(r"`uv run ([^`]+)`")
@@ -154,6 +155,22 @@ class TestWhole:
                 assert target.is_relative_to(alone), link
                 assert target.is_file(), link
 
+    @pytest.mark.parametrize(
+        "page",
+        [
+            "README.md",
+            "AGENTS.md",
+            *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")),
+        ],
+    )
+    def test_links_of_the_repository_resolve(self, page: str) -> None:
+        file = ROOT / page
+        for link in LINK.findall(file.read_text(encoding="utf-8")):
+            assert "://" in link or (file.parent / link).exists(), link
+        text = file.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:src|tests|docs|examples|benchmarks|scripts)/[\w./-]+)`", text)
+        assert all((ROOT / path).exists() for path in named)
+
     def test_references_are_all_linked(self) -> None:
         linked = set(LINK.findall(MAIN))
         assert {f"references/{p.name}" for p in (FOLDER / "references").glob("*.md")} == linked
@@ -184,10 +201,10 @@ class TestClaims:
             model=section("model"),
             ddp=section("ddp"),
             optimizer=section("optimizer"),
-            mixed_precision=MixedPrecisionConfig(bf16=True),
+            mixed_precision=None,
             comm_overlap=None,
         )
-        exec(snippet[1], {**vars(comm_overlap), "cfg": cfg})
+        exec(snippet[1], {"cfg": cfg})
         update = update_runtime(cfg, 64, software=AssumedSoftware())
         assert not [d for d in update.decisions if d.is_finding]
         assert cfg.model.tp_comm_overlap is True

@@ -160,7 +160,7 @@ def test_anything_else_is_a_type_error_that_shows_it(cfg: Any) -> None:
 
 # Per rule: a configuration that breaks it and its nearest neighbour that does not, the knob below
 # model.tp_comm_overlap_cfg and the outcome. "fp8" and "also_bf16" are arguments of the check.
-ERROR, NOTE = Outcome.ERROR, Outcome.NOTE
+ERROR, NOTE, REFUSED = Outcome.ERROR, Outcome.NOTE, Outcome.REFUSED
 EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
     ("ub.file", {}, "ub.yaml", {}, "", NOTE),
     ("ub.shape", {}, [], {}, "", ERROR),
@@ -188,7 +188,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
         "proj_fprop.set_sm_margin",
         ERROR,
     ),
-    ("ub.gemm-name", {}, {"fc3_fprop": RING}, {"fc1_fprop": RING}, "fc3_fprop", NOTE),
+    ("ub.gemm-name", {}, {"fc3_fprop": RING}, {"fc1_fprop": RING}, "fc3_fprop", REFUSED),
     (
         "ub.key-name",
         {},
@@ -245,7 +245,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
         {"proj_fprop": BULK},
         {"proj_fprop": PIPELINE},
         "proj_fprop.method",
-        NOTE,
+        REFUSED,
     ),
     (
         "ub.method-stand-in",
@@ -253,7 +253,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
         {"qkv_wgrad": PIPELINE},
         {"qkv_wgrad": BULK},
         "qkv_wgrad.method",
-        NOTE,
+        REFUSED,
     ),
     (
         "ub.method-defaults",
@@ -311,7 +311,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
         {"fc1_wgrad": BULK | {"atomic_gemm": True}},
         {"fc2_fprop": PIPELINE | {"atomic_gemm": True}},
         "fc1_wgrad.atomic_gemm",
-        NOTE,
+        REFUSED,
     ),
     *(
         (
@@ -550,7 +550,7 @@ def test_any_mapping_gives_decisions_about_itself_and_never_an_exception(
         gemm = decision.knob.removeprefix(f"{KNOB}.").partition(".")[0]
         assert gemm in cfg
         assert decision.rule in RULES
-        assert decision.outcome in (ERROR, NOTE)
+        assert decision.outcome in (ERROR, NOTE, REFUSED)
 
 
 @given(

@@ -213,8 +213,9 @@ PP_SAME_PEER_HAZARD = rule(
     "pp.same-peer-hazard",
     "PP",
     claim="PP = 2 with VPP > 1 and batched p2p trains on silently wrong gradients once there are "
-    "more microbatches than stages; setup() refuses it.",
-    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or VPP 1, or PP > 2",
+    "more microbatches than stages; our setup() refuses it, NVIDIA's Megatron-Bridge does not.",
+    remedy="set comm_overlap.overlap_p2p_comm=true and comm_overlap.batch_p2p_comm=false, or VPP "
+    "1, or PP > 2",
 )
 
 
@@ -244,7 +245,9 @@ def _decide_pp(c: Context) -> Iterator[Decision]:
         yield choose(PP_WGRAD_DEFERRAL, f"model.{knob}", default, getattr(ask, knob), reason)
 
 
-def pp_hazard(model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool) -> Iterator[Decision]:
+def pp_hazard(
+    model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool, section: str
+) -> Iterator[Decision]:
     """The silent corruption of two interleaved stages, if these settings would meet it.
 
     Previous and next stage are then the same peer. Each rank posts its gradient send before its
@@ -256,6 +259,10 @@ def pp_hazard(model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool) -> It
     pp = model.pipeline_model_parallel_size
     vpp = getattr(model, "virtual_pipeline_model_parallel_size", None) or 1
     if pp == 2 and vpp > 1 and batch_p2p_comm and not overlap_p2p_comm:
+        remedy = (
+            f"set {section}.overlap_p2p_comm=true and {section}.batch_p2p_comm=false, or "
+            "model.virtual_pipeline_model_parallel_size=null, or more than 2 pipeline stages"
+        )
         yield PP_SAME_PEER_HAZARD.decide(
             "model.batch_p2p_comm",
             requested=True,
@@ -264,6 +271,7 @@ def pp_hazard(model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool) -> It
             "activations and gradients of equal shape swap places and training goes on with "
             "silently wrong gradients once there are more than 2 microbatches",
             outcome=Outcome.ERROR,
+            remedy=remedy,
         )
 
 
@@ -274,7 +282,7 @@ DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
     "DP",
     claim="comm_overlap's data-parallel knobs are ignored while ddp.use_distributed_optimizer is "
     "off.",
-    remedy="set ddp.use_distributed_optimizer=true, or set the knob on ddp itself",
+    remedy="set ddp.use_distributed_optimizer=true",
 )
 DP_NOTHING_TO_OVERLAP = rule(
     "dp.size-1",
@@ -393,20 +401,29 @@ def _countable_parameters(model: Any) -> tuple[int, str]:
 
 
 def _decide_dp_ignored(c: Context) -> Iterator[Decision]:
-    """What becomes of data-parallel requests without the distributed optimizer: nothing."""
+    """What becomes of data-parallel knobs without the distributed optimizer: nothing is touched."""
     for knob, section in _DP_KNOBS.items():
-        asked = getattr(c.request, knob)
+        asked, present = getattr(c.request, knob), getattr(c.ddp, knob, None)
+        reason = (
+            "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
+        )
         if asked is None:
-            continue
-        present = getattr(c.ddp, knob, None)
-        same = present == asked or (asked is False and not present)
+            # Told of the two that comm_overlap would have turned on.
+            if knob not in ("overlap_grad_reduce", "overlap_param_gather") or present:
+                continue
+            outcome = Outcome.NOTE
+        elif present == asked or (asked is False and not present):
+            reason += " (ddp holds the same value by itself)"
+            outcome = Outcome.GRANTED
+        else:
+            outcome = Outcome.REFUSED
         yield DP_NEEDS_DISTRIBUTED_OPTIMIZER.decide(
             f"{section}.{knob}",
             requested=asked,
             effective=present,
-            reason="ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism "
-            "alone" + (" (ddp holds the same value by itself)" if same else ""),
-            outcome=Outcome.GRANTED if same else Outcome.REFUSED,
+            reason=reason,
+            outcome=outcome,
+            remedy=None if outcome is Outcome.GRANTED else DP_NEEDS_DISTRIBUTED_OPTIMIZER.remedy,
         )
 
 
@@ -570,6 +587,7 @@ class CommOverlapConfig:
             c.model,
             overlap_p2p_comm=bool(resolved.overlap_p2p_comm),
             batch_p2p_comm=bool(resolved.batch_p2p_comm),
+            section="comm_overlap",
         )
         return resolved, decisions
 

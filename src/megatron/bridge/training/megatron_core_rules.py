@@ -52,8 +52,11 @@ DEFERRED_WGRAD = rule(
 PARAM_GATHER_NEEDS = rule(
     "core.param-gather-needs",
     "DP",
-    claim="overlap_param_gather works only with the distributed optimizer and overlap_grad_reduce.",
-    remedy="set ddp.use_distributed_optimizer=true and overlap_grad_reduce=true",
+    claim="overlap_param_gather is ignored without the distributed optimizer, and hides nothing "
+    "without overlap_grad_reduce: nothing is then cut into buckets, and the first layer waits for "
+    "the one gather (Megatron-LM refuses it).",
+    remedy="set ddp.use_distributed_optimizer=true and ddp.overlap_grad_reduce=true, and leave "
+    "overlap_grad_reduce of comm_overlap unset",
 )
 OPTIMIZER_STEP_NEEDS = rule(
     "core.param-gather-with-optimizer-step-needs",
@@ -203,6 +206,7 @@ def without_comm_overlap(c: Context) -> Iterator[Decision]:
         c.model,
         overlap_p2p_comm=bool(c.of_model("overlap_p2p_comm")),
         batch_p2p_comm=bool(c.of_model("batch_p2p_comm")),
+        section="model",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Outcome, Rule
@@ -115,6 +115,13 @@ class _Entry:
             remedy=remedy,
         )
 
+    def refusal(
+        self, rule: Rule, key: str, effective: object, reason: str, remedy: str
+    ) -> Decision:
+        """Accepted by Transformer Engine, and not done as asked."""
+        told = self.note(rule, key, effective, reason, remedy)
+        return replace(told, outcome=Outcome.REFUSED)
+
     def note(
         self, rule: Rule, key: str, effective: object, reason: str, remedy: str | None = None
     ) -> Decision:
@@ -141,8 +148,7 @@ def check_gemms(
                 effective=None,
                 reason=f"Transformer Engine has no GEMM {name!r}{nearest(name, GEMMS)} "
                 "and ignores these settings",
-                outcome=Outcome.NOTE,
-                remedy=GEMM_NAME.remedy,
+                outcome=Outcome.REFUSED,
             )
             continue
         raw = _Entry(name, given, fp8, also_bf16)
@@ -208,7 +214,7 @@ def _check_method(entry: _Entry) -> Iterator[Decision]:
         yield entry.error(PIPELINE_GATHER, "method", reason, f"use {usable}")
     elif gemm.stand_in and method != RING:
         reason = f"{method} is not meant for {entry.name}, which runs it as {gemm.stand_in}"
-        yield entry.note(METHOD_STAND_IN, "method", gemm.stand_in, reason, f"use {usable}")
+        yield entry.refusal(METHOD_STAND_IN, "method", gemm.stand_in, reason, f"use {usable}")
     else:
         reason = f"{entry.name} cannot run {method}"
         yield entry.error(METHOD_GEMM, "method", reason, f"use {usable}")
@@ -226,7 +232,7 @@ def _check_atomic(entry: _Entry) -> Iterator[Decision]:
     if entry.method in ("bulk", "external"):
         reason = f"Transformer Engine switches it off for a {entry.method} overlap"
         remedy = "set atomic_gemm=false"
-        yield entry.note(ATOMIC_BULK, "atomic_gemm", False, reason, remedy)
+        yield entry.refusal(ATOMIC_BULK, "atomic_gemm", False, reason, remedy)
 
 
 def _check_sizes(entry: _Entry) -> Iterator[Decision]:
