@@ -163,6 +163,8 @@ def slowed_compute(m: Measured, scope: Spans, limit: int = 10) -> SlowedCompute:
     chosen = chosen[_inside(scope, work.start[chosen])]
     length = (work.end - work.start)[chosen]
     chosen, length = chosen[length > 0], length[length > 0]
+    if not len(chosen):
+        return SlowedCompute(0, 0.0, [])
     beside = m.comm.within(work.start[chosen], work.end[chosen])
     alone, during = beside == 0, 2 * beside >= length
     width = int(work.grid.max(initial=-1)) + 2

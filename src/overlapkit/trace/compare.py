@@ -11,6 +11,7 @@ from typing import Any
 from overlapkit.errors import InputError
 from overlapkit.trace.document import us
 from overlapkit.trace.measure import PARTS
+from overlapkit.trace.names import all_printable
 from overlapkit.trace.report import RankReport
 
 SCHEMA = "overlapkit/compare/v1"
@@ -260,7 +261,8 @@ def compare_json(c: Comparison) -> dict[str, Any]:
         document["keys"] = [
             {"key": key, "base": before, "new": after} for key, (before, after) in c.keys.items()
         ]
-    return document
+    result: dict[str, Any] = all_printable(document)
+    return result
 
 
 def _side_json(side: Side) -> dict[str, Any]:

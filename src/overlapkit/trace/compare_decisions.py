@@ -90,8 +90,12 @@ def add_decisions(comparison: Comparison, config_base: str, config_new: str) -> 
         }
         for change in difference.changes
     ]
+    order = {"knob": 0, "env": 1, "finding": 2, "buckets": 3}
     comparison.decisions.sort(
-        key=lambda d: -max((abs(e["change_us"]) for e in d["explains"]), default=0.0)
+        key=lambda d: (
+            order.get(d["kind"], 4),
+            -max((abs(e["change_us"]) for e in d["explains"]), default=0.0),
+        )
     )
     comparison.keys = {k: (plain(a), plain(b)) for k, (a, b) in difference.keys.items()}
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlapkit.trace.compare import TITLES
-from overlapkit.trace.render import ms, show_warnings
+from overlapkit.trace.render import ms, setting, show_warnings
 
 _STYLES = {"slower": "bold red", "faster": "green", "same": "green"}
 
@@ -62,7 +62,9 @@ def show_comparison(document: dict[str, Any], console: Console) -> None:
 def _decision(decision: dict[str, Any], console: Console) -> None:
     causes = ", ".join(decision["causes"])
     line = Text.assemble(
-        "\n", (decision["knob"], "bold"), f": {decision['base']} -> {decision['new']}"
+        "\n",
+        (decision["knob"], "bold"),
+        f": {setting(decision['base'])} -> {setting(decision['new'])}",
     )
     if causes and causes != decision["knob"]:
         line.append(f" (by {causes})")

@@ -9,6 +9,7 @@ from typing import Any
 from overlapkit.trace.collectives import Collective, SlowedCompute
 from overlapkit.trace.diagnose import Finding
 from overlapkit.trace.measure import Times
+from overlapkit.trace.names import all_printable
 from overlapkit.trace.ranks import Across
 from overlapkit.trace.report import RankReport, median
 
@@ -37,7 +38,7 @@ def trace_json(
     reports: Sequence[RankReport], across: Across | None, findings: Sequence[Finding]
 ) -> dict[str, Any]:
     """The whole report."""
-    return {
+    document = {
         "schema": SCHEMA,
         "files": list(dict.fromkeys(r.path for r in reports)),
         "gpu": next((r.gpu for r in reports if r.gpu), None),
@@ -47,6 +48,8 @@ def trace_json(
         "across_ranks": None if across is None else _across_json(across, reports),
         "diagnoses": [finding_json(f) for f in findings],
     }
+    result: dict[str, Any] = all_printable(document)
+    return result
 
 
 def times_json(times: Times, zero: int) -> dict[str, Any]:

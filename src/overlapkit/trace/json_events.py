@@ -162,45 +162,50 @@ class EventReader(Generic[EventT]):
             The events, how many bytes are done with, and whether the list ended there.
         """
         events: list[EventT] = []
-        depth, start, done = 0, -1, 0
-        position = 0
+        # Brackets that are open, as their closing ones.
+        closing: list[bytes] = []
+        start, done, position = -1, 0, 0
         while True:
             match = _TOKEN.search(buffer, position)
-            if match is None and depth == 0:
+            if match is None and not closing:
                 return events, len(buffer), False
             anchor = start if start >= 0 else done
             unfinished = match is None or match.group() == b'"'
             reached = len(buffer) if unfinished or match is None else match.end()
-            damaged = reached - anchor > EVENT_LIMIT and (depth > 0 or unfinished)
+            damaged = reached - anchor > EVENT_LIMIT and bool(closing or unfinished)
             if unfinished and not damaged and not final:
                 return events, done, False
+            token = b"" if match is None else match.group()[:1]
+            if token and token in b"}]" and closing and closing[-1] != token:
+                damaged = True
             if unfinished or damaged or match is None:
                 # Something without an end: go on at the next thing that looks like an event.
                 following = _next_event(buffer, max(anchor, position if start < 0 else start) + 1)
                 if following is None:
                     return events, len(buffer), False
                 self._damaged()
-                depth, start, done, position = 0, -1, following, following
+                closing.clear()
+                start, done, position = -1, following, following
                 continue
-            token, position = match.group()[:1], match.end()
+            position = match.end()
             if token in b"{[":
-                if depth == 0 and token == b"{":
+                if not closing and token == b"{":
                     start = match.start()
-                depth += 1
-            elif token in b"}]":
-                depth -= 1
-                if depth == 0:
+                closing.append(b"}" if token == b"{" else b"]")
+            elif token in b"}]" and closing:
+                closing.pop()
+                if not closing:
                     if start >= 0:
                         self._one(buffer[start:position], events)
                     start, done = -1, position
-                elif depth < 0:
-                    more = _MARKED_EVENT.search(buffer, position)
-                    if token == b"]" and more is None:
-                        return events, position, True
-                    # A bracket too many inside the list.
-                    self._damaged()
-                    position = more.start() if more else position
-                    depth, start, done = 0, -1, position
+            elif token in b"}]":
+                more = _MARKED_EVENT.search(buffer, position)
+                if token == b"]" and more is None:
+                    return events, position, True
+                # A bracket too many inside the list.
+                self._damaged()
+                position = more.start() if more else position
+                start, done = -1, position
 
     def _damaged(self) -> None:
         self.troubles["unreadable stretch, skipped"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from overlapkit.trace.compare import TITLES
 from overlapkit.trace.compare_render import headline
 from overlapkit.trace.files import writing
-from overlapkit.trace.render import ms, pct, size
+from overlapkit.trace.render import ms, pct, setting, size
 from overlapkit.trace.timeline import Timeline
 
 PARTS = (
@@ -35,7 +36,8 @@ def write_whole(target: str, text: str) -> None:
         stream.write(text.encode("utf-8", "replace"))
 
 
-def _render(template: str, **values: Any) -> str:
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("overlapkit.trace", "templates"),
         autoescape=True,
@@ -43,8 +45,12 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(ms=ms, pct=pct, size=size)
-    return environment.get_template(template).render(parts=PARTS, titles=TITLES, **values)
+    environment.filters.update(ms=ms, pct=pct, setting=setting, size=size)
+    return environment
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(parts=PARTS, titles=TITLES, **values)
 
 
 def trace_page(document: dict[str, Any], timelines: Sequence[Timeline | None]) -> str:

@@ -130,6 +130,13 @@ def _collectives(rank: dict[str, Any]) -> Table:
     return table
 
 
+def setting(value: Any) -> str:
+    """A setting's value as people write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
 def size(count: int | None) -> str:
     """Bytes in binary units."""
     if count is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from overlapkit.trace.events import Launches, Window, Work
+from overlapkit.trace.names import printable
 
 _NUMBER = re.compile(r"(\d+)\s*$")
 
@@ -31,7 +32,7 @@ class StepRanges:
         known = self.ranges.get(number)
         if known is not None:
             start, end = min(start, known[1]), max(end, known[2])
-        self.ranges[number] = (name, start, end)
+        self.ranges[number] = (printable(name), start, end)
 
     def windows(self) -> list[Window]:
         """The steps in the order of their starts."""
