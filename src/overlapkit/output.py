@@ -25,9 +25,14 @@ def console() -> Console:
             # rich would exit with 1, which here means a finding.
             discard_output()
 
-    # No markup: a name from a file or a trace is text, whatever brackets it holds.
+    terminal = sys.stdout.isatty()
     return Output(
-        width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False
+        width=None if terminal else 120,
+        soft_wrap=not terminal,
+        highlight=False,
+        # A name from a file or a trace is text, whatever brackets it holds.
+        markup=False,
+        emoji=False,
     )
 
 

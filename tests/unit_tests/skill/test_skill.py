@@ -26,9 +26,7 @@ from overlapkit.skill.render import SKILL, drift, find_root, pages
 ROOT = find_root(Path(__file__).resolve())
 FOLDER = ROOT / SKILL
 MAIN = (FOLDER / "SKILL.md").read_text(encoding="utf-8")
-PROSE = ["README.md", "AGENTS.md"] + sorted(
-    p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")
-)
+DOCS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 ANCHOR = re.compile(r"```(\d+):(\d+):(\S+)\n(.*?)\n```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)\)")
 COMMANDS = re.compile(r"`uv run ([^`]+)`")
@@ -155,14 +153,7 @@ class TestWhole:
                 assert target.is_relative_to(alone), link
                 assert target.is_file(), link
 
-    @pytest.mark.parametrize(
-        "page",
-        [
-            "README.md",
-            "AGENTS.md",
-            *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")),
-        ],
-    )
+    @pytest.mark.parametrize("page", ["README.md", "AGENTS.md", *DOCS])
     def test_links_of_the_repository_resolve(self, page: str) -> None:
         file = ROOT / page
         for link in LINK.findall(file.read_text(encoding="utf-8")):
