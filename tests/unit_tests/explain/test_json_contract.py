@@ -58,7 +58,7 @@ def check_decision(decision: dict) -> None:
     rule = RULES[decision["rule"]]
     assert decision["source"] == {"file": f"src/{rule.path}", "line": rule.line}
     line = (ROOT / decision["source"]["file"]).read_text().splitlines()[rule.line - 1]
-    assert re.search(r"rule\($", line.strip()), line
+    assert re.search(r"rule\(", line.strip()), line
     assert decision["dimension"] in DIMENSIONS
     assert decision["outcome"] in {outcome.value for outcome in Outcome}
 

@@ -1,0 +1,287 @@
+"""Whatever the input, explain answers with a whole report or with one InputError."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from megatron.bridge.models.model_shape import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
+from megatron.bridge.training.decisions import RULES
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.overrides import parse_override
+from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.schema import known_keys, section_fields, sections
+from overlapkit.config.yaml_file import Document, YamlProblem, load_yaml, read_yaml
+from overlapkit.errors import InputError
+from overlapkit.explain.difference import find_difference, outcomes
+from overlapkit.explain.difference_view import difference_json
+from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, report_json
+from overlapkit.hardware import find_gpu, gpus
+
+ROOT = Path(__file__).parents[3]
+
+
+def examples(count: int) -> settings:
+    """The same examples in every run; set SEEDED to look for others."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize="SEEDED" not in os.environ,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+# Keys that rules look at are drawn far more often than the hundreds that none does.
+LOOKED_AT = {
+    "model": [
+        *DEFAULTS,
+        *MLA_DEFAULTS,
+        *PROVIDER_DEFAULTS,
+        "sequence_parallel",
+        "moe_token_dispatcher_type",
+        "moe_flex_dispatcher_backend",
+        "moe_shared_expert_overlap",
+        "overlap_moe_expert_parallel_comm",
+        "delay_wgrad_compute",
+        "recompute_granularity",
+        "recompute_modules",
+        "mtp_num_layers",
+        "cuda_graph_impl",
+        "cuda_graph_scope",
+        "gradient_accumulation_fusion",
+        "defer_embedding_wgrad_compute",
+        "wgrad_deferral_limit",
+        "tp_comm_overlap",
+        "tp_comm_overlap_cfg",
+        "overlap_p2p_comm",
+        "batch_p2p_comm",
+        "overlap_p2p_comm_warmup_flush",
+        "bf16",
+    ],
+    "ddp": [*section_fields("ddp")],
+    "optimizer": ["use_distributed_optimizer", "overlap_param_gather_with_optimizer_step", "bf16"],
+    "comm_overlap": [*section_fields("comm_overlap")],
+    "mixed_precision": [*section_fields("mixed_precision")],
+    "train": [*section_fields("train")],
+    "tokenizer": ["vocab_size"],
+}
+
+sizes = st.sampled_from([1, 1, 1, 2, 2, 4, 8, 3, 16])
+words = st.sampled_from(
+    ["alltoall", "flex", "full", "selective", "hybrid", "mxfp8", "auto", "attn", "local", "moe", ""]
+)
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | words,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def values(section: str, key: str) -> st.SearchStrategy[Any]:
+    """Values of the kind that a key has, and now and then of any other."""
+    known = section_fields(section).get(key)
+    kind = known.kind.partition("|")[0] if known else "other"
+    right = {
+        "bool": st.booleans(),
+        "int": sizes | st.integers(-2, 200),
+        "float": st.floats(),
+        "str": words,
+    }.get(kind, odd)
+    fitting = right | right | right | st.none()
+    return fitting if known is None else st.one_of(fitting, fitting, fitting, fitting, odd)
+
+
+def section(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    keys = st.sampled_from(LOOKED_AT[name]) | st.sampled_from(sorted(known_keys(name)))
+    return st.lists(keys, unique=True, max_size=12).flatmap(
+        lambda drawn: st.fixed_dictionaries({key: values(name, key) for key in drawn})
+    )
+
+
+SOUND = {"num_layers": 8, "hidden_size": 64, "num_attention_heads": 8, "vocab_size": 512}
+
+models = section("model").map(lambda drawn: SOUND | drawn)
+requests = section("comm_overlap").map(lambda drawn: {"tp_comm_overlap": True} | drawn)
+precisions = section("mixed_precision") | st.sampled_from(
+    ["bf16_mixed", "bf16-mixed", "bf16_with_mxfp8_mixed", "bf16_with_nvfp4_mixed", "fp16_mixed"]
+)
+configurations = st.fixed_dictionaries(
+    {"model": models},
+    optional={
+        "ddp": section("ddp") | st.none(),
+        "optimizer": section("optimizer"),
+        "comm_overlap": requests | requests | st.none(),
+        "mixed_precision": precisions | st.none(),
+        "train": section("train"),
+        "tokenizer": section("tokenizer"),
+    },
+)
+assumptions = st.builds(
+    lambda gpu, te, torch, queues: Assumptions(
+        *find_gpu(gpu), True, AssumedSoftware(te, torch), "drawn", queues, "drawn"
+    ),
+    st.sampled_from(sorted(gpus())),
+    st.sampled_from(["any", None, "2.6", "2.12.0"]),
+    st.sampled_from(["any", "2.5", "2.6.0"]),
+    st.dictionaries(st.just("CUDA_DEVICE_MAX_CONNECTIONS"), st.text(max_size=5)),
+)
+world_sizes = st.sampled_from([1, 2, 8, 16, 64, 48, 10**9])
+overrides = st.sampled_from(sorted(sections())).flatmap(
+    lambda name: st.builds(
+        lambda key, value: f"{name}.{key}={yaml.safe_dump(value, default_flow_style=True).strip()}",
+        st.sampled_from(sorted(known_keys(name)) or ["nothing"]) | st.text(max_size=10),
+        odd | sizes,
+    )
+)
+
+
+def settings_of(data: dict[str, Any]) -> Settings:
+    return read_settings(Document("drawn.yaml", data))
+
+
+def check_report(document: dict[str, Any]) -> None:
+    text = msgspec.json.encode(document)
+    assert json.loads(text) == document or any(map(math.isnan, floats(document)))
+    assert list(document["effective"]) == list(EFFECTIVE_KNOBS)
+    lines: dict[str, list[str]] = {}
+    for decision in document["decisions"]:
+        assert set(decision) == {
+            "knob", "requested", "effective", "outcome", "reason", "remedy", "rule", "dimension",
+            "source",
+        }  # fmt: skip
+        assert decision["reason"] and decision["rule"] in RULES
+        file, line = decision["source"]["file"], decision["source"]["line"]
+        source = lines.setdefault(file, (ROOT / file).read_text().splitlines())
+        assert re.search(r"rule\(", source[line - 1])
+    findings = [d for d in document["decisions"] if d["outcome"] in ("refused", "error")]
+    assert document["findings"] == len(findings)
+
+
+def floats(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in floats(item)]
+    return [value] if isinstance(value, float) else []
+
+
+@examples(600)
+@given(configurations, assumptions, world_sizes)
+def test_any_configuration(data: dict[str, Any], assumed: Assumptions, size: int) -> None:
+    try:
+        report = explain(settings_of(data), size, assumed)
+    except InputError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    check_report(report_json(report))
+
+
+@examples(200)
+@given(configurations, st.lists(overrides, max_size=4), world_sizes)
+def test_any_override(data: dict[str, Any], texts: list[str], size: int) -> None:
+    assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
+    try:
+        parsed = [parse_override(text, data) for text in texts]
+        report = explain(read_settings(Document("drawn.yaml", data), parsed), size, assumed)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    check_report(report_json(report))
+
+
+@examples(60)
+@given(configurations, configurations, world_sizes)
+def test_any_difference(a: dict[str, Any], b: dict[str, Any], size: int) -> None:
+    assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
+    try:
+        difference = find_difference([settings_of(a), settings_of(b)], [size, size], assumed)
+    except InputError:
+        return
+    msgspec.json.encode(difference_json(difference))
+    before, after = outcomes(difference.before), outcomes(difference.after)
+    changed = {of for of in before | after if before.get(of) != after.get(of)}
+    assert {change.of for change in difference.changes} == changed
+    for change in difference.changes:
+        assert set(change.causes) <= set(difference.keys)
+
+
+@examples(40)
+@given(configurations, world_sizes)
+def test_a_run_does_not_differ_from_itself(data: dict[str, Any], size: int) -> None:
+    assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
+    try:
+        difference = find_difference([settings_of(data)] * 2, [size, size], assumed)
+    except InputError:
+        return
+    assert difference.changes == [] and difference.keys == {}
+
+
+@examples(150)
+@given(st.binary(max_size=400))
+@example(b"model: {}")
+@example(b"model: \xff")
+def test_any_bytes(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_bytes(content)
+        try:
+            read_settings(read_yaml(path))
+        except InputError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+yaml_text = st.lists(
+    st.sampled_from(
+        ["model", ":", " ", "\n", "  ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<", "!!int ",
+         "!!python/object:os.system ", "null", "1", ".nan", '"', "'", "|", ">", "? ", "%YAML 9\n",
+         "---\n", "...\n", "\t", "#", "2020-13-01", "0x", "1:2", "!!binary ", "!!set ", "!!omap ",
+         "=", ",", "~", "\ufeff", "\x85", "\u2028", "é", "!!timestamp ", "!!bool ", "!!float "]
+    ),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+@examples(400)
+@given(yaml_text)
+def test_any_yaml(text: str) -> None:
+    try:
+        data, lines = load_yaml(text)
+    except YamlProblem as problem:
+        assert str(problem)
+        return
+    if isinstance(data, dict):
+        assert all(isinstance(name, str) for keys in lines for name in keys)
+        assert set(data) >= {keys[0] for keys in lines if len(keys) == 1} - {"<<"}
+
+
+@examples(150)
+@given(configurations)
+def test_reading_changes_nothing_of_what_was_read(data: dict[str, Any]) -> None:
+    assume(not any(map(math.isnan, floats(data))))
+    before = json.dumps(data)
+    try:
+        drawn = settings_of(data)
+        assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
+        first = report_json(explain(drawn, 64, assumed))
+        assert report_json(explain(drawn, 64, assumed)) == first
+    except InputError:
+        pass
+    assert json.dumps(data) == before
