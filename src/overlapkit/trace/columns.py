@@ -11,7 +11,7 @@ import numpy as np
 from overlapkit.trace.events import Call, Work
 from overlapkit.trace.intervals import distinct
 from overlapkit.trace.names import nature
-from overlapkit.trace.times import LONGEST_US, column_ns, whole_ns
+from overlapkit.trace.times import LONGEST_US, column_ns, whole_ns, whole_numbers
 
 _DAY_NS = 24 * 3600 * 10**9
 
@@ -23,8 +23,8 @@ class WorkColumns:
     ts: list[Any] = field(default_factory=list)
     dur: list[Any] = field(default_factory=list)
     name: list[int] = field(default_factory=list)
-    stream: list[int] = field(default_factory=list)
-    correlation: list[int] = field(default_factory=list)
+    stream: list[Any] = field(default_factory=list)
+    correlation: list[Any] = field(default_factory=list)
     grid: list[int] = field(default_factory=list)
     call: list[int] = field(default_factory=list)
     nanoseconds: bool = False
@@ -85,8 +85,8 @@ class WorkColumns:
             end=(start + length)[order],
             name=(coded >> 1).astype(np.int32),
             kind=lookup[coded],
-            stream=np.asarray(self.stream, dtype=np.int64)[order],
-            correlation=np.asarray(self.correlation, dtype=np.int64)[order],
+            stream=whole_numbers(self.stream)[order],
+            correlation=whole_numbers(self.correlation)[order],
             grid=np.asarray(self.grid, dtype=np.int32)[order],
             call=np.asarray(self.call, dtype=np.int32)[order],
             names=names,

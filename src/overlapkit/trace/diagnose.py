@@ -198,14 +198,15 @@ def _resumptions(case: _Case, under: NDArray[np.intp]) -> list[tuple[int, int, i
         return []
     cover = union(work.start[under], work.end[under])
     compute = np.flatnonzero(work.kind == COMPUTE)
+    starts = work.start[compute]
     gaps = both(Spans(case.m.compute.end[:-1], case.m.compute.start[1:]), case.scope)
     filled = cover.within(gaps.start, gaps.end)
     length = gaps.end - gaps.start
     chosen = (length > AT_ONCE_NS) & (filled >= length - AT_ONCE_NS)
     result = []
     for start, end in zip(gaps.start[chosen].tolist(), gaps.end[chosen].tolist(), strict=True):
-        index = int(np.searchsorted(work.start[compute], end, side="left"))
-        if index < len(compute) and int(work.start[compute[index]]) == end:
+        index = int(np.searchsorted(starts, end, side="left"))
+        if index < len(compute) and int(starts[index]) == end:
             result.append((start, end, int(compute[index])))
     return result
 

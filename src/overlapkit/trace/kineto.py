@@ -17,7 +17,7 @@ from overlapkit.trace.columns import HostRanges, WorkColumns
 from overlapkit.trace.events import Call, Group, Launches, Work, sorted_launches
 from overlapkit.trace.json_events import EventReader
 from overlapkit.trace.steps import StepRanges, project
-from overlapkit.trace.times import EXACT_DOUBLE_US, column_ns, usable_ns
+from overlapkit.trace.times import EXACT_DOUBLE_US, column_ns, integer, usable_ns, whole_numbers
 
 _Number = int | float | str | None
 _Id = int | str | float | None
@@ -79,7 +79,7 @@ class LaunchArguments(msgspec.Struct, gc=False):
     correlation: _Id = None
 
 
-_LIMIT = 1 << 62
+_LARGEST_DEVICE = 1 << 31
 _LAUNCH_ARGUMENTS = msgspec.json.Decoder(LaunchArguments)
 _ARGUMENTS = msgspec.json.Decoder(Arguments)
 _NO_ARGUMENTS = Arguments()
@@ -135,19 +135,27 @@ def lenient_event(plain: Mapping[str, Any]) -> Event:
     )
 
 
+class Numbers(dict[Any, int]):
+    """Numbers things in the order in which they are first asked for."""
+
+    def __missing__(self, key: Any) -> int:
+        number = self[key] = len(self)
+        return number
+
+
 @dataclass
 class _Reading:
     """What accumulates while a file is read."""
 
     devices: dict[int, WorkColumns] = field(default_factory=dict)
-    names: dict[str, int] = field(default_factory=dict)
-    grids: dict[bytes, int] = field(default_factory=dict)
+    names: Numbers = field(default_factory=Numbers)
+    grids: Numbers = field(default_factory=Numbers)
     calls: dict[Call, int] = field(default_factory=dict)
     call_numbers: dict[Any, int] = field(default_factory=dict)
     launch_correlation: list[Any] = field(default_factory=list)
     launch_time: list[Any] = field(default_factory=list)
     launch_thread: list[int] = field(default_factory=list)
-    threads: dict[Any, int] = field(default_factory=dict)
+    threads: Numbers = field(default_factory=Numbers)
     device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
     host_steps: StepRanges = field(default_factory=StepRanges)
     host: HostRanges = field(default_factory=HostRanges)
@@ -250,57 +258,55 @@ def _take_ranges(events: list[Event], reading: _Reading, want_host: bool) -> Non
 
 def _take_launches(events: list[Event], reading: _Reading) -> None:
     decode = _LAUNCH_ARGUMENTS.decode
+    try:
+        ids = [decode(event.args).correlation for event in events]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        ids = [_arguments(event).correlation for event in events]
     threads = reading.threads
-    for event in events:
-        try:
-            correlation = decode(event.args).correlation
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            correlation = _arguments(event).correlation
-        number = correlation if type(correlation) is int else _integer(correlation)
-        if number is not None and 0 < number < _LIMIT:
-            reading.launch_correlation.append(number)
-            reading.launch_time.append(event.ts)
-            reading.launch_thread.append(threads.setdefault(event.tid, len(threads)))
+    reading.launch_correlation += ids
+    reading.launch_time += [event.ts for event in events]
+    reading.launch_thread += [threads[event.tid] for event in events]
 
 
 def _take_device(events: list[Event], reading: _Reading) -> None:
-    # The innermost loop over device work: names are bound and types looked at in place.
-    names, grids, devices = reading.names, reading.grids, reading.devices
+    # Columns are filled one after the other: a loop over events takes twice as long.
     decode = _ARGUMENTS.decode
-    columns, current = None, None
-    for event in events:
-        try:
-            arguments = decode(event.args)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            arguments = _arguments(event)
-        device = arguments.device
-        if type(device) is not int or device < 0 or columns is None or device != current:
-            current = _device(arguments, event)
-            columns = devices.get(current)
-            if columns is None:
-                columns = devices[current] = WorkColumns()
-        call = -1
-        if arguments.collective is not None or arguments.group is not None or arguments.description:
-            call = _call(arguments, reading)
-        stream, correlation = arguments.stream, arguments.correlation
-        if type(stream) is not int:
-            stream = _integer(event.tid) if stream is None else _integer(stream)
-        if type(correlation) is not int:
-            correlation = _integer(correlation)
-        name = event.name or ""
-        columns.ts.append(event.ts)
-        columns.dur.append(event.dur)
-        columns.name.append(names.setdefault(name, len(names)) * 2 + _DEVICE[event.cat or ""])
-        columns.stream.append(stream if stream is not None and -1 < stream < _LIMIT else -1)
-        columns.correlation.append(
-            correlation if correlation is not None and -1 < correlation < _LIMIT else -1
-        )
-        grid = -1
-        if arguments.grid:
-            shape = bytes(arguments.grid) + bytes(arguments.block)
-            grid = grids.setdefault(shape, len(grids))
-        columns.grid.append(grid)
-        columns.call.append(call)
+    try:
+        arguments = [decode(event.args) for event in events]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        arguments = [_arguments(event) for event in events]
+    told = {a.device for a in arguments}
+    if len(told) == 1 and type(device := told.pop()) is int and 0 <= device < _LARGEST_DEVICE:
+        _add_device(device, events, arguments, reading)
+        return
+    apart: dict[int, tuple[list[Event], list[Arguments]]] = {}
+    for event, own in zip(events, arguments, strict=True):
+        rows = apart.setdefault(_device(own, event), ([], []))
+        rows[0].append(event)
+        rows[1].append(own)
+    for device, (mine, own_arguments) in apart.items():
+        _add_device(device, mine, own_arguments, reading)
+
+
+def _add_device(
+    device: int, events: list[Event], arguments: list[Arguments], reading: _Reading
+) -> None:
+    columns = reading.devices.setdefault(device, WorkColumns())
+    names, grids = reading.names, reading.grids
+    columns.ts += [event.ts for event in events]
+    columns.dur += [event.dur for event in events]
+    columns.name += [names[e.name or ""] * 2 + _DEVICE[e.cat or ""] for e in events]
+    columns.correlation += [a.correlation for a in arguments]
+    columns.grid += [grids[bytes(a.grid), bytes(a.block)] for a in arguments]
+    columns.call += [
+        -1 if a.collective is None and a.group is None and not a.description else _call(a, reading)
+        for a in arguments
+    ]
+    streams = [a.stream for a in arguments]
+    if None in streams:
+        pairs = zip(streams, events, strict=True)
+        streams = [event.tid if stream is None else stream for stream, event in pairs]
+    columns.stream += streams
 
 
 def _arguments(event: Event) -> Arguments:
@@ -336,22 +342,10 @@ def _arguments(event: Event) -> Arguments:
 def _device(arguments: Arguments, event: Event) -> int:
     """The device's number, from the arguments or, in old traces, the process id's place."""
     for value in (arguments.device, event.pid):
-        number = _integer(value)
-        if number is not None and 0 <= number < 1 << 31:
+        number = integer(value)
+        if number is not None and 0 <= number < _LARGEST_DEVICE:
             return number
     return 0
-
-
-def _integer(value: Any) -> int | None:
-    """An integer from 7, 7.0, "7" or "stream 7"; None from anything else, or beyond 63 bits."""
-    if type(value) is int:
-        return value if -(1 << 62) < value < 1 << 62 else None
-    if isinstance(value, str):
-        digits = value.rpartition(" ")[2]
-        return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
-        return int(value)
-    return None
 
 
 def _call(arguments: Arguments, reading: _Reading) -> int:
@@ -371,10 +365,10 @@ def _call(arguments: Arguments, reading: _Reading) -> int:
     if known is None:
         call = Call(
             name=arguments.collective,
-            elements_in=_integer(arguments.elements_in),
-            elements_out=_integer(arguments.elements_out),
+            elements_in=integer(arguments.elements_in),
+            elements_out=integer(arguments.elements_out),
             dtype=arguments.dtype,
-            group_size=_integer(arguments.group_size),
+            group_size=integer(arguments.group_size),
             group=None if arguments.group is None else str(arguments.group),
             description=arguments.description or None,
             ranks=ranks_of(ranks),
@@ -410,7 +404,7 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
         if not isinstance(entry, dict):
             continue
         ranks = ranks_of(entry.get("ranks"))
-        size = _integer(entry.get("pg_size")) or _integer(entry.get("group_size")) or len(ranks)
+        size = integer(entry.get("pg_size")) or integer(entry.get("group_size")) or len(ranks)
         groups.append(
             Group(str(entry.get("pg_name", "")), str(entry.get("pg_desc", "")), size, ranks)
         )
@@ -444,8 +438,9 @@ def _finish(path: str, reading: _Reading, reader: EventReader[Event]) -> list[Wo
 def _launches(reading: _Reading) -> Launches | None:
     if not reading.launch_correlation:
         return None
-    correlation = np.asarray(reading.launch_correlation, dtype=np.int64)
+    correlation = whole_numbers(reading.launch_correlation)
     time, usable = column_ns(reading.launch_time)
+    usable &= correlation > 0
     thread = np.asarray(reading.launch_thread, dtype=np.int32)[usable]
     return sorted_launches(correlation[usable], time[usable], thread)
 
@@ -454,13 +449,13 @@ def _describe(work: Work, reader: EventReader[Event], reading: _Reading) -> None
     metadata = reader.metadata
     info = metadata.get("distributedInfo")
     if isinstance(info, dict):
-        work.rank = _integer(info.get("rank"))
-        work.world_size = _integer(info.get("world_size"))
+        work.rank = integer(info.get("rank"))
+        work.world_size = integer(info.get("world_size"))
     work.groups = groups_of(metadata)
     properties = metadata.get("deviceProperties")
     for entry in properties if isinstance(properties, list) else []:
         if isinstance(entry, dict) and (
-            _integer(entry.get("id")) == work.device or work.gpu is None
+            integer(entry.get("id")) == work.device or work.gpu is None
         ):
             work.gpu = str(entry.get("name") or "") or work.gpu
     if reader.cut:

@@ -83,6 +83,30 @@ def column_ns(values: Sequence[Any]) -> tuple[Ints, NDArray[np.bool_]]:
     return whole.astype(np.int64) * 1000 + fraction.astype(np.int64), usable
 
 
+def integer(value: Any) -> int | None:
+    """An integer from 7, 7.0, "7" or "stream 7"; None from anything else, or beyond 62 bits."""
+    if type(value) is int:
+        return value if -(1 << 62) < value < 1 << 62 else None
+    if isinstance(value, str):
+        digits = value.rpartition(" ")[2]
+        return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    return None
+
+
+def whole_numbers(values: Sequence[Any]) -> Ints:
+    """A column of identifiers, -1 where one is not known or negative."""
+    if {type(v) for v in values} <= {int}:
+        try:
+            column = np.asarray(values, dtype=np.int64)
+            return np.maximum(column, -1)
+        except OverflowError:
+            pass
+    known = [integer(v) for v in values]
+    return np.asarray([-1 if v is None or v < 0 else v for v in known], dtype=np.int64)
+
+
 def whole_ns(values: Sequence[int]) -> tuple[Ints, NDArray[np.bool_]]:
     """A column of nanoseconds, and which of them are usable."""
     usable = np.asarray([abs(v) <= LIMIT_US * 1000 for v in values], dtype=np.bool_)
