@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 from typing import Any, NoReturn
 
 import click
@@ -225,6 +224,8 @@ def main() -> NoReturn:
         discard_output()
     except Exception as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
             sys.exit(EXIT_BAD_INPUT)
         _fail(_told(error))
