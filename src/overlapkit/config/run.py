@@ -76,12 +76,14 @@ class Settings:
             Megatron-Bridge wrote, which holds every field there is, those that differ from
             Megatron-Core's default; and every override.
         where: dotted key to ``file:line``, or to the override that set it.
+        overridden: dotted keys that an override set.
     """
 
     source: str
     values: dict[str, dict[str, Any] | None]
     asked: frozenset[str]
     where: dict[str, str] = field(default_factory=dict)
+    overridden: frozenset[str] = frozenset()
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""
@@ -157,7 +159,7 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         if (dotted := f"{section}.{key}") in overridden
         or not (dumped and _is_default(section, key, value))
     )
-    return Settings(document.path, settings, asked, where)
+    return Settings(document.path, settings, asked, where, frozenset(overridden))
 
 
 def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
@@ -318,11 +320,14 @@ def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
     given = {k: v for k, v in content.items() if k in fields}
     place = settings.where.get("mixed_precision", settings.source)
     try:
-        if BY_NAME not in content:
-            return MixedPrecisionConfig(**given)
-        config = MixedPrecisionConfig(**mixed_precision_recipe(content[BY_NAME]))
-        for name, value in given.items():
-            setattr(config, name, value)
+        # An override comes after what it overrides: fp8_param and its twin follow the later one.
+        late = {k for k in given if f"mixed_precision.{k}" in settings.overridden}
+        early = {k: v for k, v in given.items() if k not in late}
+        if BY_NAME in content:
+            early = mixed_precision_recipe(content[BY_NAME]) | early
+        config = MixedPrecisionConfig(**early)
+        for name in late:
+            setattr(config, name, given[name])
         return config
     except OverlapConfigError as error:
         raise InputError(f"{place}: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -42,6 +43,7 @@ def assume(gpu: str | None, te: str, env_file: str | None) -> Assumptions:
         te=told,
         environment=environment,
         environment_source="the present environment" if env_file is None else encodable(env_file),
+        environment_is_the_jobs=env_file is not None,
     )
 
 
@@ -94,5 +96,8 @@ def read_env_file(name: str) -> dict[str, str]:
         if binding.error:
             line = binding.original.line
             raise InputError(f"{name}:{line}: not an assignment; write NAME=value")
+        if re.search(r"=[^\s'\"#]+\s+\w+=", binding.original.string):
+            line = binding.original.line
+            raise InputError(f"{name}:{line}: several assignments; write one a line")
     values = DotEnv(None, stream=io.StringIO(text), interpolate=False).dict()
     return {key: value for key, value in values.items() if value is not None}

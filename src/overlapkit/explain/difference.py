@@ -212,7 +212,9 @@ def _causes(
     Of several that would, the one that asks for this knob by name is told.
     """
     name = of.knob.rpartition(".")[2]
-    for key in sorted(keys[::-1], key=lambda key: key.rpartition(".")[2] != name):
+    likely = list(reversed(keys))
+    likely.sort(key=lambda key: key.rpartition(".")[2] != name)
+    for key in likely:
         if brings(frozenset([key])):
             return (key,)
     return tuple(_needed(keys, brings))

@@ -13,6 +13,7 @@ from megatron.bridge.recipes.launch_env import (
     LaunchSettings,
     contradictions,
     launch_environment,
+    omissions,
 )
 from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError
 from megatron.bridge.training.runtime_update import hold_against_request, update_runtime
@@ -74,6 +75,7 @@ class Assumptions:
         te: how the user sees that: "assumed", "not installed", or a version.
         environment: variables that the job would start with.
         environment_source: where they come from, as the user sees it.
+        environment_is_the_jobs: whether they are the job's own, so that a missing one counts.
     """
 
     gpu_name: str
@@ -83,6 +85,7 @@ class Assumptions:
     te: str
     environment: Mapping[str, str]
     environment_source: str
+    environment_is_the_jobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         if v.name in assumptions.environment
     }
     decisions += contradictions(required, present, assumptions.environment_source)
+    if assumptions.environment_is_the_jobs:
+        decisions += omissions(required, assumptions.environment, assumptions.environment_source)
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also told as granted by an earlier one.

@@ -83,10 +83,6 @@ FILES = {
         "model: {}\nmixed_precision: bf16_mixd\n",
         [":2:", "'bf16_mixd'", "bf16_mixed"],
     ),
-    "contradicting twins": (
-        "model: {}\nmixed_precision: {fp8_param: true, fp8_param_gather: false}\n",
-        [":2:", "fp8_param", "one switch"],
-    ),
     "a misspelt knob": (
         "model:\n  tensor_model_paralel_size: 2\n",
         [":2:", "tensor_model_paralel_size", "did you mean model.tensor_model_parallel_size?"],

@@ -273,8 +273,8 @@ class TestTheEnvironment:
             ("CUDA_DEVICE_MAX_CONNECTIONS=1\n", 0),
             ("export CUDA_DEVICE_MAX_CONNECTIONS='1'  # order\n\n# a comment\n", 0),
             ("\ufeffCUDA_DEVICE_MAX_CONNECTIONS=1\n", 0),
-            ("OTHER=8\n", 0),
-            ("", 0),
+            ("OTHER=8\n", 1),  # CUDA's default of 8 then holds
+            ("", 1),
             ("CUDA_DEVICE_MAX_CONNECTIONS=8\n", 1),
             ("\ufeffCUDA_DEVICE_MAX_CONNECTIONS=8\n", 1),
             ("CUDA_DEVICE_MAX_CONNECTIONS=\n", 1),

@@ -13,6 +13,7 @@ from megatron.bridge.recipes.launch_env import (
     LaunchSettings,
     contradictions,
     launch_environment,
+    omissions,
 )
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 
@@ -282,3 +283,22 @@ def test_importing_it_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_omissions_are_judged_by_the_default_that_then_holds() -> None:
+    needs_one = launch_environment(LaunchSettings(gpu_sm100_or_newer=False, tp_size=2))
+    told = {d.knob: d for d in omissions(needs_one, {}, "job.env")}
+    queues = told["env.CUDA_DEVICE_MAX_CONNECTIONS"]
+    assert (queues.requested, queues.effective, queues.outcome) == ("1", "8", Outcome.REFUSED)
+    assert "job.env does not set CUDA_DEVICE_MAX_CONNECTIONS" in queues.reason
+    assert told["env.NVTE_FWD_LAYERNORM_SM_MARGIN"].outcome is Outcome.NOTE
+
+    misspelt = {"CUDA_DEVICE_MAX_CONECTIONS": "1"}
+    [queues, *_] = omissions(needs_one, misspelt, "job.env")
+    assert "it sets CUDA_DEVICE_MAX_CONECTIONS, which nothing reads" in queues.reason
+
+
+def test_an_omission_whose_default_will_do_is_none() -> None:
+    needs_eight = launch_environment(LaunchSettings(gpu_sm100_or_newer=False))
+    margins = {v.name: v.value for v in needs_eight if "MARGIN" in v.name}
+    assert omissions(needs_eight, margins, "job.env") == []

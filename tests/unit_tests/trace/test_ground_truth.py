@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import pytest
+
+from overlapkit.trace.compare import compare, side_of
+from overlapkit.trace.document import merged_findings
+from overlapkit.trace.job import analyse
+from overlapkit.trace.ranks import across
+from overlapkit.trace.report import Options, RankReport, settle_ranks
 from support.trace_generator import (
     CHANGES,
     SCENARIOS,
@@ -11,12 +17,6 @@ from support.trace_generator import (
     write_kineto,
     write_nsys,
 )
-
-from overlapkit.trace.command import analyse
-from overlapkit.trace.compare import compare, side_of
-from overlapkit.trace.document import merged_findings
-from overlapkit.trace.ranks import across
-from overlapkit.trace.report import Options, RankReport, settle_ranks
 
 FIELDS = (
     "step",

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import tiny_trace as tiny
-from support.trace_generator import CHANGES, SCENARIOS, write_kineto, write_nsys
 
 from overlapkit.cli import main
+from support import tiny_trace as tiny
+from support.trace_generator import CHANGES, SCENARIOS, write_kineto, write_nsys
 
 TIME_FIELDS = {
     "overlap_pct",

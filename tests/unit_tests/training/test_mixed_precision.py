@@ -148,9 +148,21 @@ def test_fp8_param_is_one_switch_on_assignment(name: str, remake: object) -> Non
 
 
 @pytest.mark.parametrize(("param", "gather"), [(True, False), (False, True)])
-def test_fp8_param_given_twice_and_differing_is_an_error(param: bool, gather: bool) -> None:
-    with pytest.raises(OverlapConfigError, match=rf"fp8_param={param}.*fp8_param_gather={gather}"):
-        MixedPrecisionConfig(fp8_param=param, fp8_param_gather=gather)
+def test_fp8_param_given_twice_and_differing_follows_the_gather_and_says_so(
+    param: bool, gather: bool
+) -> None:
+    config = MixedPrecisionConfig(fp8_param=param, fp8_param_gather=gather)
+    assert (config.fp8_param, config.fp8_param_gather) == (gather, gather)
+    config.setup(SimpleNamespace())
+    told = config.decisions[0]
+    assert (told.requested, told.effective, told.is_finding) == (param, gather, True)
+
+
+def test_replacing_one_twin_works() -> None:
+    config = dataclasses.replace(
+        MixedPrecisionConfig(fp8_param_gather=True), fp8_param_gather=False
+    )
+    assert (config.fp8_param, config.fp8_param_gather) == (False, False)
 
 
 def test_finalize_fills_fp8_param_and_twice_equals_once() -> None:

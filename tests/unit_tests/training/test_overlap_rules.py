@@ -94,6 +94,7 @@ BROKEN: dict[str, dict[str, Any]] = {
         "model": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
     },
     "dp.needs-distributed-optimizer": {"comm": {**OFF, "overlap_grad_reduce": True}},
+    "dp.bucket-size-value": {"ddp": DISTRIBUTED, "comm": {**OFF, "bucket_size": "big"}},
     "ep.needs-expert-parallel": {"model": {**MOE, "expert_model_parallel_size": 1}, "comm": EP},
     "ep.needs-experts": {"model": {**MOE, "num_moe_experts": None}, "comm": EP},
     "ep.needs-dispatcher": {
@@ -199,6 +200,12 @@ NOTED: dict[str, dict[str, Any]] = {
     "core.bucket-default": {"ddp": {"overlap_grad_reduce": True}},
     "core.bucket-count": {"ddp": {"overlap_grad_reduce": True}},
     "core.single-bucket": {"ddp": {"overlap_grad_reduce": True}},
+    "core.layout-sets-vpp": {
+        "model": {
+            "pipeline_model_parallel_size": 4,
+            "pipeline_model_parallel_layout": "Et|(t|)*6tL",
+        },
+    },
     "core.first-chunk-only": {
         "model": {"pipeline_model_parallel_size": 4},
         "ddp": {"overlap_grad_reduce": True},
@@ -232,6 +239,26 @@ CHOSEN: dict[str, dict[str, Any]] = {
 # Spoken by another function than update_runtime, and tested below or in another file.
 ELSEWHERE = {"any.set-by-hand-overwritten"}
 DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core."}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["Et*2|t*2|t*2|t*2L", "E,t*2|(t*2|)*2,t*2L", [["E", "t"], ["t"], ["t"], ["t", "L"]]],
+)
+def test_the_pipeline_hazard_of_a_layout_is_found(layout: Any) -> None:
+    model = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": layout}
+    for comm in (None, OFF):
+        assert "pp.same-peer-hazard" in findings(decisions_of(model=model, comm=comm))
+    model["virtual_pipeline_model_parallel_size"] = 2
+    assert not findings(decisions_of(model=model, comm=OFF))
+
+
+def test_delayed_wgrad_keeps_the_overlap_that_it_was_granted_for() -> None:
+    model = {**MOE, "overlap_moe_expert_parallel_comm": True}
+    run = run_of(model=model, comm={**OFF, "delay_wgrad_compute": True})
+    update_runtime(run, 16, software=EVERYTHING)
+    assert run.model.overlap_moe_expert_parallel_comm is True
+    assert run.ddp.delay_wgrad_compute is True
 
 
 def test_every_rule_is_exercised_here() -> None:

@@ -91,6 +91,8 @@ _OTHER_ARCHITECTURES: dict[str, str] = {
     "hybrid_override_pattern": "a hybrid model mixes Mamba layers in",
     "is_hybrid_model": "a hybrid model mixes Mamba layers in",
     "encoder_num_layers": "an encoder-decoder model has cross-attention",
+    "seq_length_dec": "an encoder-decoder model has cross-attention",
+    "mamba_stack_spec": "a hybrid model mixes Mamba layers in",
     "moe_latent_size": "latent projections around the experts are not counted",
     "mtp_num_layers": "multi-token prediction adds layers that are not counted",
     "restore_modelopt_state": "a ModelOpt layer spec has another order of parameters",

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from megatron.bridge.models.model_shape import UncountableModel, divided, read, read_size
+
+
+def virtual_size_of_layout(layout: Any, stages: int) -> int | None:
+    """The virtual pipeline size that Megatron-Core reads from a pipeline_model_parallel_layout.
+
+    Args:
+        layout: None, a string such as ``"Et*2|t*2|t*2|t*2L"``, a list of stages, or
+            Megatron-Core's own PipelineParallelLayerLayout.
+        stages: pipeline_model_parallel_size.
+
+    Returns:
+        None where there is no layout, or where it does not say (Megatron-Core then refuses it).
+    """
+    if isinstance(layout, str):
+        # Commas are cosmetic; (..)*n and x*n are repetitions, of which only the bars count here.
+        unrolled = re.sub(r"\(([^)]+)\)\*(\d+)", _repeated, layout.replace(",", ""))
+        held = re.sub(r"(.)\*(\d+)", _repeated, unrolled).count("|") + 1
+    elif isinstance(layout, list):
+        held = len(layout)
+    else:
+        size = getattr(layout, "virtual_pipeline_model_parallel_size", None)
+        return size if isinstance(size, int) else None
+    return held // stages if held % stages == 0 else None
+
+
+_MOST_REPEATS = 10_000
+
+
+def _repeated(found: re.Match[str]) -> str:
+    return found[1] * min(int(found[2]), _MOST_REPEATS)
 
 
 def layers_by_chunk(model: Any) -> list[list[range]]:

@@ -9,7 +9,8 @@ is first used, so no configuration object can still set them: they belong to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError, Rule, rule
 
@@ -288,6 +289,51 @@ def contradictions(
     ]
 
 
+_DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0")}
+"""What holds where a variable is not set: CUDA's and Transformer Engine's own defaults."""
+
+
+def omissions(
+    required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
+) -> list[Decision]:
+    """Each required variable that a job's environment leaves unset, where its default will not do.
+
+    Only for an environment that is known to be the job's: on another machine a variable that is
+    not set says nothing.
+
+    Args:
+        required, actual, source: as for `contradictions`.
+
+    Returns:
+        One decision per omission, knob and values as of `contradictions`. A missing LayerNorm
+        margin is a NOTE, since launch plugins commonly set it.
+    """
+    told = []
+    for variable in required:
+        default = _DEFAULTS.get(variable.name)
+        if variable.name in actual or default is None or default == variable.value:
+            continue
+        of_default = _contradiction(variable, default, source)
+        queues = variable.name == CONNECTIONS
+        harm = of_default.reason.partition(" is needed: ")[2]
+        told.append(
+            replace(
+                of_default,
+                outcome=of_default.outcome if queues else Outcome.NOTE,
+                reason=f"{source} does not set {variable.name}{_meant(variable.name, actual)}, so "
+                f"the default of {default} holds where {variable.value} is needed: {harm}",
+            )
+        )
+    return told
+
+
+def _meant(name: str, actual: Mapping[str, str]) -> str:
+    """A variable in `actual` that is probably a misspelling of `name`."""
+    near = get_close_matches(name, actual, n=1, cutoff=0.85)
+    known = {*_DEFAULTS, P2P_CHUNK}
+    return f" (it sets {near[0]}, which nothing reads)" if near and near[0] not in known else ""
+
+
 def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> Decision:
     """What setting `variable` to `found` does to a run, as a decision."""
     if variable.name == CONNECTIONS:
@@ -367,4 +413,5 @@ def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outco
 
 def _whole_number(text: str) -> int | None:
     """`text` as a non-negative integer; None where it is none."""
-    return int(text) if text.isascii() and text.isdecimal() else None
+    # No sane value has ten digits, and Python refuses to convert thousands.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

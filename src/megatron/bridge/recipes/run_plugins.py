@@ -35,8 +35,6 @@ else:
 
 logger = logging.getLogger(__name__)
 
-_UNSET_NUM_GPUS = 8
-
 
 @dataclass
 class PerfEnvPluginScriptArgs:
@@ -113,7 +111,7 @@ class PerfEnvPlugin(Plugin):
     cp_size: int = 1
     pp_size: int = 1
     script_args_converter_fn: Callable[[PerfEnvPluginScriptArgs], list[str]] | None = None
-    num_gpus: int = _UNSET_NUM_GPUS
+    num_gpus: int = 8
     moe_flex_dispatcher_backend: str | None = None
     a2a_overlap: bool = False
 
@@ -126,8 +124,7 @@ class PerfEnvPlugin(Plugin):
         Raises:
             ImportError: nemo_run is not installed.
             NotImplementedError: `task` is no `nemo_run.Script`.
-            OverlapConfigError: a size, the margin, the chunk size or the interval is out of range,
-                or TP x CP x PP does not divide a `num_gpus` that is not the default.
+            OverlapConfigError: a size, the margin, the chunk size or the interval is out of range.
         """
         _require_script(self, task)
         variables = launch_environment(self._launch_settings())
@@ -185,15 +182,16 @@ class PerfEnvPlugin(Plugin):
             nccl_pp_comm_chunksize=self.nccl_pp_comm_chunksize,
         )
         if self.num_gpus % settings.model_parallel_size:
-            problem = (
-                f"num_gpus={self.num_gpus} is no multiple of tp_size={self.tp_size} x "
-                f"cp_size={self.cp_size} x pp_size={self.pp_size} = "
-                f"{settings.model_parallel_size}: set num_gpus to the GPUs of the whole job."
+            # Told, not refused: callers leave the default on jobs of any size.
+            logger.warning(
+                "num_gpus=%d is no multiple of tp_size=%d x cp_size=%d x pp_size=%d: set it to the "
+                "GPUs of the whole job. Going on with dp_size=%d.",
+                self.num_gpus,
+                self.tp_size,
+                self.cp_size,
+                self.pp_size,
+                settings.dp_size,
             )
-            # The default stands for "not told": callers leave it there on jobs of any size.
-            if self.num_gpus != _UNSET_NUM_GPUS:
-                raise OverlapConfigError(problem)
-            logger.warning("%s Going on with dp_size=%d.", problem, settings.dp_size)
         return settings
 
     def _add_vboost(self, executor: Any) -> None:

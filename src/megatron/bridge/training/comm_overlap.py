@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from megatron.bridge.models.parameter_count import UncountableModel, chunk_parameter_count
-from megatron.bridge.training.bucket_size import AUTO, BRIDGE_BUCKET_SIZE, auto_bucket_size
+from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
+from megatron.bridge.training.data_parallel_rules import decide_dp, decide_dp_ignored
 from megatron.bridge.training.decisions import (
     Decision,
     Need,
     Outcome,
-    OverlapConfigError,
     Rule,
     raise_errors,
     rule,
@@ -40,6 +39,7 @@ from megatron.bridge.training.software import (
 
 # Callers import the presets and the userbuffers settings from here, by name.
 from megatron.bridge.training.tp_overlap_presets import *  # noqa: F403
+from megatron.bridge.training.tp_overlap_presets import get_preset
 from megatron.bridge.training.userbuffers import BulkOverlapCfg as BulkOverlapCfg
 from megatron.bridge.training.userbuffers import PipelineOverlapCfg as PipelineOverlapCfg
 from megatron.bridge.training.userbuffers import RingExchangeOverlapCfg as RingExchangeOverlapCfg
@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _ModuleSoftware:
+class InstalledSoftware:
     """What is installed, looked up on this module at call time, where callers patch it."""
 
     def have_te(self) -> bool:
@@ -91,7 +91,7 @@ TP_GATE: tuple[Need[Context], ...] = (
             claim="tp_comm_overlap is switched off while tensor_model_parallel_size < 2.",
             remedy="set model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
         ),
-        met=lambda c: c.model.tensor_model_parallel_size >= 2,
+        met=lambda c: (c.model.tensor_model_parallel_size or 1) >= 2,
         found=lambda c: (
             f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}, "
             "so there is no tensor-parallel communication to hide"
@@ -257,7 +257,13 @@ def pp_hazard(
     to the unpartitioned model and batched p2p differed in every gradient.
     """
     pp = model.pipeline_model_parallel_size
-    vpp = getattr(model, "virtual_pipeline_model_parallel_size", None) or 1
+    vpp = getattr(model, "virtual_pipeline_model_parallel_size", None)
+    if vpp is None:
+        # Megatron-Core takes it from the layout, but only after comm_overlap has looked.
+        vpp = virtual_size_of_layout(
+            getattr(model, "pipeline_model_parallel_layout", None), pp or 1
+        )
+    vpp = vpp or 1
     if pp == 2 and vpp > 1 and batch_p2p_comm and not overlap_p2p_comm:
         remedy = (
             f"set {section}.overlap_p2p_comm=true and {section}.batch_p2p_comm=false, or "
@@ -272,158 +278,6 @@ def pp_hazard(
             "silently wrong gradients once there are more than 2 microbatches",
             outcome=Outcome.ERROR,
             remedy=remedy,
-        )
-
-
-# ---------------------------------------------------------------------------- data parallel
-
-DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
-    "dp.needs-distributed-optimizer",
-    "DP",
-    claim="comm_overlap's data-parallel knobs are ignored while ddp.use_distributed_optimizer is "
-    "off.",
-    remedy="set ddp.use_distributed_optimizer=true",
-)
-DP_NOTHING_TO_OVERLAP = rule(
-    "dp.size-1",
-    "DP",
-    claim="With data-parallel size 1 all data-parallel overlap is off and bucket_size is None.",
-    remedy="ask for it in comm_overlap, whose values win over this default",
-)
-DP_DEFAULTS = rule(
-    "dp.defaults",
-    "DP",
-    claim="With data-parallel size > 1 overlap_grad_reduce and overlap_param_gather are on.",
-    remedy="set the knob in comm_overlap: its values win over this default",
-)
-DP_BUCKET_SIZE = rule(
-    "dp.bucket-size",
-    "DP",
-    claim=f"bucket_size is {BRIDGE_BUCKET_SIZE} parameters (128 Mi, not bytes) by default with "
-    'data-parallel size > 1; "auto" fits it to the model.',
-    remedy='set comm_overlap.bucket_size to "auto" or to a number of parameters',
-)
-DP_ALIGN = rule(
-    "dp.align-param-gather",
-    "DP",
-    claim="align_param_gather is on by default only with data-parallel size > 1, PP > 1 and "
-    "VPP > 1.",
-    remedy="set comm_overlap.align_param_gather",
-)
-DP_OPTIMIZER_STEP = rule(
-    "dp.param-gather-with-optimizer-step",
-    "DP",
-    claim="overlap_param_gather_with_optimizer_step stays off by default, because of a "
-    "checkpointing problem.",
-    remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
-    opt_in=True,
-)
-
-_DP_KNOBS = {
-    "overlap_grad_reduce": "ddp",
-    "overlap_param_gather": "ddp",
-    "bucket_size": "ddp",
-    "align_param_gather": "ddp",
-    "overlap_param_gather_with_optimizer_step": "optimizer",
-}
-
-
-def _decide_dp(c: Context) -> Iterator[Decision]:
-    dp = c.data_parallel_size
-    interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
-    if dp is None or dp < 1:
-        raise OverlapConfigError(
-            f"comm_overlap.data_parallel_size is {dp!r}; it must be set before setup(): "
-            "world size / (TP x PP x CP)"
-        )
-    if dp == 1:
-        reason = "data-parallel size is 1: there is no other replica to exchange with"
-        if (cp := c.of_model("context_parallel_size") or 1) > 1:
-            reason += f" (but the {cp} context-parallel ranks still reduce gradients, unhidden)"
-        defaults: dict[str, Any] = dict.fromkeys(_DP_KNOBS, False) | {"bucket_size": None}
-        rules = dict.fromkeys(_DP_KNOBS, DP_NOTHING_TO_OVERLAP)
-    else:
-        reason = f"data-parallel size is {dp}"
-        defaults = {
-            "overlap_grad_reduce": True,
-            "overlap_param_gather": True,
-            "bucket_size": BRIDGE_BUCKET_SIZE,
-            "align_param_gather": interleaved,
-            "overlap_param_gather_with_optimizer_step": False,
-        }
-        rules = {
-            "overlap_grad_reduce": DP_DEFAULTS,
-            "overlap_param_gather": DP_DEFAULTS,
-            "bucket_size": DP_BUCKET_SIZE,
-            "align_param_gather": DP_ALIGN,
-            "overlap_param_gather_with_optimizer_step": DP_OPTIMIZER_STEP,
-        }
-    for knob, section in _DP_KNOBS.items():
-        asked = getattr(c.request, knob)
-        if knob == "bucket_size" and asked == AUTO:
-            yield _decide_auto_bucket(c, dp)
-        else:
-            yield choose(rules[knob], f"{section}.{knob}", defaults[knob], asked, reason)
-
-
-def _decide_auto_bucket(c: Context, dp: int) -> Decision:
-    """A number for bucket_size="auto", from the parameters that Megatron-Core puts into buckets."""
-    # Context-parallel ranks hold the same parameters and join the reduction.
-    ranks = dp * (c.of_model("context_parallel_size") or 1)
-    try:
-        parameters, without = _countable_parameters(c.model)
-    except UncountableModel as reason:
-        size, told = BRIDGE_BUCKET_SIZE, f"auto cannot count this model, so the default: {reason}"
-    else:
-        size = auto_bucket_size(parameters, ranks)
-        told = (
-            f"auto: {parameters:,} parameters{without} per rank in the first chunk, reduced by "
-            f"{ranks} ranks"
-        )
-    return DP_BUCKET_SIZE.decide(
-        "ddp.bucket_size",
-        requested=AUTO,
-        effective=size,
-        reason=told,
-        outcome=Outcome.GRANTED,
-    )
-
-
-def _countable_parameters(model: Any) -> tuple[int, str]:
-    """Parameters of one rank's first model chunk, and what they leave out."""
-    try:
-        return chunk_parameter_count(model), ""
-    except UncountableModel:
-        # The vocabulary often comes with the tokenizer, later; the layers alone size a bucket well.
-        if getattr(model, "vocab_size", None) is not None:
-            raise
-        return chunk_parameter_count(model, vocab_size=1), " (the embedding's not yet known)"
-
-
-def _decide_dp_ignored(c: Context) -> Iterator[Decision]:
-    """What becomes of data-parallel knobs without the distributed optimizer: nothing is touched."""
-    for knob, section in _DP_KNOBS.items():
-        asked, present = getattr(c.request, knob), getattr(c.ddp, knob, None)
-        reason = (
-            "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
-        )
-        if asked is None:
-            # Told of the two that comm_overlap would have turned on.
-            if knob not in ("overlap_grad_reduce", "overlap_param_gather") or present:
-                continue
-            outcome = Outcome.NOTE
-        elif present == asked or (asked is False and not present):
-            reason += " (ddp holds the same value by itself)"
-            outcome = Outcome.GRANTED
-        else:
-            outcome = Outcome.REFUSED
-        yield DP_NEEDS_DISTRIBUTED_OPTIMIZER.decide(
-            f"{section}.{knob}",
-            requested=asked,
-            effective=present,
-            reason=reason,
-            outcome=outcome,
-            remedy=None if outcome is Outcome.GRANTED else DP_NEEDS_DISTRIBUTED_OPTIMIZER.remedy,
         )
 
 
@@ -458,8 +312,8 @@ class CommOverlapConfig:
     Attributes:
         tp_comm_overlap: overlap tensor-parallel collectives with their GEMMs (needs TP > 1,
             sequence parallelism and Transformer Engine).
-        tp_comm_overlap_cfg: userbuffers settings per GEMM, e.g. one of the presets of this module;
-            None for Transformer Engine's defaults.
+        tp_comm_overlap_cfg: userbuffers settings per GEMM, e.g. one of the presets of this module
+            or the name of one; None for Transformer Engine's defaults.
         tp_comm_bootstrap_backend: "nccl", "mpi" or "gloo".
         overlap_p2p_comm: overlap pipeline sends and receives with another chunk's compute.
         batch_p2p_comm: send and receive in one batch; excludes overlap_p2p_comm.
@@ -478,7 +332,7 @@ class CommOverlapConfig:
     """
 
     tp_comm_overlap: bool
-    tp_comm_overlap_cfg: TransformerLayerTPOverlapCfg | None = None
+    tp_comm_overlap_cfg: TransformerLayerTPOverlapCfg | str | None = None
     tp_comm_bootstrap_backend: str | None = "nccl"
     overlap_p2p_comm: bool | None = None
     batch_p2p_comm: bool | None = None
@@ -499,12 +353,16 @@ class CommOverlapConfig:
         self.decisions: list[Decision] = []
 
     def finalize(self) -> None:
-        """Record the request as it stands now. A second call changes nothing."""
+        """Record the request as it stands now. A second call changes nothing.
+
+        Raises:
+            OverlapConfigError: tp_comm_overlap_cfg names a preset that there is not.
+        """
         if self.user_comm_overlap_cfg is None:
-            names = [f.name for f in fields(_CommOverlapConfig)]
-            self.user_comm_overlap_cfg = _CommOverlapConfig(
-                **{name: getattr(self, name) for name in names}
-            )
+            asked = {f.name: getattr(self, f.name) for f in fields(_CommOverlapConfig)}
+            if isinstance(asked["tp_comm_overlap_cfg"], str):
+                asked["tp_comm_overlap_cfg"] = get_preset(asked["tp_comm_overlap_cfg"])
+            self.user_comm_overlap_cfg = _CommOverlapConfig(**asked)
 
     def resolve(self, model_cfg: Any, ddp_cfg: Any, software: Software | None = None) -> Resolution:
         """Apply every rule to the request; read the configurations, write nothing.
@@ -522,11 +380,11 @@ class CommOverlapConfig:
         model, decisions = self._resolve_model(c)
         data_parallel = None
         if getattr(ddp_cfg, "use_distributed_optimizer", False):
-            dp_decisions = list(_decide_dp(c))
+            dp_decisions = list(decide_dp(c))
             data_parallel = self._override_user_cfgs(_CommOverlapConfig())
             _take_over(dp_decisions, data_parallel)
         else:
-            dp_decisions = list(_decide_dp_ignored(c))
+            dp_decisions = list(decide_dp_ignored(c))
         given = model.tp_comm_overlap_cfg
         used = given is not None and model.tp_comm_overlap
         checked = (
@@ -561,9 +419,13 @@ class CommOverlapConfig:
         self, resolution: Resolution, model_config: Any, optimizer_config: Any, ddp_config: Any
     ) -> None:
         """Write a resolution onto the configurations that it was made for."""
-        self._apply_cfgs(resolution.model, model_config)
         given = resolution.model.tp_comm_overlap_cfg
-        model_config.tp_comm_overlap_cfg = None if given is None else as_te_dict(given)
+        for_te = None if given is None else as_te_dict(given)
+        self._apply_cfgs(resolution.model, model_config)
+        model_config.tp_comm_overlap_cfg = for_te
+        if resolution.model.delay_wgrad_compute and hasattr(ddp_config, "delay_wgrad_compute"):
+            # DDP hooks its gradients where the model computes them, with whichever optimizer.
+            ddp_config.delay_wgrad_compute = True
         if resolution.data_parallel is not None:
             self._apply_cfgs(resolution.data_parallel, optimizer_config)
             self._apply_cfgs(resolution.data_parallel, ddp_config)
@@ -575,7 +437,7 @@ class CommOverlapConfig:
             request=self.user_comm_overlap_cfg,
             model=model_cfg,
             ddp=ddp_cfg,
-            software=software or _ModuleSoftware(),
+            software=software or InstalledSoftware(),
             data_parallel_size=self.data_parallel_size,
         )
 
@@ -611,7 +473,7 @@ class CommOverlapConfig:
             OverlapConfigError: data_parallel_size is not set.
         """
         resolved = self._override_user_cfgs(_CommOverlapConfig())
-        _take_over(_decide_dp(self._context(model_cfg, None)), resolved)
+        _take_over(decide_dp(self._context(model_cfg, None)), resolved)
         return resolved
 
     def _apply_cfgs(self, src_cfg: _CommOverlapConfig, dest_cfg: Any) -> None:

@@ -6,6 +6,7 @@ Megatron-Core asserts most of these too, later, on every rank of the job.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Need, Outcome, Rule, rule, unmet
@@ -33,6 +34,11 @@ def _ep_rule(name: str, need: str, remedy: str) -> Rule:
 def _is(*names: str) -> Any:
     """A `found` that tells the values of model fields."""
     return lambda c: ", ".join(f"{name} is {c.of_model(name)!r}" for name in names)
+
+
+def _names(value: Any) -> list[str]:
+    """A list of names, also where it was written as one string."""
+    return value.split(",") if isinstance(value, str) else list(value or ())
 
 
 EP_GATE: tuple[Need[Context], ...] = (
@@ -109,7 +115,7 @@ EP_GATE: tuple[Need[Context], ...] = (
             'no "moe" in recompute_modules',
             'take "moe" out of model.recompute_modules',
         ),
-        met=lambda c: "moe" not in (c.of_model("recompute_modules") or ()),
+        met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
         found=_is("recompute_modules"),
     ),
     Need(
@@ -123,7 +129,9 @@ EP_GATE: tuple[Need[Context], ...] = (
     ),
     Need(
         _ep_rule(
-            "one-mtp-layer", "mtp_num_layers None, 0 or 1", "set model.mtp_num_layers to 0 or 1"
+            "one-mtp-layer",
+            "mtp_num_layers None, 0 or 1",
+            "set model.mtp_num_layers=null, or to 1 with PP > 1",
         ),
         met=lambda c: c.of_model("mtp_num_layers") in (None, 0, 1),
         found=_is("mtp_num_layers"),
@@ -148,8 +156,7 @@ def _ep_overlap_on(c: Context) -> bool:
 
 def _reduces_into_main_grad(c: Context) -> bool:
     """Whether the weight gradient is written where a reduction or a fused kernel picks it up."""
-    asked = c.request.overlap_grad_reduce
-    overlap = getattr(c.ddp, "overlap_grad_reduce", False) if asked is None else asked
+    overlap = getattr(c.ddp, "overlap_grad_reduce", False) or c.request.overlap_grad_reduce
     return bool(overlap or c.of_model("gradient_accumulation_fusion"))
 
 
@@ -160,7 +167,8 @@ def graph_scope(c: Context) -> frozenset[str]:
         scope = scope.split(",")
     elif not isinstance(scope, (list, tuple, set, frozenset)):
         scope = (scope,)
-    return frozenset(getattr(part, "name", str(part)).strip() for part in scope)
+    names = (getattr(part, "name", str(part)) for part in scope)
+    return frozenset(name.strip().rpartition(".")[2] for name in names)
 
 
 def _wgrad_in_graph(c: Context) -> bool:
@@ -244,5 +252,11 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:
+    """Both expert-parallel knobs; a broken need of either is an error."""
+    asked = c.request
+    if asked.delay_wgrad_compute and asked.overlap_moe_expert_parallel_comm is None:
+        # The model's own switch carries the delayed gradient: it is then asked for, not reset.
+        on_model = c.of_model("overlap_moe_expert_parallel_comm") or None
+        c = replace(c, request=replace(asked, overlap_moe_expert_parallel_comm=on_model))
     yield from _decide_gated(c, "overlap_moe_expert_parallel_comm", EP_GATE)
     yield from _decide_gated(c, "delay_wgrad_compute", DELAY_WGRAD_GATE)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
+from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
 from megatron.bridge.training.buckets import bucketing, default_bucket_size
 from megatron.bridge.training.comm_overlap import decide_tp_overlap, pp_hazard
 from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
@@ -23,18 +24,26 @@ SEQUENCE_PARALLEL_NEEDS_TP = rule(
     claim="Megatron-Core refuses sequence_parallel with tensor_model_parallel_size 1.",
     remedy="set model.sequence_parallel=false, or model.tensor_model_parallel_size > 1",
 )
+LAYOUT_SETS_VPP = rule(
+    "core.layout-sets-vpp",
+    "PP",
+    claim="pipeline_model_parallel_layout sets the virtual pipeline size only after comm_overlap "
+    "has chosen, which therefore chooses as without interleaving.",
+    remedy="set model.virtual_pipeline_model_parallel_size to what the layout holds",
+)
 P2P_MODES_EXCLUDE = rule(
     "core.p2p-modes-exclude",
     "PP",
     claim="overlap_p2p_comm and batch_p2p_comm exclude each other: the interleaved schedule "
     "refuses both.",
-    remedy="leave both to comm_overlap, or set one of them to false",
+    remedy="leave both to comm_overlap, or set batch_p2p_comm=false",
 )
 P2P_OVERLAP_NEEDS_INTERLEAVING = rule(
     "core.p2p-overlap-needs-interleaving",
     "PP",
     claim="The schedule without interleaving refuses overlap_p2p_comm.",
-    remedy="set model.virtual_pipeline_model_parallel_size > 1, or overlap_p2p_comm=false",
+    remedy="set overlap_p2p_comm=false; to overlap, set "
+    "model.virtual_pipeline_model_parallel_size > 1 and batch_p2p_comm=false",
 )
 WARMUP_FLUSH = rule(
     "core.p2p-warmup-flush",
@@ -97,7 +106,7 @@ EP_OVERLAP_NEEDS = rule(
     claim="Megatron-Core refuses overlap_moe_expert_parallel_comm with mtp_num_layers 0, with an "
     "MTP layer and PP = 1, and with a CUDA graph of another kind than Transformer Engine's or "
     "over the experts.",
-    remedy="set model.mtp_num_layers=null, PP > 1, or model.cuda_graph_impl=none",
+    remedy="set model.mtp_num_layers=null and model.cuda_graph_impl=none",
 )
 DELAY_WGRAD_NEEDS = rule(
     "core.delay-wgrad-needs",
@@ -224,6 +233,23 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
             True,
             f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}: Megatron-Core "
             "raises a ValueError when the model is built",
+        )
+
+
+def layout_sets_vpp(model: Any) -> Iterator[Decision]:
+    """The virtual pipeline size that a layout holds, put on the model as Megatron-Core does."""
+    layout = getattr(model, "pipeline_model_parallel_layout", None)
+    given = getattr(model, "virtual_pipeline_model_parallel_size", None)
+    held = virtual_size_of_layout(layout, model.pipeline_model_parallel_size or 1)
+    if given is None and held is not None and held > 1:
+        model.virtual_pipeline_model_parallel_size = held
+        yield LAYOUT_SETS_VPP.decide(
+            "model.virtual_pipeline_model_parallel_size",
+            requested=None,
+            effective=held,
+            reason=f"pipeline_model_parallel_layout holds {held} chunks a stage",
+            outcome=Outcome.NOTE,
+            remedy=f"set model.virtual_pipeline_model_parallel_size={held}",
         )
 
 

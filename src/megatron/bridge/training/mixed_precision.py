@@ -52,7 +52,7 @@ _ONE_SWITCH = rule(
     "precision.fp8_param_is_fp8_param_gather",
     "precision",
     claim="fp8_param and fp8_param_gather are one switch under two names: setting either sets "
-    "both, and giving them different values is an error.",
+    "both; where both are given and differ, fp8_param_gather counts.",
     remedy="Give only one of the two, or the same value to both.",
 )
 
@@ -145,13 +145,16 @@ class MixedPrecisionConfig:
     def __post_init__(self) -> None:
         param, gather = self.fp8_param, self.fp8_param_gather
         gather_given = self.__dict__.pop("_gather_given", False)
+        self.twins: list[Decision] = []
         self.decisions: list[Decision] = []
-        if param is not None and param != gather:
-            if gather_given:
-                raise_errors([_twin_conflict(param, gather)])
-            self.fp8_param_gather = param
-        elif gather:
+        if param is None or param == gather:
+            self.fp8_param = gather or param
+        elif gather_given:
+            # As in Megatron-Bridge, whose dataclass assigns it last.
+            self.twins = [_twin_conflict(param, gather)]
             self.fp8_param = gather
+        else:
+            self.fp8_param_gather = param
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -195,7 +198,7 @@ class MixedPrecisionConfig:
         """
         self.finalize(software=software)
         sections = {"model": model, "optimizer": optimizer, "ddp": ddp}
-        self.decisions = [
+        self.decisions = self.twins + [
             decision
             for section, target in sections.items()
             if target is not None
@@ -226,13 +229,14 @@ def _overwrite(section: str, target: Any, config: MixedPrecisionConfig) -> list[
     return decisions
 
 
-def _twin_conflict(param: bool | None, gather: bool) -> Decision:
+def _twin_conflict(param: bool, gather: bool) -> Decision:
     return _ONE_SWITCH.decide(
         "mixed_precision.fp8_param",
         requested=param,
-        effective=None,
-        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch, and differ.",
-        outcome=Outcome.ERROR,
+        effective=gather,
+        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch, and differ: "
+        "fp8_param_gather counts",
+        outcome=Outcome.REFUSED,
     )
 
 

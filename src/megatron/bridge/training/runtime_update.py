@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.comm_overlap import CommOverlapConfig, InstalledSoftware
 from megatron.bridge.training.decisions import (
     Decision,
     Outcome,
@@ -19,10 +19,14 @@ from megatron.bridge.training.decisions import (
     raise_errors,
     rule,
 )
-from megatron.bridge.training.megatron_core_rules import core_consequences, without_comm_overlap
+from megatron.bridge.training.megatron_core_rules import (
+    core_consequences,
+    layout_sets_vpp,
+    without_comm_overlap,
+)
 from megatron.bridge.training.mixed_precision import precision_errors
 from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
-from megatron.bridge.training.software import InstalledSoftware, Software
+from megatron.bridge.training.software import Software
 
 OPTIMIZER_SWITCH = rule(
     "dp.distributed-optimizer-sync",
@@ -120,15 +124,14 @@ def update_runtime(
     dp_size = data_parallel_size(run.model, world_size)
     if run.comm_overlap is not None:
         run.comm_overlap.data_parallel_size = dp_size
+        resolution = run.comm_overlap.resolve(run.model, run.ddp, software)
+        step(resolution.decisions + resolution.userbuffers)
         if software is None:
             run.comm_overlap.setup(run.model, run.optimizer, run.ddp)
-            step(run.comm_overlap.decisions)
         else:
-            resolution = run.comm_overlap.resolve(run.model, run.ddp, software)
-            step(resolution.decisions)
-            step(resolution.userbuffers)
             run.comm_overlap.apply(resolution, run.model, run.optimizer, run.ddp)
 
+    step(layout_sets_vpp(run.model))
     step(sync_distributed_optimizer(run))
     context = Context(
         request=_CommOverlapConfig(),

@@ -118,16 +118,3 @@ def is_torch_min_version(version: str) -> bool:
     """Whether the installed torch is at least `version`; False when there is none."""
     installed = installed_version("torch")
     return installed is not None and _at_least(installed, version)
-
-
-class InstalledSoftware:
-    """What is really installed here."""
-
-    def have_te(self) -> bool:
-        return te_importable()
-
-    def is_te_min_version(self, version: str) -> bool:
-        return is_te_min_version(version)
-
-    def is_torch_min_version(self, version: str) -> bool:
-        return is_torch_min_version(version)
