@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from overlapkit.trace.events import COMPUTE, Call
+from overlapkit.trace.events import COMPUTE
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, minus, union
 from overlapkit.trace.measure import Measured, Traffic
 from overlapkit.trace.names import short
+from overlapkit.trace.raw import Call
 
 _POINT_TO_POINT = frozenset({"send", "recv", "isend", "irecv", "send_recv", "peer copy"})
 

@@ -8,11 +8,7 @@ from pathlib import Path
 
 from overlapkit.errors import InputError
 from overlapkit.output import write_json
-from overlapkit.trace.dimensions import Layout
-from overlapkit.trace.document import merged_findings, trace_json
-from overlapkit.trace.progress import progress
-from overlapkit.trace.ranks import across
-from overlapkit.trace.report import Options, RankReport, analyse_file, settle_ranks
+from overlapkit.trace.ahead import read_ahead
 
 SUFFIXES = (".json", ".json.gz", ".sqlite")
 """Files of a folder that are taken for traces."""
@@ -39,9 +35,16 @@ def run(
             check_target(name, target, paths)
     if annotate is not None and len(paths) > 1:
         raise InputError("--annotate: takes one trace file at a time")
+    ahead = read_ahead(paths[0]) if len(paths) == 1 else None
+    # Imported here: numpy takes as long as reading a small file, which goes on beside it.
+    from overlapkit.trace.document import merged_findings, trace_json
+    from overlapkit.trace.job import analyse, read_layout
+    from overlapkit.trace.ranks import across
+    from overlapkit.trace.report import Options, settle_ranks
+
     layout = read_layout(config) if config is not None else None
     options = Options(steps=steps, layout=layout, timeline=html is not None, annotate=annotate)
-    reports = settle_ranks(analyse(paths, options), rank_from)
+    reports = settle_ranks(analyse(paths, options, ahead), rank_from)
     together = across(reports)
     findings = merged_findings(reports, together)
     document = trace_json(reports, together, findings)
@@ -96,56 +99,3 @@ def check_target(option: str, target: str, inputs: Sequence[str]) -> None:
         raise InputError(f"{option} {target}: the folder {path.parent} does not exist")
     if os.path.realpath(target) in {os.path.realpath(p) for p in inputs}:
         raise InputError(f"{option} {target}: is the trace itself; name another file")
-
-
-def read_layout(config: str) -> Layout:
-    """The parallel sizes in a run's configuration.
-
-    Raises:
-        InputError: as `overlapkit explain`.
-    """
-    from overlapkit.config.run import build_run, read_settings
-    from overlapkit.config.yaml_file import read_yaml
-
-    model = build_run(read_settings(read_yaml(config))).model
-    return Layout(
-        tp=model.tensor_model_parallel_size,
-        pp=model.pipeline_model_parallel_size,
-        cp=model.context_parallel_size,
-        ep=model.expert_model_parallel_size,
-        vpp=model.virtual_pipeline_model_parallel_size,
-    )
-
-
-def analyse(paths: Sequence[str], options: Options) -> list[RankReport]:
-    """Every device of every file, in the order of the files; several files in processes.
-
-    Raises:
-        InputError: of the first file that cannot be read.
-    """
-    if len(paths) == 1:
-        return analyse_file(paths[0], options)
-    # Imported here: the most common run reads one file, and this costs a tenth of its start.
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(paths), cores or 1)
-    found: dict[int, list[RankReport]] = {}
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        waiting = {
-            pool.submit(analyse_file, path, options): index for index, path in enumerate(paths)
-        }
-        try:
-            with progress(len(paths), "Reading traces") as advance:
-                for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
-                    advance()
-        except BrokenProcessPool:
-            raise InputError(
-                "a process reading a trace was ended by the system, most likely for lack of "
-                "memory; name fewer files at a time"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    return [report for index in sorted(found) for report in found[index]]

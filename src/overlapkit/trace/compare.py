@@ -11,8 +11,8 @@ from typing import Any
 from overlapkit.errors import InputError
 from overlapkit.trace.document import us
 from overlapkit.trace.measure import PARTS
-from overlapkit.trace.names import all_printable
 from overlapkit.trace.report import RankReport
+from overlapkit.trace.text import all_printable
 
 SCHEMA = "overlapkit/compare/v1"
 

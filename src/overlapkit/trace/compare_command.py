@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from overlapkit.output import write_json
-from overlapkit.trace.command import analyse, check_target, expand
+from overlapkit.trace.command import check_target, expand
 from overlapkit.trace.compare import compare, compare_json, side_of
 from overlapkit.trace.compare_decisions import add_decisions, check_configs
+from overlapkit.trace.job import analyse
 from overlapkit.trace.report import Options, settle_ranks
 
 EXIT_SLOWER = 1

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from overlapkit.trace.columns import HostRanges
-from overlapkit.trace.events import COMMUNICATION, COMPUTE, Group, Work
+from overlapkit.trace.events import COMMUNICATION, COMPUTE, Work
 from overlapkit.trace.intervals import Spans, minus, union
-from overlapkit.trace.steps import StepRanges
+from overlapkit.trace.raw import Group, HostRanges, StepRanges
 
 _OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
 _NOT_COMPUTE = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms", "gloo:")

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.collectives import SlowedCompute
 from overlapkit.trace.dimensions import Layout
-from overlapkit.trace.events import COMPUTE, Window
+from overlapkit.trace.events import COMPUTE
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure import Measured, Times, span_of
+from overlapkit.trace.raw import Window
 
 NOTABLE = 0.02
 """Share of the step below which nothing is worth a word."""

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from overlapkit.errors import InputError
-from overlapkit.trace.events import DIMENSIONS, Call, Group
+from overlapkit.trace.events import DIMENSIONS
 from overlapkit.trace.names import Nature, operation
+from overlapkit.trace.raw import Call, Group
 
 CONFIDENCE = ("certain", "likely", "guess", "unknown")
 """From a description or a library of one use; from sizes; from the operation alone; not at all."""

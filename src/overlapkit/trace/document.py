@@ -9,9 +9,9 @@ from typing import Any
 from overlapkit.trace.collectives import Collective, SlowedCompute
 from overlapkit.trace.diagnose import Finding
 from overlapkit.trace.measure import Times
-from overlapkit.trace.names import all_printable
 from overlapkit.trace.ranks import Across
 from overlapkit.trace.report import RankReport, median
+from overlapkit.trace.text import all_printable
 
 SCHEMA = "overlapkit/trace/v1"
 TOP = 10

@@ -8,61 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints
+from overlapkit.trace.raw import Call, Group, Window
 
 COMPUTE, COMMUNICATION, MEMORY = 0, 1, 2
 """Kinds of device work."""
 
 DIMENSIONS = ("TP", "DP", "PP", "CP", "EP", "embedding", "other")
 """What a communication can belong to, in the order of reports."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the profiler recorded of a collective beside its kernel; None where it did not.
-
-    Attributes:
-        name: PyTorch's "Collective name".
-        elements_in, elements_out: elements of the messages of this rank.
-        dtype: PyTorch's name of the element type.
-        group_size: ranks of the process group.
-        group: the process group's name.
-        description: its description, such as TENSOR_MODEL_PARALLEL_GROUP.
-        ranks: its ranks; empty where they are not known, or cut short in the file.
-    """
-
-    name: str | None = None
-    elements_in: int | None = None
-    elements_out: int | None = None
-    dtype: str | None = None
-    group_size: int | None = None
-    group: str | None = None
-    description: str | None = None
-    ranks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """A process group that the file lists (`distributedInfo.pg_config`)."""
-
-    name: str
-    description: str
-    size: int
-    ranks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Window:
-    """A step on the device: [start, end) in nanoseconds.
-
-    Attributes:
-        name: as in the profile, "ProfilerStep#12"; "whole trace" where it has no steps.
-        number: the step's number; None for the whole trace.
-    """
-
-    name: str
-    number: int | None
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from overlapkit.trace.events import (
     COMPUTE,
     DIMENSIONS,
     MEMORY,
-    Call,
-    Window,
     Work,
 )
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
 from overlapkit.trace.names import Nature, nature, operation, short
+from overlapkit.trace.raw import Call, Window
 
 PARTS = ("compute", "exposed_comm", "exposed_memory", "idle")
 """The exclusive parts of a step, in order of precedence; they add up to it."""

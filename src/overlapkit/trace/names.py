@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from overlapkit.trace.events import COMMUNICATION, COMPUTE, MEMORY
 
@@ -37,24 +36,6 @@ _OPERATIONS = (
     ("gather", re.compile(r"gather", re.IGNORECASE)),
     ("scatter", re.compile(r"scatter", re.IGNORECASE)),
 )
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey and no encoding takes made visible as U+FFFD."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def all_printable(value: Any) -> Any:
-    """A JSON document whose texts, which come from files, are all printable."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {printable(str(k)): all_printable(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [all_printable(item) for item in value]
-    return value
 
 
 @dataclass(frozen=True)

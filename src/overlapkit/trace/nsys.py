@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from overlapkit.errors import InputError
-from overlapkit.trace.columns import WorkColumns
+from overlapkit.trace.columns import finish_columns
 from overlapkit.trace.events import Launches, Work, sorted_launches
-from overlapkit.trace.steps import StepRanges, project
+from overlapkit.trace.raw import StepRanges, WorkColumns
+from overlapkit.trace.steps import project
 
 _PREFIX = "CUPTI_ACTIVITY_KIND_"
 # cudaMemcpyKind as CUPTI numbers it (cupti_activity.h, CUpti_ActivityMemcpyKind).
@@ -99,7 +100,7 @@ class _Export:
         names = list(self.names)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
-            work = columns.finish(self.path, "nsys", device, names, [], self.troubles)
+            work = finish_columns(columns, self.path, "nsys", device, names, [], self.troubles)
             if work is None:
                 continue
             work.launches = launches.get(process)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from overlapkit.errors import InputError
+from overlapkit.trace.ahead import Ahead
 from overlapkit.trace.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.collectives import (
     Collective,
@@ -20,7 +21,7 @@ from overlapkit.trace.collectives import (
 )
 from overlapkit.trace.diagnose import Finding, diagnose
 from overlapkit.trace.dimensions import Known, Layout
-from overlapkit.trace.events import Window, Work
+from overlapkit.trace.events import Work
 from overlapkit.trace.measure import (
     Measured,
     Times,
@@ -29,6 +30,7 @@ from overlapkit.trace.measure import (
     measure,
     span_of,
 )
+from overlapkit.trace.raw import Window
 from overlapkit.trace.timeline import Timeline, timeline
 
 STRAY = 0.01
@@ -96,8 +98,12 @@ class RankReport:
         return self.steps or [self.whole]
 
 
-def read(path: str) -> list[Work]:
+def read(path: str, ahead: Ahead | None = None) -> list[Work]:
     """The device work in a file of any kind that is known.
+
+    Args:
+        path: the file.
+        ahead: processes that are reading it already.
 
     Raises:
         InputError: it is none of them, or cannot be read.
@@ -108,11 +114,11 @@ def read(path: str) -> list[Work]:
         return read_nsys(path)
     from overlapkit.trace.kineto import read_kineto
 
-    return read_kineto(path)
+    return read_kineto(path, ahead)
 
 
-def analyse_file(path: str, options: Options) -> list[RankReport]:
-    """A report per device of a file.
+def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> list[RankReport]:
+    """A report per device of a file, which processes may be reading `ahead`.
 
     Raises:
         InputError: as `read`; or the file lacks the steps asked for.
@@ -121,7 +127,7 @@ def analyse_file(path: str, options: Options) -> list[RankReport]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        works = _without_strays(read(path))
+        works = _without_strays(read(path, ahead))
     except MemoryError:
         raise InputError(f"{path}: not enough memory to read it") from None
     finally:

@@ -2,42 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from overlapkit.trace.events import Launches, Window, Work
-from overlapkit.trace.names import printable
-
-_NUMBER = re.compile(r"(\d+)\s*$")
-
-
-@dataclass
-class StepRanges:
-    """Ranges that mark steps, by step number; several of one number are one step."""
-
-    ranges: dict[int, tuple[str, int, int]] = field(default_factory=dict)
-    unnumbered: int = 0
-
-    def add(self, name: str, start: int, end: int) -> None:
-        """One range, in nanoseconds; one that covers no time is no step."""
-        if end <= start:
-            return
-        match = _NUMBER.search(name)
-        if match is None or len(match.group(1)) > 15:
-            number, self.unnumbered = self.unnumbered, self.unnumbered + 1
-        else:
-            number = int(match.group(1))
-        known = self.ranges.get(number)
-        if known is not None:
-            start, end = min(start, known[1]), max(end, known[2])
-        self.ranges[number] = (printable(name), start, end)
-
-    def windows(self) -> list[Window]:
-        """The steps in the order of their starts."""
-        windows = [Window(name, number, a, b) for number, (name, a, b) in self.ranges.items()]
-        return sorted(windows, key=lambda w: (w.start, w.end))
+from overlapkit.trace.events import Launches, Work
+from overlapkit.trace.raw import StepRanges, Window
 
 
 def project(

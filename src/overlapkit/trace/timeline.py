@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from overlapkit.trace.events import Window
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure import Measured
+from overlapkit.trace.raw import Window
 
 RESOLUTION = 1600
 """Columns of a picture: what lies closer together than one is drawn as one."""
