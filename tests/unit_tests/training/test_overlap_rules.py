@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,6 +196,13 @@ BROKEN: dict[str, dict[str, Any]] = {
 # Each note, with a configuration that draws it.
 NOTED: dict[str, dict[str, Any]] = {
     "tp.userbuffers-default": {"model": TP4, "comm": {"tp_comm_overlap": True}},
+    "tp.preset-fit": {
+        "model": TP4,
+        "comm": {
+            "tp_comm_overlap": True,
+            "tp_comm_overlap_cfg": "userbuffers_fp8_b200_h8192_tp2_mbs1_seqlen8192",
+        },
+    },
     "dp.distributed-optimizer-sync": {"optimizer": DISTRIBUTED},
     "core.no-replica": {"ddp": {"overlap_grad_reduce": True}, "world_size": 1},
     "core.fsdp": {"ddp": {"use_megatron_fsdp": True}},
@@ -273,6 +282,27 @@ def test_a_broken_need_is_found_with_its_remedy(name: str) -> None:
     assert all(d.reason and d.remedy for d in found)
 
 
+ASSIGNMENT = re.compile(r"\b(model|ddp|optimizer|comm_overlap)\.(\w+)=([\w.]+)")
+
+
+def remedies(name: str) -> list[tuple[str, str, Any]]:
+    """What the first alternative of a finding's remedy says to set: section, key, value."""
+    found = next(d for d in decisions_of(**BROKEN[name]) if d.rule == name and d.is_finding)
+    first = (found.remedy or "").partition(", or ")[0].partition("; ")[0]
+    return [(s, key, yaml.safe_load(value)) for s, key, value in ASSIGNMENT.findall(first)]
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if remedies(name)])
+def test_a_remedy_mends(name: str) -> None:
+    sections = {key: dict(v) if isinstance(v, dict) else v for key, v in BROKEN[name].items()}
+    for section, key, value in remedies(name):
+        into = "comm" if section == "comm_overlap" else section
+        sections.setdefault(into, {})[key] = value
+    before, after = decisions_of(**BROKEN[name]), decisions_of(**sections)
+    assert name not in findings(after)
+    assert findings(after) <= findings(before)
+
+
 @pytest.mark.parametrize("name", NOTED)
 def test_a_note_is_no_finding(name: str) -> None:
     told = [d for d in decisions_of(**NOTED[name]) if d.rule == name]
@@ -316,6 +346,19 @@ def test_rules_point_at_their_declaration() -> None:
 def test_a_rule_is_declared_once() -> None:
     with pytest.raises(ValueError, match="declared twice"):
         rule("tp.needs-sequence-parallel", "TP", claim="another")
+
+
+def test_presets_are_suggested_by_precision_and_sizes() -> None:
+    model = {**TP4, "hidden_size": 8192, "num_attention_heads": 64}
+    comm = {"tp_comm_overlap": True}
+    told = {d.rule: d for d in decisions_of(model=model, comm=comm)}
+    fitting = "userbuffers_bf16_h100_h8192_tp4_mbs1_seqlen8192"
+    assert fitting in (told["tp.userbuffers-default"].remedy or "")
+    comm = {"tp_comm_overlap": True, "tp_comm_overlap_cfg": fitting}
+    rules = {d.rule for d in decisions_of(model=model, comm=comm)}
+    assert "tp.preset-fit" not in rules
+    told = {d.rule: d for d in decisions_of(model={**model, "fp8": "e4m3"}, comm=comm)}
+    assert "userbuffers_fp8_h100_h8192_tp4" in (told["tp.preset-fit"].remedy or "")
 
 
 def test_first_unmet_need_is_the_reason() -> None:

@@ -39,7 +39,13 @@ from megatron.bridge.training.software import (
 
 # Callers import the presets and the userbuffers settings from here, by name.
 from megatron.bridge.training.tp_overlap_presets import *  # noqa: F403
-from megatron.bridge.training.tp_overlap_presets import get_preset
+from megatron.bridge.training.tp_overlap_presets import (
+    PRESETS,
+    PresetKey,
+    get_preset,
+    parse_preset_name,
+    presets_like,
+)
 from megatron.bridge.training.userbuffers import BulkOverlapCfg as BulkOverlapCfg
 from megatron.bridge.training.userbuffers import PipelineOverlapCfg as PipelineOverlapCfg
 from megatron.bridge.training.userbuffers import RingExchangeOverlapCfg as RingExchangeOverlapCfg
@@ -128,6 +134,12 @@ TP_USERBUFFERS_DEFAULT = rule(
     claim="TP overlap without a tp_comm_overlap_cfg runs with Transformer Engine's own settings.",
     remedy="give comm_overlap.tp_comm_overlap_cfg: a preset of your GPU, sizes and precision",
 )
+TP_PRESET_FIT = rule(
+    "tp.preset-fit",
+    "TP",
+    claim="A userbuffers preset is tuned for one precision, hidden size and tensor-parallel size.",
+    remedy="take the preset of these sizes, or compare profiles with and without this one",
+)
 TP_BOOTSTRAP = rule(
     "tp.bootstrap-backend",
     "TP",
@@ -151,6 +163,40 @@ def decide_tp_overlap(c: Context) -> Decision:
     )
 
 
+def _run_sizes(c: Context) -> tuple[str, int | None, int]:
+    """What a preset must fit: precision of the GEMMs, hidden size, tensor-parallel size."""
+    precision = "fp8" if c.of_model("fp8") else "bf16"
+    return precision, c.of_model("hidden_size"), c.model.tensor_model_parallel_size
+
+
+def _preset_sizes(key: PresetKey) -> tuple[str, int, int]:
+    return key.precision, key.hidden_size, key.tensor_parallel_size
+
+
+def _fitting_presets(c: Context) -> str:
+    """A remedy that names the presets of this run's precision and sizes; empty if there is none."""
+    names = [n for n in PRESETS if _preset_sizes(parse_preset_name(n)) == _run_sizes(c)]
+    return f"set comm_overlap.tp_comm_overlap_cfg to {' or '.join(names)}" if names else ""
+
+
+def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
+    try:
+        tuned_for = [_preset_sizes(key) for key in presets_like(given)]
+    except TypeError:
+        return
+    if tuned_for and _run_sizes(c) not in tuned_for:
+        told = "precision {}, hidden size {}, TP {}"
+        yield TP_PRESET_FIT.decide(
+            knob,
+            requested=given,
+            effective=given,
+            reason=f"it is a preset for {told.format(*tuned_for[0])}, while this run has "
+            + told.format(*_run_sizes(c)),
+            outcome=Outcome.NOTE,
+            remedy=_fitting_presets(c) or TP_PRESET_FIT.remedy,
+        )
+
+
 def _decide_tp(c: Context) -> Iterator[Decision]:
     overlap = decide_tp_overlap(c)
     yield overlap
@@ -163,7 +209,7 @@ def _decide_tp(c: Context) -> Iterator[Decision]:
             reason="no userbuffers config was given, so Transformer Engine's defaults are used; "
             "they are not tuned to these sizes",
             outcome=Outcome.NOTE,
-            remedy=TP_USERBUFFERS_DEFAULT.remedy,
+            remedy=_fitting_presets(c) or TP_USERBUFFERS_DEFAULT.remedy,
         )
     elif overlap.effective:
         yield TP_USERBUFFERS_DEFAULT.decide(
@@ -173,6 +219,7 @@ def _decide_tp(c: Context) -> Iterator[Decision]:
             reason="the userbuffers config given in comm_overlap",
             outcome=Outcome.GRANTED,
         )
+        yield from _decide_preset_fit(c, knob, given)
     # The request's own default is nccl: that is nobody's wish.
     backend = c.request.tp_comm_bootstrap_backend
     yield choose(

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from megatron.bridge.training.userbuffers import (
     BulkOverlapCfg,
@@ -20,6 +21,7 @@ from megatron.bridge.training.userbuffers import (
     RingExchangeOverlapCfg,
     TPOverlapCfg,
     TransformerLayerTPOverlapCfg,
+    as_te_dict,
 )
 
 __all__ = [
@@ -348,6 +350,25 @@ def get_preset(name: str) -> TransformerLayerTPOverlapCfg:
 
     close = get_close_matches(name, PRESETS, n=3, cutoff=0.5) or list(PRESETS)
     raise ValueError(f"no userbuffers preset is named {name!r}; nearest: {', '.join(close)}")
+
+
+def presets_like(cfg: object) -> list[PresetKey]:
+    """What the presets are tuned for that hold exactly these settings; several may, or none."""
+    given = _settings(as_te_dict(cfg))
+    return [
+        parse_preset_name(name)
+        for name, preset in PRESETS.items()
+        if cfg == preset or given == _settings(as_te_dict(preset))
+    ]
+
+
+def _settings(gemms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    # Megatron-Bridge writes its fp8_buf of False as a list of it.
+    return {
+        gemm: {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in entry.items()}
+        for gemm, entry in gemms.items()
+        if isinstance(entry, dict)
+    }
 
 
 def find_preset(
