@@ -46,7 +46,8 @@ def _side(report: Report) -> dict[str, Any]:
     return {
         "config": report.source,
         "world_size": report.world_size,
-        "findings": [decision_json(d) for d in report.findings],
+        "findings": len(report.findings),
+        "decisions": [decision_json(d) for d in report.findings],
     }
 
 

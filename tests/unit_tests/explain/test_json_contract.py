@@ -109,7 +109,7 @@ def test_a_difference(overlapkit, config) -> None:
     check(document, "`overlapkit/explain-difference/v1`")
     for side in ("before", "after"):
         check(document[side], "Side")
-        for decision in document[side]["findings"]:
+        for decision in document[side]["decisions"]:
             check_decision(decision)
     kinds = set()
     for change in document["changes"]:
