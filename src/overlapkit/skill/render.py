@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ def pages(root: Path) -> Iterator[Page]:
     environment.globals |= facts()
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
     environment.globals["evals"] = evals(root)
+    environment.globals["output_of"] = lambda *command: output_of(root, *command)
     for path in sorted(templates.rglob("*.j2")):
         name = path.relative_to(templates).as_posix()
         try:
@@ -70,6 +73,25 @@ def pages(root: Path) -> Iterator[Page]:
             line = f":{error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise InputError(f"{path}{line}: {error}") from None
         yield Page(_target(name.removesuffix(".j2")), text)
+
+
+def output_of(root: Path, *command: str) -> str:
+    """A command of ours on files of the repository, and what it printed, as a fenced block.
+
+    Raises:
+        InputError: it ended as for bad input.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "overlapkit.cli", *command],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = f"overlapkit {' '.join(command)}"
+    if done.returncode not in (0, 1):
+        raise InputError(f"{told}: {done.stderr.strip()}")
+    return f"```text\n$ {told}\n{done.stdout.rstrip()}\n```"
 
 
 def _target(name: str) -> Path:

@@ -45,7 +45,7 @@ def overlapkit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what rendering reads and writes."""
-    for name in ("src", ".github/skills", "docs/training", "examples"):
+    for name in ("src", ".github/skills", "docs/training", "examples", "tests/data/traces"):
         shutil.copytree(
             ROOT / name,
             tmp_path / name,
