@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -32,11 +31,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def examples(count: int) -> settings:
-    """The same examples in every run; set SEEDED to look for others."""
     return settings(
         max_examples=count,
-        deadline=None,
-        derandomize="SEEDED" not in os.environ,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
