@@ -34,7 +34,7 @@ def rule(rule_id: str) -> Rule:
 
 
 def rules_of(dimension: str) -> list[Rule]:
-    """Every rule of a dimension, in order of declaration.
+    """Every rule of a dimension, by file and line: the registry's order is that of imports.
 
     Raises:
         InputError: the dimension has none.
@@ -42,7 +42,7 @@ def rules_of(dimension: str) -> list[Rule]:
     found = [r for r in RULES.values() if r.dimension == dimension]
     if not found:
         raise InputError(f"rules_of({dimension!r}): no rule has this dimension")
-    return found
+    return sorted(found, key=lambda r: (r.path, r.line))
 
 
 def place(rule_id: str) -> str:
@@ -93,7 +93,6 @@ def facts() -> dict[str, Any]:
     """Everything that a template can name."""
     return {
         "rule": rule,
-        "rules": list(RULES.values()),
         "rules_of": rules_of,
         "place": place,
         "knobs": knobs(),

@@ -154,6 +154,8 @@ BROKEN: dict[str, dict[str, Any]] = {
         },
         "comm": DELAY,
     },
+    "core.reuse-grad-buf-needs": {"ddp": {"reuse_grad_buf_for_mxfp8_param_ag": True}},
+    "core.fp8-param-needs": {"model": {"fp8_param": True}},
     "core.sequence-parallel": {"model": {"sequence_parallel": True}},
     "core.p2p-modes-exclude": {
         "model": {

@@ -88,6 +88,8 @@ TP_OFF_UNLESS_ASKED = rule(
     opt_in=True,
 )
 
+_OPT_IN = "it is on only where comm_overlap asks for it"
+
 # The first need that is not met is the reason that the user is told.
 TP_GATE: tuple[Need[Context], ...] = (
     Need(
@@ -152,7 +154,7 @@ def decide_tp_overlap(c: Context) -> Decision:
     """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
-        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, "comm_overlap does not ask for it")
+        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, _OPT_IN)
     for broken, found in unmet(TP_GATE, c):
         return broken.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED

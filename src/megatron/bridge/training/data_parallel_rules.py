@@ -186,9 +186,11 @@ def decide_dp_ignored(c: Context) -> Iterator[Decision]:
         reason = (
             "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
         )
-        if asked is None:
+        if asked is None and present:
+            outcome = Outcome.DEFAULT
+        elif asked is None:
             # Told of the two that comm_overlap would have turned on.
-            if knob not in ("overlap_grad_reduce", "overlap_param_gather") or present:
+            if knob not in ("overlap_grad_reduce", "overlap_param_gather"):
                 continue
             outcome = Outcome.NOTE
         elif present == asked or (asked is False and not present):
@@ -202,5 +204,7 @@ def decide_dp_ignored(c: Context) -> Iterator[Decision]:
             effective=present,
             reason=reason,
             outcome=outcome,
-            remedy=None if outcome is Outcome.GRANTED else DP_NEEDS_DISTRIBUTED_OPTIMIZER.remedy,
+            remedy=DP_NEEDS_DISTRIBUTED_OPTIMIZER.remedy
+            if outcome in (Outcome.NOTE, Outcome.REFUSED)
+            else None,
         )

@@ -239,6 +239,9 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
 )
 
 
+_OPT_IN = "it is on only where comm_overlap asks for it"
+
+
 def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
     """An expert-parallel knob: as asked; each unmet need is an error, since the run would fail."""
     knob, asked = f"model.{name}", getattr(c.request, name)
@@ -248,7 +251,7 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
         )
     if not broken:
-        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, "comm_overlap does not ask for it")
+        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, _OPT_IN)
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
-from megatron.bridge.training.buckets import bucketing, default_bucket_size
+from megatron.bridge.training.bucket_rules import bucket_consequences
 from megatron.bridge.training.comm_overlap import decide_tp_overlap, pp_hazard
 from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
 from megatron.bridge.training.expert_overlap_rules import DELAY_WGRAD_GATE, EP_GATE, graph_scope
@@ -87,6 +86,18 @@ AS_WRITTEN = rule(
     "they are, Megatron-Core's defaults included (all overlap off, batch_p2p_comm on).",
     remedy="add a comm_overlap section",
 )
+REUSE_NEEDS_GATHER = rule(
+    "core.reuse-grad-buf-needs",
+    "precision",
+    claim="Megatron-Core refuses reuse_grad_buf_for_mxfp8_param_ag without fp8_param_gather.",
+    remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=false, or fp8_param_gather=true",
+)
+FP8_PARAM_NEEDS_FP8 = rule(
+    "core.fp8-param-needs",
+    "precision",
+    claim="Megatron-Core refuses fp8_param (and so fp8_param_gather) without fp8.",
+    remedy="set mixed_precision.fp8_param_gather=false, or an fp8 recipe",
+)
 FSDP = rule(
     "core.fsdp",
     "DP",
@@ -122,37 +133,6 @@ SHARED_EXPERT_NEEDS = rule(
     claim="moe_shared_expert_overlap works only with the alltoall token dispatcher.",
     remedy="set model.moe_token_dispatcher_type=alltoall, or moe_shared_expert_overlap=false",
 )
-BUCKET_DEFAULT = rule(
-    "core.bucket-default",
-    "DP",
-    claim="bucket_size None with overlap_grad_reduce on becomes max(40,000,000, 1,000,000 x "
-    "data-parallel size) parameters.",
-)
-BUCKET_IGNORED = rule(
-    "core.bucket-ignored",
-    "DP",
-    claim="bucket_size is ignored while overlap_grad_reduce is off: there is one bucket.",
-    remedy="set overlap_grad_reduce=true",
-)
-FIRST_CHUNK_ONLY = rule(
-    "core.first-chunk-only",
-    "DP",
-    claim="Only the first model chunk of the first pipeline stage is cut by bucket_size; in every "
-    "other stage and chunk the dense gradients are one bucket (expert and FP8 ones another).",
-)
-BUCKET_COUNT = rule(
-    "core.bucket-count",
-    "DP",
-    claim="A bucket is closed once it holds bucket_size parameters, counted from the last layer "
-    "back; expert parameters have buckets of their own.",
-)
-SINGLE_BUCKET = rule(
-    "core.single-bucket",
-    "DP",
-    claim="Where a whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: the "
-    "one reduction starts after the last gradient.",
-    remedy="set comm_overlap.bucket_size=auto, or one well below the parameters per rank",
-)
 
 
 def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
@@ -162,11 +142,12 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
         c: the configurations as they are after mixed precision and comm_overlap.
         optimizer: the optimizer configuration.
     """
+    yield from _precision(c)
     yield from _tensor_parallel(c)
     yield from _pipeline(c)
     yield from _expert_parallel(c)
     yield from _data_parallel(c, optimizer)
-    yield from _buckets(c, optimizer)
+    yield from bucket_consequences(c, optimizer)
 
 
 _GATES = (
@@ -225,6 +206,24 @@ def _error(broken: Rule, knob: str, value: Any, reason: str) -> Decision:
     )
 
 
+def _precision(c: Context) -> Iterator[Decision]:
+    gather = getattr(c.ddp, "fp8_param_gather", False)
+    if getattr(c.ddp, "reuse_grad_buf_for_mxfp8_param_ag", False) and not gather:
+        yield _error(
+            REUSE_NEEDS_GATHER,
+            "ddp.reuse_grad_buf_for_mxfp8_param_ag",
+            True,
+            "ddp.fp8_param_gather is off: Megatron-Core raises an AssertionError",
+        )
+    if c.of_model("fp8_param") and not c.of_model("fp8"):
+        yield _error(
+            FP8_PARAM_NEEDS_FP8,
+            "model.fp8_param",
+            True,
+            "model.fp8 is off: Megatron-Core raises a ValueError when the model is built",
+        )
+
+
 def _tensor_parallel(c: Context) -> Iterator[Decision]:
     if c.of_model("sequence_parallel") and c.model.tensor_model_parallel_size < 2:
         yield _error(
@@ -279,28 +278,33 @@ def _pipeline(c: Context) -> Iterator[Decision]:
         )
     if c.of_model("defer_embedding_wgrad_compute"):
         limit = c.of_model("wgrad_deferral_limit", 0)
-        broken = [
-            *(["pipeline_model_parallel_size is 1"] if pp <= 1 else []),
-            *(
-                []
-                if c.of_model("gradient_accumulation_fusion")
-                else ["gradient_accumulation_fusion is off"]
+        broken = {
+            "pipeline_model_parallel_size is 1": (pp <= 1, "use pipeline parallelism"),
+            "gradient_accumulation_fusion is off": (
+                not c.of_model("gradient_accumulation_fusion"),
+                "set model.gradient_accumulation_fusion=true",
             ),
-            *([f"wgrad_deferral_limit is {limit}"] if limit < 0 else []),
-        ]
-        if broken:
-            yield _error(
-                DEFERRED_WGRAD,
+            f"wgrad_deferral_limit is {limit}": (
+                limit < 0,
+                "set comm_overlap.wgrad_deferral_limit=0 (its default there is -1)",
+            ),
+        }
+        found = {told: remedy for told, (is_broken, remedy) in broken.items() if is_broken}
+        if found:
+            yield DEFERRED_WGRAD.decide(
                 "model.defer_embedding_wgrad_compute",
-                True,
-                ", ".join(broken) + ": Megatron-Core raises a ValueError when the model is built",
+                requested=True,
+                effective=True,
+                reason=", ".join(found) + ": Megatron-Core raises a ValueError",
+                outcome=Outcome.ERROR,
+                remedy=" and ".join(found.values()),
             )
 
 
 def _expert_parallel(c: Context) -> Iterator[Decision]:
     ep, experts = c.of_model("expert_model_parallel_size") or 1, c.of_model("num_moe_experts")
     # Expert layers have a layout of their own on the ranks of one pipeline stage.
-    ranks = _replicas(c) * c.model.tensor_model_parallel_size
+    ranks = c.replicas * c.model.tensor_model_parallel_size
     expert_tp = c.of_model("expert_tensor_parallel_size") or c.model.tensor_model_parallel_size
     if ep > 1 and not experts:
         yield _error(
@@ -392,88 +396,11 @@ def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
                 reason="it lacks " + " and ".join(lacking),
                 outcome=Outcome.REFUSED,
             )
-    if (reduce or gather) and _replicas(c) == 1:
+    if (reduce or gather) and c.replicas == 1:
         yield DP_ALONE.decide(
             "ddp.overlap_grad_reduce" if reduce else "ddp.overlap_param_gather",
             requested=None,
             effective=True,
             reason="no other rank holds the same parameters: it is on, with nothing to hide",
-            outcome=Outcome.NOTE,
-        )
-
-
-def _replicas(c: Context) -> int:
-    """Ranks that reduce gradients together: context-parallel ranks hold the same parameters."""
-    return (c.data_parallel_size or 1) * (c.of_model("context_parallel_size") or 1)
-
-
-def _buckets(c: Context, optimizer: Any) -> Iterator[Decision]:
-    knob, asked = "ddp.bucket_size", getattr(c.ddp, "bucket_size", None)
-    if getattr(c.ddp, "use_megatron_fsdp", False) or _replicas(c) == 1:
-        return
-    if not c.ddp.overlap_grad_reduce:
-        if asked is not None:
-            yield BUCKET_IGNORED.decide(
-                knob,
-                requested=asked,
-                effective=None,
-                reason="overlap_grad_reduce is off, so each gradient buffer is one bucket",
-                outcome=Outcome.REFUSED,
-            )
-        return
-    if asked is None:
-        dp = c.data_parallel_size or 1
-        yield BUCKET_DEFAULT.decide(
-            knob,
-            requested=None,
-            effective=default_bucket_size(dp),
-            reason=f"None is max(40,000,000, 1,000,000 x {dp}) parameters to Megatron-Core",
-            outcome=Outcome.NOTE,
-        )
-    try:
-        chunks = bucketing(
-            c.model,
-            c.ddp,
-            data_parallel_size=c.data_parallel_size or 1,
-            overlap_param_gather_with_optimizer_step=bool(
-                getattr(optimizer, "overlap_param_gather_with_optimizer_step", False)
-            ),
-        )
-    except UncountableModel as cause:
-        yield BUCKET_COUNT.decide(
-            knob,
-            requested=None,
-            effective=asked,
-            reason=f"how many buckets this model gets is not known: {cause}",
-            outcome=Outcome.NOTE,
-        )
-        return
-    first, rest = chunks[0], chunks[1:]
-    count = len(first.buckets)
-    yield BUCKET_COUNT.decide(
-        knob,
-        requested=None,
-        effective=asked,
-        reason=f"{first.parameters:,} parameters per rank in the first chunk of the first stage "
-        f"are reduced in {count} bucket{'s' if count != 1 else ''}",
-        outcome=Outcome.NOTE,
-    )
-    if first.collectives <= 1:
-        yield SINGLE_BUCKET.decide(
-            "ddp.overlap_grad_reduce",
-            requested=None,
-            effective=True,
-            reason="the first chunk's gradients travel in one piece, after the last one is ready: "
-            + (first.uncut_because or f"its {first.parameters:,} parameters fit into one bucket"),
-            outcome=Outcome.NOTE,
-            remedy=SINGLE_BUCKET.remedy,
-        )
-    if rest:
-        yield FIRST_CHUNK_ONLY.decide(
-            knob,
-            requested=None,
-            effective=asked,
-            reason=f"the {len(rest)} other pipeline stages and chunks are not cut: each waits for "
-            "its own last gradient",
             outcome=Outcome.NOTE,
         )

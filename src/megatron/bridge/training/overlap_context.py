@@ -48,6 +48,11 @@ class Context:
     def virtual_pipeline_size(self) -> int:
         return getattr(self.model, "virtual_pipeline_model_parallel_size", None) or 1
 
+    @property
+    def replicas(self) -> int:
+        """Ranks that reduce gradients together: context-parallel ones hold the same parameters."""
+        return (self.data_parallel_size or 1) * (self.of_model("context_parallel_size") or 1)
+
     def of_model(self, name: str, default: Any = None) -> Any:
         """A model field that not every model or Megatron-Core release has."""
         return getattr(self.model, name, default)
