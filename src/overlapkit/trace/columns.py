@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from overlapkit.trace.events import Work
-from overlapkit.trace.intervals import distinct
+from overlapkit.trace.intervals import Ints, distinct
 from overlapkit.trace.moments import LONGEST_US
 from overlapkit.trace.names import nature
 from overlapkit.trace.raw import Call, WorkColumns
@@ -57,7 +58,14 @@ def finish_columns(
     index = np.flatnonzero(keep)
     # By end where starts are equal, so that the order in which the file was read does not show.
     order = index[np.lexsort((length[index], start[index]))]
-    coded = np.asarray(columns.name, dtype=np.int64)[order]
+    coded = np.asarray(columns.name, dtype=np.int64)
+    stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
+    again = _written_again(order, start, length, coded, stream, correlation)
+    _count(troubles, "device event written twice, counted once", again)
+    order = order[~again]
+    coded = coded[order]
+    nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
+    _count(troubles, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
     kinds = {
         code: nature(names[code >> 1], copy=bool(code & 1)).kind
         for code in distinct(coded)[0].tolist()
@@ -73,13 +81,30 @@ def finish_columns(
         end=(start + length)[order],
         name=(coded >> 1).astype(np.int32),
         kind=lookup[coded],
-        stream=whole_numbers(columns.stream)[order],
-        correlation=whole_numbers(columns.correlation)[order],
+        stream=stream[order],
+        correlation=correlation[order],
         grid=np.asarray(columns.grid, dtype=np.int32)[order],
         call=np.asarray(columns.call, dtype=np.int32)[order],
         names=names,
         calls=calls,
     )
+
+
+def _written_again(
+    order: NDArray[np.intp], start: Ints, length: Ints, name: Ints, stream: Ints, correlation: Ints
+) -> NDArray[np.bool_]:
+    """Which of the events, in this order, repeat another one to the last digit."""
+    again = np.zeros(len(order), dtype=np.bool_)
+    # Hardly any two events of a device share start and end: only those are looked at.
+    alike = (np.diff(start[order]) == 0) & (np.diff(length[order]) == 0)
+    near = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+    seen: set[tuple[int, ...]] = set()
+    for place in near.tolist():
+        i = order[place]
+        key = (int(start[i]), int(length[i]), int(name[i]), int(stream[i]), int(correlation[i]))
+        again[place] = correlation[i] > 0 and key in seen
+        seen.add(key)
+    return again
 
 
 def _count(troubles: Counter[str], what: str, which: Any) -> None:

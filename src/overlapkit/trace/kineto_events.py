@@ -90,7 +90,8 @@ _DEVICE = {
 """Categories of device work, and whether they are copies."""
 
 _LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
-_RANGE = frozenset({"user_annotation", "gpu_user_annotation"})
+# PyTorch 1.8 writes ProfilerStep#N among the operators, which it calls so.
+_RANGE = frozenset({"user_annotation", "gpu_user_annotation", "Operator"})
 _WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
 _CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,8 @@ _PLAIN_STEP = re.compile(
     r"(?:train(?:ing)?[ _]?)?(?:step|iteration|train_batch|run_training_batch)$", re.IGNORECASE
 )
 _ROWS = 50_000
+
+FoundT = TypeVar("FoundT")
 
 
 def read_nsys(path: str) -> list[Work]:
@@ -103,8 +105,8 @@ class _Export:
             work = finish_columns(columns, self.path, "nsys", device, names, [], self.troubles)
             if work is None:
                 continue
-            work.launches = launches.get(process)
-            ranges = steps.get(process) or steps.get(-1) or StepRanges()
+            work.launches = _of_process(launches, process)
+            ranges = _of_process(steps, process) or StepRanges()
             work.steps, notes = project(work, None, ranges, work.launches)
             work.gpu = gpus.get(device) or next(iter(gpus.values()), None)
             work.warnings += notes
@@ -153,7 +155,7 @@ class _Export:
                 name = strings.get(row[6]) or strings.get(row[7])
                 if name is None:
                     # Some versions write the name itself.
-                    name = next((v for v in row[6:8] if isinstance(v, str)), "(no name)")
+                    name = next((v for v in row[6:8] if isinstance(v, str)), "")
                 self._add(row[:6], str(name), False, row[8:] if row[8] is not None else None)
         graphs = 0
         for row in self._rows(_PREFIX + "GRAPH_TRACE", place):
@@ -174,7 +176,7 @@ class _Export:
             self._add(row, "Memset", True, None)
 
     def _launches(self) -> dict[int, Launches]:
-        """By process, or by 0 where the runtime table does not tell processes apart."""
+        """By process; by 0 where the table does not tell processes apart."""
         found: dict[int, tuple[list[int], list[int], list[int]]] = {}
         threads: dict[Any, int] = {}
         for table in ("RUNTIME", "DRIVER"):
@@ -196,7 +198,7 @@ class _Export:
         }
 
     def _steps(self, strings: dict[Any, Any]) -> dict[int, StepRanges]:
-        """NVTX ranges that mark steps, by process; by -1 where no thread is told."""
+        """NVTX ranges that mark steps, by process; by 0 where no thread is told."""
         numbered: dict[int, StepRanges] = {}
         plain: dict[tuple[int, str], list[tuple[int, int]]] = {}
         profiler: dict[int, StepRanges] = {}
@@ -206,7 +208,7 @@ class _Export:
             name = text if isinstance(text, str) else strings.get(text_id)
             if not isinstance(name, str) or not isinstance(start, int) or not isinstance(end, int):
                 continue
-            process = -1 if thread is None else _integer(thread, 0) >> 24
+            process = _integer(thread, 0) >> 24
             if name.startswith("ProfilerStep"):
                 profiler.setdefault(process, StepRanges()).add(name, start, end)
             elif _STEP.fullmatch(name.strip()):
@@ -226,6 +228,15 @@ class _Export:
     def _gpus(self) -> dict[int, str]:
         rows = self._rows("TARGET_INFO_GPU", ("id", "name"))
         return {row[0]: str(row[1]) for row in rows if isinstance(row[0], int) and row[1]}
+
+
+def _of_process(found: Mapping[int, FoundT], process: int) -> FoundT | None:
+    """What belongs to a process; tables that do not tell processes apart hold it under 0."""
+    if process in found:
+        return found[process]
+    if 0 in found:
+        return found[0]
+    return next(iter(found.values())) if process == 0 and len(found) == 1 else None
 
 
 def _integer(value: Any, default: int) -> int:

@@ -68,10 +68,13 @@ _NUMBER = re.compile(r"(\d+)\s*$")
 
 @dataclass
 class StepRanges:
-    """Ranges that mark steps, by step number; several of one number are one step."""
+    """Ranges that mark steps, by step number; several of one number are one step.
+
+    Ranges without a number are steps only where none has one.
+    """
 
     ranges: dict[int, tuple[str, int, int]] = field(default_factory=dict)
-    unnumbered: int = 0
+    unnumbered: list[tuple[str, int, int]] = field(default_factory=list)
 
     def add(self, name: str, start: int, end: int) -> None:
         """One range, in nanoseconds; one that covers no time is no step."""
@@ -79,9 +82,9 @@ class StepRanges:
             return
         match = _NUMBER.search(name)
         if match is None or len(match.group(1)) > 15:
-            number, self.unnumbered = self.unnumbered, self.unnumbered + 1
-        else:
-            number = int(match.group(1))
+            self.unnumbered.append((printable(name), start, end))
+            return
+        number = int(match.group(1))
         known = self.ranges.get(number)
         if known is not None:
             start, end = min(start, known[1]), max(end, known[2])
@@ -89,12 +92,13 @@ class StepRanges:
 
     def update(self, other: StepRanges) -> None:
         """Take in the ranges of another share of the same file."""
-        for name, start, end in other.ranges.values():
+        for name, start, end in (*other.ranges.values(), *other.unnumbered):
             self.add(name, start, end)
 
     def windows(self) -> list[Window]:
         """The steps in the order of their starts."""
-        windows = [Window(name, number, a, b) for number, (name, a, b) in self.ranges.items()]
+        ranges = self.ranges or dict(enumerate(sorted(self.unnumbered, key=lambda r: r[1:])))
+        windows = [Window(name, number, a, b) for number, (name, a, b) in ranges.items()]
         return sorted(windows, key=lambda w: (w.start, w.end))
 
 

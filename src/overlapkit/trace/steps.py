@@ -7,6 +7,9 @@ import numpy as np
 from overlapkit.trace.events import Launches, Work
 from overlapkit.trace.raw import StepRanges, Window
 
+LOOSE = 0.01
+"""Share of device events without a known launch from which steps may be wrong."""
+
 
 def project(
     work: Work, on_device: StepRanges | None, on_host: StepRanges, launches: Launches | None
@@ -17,8 +20,8 @@ def project(
     from the start of the first to the end of the last work that was launched inside the host's
     range. Where launches are not known, the host's times are taken.
     """
-    if on_device is not None and on_device.ranges:
-        return on_device.windows(), []
+    if on_device is not None and (marked := on_device.windows()):
+        return marked, []
     host = on_host.windows()
     if not host:
         return [], []
@@ -38,6 +41,12 @@ def project(
         start, end = int(work.start[mine].min()), int(work.end[mine].max())
         windows.append(Window(window.name, window.number, start, end))
     notes = []
+    loose = int((~known).sum())
+    if windows and loose > LOOSE * len(work):
+        notes.append(
+            f"{loose} of {len(work)} device events have no launch in the trace: steps end with the "
+            "last work whose launch is known, and may be cut short"
+        )
     if empty and windows:
         notes.append(f"{empty} of {len(host)} steps launched no work on the device, left out")
     elif not windows:

@@ -273,9 +273,6 @@ def test_steps_on_the_device_win_over_the_hosts(tmp_path):
 
 
 def test_steps_of_the_host_are_projected_by_launches(tmp_path):
-    def launch(ts, correlation):
-        return tiny.kernel("cudaLaunchKernel", ts, 2, cat="cuda_runtime", correlation=correlation)
-
     events = [
         launch(10, 1),
         launch(20, 2),
@@ -290,6 +287,63 @@ def test_steps_of_the_host_are_projected_by_launches(tmp_path):
     (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
     assert [(t.window.number, t.step) for t in report.steps] == [(1, 150_000), (2, 40_000)]
     assert warned(report, "1 of 3 steps launched no work")
+
+
+def launch(ts, correlation):
+    return tiny.kernel("cudaLaunchKernel", ts, 2, cat="cuda_runtime", correlation=correlation)
+
+
+def test_steps_among_the_operators_of_old_traces(tmp_path):
+    events = [
+        {**launch(10, 1), "cat": "Runtime"},
+        {**tiny.kernel(GEMM, 1000, 100, correlation=1), "cat": "Kernel"},
+        tiny.step(7, 0, 100, "Operator"),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [(t.window.number, t.step) for t in report.steps] == [(7, 100_000)]
+
+
+def test_a_step_without_a_number_does_not_widen_a_numbered_one(tmp_path):
+    events = [
+        *PAIR,
+        tiny.step(0, 1000, 50),
+        {**tiny.step(0, 1000, 150), "name": "ProfilerStep"},
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [(t.window.number, t.step) for t in report.steps] == [(0, 50_000)]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, events[-1]]), Options())
+    assert [(t.window.number, t.step) for t in report.steps] == [(0, 150_000)]
+
+
+def test_work_without_a_launch_may_cut_steps_short_and_is_told(tmp_path):
+    events = [
+        launch(10, 1),
+        tiny.kernel(GEMM, 1000, 100, correlation=1),
+        tiny.kernel(RS, 1050, 100, stream=20, correlation=2),
+        tiny.step(1, 0, 100, "user_annotation"),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [t.step for t in report.steps] == [100_000]
+    assert warned(report, "1 of 2 device events have no launch")
+
+
+def test_an_event_that_is_written_twice_counts_once(tmp_path):
+    events = [
+        tiny.kernel(GEMM, 1000, 100, correlation=1),
+        tiny.kernel(RS, 1050, 100, stream=20, correlation=2),
+    ]
+    # What starts and ends together with another event is no repetition of it.
+    twin = tiny.kernel(RS, 1050, 100, stream=24, correlation=3)
+    report = of(tmp_path, [*events, *events, twin, events[1]])
+    assert figures(report) == (100, 50, 50)
+    assert report.kernels == 3
+    assert [c.count for c in report.collectives] == [2]
+    assert warned(report, "3 x device event written twice")
+
+
+def test_a_kernel_without_a_name_is_told(tmp_path):
+    report = of(tmp_path, [*PAIR, tiny.kernel("", 1000, 10)])
+    assert warned(report, "1 x device event without a name, counted as compute")
 
 
 @pytest.mark.parametrize(

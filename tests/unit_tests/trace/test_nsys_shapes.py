@@ -1,0 +1,96 @@
+"""Nsight Systems exports whose tables have other columns than today's."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from overlapkit.trace.report import Options, RankReport, analyse_file
+
+PROCESS = (1 << 56) | (1234 << 24)
+THREAD = PROCESS | 7
+NAMES = {1: "void gemm<int>(int)", 2: "ncclDevKernel_AllReduce(int)", 3: "gemm", 5: "iteration 5"}
+# Start and end in nanoseconds, stream, correlation, name and short name.
+KERNELS = [
+    (10_000, 20_000, 7, 1, 1, 3),
+    (15_000, 30_000, 20, 2, 2, 2),
+    (110_000, 120_000, 7, 3, 1, 3),
+    (115_000, 130_000, 20, 4, 2, 2),
+]
+LAUNCHES = [(1_000, 1), (2_000, 2), (100_000, 3), (101_000, 4)]
+
+
+def export(
+    path: Path,
+    *,
+    kernel_process: bool = True,
+    launch_thread: bool = True,
+    range_thread: bool = True,
+    long_names: bool = True,
+    strings: bool = True,
+) -> RankReport:
+    """Two steps of one process, without some of the columns."""
+
+    def table(name: str, columns: dict[str, list[object]]) -> None:
+        connection.execute(f"CREATE TABLE {name} ({', '.join(columns)})")
+        marks = ", ".join("?" * len(columns))
+        rows = zip(*columns.values(), strict=True)
+        connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)
+
+    keys = ("start", "end", "streamId", "correlationId", "demangledName", "shortName")
+    columns = {key: [row[i] for row in KERNELS] for i, key in enumerate(keys)}
+    columns["deviceId"] = [0] * 4
+    if kernel_process:
+        columns["globalPid"] = [PROCESS] * 4
+    if not long_names:
+        del columns["demangledName"]
+    launches: dict[str, list[object]] = {
+        "start": [row[0] for row in LAUNCHES],
+        "correlationId": [row[1] for row in LAUNCHES],
+    }
+    if launch_thread:
+        launches["globalTid"] = [THREAD] * 4
+    ranges: dict[str, list[object]] = {
+        "start": [500, 50_000],
+        "end": [50_000, 150_000],
+        "text": [None, "iteration 6"],
+        "textId": [5, None],
+    }
+    if range_thread:
+        ranges["globalTid"] = [THREAD] * 2
+    connection = sqlite3.connect(path)
+    table("CUPTI_ACTIVITY_KIND_KERNEL", columns)
+    table("CUPTI_ACTIVITY_KIND_RUNTIME", launches)
+    table("NVTX_EVENTS", ranges)
+    if strings:
+        table("StringIds", {"id": list(NAMES), "value": list(NAMES.values())})
+    connection.commit()
+    connection.close()
+    (report,) = analyse_file(str(path), Options())
+    return report
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {},
+        {"long_names": False},
+        {"kernel_process": False},
+        {"launch_thread": False},
+        {"range_thread": False},
+        {"kernel_process": False, "launch_thread": False},
+        {"launch_thread": False, "range_thread": False},
+    ],
+)
+def test_steps_and_parts_do_not_depend_on_the_columns(tmp_path, lacking):
+    report = export(tmp_path / "t.sqlite", **lacking)
+    assert [(t.window.number, t.step) for t in report.steps] == [(5, 20_000), (6, 20_000)]
+    assert [t.exposed_comm for t in report.steps] == [10_000, 10_000]
+    assert (report.whole.compute, report.whole.comm) == (20_000, 30_000)
+
+
+def test_kernels_without_names_are_told(tmp_path):
+    report = export(tmp_path / "t.sqlite", strings=False)
+    assert any("4 x device event without a name" in w for w in report.warnings)
