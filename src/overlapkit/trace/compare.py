@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ class Side:
         exposed: exposed communication by dimension in that step.
         spread: range that holds the middle half of the steps; None for fewer than three.
         kernels: device events per rank and step.
+        between: mean time from a step's end to the next one's start, which is in no step.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Side:
     exposed: dict[str, float]
     spread: float | None
     kernels: float
+    between: float
     warnings: list[str]
 
 
@@ -160,8 +163,15 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
         kernels=sum(r.kernels for r in reports)
         / ranks
         / max(1, max(len(r.steps) for r in reports)),
+        between=sum(_between(r) for r in reports) / ranks,
         warnings=warnings,
     )
+
+
+def _between(report: RankReport) -> float:
+    windows = [t.window for t in report.measured]
+    gaps = [max(0, b.start - a.end) for a, b in itertools.pairwise(windows)]
+    return sum(gaps) / len(gaps) if gaps else 0.0
 
 
 def check_alike(base: Side, new: Side) -> list[str]:
@@ -206,6 +216,11 @@ def compare(base: Side, new: Side, *, force: bool = False) -> Comparison:
         warnings.append(
             f"{new.name} has {len(new.steps)} step{'s' if len(new.steps) > 1 else ''}: its spread "
             f"is not known, and taken as {100 * UNKNOWN_SPREAD:g} %"
+        )
+    if abs(new.between - base.between) > max(spread, UNKNOWN_SPREAD * base.step):
+        warnings.append(
+            f"the time between steps, which counts to none, went from {us(base.between):,.0f} to "
+            f"{us(new.between):,.0f} us a step: look at the host (data loading, logging)"
         )
     movers = {part: _movers(base.owners[part], new.owners[part]) for part in PARTS}
     return Comparison(base, new, movers, spread, warnings=warnings)

@@ -6,7 +6,8 @@ from overlapkit.output import write_json
 from overlapkit.trace.command import check_target, expand
 from overlapkit.trace.compare import compare, compare_json, side_of
 from overlapkit.trace.compare_decisions import add_decisions, check_configs
-from overlapkit.trace.job import analyse
+from overlapkit.trace.document import merged_warnings
+from overlapkit.trace.job import analyse_each
 from overlapkit.trace.report import Options, settle_ranks
 
 EXIT_SLOWER = 1
@@ -33,20 +34,17 @@ def run(
     if html is not None:
         check_target("--html", html, [*files[0], *files[1]])
     options = Options(steps=steps, owners=True)
-    reports = analyse([*files[0], *files[1]], options)
-    first = set(files[0])
-    # A file held against itself is read twice: tell the two by their order.
-    split = len([r for r in reports if r.path in first])
-    if files[0] == files[1]:
-        split = len(reports) // 2
-    sides = [
-        side_of(name, settle_ranks(part, None))
-        for name, part in ((base, reports[:split]), (new, reports[split:]))
+    by_file = analyse_each([*files[0], *files[1]], options)
+    # By their places: a file may belong to both runs.
+    split = len(files[0])
+    reports = [
+        settle_ranks([report for one in part for report in one], None)
+        for part in (by_file[:split], by_file[split:])
     ]
+    sides = [side_of(name, part) for name, part in zip((base, new), reports, strict=True)]
     comparison = compare(sides[0], sides[1], force=force)
-    for part in (reports[:split], reports[split:]):
-        for report in part:
-            comparison.warnings += [f"{report.path}: {w}" for w in report.warnings]
+    for name, part in zip((base, new), reports, strict=True):
+        comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
     if config_base is not None and config_new is not None:
         add_decisions(comparison, config_base, config_new)

@@ -42,8 +42,15 @@ def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) 
     Raises:
         InputError: of the first file that cannot be read.
     """
+    return [report for reports in analyse_each(paths, options, ahead) for report in reports]
+
+
+def analyse_each(
+    paths: Sequence[str], options: Options, ahead: Ahead | None = None
+) -> list[list[RankReport]]:
+    """The devices of each file, otherwise as `analyse`."""
     if len(paths) == 1:
-        return analyse_file(paths[0], options, ahead)
+        return [analyse_file(paths[0], options, ahead)]
     # Imported here: the most common run reads one file, and this costs a tenth of its start.
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
@@ -67,4 +74,4 @@ def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) 
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return [report for index in sorted(found) for report in found[index]]
+    return [found[index] for index in sorted(found)]

@@ -237,6 +237,29 @@ def test_compare_refuses_unlike_things(run, pair, tmp_path):
     assert "order of magnitude" in run("compare", base, few)[2]
 
 
+def test_a_file_may_belong_to_both_runs(run, ranks):
+    out = run("compare", ranks, ranks / "rank0.json.gz", "--force", "--json")[1]
+    document = json.loads(out)
+    assert document["base"]["ranks"] > document["new"]["ranks"] == 1
+
+
+def test_compare_tells_of_time_that_no_step_holds(run, tmp_path):
+    def written(name: str, gap: int) -> str:
+        events = []
+        for number in range(4):
+            start = 1000 + number * (100 + gap)
+            events += [tiny.kernel(tiny.GEMM, start, 100), tiny.step(number, start, 100)]
+        return tiny.write(tmp_path / name, events)
+
+    base, new = written("a.json", 0), written("b.json", 50)
+    status, out, _ = run("compare", base, new, "--json")
+    document = json.loads(out)
+    assert (status, document["verdict"]) == (0, "same")
+    (warning,) = document["warnings"]
+    assert "time between steps" in warning and "from 0 to 50 us" in warning
+    assert json.loads(run("compare", base, base, "--json")[1])["warnings"] == []
+
+
 def test_nsys_and_kineto_of_one_run_agree(run, tmp_path):
     scenario = SCENARIOS["ep deepep"].but(noise=0)
     (kineto,), (nsys,) = write_kineto(scenario, tmp_path), write_nsys(scenario, tmp_path)
