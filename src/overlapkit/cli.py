@@ -85,7 +85,8 @@ def explain(
 
     CONFIG is a run_config.yaml of Megatron-Bridge or a YAML with sections such as model, ddp and
     comm_overlap. KEY=VALUE overrides a key, e.g. model.tensor_model_parallel_size=4. With a second
-    configuration, tell only what differs, and which key caused it.
+    configuration, tell only what differs, and which key caused it; b:KEY=VALUE overrides the second
+    alone, or a copy of the first: what would change.
     """
     from overlapkit.explain.command import run
 

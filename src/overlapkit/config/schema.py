@@ -180,7 +180,10 @@ _NAME_LISTS = frozenset({"recompute_modules"})
 
 
 def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The candidate most like `name`, or None when none is near."""
+    """The candidate most like `name`, or None when none is near; one that it begins wins."""
+    begun = [c for c in candidates if len(name) > 3 and c.startswith(name)]
+    if begun:
+        return min(begun, key=len)
     found = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=cutoff)
     return found[0] if found else None
 

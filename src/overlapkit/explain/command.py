@@ -6,6 +6,7 @@ from pathlib import Path
 
 from overlapkit.config.overrides import is_override, parse_override
 from overlapkit.config.run import LARGEST, Settings, read_settings
+from overlapkit.config.schema import sections
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.assumptions import assume
@@ -13,6 +14,9 @@ from overlapkit.explain.report import Assumptions, explain, report_json
 from overlapkit.output import write_json
 
 EXIT_FINDING = 1
+
+SECOND = "b:"
+"""Marks an override of the second configuration alone."""
 
 
 def run(
@@ -34,11 +38,19 @@ def run(
         raise InputError(f"{config}: an override comes after the configuration file")
     others = [argument for argument in more if not is_override(argument)]
     overrides = [argument for argument in more if is_override(argument)]
+    of_second = [text.removeprefix(SECOND) for text in overrides if text.startswith(SECOND)]
+    overrides = [text for text in overrides if not text.startswith(SECOND)]
+    for other in others:
+        if other.partition(".")[0] in sections() and not Path(other).exists():
+            raise InputError(f"{other}: an override has a value: write {other}=VALUE")
     if len(others) > 1:
         raise InputError(f"{others[1]}: explain takes one configuration, or two to compare")
+    if of_second and not others:
+        others = [config]
     sizes = _world_sizes(world_sizes, compared=bool(others))
     assumptions = assume(gpu, te, env_file)
-    settings = [_settings(path, overrides) for path in (config, *others)]
+    settings = [_settings(config, overrides)]
+    settings += [_settings(path, overrides + of_second) for path in others]
     if others:
         return _compare(settings, sizes, assumptions, as_json=as_json)
     report = explain(settings[0], sizes[0], assumptions)

@@ -46,6 +46,19 @@ def test_the_same_run_twice(compare, overlapkit, config) -> None:
     assert result.status == 0 and "No decision differs" in result.out
 
 
+def test_what_an_override_would_change(overlapkit, config) -> None:
+    name = config(RUN)
+    changed = ["b:model.sequence_parallel=false", "--world-size", "16", "--json"]
+    document = json.loads(overlapkit("explain", name, *changed).out)
+    causes = {c["knob"]: [cause["key"] for cause in c["causes"]] for c in document["changes"]}
+    assert causes["model.tp_comm_overlap"] == ["model.sequence_parallel"]
+    assert document["before"]["findings"] == 0
+    assert document["after"]["findings"] == 1
+    # An override of the second alone leaves the first as it is.
+    with_both = json.loads(overlapkit("explain", name, name, *changed).out)
+    assert with_both["changes"] == document["changes"]
+
+
 def test_keys_that_no_rule_reads_change_nothing(compare) -> None:
     assert compare(RUN, RUN + "logger: {log_interval: 5}\n") == {}
     assert compare(RUN, RUN.replace("model:\n", "model:\n  layernorm_epsilon: 0.5\n")) == {}
