@@ -256,7 +256,7 @@ def confidence_by_dimension(traffic: Sequence[Traffic]) -> dict[str, str]:
     for sort in traffic:
         known = result.get(sort.dimension, "certain")
         result[sort.dimension] = max(known, sort.confidence, key=CONFIDENCE.index)
-    return result
+    return {d: result[d] for d in DIMENSIONS if d in result}
 
 
 def contributions(m: Measured, windows: Sequence[Window]) -> dict[str, dict[str, Ints]]:

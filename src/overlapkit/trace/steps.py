@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from overlapkit.trace.events import Launches, Work
 from overlapkit.trace.raw import StepRanges, Window
 
 LOOSE = 0.01
-"""Share of device events without a known launch from which steps may be wrong."""
+"""Share of events without a known launch, or of time in two steps, that is worth a word."""
 
 
 def project(
@@ -21,7 +23,7 @@ def project(
     range. Where launches are not known, the host's times are taken.
     """
     if on_device is not None and (marked := on_device.windows()):
-        return marked, []
+        return marked, _overlapping(marked)
     host = on_host.windows()
     if not host:
         return [], []
@@ -53,7 +55,19 @@ def project(
         inside = [w for w in host if _has_work(work, w)]
         notes.append("steps are the host's ranges: no launch inside them ties work to a step")
         return inside, notes
-    return windows, notes
+    return windows, notes + _overlapping(windows)
+
+
+def _overlapping(windows: list[Window]) -> list[str]:
+    """Whether work of one step still runs when the next one's begins, by more than a little."""
+    shared = sum(max(0, a.end - b.start) for a, b in itertools.pairwise(windows))
+    length = sum(w.end - w.start for w in windows)
+    if shared <= LOOSE * length:
+        return []
+    return [
+        f"steps overlap on the device, by {100 * shared / length:.0f} % of their length: work there "
+        "counts in both"
+    ]
 
 
 def _has_work(work: Work, window: Window) -> bool:

@@ -315,6 +315,13 @@ def test_a_step_without_a_number_does_not_widen_a_numbered_one(tmp_path):
     assert [(t.window.number, t.step) for t in report.steps] == [(0, 150_000)]
 
 
+def test_steps_that_overlap_on_the_device_are_told(tmp_path):
+    steps = [tiny.step(1, 1000, 100), tiny.step(2, 1050, 100)]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, *steps]), Options())
+    assert [t.comm for t in report.steps] == [50_000, 100_000]
+    assert warned(report, "steps overlap on the device, by 25 %")
+
+
 def test_work_without_a_launch_may_cut_steps_short_and_is_told(tmp_path):
     events = [
         launch(10, 1),
