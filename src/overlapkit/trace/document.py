@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from overlapkit.trace.collectives import Collective, SlowedCompute
-from overlapkit.trace.diagnose import Finding
+from overlapkit.trace.finding import Finding
 from overlapkit.trace.measure import Times
 from overlapkit.trace.ranks import Across
 from overlapkit.trace.report import RankReport, median

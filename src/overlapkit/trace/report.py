@@ -19,9 +19,10 @@ from overlapkit.trace.collectives import (
     collectives,
     slowed_compute,
 )
-from overlapkit.trace.diagnose import Finding, diagnose
+from overlapkit.trace.diagnose import diagnose
 from overlapkit.trace.dimensions import Known, Layout
 from overlapkit.trace.events import Work
+from overlapkit.trace.finding import Finding
 from overlapkit.trace.measure import (
     Measured,
     Times,

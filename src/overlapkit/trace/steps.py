@@ -65,8 +65,8 @@ def _overlapping(windows: list[Window]) -> list[str]:
     if shared <= LOOSE * length:
         return []
     return [
-        f"steps overlap on the device, by {100 * shared / length:.0f} % of their length: work there "
-        "counts in both"
+        f"steps overlap on the device, by {100 * shared / length:.0f} % of their length: work "
+        "there counts in both"
     ]
 
 
