@@ -80,8 +80,8 @@ class TestDrift:
     def test_a_query_that_matches_nothing_fails_the_render_and_changes_nothing(
         self, checkout: Path
     ) -> None:
-        source = checkout / "src/megatron/bridge/training/comm_overlap.py"
-        source.write_text(source.read_text().replace("def decide_tp_overlap", "def decide_tp"))
+        source = checkout / "src/megatron/bridge/training/tensor_overlap_rules.py"
+        source.write_text(source.read_text().replace("def decide_tp_overlap", "def decide_it"))
         before = {p: p.read_bytes() for p in (checkout / SKILL).rglob("*") if p.is_file()}
         done = overlapkit("skill", "render", "--root", str(checkout))
         assert done.returncode == 2

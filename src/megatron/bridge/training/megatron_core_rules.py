@@ -12,10 +12,11 @@ from typing import Any
 
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
 from megatron.bridge.training.bucket_rules import bucket_consequences
-from megatron.bridge.training.comm_overlap import decide_tp_overlap, pp_hazard
+from megatron.bridge.training.comm_overlap import pp_hazard
 from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
 from megatron.bridge.training.expert_overlap_rules import DELAY_WGRAD_GATE, EP_GATE, graph_scope
 from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
+from megatron.bridge.training.tensor_overlap_rules import decide_tp_overlap
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
     "core.sequence-parallel",
