@@ -48,9 +48,13 @@ def encodable(text: str) -> str:
 
 def write_json(document: dict[str, Any]) -> None:
     """One JSON document on standard output, indented."""
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    write_text(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def write_text(text: str) -> None:
+    """Text on standard output, whole; a reader that had enough changes no exit status."""
     try:
-        sys.stdout.write(text.decode() + "\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         # click would exit with 1, which here means a finding.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from overlapkit.config.overrides import is_override, parse_override
@@ -10,8 +11,8 @@ from overlapkit.config.schema import sections
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.assumptions import assume
-from overlapkit.explain.report import Assumptions, explain, report_json
-from overlapkit.output import write_json
+from overlapkit.explain.report import Assumptions, Report, explain, report_json
+from overlapkit.output import write_json, write_text
 
 EXIT_FINDING = 1
 
@@ -57,11 +58,20 @@ def run(
     if as_json:
         write_json(report_json(report))
     else:
+        _show(report)
+    return EXIT_FINDING if report.findings else 0
+
+
+def _show(report: Report) -> None:
+    if sys.stdout.isatty():
         from overlapkit.explain.render import show_report
         from overlapkit.output import console
 
         show_report(report, console())
-    return EXIT_FINDING if report.findings else 0
+    else:
+        from overlapkit.explain.lines import report_lines
+
+        write_text("".join(f"{line}\n" for line in report_lines(report)))
 
 
 def _compare(

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from overlapkit.explain.difference import Change, Difference
-from overlapkit.explain.render import short, show_findings
+from overlapkit.explain.lines import short
+from overlapkit.explain.render import show_findings
 from overlapkit.explain.report import Report, decision_json, plain
 
 _MOST_TOLD = 6
