@@ -42,6 +42,11 @@ def overlapkit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
     )
 
 
+def _files(pattern: str) -> list[str]:
+    """The files of the repository that a word of a command names, as a shell would expand it."""
+    return sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob(pattern) if "*" in pattern)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what rendering reads and writes."""
@@ -133,7 +138,7 @@ class TestFormat:
 
     def test_sections(self) -> None:
         titles = re.findall(r"^## (.+)$", MAIN, re.MULTILINE)
-        wanted = ["First", "Enablement", "Code Anchors", "Pitfalls", "Verification"]
+        wanted = ["First", "Enablement", "Measure", "Code Anchors", "Pitfalls", "Verification"]
         assert [t for t in titles if t in wanted] == wanted
 
     def test_lean(self) -> None:
@@ -180,6 +185,17 @@ class TestWhole:
 
 
 class TestClaims:
+    def test_readme_shows_real_output(self) -> None:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        section = readme.partition("## What a profile shows")[2].partition("\n## ")[0]
+        commands = re.findall(r"^uv run --no-dev overlapkit (.+)$", section, re.MULTILINE)
+        blocks = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+        assert len(commands) == len(blocks) == 2
+        for command, block in zip(commands, blocks, strict=True):
+            words = [w for pattern in command.split() for w in (_files(pattern) or [pattern])]
+            shown = {line.rstrip() for line in overlapkit(*words).stdout.splitlines()}
+            assert {line for line in block.splitlines() if line != "…"} <= shown
+
     def test_the_enablement_snippet_grants_everything(self) -> None:
         snippet = re.search(r"```python\n(.*?)```", MAIN, re.DOTALL)
         assert snippet is not None
