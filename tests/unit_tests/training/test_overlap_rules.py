@@ -455,6 +455,15 @@ def test_layout_must_divide_the_world() -> None:
         data_parallel_size(section("model", tensor_model_parallel_size=4), 6)
 
 
+def test_a_request_that_the_optimizer_holds_by_itself_is_granted() -> None:
+    told = decisions_of(
+        optimizer={"overlap_param_gather_with_optimizer_step": True},
+        comm={**OFF, "overlap_param_gather_with_optimizer_step": True},
+    )
+    decision = next(d for d in told if d.rule == "dp.needs-distributed-optimizer" and d.requested)
+    assert (decision.effective, decision.outcome) == (True, Outcome.GRANTED)
+
+
 def test_optimizer_switch_alone_leaves_data_parallel_overlap_off() -> None:
     run = run_of(optimizer=DISTRIBUTED, comm=OFF)
     update_runtime(run, 16, software=EVERYTHING)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
@@ -251,7 +251,13 @@ class CommOverlapConfig:
                 asked["tp_comm_overlap_cfg"] = get_preset(asked["tp_comm_overlap_cfg"])
             self.user_comm_overlap_cfg = _CommOverlapConfig(**asked)
 
-    def resolve(self, model_cfg: Any, ddp_cfg: Any, software: Software | None = None) -> Resolution:
+    def resolve(
+        self,
+        model_cfg: Any,
+        ddp_cfg: Any,
+        software: Software | None = None,
+        optimizer_cfg: Any = None,
+    ) -> Resolution:
         """Apply every rule to the request; read the configurations, write nothing.
 
         Args:
@@ -259,11 +265,12 @@ class CommOverlapConfig:
             ddp_cfg: a DistributedDataParallelConfig or anything with its attributes; None where
                 there is none.
             software: what is installed; by default looked up on this module.
+            optimizer_cfg: an OptimizerConfig or anything with its attributes.
 
         Raises:
             OverlapConfigError: data_parallel_size is not set though it is needed.
         """
-        c = self._context(model_cfg, ddp_cfg, software)
+        c = replace(self._context(model_cfg, ddp_cfg, software), optimizer=optimizer_cfg)
         model, decisions = self._resolve_model(c)
         data_parallel = None
         if getattr(ddp_cfg, "use_distributed_optimizer", False):
@@ -294,7 +301,7 @@ class CommOverlapConfig:
         Raises:
             OverlapConfigError: the run would fail, hang or train wrongly; nothing was changed.
         """
-        resolution = self.resolve(model_config, ddp_config)
+        resolution = self.resolve(model_config, ddp_config, optimizer_cfg=optimizer_config)
         self.decisions = resolution.decisions + resolution.userbuffers
         raise_errors(resolution.decisions)
         self.apply(resolution, model_config, optimizer_config, ddp_config)

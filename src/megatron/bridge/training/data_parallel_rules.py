@@ -182,7 +182,8 @@ def _estimated_parameters(c: Context) -> int:
 def decide_dp_ignored(c: Context) -> Iterator[Decision]:
     """What becomes of data-parallel knobs without the distributed optimizer: nothing is touched."""
     for knob, section in _DP_KNOBS.items():
-        asked, present = getattr(c.request, knob), getattr(c.ddp, knob, None)
+        holder = c.optimizer if section == "optimizer" else c.ddp
+        asked, present = getattr(c.request, knob), getattr(holder, knob, None)
         reason = (
             "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
         )
@@ -194,7 +195,7 @@ def decide_dp_ignored(c: Context) -> Iterator[Decision]:
                 continue
             outcome = Outcome.NOTE
         elif present == asked or (asked is False and not present):
-            reason += " (ddp holds the same value by itself)"
+            reason += f" ({section} holds the same value by itself)"
             outcome = Outcome.GRANTED
         else:
             outcome = Outcome.REFUSED

@@ -39,6 +39,7 @@ class Context:
     ddp: Any
     software: Software
     data_parallel_size: int | None = None
+    optimizer: Any = None
 
     @property
     def pipeline_size(self) -> int:

@@ -124,7 +124,7 @@ def update_runtime(
     dp_size = data_parallel_size(run.model, world_size)
     if run.comm_overlap is not None:
         run.comm_overlap.data_parallel_size = dp_size
-        resolution = run.comm_overlap.resolve(run.model, run.ddp, software)
+        resolution = run.comm_overlap.resolve(run.model, run.ddp, software, run.optimizer)
         step(resolution.decisions + resolution.userbuffers)
         if software is None:
             run.comm_overlap.setup(run.model, run.optimizer, run.ddp)
