@@ -9,10 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from overlapkit import __version__
-from overlapkit.errors import InputError
+from overlapkit.errors import EXIT_BAD_INPUT, InputError
 
-EXIT_FINDING = 1
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

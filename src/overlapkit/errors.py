@@ -1,6 +1,10 @@
-"""The one error that a command turns into exit status 2."""
+"""Exit statuses, and the one error that a command turns into 2."""
 
 from __future__ import annotations
+
+EXIT_FINDING = 1
+"""Something asked for is not in effect, a page drifted, a step regressed."""
+EXIT_BAD_INPUT = 2
 
 _LONGEST = 1200
 

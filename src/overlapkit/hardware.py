@@ -13,13 +13,9 @@ from overlapkit.errors import InputError
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """One GPU type, from the vendors' data sheets (`data/hardware.json` names the units)."""
+    """What the rules ask of a GPU type; `data/hardware.json` holds more, from the data sheets."""
 
-    arch: str
-    sm: int
     compute_capability: str
-    hbm_gb: float
-    nvlink_domain: int
 
     @property
     def sm100_or_newer(self) -> bool:

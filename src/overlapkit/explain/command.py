@@ -9,12 +9,10 @@ from overlapkit.config.overrides import is_override, parse_override
 from overlapkit.config.run import LARGEST, Settings, read_settings
 from overlapkit.config.schema import sections
 from overlapkit.config.yaml_file import read_yaml
-from overlapkit.errors import InputError
+from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, Report, explain, report_json
 from overlapkit.output import write_json, write_text
-
-EXIT_FINDING = 1
 
 SECOND = "b:"
 """Marks an override of the second configuration alone."""

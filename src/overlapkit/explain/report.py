@@ -234,8 +234,3 @@ def report_json(report: Report) -> dict[str, Any]:
         "launch_env": {v.name: v.value for v in report.launch_env},
         "launch_env_reasons": {v.name: v.reason for v in report.launch_env},
     }
-
-
-def has_errors(report: Report) -> bool:
-    """Whether the run must not start like this."""
-    return any(d.outcome is Outcome.ERROR for d in report.decisions)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from overlapkit.errors import EXIT_FINDING
 from overlapkit.skill.render import drift, find_root, write
-
-EXIT_DRIFTED = 1
 
 
 def render(*, check: bool, root: str | None) -> int:
@@ -22,7 +21,7 @@ def render(*, check: bool, root: str | None) -> int:
         sys.stdout.writelines(lines)
         if lines:
             print("The skill has drifted: run `overlapkit skill render`.", file=sys.stderr)
-        return EXIT_DRIFTED if lines else 0
+        return EXIT_FINDING if lines else 0
     for path in write(folder):
         print(path.as_posix())
     return 0

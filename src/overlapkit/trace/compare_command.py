@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overlapkit.errors import EXIT_FINDING
 from overlapkit.output import write_json
 from overlapkit.trace.command import check_target, expand
 from overlapkit.trace.compare import compare, compare_json, side_of
@@ -9,8 +10,6 @@ from overlapkit.trace.compare_decisions import add_decisions, check_configs
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.job import analyse_each
 from overlapkit.trace.report import Options, settle_ranks
-
-EXIT_SLOWER = 1
 
 
 def run(
@@ -60,4 +59,4 @@ def run(
         from overlapkit.trace.compare_render import show_comparison
 
         show_comparison(document, console())
-    return EXIT_SLOWER if comparison.verdict == "slower" else 0
+    return EXIT_FINDING if comparison.verdict == "slower" else 0

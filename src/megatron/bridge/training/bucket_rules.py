@@ -9,21 +9,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
-from megatron.bridge.training.buckets import bucketing, default_bucket_size
+from megatron.bridge.training.buckets import (
+    CORE_LEAST,
+    CORE_PER_RANK,
+    bucketing,
+    default_bucket_size,
+)
 from megatron.bridge.training.decisions import Decision, Outcome, rule
 from megatron.bridge.training.overlap_context import Context
 
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
     "DP",
-    claim="bucket_size None with overlap_grad_reduce on becomes max(40,000,000, 1,000,000 x "
-    "data-parallel size) parameters.",
+    claim=f"bucket_size None with overlap_grad_reduce on becomes max({CORE_LEAST:,}, "
+    f"{CORE_PER_RANK:,} x data-parallel size) parameters.",
 )
 BUCKET_IGNORED = rule(
     "core.bucket-ignored",
     "DP",
     claim="bucket_size is ignored while overlap_grad_reduce is off: there is one bucket.",
-    remedy="set overlap_grad_reduce=true",
+    remedy="set ddp.overlap_grad_reduce=true, and leave overlap_grad_reduce of comm_overlap unset",
 )
 FIRST_CHUNK_ONLY = rule(
     "core.first-chunk-only",
@@ -67,7 +72,8 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
             knob,
             requested=None,
             effective=default_bucket_size(dp),
-            reason=f"None is max(40,000,000, 1,000,000 x {dp}) parameters to Megatron-Core",
+            reason=f"None is max({CORE_LEAST:,}, {CORE_PER_RANK:,} x {dp}) parameters to "
+            "Megatron-Core",
             outcome=Outcome.NOTE,
         )
     try:

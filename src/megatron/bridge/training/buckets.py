@@ -73,12 +73,18 @@ class ChunkBuckets:
     collectives: int
 
 
+CORE_LEAST = 40_000_000
+"""Megatron-Core's smallest default bucket, in parameters."""
+CORE_PER_RANK = 1_000_000
+"""What it adds for each data-parallel rank, so that large rings are not ruled by latency."""
+
+
 def default_bucket_size(data_parallel_size: int) -> int:
     """Parameters per bucket where bucket_size is None and overlap_grad_reduce is on.
 
     `data_parallel_size` is that without context parallelism.
     """
-    return max(40_000_000, 1_000_000 * data_parallel_size)
+    return max(CORE_LEAST, CORE_PER_RANK * data_parallel_size)
 
 
 def bucketing(

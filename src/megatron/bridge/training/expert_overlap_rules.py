@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Need, Outcome, Rule, rule, unmet
-from megatron.bridge.training.overlap_context import Context, choose
+from megatron.bridge.training.overlap_context import OPT_IN_REASON, Context, choose
 
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
@@ -239,9 +239,6 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
 )
 
 
-_OPT_IN = "it is on only where comm_overlap asks for it"
-
-
 def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
     """An expert-parallel knob: as asked; each unmet need is an error, since the run would fail."""
     knob, asked = f"model.{name}", getattr(c.request, name)
@@ -251,7 +248,7 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
         )
     if not broken:
-        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, _OPT_IN)
+        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, OPT_IN_REASON)
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:

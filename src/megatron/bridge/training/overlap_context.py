@@ -66,6 +66,9 @@ USER_WINS = rule(
 )
 
 
+OPT_IN_REASON = "it is on only where comm_overlap asks for it"
+
+
 def choose(chosen_by: Rule, knob: str, default: Any, asked: Any, reason: str) -> Decision:
     """The user's value if there is one, else the default of a rule."""
     if asked is None:

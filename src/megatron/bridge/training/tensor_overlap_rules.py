@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Need, Outcome, rule, unmet
-from megatron.bridge.training.overlap_context import Context, choose
+from megatron.bridge.training.overlap_context import OPT_IN_REASON, Context, choose
 from megatron.bridge.training.tp_overlap_presets import (
     PRESETS,
     PresetKey,
@@ -21,8 +21,6 @@ TP_OFF_UNLESS_ASKED = rule(
     remedy="set comm_overlap.tp_comm_overlap=true",
     opt_in=True,
 )
-
-_OPT_IN = "it is on only where comm_overlap asks for it"
 
 # The first need that is not met is the reason that the user is told.
 TP_GATE: tuple[Need[Context], ...] = (
@@ -88,7 +86,7 @@ def decide_tp_overlap(c: Context) -> Decision:
     """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
-        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, _OPT_IN)
+        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, OPT_IN_REASON)
     for broken, found in unmet(TP_GATE, c):
         return broken.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED

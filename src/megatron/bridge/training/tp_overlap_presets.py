@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.userbuffers import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
@@ -342,14 +343,16 @@ def get_preset(name: str) -> TransformerLayerTPOverlapCfg:
     """A copy of the preset of this name, the caller's own to change.
 
     Raises:
-        ValueError: there is none; the message lists the nearest names.
+        OverlapConfigError: there is none; the message lists the nearest names.
     """
     if name in PRESETS:
         return copy.deepcopy(PRESETS[name])
     from difflib import get_close_matches
 
     close = get_close_matches(name, PRESETS, n=3, cutoff=0.5) or list(PRESETS)
-    raise ValueError(f"no userbuffers preset is named {name!r}; nearest: {', '.join(close)}")
+    raise OverlapConfigError(
+        f"no userbuffers preset is named {name!r}; nearest: {', '.join(close)}"
+    )
 
 
 def presets_like(cfg: object) -> list[PresetKey]:
