@@ -1,0 +1,142 @@
+"""What `emit` writes of a run's settings, and what it has to leave out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from megatron.bridge.training.mixed_precision_recipes import mixed_precision_recipe
+from overlapkit.config.overrides import BY_NAME
+from overlapkit.config.run import Settings
+from overlapkit.config.schema import KINDS, section_fields
+
+SECTIONS = ("model", "train", "tokenizer", "mixed_precision", "ddp", "optimizer", "comm_overlap")
+"""The sections that decide about overlap, in the order in which they are written."""
+
+PLAIN_OTHERS = frozenset(
+    {
+        "bucket_size",
+        "cp_comm_type",
+        "cuda_graph_scope",
+        "hierarchical_context_parallel_sizes",
+        "linear_attention_freq",
+        "moe_aux_loss_coeff",
+        "moe_layer_freq",
+        "moe_router_load_balancing_type",
+        "no_rope_freq",
+        "offload_modules",
+        "pipeline_model_parallel_layout",
+        "recompute_modules",
+        "tp_comm_overlap_cfg",
+        "window_size",
+    }
+)
+"""Fields without one simple kind whose values are lists, names or numbers all the same."""
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+Sections = dict[str, dict[str, Any] | None]
+
+
+class LeftOut(NamedTuple):
+    """A setting that a form cannot express, and why."""
+
+    key: str
+    why: str
+
+
+class Emitted(NamedTuple):
+    """A run's settings in one form, and what is not in it."""
+
+    text: str
+    left_out: list[LeftOut]
+
+
+def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
+    """The sections and keys that a run's overlap depends on, as they were asked for.
+
+    Keys of no configuration class, and those that only repeat a default in a file that
+    Megatron-Bridge wrote, are not settings that anybody would paste.
+
+    Args:
+        settings: as read, or a mapping of section to its keys and values.
+    """
+    asked: frozenset[str] | None
+    if isinstance(settings, Settings):
+        values, asked = settings.values, settings.asked
+    else:
+        values, asked = dict(settings), None
+    result: Sections = {}
+    for section in SECTIONS:
+        if section not in values:
+            continue
+        content = values[section]
+        if isinstance(content, str):
+            content = {BY_NAME: content}
+        if content is None:
+            result[section] = None
+            continue
+        known = section_fields(section).keys() | {BY_NAME}
+        kept = {
+            key: value
+            for key, value in content.items()
+            if key in known and (asked is None or f"{section}.{key}" in asked)
+        }
+        if kept or section in ("model", "ddp"):
+            result[section] = kept
+    return result
+
+
+def recipe_spelt_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """mixed_precision as keys alone, where it was a recipe's name with keys on top."""
+    if BY_NAME not in content:
+        return dict(content)
+    given = {key: value for key, value in content.items() if key != BY_NAME}
+    return mixed_precision_recipe(content[BY_NAME]) | given
+
+
+def is_name_of_object(section: str, key: str, value: Any) -> bool:
+    """Whether a text is the dotted name of a function or dtype, such as torch.bfloat16."""
+    return (
+        isinstance(value, str)
+        and not is_plain_key(section, key)
+        and _DOTTED.fullmatch(value) is not None
+    )
+
+
+def is_plain_key(section: str, key: str) -> bool:
+    """Whether a key's values are numbers, names, switches, or lists and mappings of them."""
+    known = section_fields(section).get(key)
+    kind = known.kind.partition("|")[0] if known is not None else "str"
+    return kind in KINDS or key in PLAIN_OTHERS
+
+
+def is_unwritable(section: str, key: str, value: Any) -> bool:
+    """Whether only the reading of an object is left, not what it was made from."""
+    return not is_plain_key(section, key) and value is not None and not isinstance(value, str)
+
+
+def objects_left_out(sections: Sections) -> tuple[Sections, list[LeftOut]]:
+    """The sections without values that were objects, and those."""
+    left_out = []
+    kept: Sections = {}
+    for section, content in sections.items():
+        if content is None:
+            kept[section] = None
+            continue
+        there = kept[section] = {}
+        for key, value in content.items():
+            if is_unwritable(section, key, value):
+                why = f"it is an object, of which only {str(value)[:40]!r} was read"
+                left_out.append(LeftOut(f"{section}.{key}", why))
+            else:
+                there[key] = value
+    return kept, left_out
+
+
+def environment_lines(environment: Mapping[str, str], intro: str) -> list[str]:
+    """The launch environment as comment lines; none where there is nothing to set."""
+    if not environment:
+        return []
+    return [f"# {intro}", *(f"#   export {name}={value}" for name, value in environment.items())]
