@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_stand_in import stand_in_for_cuda
+from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 RANKS = 2
 STEPS = 3
-_FUNCTIONAL_TESTS = Path(__file__).parents[1] / "functional_tests"
 
 
 def ddp_step() -> Callable[[], None]:
@@ -48,8 +46,7 @@ def ddp_step() -> Callable[[], None]:
 
 def megatron_step(overlap: bool, pipeline: bool) -> Callable[[], None]:
     """Megatron-Core's GPT with its distributed optimizer and its schedules."""
-    sys.path.insert(0, str(_FUNCTIONAL_TESTS))
-    from cpu_stand_in import stand_in_for_cuda
+    from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
 
     stand_in_for_cuda()
     from megatron.core import parallel_state

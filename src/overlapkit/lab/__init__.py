@@ -1,0 +1,1 @@
+"""Proves overlap by running real Megatron-Core: what is hidden, and that the numbers stay."""

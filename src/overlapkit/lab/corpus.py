@@ -1,0 +1,54 @@
+"""Tokens to train on: bytes of a text, or a small synthetic one; the same on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.errors import InputError
+
+VOCABULARY = 256
+"""A token is a byte."""
+
+_SYNTHETIC_TOKENS = 1 << 16
+
+
+def synthetic() -> NDArray[np.int64]:
+    """Tokens of a first-order Markov chain: learnable, so that a loss falls; deterministic."""
+    generator = np.random.default_rng(2024)
+    # Each token has four likely followers; one token in eight is noise.
+    followers = generator.integers(VOCABULARY, size=(VOCABULARY, 4))
+    choice = generator.integers(4, size=_SYNTHETIC_TOKENS)
+    noise = generator.random(_SYNTHETIC_TOKENS) < 1 / 8
+    other = generator.integers(VOCABULARY, size=_SYNTHETIC_TOKENS)
+    tokens = np.zeros(_SYNTHETIC_TOKENS, dtype=np.int64)
+    for i in range(1, _SYNTHETIC_TOKENS):
+        tokens[i] = other[i] if noise[i] else followers[tokens[i - 1], choice[i]]
+    return tokens
+
+
+def read(path: str) -> NDArray[np.int64]:
+    """The bytes of a text file.
+
+    Raises:
+        InputError: it cannot be read, or is too short to sample from.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"--corpus {path}: {error.strerror}; name a readable text file") from None
+    if len(text) < 4096:
+        raise InputError(f"--corpus {path}: {len(text)} bytes; at least 4096 are needed")
+    return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+
+
+def sample(tokens: NDArray[np.int64], index: int, length: int) -> NDArray[np.int64]:
+    """Sample `index`: `length` + 1 tokens, inputs and labels one apart.
+
+    Consecutive samples start far apart in the text, at a stride prime to its length.
+    """
+    starts = max(1, len(tokens) - length - 1)
+    start = (index * 7919) % starts
+    return tokens[np.arange(start, start + length + 1) % len(tokens)]
