@@ -1,0 +1,222 @@
+"""What is to be planned: a run's settings from whichever form they came in, defaults told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from overlapkit.config.overrides import is_override, parse_override
+from overlapkit.config.run import LARGEST, Settings, read_settings
+from overlapkit.config.schema import section_fields
+from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.errors import InputError
+from overlapkit.plan.models import named_model
+
+SHORT = {
+    "tp": "model.tensor_model_parallel_size",
+    "pp": "model.pipeline_model_parallel_size",
+    "vp": "model.virtual_pipeline_model_parallel_size",
+    "cp": "model.context_parallel_size",
+    "ep": "model.expert_model_parallel_size",
+    "etp": "model.expert_tensor_parallel_size",
+    "mbs": "train.micro_batch_size",
+    "gbs": "train.global_batch_size",
+    "seq": "model.seq_length",
+    "precision": "mixed_precision",
+}
+"""Names that an override may have for short: ``tp=4``."""
+
+LAYOUT = tuple(SHORT[name] for name in ("tp", "pp", "vp", "cp", "ep", "etp"))
+"""The keys that are a layout; the micro-batch is chosen with them where none is given."""
+
+PRECISIONS = {
+    "bf16": "bf16_mixed",
+    "fp16": "fp16_mixed",
+    "fp8": "bf16_with_fp8_current_scaling_mixed",
+    "fp8-cs": "bf16_with_fp8_current_scaling_mixed",
+    "fp8-ds": "bf16_with_fp8_delayed_scaling_mixed",
+    "mxfp8": "bf16_with_mxfp8_mixed",
+    "nvfp4": "bf16_with_nvfp4_mixed",
+}
+"""Mixed-precision recipes by the names that benchmark tables give them."""
+
+STEP_TOKENS = 4 * 1024 * 1024
+"""Tokens of a step where no batch is given: Llama 3's first (The Llama 3 Herd of Models, 2024,
+section 3.4.1)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A run to plan.
+
+    Attributes:
+        settings: everything that was given, and the defaults in `assumed`.
+        world_size: GPUs of the job.
+        gpus_per_node: where --nodes tells; None leaves the NVLink domain to the GPU's reference
+            system.
+        layout_given: whether anything said how the model is divided.
+        micro_batch_given: whether the micro-batch was.
+        batch_given: whether the global batch was.
+        assumed: what nobody gave and was filled in, as sentences.
+    """
+
+    settings: Settings
+    world_size: int
+    gpus_per_node: int | None
+    layout_given: bool
+    micro_batch_given: bool
+    batch_given: bool
+    assumed: tuple[str, ...]
+
+
+def read_inputs(
+    arguments: Sequence[str],
+    *,
+    model: str | None,
+    from_megatron_lm: str | None,
+    world_size: int | None,
+    nodes: int | None,
+    domain: int,
+) -> Inputs:
+    """The run that the command's arguments describe.
+
+    Args:
+        arguments: a configuration's file, where one is given, and overrides.
+        model: the name of a published model.
+        from_megatron_lm: a file with a Megatron-LM command line.
+        world_size: GPUs of the job; None takes whole nodes.
+        nodes: machines of the job; None does not tell.
+        domain: GPUs in one NVLink domain of the GPU's reference system.
+
+    Raises:
+        InputError: not exactly one source, or any fault in it.
+    """
+    overrides = [_spelt_out(text) for text in arguments if is_override(text)]
+    files = [text for text in arguments if not is_override(text)]
+    sources = [*files]
+    sources += [f"--model {model}"] if model is not None else []
+    sources += [f"--from-megatron-lm {from_megatron_lm}"] if from_megatron_lm is not None else []
+    if len(sources) != 1:
+        given = " and ".join(sources) or "none is given"
+        raise InputError(
+            f"plan needs one of CONFIG, --model NAME and --from-megatron-lm FILE: {given}"
+        )
+    size, per_node = _world_size(world_size, nodes, domain)
+    if model is not None:
+        document = Document(
+            f"--model {model}",
+            {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}},
+        )
+        settings = _read(document, overrides)
+    elif from_megatron_lm is not None:
+        settings = _from_megatron_lm(from_megatron_lm, overrides, size)
+    else:
+        _check_file(files[0])
+        settings = _read(read_yaml(files[0]), overrides)
+    return _filled_in(settings, size, per_node, named=model is not None)
+
+
+def _check_file(name: str) -> None:
+    if not Path(name).exists() and re.fullmatch(r"[a-z]\w+_\w+", name.lower()):
+        # Names a model where a file is meant, as everyone does once.
+        try:
+            named_model(name)
+        except InputError:
+            return
+        raise InputError(f"{name}: no such file; for the published model write --model {name}")
+
+
+def _spelt_out(text: str) -> str:
+    """An override with its key and, for a precision, its value in full."""
+    key, _, value = text.partition("=")
+    if key in SHORT:
+        key = SHORT[key]
+    if key == "mixed_precision":
+        value = PRECISIONS.get(value.lower().replace("_", "-"), value)
+    if key == SHORT["vp"] and value == "1":
+        # Megatron-Core takes 1 for interleaving with one chunk; everyone means none.
+        value = "null"
+    return f"{key}={value}"
+
+
+def _read(document: Document, overrides: Sequence[str]) -> Settings:
+    return read_settings(document, [parse_override(text, document.data) for text in overrides])
+
+
+def _from_megatron_lm(name: str, overrides: Sequence[str], world_size: int) -> Settings:
+    from overlapkit.config.megatron_lm import read_megatron_lm
+
+    settings = read_megatron_lm(name, world_size=world_size)
+    if not overrides:
+        return settings
+    data = {s: dict(c) if c else c for s, c in settings.values.items()}
+    read = read_settings(
+        Document(settings.source, data), [parse_override(text, data) for text in overrides]
+    )
+    return replace(read, where=settings.where | read.where, asked=settings.asked | read.asked)
+
+
+def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int, int | None]:
+    for option, value in (("--world-size", given), ("--nodes", nodes)):
+        if value is not None and not 1 <= value <= LARGEST:
+            raise InputError(f"{option} {value}: must be from 1 to {LARGEST}")
+    if nodes is None:
+        if given is None:
+            raise InputError("--world-size N is missing: the number of GPUs of the job")
+        return given, None
+    # A rack-wide NVLink domain is made of trays of 4 GPUs (GB200 NVL72).
+    usual = 4 if domain > 8 else domain
+    if given is None:
+        return nodes * usual, usual
+    if given % nodes:
+        raise InputError(
+            f"--world-size {given} cannot be divided over --nodes {nodes}; give a multiple of it"
+        )
+    return given, given // nodes
+
+
+def _filled_in(settings: Settings, world_size: int, per_node: int | None, named: bool) -> Inputs:
+    flat = settings.flat()
+    values = {s: dict(c) if isinstance(c, dict) else c for s, c in settings.values.items()}
+    asked = set(settings.asked)
+    assumed = []
+    layout_given = not named or any(key in settings.overridden for key in LAYOUT)
+    micro_given = flat.get(SHORT["mbs"]) is not None
+    batch_given = flat.get(SHORT["gbs"]) is not None
+
+    def fill(section: str, key: str, value: Any, why: str) -> None:
+        content = values.get(section)
+        values[section] = {**(content or {}), key: value}
+        asked.add(f"{section}.{key}")
+        assumed.append(f"{section}.{key}={value} is assumed: {why}")
+
+    if "mixed_precision" not in values and not _states_precision(values.get("model") or {}):
+        fill("mixed_precision", "_recipe", "bf16_mixed", "no precision is given")
+        assumed[-1] = "mixed_precision=bf16_mixed is assumed: no precision is given"
+        asked.add("mixed_precision")
+    if not micro_given:
+        fill("train", "micro_batch_size", 1, "none is given")
+    if not batch_given:
+        batch, why = _global_batch(values, world_size)
+        fill("train", "global_batch_size", batch, why)
+    filled = replace(settings, values=values, asked=frozenset(asked))
+    return Inputs(
+        filled, world_size, per_node, layout_given, micro_given, batch_given, tuple(assumed)
+    )
+
+
+def _states_precision(model: Mapping[str, Any]) -> bool:
+    return any(model.get(key) for key in ("bf16", "fp16", "params_dtype", "fp8", "fp4"))
+
+
+def _global_batch(values: Mapping[str, dict[str, Any] | None], world_size: int) -> tuple[int, str]:
+    """A global batch of about `STEP_TOKENS` that every data-parallel size divides."""
+    default = section_fields("model")["seq_length"].default
+    sequence = (values.get("model") or {}).get("seq_length") or default or 1024
+    micro = (values.get("train") or {}).get("micro_batch_size") or 1
+    unit = world_size * micro
+    batch = max(round(STEP_TOKENS / sequence / unit), 1) * unit
+    return batch, f"about {STEP_TOKENS >> 20} Mi tokens a step, as Llama 3 began with"

@@ -1,0 +1,243 @@
+"""The overlap to ask for: a configuration, held against every rule before anything is claimed.
+
+`propose` writes a comm_overlap section onto the settings of a run and applies the rules of
+`megatron.bridge` to it, as `overlapkit explain` does. What the rules do not grant is taken out
+again, with their reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron.bridge.training.bucket_size import AUTO
+from megatron.bridge.training.decisions import Decision, Outcome
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.overlap_context import _CommOverlapConfig
+from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.explain.report import Assumptions, Report, explain
+from overlapkit.plan.precision import linear_precision
+from overlapkit.plan.presets import NO_USERBUFFERS, LayerShape, PresetChoice, choose_preset
+
+EP_OVERLAP = "overlap_moe_expert_parallel_comm"
+
+_GOVERNED = {
+    section: frozenset(f.name for f in dataclasses.fields(_CommOverlapConfig))
+    for section in ("model", "ddp", "optimizer")
+}
+_OF_PRECISION = frozenset(f.name for f in dataclasses.fields(MixedPrecisionConfig))
+_ENCODER_DECODER = ("encoder_num_layers", "seq_length_dec")
+_HYBRID = ("is_hybrid_model", "hybrid_override_pattern", "mamba_stack_spec")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whether a dimension's overlap is worth asking for, and why."""
+
+    on: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration with the overlap recommended for it.
+
+    Attributes:
+        settings: ready to be written out; everything in it passes the rules.
+        report: what the rules make of it.
+        run: its configurations, effective.
+        tensor: whether TP overlap is asked for, and why.
+        preset: the userbuffers settings; None where there is no TP overlap.
+        refused: what the rules did not grant of what was tried, and was taken out again.
+        pinned: keys of comm_overlap that the user fixed on the command line.
+    """
+
+    settings: Settings
+    report: Report
+    run: Run
+    tensor: Asked
+    preset: PresetChoice | None
+    refused: tuple[Decision, ...]
+    pinned: frozenset[str]
+
+    def effective(self, knob: str) -> Any:
+        """The value of a knob such as ``model.tp_comm_overlap`` that the run will have."""
+        return self.report.effective[knob]
+
+
+def propose(
+    settings: Settings, world_size: int, assumptions: Assumptions, *, expert_overlap: bool = True
+) -> Proposal:
+    """The overlap to ask for with one layout.
+
+    Args:
+        settings: with the layout, the batch and the precision; its own overlap is replaced, but
+            for keys of comm_overlap that an override set.
+        world_size: GPUs of the job.
+        assumptions: GPU and software.
+        expert_overlap: whether to try the overlap of the experts' exchange where there is one.
+
+    Raises:
+        InputError: as `explain`.
+    """
+    base = without_overlap(settings)
+    run = build_run(base)
+    if run.mixed_precision is not None:
+        run.mixed_precision.setup(run.model, run.optimizer, run.ddp, software=assumptions.software)
+    lora = settings.values.get("peft") is not None
+    tensor, preset = _tensor(run, assumptions, lora=lora)
+    model = run.model
+    replicas = world_size // (
+        (model.tensor_model_parallel_size or 1) * (model.pipeline_model_parallel_size or 1)
+    )
+    comm: dict[str, Any] = {"tp_comm_overlap": tensor.on}
+    if preset is not None and preset.name is not None:
+        comm["tp_comm_overlap_cfg"] = preset.name
+    if replicas > 1 and not lora:
+        comm |= {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": AUTO}
+    if expert_overlap and (model.expert_model_parallel_size or 1) > 1:
+        comm[EP_OVERLAP] = True
+    pinned = frozenset(
+        key.partition(".")[2] for key in settings.overridden if key.startswith("comm_overlap.")
+    )
+    fixed = settings.values.get("comm_overlap") or {}
+    comm |= {key: fixed[key] for key in pinned if key in fixed}
+    if not comm.get("tp_comm_overlap"):
+        comm.pop("tp_comm_overlap_cfg", None)
+
+    values = {s: dict(c) if isinstance(c, dict) else c for s, c in base.values.items()}
+    if (model.tensor_model_parallel_size or 1) > 1 and not _overridden(settings, "model"):
+        values["model"] = {**(values.get("model") or {}), "sequence_parallel": True}
+    if replicas > 1 and not lora:
+        _shard_optimizer(values, settings.overridden)
+    proposed = _with(base, values, comm)
+    report = explain(proposed, world_size, assumptions)
+    refused: list[Decision] = []
+    broken = [
+        d
+        for d in report.decisions
+        if d.outcome is Outcome.ERROR and d.knob == f"model.{EP_OVERLAP}" and EP_OVERLAP in comm
+    ]
+    if broken and EP_OVERLAP not in pinned:
+        refused += broken
+        del comm[EP_OVERLAP]
+        proposed = _with(base, values, comm)
+        report = explain(proposed, world_size, assumptions)
+    if comm.get("bucket_size") == AUTO:
+        # The number, so that it can be pasted where "auto" is not known.
+        comm["bucket_size"] = report.effective["ddp.bucket_size"]
+        if comm["bucket_size"] is None:
+            del comm["bucket_size"]
+        proposed = _with(base, values, comm)
+        report = explain(proposed, world_size, assumptions)
+    return Proposal(proposed, report, run, tensor, preset, tuple(refused), pinned)
+
+
+def without_overlap(settings: Settings) -> Settings:
+    """The settings without any overlap of their own, nor what mixed precision overwrites anyway."""
+    values: dict[str, dict[str, Any] | None] = {}
+    precision = settings.values.get("mixed_precision") is not None
+    for section, content in settings.values.items():
+        if section == "comm_overlap":
+            continue
+        dropped = _GOVERNED.get(section, frozenset())
+        if precision and dropped:
+            dropped |= _OF_PRECISION
+        values[section] = (
+            {k: v for k, v in content.items() if k not in dropped} if content else content
+        )
+    return replace(settings, values=values, asked=_asked(values, settings.asked))
+
+
+def _with(
+    base: Settings, values: Mapping[str, dict[str, Any] | None], comm: dict[str, Any]
+) -> Settings:
+    held = {**values, "comm_overlap": dict(comm)}
+    added = {
+        f"{section}.{key}"
+        for section, content in held.items()
+        for key, value in (content or {}).items()
+        if (base.values.get(section) or {}).get(key) != value
+        or key not in (base.values.get(section) or {})
+    }
+    return replace(base, values=held, asked=_asked(held, base.asked | added))
+
+
+def _asked(values: Mapping[str, dict[str, Any] | None], asked: frozenset[str]) -> frozenset[str]:
+    there = {f"{s}.{k}" for s, content in values.items() for k in (content or {})}
+    return frozenset(key for key in asked if key in there or "." not in key)
+
+
+def _overridden(settings: Settings, section: str) -> bool:
+    return f"{section}.sequence_parallel" in settings.overridden
+
+
+def _shard_optimizer(values: dict[str, dict[str, Any] | None], overridden: frozenset[str]) -> None:
+    """Turn the distributed optimizer on, without which comm_overlap leaves the gradients alone."""
+    name = "use_distributed_optimizer"
+    if any(f"{section}.{name}" in overridden for section in ("ddp", "optimizer")):
+        return
+    for section in ("ddp", "optimizer"):
+        values[section] = {**(values.get(section) or {}), name: True}
+
+
+def _tensor(run: Run, assumptions: Assumptions, *, lora: bool) -> tuple[Asked, PresetChoice | None]:
+    m = run.model
+    tp = m.tensor_model_parallel_size or 1
+    hybrid = any(getattr(m, name, None) for name in _HYBRID)
+    if tp < 2:
+        return Asked(
+            False, "TP is 1: a GPU has whole layers, and nothing to exchange in them"
+        ), None
+    if m.num_moe_experts and not hybrid:
+        return Asked(
+            False,
+            "userbuffers overlap attention's GEMMs alone in a mixture of experts, not the grouped "
+            "GEMMs of the experts, and the SMs that they take are missed there: shipped recipes "
+            "for such models leave it off",
+        ), None
+    precision = linear_precision(m).name
+    if precision in NO_USERBUFFERS:
+        return Asked(False, NO_USERBUFFERS[precision]), None
+    if any(getattr(m, name, None) for name in _ENCODER_DECODER):
+        return Asked(
+            False,
+            "userbuffers have one size, and encoder and decoder sequences have two",
+        ), None
+    if getattr(m, "variable_seq_lengths", False):
+        return Asked(
+            False, "userbuffers have one size, and model.variable_seq_lengths changes it"
+        ), None
+    preset = choose_preset(
+        LayerShape(
+            gpu=assumptions.gpu_name,
+            generation=_generation(assumptions),
+            precision=precision,
+            hidden_size=m.hidden_size or 0,
+            tp=tp,
+            cp=m.context_parallel_size or 1,
+            micro_batch=run.train.micro_batch_size or 1,
+            sequence=m.seq_length or 1024,
+            lora=lora,
+            transformer=not hybrid,
+        )
+    )
+    if lora and preset.name is None:
+        return Asked(
+            False,
+            "frozen weights have no wgrad GEMM, under which bulk overlap hides a layer's gradient "
+            f"exchange, and {preset.reason}",
+        ), None
+    return Asked(
+        True,
+        "each layer's all-gathers and reduce-scatters run piece by piece beside their own GEMMs",
+    ), preset
+
+
+def _generation(assumptions: Assumptions) -> str:
+    capability = float(assumptions.gpu.compute_capability)
+    if capability >= 10:
+        return "blackwell"
+    return "hopper" if capability >= 9 else "ampere"
