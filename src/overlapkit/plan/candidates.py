@@ -1,0 +1,218 @@
+"""The layouts that a model and a cluster allow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from overlapkit.config.run import Settings
+from overlapkit.errors import InputError
+
+SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs")
+"""What `--sweep` takes, in the order in which layouts are told."""
+
+_LARGEST = {"tp": 16, "cp": 64, "mbs": 8, "ep": 256}
+"""Beyond published practice; TP is bounded by the NVLink domain besides."""
+_MOST_CHUNKS = 16
+"""Virtual stages on one pipeline rank."""
+_FEWEST_LOCAL_TOKENS = 1024
+"""Tokens of a sequence below which another context-parallel rank is of no use to a model."""
+
+
+@dataclass(frozen=True, order=True)
+class LayoutChoice:
+    """How a model is divided: ranks by dimension, 1 where not divided, and the micro-batch."""
+
+    tp: int
+    pp: int
+    vp: int
+    cp: int
+    ep: int
+    mbs: int
+
+    @property
+    def ranks(self) -> int:
+        """GPUs that hold one copy of the model."""
+        return self.tp * self.pp * self.cp
+
+    def __str__(self) -> str:
+        told = (f"TP {self.tp}", f"PP {self.pp}", f"VPP {self.vp}" if self.vp > 1 else "")
+        more = (f"CP {self.cp}", f"EP {self.ep}" if self.ep > 1 else "", f"micro-batch {self.mbs}")
+        return ", ".join(part for part in (*told, *more) if part)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What divides a model, from its settings.
+
+    Attributes:
+        layers, heads, groups, ffn, sequence: sizes of the model.
+        experts: of a mixture; 0 for a dense model.
+        expert_tp: tensor-parallel ranks of an expert; None follows TP.
+        batch: sequences of a step.
+    """
+
+    layers: int
+    heads: int
+    groups: int
+    ffn: int
+    sequence: int
+    experts: int
+    expert_tp: int | None
+    batch: int
+
+
+def sizes_of(model: Any, train: Any) -> ModelSizes:
+    """The sizes in a run's model and train configurations.
+
+    Raises:
+        InputError: one that a sweep needs is not set.
+    """
+    for name in ("num_layers", "hidden_size", "num_attention_heads"):
+        if not getattr(model, name, None):
+            raise InputError(f"model.{name} is not set, and a sweep needs it; give model.{name}=N")
+    heads = model.num_attention_heads
+    return ModelSizes(
+        layers=model.num_layers,
+        heads=heads,
+        groups=model.num_query_groups or heads,
+        ffn=model.ffn_hidden_size or 4 * model.hidden_size,
+        sequence=model.seq_length or 1024,
+        experts=model.num_moe_experts or 0,
+        expert_tp=model.expert_tensor_parallel_size,
+        batch=train.global_batch_size,
+    )
+
+
+def parse_swept(text: str) -> tuple[str, ...]:
+    """The dimensions in ``tp,pp,vp``.
+
+    Raises:
+        InputError: one is not known.
+    """
+    names = [name.strip().lower().replace("vpp", "vp") for name in text.split(",")]
+    for name in names:
+        if name not in SWEPT:
+            raise InputError(f"--sweep {text}: unknown dimension {name!r}; give {','.join(SWEPT)}")
+    return tuple(dict.fromkeys(names))
+
+
+def candidates(
+    sizes: ModelSizes, world_size: int, domain: int, fixed: LayoutChoice, swept: Collection[str]
+) -> Iterator[LayoutChoice]:
+    """Every layout that divides, with the dimensions that are not swept as in `fixed`.
+
+    Args:
+        sizes: of the model.
+        world_size: GPUs of the job.
+        domain: GPUs that NVLink joins, beyond which TP does not go.
+        fixed: the layout as given.
+        swept: names of `SWEPT`.
+    """
+
+    def powers(name: str, limit: int) -> list[int]:
+        if name not in swept:
+            return [getattr(fixed, name)]
+        most = min(limit, _LARGEST[name])
+        return [1 << n for n in range(most.bit_length()) if 1 << n <= most]
+
+    for tp in powers("tp", min(domain, world_size)):
+        if sizes.heads % tp or sizes.ffn % tp or (sizes.groups % tp and tp % sizes.groups):
+            continue
+        for cp in powers("cp", max(sizes.sequence // _FEWEST_LOCAL_TOKENS, 1)):
+            if sizes.sequence % (2 * cp * tp if cp > 1 else tp) or world_size % (tp * cp):
+                continue
+            for pp, vp in _pipelines(sizes, world_size // (tp * cp), fixed, swept):
+                ranks = tp * cp * pp
+                for ep in powers("ep", sizes.experts) if sizes.experts else [1]:
+                    expert_ranks = ep * (sizes.expert_tp or tp)
+                    if sizes.experts and (sizes.experts % ep or world_size // pp % expert_ranks):
+                        continue
+                    for mbs in powers("mbs", sizes.batch):
+                        rows, rest = divmod(sizes.batch, mbs * (world_size // ranks))
+                        if rest or not rows or (vp > 1 and rows % pp):
+                            continue
+                        yield LayoutChoice(tp, pp, vp, cp, ep, mbs)
+
+
+def _pipelines(
+    sizes: ModelSizes, stages: int, fixed: LayoutChoice, swept: Collection[str]
+) -> Iterator[tuple[int, int]]:
+    """PP and VPP whose chunks hold equal numbers of layers."""
+    for pp in range(1, min(stages, sizes.layers) + 1) if "pp" in swept else [fixed.pp]:
+        if stages % pp:
+            continue
+        for vp in range(1, _MOST_CHUNKS + 1) if "vp" in swept else [fixed.vp]:
+            if vp > 1 and (pp == 1 or pp * vp > sizes.layers):
+                continue
+            if _even(sizes.layers, pp * vp) or not {"pp", "vp"} & set(swept):
+                yield pp, vp
+
+
+def _even(layers: int, chunks: int) -> bool:
+    return layers % chunks == 0 or _even_with_ends(layers, chunks)
+
+
+def _even_with_ends(layers: int, chunks: int) -> bool:
+    """Whether the chunks are equal once embedding and loss count as a layer each."""
+    return chunks > 1 and (layers + 2) % chunks == 0 and (layers + 2) // chunks > 1
+
+
+_OWN_SPLIT = (
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "pipeline_model_parallel_layout",
+)
+_ENDS = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+
+
+def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
+    """The settings with another layout; a pipeline split of their own is replaced where it moves.
+
+    126 layers, as Llama 3 405B has them, divide over 16 stages only with embedding and loss counted
+    as a layer each.
+    """
+    model = dict(settings.values.get("model") or {})
+    before = (
+        model.get("pipeline_model_parallel_size") or 1,
+        model.get("virtual_pipeline_model_parallel_size") or 1,
+    )
+    changed: dict[str, Any] = {
+        "tensor_model_parallel_size": choice.tp,
+        "pipeline_model_parallel_size": choice.pp,
+        "virtual_pipeline_model_parallel_size": choice.vp if choice.vp > 1 else None,
+        "context_parallel_size": choice.cp,
+        "expert_model_parallel_size": choice.ep,
+        "sequence_parallel": choice.tp > 1,
+    }
+    if (choice.pp, choice.vp) != before:
+        chunks, layers = choice.pp * choice.vp, model["num_layers"]
+        ends = layers % chunks != 0 and _even_with_ends(layers, chunks)
+        for name in _OWN_SPLIT:
+            model.pop(name, None)
+        for name in _ENDS:
+            model.pop(name, None)
+            if ends:
+                changed[name] = True
+    values = {
+        **settings.values,
+        "model": model | changed,
+        "train": {**(settings.values.get("train") or {}), "micro_batch_size": choice.mbs},
+    }
+    asked = settings.asked | {f"model.{name}" for name in changed} | {"train.micro_batch_size"}
+    there = {f"{s}.{key}" for s, content in values.items() for key in (content or {})}
+    return replace(settings, values=values, asked=frozenset(k for k in asked if k in there))
+
+
+def layout_in(run: Any) -> LayoutChoice:
+    """The layout of a run."""
+    m = run.model
+    return LayoutChoice(
+        m.tensor_model_parallel_size or 1,
+        m.pipeline_model_parallel_size or 1,
+        m.virtual_pipeline_model_parallel_size or 1,
+        m.context_parallel_size or 1,
+        m.expert_model_parallel_size or 1,
+        run.train.micro_batch_size or 1,
+    )

@@ -1,0 +1,195 @@
+"""Everything recommended passes the rules: explain on the emitted configuration agrees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from megatron.bridge.training.decisions import Outcome
+from overlapkit.config.emit import emit
+from overlapkit.config.run import Settings, build_run, read_settings
+from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.explain.assumptions import assume
+from overlapkit.explain.report import Assumptions, explain
+from overlapkit.plan.candidates import SWEPT, candidates, layout_in, sizes_of, with_layout
+from overlapkit.plan.inputs import PRECISIONS, read_inputs
+from overlapkit.plan.proposal import Proposal, propose
+
+MIXTURE = {
+    "num_layers": 48,
+    "hidden_size": 2048,
+    "ffn_hidden_size": 6144,
+    "num_attention_heads": 32,
+    "num_query_groups": 4,
+    "gated_linear_unit": True,
+    "add_bias_linear": False,
+    "vocab_size": 151936,
+    "seq_length": 4096,
+    "num_moe_experts": 128,
+    "moe_ffn_hidden_size": 768,
+    "moe_router_topk": 8,
+    "moe_token_dispatcher_type": "alltoall",
+}
+WORLD = 128
+
+
+def on(gpu: str) -> Assumptions:
+    return replace(assume(gpu, "assume", None), environment={})
+
+
+def planned(*arguments: str, model: str = "llama3_70b", world_size: int = 64) -> Settings:
+    return read_inputs(
+        arguments,
+        model=model,
+        from_megatron_lm=None,
+        world_size=world_size,
+        nodes=None,
+        domain=8,
+    ).settings
+
+
+def grid() -> list[tuple[str, str, str]]:
+    return list(product(("a100", "h100", "b200"), ("llama3_8b", "gpt3_175b"), PRECISIONS))
+
+
+def emitted(proposal: Proposal, folder: Path) -> Settings:
+    file = folder / "run.yaml"
+    text = emit(proposal.settings, "yaml").text
+    file.write_text(text, encoding="utf-8")
+    return read_settings(read_yaml(file))
+
+
+def assert_agrees(proposal: Proposal, world_size: int, gpu: str, folder: Path) -> None:
+    """What explain says of the emitted configuration is what was claimed."""
+    report = explain(emitted(proposal, folder), world_size, on(gpu))
+    assert report.findings == []
+    assert report.effective == proposal.report.effective
+    assert report.launch_env == proposal.report.launch_env
+    asked = proposal.settings.values["comm_overlap"] or {}
+    for knob, section in (
+        ("tp_comm_overlap", "model"),
+        ("overlap_moe_expert_parallel_comm", "model"),
+        ("overlap_grad_reduce", "ddp"),
+        ("overlap_param_gather", "ddp"),
+        ("bucket_size", "ddp"),
+    ):
+        if knob in asked:
+            assert report.effective[f"{section}.{knob}"] == asked[knob]
+
+
+def some_layouts(settings: Settings, swept: tuple[str, ...]) -> list[Settings]:
+    run = build_run(settings)
+    found = list(candidates(sizes_of(run.model, run.train), WORLD, 8, layout_in(run), swept))
+    chosen = found[:: max(len(found) // 12, 1)]
+    assert len({choice.tp for choice in chosen}) > 2
+    return [with_layout(settings, choice) for choice in chosen]
+
+
+@pytest.mark.parametrize(("gpu", "model", "precision"), grid())
+def test_explain_agrees_for_dense_models(
+    gpu: str, model: str, precision: str, tmp_path: Path
+) -> None:
+    settings = planned(f"precision={precision}", model=model, world_size=WORLD)
+    for each in some_layouts(settings, ("tp", "pp", "vp", "cp", "mbs")):
+        assert_agrees(propose(each, WORLD, on(gpu)), WORLD, gpu, tmp_path)
+
+
+@pytest.mark.parametrize("gpu", ["h100", "gb200"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "mxfp8"])
+@pytest.mark.parametrize("dispatcher", ["alltoall", "flex", "allgather"])
+def test_explain_agrees_for_mixtures(
+    gpu: str, precision: str, dispatcher: str, tmp_path: Path
+) -> None:
+    data = {
+        "model": MIXTURE | {"moe_token_dispatcher_type": dispatcher},
+        "mixed_precision": PRECISIONS[precision],
+        "train": {"micro_batch_size": 1, "global_batch_size": 1024},
+    }
+    settings = read_settings(Document("mixture", data))
+    seen = set()
+    for each in some_layouts(settings, SWEPT):
+        proposal = propose(each, WORLD, on(gpu))
+        assert_agrees(proposal, WORLD, gpu, tmp_path)
+        seen.add(proposal.effective("model.overlap_moe_expert_parallel_comm"))
+        refused = {d.outcome for d in proposal.refused}
+        assert refused <= {Outcome.ERROR}
+    assert seen == ({True, False} if dispatcher != "allgather" else {False})
+
+
+def test_own_overlap_settings_are_replaced_and_nothing_is_refused(tmp_path: Path) -> None:
+    pitfalls = read_inputs(
+        ["examples/pitfalls_16xh100.yaml"],
+        model=None,
+        from_megatron_lm=None,
+        world_size=16,
+        nodes=None,
+        domain=8,
+    ).settings
+    before = explain(pitfalls, 16, on("h100"))
+    assert before.findings
+    proposal = propose(pitfalls, 16, on("h100"))
+    assert_agrees(proposal, 16, "h100", tmp_path)
+    assert proposal.effective("model.tp_comm_overlap") is True
+    assert proposal.effective("model.overlap_p2p_comm") is True
+
+
+def test_a_key_of_comm_overlap_given_on_the_command_line_stays() -> None:
+    settings = planned("tp=4", "comm_overlap.tp_comm_overlap=false", "comm_overlap.bucket_size=7")
+    proposal = propose(settings, 64, on("h100"))
+    assert proposal.effective("model.tp_comm_overlap") is False
+    assert proposal.effective("ddp.bucket_size") == 7
+    assert proposal.pinned == {"tp_comm_overlap", "bucket_size"}
+
+
+def test_context_parallel_ranks_reduce_gradients_though_data_parallel_size_is_1() -> None:
+    proposal = propose(planned("tp=4", "pp=8", "cp=2"), 64, on("h100"))
+    assert proposal.report.data_parallel_size == 1
+    assert proposal.effective("ddp.overlap_grad_reduce") is True
+    assert proposal.effective("ddp.bucket_size") > 0
+
+
+def test_bucket_size_is_what_auto_gives(tmp_path: Path) -> None:
+    settings = planned("tp=4", "pp=4", "vp=5")
+    size = propose(settings, 64, on("h100")).effective("ddp.bucket_size")
+    auto = replace(settings, values=settings.values | {
+        "comm_overlap": {"tp_comm_overlap": False, "bucket_size": "auto"},
+    })  # fmt: skip
+    assert size == explain(auto, 64, on("h100")).effective["ddp.bucket_size"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "overlap"),
+    [("bf16", True), ("fp8", True), ("mxfp8", True), ("nvfp4", False), ("fp16", True)],
+)
+def test_userbuffers_carry_what_transformer_engine_takes(precision: str, overlap: bool) -> None:
+    proposal = propose(planned("tp=4", f"precision={precision}"), 64, on("gb200"))
+    assert proposal.effective("model.tp_comm_overlap") is overlap
+    assert (proposal.preset is not None) is overlap
+    assert overlap or "NVFP4" in proposal.tensor.reason
+
+
+def test_a_mixture_leaves_tensor_overlap_off_with_the_reason() -> None:
+    config = "examples/qwen3_30b_a3b_64xb200.yaml"
+    settings = read_inputs(
+        [config, "tp=2", "etp=1"],
+        model=None,
+        from_megatron_lm=None,
+        world_size=64,
+        nodes=None,
+        domain=8,
+    ).settings
+    proposal = propose(settings, 64, on("b200"))
+    assert proposal.effective("model.tp_comm_overlap") is False
+    assert "experts" in proposal.tensor.reason
+
+
+def test_what_the_rules_refuse_of_the_expert_overlap_is_told() -> None:
+    config = "tests/data/bridge_configs/deepseek_v3_pretrain_config.yaml"
+    settings = read_settings(read_yaml(config))
+    proposal = propose(settings, 2048, on("h100"))
+    assert proposal.effective("model.overlap_moe_expert_parallel_comm") is False
+    assert [d.rule for d in proposal.refused] == ["ep.needs-virtual-pipeline"]
+    assert proposal.report.findings == []
