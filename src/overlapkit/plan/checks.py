@@ -71,7 +71,7 @@ def _divides(m: Any, tp: int, name: str, what: str) -> Iterator[str]:
 
 
 def _experts(m: Any, ep: int, stage_ranks: int) -> Iterator[str]:
-    experts = getattr(m, "num_moe_experts", None)
+    experts: int = getattr(m, "num_moe_experts", None) or 0
     if ep > 1 and not experts:
         yield (
             f"model.expert_model_parallel_size={ep} needs a mixture of experts, and "

@@ -61,6 +61,7 @@ class Inputs:
         micro_batch_given: whether the micro-batch was.
         batch_given: whether the global batch was.
         assumed: what nobody gave and was filled in, as sentences.
+        original: the settings as they were read; None for a published model, which has none.
     """
 
     settings: Settings
@@ -70,53 +71,56 @@ class Inputs:
     micro_batch_given: bool
     batch_given: bool
     assumed: tuple[str, ...]
+    original: Settings | None
 
 
 def read_inputs(
     arguments: Sequence[str],
     *,
-    model: str | None,
-    from_megatron_lm: str | None,
-    world_size: int | None,
-    nodes: int | None,
-    domain: int,
+    model: str | None = None,
+    from_megatron_lm: bool = False,
+    world_size: int | None = None,
+    nodes: int | None = None,
+    domain: int = 8,
 ) -> Inputs:
     """The run that the command's arguments describe.
 
     Args:
         arguments: a configuration's file, where one is given, and overrides.
         model: the name of a published model.
-        from_megatron_lm: a file with a Megatron-LM command line.
-        world_size: GPUs of the job; None takes whole nodes.
+        from_megatron_lm: whether the file is a launch script of Megatron-LM, or its arguments stand
+            among `arguments`.
+        world_size: GPUs of the job; None takes whole nodes, or what a launch script tells.
         nodes: machines of the job; None does not tell.
         domain: GPUs in one NVLink domain of the GPU's reference system.
 
     Raises:
         InputError: not exactly one source, or any fault in it.
     """
+    if from_megatron_lm:
+        if model is not None:
+            raise InputError(f"give --from-megatron-lm or --model {model}, not both")
+        read = _from_megatron_lm(arguments)
+        told = read.launch.world_size if read.launch is not None else None
+        size, per_node = _world_size(world_size or (None if nodes else told), nodes, domain)
+        # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
+        settings = replace(read, framework="megatron-bridge", launch=None)
+        notes = read.launch.notes if read.launch is not None else ()
+        return _filled_in(settings, read, size, per_node, notes)
     overrides = [_spelt_out(text) for text in arguments if is_override(text)]
     files = [text for text in arguments if not is_override(text)]
-    sources = [*files]
-    sources += [f"--model {model}"] if model is not None else []
-    sources += [f"--from-megatron-lm {from_megatron_lm}"] if from_megatron_lm is not None else []
+    sources = [*files, *([f"--model {model}"] if model is not None else [])]
     if len(sources) != 1:
         given = " and ".join(sources) or "none is given"
-        raise InputError(
-            f"plan needs one of CONFIG, --model NAME and --from-megatron-lm FILE: {given}"
-        )
+        raise InputError(f"plan takes one CONFIG, or --model NAME: {given}")
     size, per_node = _world_size(world_size, nodes, domain)
-    if model is not None:
-        document = Document(
-            f"--model {model}",
-            {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}},
-        )
-        settings = _read(document, overrides)
-    elif from_megatron_lm is not None:
-        settings = _from_megatron_lm(from_megatron_lm, overrides, size)
-    else:
+    if model is None:
         _check_file(files[0])
         settings = _read(read_yaml(files[0]), overrides)
-    return _filled_in(settings, size, per_node, named=model is not None)
+        return _filled_in(settings, settings, size, per_node, ())
+    data = {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}}
+    settings = _read(Document(f"--model {model}", data), overrides)
+    return _filled_in(settings, None, size, per_node, ())
 
 
 def _check_file(name: str) -> None:
@@ -146,17 +150,27 @@ def _read(document: Document, overrides: Sequence[str]) -> Settings:
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
 
-def _from_megatron_lm(name: str, overrides: Sequence[str], world_size: int) -> Settings:
-    from overlapkit.config.megatron_lm import read_megatron_lm
+def _from_megatron_lm(arguments: Sequence[str]) -> Settings:
+    """The settings of a launch script, or of Megatron-LM's arguments, with overrides on top.
 
-    settings = read_megatron_lm(name, world_size=world_size)
-    if not overrides:
-        return settings
-    data = {s: dict(c) if c else c for s, c in settings.values.items()}
-    read = read_settings(
-        Document(settings.source, data), [parse_override(text, data) for text in overrides]
-    )
-    return replace(read, where=settings.where | read.where, asked=settings.asked | read.asked)
+    As for `overlapkit explain`: NAME=value gives a variable that the script does not set.
+    """
+    from overlapkit.config.megatron_lm import read_megatron_lm, read_megatron_lm_arguments
+
+    first = next((n for n, text in enumerate(arguments) if text.startswith("-")), None)
+    if first is not None:
+        before = [_spelt_out(text) for text in arguments[:first]]
+        return read_megatron_lm_arguments(arguments[first:], overrides=before)
+    files = [text for text in arguments if not is_override(text)]
+    if len(files) != 1:
+        raise InputError(
+            f"--from-megatron-lm takes one launch script, or arguments behind --: {len(files)} "
+            "files are given"
+        )
+    spelt = [_spelt_out(text) for text in arguments if is_override(text)]
+    overrides = [text for text in spelt if "." in text.partition("=")[0]]
+    variables = dict(text.split("=", 1) for text in spelt if text not in overrides)
+    return read_megatron_lm(files[0], variables, overrides=overrides)
 
 
 def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int, int | None]:
@@ -178,11 +192,18 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
     return given, given // nodes
 
 
-def _filled_in(settings: Settings, world_size: int, per_node: int | None, named: bool) -> Inputs:
+def _filled_in(
+    settings: Settings,
+    original: Settings | None,
+    world_size: int,
+    per_node: int | None,
+    notes: Sequence[str],
+) -> Inputs:
     flat = settings.flat()
     values = {s: dict(c) if isinstance(c, dict) else c for s, c in settings.values.items()}
     asked = set(settings.asked)
-    assumed = []
+    assumed = list(notes)
+    named = original is None
     layout_given = not named or any(key in settings.overridden for key in LAYOUT)
     micro_given = flat.get(SHORT["mbs"]) is not None
     batch_given = flat.get(SHORT["gbs"]) is not None
@@ -193,7 +214,9 @@ def _filled_in(settings: Settings, world_size: int, per_node: int | None, named:
         asked.add(f"{section}.{key}")
         assumed.append(f"{section}.{key}={value} is assumed: {why}")
 
-    if "mixed_precision" not in values and not _states_precision(values.get("model") or {}):
+    states_precision = _states_precision(values.get("model") or {})
+    of_megatron_lm = original is not None and original.framework == "megatron-lm"
+    if "mixed_precision" not in values and not states_precision and not of_megatron_lm:
         fill("mixed_precision", "_recipe", "bf16_mixed", "no precision is given")
         assumed[-1] = "mixed_precision=bf16_mixed is assumed: no precision is given"
         asked.add("mixed_precision")
@@ -204,7 +227,14 @@ def _filled_in(settings: Settings, world_size: int, per_node: int | None, named:
         fill("train", "global_batch_size", batch, why)
     filled = replace(settings, values=values, asked=frozenset(asked))
     return Inputs(
-        filled, world_size, per_node, layout_given, micro_given, batch_given, tuple(assumed)
+        settings=filled,
+        world_size=world_size,
+        gpus_per_node=per_node,
+        layout_given=layout_given,
+        micro_batch_given=micro_given,
+        batch_given=batch_given,
+        assumed=tuple(assumed),
+        original=original,
     )
 
 

@@ -51,6 +51,7 @@ class Proposal:
         tensor: whether TP overlap is asked for, and why.
         preset: the userbuffers settings; None where there is no TP overlap.
         refused: what the rules did not grant of what was tried, and was taken out again.
+        bucket: how large gradient buckets should be, and why; None where nothing is cut.
         pinned: keys of comm_overlap that the user fixed on the command line.
     """
 
@@ -60,6 +61,7 @@ class Proposal:
     tensor: Asked
     preset: PresetChoice | None
     refused: tuple[Decision, ...]
+    bucket: Decision | None
     pinned: frozenset[str]
 
     def effective(self, knob: str) -> Any:
@@ -125,14 +127,16 @@ def propose(
         del comm[EP_OVERLAP]
         proposed = _with(base, values, comm)
         report = explain(proposed, world_size, assumptions)
+    bucket = None
     if comm.get("bucket_size") == AUTO:
+        bucket = next((d for d in report.decisions if d.knob == "ddp.bucket_size"), None)
         # The number, so that it can be pasted where "auto" is not known.
         comm["bucket_size"] = report.effective["ddp.bucket_size"]
         if comm["bucket_size"] is None:
             del comm["bucket_size"]
         proposed = _with(base, values, comm)
         report = explain(proposed, world_size, assumptions)
-    return Proposal(proposed, report, run, tensor, preset, tuple(refused), pinned)
+    return Proposal(proposed, report, run, tensor, preset, tuple(refused), bucket, pinned)
 
 
 def without_overlap(settings: Settings) -> Settings:

@@ -34,6 +34,7 @@ MIXTURE = {
     "moe_token_dispatcher_type": "alltoall",
 }
 WORLD = 128
+ROOT = Path(__file__).parents[3]
 
 
 def on(gpu: str) -> Assumptions:
@@ -44,10 +45,7 @@ def planned(*arguments: str, model: str = "llama3_70b", world_size: int = 64) ->
     return read_inputs(
         arguments,
         model=model,
-        from_megatron_lm=None,
         world_size=world_size,
-        nodes=None,
-        domain=8,
     ).settings
 
 
@@ -121,12 +119,8 @@ def test_explain_agrees_for_mixtures(
 
 def test_own_overlap_settings_are_replaced_and_nothing_is_refused(tmp_path: Path) -> None:
     pitfalls = read_inputs(
-        ["examples/pitfalls_16xh100.yaml"],
-        model=None,
-        from_megatron_lm=None,
+        [str(ROOT / "examples/pitfalls_16xh100.yaml")],
         world_size=16,
-        nodes=None,
-        domain=8,
     ).settings
     before = explain(pitfalls, 16, on("h100"))
     assert before.findings
@@ -172,14 +166,10 @@ def test_userbuffers_carry_what_transformer_engine_takes(precision: str, overlap
 
 
 def test_a_mixture_leaves_tensor_overlap_off_with_the_reason() -> None:
-    config = "examples/qwen3_30b_a3b_64xb200.yaml"
+    config = str(ROOT / "examples/qwen3_30b_a3b_64xb200.yaml")
     settings = read_inputs(
         [config, "tp=2", "etp=1"],
-        model=None,
-        from_megatron_lm=None,
         world_size=64,
-        nodes=None,
-        domain=8,
     ).settings
     proposal = propose(settings, 64, on("b200"))
     assert proposal.effective("model.tp_comm_overlap") is False
@@ -187,7 +177,7 @@ def test_a_mixture_leaves_tensor_overlap_off_with_the_reason() -> None:
 
 
 def test_what_the_rules_refuse_of_the_expert_overlap_is_told() -> None:
-    config = "tests/data/bridge_configs/deepseek_v3_pretrain_config.yaml"
+    config = ROOT / "tests/data/bridge_configs/deepseek_v3_pretrain_config.yaml"
     settings = read_settings(read_yaml(config))
     proposal = propose(settings, 2048, on("h100"))
     assert proposal.effective("model.overlap_moe_expert_parallel_comm") is False
