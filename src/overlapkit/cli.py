@@ -50,6 +50,11 @@ def cli(context: click.Context) -> None:
 @click.argument("config")
 @click.argument("more", nargs=-1, metavar="[CONFIG_B] [KEY=VALUE]...")
 @click.option(
+    "--from-megatron-lm",
+    is_flag=True,
+    help="CONFIG is a launch script of Megatron-LM, read and not run, or behind -- its arguments.",
+)
+@click.option(
     "--world-size",
     type=int,
     multiple=True,
@@ -73,6 +78,7 @@ def cli(context: click.Context) -> None:
 def explain(
     config: str,
     more: tuple[str, ...],
+    from_megatron_lm: bool,
     world_size: tuple[int, ...],
     gpu: str | None,
     te: str,
@@ -85,10 +91,23 @@ def explain(
     comm_overlap. KEY=VALUE overrides a key, e.g. model.tensor_model_parallel_size=4. With a second
     configuration, tell only what differs, and which key caused it; b:KEY=VALUE overrides the second
     alone, or a copy of the first: what would change.
+
+    With --from-megatron-lm the rules are Megatron-LM's own. NAME=value then gives a variable that
+    the script does not set, 1=value its first argument, and section.key=value overrides.
+    FILE:LINE names one of several launches.
     """
     from overlapkit.explain.command import run
 
-    return run(config, more, world_size, gpu=gpu, te=te, env_file=env_file, as_json=as_json)
+    return run(
+        config,
+        more,
+        world_size,
+        gpu=gpu,
+        te=te,
+        env_file=env_file,
+        as_json=as_json,
+        from_megatron_lm=from_megatron_lm,
+    )
 
 
 @cli.group()
@@ -198,6 +217,44 @@ def compare(
         force=force,
         as_json=as_json,
         html=html,
+    )
+
+
+@cli.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
+@click.option("--config", metavar="YAML", help="Train with this configuration's settings.")
+@click.option("--ranks", type=int, metavar="N", help="Processes, where a scenario leaves it open.")
+@click.option(
+    "--link",
+    metavar="RATE|none",
+    help="Rate of the link between ranks, such as 400mbit; by default one at which communication "
+    "is comparable with compute.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--steps", type=int, metavar="N", help="Counted steps of each variant.")
+@click.option("--corpus", metavar="FILE", help="A text to train on, instead of a synthetic one.")
+@click.option("--out", metavar="DIR", help="Keep results.json, the profiles and report.html there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/lab/v1).")
+def lab(
+    scenarios: tuple[str, ...],
+    config: str | None,
+    ranks: int | None,
+    link: str | None,
+    device: str,
+    steps: int | None,
+    corpus: str | None,
+    out: str | None,
+    as_json: bool,
+) -> int:
+    """Prove overlap by training a real Megatron-Core model, here, on CPUs or GPUs.
+
+    SCENARIO is one or several of dp, bucket, pp, tp, dp-pp, precision, silent and grid, or all; by
+    default dp and bucket. The exit status is 1 when a claim is not confirmed.
+    """
+    from overlapkit.lab.command import Request, run
+
+    return run(
+        Request(scenarios, config, ranks, link, device, steps, corpus, out, as_json)
     )
 
 

@@ -35,7 +35,7 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-class _CudaMeansCpu(TorchFunctionMode):
+class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
     """Sends what is addressed to CUDA to the CPU."""
 
     def __torch_function__(

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
@@ -47,7 +46,7 @@ def _with_norm(spec: Any) -> Any:
         return TorchNorm
     if isinstance(spec, list):
         return [_with_norm(part) for part in spec]
-    if isinstance(spec, ModuleSpec) or dataclasses.is_dataclass(spec):
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
         changed = {
             f.name: _with_norm(getattr(spec, f.name))
             for f in dataclasses.fields(spec)

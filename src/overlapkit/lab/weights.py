@@ -42,7 +42,6 @@ def _leaves(tree: Any) -> Iterable[Any]:
         yield tree
 
 
-@torch.no_grad()
 def initialize(model: Any) -> None:
     """Give every matrix of an unwrapped model chunk numbers that follow from its place alone."""
     found = pieces(model)
@@ -66,13 +65,16 @@ def initialize(model: Any) -> None:
                 for start, size in zip(offset, parameter.shape, strict=True)
             )
             numbers = numbers[window]
-        parameter.copy_(numbers)
+        with torch.no_grad():
+            parameter.copy_(numbers)
 
 
 def _numbers(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     generator = np.random.default_rng(seed)
-    return generator.standard_normal(shape, dtype=np.float32) * np.float32(_SCALE)
+    numbers = generator.standard_normal(shape, dtype=np.float32)
+    numbers *= np.float32(_SCALE)
+    return numbers
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> str:
@@ -85,7 +87,8 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 def _bits(tensor: torch.Tensor) -> bytes:
     # numpy knows no bfloat16; its bits travel as bytes.
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    bits: bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return bits
 
 
 def save(path: Path, chunks: Iterable[Any], gradients: Mapping[str, torch.Tensor]) -> None:
@@ -112,4 +115,5 @@ def save(path: Path, chunks: Iterable[Any], gradients: Mapping[str, torch.Tensor
             gradient = gradients.get(f"{number}:{name}")
             if gradient is not None:
                 arrays[f"gradient|{label}"] = gradient.float().cpu().numpy()
-    np.savez(path, **arrays)
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

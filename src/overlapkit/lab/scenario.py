@@ -1,0 +1,173 @@
+"""A scenario: what it claims, which variants it trains, and how it judges what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from overlapkit.lab.job import Block, Variant
+from overlapkit.lab.measured import Measured, Seen
+
+Outcome = Literal["confirmed", "not confirmed", "not testable here"]
+CONFIRMED: Outcome = "confirmed"
+NOT_CONFIRMED: Outcome = "not confirmed"
+NOT_TESTABLE: Outcome = "not testable here"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: what was to be shown, in one sentence.
+        outcome: whether it was.
+        evidence: the figures that decided, in one sentence; for what is not testable, why.
+    """
+
+    claim: str
+    outcome: Outcome
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the user chose, for scenarios to build their variants from.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        ranks: --ranks; None: each scenario's own.
+        steps: --steps, counted steps of a variant in all; None: each scenario's own.
+        base: sections of the user's configuration, under what a scenario sets itself.
+        shaped: whether the link between ranks is a slow one.
+        te: whether Transformer Engine can be imported.
+        compute_capability: of the GPU; None without.
+        gpus: how many there are.
+    """
+
+    device: str = "cpu"
+    ranks: int | None = None
+    steps: int | None = None
+    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shaped: bool = True
+    te: bool = False
+    compute_capability: str | None = None
+    gpus: int = 0
+
+    def turns(self, rounds: int, steps: int) -> tuple[int, int]:
+        """Rounds and counted steps of each that come to --steps, or the scenario's own."""
+        if self.steps is None:
+            return rounds, steps
+        rounds = min(rounds, self.steps)
+        return rounds, -(-self.steps // rounds)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing to prove.
+
+    Attributes:
+        name: as on the command line.
+        title: what it shows, in a few words.
+        ranks: processes that it takes unless --ranks says otherwise.
+        blocks: its variants, in blocks that are each measured together.
+        judge: verdicts from what was seen of those blocks.
+        flexible: whether --ranks may change the number of ranks.
+    """
+
+    name: str
+    title: str
+    ranks: int
+    blocks: Callable[[Setting], tuple[Block, ...]]
+    judge: Callable[[Seen, Setting], list[Verdict]]
+    flexible: bool = False
+
+
+Settings = dict[str, dict[str, Any]]
+
+MODEL: Settings = {
+    "model": {
+        "num_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 8,
+        "seq_length": 128,
+        "share_embeddings_and_output_weights": False,
+    },
+    "optimizer": {"optimizer": "adam", "lr": 1e-3, "clip_grad": 0.0},
+    "train": {"micro_batch_size": 4, "global_batch_size": 8},
+}
+"""3.3 million parameters: a step of a few tenths of a second on one core."""
+
+TINY: Settings = {
+    "model": {
+        "num_layers": 4,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "seq_length": 16,
+        "share_embeddings_and_output_weights": False,
+    },
+    # Plain gradient descent: a wrong gradient shows in the weights at its own size, which Adam
+    # would normalize away.
+    "optimizer": {"optimizer": "sgd", "lr": 0.5, "sgd_momentum": 0.0, "clip_grad": 0.0},
+    "train": {"micro_batch_size": 1, "global_batch_size": 8},
+}
+"""For comparing numbers only."""
+
+NO_OVERLAP: Settings = {
+    "comm_overlap": {
+        "tp_comm_overlap": False,
+        "overlap_grad_reduce": False,
+        "overlap_param_gather": False,
+    }
+}
+
+DISTRIBUTED_OPTIMIZER: Settings = {
+    "ddp": {"use_distributed_optimizer": True},
+    "optimizer": {"use_distributed_optimizer": True},
+}
+
+
+def layered(*layers: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """Sections put on top of each other, later keys winning."""
+    result: Settings = {}
+    for layer in layers:
+        for section, content in layer.items():
+            result[section] = {**result.get(section, {}), **content}
+    return result
+
+
+def variant(
+    name: str, setting: Setting, *layers: Mapping[str, Mapping[str, Any]], **more: Any
+) -> Variant:
+    """A variant of the user's base, or of the lab's model, with layers on top."""
+    return Variant(name=name, settings=layered(MODEL, setting.base, *layers), **more)
+
+
+def shorter(off: Measured, on: Measured, claim: str) -> Verdict:
+    """Whether a variant's step is shorter than another's beyond what both vary by."""
+    gain = off.step - on.step
+    noise = off.spread + on.spread
+    evidence = (
+        f"median step {off.step * 1e3:.0f} -> {on.step * 1e3:.0f} ms, "
+        f"{on.step / off.step:.2f} x; both vary by {noise * 1e3:.0f} ms"
+    )
+    return Verdict(claim, CONFIRMED if gain > noise else NOT_CONFIRMED, evidence)
+
+
+def identical(variants: list[Measured], claim: str) -> Verdict:
+    """Whether variants of one layout ended in the same weights and went through the same losses."""
+    first = variants[0]
+    differ = [
+        one.name
+        for one in variants[1:]
+        if one.digests != first.digests or one.losses != first.losses
+    ]
+    if differ:
+        return Verdict(claim, NOT_CONFIRMED, f"{', '.join(differ)}: not those of {first.name}")
+    steps = len(next(iter(first.losses.values()), []))
+    return Verdict(
+        claim,
+        CONFIRMED,
+        f"{len(variants)} variants, {steps} steps each: every bit of the weights of "
+        f"{len(first.digests)} ranks, and every loss, is the same",
+    )

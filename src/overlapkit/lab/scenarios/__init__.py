@@ -1,0 +1,25 @@
+"""The scenarios by their names."""
+
+from __future__ import annotations
+
+from overlapkit.errors import InputError
+from overlapkit.lab.scenario import Scenario
+from overlapkit.lab.scenarios import bucket, dp, dp_pp, pp, precision, tp
+
+SCENARIOS: dict[str, Scenario] = {
+    module.SCENARIO.name: module.SCENARIO for module in (dp, bucket, pp, tp, dp_pp, precision)
+}
+
+DEFAULT = ("dp", "bucket")
+"""What runs without arguments."""
+
+
+def find(name: str) -> Scenario:
+    """The scenario of a name.
+
+    Raises:
+        InputError: there is none; lists those that are.
+    """
+    if name not in SCENARIOS:
+        raise InputError(f"unknown scenario {name!r}; known are {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]

@@ -1,0 +1,99 @@
+"""grad_reduce_in_fp32: what it costs on the wire, and where it has to be set."""
+
+from __future__ import annotations
+
+from overlapkit.lab.job import Block
+from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.scenario import (
+    CONFIRMED,
+    NOT_CONFIRMED,
+    NOT_TESTABLE,
+    Scenario,
+    Setting,
+    Settings,
+    Verdict,
+    layered,
+    variant,
+)
+
+ALL_REDUCED: Settings = {
+    # Without the distributed optimizer nothing but the gradients is on the wire.
+    "ddp": {"use_distributed_optimizer": False, "overlap_grad_reduce": True},
+    "comm_overlap": {"tp_comm_overlap": False},
+}
+FP32 = layered(
+    ALL_REDUCED,
+    {"mixed_precision": {"bf16": True, "params_dtype": "bfloat16", "grad_reduce_in_fp32": True}},
+)
+BF16 = layered(FP32, {"mixed_precision": {"grad_reduce_in_fp32": False}})
+ON_DDP_ALONE = layered(FP32, {"ddp": {"grad_reduce_in_fp32": False}})
+
+DOUBLE = "Reducing gradients in fp32 puts twice the bytes on the wire."
+OVERWRITTEN = "Set on ddp alone, grad_reduce_in_fp32 is overwritten by mixed precision."
+
+TOLERANCE = 0.05
+"""Of the ratio of bytes: packets have headers, and ranks meet in a barrier."""
+
+
+def blocks(setting: Setting) -> tuple[Block, ...]:
+    """Gradients in fp32, in bf16, and bf16 asked for in the wrong place."""
+    rounds, steps = setting.turns(2, 3)
+    return (
+        Block(
+            name="precision",
+            ranks=setting.ranks or 2,
+            variants=(
+                variant("fp32", setting, FP32),
+                variant("bf16", setting, BF16),
+                variant("bf16-on-ddp-alone", setting, ON_DDP_ALONE),
+            ),
+            rounds=rounds,
+            steps=steps,
+            link_of="fp32",
+        ),
+    )
+
+
+def judge(seen: Seen, setting: Setting) -> list[Verdict]:
+    """The bytes, and the overwriting."""
+    variants = seen.variants("precision")
+    return [
+        _double(variants["fp32"], variants["bf16"]),
+        _overwritten(variants["fp32"], variants["bf16-on-ddp-alone"]),
+    ]
+
+
+def _double(fp32: Measured, bf16: Measured) -> Verdict:
+    if not fp32.wire_bytes or not bf16.wire_bytes:
+        why = "the ranks have no link of their own whose bytes could be counted"
+        return Verdict(DOUBLE, NOT_TESTABLE, why)
+    ratio = fp32.wire_bytes / bf16.wire_bytes
+    return Verdict(
+        DOUBLE,
+        CONFIRMED if abs(ratio / 2 - 1) <= TOLERANCE else NOT_CONFIRMED,
+        f"a rank sends {fp32.wire_bytes / 1e6:.2f} MB a step in fp32, "
+        f"{bf16.wire_bytes / 1e6:.2f} MB in bf16: {ratio:.2f} x",
+    )
+
+
+def _overwritten(fp32: Measured, alone: Measured) -> Verdict:
+    decision = alone.decision("precision.overwrites")
+    trained = alone.effective["ddp.grad_reduce_in_fp32"] is True
+    same = alone.digests == fp32.digests
+    return Verdict(
+        OVERWRITTEN,
+        CONFIRMED if decision and trained and same else NOT_CONFIRMED,
+        f"{decision.reason} The weights are those of fp32, bit by bit."
+        if decision and same
+        else "the weights differ from those of fp32",
+    )
+
+
+SCENARIO = Scenario(
+    name="precision",
+    title="gradients reduced in fp32 or bf16: the bytes, and the one place that decides",
+    ranks=2,
+    blocks=blocks,
+    judge=judge,
+    flexible=True,
+)
