@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import OverlapConfigError
@@ -64,6 +64,29 @@ _COUNTED = {
 largest published models stay below a third of each."""
 
 
+Framework = Literal["megatron-bridge", "megatron-lm"]
+"""Whose rules make the settings effective."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launch script tells beside a run's settings.
+
+    Attributes:
+        environment: variables that it exports to the job.
+        source: the script; None where the arguments alone were given.
+        world_size: GPUs that it starts the job on; None where it does not tell.
+        world_size_unknown: why it does not tell, and how to give it.
+        notes: what was assumed in reading it, and what the settings do not show.
+    """
+
+    environment: dict[str, str]
+    source: str | None = None
+    world_size: int | None = None
+    world_size_unknown: str = ""
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Settings:
     """A run's settings as written, checked, nothing filled in.
@@ -77,6 +100,8 @@ class Settings:
             Megatron-Core's default; and every override.
         where: dotted key to ``file:line``, or to the override that set it.
         overridden: dotted keys that an override set.
+        framework: whose defaults and checks apply to them.
+        launch: what the script tells that starts the run; None for a file of settings.
     """
 
     source: str
@@ -84,6 +109,8 @@ class Settings:
     asked: frozenset[str]
     where: dict[str, str] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
+    framework: Framework = "megatron-bridge"
+    launch: Launch | None = None
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""

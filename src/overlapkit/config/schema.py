@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from overlapkit.errors import InputError
 
@@ -90,6 +91,11 @@ _TRAIN = {
     "manual_gc_interval": Field("int", 0),
 }
 _TOKENIZER = {"vocab_size": Field("int|null")}
+# Only a Megatron-LM command line has these.
+_MEGATRON_LM: dict[str, Field] = {
+    f.name: Field(str(f.type).replace(" | None", "|null"), f.default)
+    for f in dataclasses.fields(MegatronLmRequest)
+}
 
 
 def _mixed_precision() -> dict[str, Field]:
@@ -113,12 +119,13 @@ def section_fields(section: str) -> Mapping[str, Field]:
         "comm_overlap": _COMM_OVERLAP,
         "train": _TRAIN,
         "tokenizer": _TOKENIZER,
+        "megatron_lm": _MEGATRON_LM,
     }.get(section, {})
 
 
 def sections() -> frozenset[str]:
     """Every known section name."""
-    return frozenset(bridge_keys().sections)
+    return frozenset(bridge_keys().sections) | {"megatron_lm"}
 
 
 def known_keys(section: str) -> frozenset[str]:

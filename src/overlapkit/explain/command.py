@@ -27,12 +27,26 @@ def run(
     te: str,
     env_file: str | None,
     as_json: bool,
+    from_megatron_lm: bool = False,
 ) -> int:
     """Explain one configuration, or the difference of two; returns the exit status.
+
+    Args:
+        from_megatron_lm: `config` is a launch script of Megatron-LM, or its arguments begin there.
 
     Raises:
         InputError: see `overlapkit.errors`.
     """
+    if from_megatron_lm:
+        flags = next((n for n, text in enumerate((config, *more)) if text.startswith("-")), None)
+        if flags is not None:
+            arguments = [config, *more]
+            given = _from_arguments(arguments[:flags], arguments[flags:])
+            return _explain_one(given, world_sizes, assume(gpu, te, env_file), as_json=as_json)
+    elif config.startswith("-"):
+        raise InputError(
+            f"{config}: for Megatron-LM's arguments write --from-megatron-lm -- {config}"
+        )
     if is_override(config) and not Path(config).exists():
         raise InputError(f"{config}: an override comes after the configuration file")
     others = [argument for argument in more if not is_override(argument)]
@@ -46,13 +60,21 @@ def run(
         raise InputError(f"{others[1]}: explain takes one configuration, or two to compare")
     if of_second and not others:
         others = [config]
-    sizes = _world_sizes(world_sizes, compared=bool(others))
     assumptions = assume(gpu, te, env_file)
-    settings = [_settings(config, overrides)]
-    settings += [_settings(path, overrides + of_second) for path in others]
-    if others:
-        return _compare(settings, sizes, assumptions, as_json=as_json)
-    report = explain(settings[0], sizes[0], assumptions)
+    read = _from_script if from_megatron_lm else _settings
+    settings = [read(config, overrides)]
+    if not others:
+        return _explain_one(settings[0], world_sizes, assumptions, as_json=as_json)
+    settings += [read(path, overrides + of_second) for path in others]
+    sizes = _world_sizes(world_sizes, settings)
+    return _compare(settings, sizes, assumptions, as_json=as_json)
+
+
+def _explain_one(
+    settings: Settings, world_sizes: tuple[int, ...], assumptions: Assumptions, *, as_json: bool
+) -> int:
+    (size,) = _world_sizes(world_sizes, [settings])
+    report = explain(settings, size, assumptions)
     if as_json:
         write_json(report_json(report))
     else:
@@ -92,12 +114,48 @@ def _settings(path: str, overrides: list[str]) -> Settings:
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
 
-def _world_sizes(given: tuple[int, ...], *, compared: bool) -> list[int]:
-    if not given:
-        raise InputError("--world-size N is missing: the number of GPUs of the job")
+def _from_script(path: str, texts: list[str]) -> Settings:
+    """The settings of a launch script; NAME=value gives a variable, a dotted key an override."""
+    from overlapkit.config.megatron_lm import read_megatron_lm
+
+    overrides = [text for text in texts if _is_dotted(text)]
+    variables = dict(text.split("=", 1) for text in texts if not _is_dotted(text))
+    return read_megatron_lm(path, variables, overrides=overrides)
+
+
+def _from_arguments(before: list[str], arguments: list[str]) -> Settings:
+    """The settings of Megatron-LM's arguments, with overrides in front of them."""
+    from overlapkit.config.megatron_lm import read_megatron_lm_arguments
+
+    for text in before:
+        if not is_override(text) or not _is_dotted(text):
+            raise InputError(
+                f"{text}: before Megatron-LM's arguments only section.key=value may stand; give a "
+                "script or its arguments, not both"
+            )
+    return read_megatron_lm_arguments(arguments, overrides=before)
+
+
+def _is_dotted(override: str) -> bool:
+    return "." in override.partition("=")[0] or override.startswith(("+", "~"))
+
+
+def _world_sizes(given: tuple[int, ...], settings: list[Settings]) -> list[int]:
+    """One number of GPUs for each of the settings: as given, else as their launch script tells."""
     for size in given:
         if not 1 <= size <= LARGEST:
             raise InputError(f"--world-size {size}: must be from 1 to {LARGEST}")
-    if len(given) > (2 if compared else 1):
+    if len(given) > len(settings):
         raise InputError("--world-size is given more often than there are configurations")
-    return [given[0], given[-1]]
+    if given:
+        return [given[0], given[-1]][: len(settings)]
+    sizes = []
+    for each in settings:
+        told = each.launch.world_size if each.launch is not None else None
+        if told is None:
+            why = f": {each.launch.world_size_unknown}" if each.launch is not None else ""
+            raise InputError("--world-size N is missing: the number of GPUs of the job" + why)
+        if told > LARGEST:
+            raise InputError(f"{each.source}: starts {told} processes; at most {LARGEST} are taken")
+        sizes.append(told)
+    return sizes

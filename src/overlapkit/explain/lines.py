@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.explain.report import Report, source_of
 
 TITLES = {
@@ -64,6 +65,7 @@ def report_lines(report: Report) -> Iterator[str]:
     """The whole report, a line for each decision."""
     yield " ".join(header(report)[0])
     yield header(report)[1]
+    yield from (f"assumed: {note}" for note in report.notes)
     for block in blocks(report):
         yield ""
         yield block.title
@@ -97,7 +99,8 @@ def header(report: Report) -> tuple[tuple[str, str], str]:
     }
     layout = "  ".join(f"{name} {size}" for name, size in sizes.items())
     machines = f" {report.world_size} x {a.gpu_name}{assumed}"
-    return (report.source, machines), f"{layout}  Transformer Engine {a.te}"
+    rules = f"  {FRAMEWORKS[report.framework]}'s rules"
+    return (report.source, machines), f"{layout}  Transformer Engine {a.te}{rules}"
 
 
 def verdict(report: Report) -> Iterator[tuple[str, str]]:

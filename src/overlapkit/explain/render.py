@@ -30,6 +30,8 @@ def show_report(report: Report, console: Console) -> None:
     (source, machines), layout = header(report)
     console.print(Text.assemble((source, "bold"), f" {machines}"))
     console.print(layout)
+    for note in report.notes:
+        console.print(Text(f"assumed: {note}", "yellow"))
     for block in blocks(report):
         console.print(Text(f"\n{block.title}", "bold"))
         if block.variables:

@@ -16,9 +16,12 @@ from megatron.bridge.recipes.launch_env import (
     omissions,
 )
 from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError
-from megatron.bridge.training.runtime_update import hold_against_request, update_runtime
+from megatron.bridge.training.megatron_lm_rules import environment_refusals
+from megatron.bridge.training.overlap_context import fsdp_switch
+from megatron.bridge.training.runtime_update import hold_against_request
 from megatron.bridge.training.software import Software
-from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.config.effective import make_effective
+from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
 from overlapkit.output import encodable
@@ -100,6 +103,8 @@ class Report:
         decisions: every decision, by dimension.
         effective: `EFFECTIVE_KNOBS` and their values.
         launch_env: the environment that the job needs.
+        framework: whose rules were applied.
+        notes: what was assumed in reading a launch script.
     """
 
     source: str
@@ -109,6 +114,8 @@ class Report:
     decisions: list[Decision]
     effective: dict[str, Any]
     launch_env: tuple[EnvironmentVariable, ...]
+    framework: Framework = "megatron-bridge"
+    notes: tuple[str, ...] = ()
 
     @property
     def findings(self) -> list[Decision]:
@@ -122,9 +129,9 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     Raises:
         InputError: the layout does not divide the world size, or a section cannot be built.
     """
-    run = build_run(settings)
+    assumptions = _with_launch(settings, assumptions)
     try:
-        update = update_runtime(run, world_size, software=assumptions.software, strict=False)
+        run, update = make_effective(settings, world_size, assumptions.software)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     effective = {knob: _value(run, knob) for knob in EFFECTIVE_KNOBS}
@@ -138,9 +145,23 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         for v in required
         if v.name in assumptions.environment
     }
-    decisions += contradictions(required, present, assumptions.environment_source)
+    told_of_environment = contradictions(required, present, assumptions.environment_source)
     if assumptions.environment_is_the_jobs:
-        decisions += omissions(required, assumptions.environment, assumptions.environment_source)
+        told_of_environment += omissions(
+            required, assumptions.environment, assumptions.environment_source
+        )
+    if settings.framework == "megatron-lm":
+        stops = environment_refusals(
+            run,
+            present,
+            assumptions.environment_source,
+            sm100_or_newer=assumptions.gpu.sm100_or_newer,
+            complete=assumptions.environment_is_the_jobs,
+        )
+        # What stops the job is not also told as overlap that is lost.
+        stopped = {d.knob for d in stops}
+        told_of_environment = [d for d in told_of_environment if d.knob not in stopped] + stops
+    decisions += told_of_environment
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also told as granted by an earlier one.
@@ -155,6 +176,25 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         told,
         effective,
         required,
+        settings.framework,
+        settings.launch.notes if settings.launch is not None else (),
+    )
+
+
+def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
+    """The assumptions with what the settings' own launch script exports in the environment's place.
+
+    A file of the job's environment stays: what the script exports is put on top of it.
+    """
+    launch = settings.launch
+    if launch is None or launch.source is None:
+        return assumptions
+    beneath = assumptions.environment if assumptions.environment_is_the_jobs else {}
+    return dataclasses.replace(
+        assumptions,
+        environment={**beneath, **launch.environment},
+        environment_source=launch.source,
+        environment_is_the_jobs=True,
     )
 
 
@@ -179,6 +219,7 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         num_gpus=world_size,
         moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
         a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
+        fsdp=fsdp_switch(run.ddp) is not None,
     )
 
 
@@ -223,6 +264,7 @@ def report_json(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "config": report.source,
+        "framework": report.framework,
         "world_size": report.world_size,
         "data_parallel_size": report.data_parallel_size,
         "gpu": {"name": a.gpu_name, "assumed": not a.gpu_given},
@@ -233,4 +275,5 @@ def report_json(report: Report) -> dict[str, Any]:
         "effective": {k: plain(v) for k, v in report.effective.items()},
         "launch_env": {v.name: v.value for v in report.launch_env},
         "launch_env_reasons": {v.name: v.reason for v in report.launch_env},
+        "notes": list(report.notes),
     }

@@ -134,6 +134,17 @@ def test_the_reason_names_what_the_queues_depend_on(
     assert [words for words in named if words not in variable.reason] == []
 
 
+@pytest.mark.parametrize(("blackwell", "queues"), [(False, "8"), (True, "32")])
+def test_an_fsdp_never_gets_one_queue(blackwell: bool, queues: str) -> None:
+    settings = LaunchSettings(gpu_sm100_or_newer=blackwell, tp_size=2, num_gpus=8, fsdp=True)
+    variable = _connections(settings)
+
+    assert variable.value == queues
+    assert variable.rule == ("launch.queue-blackwell" if blackwell else "launch.queue-fsdp")
+    if not blackwell:
+        assert "FSDP" in variable.reason
+
+
 def test_an_unknown_dispatcher_backend_asks_for_no_queues() -> None:
     assert _connections(_settings(dispatcher="DeepEP")).value == "8"
 

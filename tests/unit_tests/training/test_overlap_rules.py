@@ -29,6 +29,7 @@ from megatron.bridge.training.runtime_update import (
 )
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
+from support.megatron_lm_cases import every_rule
 
 EVERYTHING = AssumedSoftware()
 
@@ -249,7 +250,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 # Spoken by another function than update_runtime, and tested below or in another file.
 ELSEWHERE = {"any.set-by-hand-overwritten"}
-DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core."}
+DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core.", "lm."}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_delayed_wgrad_keeps_the_overlap_that_it_was_granted_for() -> None:
 
 def test_every_rule_is_exercised_here() -> None:
     here = {name for name in RULES if name.startswith(tuple(DIMENSIONS_HERE))}
-    assert here == set(BROKEN) | set(NOTED) | set(CHOSEN) | ELSEWHERE
+    assert here == set(BROKEN) | set(NOTED) | set(CHOSEN) | ELSEWHERE | every_rule()
 
 
 @pytest.mark.parametrize("name", BROKEN)

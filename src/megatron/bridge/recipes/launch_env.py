@@ -47,6 +47,12 @@ QUEUE_HOPPER_ORDER = rule(
     claim=f"{CONNECTIONS} is 1 on Hopper or older where TP or CP > 1 and expert all-to-all overlap "
     "is off, whatever the dispatcher.",
 )
+QUEUE_FSDP = rule(
+    "launch.queue-fsdp",
+    "launch",
+    claim=f"{CONNECTIONS} is 8 with an FSDP, whatever the layout: its gathers and reductions run "
+    "beside compute, which one queue would prevent (Megatron-LM refuses 1).",
+)
 LAYERNORM_MARGIN = rule(
     "launch.layernorm-margin",
     "launch",
@@ -110,6 +116,7 @@ class LaunchSettings:
             None. Megatron-Core's field of this name is "deepep" by default whatever the
             dispatcher, so its bare value says nothing.
         a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
+        fsdp: whether an FSDP shards the model, instead of Megatron DDP.
         enable_layernorm_sm_margin: whether to set the LayerNorm margins.
         layernorm_sm_margin: SMs that LayerNorm leaves free.
         nccl_pp_comm_chunksize: bytes per chunk of a pipeline send; None leaves it to NCCL.
@@ -129,6 +136,7 @@ class LaunchSettings:
     enable_layernorm_sm_margin: bool = True
     layernorm_sm_margin: int = 16
     nccl_pp_comm_chunksize: int | None = None
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         for field in ("tp_size", "cp_size", "pp_size", "num_gpus"):
@@ -186,6 +194,8 @@ def max_connections(s: LaunchSettings) -> tuple[int, Rule]:
     if s.gpu_sm100_or_newer:
         if splits_layers and (s.dp_size > 1 or s.pp_size > 1):
             queues, chosen_by = 32, QUEUE_BLACKWELL
+    elif splits_layers and s.fsdp:
+        queues, chosen_by = max(queues, 8), QUEUE_FSDP
     elif splits_layers and not s.a2a_overlap:
         queues, chosen_by = 1, QUEUE_HOPPER_ORDER
     return queues, chosen_by
@@ -233,6 +243,11 @@ def _queue_reason(s: LaunchSettings, chosen_by: Rule) -> str:
             f"{sizes}, a2a_overlap=False on {generation}: with one hardware queue kernels start "
             "in the order of their launch, so that a communication kernel launched before a GEMM "
             "is not stuck behind it."
+        )
+    if chosen_by is QUEUE_FSDP:
+        return (
+            f"{sizes} with an FSDP on {generation}: its gathers and reductions must run beside "
+            "compute, which one queue would prevent."
         )
     if chosen_by is QUEUE_BLACKWELL:
         return (

@@ -16,7 +16,7 @@ from megatron.bridge.training.buckets import (
     default_bucket_size,
 )
 from megatron.bridge.training.decisions import Decision, Outcome, rule
-from megatron.bridge.training.overlap_context import Context
+from megatron.bridge.training.overlap_context import Context, fsdp_switch
 
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
@@ -54,7 +54,7 @@ SINGLE_BUCKET = rule(
 def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     """Notes on the buckets that a run will have; a refusal where a size is ignored."""
     knob, asked = "ddp.bucket_size", getattr(c.ddp, "bucket_size", None)
-    if getattr(c.ddp, "use_megatron_fsdp", False) or c.replicas == 1:
+    if fsdp_switch(c.ddp) is not None or c.replicas == 1:
         return
     if not c.ddp.overlap_grad_reduce:
         if asked is not None:

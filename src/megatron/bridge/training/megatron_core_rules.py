@@ -15,7 +15,7 @@ from megatron.bridge.training.bucket_rules import bucket_consequences
 from megatron.bridge.training.comm_overlap import pp_hazard
 from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
 from megatron.bridge.training.expert_overlap_rules import DELAY_WGRAD_GATE, EP_GATE, graph_scope
-from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
+from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.tensor_overlap_rules import decide_tp_overlap
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
@@ -102,8 +102,8 @@ FP8_PARAM_NEEDS_FP8 = rule(
 FSDP = rule(
     "core.fsdp",
     "DP",
-    claim="Megatron FSDP is another data-parallel path: the rules of Megatron DDP do not "
-    "describe it, and it wants CUDA_DEVICE_MAX_CONNECTIONS other than 1.",
+    claim="An FSDP is another data-parallel path: the rules of Megatron DDP do not describe it, "
+    "and it wants CUDA_DEVICE_MAX_CONNECTIONS other than 1.",
 )
 EXPERTS_NEEDED = rule(
     "core.expert-parallel-needs-experts",
@@ -176,29 +176,41 @@ def without_comm_overlap(c: Context) -> Iterator[Decision]:
     Transformer Engine ignores a TP overlap whose needs are not met, and Megatron-Core asserts the
     expert-parallel ones; nobody looks for the pipeline hazard.
     """
-    broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
     if c.of_model("tp_comm_overlap"):
         yield decide_tp_overlap(replace(c, request=_CommOverlapConfig(tp_comm_overlap=True)))
-    for dotted, dimension in _AS_WRITTEN.items():
-        section, _, knob = dotted.partition(".")
-        value = getattr(c.model if section == "model" else c.ddp, knob, None)
-        for speaks, found in broken.get(knob, ()):
-            yield _error(speaks, dotted, True, found)
-        if not broken.get(knob) and not (knob == "tp_comm_overlap" and value):
-            yield AS_WRITTEN.decide(
-                dotted,
-                requested=None,
-                effective=value,
-                reason=f"there is no comm_overlap section, so {section} keeps its own value",
-                outcome=Outcome.DEFAULT,
-                dimension=dimension,
-            )
+    yield from as_written(
+        c, AS_WRITTEN, "there is no comm_overlap section, so {section} keeps its own value"
+    )
     yield from pp_hazard(
         c.model,
         overlap_p2p_comm=bool(c.of_model("overlap_p2p_comm")),
         batch_p2p_comm=bool(c.of_model("batch_p2p_comm")),
         section="model",
     )
+
+
+def as_written(c: Context, speaks: Rule, reason: str) -> Iterator[Decision]:
+    """Every knob that nobody decides about, as it is; a broken need of Megatron-Core is an error.
+
+    Args:
+        speaks: the rule that says so.
+        reason: why; ``{section}`` in it stands for the knob's section.
+    """
+    broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
+    for dotted, dimension in _AS_WRITTEN.items():
+        section, _, knob = dotted.partition(".")
+        value = getattr(c.model if section == "model" else c.ddp, knob, None)
+        for need, found in broken.get(knob, ()):
+            yield _error(need, dotted, True, found)
+        if not broken.get(knob) and not (knob == "tp_comm_overlap" and value):
+            yield speaks.decide(
+                dotted,
+                requested=None,
+                effective=value,
+                reason=reason.format(section=section),
+                outcome=Outcome.DEFAULT,
+                dimension=dimension,
+            )
 
 
 def _error(broken: Rule, knob: str, value: Any, reason: str) -> Decision:
@@ -357,13 +369,14 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
 
 def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
     ddp = c.ddp
-    if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
+    switch = fsdp_switch(ddp)
+    if switch is not None:
         yield FSDP.decide(
-            "ddp.use_megatron_fsdp",
+            f"ddp.{switch}",
             requested=True,
             effective=True,
-            reason="Megatron FSDP shards and overlaps by itself; what is said here of buckets and "
-            "gathers describes Megatron DDP",
+            reason="FSDP shards and overlaps by itself: it is another data-parallel path, to which "
+            "the rules of Megatron DDP's buckets and gathers do not apply",
             outcome=Outcome.NOTE,
         )
         return

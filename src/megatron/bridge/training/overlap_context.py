@@ -59,6 +59,17 @@ class Context:
         return getattr(self.model, name, default)
 
 
+def fsdp_switch(ddp: Any) -> str | None:
+    """Which switch puts another data-parallel path in Megatron DDP's place; None where none does.
+
+    `use_torch_fsdp2` is Megatron-LM's; Megatron-Core's configuration has no field for it.
+    """
+    for name in ("use_megatron_fsdp", "use_custom_fsdp", "use_torch_fsdp2"):
+        if getattr(ddp, name, False):
+            return name
+    return None
+
+
 USER_WINS = rule(
     "any.user-wins",
     "any",

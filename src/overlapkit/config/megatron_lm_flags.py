@@ -1,0 +1,270 @@
+"""Megatron-LM's flags that decide about overlap, or make up the workload, and what each sets.
+
+Names and defaults are those of Megatron-LM's main branch, August 2026 (its argument parser).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from overlapkit.errors import InputError
+
+Kind = Literal["int", "str", "names", "freq", "on", "off"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a flag sets.
+
+    Attributes:
+        kind: what follows it: a number, a name, names, a pattern of layers, or nothing ("on" and
+            "off" are the switches, and the value that they set).
+        keys: the dotted keys that it sets.
+    """
+
+    kind: Kind
+    keys: tuple[str, ...]
+
+
+def _flags(kind: Kind, names: str, section: str = "model") -> dict[str, Flag]:
+    """Flags whose key is the flag's own name."""
+    return {
+        f"--{name}": Flag(kind, (f"{section}.{name.replace('-', '_')}",)) for name in names.split()
+    }
+
+
+LM = "megatron_lm"
+"""The section of what is no field of Megatron-Core's configurations."""
+
+CHUNK_LAYERS = "--num-layers-per-virtual-pipeline-stage"
+CHUNKS = "--num-virtual-stages-per-pipeline-rank"
+
+FLAGS: dict[str, Flag] = {
+    **_flags(
+        "int",
+        "tensor-model-parallel-size pipeline-model-parallel-size context-parallel-size "
+        "expert-model-parallel-size expert-tensor-parallel-size num-layers hidden-size "
+        "ffn-hidden-size num-attention-heads num-query-groups kv-channels seq-length vocab-size "
+        "make-vocab-size-divisible-by moe-ffn-hidden-size moe-router-topk "
+        "moe-shared-expert-intermediate-size mtp-num-layers recompute-num-layers "
+        "wgrad-deferral-limit num-layers-at-start-in-bf16 num-layers-at-end-in-bf16 fp8-margin "
+        "fp8-amax-history-len q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim",
+    ),
+    **_flags(
+        "str",
+        "tp-comm-overlap-cfg tp-comm-bootstrap-backend moe-token-dispatcher-type "
+        "moe-flex-dispatcher-backend position-embedding-type normalization transformer-impl "
+        "recompute-granularity recompute-method fp8-amax-compute-algo fp4-recipe cuda-graph-impl "
+        "pipeline-model-parallel-layout",
+    ),
+    **_flags(
+        "on",
+        "sequence-parallel tp-comm-overlap tp-comm-overlap-rs-dgrad add-qkv-bias qk-layernorm "
+        "multi-latent-attention overlap-moe-expert-parallel-comm moe-shared-expert-overlap "
+        "moe-grouped-gemm moe-use-legacy-grouped-gemm defer-embedding-wgrad-compute "
+        "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split "
+        "first-last-layers-bf16 enable-cuda-graph external-cuda-graph",
+    ),
+    **_flags("int", "num-distributed-optimizer-instances", "ddp"),
+    **_flags("str", "data-parallel-sharding-strategy", "ddp"),
+    **_flags("on", "overlap-grad-reduce use-megatron-fsdp use-custom-fsdp", "ddp"),
+    **_flags("int", "micro-batch-size global-batch-size manual-gc-interval", "train"),
+    **_flags("on", "manual-gc", "train"),
+    **_flags("int", "ddp-num-buckets", LM),
+    **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2", LM),
+    **_flags("str", "main-grads-dtype ckpt-format", LM),
+    CHUNK_LAYERS: Flag("int", ()),
+    CHUNKS: Flag("int", ("model.virtual_pipeline_model_parallel_size",)),
+    "--decoder-first-pipeline-num-layers": Flag(
+        "int", ("model.num_layers_in_first_pipeline_stage",)
+    ),
+    "--decoder-last-pipeline-num-layers": Flag("int", ("model.num_layers_in_last_pipeline_stage",)),
+    "--use-distributed-optimizer": Flag(
+        "on", ("ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer")
+    ),
+    "--overlap-param-gather": Flag(
+        "on", ("ddp.overlap_param_gather", "optimizer.overlap_param_gather")
+    ),
+    "--overlap-param-gather-with-optimizer-step": Flag(
+        "on", ("optimizer.overlap_param_gather_with_optimizer_step",)
+    ),
+    "--no-align-param-gather": Flag("off", ("ddp.align_param_gather",)),
+    "--no-overlap-p2p-communication": Flag("off", ("model.overlap_p2p_comm",)),
+    "--overlap-p2p-communication-warmup-flush": Flag(
+        "on", ("model.overlap_p2p_comm_warmup_flush",)
+    ),
+    "--ddp-bucket-size": Flag("int", ("ddp.bucket_size",)),
+    "--ddp-average-in-collective": Flag("on", ("ddp.average_in_collective",)),
+    "--ddp-pad-buckets-for-high-nccl-busbw": Flag("on", ("ddp.pad_buckets_for_high_nccl_busbw",)),
+    "--disable-tp-comm-overlap-ag": Flag("off", ("model.tp_comm_overlap_ag",)),
+    "--disable-tp-comm-overlap-rs": Flag("off", ("model.tp_comm_overlap_rs",)),
+    "--disable-tp-comm-bulk-dgrad": Flag("off", ("model.tp_comm_bulk_dgrad",)),
+    "--disable-tp-comm-bulk-wgrad": Flag("off", ("model.tp_comm_bulk_wgrad",)),
+    "--disable-tp-comm-split-ag": Flag("off", ("model.tp_comm_split_ag",)),
+    "--disable-tp-comm-split-rs": Flag("off", ("model.tp_comm_split_rs",)),
+    "--accumulate-allreduce-grads-in-fp32": Flag("on", ("ddp.grad_reduce_in_fp32",)),
+    "--bf16": Flag("on", ("model.bf16", "optimizer.bf16")),
+    "--fp16": Flag("on", ("model.fp16", "optimizer.fp16")),
+    "--fp8-format": Flag("str", ("model.fp8",)),
+    "--fp8-recipe": Flag("str", ("model.fp8_recipe", "optimizer.fp8_recipe")),
+    "--fp8-param-gather": Flag("on", ("ddp.fp8_param_gather", "model.fp8_param")),
+    "--no-fp8-wgrad": Flag("off", ("model.fp8_wgrad",)),
+    "--fp4-format": Flag("str", ("model.fp4",)),
+    "--reuse-grad-buf-for-mxfp8-param-ag": Flag(
+        "on",
+        (
+            "ddp.reuse_grad_buf_for_mxfp8_param_ag",
+            "optimizer.reuse_grad_buf_for_mxfp8_param_ag",
+        ),
+    ),
+    "--delay-wgrad-compute": Flag("on", ("model.delay_wgrad_compute", "ddp.delay_wgrad_compute")),
+    "--num-experts": Flag("int", ("model.num_moe_experts",)),
+    "--moe-layer-freq": Flag("freq", ("model.moe_layer_freq",)),
+    "--cp-comm-type": Flag("names", ("model.cp_comm_type",)),
+    "--recompute-modules": Flag("names", ("model.recompute_modules",)),
+    "--cuda-graph-scope": Flag("names", ("model.cuda_graph_scope",)),
+    "--no-gradient-accumulation-fusion": Flag("off", ("model.gradient_accumulation_fusion",)),
+    "--disable-bias-linear": Flag("off", ("model.add_bias_linear",)),
+    "--swiglu": Flag("on", ("model.gated_linear_unit",)),
+    "--untie-embeddings-and-output-weights": Flag(
+        "off", ("model.share_embeddings_and_output_weights",)
+    ),
+    "--group-query-attention": Flag("on", ()),
+    "--recompute-activations": Flag("on", ()),
+    "--moe-enable-deepep": Flag("on", ("model.moe_enable_deepep",)),
+    "--use-rotary-position-embeddings": Flag("on", ()),
+    "--use-checkpoint-args": Flag("on", ()),
+    "--use-dist-ckpt": Flag("on", ()),
+}
+"""By flag."""
+
+DEFAULTS: dict[str, Any] = {
+    "model.gradient_accumulation_fusion": True,
+    "model.overlap_p2p_comm": True,
+    "model.should_pad_vocab": True,
+    "ddp.align_param_gather": True,
+}
+"""Megatron-LM's defaults that are not Megatron-Core's."""
+
+_OTHER = frozenset(
+    {
+        "--encoder-tensor-model-parallel-size",
+        "--encoder-pipeline-model-parallel-size",
+        "--encoder-context-parallel-size",
+        "--encoder-num-layers",
+        "--decoder-num-layers",
+        "--encoder-seq-length",
+        "--decoder-seq-length",
+        "--no-align-grad-reduce",
+        "--no-delay-grad-reduce",
+        "--delay-grad-reduce",
+        "--hierarchical-context-parallel-sizes",
+        "--moe-layer-recompute",
+        "--max-position-embeddings",
+        "--target-tensor-parallel-size",
+        "--target-pipeline-parallel-size",
+        "--rampup-batch-size",
+        "--moe-shared-expert-gate",
+        "--hidden-dropout",
+        "--moe-expert-capacity-factor",
+        "--fp8-interval",
+        "--num-attention-heads-per-group",
+        "--no-load-optim",
+        "--no-save-optim",
+        "--use-mcore-models",
+        "--use-flash-attn",
+        "--eval-micro-batch-size",
+        "--eval-global-batch-size",
+    }
+)
+"""Flags that there are, whose names are near one above."""
+
+_NEAR = 0.9
+
+
+def known_flag(argument: str) -> str | None:
+    """The flag of the table that an argument begins with, as ``--flag`` or ``--flag=value``."""
+    name = argument.partition("=")[0]
+    return name if name in FLAGS else None
+
+
+def misspelt(argument: str) -> str | None:
+    """The flag of the table that an unknown one was surely meant to be."""
+    name = argument.partition("=")[0]
+    if name in FLAGS or name in _OTHER or not name.startswith("--"):
+        return None
+    dashed = "--" + name[2:].replace("_", "-").lower()
+    if dashed in FLAGS:
+        return dashed
+    begun = [flag for flag in FLAGS if len(name) > 8 and flag.startswith(name)]
+    near = difflib.get_close_matches(name, FLAGS, n=1, cutoff=_NEAR)
+    return min(begun, key=len) if begun else near[0] if near else None
+
+
+def flag_value(flag: str, words: list[str], where: str) -> Any:
+    """What the words behind a flag say.
+
+    Raises:
+        InputError: too few or too many, or not of its kind.
+    """
+    kind = FLAGS[flag].kind
+    if kind in ("on", "off"):
+        if words and words[0].lower() in ("true", "false", "0", "1", "yes", "no"):
+            raise InputError(
+                f"{where}: {flag} {words[0]}: it is a switch, which takes no value; leave "
+                f"{words[0]} out, or the flag where it should be off"
+            )
+        return kind == "on"
+    if not words or (words[0] == "" and kind != "names"):
+        raise InputError(f"{where}: {flag} needs a value")
+    if kind == "names":
+        return words if len(words) > 1 or flag != "--cp-comm-type" else words[0]
+    word = words[0]
+    if kind == "int":
+        if re.fullmatch(r"[-+]?\d{1,18}", word) is None:
+            raise InputError(f"{where}: {flag} {word[:40]}: must be a whole number")
+        return int(word)
+    return layer_pattern(word, where) if kind == "freq" else word
+
+
+def layer_pattern(text: str, where: str) -> int | list[int]:
+    """--moe-layer-freq: a number N, or a list written as in Python, such as ``[0]*3+[1]*58``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if re.fullmatch(r"\d{1,6}", text):
+        return int(text)
+    try:
+        pattern = _pattern(ast.parse(text, mode="eval").body) if len(text) < 5000 else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pattern = None
+    if not isinstance(pattern, list):
+        raise InputError(
+            f"{where}: --moe-layer-freq {text[:40]}: must be a whole number, or lists of 0 and 1 "
+            "with + and *"
+        )
+    return pattern
+
+
+def _pattern(node: ast.expr) -> int | list[int] | None:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.List):
+        items = [_pattern(item) for item in node.elts]
+        return [i for i in items if isinstance(i, int)]
+    if not isinstance(node, ast.BinOp):
+        return None
+    left, right = _pattern(node.left), _pattern(node.right)
+    if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
+        return left + right
+    if isinstance(node.op, ast.Mult):
+        if isinstance(left, int) and isinstance(right, list):
+            left, right = right, left
+        if isinstance(left, list) and isinstance(right, int) and len(left) * right <= 10_000:
+            return left * right
+    return None

@@ -1,0 +1,188 @@
+"""What a launch line tells beside the job's arguments: how many GPUs, and which environment."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from megatron.bridge.recipes.launch_env import CONNECTIONS
+from overlapkit.config.megatron_lm_arguments import ask_for, place
+from overlapkit.config.megatron_lm_flags import known_flag
+from overlapkit.config.shell_script import Started
+from overlapkit.config.shell_values import Field, Piece
+
+_TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+_MPI = ("mpirun", "mpiexec")
+_SBATCH = re.compile(r"^#SBATCH[ \t]+(.+)$", re.MULTILINE)
+_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+
+
+class Undetermined(Exception):
+    """Why a launch line does not tell the number of GPUs, and how to give it."""
+
+
+def slurm_variables(text: str) -> dict[str, str]:
+    """What Slurm sets in the job of a batch script, by its ``#SBATCH`` lines."""
+    options: dict[str, str] = {}
+    for line in _SBATCH.findall(text):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            continue
+        for number, word in enumerate(words):
+            name, is_set, value = word.partition("=")
+            if re.fullmatch(r"-[NnG]\d+", word):
+                name, value = word[:2], word[2:]
+            elif not is_set and number + 1 < len(words):
+                value = words[number + 1]
+            options[name] = value
+    nodes = options.get("--nodes") or options.get("-N", "")
+    tasks = options.get("--ntasks") or options.get("-n", "")
+    per_node = options.get("--ntasks-per-node", "")
+    gpus = options.get("--gpus-per-node", "") or options.get("--gres", "")
+    gpus = gpus.rpartition(":")[2] if gpus else ""
+    if not tasks and _number(nodes) and _number(per_node):
+        tasks = str(int(nodes) * int(per_node))
+    named = {
+        "SLURM_NNODES": nodes,
+        "SLURM_JOB_NUM_NODES": nodes,
+        "SLURM_NTASKS": tasks,
+        "SLURM_NPROCS": tasks,
+        "SLURM_NTASKS_PER_NODE": per_node,
+        "SLURM_GPUS_PER_NODE": gpus,
+        "SLURM_GPUS_ON_NODE": gpus,
+    }
+    return {name: value for name, value in named.items() if _number(value)}
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,9}", text) and int(text) > 0 else None
+
+
+def split_launch(started: Started) -> tuple[list[Field], list[Field]]:
+    """The launcher's words, outer programs' first, and the job's arguments."""
+    words = list(started.words)
+    entry = _entry(words)
+    return [*started.outer, *words[:entry]], words[entry:]
+
+
+def _entry(words: Sequence[Field]) -> int:
+    """Where the job's arguments begin: behind the training script or module."""
+    for number, word in enumerate(words):
+        text = word.text
+        if text.endswith(".py") and "torch/distributed/" not in text:
+            return number + 1
+        module = words[number - 1].text == "-m" if number else False
+        if module and not text.startswith("torch.distributed."):
+            return number + 1
+    flags = (number for number, word in enumerate(words) if known_flag(word.text))
+    return next(flags, len(words))
+
+
+def is_launch(started: Started) -> int:
+    """How many flags of Megatron-LM a started program is given."""
+    return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
+
+
+def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
+    """GPUs of the job: the launcher's processes a node times its nodes.
+
+    Raises:
+        Undetermined: the launch line does not tell.
+    """
+    head, _ = split_launch(started)
+    names = [PurePosixPath(word.text).name for word in head]
+
+    def behind(*launchers: str) -> list[Field] | None:
+        found = [n for n, name in enumerate(names) if name in launchers]
+        return head[found[-1] + 1 :] if found else None
+
+    options = behind(*_TORCHRUN, "run.py", "launch.py")
+    if options is not None:
+        nodes = _option(options, ("--nnodes",), path, started.line)
+        processes = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
+        return (1 if nodes is None else nodes) * (1 if processes is None else processes)
+    options = behind("deepspeed")
+    if options is not None:
+        gpus = _option(options, ("--num_gpus",), path, started.line)
+        nodes = _option(options, ("--num_nodes",), path, started.line)
+        if gpus is not None:
+            return gpus * (nodes or 1)
+    options = behind(*_MPI)
+    if options is not None:
+        ranks = _option(options, ("-np", "-n", "--np"), path, started.line)
+        if ranks is not None:
+            return ranks
+    options = behind("srun")
+    if options is not None:
+        tasks = _option(options, ("--ntasks", "-n"), path, started.line)
+        nodes = _option(options, ("--nodes", "-N"), path, started.line)
+        each = _option(options, ("--ntasks-per-node",), path, started.line)
+        nodes = nodes or _number(slurm.get("SLURM_NNODES", ""))
+        each = each or _number(slurm.get("SLURM_NTASKS_PER_NODE", ""))
+        tasks = tasks or (nodes * each if nodes and each else None)
+        tasks = tasks or _number(slurm.get("SLURM_NTASKS", ""))
+        if tasks is not None:
+            return tasks
+    exported = started.environment.get("WORLD_SIZE")
+    if exported is not None and (size := _number(exported.text)) and exported.unknown is None:
+        return size
+    raise Undetermined(f"{path}:{started.line}: the launch does not tell how many GPUs it uses")
+
+
+def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:
+    """A launcher's option as a number; None where it is not given.
+
+    Raises:
+        Undetermined: it is given, and its value is not known or no number.
+    """
+    for number, word in enumerate(words):
+        name, is_set, text = word.text.partition("=")
+        value = word
+        if name not in names:
+            short = re.fullmatch(r"(-[nN])(\d+)", word.text)
+            if short is None or short[1] not in names:
+                continue
+            text, is_set = short[2], "="
+        if not is_set:
+            if number + 1 >= len(words):
+                return None
+            value = words[number + 1]
+            text = value.text
+        where = place(path, value, line)
+        if value.unknown is not None:
+            raise Undetermined(str(ask_for(value.unknown, name, where)))
+        size = _number(text)
+        if size is None:
+            raise Undetermined(f"{where}: {name} {text[:30]} is no number of its own")
+        return size
+    return None
+
+
+def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[str]]:
+    """What the job's processes see of the script's variables, and notes on what they do not.
+
+    Raises:
+        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
+    """
+    head, _ = split_launch(started)
+    fields = dict(started.environment)
+    for word in head:
+        option, _, rest = word.text.partition("=")
+        handed = rest.split(",") if option == "--export" else [word.text]
+        for assigned in handed:
+            found = _ASSIGNED.fullmatch(assigned)
+            if found is not None and word.unknown is None:
+                fields[found[1]] = Field((Piece(found[2], word.line),))
+    notes = []
+    if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
+        raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
+    if CONNECTIONS in started.not_exported and CONNECTIONS not in fields:
+        held = started.not_exported[CONNECTIONS]
+        notes.append(
+            f"{place(path, held)}: {CONNECTIONS}={held.text} is not exported, so that the job does "
+            "not see it; write export before it"
+        )
+    return {n: f.text for n, f in fields.items() if f.unknown is None}, notes

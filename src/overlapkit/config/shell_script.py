@@ -1,0 +1,448 @@
+"""Follows a shell script without running it: which programs it would start, with what.
+
+Assignments, arrays, expansions, functions, branches and the environment are followed as bash
+would. Nothing is executed or looked up: a command is taken to succeed, its output is not known, a
+condition that depends on either is taken as false, and what was so assumed is told.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from overlapkit.config.shell_conditions import evaluate_test
+from overlapkit.config.shell_expand import NotKnown, Variables
+from overlapkit.config.shell_parser import parse_script
+from overlapkit.config.shell_tree import (
+    Assignment,
+    Block,
+    Case,
+    Counting,
+    Function,
+    Group,
+    If,
+    Loop,
+    Negated,
+    Node,
+    Simple,
+    Test,
+    Word,
+)
+from overlapkit.config.shell_values import Array, Field, Piece, Unknown
+from overlapkit.errors import InputError
+
+MOST_COMMANDS = 20_000
+"""Commands that are followed, those of a function each time that it is called."""
+_DEEPEST_CALL = 20
+
+_MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
+"""What a part of a script holds whose leaving out may change the answer."""
+_COUNTED_ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
+
+Status = bool | None
+"""Whether a command succeeds; None where only running it would tell."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A program that the script would start.
+
+    Attributes:
+        words: its name and arguments.
+        outer: words of the programs that it is handed to as text, such as srun's.
+        environment: what the script exports to it, by name.
+        not_exported: variables of the script that it does not see.
+        line: where it stands.
+    """
+
+    words: tuple[Field, ...]
+    outer: tuple[Field, ...]
+    environment: dict[str, Field]
+    not_exported: dict[str, Field]
+    line: int
+
+
+@dataclass
+class Followed:
+    """What a script does.
+
+    Attributes:
+        started: the programs, in order.
+        variables: as they are at its end.
+        notes: what was assumed, each with its file and line.
+    """
+
+    started: list[Started]
+    variables: Variables
+    notes: list[str] = field(default_factory=list)
+
+
+class _Stop(Exception):
+    """exit, return, break or continue."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+def follow_script(
+    text: str,
+    path: str,
+    given: Mapping[str, str],
+    surroundings: Mapping[str, str] | None = None,
+) -> Followed:
+    """Follow a script from its start to its end.
+
+    Args:
+        text: the script.
+        path: its name, for messages.
+        given: values of variables, which win over the script's own; "1" is ``$1``.
+        surroundings: variables that are set where it runs, which it may change.
+
+    Raises:
+        InputError: it cannot be read as a script, or is larger than a launch script can be.
+    """
+    follower = _Follower(path, given)
+    for name, value in (surroundings or {}).items():
+        follower.variables.values.setdefault(name, Field((Piece(value, 0),)))
+    block = parse_script(text, path)
+    try:
+        follower.block(block)
+    except _Stop:
+        pass
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply for a launch script") from None
+    notes = [*follower.notes, *follower.variables.replaced.values()]
+    return Followed(follower.started, follower.variables, list(dict.fromkeys(notes)))
+
+
+class _Follower:
+    def __init__(self, path: str, given: Mapping[str, str]) -> None:
+        self.path = path
+        self.variables = Variables(path, given)
+        self.functions: dict[str, Node] = {}
+        self.started: list[Started] = []
+        self.notes: list[str] = []
+        self.export_all = False
+        self.calls = 0
+        self.outer: tuple[Field, ...] = ()
+        self.commands = 0
+
+    def note(self, line: int, told: str) -> None:
+        self.notes.append(f"{self.path}:{line}: {told}")
+
+    def block(self, block: Block) -> Status:
+        status: Status = True
+        for connector, node in block.commands:
+            # What cannot be told is taken to succeed.
+            succeeded = status is not False
+            if (connector == "&&" and not succeeded) or (connector == "||" and succeeded):
+                continue
+            status = self.node(node)
+        return status
+
+    def node(self, node: Node) -> Status:
+        self.commands += 1
+        if self.commands > MOST_COMMANDS:
+            raise InputError(f"{self.path}: runs more commands than a launch script does")
+        if isinstance(node, Simple):
+            return self.simple(node)
+        if isinstance(node, Group):
+            return self.group(node)
+        if isinstance(node, If):
+            return self.if_command(node)
+        if isinstance(node, Case):
+            return self.case(node)
+        if isinstance(node, Loop):
+            return self.loop(node)
+        if isinstance(node, Function):
+            self.functions[node.name] = node.body
+            return True
+        if isinstance(node, Negated):
+            status = self.node(node.command)
+            return None if status is None else not status
+        if isinstance(node, Test):
+            return evaluate_test(node.words, self.variables)
+        return self.counting(node)
+
+    def group(self, node: Group) -> Status:
+        if not node.own_process:
+            return self.block(node.body)
+        values, exported = dict(self.variables.values), set(self.variables.exported)
+        try:
+            return self.block(node.body)
+        except _Stop:
+            return None
+        finally:
+            self.variables.values, self.variables.exported = values, exported
+
+    def counting(self, node: Counting) -> Status:
+        assigned = _COUNTED_ASSIGNMENT.fullmatch(node.text)
+        try:
+            value = self.variables.count(assigned[2] if assigned else node.text, node.line)
+        except NotKnown as problem:
+            if assigned:
+                unknown = Piece("", node.line, unknown=problem.unknown)
+                self.variables.put(assigned[1], Field((unknown,)))
+            return None
+        if assigned:
+            self.variables.put(assigned[1], Field((Piece(str(value), node.line),)))
+        return value != 0
+
+    # ------------------------------------------------------------------------------- branches
+
+    def if_command(self, node: If) -> Status:
+        for condition, body in node.branches:
+            status = self.block(condition)
+            if status is None and _MATTERS.search(body.source + node.otherwise.source):
+                told = " ".join(condition.source.split()).rstrip("; ")
+                self.note(
+                    condition.commands[0][1].line if condition.commands else node.line,
+                    f"whether {told[:80]!r} holds is not known without running it: taken as false",
+                )
+            if status:
+                return self.block(body)
+        return self.block(node.otherwise)
+
+    def case(self, node: Case) -> Status:
+        value = self.variables.scalar(node.word)
+        if value.unknown is not None and value.unknown.why.startswith("it is not set"):
+            value = Field(())
+        if value.unknown is not None:
+            if any(_MATTERS.search(body.source) for _, body in node.items):
+                self.note(node.line, "which branch of this case is taken is not known: none is")
+            return None
+        for patterns, body in node.items:
+            for pattern in patterns:
+                wanted = self.variables.scalar(pattern)
+                if wanted.unknown is None and fnmatch.fnmatchcase(value.text, wanted.text):
+                    return self.block(body)
+        return True
+
+    def loop(self, node: Loop) -> Status:
+        matters = _MATTERS.search(node.body.source) is not None
+        fields = [f for word in node.words for f in self.variables.fields(word)]
+        if node.kind == "while" or not fields or fields[0].unknown is not None:
+            if matters:
+                self.note(node.line, f"the loop {node.told[:60]!r} is left out")
+            return True
+        self.variables.put(node.name, fields[0])
+        if matters and len(fields) > 1:
+            self.note(
+                node.line,
+                f"the loop {node.told[:60]!r} is taken once, with {node.name}={fields[0].text}",
+            )
+        try:
+            return self.block(node.body)
+        except _Stop as stop:
+            if stop.kind not in ("break", "continue"):
+                raise
+            return True
+
+    # -------------------------------------------------------------------------------- commands
+
+    def simple(self, node: Simple) -> Status:
+        words: list[Field] = []
+        assigned: list[Assignment] = []
+        for word in node.words:
+            if isinstance(word, Assignment):
+                assigned.append(word)
+            else:
+                words += self.variables.fields(word)
+        if not words:
+            for assignment in node.assignments:
+                self.variables.assign(assignment)
+                if self.export_all:
+                    self.variables.exported.add(assignment.name)
+            return True
+        name = words[0].text
+        builtin = getattr(self, f"do_{_BUILTINS.get(name, '')}", None)
+        if builtin is not None:
+            result: Status = builtin(node, words, assigned)
+            return result
+        if name in self.functions:
+            return self.call(self.functions[name], words[1:], node.line)
+        held = [w for w in words if " " in w.text.strip() and _COMMAND_LINE.search(w.text)]
+        if held and name not in _TELLS:
+            return self.hand_over(node, words, held[0])
+        self.start(node, words)
+        return True if name in _ALWAYS else False if name == "false" else None
+
+    def hand_over(self, node: Simple, words: list[Field], held: Field) -> Status:
+        """A command that is handed to another program, such as ``srun bash -c "torchrun …"``."""
+        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not held))
+        exported = set(self.variables.exported)
+        for a in node.assignments:
+            self.variables.assign(a)
+            self.variables.exported.add(a.name)
+        try:
+            return self.nested([held], node.line)
+        except _Stop:
+            return None
+        finally:
+            self.outer, self.variables.exported = outer, exported
+
+    def call(self, body: Node, arguments: list[Field], line: int) -> Status:
+        if self.calls >= _DEEPEST_CALL:
+            raise InputError(f"{self.path}:{line}: functions call each other without end")
+        former = self.variables.positional
+        self.calls += 1
+        self.variables.positional = arguments
+        try:
+            return self.node(body)
+        except _Stop as stop:
+            if stop.kind != "return":
+                raise
+            return None
+        finally:
+            self.variables.positional = former
+            self.calls -= 1
+
+    def start(self, node: Simple, words: list[Field]) -> None:
+        values = self.variables.values
+        seen = {n: v for n in self.variables.exported if isinstance(v := values.get(n), Field)}
+        seen |= {
+            a.name: self.variables.scalar(a.value)
+            for a in node.assignments
+            if isinstance(a.value, Word)
+        }
+        hidden = {n: v for n, v in values.items() if n not in seen and isinstance(v, Field)}
+        self.started.append(Started(tuple(words), self.outer, seen, hidden, node.line))
+
+    def nested(self, text: list[Field], line: int) -> Status:
+        """Commands that stand in a value: ``eval``'s arguments."""
+        if self.calls >= _DEEPEST_CALL:
+            raise InputError(f"{self.path}:{line}: commands in values nest without end")
+        source, lines = "", list[int]()
+        for held in text:
+            for piece in (*held.pieces, Piece(" ", 0)):
+                shown = piece.text
+                if piece.unknown is not None:
+                    # Stays unknown where it is used, and is asked for there.
+                    shown = f"${{{_HELD}{len(self.variables.values)}}}"
+                    self.variables.values[shown[2:-1]] = Field((piece,))
+                source += shown
+                lines += [piece.line or line] * len(shown)
+        block = parse_script(source, self.path, lambda at: lines[at] if at < len(lines) else line)
+        self.calls += 1
+        try:
+            return self.block(block)
+        finally:
+            self.calls -= 1
+
+    # ---------------------------------------------------------------------------- builtins
+
+    def do_export(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        for a in assigned:
+            self.variables.assign(a)
+        names = [w.text for w in words[1:] if not w.text.startswith("-")]
+        names += [a.name for a in assigned]
+        for whole in [n for n in names if "=" in n]:
+            # export "NAME=value", quoted as a whole.
+            name, _, value = whole.partition("=")
+            self.variables.put(name, Field((Piece(value, node.line),)))
+            names.append(name)
+        if any(w.text == "-n" for w in words[1:2]):
+            self.variables.exported -= set(names)
+        else:
+            self.variables.exported |= set(names)
+        return True
+
+    def do_declare(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        flags = "".join(w.text for w in words[1:] if w.text.startswith("-"))
+        for a in assigned:
+            self.variables.assign(a)
+            if "x" in flags:
+                self.variables.exported.add(a.name)
+        return True
+
+    def do_unset(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        for word in words[1:]:
+            if word.text not in self.variables.given:
+                self.variables.values.pop(word.text, None)
+                self.variables.exported.discard(word.text)
+        return True
+
+    def do_set(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        options = [w.text for w in words[1:]]
+        if "-a" in options or ("-o" in options and "allexport" in options):
+            self.export_all = True
+        if "+a" in options or ("+o" in options and "allexport" in options):
+            self.export_all = False
+        if "--" in options:
+            self.variables.positional = words[options.index("--") + 2 :]
+        return True
+
+    def do_shift(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        count = words[1].text if len(words) > 1 else "1"
+        by = int(count) if count.isdecimal() and len(count) < 5 else 1
+        self.variables.positional = self.variables.positional[by:]
+        return True
+
+    def do_source(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        name = words[1].text if len(words) > 1 else ""
+        self.note(
+            node.line, f"{name or 'another file'} is not read: give what it sets as NAME=value"
+        )
+        return None
+
+    def do_eval(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        return self.nested(words[1:], node.line)
+
+    def do_read(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        names = [w.text for w in words[1:] if re.fullmatch(r"[A-Za-z_]\w*", w.text)]
+        told = Unknown(None, "it is read when the script runs", node.line)
+        value = self.variables.scalar(node.inputs[-1]) if node.inputs else None
+        if names and value is not None and len(names) == 1:
+            self.variables.put(names[0], value)
+            return True
+        for name in names:
+            self.variables.put(name, Field((Piece("", node.line, unknown=told),)))
+        return None
+
+    def do_array(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        name = words[-1].text
+        if re.fullmatch(r"[A-Za-z_]\w*", name):
+            told = Unknown(name, "it is read when the script runs", node.line)
+            self.variables.put(name, Array((Field((Piece("", node.line, unknown=told),)),)))
+        return None
+
+    def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        raise _Stop(words[0].text)
+
+    def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        inside = [w for w in node.words[1:] if isinstance(w, Word)]
+        if words[0].text == "[" and inside and inside[-1].literal == "]":
+            inside = inside[:-1]
+        return evaluate_test(tuple(inside), self.variables)
+
+
+_BUILTINS = {
+    "export": "export",
+    "declare": "declare",
+    "local": "declare",
+    "readonly": "declare",
+    "typeset": "declare",
+    "unset": "unset",
+    "set": "set",
+    "shift": "shift",
+    "source": "source",
+    ".": "source",
+    "eval": "eval",
+    "read": "read",
+    "mapfile": "array",
+    "readarray": "array",
+    "exit": "exit",
+    "return": "exit",
+    "break": "exit",
+    "continue": "exit",
+    "[": "test",
+    "test": "test",
+}
+_HELD = "__unknown_"
+_TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
+"""Programs that only handle text, even if that is a command."""
+_COMMAND_LINE = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)\s(.*\s)?-", re.DOTALL)
+"""What a value looks like that is a command line: ``bash -c "torchrun …"``."""
+_ALWAYS = frozenset({":", "true", "echo", "printf", "cd", "mkdir", "shopt", "ulimit", "umask"})

@@ -1,0 +1,178 @@
+"""What a shell script is made of, as far as reading its variables and launches needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Text:
+    """Characters as they stand; quoted ones are never split into words."""
+
+    text: str
+    line: int
+    quoted: bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """``$NAME`` or ``${NAME…}``.
+
+    Attributes:
+        name: a variable, a digit, or one of @ * # ? $ ! - 0.
+        operator: "" for the plain value; "length", "indirect", a default's operator such as
+            ``:-``, one that cuts or changes case such as ``%%``, or "other".
+        argument: the word behind the operator.
+        index: what stands in brackets, "" for none.
+    """
+
+    name: str
+    line: int
+    quoted: bool
+    operator: str = ""
+    argument: Word | None = None
+    index: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """``$(…)`` or backticks: never run, so its value is not known."""
+
+    text: str
+    line: int
+    quoted: bool
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """``$((…))``."""
+
+    text: str
+    line: int
+    quoted: bool
+
+
+Part = Text | Parameter | Command | Arithmetic
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word, before expansion."""
+
+    parts: tuple[Part, ...]
+    line: int
+
+    @property
+    def literal(self) -> str | None:
+        """Its text, where nothing in it is expanded."""
+        if all(isinstance(part, Text) for part in self.parts):
+            return "".join(part.text for part in self.parts if isinstance(part, Text))
+        return None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """``NAME=word``, ``NAME+=word`` or ``NAME=(words)``; `value` is None for a bare name."""
+
+    name: str
+    line: int
+    value: Word | tuple[Word, ...] | None
+    append: bool = False
+    index: str = ""
+
+
+@dataclass(frozen=True)
+class Simple:
+    """A simple command: assignments before it, its words, what is fed to its input."""
+
+    assignments: tuple[Assignment, ...]
+    words: tuple[Word | Assignment, ...]
+    line: int
+    inputs: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class Test:
+    """``[[ … ]]``; its words include operators and parentheses."""
+
+    words: tuple[Word, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Counting:
+    """``(( … ))``."""
+
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class If:
+    """Conditions with their bodies, and what is done where none holds."""
+
+    branches: tuple[tuple[Block, Block], ...]
+    otherwise: Block
+    line: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """``case word in pattern) … ;; esac``."""
+
+    word: Word
+    items: tuple[tuple[tuple[Word, ...], Block], ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """``for``, ``while``, ``until`` or ``select``; `words` are those of a ``for … in``."""
+
+    kind: Literal["for", "while"]
+    name: str
+    words: tuple[Word, ...]
+    body: Block
+    line: int
+    told: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function's definition."""
+
+    name: str
+    body: Node
+    line: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """``{ … }``, or ``( … )``, whose variables are lost at its end."""
+
+    body: Block
+    line: int
+    own_process: bool = False
+
+
+@dataclass(frozen=True)
+class Negated:
+    """``! command``."""
+
+    command: Node
+    line: int
+
+
+Node = Simple | Test | Counting | If | Case | Loop | Function | Group | Negated
+
+
+@dataclass(frozen=True)
+class Block:
+    """Commands in order, each with the connector before it: ``;``, ``&&``, ``||`` or ``|``.
+
+    `source` is their text, which tells whether leaving them out matters.
+    """
+
+    commands: tuple[tuple[str, Node], ...] = field(default=())
+    source: str = ""

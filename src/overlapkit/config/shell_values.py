@@ -1,0 +1,102 @@
+"""Values of a shell's variables, each character with the line that it comes from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Why a value is not known, and which variable would have to be given."""
+
+    name: str | None
+    why: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Characters of one line, or a value that is not known.
+
+    Attributes:
+        text: the characters; empty where the value is not known.
+        line: where they stand, from 1; 0 for what the caller gave.
+        quoted: whether they stood in quotes, so that they are not split into words.
+        unknown: why they are not known.
+    """
+
+    text: str
+    line: int
+    quoted: bool = False
+    unknown: Unknown | None = None
+
+
+Scalar = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One word after expansion."""
+
+    pieces: Scalar
+
+    @property
+    def text(self) -> str:
+        """Its characters, without what is not known."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def unknown(self) -> Unknown | None:
+        """The first part that is not known."""
+        return next((p.unknown for p in self.pieces if p.unknown is not None), None)
+
+    @property
+    def line(self) -> int:
+        """The line that it begins on; 0 where nothing tells."""
+        return next((piece.line for piece in self.pieces if piece.text or piece.unknown), 0)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An indexed array's words."""
+
+    fields: tuple[Field, ...]
+
+
+Value = Field | Array
+
+_BLANK = re.compile(r"[ \t\n\r]+")
+
+
+def split_into_fields(pieces: list[Piece | None]) -> list[Field]:
+    """Fields of an expanded word: unquoted blanks separate them, and so does None."""
+    fields: list[Field] = []
+    here: list[Piece] = []
+    begun = False
+
+    def end() -> None:
+        nonlocal begun
+        if begun:
+            fields.append(Field(tuple(here)))
+        here.clear()
+        begun = False
+
+    for piece in pieces:
+        if piece is None:
+            end()
+        elif piece.quoted or piece.unknown is not None:
+            here.append(piece)
+            begun = True
+        else:
+            line, at = piece.line, 0
+            for blank in [*_BLANK.finditer(piece.text), None]:
+                stop = len(piece.text) if blank is None else blank.start()
+                if stop > at:
+                    here.append(Piece(piece.text[at:stop], line))
+                    begun = True
+                if blank is not None:
+                    end()
+                    at = blank.end()
+    end()
+    return fields
