@@ -13,9 +13,34 @@ from overlapkit.errors import InputError
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """What the rules ask of a GPU type; `data/hardware.json` holds more, from the data sheets."""
+    """A GPU type by its data sheet (`data/hardware.json`, which names the sources).
+
+    Attributes:
+        compute_capability: "9.0" and the like.
+        sm: streaming multiprocessors.
+        bf16_tflops, fp8_tflops, nvfp4_tflops: dense tensor-core rates; None where there is none.
+        exp_per_clock: exponentials per SM and clock, which softmax is made of.
+        bf16_flop_per_clock: per SM, which tells the clock that the data sheet's rates are for.
+        hbm_gb, hbm_tbps: memory, and its bandwidth.
+        nvlink_gbps_per_dir: GB/s of one direction.
+        nvlink_domain: GPUs that NVLink connects in the reference system.
+        nic_gbps: Gbit/s of the reference system's network adapter per GPU.
+        tdp_watt: largest power.
+    """
 
     compute_capability: str
+    sm: int
+    bf16_tflops: float
+    bf16_flop_per_clock: int
+    hbm_gb: float
+    hbm_tbps: float
+    nvlink_gbps_per_dir: float
+    nvlink_domain: int
+    nic_gbps: float
+    tdp_watt: float
+    exp_per_clock: int
+    fp8_tflops: float | None = None
+    nvfp4_tflops: float | None = None
 
     @property
     def sm100_or_newer(self) -> bool:

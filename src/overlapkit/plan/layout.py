@@ -1,0 +1,165 @@
+"""How a run divides its model and its batch over the GPUs: sizes, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.bridge.models.model_shape import UncountableModel, read_size
+from megatron.bridge.models.pipeline_layout import layers_by_chunk
+from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.runtime_update import data_parallel_size
+from overlapkit.config.run import Run
+from overlapkit.errors import InputError
+from overlapkit.plan.figure import Figure, given
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks by dimension, and the batch.
+
+    Attributes:
+        world, tp, pp, vp, cp, ep, expert_tp, dp: ranks; `vp` is 1 without virtual pipelining, `dp`
+            is without context parallelism.
+        instances: replicas of the distributed optimizer's shards (1 shards over all of DP x CP).
+        micro_batch: sequences.
+        microbatches: passes of one data-parallel rank through the pipeline in a step.
+        sequence: tokens of a sequence, over all context-parallel ranks.
+        sequence_parallel: whether TP ranks share the tokens outside of attention and MLP.
+        sharding: "none", "optimizer" (distributed optimizer) or "parameters" (FSDP, ZeRO 3).
+        chunk_layers: layers of every chunk as ``[vp_stage][pp_rank]``.
+    """
+
+    world: int
+    tp: int
+    pp: int
+    vp: int
+    cp: int
+    ep: int
+    expert_tp: int
+    dp: int
+    instances: int
+    micro_batch: int
+    microbatches: int
+    sequence: int
+    sequence_parallel: bool
+    sharding: str
+    chunk_layers: tuple[tuple[range, ...], ...]
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences of a step, over all ranks."""
+        return self.micro_batch * self.microbatches * self.dp
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same dense parameters."""
+        return self.dp * self.cp
+
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.replicas * self.tp // (self.ep * self.expert_tp)
+
+    @property
+    def tokens(self) -> Figure:
+        """Tokens of a microbatch that one context-parallel rank works on."""
+        batch = given("micro-batch", self.micro_batch, "sequences", "train.micro_batch_size")
+        length = given("sequence", self.sequence, "tokens", "model.seq_length")
+        ranks = given("CP", self.cp, "ranks", "model.context_parallel_size")
+        return (batch * length / ranks).called("tokens of a microbatch", "tokens")
+
+    @property
+    def step_tokens(self) -> Figure:
+        """Tokens of a step, over all ranks."""
+        batch = given("global batch", self.global_batch, "sequences", "train.global_batch_size")
+        length = given("sequence", self.sequence, "tokens", "model.seq_length")
+        return (batch * length).called("tokens of a step", "tokens")
+
+
+def layout_of(run: Run, world_size: int) -> Layout:
+    """The layout of a run whose configurations are effective (`update_runtime`).
+
+    Raises:
+        InputError: a size is missing or does not divide; names it and the remedy.
+    """
+    model = run.model
+    try:
+        dp = data_parallel_size(model, world_size)
+        pp, vp = (
+            read_size(model, "pipeline_model_parallel_size"),
+            read_size(model, "virtual_pipeline_model_parallel_size", default=1),
+        )
+        chunks = tuple(tuple(row) for row in layers_by_chunk(model))
+        sequence = read_size(model, "seq_length")
+        cp = read_size(model, "context_parallel_size")
+        ep = read_size(model, "expert_model_parallel_size")
+        tp = read_size(model, "tensor_model_parallel_size")
+        expert_tp = read_size(model, "expert_tensor_parallel_size", default=tp)
+    except (UncountableModel, OverlapConfigError) as error:
+        raise InputError(f"the layout cannot be planned: {error}") from None
+    if (dp * cp * tp) % (ep * expert_tp):
+        raise InputError(
+            f"model.expert_model_parallel_size={ep}: EP x expert TP = {ep * expert_tp} does not "
+            f"divide DP x CP x TP = {dp * cp * tp}; choose an EP that divides it"
+        )
+    if sequence % cp:
+        raise InputError(
+            f"model.seq_length={sequence} cannot be divided over model.context_parallel_size={cp}; "
+            "choose a CP that divides it"
+        )
+    micro = _batch(run.train, "micro_batch_size")
+    microbatches, rest = divmod(_batch(run.train, "global_batch_size"), micro * dp)
+    if rest or not microbatches:
+        raise InputError(
+            f"train.global_batch_size={run.train.global_batch_size} is no multiple of micro-batch "
+            f"{micro} x data-parallel size {dp}; set it to a multiple of {micro * dp}"
+        )
+    if vp > 1 and microbatches < pp:
+        raise InputError(
+            f"{microbatches} microbatches are fewer than the {pp} stages of an interleaved "
+            f"pipeline; set train.global_batch_size to {micro * dp * pp} or more, or drop "
+            "model.virtual_pipeline_model_parallel_size"
+        )
+    return Layout(
+        world=world_size,
+        tp=tp,
+        pp=pp,
+        vp=vp,
+        cp=cp,
+        ep=ep,
+        expert_tp=expert_tp,
+        dp=dp,
+        instances=getattr(run.ddp, "num_distributed_optimizer_instances", 1) or 1,
+        micro_batch=micro,
+        microbatches=microbatches,
+        sequence=sequence,
+        sequence_parallel=bool(read_flag(model, "sequence_parallel")) and tp > 1,
+        sharding=_sharding(run.ddp),
+        chunk_layers=chunks,
+    )
+
+
+def read_flag(model: Any, name: str) -> bool:
+    """A switch that a model may lack."""
+    return bool(getattr(model, name, False))
+
+
+def _sharding(ddp: Any) -> str:
+    """What data-parallel ranks share out, after Megatron-FSDP's data_parallel_sharding_strategy."""
+    if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
+        strategy = getattr(ddp, "data_parallel_sharding_strategy", "no_shard")
+        return {
+            "no_shard": "none",
+            "optim": "optimizer",
+            "optim_grads": "gradients",
+            "optim_grads_params": "parameters",
+        }.get(str(strategy), "none")
+    return "optimizer" if getattr(ddp, "use_distributed_optimizer", False) else "none"
+
+
+def _batch(train: Any, name: str) -> int:
+    value = getattr(train, name, None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"train.{name} is not set; give train.{name}=N, in sequences")
+    return value

@@ -1,0 +1,66 @@
+"""Published models by name, as the settings of a configuration's model section."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from overlapkit.config.schema import nearest
+from overlapkit.errors import InputError
+
+_DATA = Path(__file__).resolve().parents[1] / "data" / "hardware.json"
+
+LLAMA: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "position_embedding_type": "rope",
+    "share_embeddings_and_output_weights": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "seq_length": 8192,
+}
+"""What the Llama 3 family has beside its sizes (The Llama 3 Herd of Models, 2024, table 3 and
+section 3.2)."""
+GPT3: dict[str, Any] = {
+    "normalization": "LayerNorm",
+    "add_bias_linear": True,
+    "position_embedding_type": "learned_absolute",
+    "share_embeddings_and_output_weights": True,
+    "seq_length": 2048,
+}
+"""The same for GPT-3 (Language Models are Few-Shot Learners, 2020, section 2.1)."""
+_FAMILIES = {"llama3": LLAMA, "gpt3": GPT3}
+
+
+class _Models(msgspec.Struct, frozen=True):
+    models: dict[str, dict[str, Any]]
+
+
+@cache
+def _known() -> dict[str, dict[str, Any]]:
+    sizes = msgspec.json.decode(_DATA.read_bytes(), type=_Models).models
+    return {name: {**_FAMILIES[name.partition("_")[0]], **held} for name, held in sizes.items()}
+
+
+def model_names() -> tuple[str, ...]:
+    """The names that `named_model` knows."""
+    return tuple(_known())
+
+
+def named_model(name: str) -> dict[str, Any]:
+    """The settings of a model section for a model such as llama3_70b, LLAMA3.1-405B or gpt3_175b.
+
+    Raises:
+        InputError: it is not known; names the nearest and lists those that are.
+    """
+    # 3.1 has the shapes of 3: what changed is the training.
+    plain = name.strip().lower().replace("-", "_").replace("llama31", "llama3")
+    plain = plain.replace("llama3.1", "llama3").replace("llama_3", "llama3")
+    if plain in _known():
+        return dict(_known()[plain])
+    near = nearest(plain, _known())
+    hint = f"did you mean {near}? " if near else ""
+    raise InputError(f"--model {name}: unknown model; {hint}known are {', '.join(_known())}")
