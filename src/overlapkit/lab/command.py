@@ -21,7 +21,8 @@ from overlapkit.lab.document import Told, lab_json
 from overlapkit.lab.job import JOB_FILE, Block, Job
 from overlapkit.lab.measured import Seen, SeenBlock, read_blocks, with_profiles
 from overlapkit.lab.scenario import Scenario, Setting
-from overlapkit.lab.scenarios import DEFAULT, find
+from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
+from overlapkit.lab.user_config import UserConfig, read
 from overlapkit.output import console, write_json
 
 START_S = 240.0
@@ -54,7 +55,7 @@ def run(request: Request) -> int:
     """
     _need_megatron()
     start = time.monotonic()
-    chosen = [find(name) for name in dict.fromkeys(request.scenarios or DEFAULT)]
+    chosen = _chosen(request)
     setting = _setting(request, chosen)
     rate = _rate(request.link)
     out = _empty_folder(request.out)
@@ -184,6 +185,15 @@ def _installed(module: str) -> bool:
         return False
 
 
+def _chosen(request: Request) -> list[Scenario]:
+    names = request.scenarios or ((OWN,) if request.config else DEFAULT)
+    if "all" in names:
+        names = tuple(name for name in SCENARIOS if name != OWN or request.config)
+    if OWN in names and request.config is None:
+        raise InputError(f"scenario {OWN}: give the configuration with --config FILE")
+    return [find(name) for name in dict.fromkeys(names)]
+
+
 def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
     if request.steps is not None and request.steps < 1:
         raise InputError(f"--steps {request.steps}: give at least 1")
@@ -198,6 +208,7 @@ def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
             )
     if request.corpus is not None and not Path(request.corpus).is_file():
         raise InputError(f"--corpus {request.corpus}: no such file")
+    user = None if request.config is None else read(request.config)
     gpus, capability = _gpus() if request.device == "cuda" else (0, None)
     if request.device == "cuda" and not gpus:
         raise InputError("--device cuda: no CUDA GPU is visible; leave --device away for the CPU")
@@ -205,11 +216,25 @@ def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
         device=request.device,
         ranks=request.ranks,
         steps=request.steps,
+        base=_kept(user),
+        user=user,
         shaped=request.device == "cpu" and request.link != "none",
         te=_installed("transformer_engine"),
         compute_capability=capability,
         gpus=gpus,
     )
+
+
+def _kept(user: UserConfig | None) -> dict[str, dict[str, Any]]:
+    """What scenarios with a layout and an overlap of their own take of a configuration."""
+    if user is None:
+        return {}
+    own = ("parallel", "overlap", "p2p")
+    model = {k: v for k, v in user.settings["model"].items() if not any(w in k for w in own)}
+    kept = {"model": model}
+    if "mixed_precision" in user.settings:
+        kept["mixed_precision"] = user.settings["mixed_precision"]
+    return kept
 
 
 def _gpus() -> tuple[int, str | None]:
@@ -229,14 +254,14 @@ def _rate(link: str | None) -> float | str | None:
     if link == "none":
         return None
     text = link.lower().removesuffix("bit")
-    scale = {"k": 1e-3, "m": 1.0, "g": 1e3}.get(text[-1:], None)
+    scale = {"k": 1e-3, "m": 1.0, "g": 1e3}.get(text[-1:])
     try:
         rate = float(text[:-1]) * scale if scale else float(text)
     except ValueError:
         rate = 0.0
     if not 0.1 <= rate <= 1e6:
         raise InputError(
-            f"--link {link}: give a rate such as 400mbit or 2gbit, from 0.1mbit to 1000gbit, or none"
+            f"--link {link}: give a rate from 0.1mbit to 1000gbit, such as 400mbit, or none"
         )
     return rate
 

@@ -97,7 +97,8 @@ class VariantResult(msgspec.Struct, kw_only=True):
         buckets: gradient buckets of each model chunk, in parameters.
         parameters: of this rank.
         turns: per round the seconds of each counted step.
-        losses: mean loss of each step over the rank's microbatches; empty but on the last stage.
+        losses: mean loss of each step over the rank's microbatches, None where it is not finite;
+            empty but on the last stage.
         digest: of this rank's final weights.
         wire_bytes: bytes that this rank's link sent per step, in the counted steps; None where the
             link is not the rank's own.
@@ -115,7 +116,7 @@ class VariantResult(msgspec.Struct, kw_only=True):
     buckets: list[list[int]] = []
     parameters: int = 0
     turns: list[list[float]] = []
-    losses: list[float] = []
+    losses: list[float | None] = []
     digest: str = ""
     wire_bytes: float | None = None
     persistent_bytes: int = 0

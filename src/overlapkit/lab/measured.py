@@ -97,7 +97,7 @@ class Measured:
         return (high - low) / 2
 
     @property
-    def losses(self) -> dict[int, list[float]]:
+    def losses(self) -> dict[int, list[float | None]]:
         return {number: rank.losses for number, rank in enumerate(self.ranks) if rank.losses}
 
     @property

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     network.join()
 
 import gc
+import math
 import os
 import sys
 import time
@@ -292,7 +293,9 @@ class _Block:
         trainer.enter()
         trainer.finish()
         result = self.results[variant.name]
-        result.losses = [float(loss) for loss in trainer.losses]
+        result.losses = [
+            value if math.isfinite(value := float(loss)) else None for loss in trainer.losses
+        ]
         result.digest = trainer.digest()
         result.persistent_bytes = trainer.tensors()
         if variant.weights:
@@ -307,7 +310,7 @@ class _Growth:
         self._device = device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+            self._before = int(torch.cuda.memory_allocated())
             return
         with suppress(OSError):
             # Resets the kernel's high-water mark of this process's resident memory.
@@ -316,7 +319,7 @@ class _Growth:
 
     def bytes(self) -> int:
         if self._device == "cuda":
-            return torch.cuda.max_memory_allocated() - self._before
+            return int(torch.cuda.max_memory_allocated()) - self._before
         return max(0, _resident("VmHWM") - self._before)
 
 

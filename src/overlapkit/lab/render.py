@@ -94,9 +94,12 @@ def _timed(block: dict[str, Any]) -> Table:
         )
     if block["ideal_ms"] is not None:
         table.add_row(
-            "ideal", f"{block['ideal_ms']:,.0f}", "", f"{block['ideal_ms'] / rows[0]['step_ms']:.2f} x",
+            "ideal",
+            f"{block['ideal_ms']:,.0f}",
+            "",
+            f"{block['ideal_ms'] / rows[0]['step_ms']:.2f} x",
             style="dim",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -121,7 +124,7 @@ def _untimed(variants: list[dict[str, Any]]) -> Table:
         table.add_row(
             variant["name"],
             layout,
-            f"{losses[-1]:.6f}" if losses else "-",
+            f"{losses[-1]:.6f}" if losses and losses[-1] is not None else "-",
             variant["weights"][0][:8],
         )
     return table

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from overlapkit.lab.job import Block, Variant
 from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.user_config import UserConfig
 
 Outcome = Literal["confirmed", "not confirmed", "not testable here"]
 CONFIRMED: Outcome = "confirmed"
@@ -38,7 +39,9 @@ class Setting:
         device: "cpu" or "cuda".
         ranks: --ranks; None: each scenario's own.
         steps: --steps, counted steps of a variant in all; None: each scenario's own.
-        base: sections of the user's configuration, under what a scenario sets itself.
+        base: of the user's configuration what a scenario keeps under its own settings: sizes,
+            precision, optimizer.
+        user: the user's configuration, whole.
         shaped: whether the link between ranks is a slow one.
         te: whether Transformer Engine can be imported.
         compute_capability: of the GPU; None without.
@@ -49,6 +52,7 @@ class Setting:
     ranks: int | None = None
     steps: int | None = None
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    user: UserConfig | None = None
     shaped: bool = True
     te: bool = False
     compute_capability: str | None = None

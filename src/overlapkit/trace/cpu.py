@@ -17,7 +17,7 @@ from overlapkit.trace.intervals import Spans, minus, union
 from overlapkit.trace.raw import Group, HostRanges, StepRanges
 
 _OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
-_NOT_COMPUTE = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms", "gloo:")
+_LAUNCHES = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms")
 _AUTOGRAD = "autograd::engine::evaluate_function"
 
 
@@ -90,9 +90,13 @@ def _spans(host: HostRanges, indices: list[int]) -> Spans:
 
 
 def _compute_of(host: HostRanges, ranges: list[int]) -> list[tuple[int, int, str, int, int]]:
-    """The outermost operators of a thread, without the launches and waits inside them."""
-    excluded = _spans(host, [i for i in ranges if host.names[i].startswith(_NOT_COMPUTE)])
-    operators = [i for i in ranges if not host.names[i].startswith(_NOT_COMPUTE)]
+    """The outermost operators of a thread, without the launches and waits inside them.
+
+    An asynchronous send or receive has its gloo range on this thread too, from its launch until it
+    is waited for: what computes within it hides it.
+    """
+    excluded = _spans(host, [i for i in ranges if host.names[i].startswith(_LAUNCHES)])
+    operators = [i for i in ranges if not host.names[i].startswith((*_LAUNCHES, "gloo:"))]
     operators.sort(key=lambda i: (host.start[i], -host.end[i]))
     events = []
     reach = -(1 << 62)

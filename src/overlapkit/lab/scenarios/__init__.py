@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from overlapkit.errors import InputError
 from overlapkit.lab.scenario import Scenario
-from overlapkit.lab.scenarios import bucket, dp, dp_pp, pp, precision, tp
+from overlapkit.lab.scenarios import bucket, config, dp, dp_pp, pp, precision, tp
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO for module in (dp, bucket, pp, tp, dp_pp, precision)
+    module.SCENARIO.name: module.SCENARIO
+    for module in (dp, bucket, pp, tp, dp_pp, precision, config)
 }
 
 DEFAULT = ("dp", "bucket")
 """What runs without arguments."""
+
+OWN = "config"
+"""What runs with --config and no names; it needs one."""
 
 
 def find(name: str) -> Scenario:

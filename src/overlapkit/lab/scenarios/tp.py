@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from overlapkit.lab.job import Block
 from overlapkit.lab.measured import Measured, Seen
 from overlapkit.lab.scenario import (
@@ -112,7 +114,9 @@ def _same(seen: Seen) -> Verdict:
     )
     shards = next(iter(seen.variants("tp-numbers")["tp2"].losses.values()))
     whole = next(iter(seen.variants("tp-whole")["whole"].losses.values()))
-    losses = max(abs(a - b) / abs(b) for a, b in zip(shards, whole, strict=True))
+    losses = max(
+        abs(a - b) / abs(b) if a and b else math.inf for a, b in zip(shards, whole, strict=True)
+    )
     return Verdict(
         SAME,
         CONFIRMED if max(apart.relative, losses) <= TOLERANCE else NOT_CONFIRMED,
@@ -127,10 +131,10 @@ def _userbuffers(timed: dict[str, Measured], setting: Setting) -> Verdict:
     asked = timed["asked"]
     kernels = sorted(
         {
-            collective.name
+            collective.sort.name
             for report in asked.reports
             for collective in report.collectives
-            if "userbuffers" in collective.name.lower() or collective.name.startswith("ub")
+            if "userbuffers" in collective.sort.name.lower()
         }
     )
     assert asked.profile is not None
