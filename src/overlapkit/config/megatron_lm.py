@@ -79,7 +79,7 @@ def read_megatron_lm(
         environment, told = environment_of(started, path)
         notes += told
         try:
-            size = world_size_of(started, slurm, path)
+            size, unknown = world_size_of(started, slurm, path), ""
         except Undetermined as why:
             unknown = str(why)
     if world_size is not None and size not in (None, world_size):
@@ -107,7 +107,7 @@ def read_megatron_lm_arguments(
     size, unknown = None, f"{ARGUMENTS} do not tell how many GPUs the job uses"
     environment, _ = environment_of(started, ARGUMENTS)
     with suppress(Undetermined):
-        size = world_size_of(started, {}, ARGUMENTS)
+        size, unknown = world_size_of(started, {}, ARGUMENTS), ""
     read = read_arguments(split_launch(started)[1], ARGUMENTS)
     launch = Launch(environment, None, size, unknown, tuple(read.notes))
     return _settings(ARGUMENTS, read, overrides, launch, folder=Path())

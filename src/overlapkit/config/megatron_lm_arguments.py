@@ -31,6 +31,7 @@ class Arguments:
         defaults: dotted key to value, Megatron-LM's own or following from other flags.
         where: dotted key to ``file:line``.
         flags: every known flag given, to what was read of it.
+        places: every known flag given, to its ``file:line``.
         notes: what is of interest beside.
     """
 
@@ -38,6 +39,7 @@ class Arguments:
     defaults: dict[str, Any] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -132,6 +134,7 @@ def _read_flag(
     if flag in result.flags and result.flags[flag] != value:
         result.notes.append(f"{where}: {flag} is given again; this last one counts")
     result.flags[flag] = value
+    result.places[flag] = where
     for key in FLAGS[flag].keys:
         result.values[key] = value
         result.where[key] = where
@@ -143,10 +146,11 @@ def _settle(result: Arguments) -> None:
     defaults.update(DEFAULTS)
     for one, other in ((CHUNK_LAYERS, CHUNKS), ("--bf16", "--fp16")):
         if one in flags and other in flags:
-            raise InputError(f"{_where(result, other)}{one} and {other} exclude each other")
+            raise InputError(f"{result.places[other]}: {one} and {other} exclude each other")
     if CHUNK_LAYERS in flags:
         key = "model.virtual_pipeline_model_parallel_size"
-        values[key] = _chunks(values, flags[CHUNK_LAYERS])
+        values[key] = _chunks(values, flags[CHUNK_LAYERS], result.places[CHUNK_LAYERS])
+        result.where[key] = result.places[CHUNK_LAYERS]
     if "--group-query-attention" not in flags and "--num-query-groups" in flags:
         del values["model.num_query_groups"]
         result.notes.append(
@@ -156,8 +160,9 @@ def _settle(result: Arguments) -> None:
         defaults["model.num_query_groups"] = 1
     if "--recompute-activations" in flags:
         values["model.recompute_granularity"] = "selective"
+        result.where["model.recompute_granularity"] = result.places["--recompute-activations"]
     if "--use-rotary-position-embeddings" in flags:
-        values["model.position_embedding_type"] = "rope"
+        defaults["model.position_embedding_type"] = "rope"
     hidden = values.get("model.hidden_size")
     if "--swiglu" in flags and hidden:
         # Two thirds of 4 x hidden, so that the third matrix costs nothing.
@@ -174,12 +179,7 @@ def _settle(result: Arguments) -> None:
         )
 
 
-def _where(result: Arguments, flag: str) -> str:
-    found = [result.where[key] for key in FLAGS[flag].keys if key in result.where]
-    return f"{found[0]}: " if found else ""
-
-
-def _chunks(values: dict[str, Any], layers_of_chunk: int) -> int:
+def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
     """The virtual pipeline size: layers of a stage over layers of a chunk.
 
     Raises:
@@ -188,7 +188,9 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int) -> int:
     layers = values.get("model.num_layers")
     stages = values.get("model.pipeline_model_parallel_size") or 1
     if not layers or layers_of_chunk < 1 or stages < 1:
-        raise InputError(f"{CHUNK_LAYERS} {layers_of_chunk}: needs --num-layers, and sizes above 0")
+        raise InputError(
+            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: needs --num-layers, and sizes above 0"
+        )
     told = f"--num-layers {layers}"
     ends = (
         ("model.num_layers_in_first_pipeline_stage", -1),
@@ -204,7 +206,7 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int) -> int:
         layers += bool(values.get(key))
     if stages < 1 or layers % stages or layers // stages % layers_of_chunk:
         raise InputError(
-            f"{CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage ({told} on "
+            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage ({told} on "
             f"{stages} stages)"
         )
     return int(layers // stages // layers_of_chunk)

@@ -178,12 +178,17 @@ _OTHER = frozenset(
         "--use-mcore-models",
         "--use-flash-attn",
         "--eval-micro-batch-size",
+        "--main-params-dtype",
+        "--dist-ckpt-format",
+        "--moe-router-group-topk",
+        "--pipeline-model-parallel-split-rank",
+        "--pipeline-model-parallel-comm-backend",
         "--eval-global-batch-size",
     }
 )
 """Flags that there are, whose names are near one above."""
 
-_NEAR = 0.9
+_NEAR = 0.86
 
 
 def known_flag(argument: str) -> str | None:

@@ -171,7 +171,7 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[st
     fields = dict(started.environment)
     for word in head:
         option, _, rest = word.text.partition("=")
-        handed = rest.split(",") if option == "--export" else [word.text]
+        handed = {"--export": rest.split(","), "--env": [rest]}.get(option, [word.text])
         for assigned in handed:
             found = _ASSIGNED.fullmatch(assigned)
             if found is not None and word.unknown is None:

@@ -237,6 +237,8 @@ class Variables:
         if found is None:
             yield Piece("", p.line, p.quoted, self._unset(p))
         elif found.unknown is not None or operator in ("", ":-", "-", ":=", "=", ":?", "?"):
+            if p.quoted and not found.pieces:
+                yield Piece("", p.line, True)
             yield from self._counted_in(replace(piece, quoted=p.quoted) for piece in found.pieces)
         else:
             yield self._changed(p, found)

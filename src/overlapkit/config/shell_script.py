@@ -30,7 +30,7 @@ from overlapkit.config.shell_tree import (
     Test,
     Word,
 )
-from overlapkit.config.shell_values import Array, Field, Piece, Unknown
+from overlapkit.config.shell_values import Array, Field, Piece, Unknown, stripped
 from overlapkit.errors import InputError
 
 MOST_COMMANDS = 20_000
@@ -395,7 +395,8 @@ class _Follower:
         told = Unknown(None, "it is read when the script runs", node.line)
         value = self.variables.scalar(node.inputs[-1]) if node.inputs else None
         if names and value is not None and len(names) == 1:
-            self.variables.put(names[0], value)
+            whole = any(w.text.startswith("-") and "d" in w.text for w in words[1:])
+            self.variables.put(names[0], stripped(value, first_line=not whole))
             return True
         for name in names:
             self.variables.put(name, Field((Piece("", node.line, unknown=told),)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,25 @@ class Array:
 Value = Field | Array
 
 _BLANK = re.compile(r"[ \t\n\r]+")
+
+
+def stripped(value: Field, *, first_line: bool) -> Field:
+    """A text as ``read`` takes it: without blanks at its ends, and perhaps its first line alone."""
+    kept: list[Piece] = []
+    for piece in value.pieces:
+        text, end, _ = piece.text.partition("\n") if first_line else (piece.text, "", "")
+        kept.append(replace(piece, text=text))
+        if end:
+            break
+    for order, cut in ((1, str.lstrip), (-1, str.rstrip)):
+        kept = kept[::order]
+        while kept and kept[0].unknown is None:
+            text = cut(kept[0].text, " \t\n")
+            kept[0:1] = [replace(kept[0], text=text)] if text else []
+            if text:
+                break
+        kept = kept[::order]
+    return Field(tuple(kept))
 
 
 def split_into_fields(pieces: list[Piece | None]) -> list[Field]:
