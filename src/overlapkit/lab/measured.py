@@ -125,9 +125,11 @@ class Measured:
         """Weights, gradients, optimizer state and growth while stepping; the largest rank's."""
         return max(rank.persistent_bytes + rank.transient_bytes for rank in self.ranks)
 
-    def decision(self, rule: str) -> DecisionRecord | None:
-        """The decision of a rule; None where it did not speak."""
-        return next((d for d in self.decisions if d.rule == rule), None)
+    def decision(self, rule: str, knob: str | None = None) -> DecisionRecord | None:
+        """The decision of a rule, on a knob where given; None where it did not speak."""
+        return next(
+            (d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None
+        )
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from overlapkit.trace.events import COMMUNICATION, COMPUTE, Work
-from overlapkit.trace.intervals import Spans, minus, union
+from overlapkit.trace.intervals import Spans, both, either, minus, union
 from overlapkit.trace.raw import Group, HostRanges, StepRanges
 
 _OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
 _LAUNCHES = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms")
 _AUTOGRAD = "autograd::engine::evaluate_function"
+_KERNEL_NAMESPACES = ("aten::", "mkldnn::", "quantized::", "prims::")
+"""Operators that compute all the time. Around them stand functions of autograd, Python's among them,
+which may also wait."""
 
 
 def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]) -> Work | None:
@@ -31,8 +34,9 @@ def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
         if category in _OPERATORS or name.startswith("gloo:"):
             threads[host.threads[index]].append(index)
     events = [(host.start[i], host.end[i], host.names[i], COMMUNICATION, i) for i in gloo]
+    flying = _spans(host, gloo)
     for thread in _trainer_threads(host, threads):
-        events += _compute_of(host, threads[thread])
+        events += _compute_of(host, threads[thread], flying)
     events = [event for event in events if event[1] > event[0]]
     if not events:
         return None
@@ -89,14 +93,22 @@ def _spans(host: HostRanges, indices: list[int]) -> Spans:
     )
 
 
-def _compute_of(host: HostRanges, ranges: list[int]) -> list[tuple[int, int, str, int, int]]:
+def _compute_of(
+    host: HostRanges, ranges: list[int], flying: Spans
+) -> list[tuple[int, int, str, int, int]]:
     """The outermost operators of a thread, without the launches and waits inside them.
+
+    A function that waits for a collective within itself, as tensor parallelism's do, shows no
+    operator while it waits: what is no kernel of its own while communication is `flying` is that.
 
     An asynchronous send or receive has its gloo range on this thread too, from its launch until it
     is waited for: what computes within it hides it.
     """
     excluded = _spans(host, [i for i in ranges if host.names[i].startswith(_LAUNCHES)])
     operators = [i for i in ranges if not host.names[i].startswith((*_LAUNCHES, "gloo:"))]
+    kernels = _spans(host, [i for i in operators if host.names[i].startswith(_KERNEL_NAMESPACES)])
+    waiting = minus(both(_spans(host, operators), flying), kernels)
+    excluded = either(excluded, waiting)
     operators.sort(key=lambda i: (host.start[i], -host.end[i]))
     events = []
     reach = -(1 << 62)

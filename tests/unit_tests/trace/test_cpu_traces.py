@@ -64,3 +64,18 @@ def test_a_worker_threads_collective_is_hidden_by_the_trainers_compute(tmp_path:
         _operator("aten::mm", 30, 20),
     ]
     assert _times(tmp_path, events) == (20, 60, 40, 40)
+
+
+def test_waiting_inside_a_function_of_autograd_is_not_compute(tmp_path: Path) -> None:
+    events = [
+        _step(100),
+        # Gathers its input, waits for it, multiplies.
+        _operator("ColumnParallelLinear", 0, 80),
+        _operator("c10d::_allgather_base_", 1, 2),
+        _range("gloo:all_gather", 3, 37, WORKER, "user_annotation"),
+        _operator("aten::empty", 5, 5),
+        _operator("aten::mm", 45, 30),
+    ]
+    compute, comm, exposed, _ = _times(tmp_path, events)
+    # 80 without the launch (2) and what is waited while the gather is under way (37 - 5).
+    assert (compute, comm, exposed) == (46, 37, 32)

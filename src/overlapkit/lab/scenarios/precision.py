@@ -77,7 +77,7 @@ def _double(fp32: Measured, bf16: Measured) -> Verdict:
 
 
 def _overwritten(fp32: Measured, alone: Measured) -> Verdict:
-    decision = alone.decision("precision.overwrites")
+    decision = alone.decision("precision.overwrites", "ddp.grad_reduce_in_fp32")
     trained = alone.effective["ddp.grad_reduce_in_fp32"] is True
     same = alone.digests == fp32.digests
     return Verdict(
