@@ -206,7 +206,7 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
         layers += bool(values.get(key))
     if stages < 1 or layers % stages or layers // stages % layers_of_chunk:
         raise InputError(
-            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage ({told} on "
-            f"{stages} stages)"
+            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage "
+            f"({told} on {stages} stages)"
         )
     return int(layers // stages // layers_of_chunk)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlapkit.config.shell_script import Followed, follow_script
@@ -33,7 +33,7 @@ def by_bash(text: str) -> list[list[str]]:
         capture_output=True,
         check=False,
         env={"PATH": "/nonexistent"},
-        timeout=10,
+        timeout=60,
     )
     rows = done.stdout.decode().split("\x1e")[:-1]
     return [row.split("\x1f")[:-1] for row in rows]
@@ -124,7 +124,12 @@ WORDS = st.text("ab 'x", max_size=5).map(lambda s: s.replace("'", ""))
 OPERATORS = st.sampled_from(["$A", '"$A"', "${B:-$A}", '"${B:-$A}"', "${C[@]}", '"${C[@]}"', "x"])
 
 
+# Each example starts a process, which takes its time on a busy machine.
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+
 @needs_bash
+@FEW
 @given(a=WORDS, c=st.lists(WORDS, max_size=3), words=st.lists(OPERATORS, min_size=1, max_size=4))
 def test_any_expansion_is_bashs(a: str, c: list[str], words: list[str]) -> None:
     fields = " ".join(f"'{word}'" for word in c)
@@ -133,6 +138,7 @@ def test_any_expansion_is_bashs(a: str, c: list[str], words: list[str]) -> None:
 
 
 @needs_bash
+@FEW
 @given(
     numbers=st.lists(st.integers(0, 99), min_size=2, max_size=5),
     signs=st.lists(st.sampled_from("+-*/%"), min_size=4, max_size=4),
