@@ -110,6 +110,45 @@ def explain(
     )
 
 
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
+@click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
+@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or gb200.")
+@click.option("--world-size", type=int, metavar="N", help="GPUs of the job.")
+@click.option("--nodes", type=int, metavar="N", help="Machines of the job.")
+@click.option("--network", type=float, metavar="GBPS", help="Gbit/s of network for each GPU.")
+@click.option(
+    "--from-megatron-lm",
+    is_flag=True,
+    help="CONFIG is a launch script of Megatron-LM, read and not run, or behind -- its arguments.",
+)
+@click.option(
+    "--emit",
+    "form",
+    metavar="FORM",
+    help="Print only the settings: bridge, yaml, hydra or megatron-lm.",
+)
+@click.option(
+    "--sweep",
+    "swept",
+    metavar="DIMS",
+    help="Rank the layouts that fit over some of tp,pp,vp,cp,ep,mbs.",
+)
+@click.option("--show-work", is_flag=True, help="Derive every figure: formula, inputs, sources.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/plan/v1).")
+@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
+def plan(arguments: tuple[str, ...], **options: Any) -> int:
+    """Choose the overlap for a model on a cluster, with the arithmetic shown.
+
+    CONFIG is what explain reads. KEY=VALUE overrides a key, for short also tp, pp, vp, cp, ep, etp,
+    mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. With --model and no layout,
+    the fastest one that fits is chosen.
+    """
+    from overlapkit.plan.command import run
+
+    return run(arguments, **options)
+
+
 @cli.group()
 def skill() -> None:
     """The agent skill: rendered from the source, so that it cannot rot."""
@@ -253,9 +292,7 @@ def lab(
     """
     from overlapkit.lab.command import Request, run
 
-    return run(
-        Request(scenarios, config, ranks, link, device, steps, corpus, out, as_json)
-    )
+    return run(Request(scenarios, config, ranks, link, device, steps, corpus, out, as_json))
 
 
 def main() -> NoReturn:

@@ -16,7 +16,7 @@ _LARGEST = {"tp": 16, "cp": 64, "mbs": 8, "ep": 256}
 """Beyond published practice; TP is bounded by the NVLink domain besides."""
 _MOST_CHUNKS = 16
 """Virtual stages on one pipeline rank."""
-_FEWEST_LOCAL_TOKENS = 1024
+_FEWEST_LOCAL_TOKENS = 2048
 """Tokens of a sequence below which another context-parallel rank is of no use to a model."""
 
 

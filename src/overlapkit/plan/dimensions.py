@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from megatron.bridge.training.decisions import RULES, Outcome
+from overlapkit.config.run import Run
 from overlapkit.plan.proposal import EP_OVERLAP, Proposal
 
 TP, DP_GRADIENTS, DP_PARAMETERS = "TP", "DP gradients", "DP parameters"
@@ -33,6 +35,20 @@ class Dimension:
     knob: str
     reason: str
     remedy: str | None = None
+
+
+def overlapped(run: Run) -> frozenset[str]:
+    """Names of the dimensions whose communication an effective run overlaps."""
+    m = run.model
+    on = {
+        TP: m.tp_comm_overlap,
+        DP_GRADIENTS: run.ddp.overlap_grad_reduce,
+        DP_PARAMETERS: run.ddp.overlap_param_gather,
+        PP: m.overlap_p2p_comm,
+        CP: (m.context_parallel_size or 1) > 1 and _cp_kinds(m) == {"p2p"},
+        EP: getattr(m, EP_OVERLAP, False),
+    }
+    return frozenset(name for name, value in on.items() if value)
 
 
 def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[Dimension]:
@@ -114,8 +130,7 @@ def _pipeline(p: Proposal) -> Dimension:
 def _context(p: Proposal) -> Dimension:
     """Transformer Engine overlaps its ring by itself; no rule decides about it."""
     ranks = p.run.model.context_parallel_size or 1
-    kind = getattr(p.run.model, "cp_comm_type", None) or "p2p"
-    kinds = {kind} if isinstance(kind, str) else {str(each) for each in kind}
+    kinds = _cp_kinds(p.run.model)
     if ranks == 1:
         return Dimension(CP, 1, False, "", "CP is 1: a GPU has whole sequences")
     if kinds == {"p2p"}:
@@ -135,6 +150,12 @@ def _context(p: Proposal) -> Dimension:
         f"cp_comm_type is {', '.join(sorted(kinds))}: attention waits for the exchange",
         "set model.cp_comm_type=p2p, whose ring hides under attention",
     )
+
+
+def _cp_kinds(model: Any) -> set[str]:
+    """How keys and values travel, over all layers; Megatron-Core's default is the ring."""
+    kind = getattr(model, "cp_comm_type", None) or "p2p"
+    return {kind} if isinstance(kind, str) else {str(each) for each in kind}
 
 
 def _experts(p: Proposal, not_worth: str | None) -> Dimension:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.bucket_size import AUTO
-from megatron.bridge.training.decisions import Decision, Outcome
+from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.overlap_context import _CommOverlapConfig
+from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions, Report, explain
 from overlapkit.plan.precision import linear_precision
 from overlapkit.plan.presets import NO_USERBUFFERS, LayerShape, PresetChoice, choose_preset
@@ -41,28 +43,74 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """What to ask for, before the rules have spoken.
+
+    Attributes:
+        base: the settings without overlap.
+        values: their sections, with what overlap needs switched on.
+        comm: the comm_overlap section to ask for.
+        tensor: whether TP overlap is asked for, and why.
+        preset: the userbuffers settings; None where there is no TP overlap.
+        precision: of the linear layers.
+        pinned: keys of comm_overlap that the user fixed on the command line.
+    """
+
+    base: Settings
+    values: dict[str, dict[str, Any] | None]
+    comm: dict[str, Any]
+    tensor: Asked
+    preset: PresetChoice | None
+    precision: str
+    pinned: frozenset[str]
+
+    def settings(self, comm: Mapping[str, Any] | None = None) -> Settings:
+        """The settings to be written, with another comm_overlap section if given."""
+        held = {**self.values, "comm_overlap": dict(self.comm if comm is None else comm)}
+        before = self.base.values
+        added = {
+            f"{section}.{key}"
+            for section, content in held.items()
+            for key, value in (content or {}).items()
+            if key not in (before.get(section) or {}) or (before[section] or {})[key] != value
+        }
+        return replace(self.base, values=held, asked=_asked(held, self.base.asked | added))
+
+
+@dataclass(frozen=True)
 class Proposal:
     """A configuration with the overlap recommended for it.
 
     Attributes:
+        draft: what was asked for.
         settings: ready to be written out; everything in it passes the rules.
         report: what the rules make of it.
         run: its configurations, effective.
-        tensor: whether TP overlap is asked for, and why.
-        preset: the userbuffers settings; None where there is no TP overlap.
         refused: what the rules did not grant of what was tried, and was taken out again.
         bucket: how large gradient buckets should be, and why; None where nothing is cut.
-        pinned: keys of comm_overlap that the user fixed on the command line.
     """
 
+    draft: Draft
     settings: Settings
     report: Report
     run: Run
-    tensor: Asked
-    preset: PresetChoice | None
     refused: tuple[Decision, ...]
     bucket: Decision | None
-    pinned: frozenset[str]
+
+    @property
+    def tensor(self) -> Asked:
+        """Whether TP overlap is asked for, and why."""
+        return self.draft.tensor
+
+    @property
+    def preset(self) -> PresetChoice | None:
+        """The userbuffers settings; None where there is no TP overlap."""
+        return self.draft.preset
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Keys of comm_overlap that the user fixed on the command line."""
+        return self.draft.pinned
 
     def effective(self, knob: str) -> Any:
         """The value of a knob such as ``model.tp_comm_overlap`` that the run will have."""
@@ -84,16 +132,44 @@ def propose(
     Raises:
         InputError: as `explain`.
     """
+    asked = draft(settings, world_size, assumptions, expert_overlap=expert_overlap)
+    comm = dict(asked.comm)
+    proposed = asked.settings(comm)
+    report = explain(proposed, world_size, assumptions)
+    refused: list[Decision] = []
+    if EP_OVERLAP in comm and EP_OVERLAP not in asked.pinned:
+        refused += [
+            d
+            for d in report.decisions
+            if d.outcome is Outcome.ERROR and d.knob == f"model.{EP_OVERLAP}"
+        ]
+    bucket = None
+    if comm.get("bucket_size") == AUTO:
+        bucket = next((d for d in report.decisions if d.knob == "ddp.bucket_size"), None)
+        # The number, so that it can be pasted where "auto" is not known.
+        comm["bucket_size"] = report.effective["ddp.bucket_size"]
+        if comm["bucket_size"] is None:
+            del comm["bucket_size"]
+    if refused:
+        del comm[EP_OVERLAP]
+    if comm != asked.comm:
+        proposed = asked.settings(comm)
+        report = explain(proposed, world_size, assumptions)
+    run, _ = make_effective(proposed, world_size, assumptions.software)
+    return Proposal(asked, proposed, report, run, tuple(refused), bucket)
+
+
+def draft(
+    settings: Settings, world_size: int, assumptions: Assumptions, *, expert_overlap: bool = True
+) -> Draft:
+    """What to ask the rules for; arguments as of `propose`."""
     base = without_overlap(settings)
-    run = build_run(base)
-    if run.mixed_precision is not None:
-        run.mixed_precision.setup(run.model, run.optimizer, run.ddp, software=assumptions.software)
+    run = run_in_precision(base, assumptions)
     lora = settings.values.get("peft") is not None
     tensor, preset = _tensor(run, assumptions, lora=lora)
     model = run.model
-    replicas = world_size // (
-        (model.tensor_model_parallel_size or 1) * (model.pipeline_model_parallel_size or 1)
-    )
+    tp = model.tensor_model_parallel_size or 1
+    replicas = world_size // (tp * (model.pipeline_model_parallel_size or 1))
     comm: dict[str, Any] = {"tp_comm_overlap": tensor.on}
     if preset is not None and preset.name is not None:
         comm["tp_comm_overlap_cfg"] = preset.name
@@ -110,33 +186,29 @@ def propose(
         comm.pop("tp_comm_overlap_cfg", None)
 
     values = {s: dict(c) if isinstance(c, dict) else c for s, c in base.values.items()}
-    if (model.tensor_model_parallel_size or 1) > 1 and not _overridden(settings, "model"):
+    if tp > 1 and "model.sequence_parallel" not in settings.overridden:
         values["model"] = {**(values.get("model") or {}), "sequence_parallel": True}
     if replicas > 1 and not lora:
         _shard_optimizer(values, settings.overridden)
-    proposed = _with(base, values, comm)
-    report = explain(proposed, world_size, assumptions)
-    refused: list[Decision] = []
-    broken = [
-        d
-        for d in report.decisions
-        if d.outcome is Outcome.ERROR and d.knob == f"model.{EP_OVERLAP}" and EP_OVERLAP in comm
-    ]
-    if broken and EP_OVERLAP not in pinned:
-        refused += broken
-        del comm[EP_OVERLAP]
-        proposed = _with(base, values, comm)
-        report = explain(proposed, world_size, assumptions)
-    bucket = None
-    if comm.get("bucket_size") == AUTO:
-        bucket = next((d for d in report.decisions if d.knob == "ddp.bucket_size"), None)
-        # The number, so that it can be pasted where "auto" is not known.
-        comm["bucket_size"] = report.effective["ddp.bucket_size"]
-        if comm["bucket_size"] is None:
-            del comm["bucket_size"]
-        proposed = _with(base, values, comm)
-        report = explain(proposed, world_size, assumptions)
-    return Proposal(proposed, report, run, tensor, preset, tuple(refused), bucket, pinned)
+    precision = linear_precision(model).name
+    return Draft(base, values, comm, tensor, preset, precision, pinned)
+
+
+def run_in_precision(settings: Settings, assumptions: Assumptions) -> Run:
+    """The configurations of a run with mixed precision applied, and nothing else.
+
+    Raises:
+        InputError: the precision cannot be.
+    """
+    run = build_run(settings)
+    if run.mixed_precision is not None:
+        try:
+            run.mixed_precision.setup(
+                run.model, run.optimizer, run.ddp, software=assumptions.software
+            )
+        except OverlapConfigError as error:
+            raise InputError(f"{settings.source}: {error}") from None
+    return run
 
 
 def without_overlap(settings: Settings) -> Settings:
@@ -155,27 +227,9 @@ def without_overlap(settings: Settings) -> Settings:
     return replace(settings, values=values, asked=_asked(values, settings.asked))
 
 
-def _with(
-    base: Settings, values: Mapping[str, dict[str, Any] | None], comm: dict[str, Any]
-) -> Settings:
-    held = {**values, "comm_overlap": dict(comm)}
-    added = {
-        f"{section}.{key}"
-        for section, content in held.items()
-        for key, value in (content or {}).items()
-        if (base.values.get(section) or {}).get(key) != value
-        or key not in (base.values.get(section) or {})
-    }
-    return replace(base, values=held, asked=_asked(held, base.asked | added))
-
-
 def _asked(values: Mapping[str, dict[str, Any] | None], asked: frozenset[str]) -> frozenset[str]:
     there = {f"{s}.{k}" for s, content in values.items() for k in (content or {})}
     return frozenset(key for key in asked if key in there or "." not in key)
-
-
-def _overridden(settings: Settings, section: str) -> bool:
-    return f"{section}.sequence_parallel" in settings.overridden
 
 
 def _shard_optimizer(values: dict[str, dict[str, Any] | None], overridden: frozenset[str]) -> None:

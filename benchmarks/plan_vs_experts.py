@@ -1,0 +1,215 @@
+"""How often `overlapkit plan` recommends what experts ship for the same model, layout and GPU.
+
+    uv run python benchmarks/plan_vs_experts.py [--all]
+
+Compared are three settings: CUDA_DEVICE_MAX_CONNECTIONS, whether TP overlap is on, and the
+userbuffers preset. The cases:
+
+- run configurations as Megatron-Bridge 0.3.1 writes them (tests/data/bridge_configs), on H100;
+- the userbuffers presets (tests/data/tp_userbuffers_presets.json), whose names tell the model's
+  width, GPU, precision, TP, CP, micro-batch and sequence that they were tuned for;
+- the facts of Megatron-Bridge 0.3.1's recipes (tests/data/bridge_recipes.json), on H100, for which
+  the presets that they name were made; those that have a comm_overlap section, and with --all those
+  that have none as well, which leave TP overlap off without deciding about it.
+
+What experts ship for CUDA_DEVICE_MAX_CONNECTIONS is what Megatron-Bridge's launch plugin computes
+from the shipped settings. Every disagreement is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.recipes.launch_env import CONNECTIONS
+from megatron.bridge.training.tp_overlap_presets import (
+    PRESETS,
+    parse_preset_name,
+    presets_like,
+)
+from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.explain.report import explain
+from overlapkit.plan.inputs import PRECISIONS
+from overlapkit.plan.recommend import plan_assumptions, recommend_settings
+
+DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
+SETTINGS = (CONNECTIONS, "TP overlap", "preset")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One expert's choice.
+
+    Attributes:
+        name: of the configuration or recipe.
+        settings: the run, its layout included.
+        world_size: GPUs: a multiple of the layout's.
+        gpu: what it was made for.
+        shipped: values of `SETTINGS`; a preset is the set of names that hold its settings.
+    """
+
+    name: str
+    settings: Settings
+    world_size: int
+    gpu: str
+    shipped: tuple[str, bool, frozenset[str]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="recipes without comm_overlap as well")
+    options = parser.parse_args()
+    sources = {
+        "run configurations": list(_configurations()),
+        "presets by their names": list(_presets()),
+        "recipes with a comm_overlap section": list(_recipes(decided=True)),
+    }
+    if options.all:
+        sources["recipes without one"] = list(_recipes(decided=False))
+    agreed = dict.fromkeys(SETTINGS, 0)
+    whole = total = 0
+    for source, cases in sources.items():
+        alike = 0
+        for case in cases:
+            planned = _planned(case)
+            differing = [
+                f"{name}: shipped {_told(a)}, planned {_told(b)}"
+                for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True)
+                if not _agree(a, b)
+            ]
+            for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True):
+                agreed[name] += _agree(a, b)
+            alike += not differing
+            if differing:
+                print(f"  {case.name} on {case.gpu}: {'; '.join(differing)}")
+        print(f"{source}: {alike} of {len(cases)} agree in all three")
+        whole, total = whole + alike, total + len(cases)
+    for name, count in agreed.items():
+        print(f"{name}: {count} of {total} ({count / total:.1%})")
+    print(f"all three: {whole} of {total} ({whole / total:.1%}); goal 95 %")
+    return 0
+
+
+def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
+    proposal = recommend_settings(case.settings, case.world_size, plan_assumptions(case.gpu))
+    name = proposal.preset.name if proposal.preset is not None else None
+    return (
+        next(v.value for v in proposal.report.launch_env if v.name == CONNECTIONS),
+        bool(proposal.effective("model.tp_comm_overlap")),
+        frozenset([name] if name else []),
+    )
+
+
+def _agree(shipped: object, planned: object) -> bool:
+    if isinstance(shipped, frozenset) and isinstance(planned, frozenset):
+        # Some presets hold the same settings under several names.
+        return bool(shipped & planned) or shipped == planned
+    return shipped == planned
+
+
+def _told(value: object) -> str:
+    if isinstance(value, frozenset):
+        return " or ".join(sorted(value)) or "none"
+    return str(value)
+
+
+def _shipped(settings: Settings, world_size: int, gpu: str) -> tuple[str, bool, frozenset[str]]:
+    report = explain(settings, world_size, plan_assumptions(gpu))
+    on = bool(report.effective["model.tp_comm_overlap"])
+    held = report.effective["model.tp_comm_overlap_cfg"] if on else None
+    return (
+        next(v.value for v in report.launch_env if v.name == CONNECTIONS),
+        on,
+        frozenset(key.name for key in presets_like(held)) if held else frozenset(),
+    )
+
+
+def _configurations() -> Iterator[Case]:
+    for file in sorted((DATA / "bridge_configs").glob("*.yaml")):
+        settings = read_settings(read_yaml(file))
+        model = settings.values["model"] or {}
+        ranks = 1
+        for name in ("tensor_model", "pipeline_model", "context", "expert_model"):
+            ranks *= model.get(f"{name}_parallel_size") or 1
+        world_size = max(ranks, 8)
+        shipped = _shipped(settings, world_size, "h100")
+        yield Case(file.stem, settings, world_size, "h100", shipped)
+
+
+def _presets() -> Iterator[Case]:
+    for name in PRESETS:
+        key = parse_preset_name(name)
+        data: dict[str, Any] = {
+            "model": _model(
+                key.hidden_size,
+                key.tensor_parallel_size,
+                key.context_parallel_size,
+                key.seq_length,
+            ),
+            "train": {"micro_batch_size": key.micro_batch_size, "global_batch_size": 256},
+            "mixed_precision": PRECISIONS[key.precision],
+        }
+        if key.lora:
+            data["peft"] = {"dim": 16}
+        world_size = 2 * key.tensor_parallel_size * key.context_parallel_size
+        data["comm_overlap"] = {"tp_comm_overlap": True, "tp_comm_overlap_cfg": name}
+        settings = read_settings(Document(name, data))
+        shipped = _shipped(settings, world_size, key.gpu)
+        yield Case(name, settings, world_size, key.gpu, shipped)
+
+
+def _model(hidden: int, tp: int, cp: int, sequence: int) -> dict[str, Any]:
+    return {
+        "num_layers": 96,
+        "hidden_size": hidden,
+        "num_attention_heads": hidden // 128,
+        "vocab_size": 128256,
+        "seq_length": sequence,
+        "tensor_model_parallel_size": tp,
+        "context_parallel_size": cp,
+        "sequence_parallel": tp > 1,
+    }
+
+
+def _recipes(*, decided: bool) -> Iterator[Case]:
+    recipes = json.loads((DATA / "bridge_recipes.json").read_text())["recipes"]
+    for r in recipes:
+        if r["has_comm_overlap"] is not decided:
+            continue
+        model = _model(r["hidden_size"], r["tp"], r["cp"], r["seq_length"])
+        model |= {
+            "num_attention_heads": 64,
+            "pipeline_model_parallel_size": r["pp"],
+            "virtual_pipeline_model_parallel_size": r["vp"],
+            "expert_model_parallel_size": r["ep"],
+            "sequence_parallel": r["sequence_parallel"],
+        }
+        if r["moe"]:
+            model |= {"num_moe_experts": 128, "moe_ffn_hidden_size": 1024, "moe_router_topk": 8}
+            model["moe_token_dispatcher_type"] = r["dispatcher"] or "alltoall"
+        if r["hybrid"]:
+            model["is_hybrid_model"] = True
+        data: dict[str, Any] = {
+            "model": model,
+            "train": {"micro_batch_size": r["micro_batch"], "global_batch_size": 1024},
+            "mixed_precision": "bf16_mixed",
+        }
+        comm: dict[str, Any] = {"tp_comm_overlap": r["tp_comm_overlap"]}
+        if r["preset"]:
+            comm["tp_comm_overlap_cfg"] = r["preset"]
+        data["comm_overlap"] = comm
+        settings = read_settings(Document(r["recipe"], data))
+        world_size = max(r["tp"] * r["pp"] * r["cp"] * r["ep"], 8)
+        yield Case(
+            r["recipe"], settings, world_size, "h100", _shipped(settings, world_size, "h100")
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

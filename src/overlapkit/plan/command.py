@@ -1,0 +1,105 @@
+"""The command `overlapkit plan`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from overlapkit.config.emit import FORMS, Form, emit
+from overlapkit.errors import EXIT_FINDING, InputError
+from overlapkit.hardware import find_gpu, gpus
+from overlapkit.output import write_json, write_text
+from overlapkit.plan.candidates import parse_swept
+from overlapkit.plan.document import plan_json
+from overlapkit.plan.inputs import read_inputs
+from overlapkit.plan.machine import machine_of
+from overlapkit.plan.plan import Plan, domain_of, make_plan
+from overlapkit.plan.recommend import plan_assumptions
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    model: str | None,
+    gpu: str | None,
+    world_size: int | None,
+    nodes: int | None,
+    network: float | None,
+    from_megatron_lm: bool,
+    form: str | None,
+    swept: str | None,
+    show_work: bool,
+    as_json: bool,
+    html: str | None,
+) -> int:
+    """Plan one run; returns the exit status.
+
+    Raises:
+        InputError: see `overlapkit.errors`.
+    """
+    if gpu is None:
+        raise InputError(f"--gpu NAME is missing: the cluster's GPU, one of {', '.join(gpus())}")
+    name, data = find_gpu(gpu)
+    if form is not None and as_json:
+        raise InputError("--emit and --json both write to standard output; give one of them")
+    dimensions = parse_swept(swept) if swept is not None else None
+    inputs = read_inputs(
+        arguments,
+        model=model,
+        from_megatron_lm=from_megatron_lm,
+        world_size=world_size,
+        nodes=nodes,
+        domain=data.nvlink_domain,
+    )
+    domain = domain_of(data.nvlink_domain, inputs)
+    machine = machine_of(name, network_gbps=network, nvlink_domain=domain)
+    plan = make_plan(inputs, plan_assumptions(name), machine, domain, dimensions)
+    if html is not None:
+        from overlapkit.plan.page import plan_page
+        from overlapkit.trace.page import write_whole
+
+        write_whole(html, plan_page(plan))
+    if form is not None:
+        _emit(plan, form)
+    elif as_json:
+        write_json(plan_json(plan, show_work=show_work))
+    else:
+        _show(plan, show_work=show_work, ranking=swept is not None)
+    return EXIT_FINDING if plan.recommendation.proposal.report.findings else 0
+
+
+def _emit(plan: Plan, form: str) -> None:
+    """The settings in one form; what it cannot express is told on standard error."""
+    if form not in FORMS:
+        raise InputError(f"--emit {form}: give one of {', '.join(FORMS)}")
+    proposal = plan.recommendation.proposal
+    chosen: Form = form
+    emitted = emit(
+        proposal.settings,
+        chosen,
+        world_size=plan.world_size,
+        environment={v.name: v.value for v in proposal.report.launch_env},
+    )
+    write_text(emitted.text if emitted.text.endswith("\n") else emitted.text + "\n")
+    for key, why in emitted.left_out:
+        print(f"overlapkit: not in this form: {key}: {why}", file=sys.stderr)
+
+
+def _show(plan: Plan, *, show_work: bool, ranking: bool) -> None:
+    from overlapkit.plan.lines import plan_lines, sweep_lines, work_lines
+
+    ranked = plan.ranking if ranking else None
+    if sys.stdout.isatty():
+        from overlapkit.output import console
+        from overlapkit.plan.render import show_plan, show_ranking
+
+        output = console()
+        if ranked is not None:
+            show_ranking(ranked, output)
+        show_plan(plan, output)
+    else:
+        lines = [*(sweep_lines(ranked) if ranked is not None else ())]
+        lines += [""] if lines else []
+        write_text("".join(f"{line}\n" for line in [*lines, *plan_lines(plan)]))
+    if show_work:
+        write_text("".join(f"{line}\n" for line in work_lines(plan)))

@@ -1,0 +1,168 @@
+"""One self-contained page of a plan: no network, no script, every name escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, floor, log10
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from overlapkit.plan.document import plan_json
+from overlapkit.plan.lines import expectation, fit, ms, part_rows, title
+from overlapkit.plan.plan import Plan
+from overlapkit.plan.sweep import Ranked, Ranking
+
+WIDTH, HEIGHT = 1000, 420
+"""Of the plot, in its own units."""
+MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 70, 46, 14, 16
+ROWS = 40
+"""Layouts that the table holds; the plot holds all of them."""
+COLOURS = (
+    ("compute", "compute"),
+    ("comm", "compute slowed by hidden communication"),
+    ("exposed", "exposed communication"),
+    ("idle", "pipeline bubble"),
+    ("memory", "optimizer"),
+)
+"""Colour classes of the shared style, and what they stand for here."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One layout of the plot, in the plot's units; `tp` gives its colour, `title` its tooltip."""
+
+    x: float
+    y: float
+    tp: int
+    title: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Throughput over memory: one dot a layout, and the axes' ticks."""
+
+    dots: list[Dot]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    limit: float
+    tps: list[int]
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=ChoiceLoader(
+            [
+                PackageLoader("overlapkit.plan", "templates"),
+                PackageLoader("overlapkit.trace", "templates"),
+            ]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def plan_page(plan: Plan) -> str:
+    """The page of `overlapkit plan`: the strategy, where the step goes, and the sweep."""
+    document = plan_json(plan) | {"warnings": list(plan.notes)}
+    ranking = plan.ranking
+    return (
+        _environment()
+        .get_template("plan.html")
+        .render(
+            document=document,
+            title=title(plan),
+            headline=expectation(plan) if plan.estimates else None,
+            fit=fit(plan) if plan.memory is not None else None,
+            bars=_bars(plan),
+            colours=COLOURS,
+            parts=list(part_rows(plan)) if plan.estimates else [],
+            plot=None if ranking is None else plot(ranking),
+            ranked=[] if ranking is None else ranking.fitting[:ROWS],
+            ranking=ranking,
+            width=WIDTH,
+            height=HEIGHT,
+            left=MARGIN_LEFT,
+            bottom=HEIGHT - MARGIN_BOTTOM,
+            right=WIDTH - MARGIN_RIGHT,
+            top=MARGIN_TOP,
+        )
+    )
+
+
+def _bars(plan: Plan) -> list[tuple[str, str, list[tuple[str, str, float, str]]]]:
+    """The step without and with overlap: name, ms, and parts as colour, name, width, ms."""
+    if not plan.estimates:
+        return []
+    after, before = plan.estimates
+    longest = before.step_s or 1.0
+    bars = []
+    for name, summary in (("without overlap", before), ("as recommended", after)):
+        parts = [
+            (_colour(part), part, seconds / longest * WIDTH, ms(seconds))
+            for part, seconds in summary.parts.items()
+            if seconds > 0
+        ]
+        bars.append((name, ms(summary.step_s), parts))
+    return bars
+
+
+def _colour(part: str) -> str:
+    """The colour class of a part of the step; compute where none of the others fits."""
+    for word, colour in (("exposed", "exposed"), ("bubble", "idle"), ("optimizer", "memory")):
+        if word in part:
+            return colour
+    return "comm" if part == "contention" else "compute"
+
+
+def plot(ranking: Ranking) -> Plot:
+    """Where each layout stands: memory to the right, throughput upwards."""
+    ranked = ranking.fitting
+    limit = ranked[0].memory.usable / 1e9
+    rates = [each.summary.tokens_per_s_per_gpu for each in ranked]
+    held = [each.memory.needed / 1e9 for each in ranked]
+    # Not from zero: layouts are compared with each other, and are often within a few percent.
+    y_ticks = _ticks(min(rates), max(rates))
+    x_ticks = _ticks(min(held), limit)
+
+    def x(value: float) -> float:
+        inside = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
+        share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return round(MARGIN_LEFT + share * inside, 1)
+
+    def y(value: float) -> float:
+        inside = HEIGHT - MARGIN_TOP - MARGIN_BOTTOM
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(HEIGHT - MARGIN_BOTTOM - share * inside, 1)
+
+    # The best is drawn last, on top of the others.
+    dots = [_dot(each, x, y, best=place == 0) for place, each in enumerate(ranked)][::-1]
+    return Plot(
+        dots,
+        [(x(tick), f"{tick:g}") for tick in x_ticks],
+        [(y(tick), f"{tick:,g}") for tick in y_ticks],
+        x(limit),
+        sorted({each.layout.tp for each in ranked}),
+    )
+
+
+def _dot(
+    each: Ranked, x: Callable[[float], float], y: Callable[[float], float], *, best: bool
+) -> Dot:
+    rate, held = each.summary.tokens_per_s_per_gpu, each.memory.needed / 1e9
+    told = f"{each.layout}, DP {each.data_parallel_size}: {rate:,.0f} tokens/s/GPU, {held:.1f} GB"
+    return Dot(x(held), y(rate), each.layout.tp, told, best)
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Round numbers around a range, about six of them."""
+    rough = max(most - least, most / 50) / 5
+    magnitude = 10 ** floor(log10(rough))
+    step = next(f * magnitude for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * magnitude >= rough)
+    first, last = floor(least / step), ceil(most / step)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]

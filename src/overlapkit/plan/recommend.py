@@ -1,0 +1,199 @@
+"""The recommendation for one layout: what to overlap, through what, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from overlapkit.config.run import Settings
+from overlapkit.explain.assumptions import assume
+from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, plain
+from overlapkit.plan.costs import Costs
+from overlapkit.plan.dimensions import CP, DP_GRADIENTS, EP, Dimension, dimensions, overlapped
+from overlapkit.plan.proposal import EP_OVERLAP, Proposal, propose
+
+WORTH_SHARE = 0.02
+"""Share of the step that the experts' overlap must save: it takes memory for a second microbatch,
+cuts kernels finer, and on Hopper gives up the one hardware queue that keeps the launch order."""
+
+NOTABLE_SHARE = 0.01
+"""Share of the step from which on something exposed is worth a word."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one dimension's overlap saves, the others being as recommended.
+
+    Attributes:
+        seconds: of a step.
+        share: of the step without it, from 0 to 1.
+    """
+
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What is recommended for one layout, and what it is expected to bring.
+
+    Attributes:
+        proposal: the configuration, as the rules grant it.
+        dimensions: one by one, on or off with the reason.
+        overlapped: names of the dimensions that are on.
+        gains: by dimension that is on; empty without an estimate.
+        costs: the estimate; None where the model or machine cannot be estimated.
+        not_estimated: why not; None where it is.
+        reduction: of which precision gradients should be summed, and why.
+        changes: knob to its value in the configuration as it was given and as recommended.
+    """
+
+    proposal: Proposal
+    dimensions: tuple[Dimension, ...]
+    overlapped: frozenset[str]
+    gains: dict[str, Gain]
+    costs: Costs | None
+    not_estimated: str | None
+    reduction: str
+    changes: dict[str, tuple[object, object]]
+
+
+def plan_assumptions(gpu: str) -> Assumptions:
+    """A cluster of this GPU with a Transformer Engine new enough, and no environment as yet.
+
+    Raises:
+        InputError: the GPU is not known.
+    """
+    return replace(assume(gpu, "assume", None), environment={}, environment_source="no environment")
+
+
+CostsOf = Callable[[Proposal], "Costs | str"]
+"""The costs of a proposal's run, or why there are none."""
+
+
+def _no_costs(_: Proposal) -> Costs | str:
+    return "no estimate was asked for"
+
+
+def recommend_settings(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    costs_of: CostsOf = _no_costs,
+) -> Proposal:
+    """The overlap to ask for; the experts' only where it is worth its price.
+
+    Raises:
+        InputError: as `propose`.
+    """
+    return _with_experts_weighed(settings, world_size, assumptions, costs_of)[0]
+
+
+def _with_experts_weighed(
+    settings: Settings, world_size: int, assumptions: Assumptions, costs_of: CostsOf
+) -> tuple[Proposal, str | None]:
+    proposal = propose(settings, world_size, assumptions)
+    asked = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
+    if not asked or EP_OVERLAP in proposal.pinned:
+        return proposal, None
+    costs = costs_of(proposal)
+    if isinstance(costs, str):
+        return proposal, None
+    on = overlapped(proposal.run)
+    before, after = costs.seconds(on - {EP}), costs.seconds(on)
+    share = (before - after) / before
+    if share >= WORTH_SHARE:
+        return proposal, None
+    reason = (
+        f"it would save {max(share, 0):.1%} of the step, and takes memory for another microbatch "
+        f"and finer kernels: worth it from {WORTH_SHARE:.0%} on"
+    )
+    return propose(settings, world_size, assumptions, expert_overlap=False), reason
+
+
+def recommend(
+    settings: Settings,
+    original: Settings | None,
+    world_size: int,
+    assumptions: Assumptions,
+    costs_of: CostsOf,
+) -> Recommendation:
+    """What is recommended for a run.
+
+    Args:
+        settings: of the run, defaults filled in.
+        original: as they were read, to tell what changes; None where there is nothing to compare.
+        world_size: GPUs of the job.
+        assumptions: GPU and software.
+        costs_of: estimates a proposal's run.
+
+    Raises:
+        InputError: as `propose`.
+    """
+    proposal, not_worth = _with_experts_weighed(settings, world_size, assumptions, costs_of)
+    told = tuple(dimensions(proposal, experts_not_worth=not_worth))
+    on = overlapped(proposal.run)
+    costs = costs_of(proposal)
+    gains = {} if isinstance(costs, str) else _gains(costs, on)
+    return Recommendation(
+        proposal=proposal,
+        dimensions=told,
+        overlapped=on,
+        gains=gains,
+        costs=None if isinstance(costs, str) else costs,
+        not_estimated=costs if isinstance(costs, str) else None,
+        reduction=_reduction(proposal, None if isinstance(costs, str) else costs, on),
+        changes=_changes(original, proposal, world_size, assumptions),
+    )
+
+
+def _gains(costs: Costs, on: frozenset[str]) -> dict[str, Gain]:
+    whole = costs.seconds(on)
+    gains = {}
+    # The ring of context parallelism has no switch, so there is no run without its overlap.
+    for name in on - {CP}:
+        before = costs.seconds(on - {name})
+        gains[name] = Gain(before - whole, (before - whole) / before)
+    return gains
+
+
+def _reduction(p: Proposal, costs: Costs | None, on: frozenset[str]) -> str:
+    """Which precision gradients are summed in, and whether another would pay."""
+    if DP_GRADIENTS not in on:
+        fp32 = bool(p.effective("ddp.grad_reduce_in_fp32"))
+        return (
+            f"grad_reduce_in_fp32 is {'on' if fp32 else 'off'}; there is no overlap it matters to"
+        )
+    if not p.effective("ddp.grad_reduce_in_fp32"):
+        return (
+            "16-bit, as the configuration asks: half the bytes of fp32; sums over many ranks lose "
+            "digits, so watch the loss, or set mixed_precision.grad_reduce_in_fp32=true"
+        )
+    if costs is None:
+        return "fp32, the safe choice; 16-bit (grad_reduce_in_fp32=false) halves the bytes"
+    whole = costs.seconds(on)
+    saved = whole - costs.reducing_in_16_bits().seconds(on)
+    if saved / whole < NOTABLE_SHARE:
+        return (
+            f"fp32: 16-bit sums would save {1e3 * saved:.3g} ms ({saved / whole:.1%} of the step), "
+            "too little for the digits that they lose"
+        )
+    return (
+        f"fp32, the safe choice; mixed_precision.grad_reduce_in_fp32=false would save "
+        f"{1e3 * saved:.3g} ms ({saved / whole:.1%} of the step) at the price of sums in 16 bits: "
+        "watch the loss"
+    )
+
+
+def _changes(
+    original: Settings | None, p: Proposal, world_size: int, assumptions: Assumptions
+) -> dict[str, tuple[object, object]]:
+    if original is None:
+        return {}
+    before = explain(original, world_size, assumptions).effective
+    after = p.report.effective
+    return {
+        knob: (plain(before[knob]), plain(after[knob]))
+        for knob in EFFECTIVE_KNOBS
+        if plain(before[knob]) != plain(after[knob])
+    }
