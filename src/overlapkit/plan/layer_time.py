@@ -1,4 +1,4 @@
-"""One layer's microbatch on a machine: compute, and what each kind of communication leaves exposed."""
+"""One layer's microbatch on a machine: compute, and which communication it leaves exposed."""
 
 from __future__ import annotations
 

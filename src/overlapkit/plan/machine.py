@@ -1,7 +1,7 @@
 """What a cluster can do: rates, bandwidths and latencies, from data sheets or from measurement.
 
-A `Machine` is plain data. `machine_of` makes one from a GPU's data sheet; who has measured a machine
-fills in the same fields with `given(name, value, unit, source)`.
+A `Machine` is plain data. `machine_of` makes one from a GPU's data sheet; who has measured a
+machine fills in the same fields with `given(name, value, unit, source)`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from overlapkit.plan.constants import (
 )
 from overlapkit.plan.figure import Figure, given, smallest
 
+ALL_RANKS = 2**31
+"""A domain larger than any job."""
+
 
 @dataclass(frozen=True)
 class Link:
@@ -30,13 +33,13 @@ class Link:
 
     Attributes:
         name: "NVLink", "network" …
-        domain: consecutive ranks that it connects; None for all.
+        domain: consecutive ranks that it connects; `ALL_RANKS` for all.
         bandwidth: bytes/s that each rank sends while receiving as many.
         hop: seconds of latency for each step of a collective.
     """
 
     name: str
-    domain: int | None
+    domain: int
     bandwidth: Figure
     hop: Figure
 
@@ -74,8 +77,8 @@ class Machine:
     step_compute: Figure | None = None
 
     @property
-    def nvlink_domain(self) -> int | None:
-        """Consecutive ranks on the nearest link; None where one link connects all."""
+    def nvlink_domain(self) -> int:
+        """Consecutive ranks on the nearest link."""
         return self.links[0].domain
 
     def rate(self, kind: str) -> Figure:
@@ -116,27 +119,29 @@ def machine_of(
     if nvlink_domain is not None and nvlink_domain < 1:
         raise InputError(f"NVLink domain of {nvlink_domain} GPUs: want 1 or more")
     sheet = f"{name} data sheet"
-    rates = {
+    tflops = {
         "bf16": data.bf16_tflops,
         "fp8": data.fp8_tflops,
+        # Block scaling came with the generation that has FP4.
+        "mxfp8": data.fp8_tflops if data.nvfp4_tflops else None,
         "nvfp4": data.nvfp4_tflops,
         # TF32, which fp32 matrix products may use, runs at half of BF16.
         "fp32": data.bf16_tflops / 2,
     }
-    tensor = constant("tensor-core efficiency", constants.tensor)
     peaks = {
         kind: given(f"{kind} peak", rate * 1e12, "FLOP/s", sheet)
-        for kind, rate in rates.items()
+        for kind, rate in tflops.items()
         if rate is not None
     }
+    power = given("power", data.tdp_watt, "W", sheet)
+    tensor = constant("tensor-core efficiency", constants.tensor)
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
     streaming = constant("memory efficiency", constants.memory)
     taken = constant("SMs that a collective takes", constants.processors)
     return Machine(
         name=name,
         rates={
-            kind: (peak * tensor).called(f"{kind} sustained", "FLOP/s")
-            for kind, peak in peaks.items()
+            kind: _sustained(kind, peak, power, tensor, constants) for kind, peak in peaks.items()
         },
         attention_forward=_attention(data, peaks["bf16"], tensor, 4, 1, "forward"),
         attention_backward=_attention(
@@ -158,7 +163,7 @@ def machine_of(
             ),
             Link(
                 "network",
-                None,
+                ALL_RANKS,
                 _bandwidth(
                     "network",
                     (network_gbps or data.nic_gbps) / 8 * 1e9,
@@ -175,6 +180,23 @@ def machine_of(
         processors=data.sm,
         tile=TILE,
     )
+
+
+OPERAND_BITS = {"fp32": 32, "bf16": 16, "fp8": 8, "mxfp8": 8.25, "nvfp4": 4.5}
+"""Bits of a GEMM operand's element, with its share of the scales: one byte for 32 elements of MXFP8
+and for 16 of NVFP4."""
+
+
+def _sustained(
+    kind: str, peak: Figure, power: Figure, tensor: Figure, constants: Constants
+) -> Figure:
+    """What tensor cores can keep up, or what power allows them, whichever is less."""
+    bits = given(f"{kind} operand bits", OPERAND_BITS[kind])
+    energy = (
+        constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
+        + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
+    ).called(f"{kind} energy", "J/FLOP")
+    return smallest(peak * tensor, power / energy).called(f"{kind} sustained", "FLOP/s")
 
 
 HEAD = 128
@@ -235,7 +257,7 @@ def link_between(machine: Machine, ranks: int, stride: int) -> tuple[Figure, Fig
     """
     inner = machine.links[0]
     span = (ranks - 1) * stride + 1
-    if inner.domain is None or span <= inner.domain or len(machine.links) == 1:
+    if span <= inner.domain or len(machine.links) == 1:
         return inner.bandwidth, (inner.hop * max(ranks - 1, 1)).called("latency", "s"), ranks
     outer = machine.links[-1]
     near = max(1, min(ranks, inner.domain // stride))

@@ -18,7 +18,7 @@ class Precision:
 
     Attributes:
         name: "bf16", "fp8 delayed", "fp8 current", "fp8 blockwise", "mxfp8", "nvfp4", "fp32".
-        rate: which peak rate its GEMMs run at: "bf16", "fp8", "nvfp4" or "fp32".
+        rate: which peak rate its GEMMs run at: "bf16", "fp8", "mxfp8", "nvfp4" or "fp32".
         operand_bytes: of one element of a GEMM's operand.
         quantize_bytes: moved by memory to quantize one activation element, beyond what the kernel
             that made it writes anyway; 0 where nothing is quantized.
@@ -42,7 +42,7 @@ FP8_CURRENT = Precision("fp8 current", "fp8", 1, 2 + 2 + 2, 1)
 # A block of 128 has its scale within one kernel: one read, two copies written, and fp32 scales.
 FP8_BLOCKWISE = Precision("fp8 blockwise", "fp8", 1, 2 + 2 + 2 * 4 / 128, 1)
 # The same with a one-byte scale for 32 elements, which is gathered with them.
-MXFP8 = Precision("mxfp8", "fp8", 1 + 1 / 32, 2 + 2 + 2 / 32, 1 + 1 / 32)
+MXFP8 = Precision("mxfp8", "mxfp8", 1 + 1 / 32, 2 + 2 + 2 / 32, 1 + 1 / 32)
 # One read for the tensor's scale, one to cast, two half-byte copies with a scale for 16 elements.
 NVFP4 = Precision("nvfp4", "nvfp4", 0.5 + 1 / 16, 2 + 2 + 1 + 2 / 16, 0.5 + 1 / 16)
 

@@ -1,0 +1,233 @@
+"""The plan's estimate beside published training throughput, row by row.
+
+    uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--leave-one-out]
+
+Estimates each row of `src/overlapkit/data/published_throughput.json` (its source stands in it) and
+prints the error, (estimated - published) / published, the mean of its absolute values and the
+worst. --leave-one-out fits the efficiency constants anew to all rows but one and estimates that one
+with them, for every row in turn: what the errors would be on rows not seen.
+
+What a row leaves open is taken as NVIDIA's performance recipes set it: FP8 is current scaling,
+without BF16 layers; the overlap is comm_overlap's default with tp_comm_overlap where TP > 1; FSDP
+shards optimizer state, gradients and parameters; layers that do not divide evenly count embedding
+and loss as one each. No row says what was recomputed or offloaded: nothing is assumed to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron.bridge.training.runtime_update import update_runtime
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.overrides import parse_override
+from overlapkit.config.run import build_run, read_settings
+from overlapkit.config.yaml_file import Document
+from overlapkit.output import console, write_json
+from overlapkit.plan.constants import CONSTANTS, FITTED, Constants
+from overlapkit.plan.estimate import Estimate, estimate
+from overlapkit.plan.machine import machine_of
+from overlapkit.plan.models import named_model
+from overlapkit.plan.overlap import Overlap, overlap_of
+from overlapkit.plan.workload import Workload, workload
+
+ROWS = Path(__file__).resolve().parents[1] / "src/overlapkit/data/published_throughput.json"
+RECIPES = {
+    "BF16": "bf16_mixed",
+    "FP8": "bf16_with_fp8_current_scaling_mixed",
+    "FP8-CS": "bf16_with_fp8_current_scaling_mixed",
+    "FP8-DS": "bf16_with_fp8_delayed_scaling_mixed",
+    "MXFP8": "bf16_with_mxfp8_mixed",
+    "FP8-MX": "bf16_with_mxfp8_mixed",
+    "NVFP4": "bf16_with_nvfp4_mixed",
+}
+
+ITERATIONS = 4
+DELTA = 0.05
+LARGEST_STEP = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published measurement and the work that it measured."""
+
+    name: str
+    gpu: str
+    work: Workload
+    overlap: Overlap
+    tokens_per_second: float
+    model_tflops: float | None
+
+
+def read_row(row: dict[str, Any]) -> Row:
+    """The run of a row."""
+    model = named_model(row["model"]) | {
+        "tensor_model_parallel_size": row["tp"],
+        "pipeline_model_parallel_size": row["pp"],
+        "context_parallel_size": row["cp"],
+        "expert_model_parallel_size": row.get("ep") or 1,
+        "virtual_pipeline_model_parallel_size": row["vp"],
+        "sequence_parallel": row["tp"] > 1,
+        "seq_length": row["seq"],
+    }
+    if model["num_layers"] % (row["pp"] * (row["vp"] or 1)):
+        model["account_for_embedding_in_pipeline_split"] = True
+        model["account_for_loss_in_pipeline_split"] = True
+    ddp: dict[str, Any] = {"use_distributed_optimizer": True}
+    if row["fsdp"]:
+        ddp |= {
+            "use_megatron_fsdp": True,
+            "data_parallel_sharding_strategy": "optim_grads_params",
+        }
+    data = {
+        "model": model,
+        "ddp": ddp,
+        "optimizer": {"use_distributed_optimizer": True},
+        "train": {"micro_batch_size": row["mbs"], "global_batch_size": row["gbs"]},
+        "mixed_precision": RECIPES[row["precision"]],
+        "comm_overlap": {"tp_comm_overlap": row["tp"] > 1},
+    }
+    all_layers = parse_override("mixed_precision.first_last_layers_bf16=false", data)
+    run = build_run(read_settings(Document("published", data, {}), [all_layers]))
+    update_runtime(run, row["gpus"], software=AssumedSoftware(), strict=False)
+    sizes = " ".join(f"{k}{row[k]}" for k in ("tp", "pp", "cp") if row[k] > 1)
+    if row["vp"]:
+        sizes += f" vp{row['vp']}"
+    if row["fsdp"]:
+        sizes += f" fsdp{row['fsdp']}"
+    system = row["system"].rpartition("-")[2].lower()
+    return Row(
+        f"{row['model'].lower()} {row['precision']} {row['gpus']}x{system} {sizes} "
+        f"mbs{row['mbs']} gbs{row['gbs']} ({row['release'].split()[0]})",
+        system,
+        workload(run, row["gpus"]),
+        overlap_of(run),
+        row["tokens_per_sec_per_gpu"],
+        row.get("model_tflops_per_gpu"),
+    )
+
+
+def estimated(row: Row, constants: Constants = CONSTANTS) -> Estimate:
+    return estimate(row.work, machine_of(row.gpu, constants=constants), row.overlap)
+
+
+def error(row: Row, constants: Constants = CONSTANTS) -> float:
+    """(estimated - published) / published."""
+    return estimated(row, constants).tokens_per_second.value / row.tokens_per_second - 1
+
+
+def fitted(rows: list[Row], start: Constants, slopes: np.ndarray) -> Constants:
+    """The fitted constants that make the squares of the log errors least.
+
+    With the slopes at `start` throughout: errors are nearly linear in the logarithms.
+
+    Args:
+        slopes: of each row's log error by each of `FITTED`'s logarithm.
+    """
+    at = np.log([getattr(start, name) for name in FITTED])
+    for _ in range(ITERATIONS):
+        off = np.array([np.log1p(error(row, _constants(start, at))) for row in rows])
+        step, *_ = np.linalg.lstsq(slopes, -off, rcond=None)
+        at = at + np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+    return _constants(start, at)
+
+
+def _constants(start: Constants, logarithms: np.ndarray) -> Constants:
+    return start._replace(**dict(zip(FITTED, map(float, np.exp(logarithms)), strict=True)))
+
+
+def slopes_at(rows: list[Row], constants: Constants) -> np.ndarray:
+    """How each row's log error changes with the logarithm of each fitted constant."""
+    base = np.array([np.log1p(error(row, constants)) for row in rows])
+    columns = []
+    for name in FITTED:
+        more = constants._replace(**{name: getattr(constants, name) * np.exp(DELTA)})
+        columns.append((np.array([np.log1p(error(row, more)) for row in rows]) - base) / DELTA)
+    return np.stack(columns, axis=1)
+
+
+def leave_one_out(rows: list[Row]) -> list[float]:
+    """Each row's error with constants fitted to all other rows."""
+    slopes = slopes_at(rows, CONSTANTS)
+    errors = []
+    for number, row in enumerate(rows):
+        others = [n for n in range(len(rows)) if n != number]
+        constants = fitted([rows[n] for n in others], CONSTANTS, slopes[others])
+        errors.append(error(row, constants))
+    return errors
+
+
+def _summary(errors: list[float]) -> dict[str, float]:
+    sizes = [abs(each) for each in errors]
+    return {"mean": sum(sizes) / len(sizes), "worst": max(sizes)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help="other rows")
+    parser.add_argument("--leave-one-out", action="store_true", help="cross-validation as well")
+    options = parser.parse_args()
+    rows = [read_row(row) for row in json.loads(options.rows.read_text())["rows"]]
+    estimates = [estimated(row) for row in rows]
+    errors = [error(row) for row in rows]
+    unseen = leave_one_out(rows) if options.leave_one_out else None
+    document: dict[str, Any] = {
+        "constants": CONSTANTS._asdict(),
+        "fitted": FITTED,
+        "error": _summary(errors),
+        "rows": [
+            {
+                "name": row.name,
+                "published_tokens_per_second": row.tokens_per_second,
+                "estimated_tokens_per_second": one.tokens_per_second.value,
+                "error": off,
+                "estimated_model_tflops": one.model_flops_per_second.value / 1e12,
+                "published_model_tflops": row.model_tflops,
+                "parts_s": {name: part.value for name, part in one.parts.items()},
+            }
+            for row, one, off in zip(rows, estimates, errors, strict=True)
+        ],
+    }
+    if unseen is not None:
+        document["leave_one_out"] = _summary(unseen)
+        for told, off in zip(document["rows"], unseen, strict=True):
+            told["error_left_out"] = off
+    if options.json:
+        write_json(document)
+        return 0
+    _show(document)
+    return 0
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title="tokens/s/GPU, estimated and published")
+    table.add_column("run")
+    for column in ("published", "estimated", "error", "left out"):
+        table.add_column(column, justify="right")
+    for row in document["rows"]:
+        left_out = row.get("error_left_out")
+        table.add_row(
+            row["name"],
+            f"{row['published_tokens_per_second']:,.0f}",
+            f"{row['estimated_tokens_per_second']:,.0f}",
+            f"{row['error']:+.1%}",
+            "" if left_out is None else f"{left_out:+.1%}",
+        )
+    out = console()
+    out.print(table)
+    for what, told in (("error", "error"), ("leave_one_out", "left out")):
+        if what in document:
+            sizes = document[what]
+            out.print(f"{told}: mean {sizes['mean']:.1%}, worst {sizes['worst']:.1%}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
