@@ -13,6 +13,45 @@ FRAMEWORKS = {"megatron-bridge": "Megatron-Bridge", "megatron-lm": "Megatron-LM"
 """How each framework is written."""
 
 
+EFFECTIVE_KNOBS = (
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.virtual_pipeline_model_parallel_size",
+    "model.context_parallel_size",
+    "model.expert_model_parallel_size",
+    "model.sequence_parallel",
+    "model.tp_comm_overlap",
+    "model.tp_comm_overlap_cfg",
+    "model.tp_comm_bootstrap_backend",
+    "model.overlap_p2p_comm",
+    "model.batch_p2p_comm",
+    "model.overlap_p2p_comm_warmup_flush",
+    "model.defer_embedding_wgrad_compute",
+    "model.wgrad_deferral_limit",
+    "model.overlap_moe_expert_parallel_comm",
+    "model.moe_shared_expert_overlap",
+    "model.delay_wgrad_compute",
+    "ddp.use_distributed_optimizer",
+    "ddp.overlap_grad_reduce",
+    "ddp.overlap_param_gather",
+    "ddp.align_param_gather",
+    "ddp.bucket_size",
+    "ddp.grad_reduce_in_fp32",
+    "ddp.fp8_param_gather",
+    "ddp.delay_wgrad_compute",
+    "optimizer.use_distributed_optimizer",
+    "optimizer.overlap_param_gather",
+    "optimizer.overlap_param_gather_with_optimizer_step",
+)
+"""What `effective` holds: every knob that decides about overlap, as the run will have it."""
+
+
+def knob_value(run: Run, knob: str) -> Any:
+    """A knob's value on a run, by its dotted name; None where the run has none."""
+    section, _, name = knob.partition(".")
+    return getattr(getattr(run, section), name, None)
+
+
 def make_effective(
     settings: Settings, world_size: int, software: Software | None = None
 ) -> tuple[Run, Update]:

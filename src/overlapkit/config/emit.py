@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from overlapkit.config.emit_megatron_lm import emit_megatron_lm
+from overlapkit.config.emit_python import emit_bridge
 from overlapkit.config.emit_scope import Emitted as Emitted
 from overlapkit.config.emit_scope import LeftOut as LeftOut
-from overlapkit.config.emit_scope import sections_of
+from overlapkit.config.emit_scope import for_bridge, sections_of
 from overlapkit.config.emit_yaml import emit_hydra, emit_yaml
-from overlapkit.config.run import Settings
+from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.yaml_file import Document
 
-Form = Literal["yaml", "hydra"]
+Form = Literal["bridge", "yaml", "hydra", "megatron-lm"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
@@ -25,13 +28,27 @@ def emit(
     """A run's settings in one form, and what that form cannot express.
 
     Args:
-        settings: as read by `read_settings`, or a mapping of section to its keys and values.
-        form: one of `FORMS`.
-        world_size: GPUs of the job, on which some defaults depend; None where it is not known.
+        settings: as read, of either framework, or a mapping of section to its keys and values for
+            Megatron-Bridge.
+        form: "bridge" (Python), "yaml" (a run configuration), "hydra" (overrides) or "megatron-lm"
+            (flags, with the userbuffers file that they name).
+        world_size: GPUs of the job, on which Megatron-Bridge's defaults depend; None takes a
+            data-parallel size above 1.
         environment: variables that the job's processes must start with.
+
+    Raises:
+        InputError: a mapping is no run configuration, or its layout does not divide `world_size`.
     """
-    sections = sections_of(settings)
+    if not isinstance(settings, Settings):
+        settings = read_settings(Document("the settings", dict(settings)))
     variables = dict(environment or {})
-    if form == "yaml":
-        return emit_yaml(sections, variables)
-    return emit_hydra(sections, variables)
+    if form == "megatron-lm":
+        return emit_megatron_lm(settings, variables, world_size)
+    left_out: list[LeftOut] = []
+    if settings.framework == "megatron-lm":
+        sections, left_out = for_bridge(settings)
+    else:
+        sections = sections_of(settings)
+    writers = {"bridge": emit_bridge, "yaml": emit_yaml, "hydra": emit_hydra}
+    text, more = writers[form](sections, variables)
+    return Emitted(text, left_out + more)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 from megatron.bridge.training.mixed_precision_recipes import mixed_precision_recipe
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import KINDS, section_fields
@@ -86,6 +89,49 @@ def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
         if kept or section in ("model", "ddp"):
             result[section] = kept
     return result
+
+
+def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
+    """A Megatron-LM run's settings for Megatron-Bridge, which derives nothing without comm_overlap.
+
+    What Megatron-LM derives and fills in by itself is spelt out.
+    """
+    model = settings.values.get("model") or {}
+    ranks = prod(
+        model.get(f"{name}_size") or 1
+        for name in (
+            "tensor_model_parallel",
+            "pipeline_model_parallel",
+            "context_parallel",
+            "expert_model_parallel",
+        )
+    )
+    run, _ = make_effective(settings, 2 * ranks, AssumedSoftware())
+    sections: Sections = {}
+    for section in SECTIONS:
+        content = settings.values.get(section)
+        if content is not None:
+            sections[section] = dict(content)
+    for knob in EFFECTIVE_KNOBS:
+        section, _, key = knob.partition(".")
+        value = knob_value(run, knob)
+        known = section_fields(section).get(key)
+        there = sections.setdefault(section, {})
+        if there is not None and known is not None and (value != known.default or key in there):
+            there[key] = value
+    left_out = [
+        LeftOut(f"{LM}.{key}", why)
+        for key, why in _ONLY_MEGATRON_LM.items()
+        if (settings.values.get(LM) or {}).get(key)
+    ]
+    return sections, left_out
+
+
+LM = "megatron_lm"
+_ONLY_MEGATRON_LM = {
+    "use_torch_fsdp2": "Megatron-Bridge has no torch FSDP2; Megatron FSDP is ddp.use_megatron_fsdp",
+    "ckpt_format": "the checkpoint's format is checkpoint.ckpt_format there",
+}
 
 
 def recipe_spelt_out(content: Mapping[str, Any]) -> dict[str, Any]:

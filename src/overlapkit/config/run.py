@@ -157,7 +157,7 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         if isinstance(data.get(section), dict):
             data[section].pop(BY_NAME, None)
     _check_sections(document, data)
-    values = apply_overrides(data, [replace(o, value=_plain(o.value)) for o in overrides])
+    values = apply_overrides(data, [_plain_override(o) for o in overrides])
     for section in NAMED_SECTIONS:
         if isinstance(values.get(section), str):
             values[section] = {BY_NAME: values[section]}
@@ -290,6 +290,12 @@ def _plain(value: Any) -> Any:
         for k, v in value.items()
         if k not in ("_target_", "_call_", "_args_")
     }
+
+
+def _plain_override(override: Override) -> Override:
+    # What stays of a wrapper depends on the key that it is the value of.
+    key = (override.key or override.section).rpartition(".")[2]
+    return replace(override, value=_plain({key: override.value})[key])
 
 
 def _plain_userbuffers(value: Any) -> Any:

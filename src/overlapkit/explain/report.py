@@ -20,45 +20,14 @@ from megatron.bridge.training.megatron_lm_rules import environment_refusals
 from megatron.bridge.training.overlap_context import fsdp_switch
 from megatron.bridge.training.runtime_update import hold_against_request
 from megatron.bridge.training.software import Software
-from overlapkit.config.effective import make_effective
+from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
+from overlapkit.config.effective import knob_value, make_effective
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
 from overlapkit.output import encodable
 
 SCHEMA = "overlapkit/explain/v1"
-
-EFFECTIVE_KNOBS = (
-    "model.tensor_model_parallel_size",
-    "model.pipeline_model_parallel_size",
-    "model.virtual_pipeline_model_parallel_size",
-    "model.context_parallel_size",
-    "model.expert_model_parallel_size",
-    "model.sequence_parallel",
-    "model.tp_comm_overlap",
-    "model.tp_comm_overlap_cfg",
-    "model.tp_comm_bootstrap_backend",
-    "model.overlap_p2p_comm",
-    "model.batch_p2p_comm",
-    "model.overlap_p2p_comm_warmup_flush",
-    "model.defer_embedding_wgrad_compute",
-    "model.wgrad_deferral_limit",
-    "model.overlap_moe_expert_parallel_comm",
-    "model.moe_shared_expert_overlap",
-    "model.delay_wgrad_compute",
-    "ddp.use_distributed_optimizer",
-    "ddp.overlap_grad_reduce",
-    "ddp.overlap_param_gather",
-    "ddp.align_param_gather",
-    "ddp.bucket_size",
-    "ddp.grad_reduce_in_fp32",
-    "ddp.fp8_param_gather",
-    "ddp.delay_wgrad_compute",
-    "optimizer.use_distributed_optimizer",
-    "optimizer.overlap_param_gather",
-    "optimizer.overlap_param_gather_with_optimizer_step",
-)
-"""What `effective` holds: every knob that decides about overlap, as the run will have it."""
 
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are looked at: a sound value has three."""
@@ -134,7 +103,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         run, update = make_effective(settings, world_size, assumptions.software)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
-    effective = {knob: _value(run, knob) for knob in EFFECTIVE_KNOBS}
+    effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
     flat = settings.flat()
     asked = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
     decisions = hold_against_request(update.decisions, asked, effective)
@@ -201,11 +170,6 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
 def _matters(decision: Decision) -> bool:
     """Mixed precision overwrites many fields that have nothing to do with overlap."""
     return decision.dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
-
-
-def _value(run: Run, knob: str) -> Any:
-    section, _, name = knob.partition(".")
-    return getattr(getattr(run, section), name, None)
 
 
 def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:

@@ -1,0 +1,89 @@
+"""The Python that is emitted runs, and builds the configuration that the YAML describes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("megatron.core", reason="needs the megatron extra")
+
+from overlapkit.config.emit import emit
+from overlapkit.config.run import build_run, read_settings
+from overlapkit.config.yaml_file import Document, read_yaml
+
+pytestmark = pytest.mark.functional
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted([*ROOT.glob("examples/*.yaml"), *ROOT.glob("tests/data/bridge_configs/*.yaml")])
+
+
+def built(text: str) -> Any:
+    """The ConfigContainer that emitted Python builds."""
+    namespace: dict[str, Any] = {}
+    exec(compile(text, "emitted.py", "exec"), namespace)
+    return namespace["cfg"]
+
+
+def plain(value: Any) -> Any:
+    """A value as a file holds it: dtypes and functions by name."""
+    name = str(value)
+    if name.startswith("torch."):
+        return name.rpartition(".")[2]
+    return getattr(value, "__name__", value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_builds_the_same_configuration(path: Path) -> None:
+    settings = read_settings(read_yaml(path))
+    emitted = emit(settings, "bridge")
+    cfg, run = built(emitted.text), build_run(settings)
+    left_out = {left.key for left in emitted.left_out}
+    for section in ("model", "ddp", "optimizer"):
+        made, read = getattr(cfg, section), vars(getattr(run, section))
+        for field in fields(made):
+            dotted = f"{section}.{field.name}"
+            if field.name not in read or dotted in left_out or dotted not in settings.asked:
+                continue
+            wanted = read[field.name]
+            wanted = wanted.rpartition(".")[2] if isinstance(wanted, str) else wanted
+            assert plain(getattr(made, field.name)) == wanted, dotted
+    for section in ("comm_overlap", "mixed_precision"):
+        read = getattr(run, section)
+        made = getattr(cfg, section)
+        assert (made is None) == (read is None)
+        if isinstance(made, str) or read is None:
+            continue
+        for field in fields(made):
+            mine, theirs = getattr(made, field.name), getattr(read, field.name)
+            if field.name == "tp_comm_overlap_cfg" and mine is not None:
+                from megatron.bridge.training.userbuffers import as_te_dict
+
+                mine, theirs = as_te_dict(mine), as_te_dict(theirs)
+            theirs = theirs.rpartition(".")[2] if isinstance(theirs, str) else theirs
+            assert plain(mine) == theirs, f"{section}.{field.name}"
+
+
+def test_it_runs_as_a_training_script_would() -> None:
+    settings = read_settings(read_yaml(ROOT / "examples" / "llama3_70b_64xh100.yaml"))
+    cfg = built(emit(settings, "bridge").text)
+    cfg.apply_runtime_config(world_size=64)
+    assert cfg.ddp.overlap_grad_reduce and cfg.model.overlap_p2p_comm
+    assert cfg.data_parallel_size == 2
+
+
+def test_userbuffers_given_by_hand_come_as_classes() -> None:
+    gemm = {"method": "bulk", "num_sm": 4, "cga_size": 2, "set_sm_margin": False}
+    ring = {"method": "ring_exchange", "num_sm": 1, "cga_size": 1, "set_sm_margin": False}
+    ring |= {"aggregate": False, "fp8_buf": False, "atomic_gemm": False}
+    comm = {
+        "tp_comm_overlap": True,
+        "tp_comm_overlap_cfg": {"qkv_dgrad": gemm, "fc1_fprop": ring},
+    }
+    settings = read_settings(Document("x", {"model": {"num_layers": 2}, "comm_overlap": comm}))
+    emitted = emit(settings, "bridge")
+    assert "BulkOverlapCfg(" in emitted.text and "RingExchangeOverlapCfg(" in emitted.text
+    made = built(emitted.text).comm_overlap.tp_comm_overlap_cfg
+    assert asdict(made)["qkv_dgrad"] == gemm and asdict(made)["fc1_fprop"] == ring
