@@ -35,6 +35,7 @@ from megatron.bridge.training.tp_overlap_presets import (
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
+from overlapkit.hardware import find_gpu
 from overlapkit.plan.inputs import PRECISIONS
 from overlapkit.plan.recommend import plan_assumptions, recommend_settings
 
@@ -97,7 +98,10 @@ def main() -> int:
 
 
 def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
-    proposal = recommend_settings(case.settings, case.world_size, plan_assumptions(case.gpu))
+    domain = find_gpu(case.gpu)[1].nvlink_domain
+    proposal, _ = recommend_settings(
+        case.settings, case.world_size, plan_assumptions(case.gpu), domain
+    )
     name = proposal.preset.name if proposal.preset is not None else None
     return (
         next(v.value for v in proposal.report.launch_env if v.name == CONNECTIONS),
@@ -192,6 +196,7 @@ def _recipes(*, decided: bool) -> Iterator[Case]:
         }
         if r["moe"]:
             model |= {"num_moe_experts": 128, "moe_ffn_hidden_size": 1024, "moe_router_topk": 8}
+            model["expert_tensor_parallel_size"] = r["expert_tp"]
             model["moe_token_dispatcher_type"] = r["dispatcher"] or "alltoall"
         if r["hybrid"]:
             model["is_hybrid_model"] = True

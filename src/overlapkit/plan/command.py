@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from overlapkit.config.emit import FORMS, Form, emit
 from overlapkit.errors import EXIT_FINDING, InputError
@@ -42,6 +43,8 @@ def run(
     name, data = find_gpu(gpu)
     if form is not None and as_json:
         raise InputError("--emit and --json both write to standard output; give one of them")
+    if form is not None and form not in FORMS:
+        raise InputError(f"--emit {form}: unknown form; give {', '.join(FORMS)}")
     dimensions = parse_swept(swept) if swept is not None else None
     inputs = read_inputs(
         arguments,
@@ -70,10 +73,8 @@ def run(
 
 def _emit(plan: Plan, form: str) -> None:
     """The settings in one form; what it cannot express is told on standard error."""
-    if form not in FORMS:
-        raise InputError(f"--emit {form}: give one of {', '.join(FORMS)}")
     proposal = plan.recommendation.proposal
-    chosen: Form = form
+    chosen = cast(Form, form)
     emitted = emit(
         proposal.settings,
         chosen,

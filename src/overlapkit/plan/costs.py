@@ -13,6 +13,7 @@ from overlapkit.plan.figure import Figure
 from overlapkit.plan.machine import Machine
 from overlapkit.plan.memory import Memory, memory
 from overlapkit.plan.overlap import Overlap
+from overlapkit.plan.precision import base_precision, linear_precision
 from overlapkit.plan.workload import Workload, workload
 
 
@@ -47,12 +48,14 @@ class MemoryNeed:
         usable: of the capacity, the margin kept free.
         capacity: of the GPU.
         figure: derives `needed`.
+        stage: pipeline stage of that GPU.
     """
 
     needed: float
     usable: float
     capacity: float
     figure: Figure
+    stage: int
 
     @property
     def fits(self) -> bool:
@@ -116,7 +119,9 @@ class Costs:
 
 def memory_need(held: Memory) -> MemoryNeed:
     """A memory estimate in plain numbers."""
-    raise NotImplementedError
+    return MemoryNeed(
+        held.needed.value, held.usable.value, held.capacity.value, held.needed, held.stage
+    )
 
 
 def overlap_in(names: frozenset[str]) -> Overlap:
@@ -132,11 +137,14 @@ def overlap_in(names: frozenset[str]) -> Overlap:
 
 
 def costs_of_run(run: Run, world_size: int, machine: Machine) -> Costs | str:
-    """The costs of an effective run, or why it cannot be estimated."""
+    """The costs of an effective run, or why it cannot be estimated.
+
+    Raises:
+        InputError: the machine cannot compute in the run's precision.
+    """
+    for precision in {linear_precision(run.model).rate, base_precision(run.model).rate}:
+        machine.rate(precision)
     try:
-        work = workload(run, world_size)
-        for precision in {work.precision.rate, work.base.rate}:
-            machine.rate(precision)
+        return Costs(run, world_size, machine, workload(run, world_size))
     except InputError as error:
         return str(error)
-    return Costs(run, world_size, machine, work)

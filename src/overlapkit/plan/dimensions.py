@@ -73,7 +73,7 @@ def _tensor(p: Proposal) -> Dimension:
     if on:
         return Dimension(TP, ranks, True, knob, p.tensor.reason)
     if not p.tensor.on:
-        return Dimension(TP, ranks, False, knob, p.tensor.reason)
+        return Dimension(TP, ranks, False, knob, p.tensor.reason, p.tensor.remedy)
     reason, remedy = _told(p, knob)
     return Dimension(TP, ranks, False, knob, reason, remedy)
 

@@ -105,6 +105,7 @@ def read_inputs(
         size, per_node = _world_size(world_size or (None if nodes else told), nodes, domain)
         # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
         settings = replace(read, framework="megatron-bridge", launch=None)
+        settings = _without_unasked(settings, "model", "sequence_parallel")
         notes = read.launch.notes if read.launch is not None else ()
         return _filled_in(settings, read, size, per_node, notes)
     overrides = [_spelt_out(text) for text in arguments if is_override(text)]
@@ -190,6 +191,15 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
             f"--world-size {given} cannot be divided over --nodes {nodes}; give a multiple of it"
         )
     return given, given // nodes
+
+
+def _without_unasked(settings: Settings, section: str, key: str) -> Settings:
+    """The settings without a default that the reader filled in, which nobody stated."""
+    content = settings.values.get(section)
+    if not content or f"{section}.{key}" in settings.asked:
+        return settings
+    kept = {k: v for k, v in content.items() if k != key}
+    return replace(settings, values={**settings.values, section: kept})
 
 
 def _filled_in(

@@ -79,7 +79,7 @@ def make_plan(
         InputError: the layout cannot run or does not fit, with what would.
     """
     settings, world = inputs.settings, inputs.world_size
-    ranking, chosen = None, None
+    ranking, chosen, note = None, None, None
     if swept is None and not inputs.layout_given:
         # The micro-batch belongs to the layout, unless it is given.
         dense = not build_run(settings).model.num_moe_experts
@@ -99,6 +99,12 @@ def make_plan(
         if not inputs.layout_given or not _stands(settings, world, domain, machine, assumptions):
             settings = with_layout(settings, ranking.best.layout)
             chosen = "The fastest layout of the sweep by estimate"
+        else:
+            best = ranking.best
+            note = (
+                f"planned is the layout as given; the fastest of the sweep, {best.layout}, would "
+                f"train {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
+            )
     run = build_run(settings)
     check_layout(run, world, domain, source=settings.source)
 
@@ -106,7 +112,7 @@ def make_plan(
         return costs_of_run(proposal.run, world, machine)
 
     recommendation = recommend(
-        settings, None if chosen else inputs.original, world, assumptions, costs_of
+        settings, None if chosen else inputs.original, world, assumptions, domain, costs_of
     )
     costs = recommendation.costs
     estimates: tuple[Summary, ...] = ()
@@ -129,7 +135,7 @@ def make_plan(
         estimates=estimates,
         memory=memory,
         ranking=ranking,
-        notes=inputs.assumed,
+        notes=(*inputs.assumed, *([note] if note else [])),
     )
 
 

@@ -36,10 +36,11 @@ _HYBRID = ("is_hybrid_model", "hybrid_override_pattern", "mamba_stack_spec")
 
 @dataclass(frozen=True)
 class Asked:
-    """Whether a dimension's overlap is worth asking for, and why."""
+    """Whether a dimension's overlap is worth asking for, why, and what would make it so."""
 
     on: bool
     reason: str
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def draft(
     run = run_in_precision(base, assumptions)
     lora = settings.values.get("peft") is not None
     tensor, preset = _tensor(run, assumptions, lora=lora)
+    if tensor.on and states_no_sequence_parallel(settings):
+        tensor, preset = _NO_SEQUENCE_PARALLEL, None
     model = run.model
     tp = model.tensor_model_parallel_size or 1
     replicas = world_size // (tp * (model.pipeline_model_parallel_size or 1))
@@ -186,12 +189,31 @@ def draft(
         comm.pop("tp_comm_overlap_cfg", None)
 
     values = {s: dict(c) if isinstance(c, dict) else c for s, c in base.values.items()}
-    if tp > 1 and "model.sequence_parallel" not in settings.overridden:
+    if tp > 1 and not states_no_sequence_parallel(settings):
         values["model"] = {**(values.get("model") or {}), "sequence_parallel": True}
     if replicas > 1 and not lora:
         _shard_optimizer(values, settings.overridden)
     precision = linear_precision(model).name
     return Draft(base, values, comm, tensor, preset, precision, pinned)
+
+
+_NO_SEQUENCE_PARALLEL = Asked(
+    False,
+    "model.sequence_parallel is false in the configuration, so layers all-reduce, and there is no "
+    "all-gather and reduce-scatter to overlap",
+    "set model.sequence_parallel=true: TP overlap comes with it",
+)
+
+
+def states_no_sequence_parallel(settings: Settings) -> bool:
+    """Whether the configuration itself says no; what it states of the layout is not changed.
+
+    A value stated for another TP does not count: Megatron-Core demands false with TP 1.
+    """
+    stated = (settings.values.get("model") or {}).get("sequence_parallel")
+    if "model.sequence_parallel" in settings.overridden:
+        return stated is False
+    return stated is False and "model.tensor_model_parallel_size" not in settings.overridden
 
 
 def run_in_precision(settings: Settings, assumptions: Assumptions) -> Run:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from overlapkit.config.run import Settings
+from overlapkit.config.run import Run, Settings
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, plain
 from overlapkit.plan.costs import Costs
-from overlapkit.plan.dimensions import CP, DP_GRADIENTS, EP, Dimension, dimensions, overlapped
-from overlapkit.plan.proposal import EP_OVERLAP, Proposal, propose
+from overlapkit.plan.dimensions import CP, DP_GRADIENTS, EP, TP, Dimension, dimensions, overlapped
+from overlapkit.plan.proposal import EP_OVERLAP, Proposal, propose, states_no_sequence_parallel
 
 WORTH_SHARE = 0.02
 """Share of the step that the experts' overlap must save: it takes memory for a second microbatch,
 cuts kernels finer, and on Hopper gives up the one hardware queue that keeps the launch order."""
+WORTH_SHARE_WITHIN = 0.1
+"""The same where the exchange stays within an NVLink domain: it is then short, which the estimate's
+own error could hide. Recipes ask for the overlap where the exchange crosses nodes."""
 
 NOTABLE_SHARE = 0.01
 """Share of the step from which on something exposed is worth a word."""
@@ -79,36 +82,83 @@ def recommend_settings(
     settings: Settings,
     world_size: int,
     assumptions: Assumptions,
+    domain: int,
     costs_of: CostsOf = _no_costs,
-) -> Proposal:
+) -> tuple[Proposal, str | None]:
     """The overlap to ask for; the experts' only where it is worth its price.
+
+    Args:
+        settings: of the run.
+        world_size: GPUs of the job.
+        assumptions: GPU and software.
+        domain: GPUs that NVLink joins.
+        costs_of: estimates a proposal's run; without, only the reach of the exchange decides.
+
+    Returns:
+        The proposal, and why the experts' overlap is not asked for where it could be.
 
     Raises:
         InputError: as `propose`.
     """
-    return _with_experts_weighed(settings, world_size, assumptions, costs_of)[0]
-
-
-def _with_experts_weighed(
-    settings: Settings, world_size: int, assumptions: Assumptions, costs_of: CostsOf
-) -> tuple[Proposal, str | None]:
     proposal = propose(settings, world_size, assumptions)
     asked = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
     if not asked or EP_OVERLAP in proposal.pinned:
         return proposal, None
+    reach = experts_reach(proposal.run)
+    within = reach <= domain
+    where = f"the exchange reaches over {reach} GPUs, " + (
+        f"within the NVLink domain of {domain}" if within else f"beyond the {domain} of NVLink"
+    )
+    needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
     costs = costs_of(proposal)
     if isinstance(costs, str):
-        return proposal, None
-    on = overlapped(proposal.run)
-    before, after = costs.seconds(on - {EP}), costs.seconds(on)
-    share = (before - after) / before
-    if share >= WORTH_SHARE:
-        return proposal, None
-    reason = (
-        f"it would save {max(share, 0):.1%} of the step, and takes memory for another microbatch "
-        f"and finer kernels: worth it from {WORTH_SHARE:.0%} on"
-    )
+        if not within:
+            return proposal, None
+        reason = f"{where}, and is short; overlapping it takes memory for another microbatch"
+    else:
+        on = overlapped(proposal.run)
+        before, after = costs.seconds(on - {EP}), costs.seconds(on)
+        share = (before - after) / before
+        if share >= needed:
+            return proposal, None
+        reason = (
+            f"{where}; hiding it would save {max(share, 0):.1%} of the step, and takes memory for "
+            f"another microbatch and finer kernels: worth it from {needed:.0%} on"
+        )
     return propose(settings, world_size, assumptions, expert_overlap=False), reason
+
+
+def experts_reach(run: Run) -> int:
+    """Consecutive GPUs over which the experts' exchange goes."""
+    m = run.model
+    tp = m.tensor_model_parallel_size or 1
+    return (m.expert_model_parallel_size or 1) * (m.expert_tensor_parallel_size or tp)
+
+
+def _sequence_parallel_gain(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    costs: Costs,
+    costs_of: CostsOf,
+) -> str | None:
+    """What model.sequence_parallel=true would save, where the configuration says false."""
+    if not states_no_sequence_parallel(settings):
+        return None
+    content = {**(settings.values.get("model") or {}), "sequence_parallel": True}
+    other = replace(settings, values={**settings.values, "model": content})
+    proposal = propose(other, world_size, assumptions)
+    if not proposal.effective("model.tp_comm_overlap"):
+        return None
+    with_it = costs_of(proposal)
+    if isinstance(with_it, str):
+        return None
+    before = costs.seconds(overlapped(costs.run))
+    saved = before - with_it.seconds(overlapped(proposal.run))
+    return (
+        f"set model.sequence_parallel=true: with the TP overlap that it allows it would save "
+        f"{1e3 * saved:,.0f} ms ({saved / before:.1%} of the step), and memory"
+    )
 
 
 def recommend(
@@ -116,6 +166,7 @@ def recommend(
     original: Settings | None,
     world_size: int,
     assumptions: Assumptions,
+    domain: int,
     costs_of: CostsOf,
 ) -> Recommendation:
     """What is recommended for a run.
@@ -125,16 +176,21 @@ def recommend(
         original: as they were read, to tell what changes; None where there is nothing to compare.
         world_size: GPUs of the job.
         assumptions: GPU and software.
+        domain: GPUs that NVLink joins.
         costs_of: estimates a proposal's run.
 
     Raises:
         InputError: as `propose`.
     """
-    proposal, not_worth = _with_experts_weighed(settings, world_size, assumptions, costs_of)
+    proposal, not_worth = recommend_settings(settings, world_size, assumptions, domain, costs_of)
     told = tuple(dimensions(proposal, experts_not_worth=not_worth))
     on = overlapped(proposal.run)
     costs = costs_of(proposal)
     gains = {} if isinstance(costs, str) else _gains(costs, on)
+    if not isinstance(costs, str):
+        remedy = _sequence_parallel_gain(settings, world_size, assumptions, costs, costs_of)
+        if remedy is not None:
+            told = tuple(replace(d, remedy=remedy) if d.name == TP else d for d in told)
     return Recommendation(
         proposal=proposal,
         dimensions=told,

@@ -102,7 +102,11 @@ def sweep(
     tried = 0
     too_large: set[LayoutChoice] = set()
     for layout in candidates(sizes, world_size, domain, fixed, swept):
-        asked = draft(with_layout(settings, layout), world_size, assumptions).settings()
+        # Without an estimate yet, the reach of the experts' exchange tells whether to hide it.
+        far = layout.ep * (sizes.expert_tp or layout.tp) > domain
+        asked = draft(
+            with_layout(settings, layout), world_size, assumptions, expert_overlap=far
+        ).settings()
         run = run_in_precision(asked, assumptions)
         if next(faults(run, world_size, domain), None) is not None:
             continue
