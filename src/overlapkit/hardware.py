@@ -26,6 +26,7 @@ class Gpu(msgspec.Struct, frozen=True):
         nvlink_domain: GPUs that NVLink connects in the reference system.
         nic_gbps: Gbit/s of the reference system's network adapter per GPU.
         tdp_watt: largest power.
+        memory_mib: memory as nvidia-smi shows it; None where that is not known.
     """
 
     compute_capability: str
@@ -41,6 +42,12 @@ class Gpu(msgspec.Struct, frozen=True):
     exp_per_clock: int
     fp8_tflops: float | None = None
     nvfp4_tflops: float | None = None
+    memory_mib: int | None = None
+
+    @property
+    def memory_bytes(self) -> float:
+        """The memory, as far as it is known in bytes rather than in round GB."""
+        return self.memory_mib * 2.0**20 if self.memory_mib else self.hbm_gb * 1e9
 
     @property
     def sm100_or_newer(self) -> bool:

@@ -153,7 +153,7 @@ def machine_of(
             "backward",
         ),
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
-        memory=given("memory", data.hbm_gb * 1e9, "B", sheet),
+        memory=given("memory", data.memory_bytes, "B", sheet),
         links=(
             Link(
                 "NVLink",

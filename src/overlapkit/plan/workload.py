@@ -56,6 +56,8 @@ class LayerWork:
         traffic: of the memory-bound kernels, block by block.
         collectives: TP, CP and EP communication.
         recompute: what the backward does again.
+        moe: whether it has experts.
+        precision: of its linear layers.
     """
 
     name: str
@@ -64,6 +66,8 @@ class LayerWork:
     traffic: tuple[Traffic, ...]
     collectives: tuple[Collective, ...]
     recompute: Recompute
+    moe: bool
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Workload:
         exchange: the data-parallel communication of gradients and parameters.
         boundary: what a pipeline stage sends to the next for a microbatch; None without pipeline.
         shape: the model's sizes.
+        copies: experts that each token goes to.
     """
 
     layout: Layout
@@ -93,6 +98,7 @@ class Workload:
     exchange: GradientExchange
     boundary: Collective | None
     shape: ModelShape
+    copies: int
 
     @property
     def worst_stage(self) -> int:
@@ -184,6 +190,7 @@ def workload(run: Run, world_size: int) -> Workload:
         exchange=gradient_exchange(run, layout, parameters),
         boundary=_boundary(shape, layout, base),
         shape=shape,
+        copies=routed_copies(model),
     )
 
 
@@ -228,6 +235,8 @@ def _layer(
         tuple(traffic),
         tuple(collectives),
         recompute_of(model, layout, moe=moe),
+        moe,
+        low,
     )
 
 
@@ -239,6 +248,8 @@ def _vocabulary(shape: ModelShape, layout: Layout, base: Precision) -> LayerWork
         (loss_traffic(shape, layout),),
         tuple(vocabulary_collectives(shape, layout, base)),
         Recompute(),
+        False,
+        base,
     )
 
 
