@@ -19,6 +19,7 @@ import msgspec
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.lab.document import Told, lab_json
 from overlapkit.lab.job import JOB_FILE, Block, Job
+from overlapkit.lab.launch import Launch, ends_on_signals, run_ranks
 from overlapkit.lab.measured import Seen, SeenBlock, read_blocks, with_profiles
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
@@ -59,7 +60,7 @@ def run(request: Request) -> int:
     setting = _setting(request, chosen)
     rate = _rate(request.link)
     out = _empty_folder(request.out)
-    with tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
+    with ends_on_signals(), tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
         told, link = _experiment(chosen, setting, rate, request, Path(scratch))
         document = lab_json(told, link, request.device, time.monotonic() - start)
         if out is not None:
@@ -81,8 +82,6 @@ def _experiment(
     scratch: Path,
 ) -> tuple[list[Told], dict[str, Any]]:
     """Train every variant, the fewest ranks first, and judge the scenarios."""
-    from overlapkit.lab.launch import Launch, run_ranks
-
     wanted = {scenario.name: scenario.blocks(setting) for scenario in chosen}
     by_ranks: dict[int, list[Block]] = defaultdict(list)
     for blocks in wanted.values():
@@ -114,6 +113,7 @@ def _experiment(
                     link="shaped" if setting.shaped and ranks > 1 else "none",
                     timeout_s=START_S + TURN_S * sum(map(_turns, together)),
                     silence_s=START_S,
+                    scratch=scratch,
                 ),
                 advance,
             )

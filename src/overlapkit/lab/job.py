@@ -45,6 +45,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
         link_of: the variant whose compute and bytes decide the link's rate; None leaves the rate
             as it is.
         link_ratio: communication alone over compute alone that the rate is chosen for.
+        calibrate: measure the machine first, with the model of `link_of`; see `Calibration`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     profiled: int = 2
     link_of: str | None = None
     link_ratio: float = 0.75
+    calibrate: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +127,25 @@ class VariantResult(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What this machine does, measured apart from what is to be predicted. Seconds.
+
+    Attributes:
+        compute: a step of the model without communication: on an unlimited link, less what its
+            collectives take there.
+        payload_bytes: of the collectives that were timed.
+        pair: a reduce-scatter and an all-gather of that payload, over the link as it is used.
+        small: the same of one element per rank: latency.
+        slowed: by how much more time compute takes while a collective runs beside it, as a share.
+    """
+
+    compute: float
+    payload_bytes: int
+    pair: float
+    small: float
+    slowed: float
+
+
 class BlockResult(msgspec.Struct, kw_only=True):
     """What one rank saw of one block.
 
@@ -134,6 +155,7 @@ class BlockResult(msgspec.Struct, kw_only=True):
         variants: in the block's order.
         versions: of the packages that ran.
         device_name: the accelerator's, or "cpu".
+        calibration: where the block asked for it; the same on every rank.
     """
 
     name: str
@@ -142,6 +164,7 @@ class BlockResult(msgspec.Struct, kw_only=True):
     variants: list[VariantResult]
     versions: dict[str, str] = {}
     device_name: str = "cpu"
+    calibration: Calibration | None = None
 
 
 def result_file(block: int, rank: int) -> str:

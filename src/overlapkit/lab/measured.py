@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
 from overlapkit.lab.job import (
     BlockResult,
+    Calibration,
     DecisionRecord,
     Job,
     VariantResult,
@@ -127,9 +128,7 @@ class Measured:
 
     def decision(self, rule: str, knob: str | None = None) -> DecisionRecord | None:
         """The decision of a rule, on a knob where given; None where it did not speak."""
-        return next(
-            (d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None
-        )
+        return next((d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None)
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,7 @@ class SeenBlock:
     variants: dict[str, Measured]
     versions: dict[str, str]
     device_name: str
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def read_blocks(folder: Path, job: Job, ranks: int) -> list[SeenBlock]:
                 variants,
                 results[0].versions,
                 results[0].device_name,
+                results[0].calibration,
             )
         )
     return found
@@ -221,7 +222,7 @@ def with_profiles(folder: Path, block: SeenBlock) -> SeenBlock:
         else variant
         for name, variant in block.variants.items()
     }
-    return SeenBlock(block.number, block.rate_mbit, variants, block.versions, block.device_name)
+    return replace(block, variants=variants)
 
 
 def profile_of(reports: Iterable[RankReport]) -> Profile:

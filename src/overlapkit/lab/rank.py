@@ -29,11 +29,13 @@ import torch.distributed as dist
 
 from megatron.bridge.training.decisions import Decision
 from overlapkit.errors import InputError
-from overlapkit.lab import corpus
+from overlapkit.lab import corpus, probe
+from overlapkit.lab.events import emit
 from overlapkit.lab.job import (
     JOB_FILE,
     Block,
     BlockResult,
+    Calibration,
     DecisionRecord,
     Job,
     Variant,
@@ -42,7 +44,6 @@ from overlapkit.lab.job import (
     trace_file,
     weights_file,
 )
-from overlapkit.lab.launch import emit
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "overlapkit", "numpy")
 _KNOBS = {
@@ -106,6 +107,7 @@ class _Block:
         self.job, self.block, self.number = job, block, number
         self.folder, self.rank, self.tokens = folder, rank, tokens
         self.trainers: dict[str, Trainer] = {}
+        self.calibration: Calibration | None = None
         self.results = {
             variant.name: VariantResult(name=variant.name) for variant in block.variants
         }
@@ -118,8 +120,8 @@ class _Block:
         else:
             for variant in self.block.variants:
                 self._prepare(variant)
-            if self.block.link_of is not None and self.job.rate_mbit == "auto":
-                rate = self._choose_rate(self.block.link_of)
+            if self.block.link_of is not None:
+                rate = self._link(self.block.link_of, rate)
             for turn in range(self.block.rounds):
                 for variant in self.block.variants:
                     self._turn(variant, turn)
@@ -135,6 +137,7 @@ class _Block:
             variants=list(self.results.values()),
             versions=_versions(),
             device_name="cpu" if self.job.device == "cpu" else torch.cuda.get_device_name(),
+            calibration=self.calibration,
         )
 
     def _tell(self, what: str, variant: Variant, **more: Any) -> None:
@@ -146,6 +149,9 @@ class _Block:
             network.set_rate(None)
             return None
         network.set_rate(rate)
+        # All variants are to make equally many steps.
+        del self.trainers[name], trainer
+        self._prepare(next(variant for variant in self.block.variants if variant.name == name))
         return rate
 
     def _prepare(self, variant: Variant) -> bool:
@@ -190,25 +196,35 @@ class _Block:
         self.trainers[variant.name] = trainer
         return True
 
-    def _choose_rate(self, name: str) -> float | None:
-        """A rate at which a variant's communication takes `link_ratio` of its compute."""
-        trainer = self.trainers[name]
+    def _link(self, name: str, rate: float | None) -> float | None:
+        """Choose the link's rate where that is left open, and calibrate where that is asked for.
+
+        The rate is the one at which what the variant `name` sends takes `link_ratio` of the time
+        that its step takes on an unlimited link.
+        """
+        choose = self.job.rate_mbit == "auto"
+        if not choose and not self.block.calibrate:
+            return rate
         network.set_rate(None)
-        trainer.enter()
-        trainer.step()
-        start, sent = time.perf_counter(), network.sent_bytes()
-        steps = 2
-        for _ in range(steps):
-            trainer.step()
-        seconds = (time.perf_counter() - start) / steps
-        after = network.sent_bytes()
-        if sent is None or after is None:
-            return None
-        worst = torch.tensor([seconds, (after - sent) / steps], dtype=torch.float64)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-        compute, sent_bytes = worst.tolist()
-        rate = sent_bytes * 8 / 1e6 / (compute * self.block.link_ratio)
+        trainer = self.trainers[name]
+        seconds, sent = _unlimited(trainer)
+        if choose:
+            rate = None if sent is None else sent * 8 / 1e6 / (seconds * self.block.link_ratio)
+        if self.block.calibrate:
+            payload = 4 * self.results[name].parameters
+            fast = probe.pair_seconds(payload)
+            network.set_rate(rate)
+            self.calibration = Calibration(
+                compute=seconds - fast,
+                payload_bytes=payload,
+                pair=probe.pair_seconds(payload),
+                small=probe.pair_seconds(0),
+                slowed=probe.slowed(payload, seconds),
+            )
         network.set_rate(rate)
+        # All variants are to make equally many steps.
+        del self.trainers[name], trainer
+        self._prepare(next(variant for variant in self.block.variants if variant.name == name))
         return rate
 
     def _turn(self, variant: Variant, turn: int) -> None:
@@ -302,6 +318,20 @@ class _Block:
         if variant.weights:
             path = self.folder / weights_file(self.number, variant.name, self.rank)
             save(path, trainer.bare_chunks(), gradients or {})
+
+
+def _unlimited(trainer: Any) -> tuple[float, float | None]:
+    """Seconds and sent bytes of a step, the slowest and the busiest rank's."""
+    trainer.enter()
+    trainer.step()
+    steps = 3
+    start, before = time.perf_counter(), network.sent_bytes()
+    for _ in range(steps):
+        trainer.step()
+    seconds, after = (time.perf_counter() - start) / steps, network.sent_bytes()
+    sent = -1.0 if before is None or after is None else (after - before) / steps
+    worst = probe.over_ranks([seconds, sent])
+    return worst[0], worst[1] if worst[1] > 0 else None
 
 
 class _Growth:

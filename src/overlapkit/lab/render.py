@@ -22,7 +22,10 @@ def show_lab(document: dict[str, Any], console: Console) -> None:
         f"{machine['device_name']}, {machine['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     )
-    console.print(f"link: {document['link']['told']}")
+    link = document["link"]
+    console.print(f"link ({link['kind']}): {link['meaning']}")
+    if link["kind"] != "kernel":
+        console.print(f"because {link['reason']}")
     for scenario in document["scenarios"]:
         console.print()
         console.print(Text.assemble((scenario["name"], "bold"), f"  {scenario['title']}"))

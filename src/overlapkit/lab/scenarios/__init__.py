@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from overlapkit.errors import InputError
 from overlapkit.lab.scenario import Scenario
-from overlapkit.lab.scenarios import bucket, config, dp, dp_pp, pp, precision, tp
+from overlapkit.lab.scenarios import bucket, config, dp, dp_pp, pp, precision, predict, tp
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (dp, bucket, pp, tp, dp_pp, precision, config)
+    for module in (dp, bucket, pp, tp, dp_pp, precision, predict, config)
 }
 
 DEFAULT = ("dp", "bucket")

@@ -1,0 +1,123 @@
+"""What `overlapkit plan`'s arithmetic predicts of a step here, against the step."""
+
+from __future__ import annotations
+
+from megatron.bridge.training.runtime_update import update_runtime
+from overlapkit.config.run import build_run, read_settings
+from overlapkit.config.yaml_file import Document
+from overlapkit.lab.job import Block, Calibration, Variant
+from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.scenario import (
+    CONFIRMED,
+    DISTRIBUTED_OPTIMIZER,
+    NO_OVERLAP,
+    NOT_CONFIRMED,
+    NOT_TESTABLE,
+    Scenario,
+    Setting,
+    Verdict,
+    variant,
+)
+from overlapkit.lab.scenarios.dp import BOTH
+from overlapkit.plan.estimate import estimate
+from overlapkit.plan.figure import given
+from overlapkit.plan.machine import ALL_RANKS, Link, Machine
+from overlapkit.plan.overlap import overlap_of
+from overlapkit.plan.workload import workload
+
+WITHIN = 0.15
+OFF = "Without overlap, the predicted step is within 15 % of the measured one."
+ON = "With both overlaps, the predicted step is within 15 % of the measured one."
+
+
+def blocks(setting: Setting) -> tuple[Block, ...]:
+    """A calibration, and then DP=2 off and on."""
+    rounds, steps = setting.turns(3, 3)
+    return (
+        Block(
+            name="predict",
+            ranks=setting.ranks or 2,
+            variants=_variants(setting),
+            rounds=rounds,
+            steps=steps,
+            link_of="off",
+            calibrate=True,
+        ),
+    )
+
+
+def _variants(setting: Setting) -> tuple[Variant, Variant]:
+    return (
+        variant("off", setting, DISTRIBUTED_OPTIMIZER, NO_OVERLAP),
+        variant("on", setting, DISTRIBUTED_OPTIMIZER, BOTH),
+    )
+
+
+def judge(seen: Seen, setting: Setting) -> list[Verdict]:
+    """Prediction against measurement, off and on."""
+    block = seen.blocks["predict"]
+    if block.calibration is None or not setting.shaped:
+        why = "without a slow link there is no communication to predict"
+        return [Verdict(claim, NOT_TESTABLE, why) for claim in (OFF, ON)]
+    ranks = len(next(iter(block.variants.values())).ranks)
+    return [
+        _against(claim, block.variants[one.name], predicted(one, ranks, block.calibration))
+        for claim, one in zip((OFF, ON), _variants(setting), strict=True)
+    ]
+
+
+def _against(claim: str, measured: Measured, seconds: float) -> Verdict:
+    error = seconds / measured.step - 1
+    return Verdict(
+        claim,
+        CONFIRMED if abs(error) <= WITHIN else NOT_CONFIRMED,
+        f"{measured.name}: predicted {seconds * 1e3:.0f} ms, measured {measured.step * 1e3:.0f} ms "
+        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}",
+    )
+
+
+def predicted(variant: Variant, ranks: int, calibration: Calibration) -> float:
+    """Seconds of a variant's step by the plan's arithmetic on a calibrated machine."""
+    settings = read_settings(Document(f"variant {variant.name}", variant.settings))
+    run = build_run(settings)
+    update_runtime(run, ranks)
+    work = workload(run, ranks)
+    return estimate(work, machine_of(calibration, ranks), overlap_of(run)).step.value
+
+
+def machine_of(calibration: Calibration, ranks: int) -> Machine:
+    """The machine that was calibrated; its arithmetic is known as the measured step alone."""
+    source = "measured here"
+    # Each of the two collectives sends all but a rank's own part, in one hop less than ranks.
+    sent = 2 * calibration.payload_bytes * (ranks - 1) / ranks
+    # The modelled compute is scaled to the measured one, so that only its proportions count.
+    rate = given("rate", 1e9, "FLOP/s", source)
+    return Machine(
+        name="this machine",
+        rates={"fp32": rate, "bf16": rate},
+        attention_forward=rate,
+        attention_backward=rate,
+        memory_bandwidth=given("memory bandwidth", 1e9, "B/s", source),
+        memory=given("memory", float("inf"), "B", source),
+        links=(
+            Link(
+                "the lab's link",
+                ALL_RANKS,
+                given("bandwidth", sent / (calibration.pair - calibration.small), "B/s", source),
+                given("hop", calibration.small / 2 / (ranks - 1), "s", source),
+            ),
+        ),
+        communication_share=given("slowing of compute", calibration.slowed, "", source),
+        kernel=given("kernel start", 0.0, "s", source),
+        step_compute=given("compute of a step", calibration.compute, "s", source),
+    )
+
+
+SCENARIO = Scenario(
+    name="predict",
+    title="the arithmetic of overlapkit plan, on a machine calibrated here, against the step",
+    ranks=2,
+    blocks=blocks,
+    judge=judge,
+    flexible=True,
+)
