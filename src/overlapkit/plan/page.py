@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from math import ceil, floor, log10
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
+from overlapkit.html.environment import environment
+from overlapkit.html.marks import WIDTH, Piece, stacked, ticks
 from overlapkit.plan.document import plan_json
 from overlapkit.plan.lines import expectation, fit, ms, part_rows, title
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
 
-WIDTH, HEIGHT = 1000, 420
+HEIGHT = 420
 """Of the plot, in its own units."""
 MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 70, 46, 14, 16
 ROWS = 40
@@ -51,28 +49,12 @@ class Plot:
     tps: list[int]
 
 
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("overlapkit.plan", "templates"),
-                PackageLoader("overlapkit.trace", "templates"),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def plan_page(plan: Plan) -> str:
     """The page of `overlapkit plan`: the strategy, where the step goes, and the sweep."""
     document = plan_json(plan) | {"warnings": list(plan.notes)}
     ranking = plan.ranking
     return (
-        _environment()
+        environment("overlapkit.plan")
         .get_template("plan.html")
         .render(
             document=document,
@@ -95,21 +77,26 @@ def plan_page(plan: Plan) -> str:
     )
 
 
-def _bars(plan: Plan) -> list[tuple[str, str, list[tuple[str, str, float, str]]]]:
-    """The step without and with overlap: name, ms, and parts as colour, name, width, ms."""
+def _bars(plan: Plan) -> list[tuple[str, list[Piece], str]]:
+    """The step without and with overlap: name, pieces, length."""
     if not plan.estimates:
         return []
     after, before = plan.estimates
-    longest = before.step_s or 1.0
-    bars = []
-    for name, summary in (("without overlap", before), ("as recommended", after)):
-        parts = [
-            (_colour(part), part, seconds / longest * WIDTH, ms(seconds))
-            for part, seconds in summary.parts.items()
-            if seconds > 0
-        ]
-        bars.append((name, ms(summary.step_s), parts))
-    return bars
+    longest = max(before.step_s, after.step_s)
+    return [
+        (
+            name,
+            stacked(
+                [
+                    (_colour(part), f"{part} {ms(seconds)} ms", seconds)
+                    for part, seconds in summary.parts.items()
+                ],
+                longest,
+            ),
+            f"{ms(summary.step_s)} ms",
+        )
+        for name, summary in (("without overlap", before), ("as recommended", after))
+    ]
 
 
 def _colour(part: str) -> str:
@@ -127,8 +114,8 @@ def plot(ranking: Ranking) -> Plot:
     rates = [each.summary.tokens_per_s_per_gpu for each in ranked]
     held = [each.memory.needed / 1e9 for each in ranked]
     # Not from zero: layouts are compared with each other, and are often within a few percent.
-    y_ticks = _ticks(min(rates), max(rates))
-    x_ticks = _ticks(min(held), limit)
+    y_ticks = ticks(min(rates), max(rates))
+    x_ticks = ticks(min(held), limit)
 
     def x(value: float) -> float:
         inside = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
@@ -157,12 +144,3 @@ def _dot(
     rate, held = each.summary.tokens_per_s_per_gpu, each.memory.needed / 1e9
     told = f"{each.layout}, DP {each.data_parallel_size}: {rate:,.0f} tokens/s/GPU, {held:.1f} GB"
     return Dot(x(held), y(rate), each.layout.tp, told, best)
-
-
-def _ticks(least: float, most: float) -> list[float]:
-    """Round numbers around a range, about six of them."""
-    rough = max(most - least, most / 50) / 5
-    magnitude = 10 ** floor(log10(rough))
-    step = next(f * magnitude for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * magnitude >= rough)
-    first, last = floor(least / step), ceil(most / step)
-    return [number * step for number in range(first, max(last, first + 1) + 1)]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from overlapkit.html.environment import environment
+from overlapkit.html.marks import Piece, stacked
 from overlapkit.trace.compare import TITLES
 from overlapkit.trace.compare_render import headline
 from overlapkit.trace.files import writing
@@ -36,21 +35,29 @@ def write_whole(target: str, text: str) -> None:
         stream.write(text.encode("utf-8", "replace"))
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("overlapkit.trace", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(ms=ms, pct=pct, setting=setting, size=size)
-    return environment
-
-
 def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(parts=PARTS, titles=TITLES, **values)
+    templates = environment("overlapkit.trace", ms=ms, pct=pct, setting=setting, size=size)
+    kinds = [(kind, title) for _, kind, title in PARTS]
+    return templates.get_template(template).render(kinds=kinds, titles=TITLES, **values)
+
+
+def _bars(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[Piece], str]]:
+    """Named windows as bars of their exclusive parts: label, pieces, length."""
+    longest = max((row["step_us"] for _, row in rows), default=0.0)
+    return [
+        (
+            label,
+            stacked(
+                [
+                    (kind, f"{title} {ms(row[field])} ms", row[field])
+                    for field, kind, title in PARTS
+                ],
+                longest,
+            ),
+            f"{ms(row['step_us'])} ms",
+        )
+        for label, row in rows
+    ]
 
 
 def trace_page(document: dict[str, Any], timelines: Sequence[Timeline | None]) -> str:
@@ -64,12 +71,10 @@ def trace_page(document: dict[str, Any], timelines: Sequence[Timeline | None]) -
     ]
     if len(rows) > BARS:
         rows = [(f"rank {rank['rank']}, median", rank["median"]) for rank in ranks]
-    longest = max((row["step_us"] for _, row in rows), default=0.0) or 1.0
     return _render(
         "trace.html",
         document=document,
-        bars=rows,
-        longest=longest,
+        bars=_bars(rows),
         rank=ranks[slowest],
         timeline=timelines[slowest],
     )
@@ -77,21 +82,19 @@ def trace_page(document: dict[str, Any], timelines: Sequence[Timeline | None]) -
 
 def compare_page(document: dict[str, Any]) -> str:
     """The page of `overlapkit compare`: both steps as bars, what moved, decisions."""
-    sides = [
+    rows = [
         (
-            side,
-            document[side]["name"],
-            {f"{part['part']}_us": part[f"{side}_us"] for part in document["parts"]},
-            document[side]["step_us"],
+            f"{side}: {document[side]['name']}",
+            {
+                "step_us": document[side]["step_us"],
+                **{f"{part['part']}_us": part[f"{side}_us"] for part in document["parts"]},
+            },
         )
         for side in ("base", "new")
     ]
-    largest = max((abs(part["change_us"]) for part in document["parts"]), default=0.0) or 1.0
     return _render(
         "compare.html",
         document=document,
         headline=headline(document),
-        sides=sides,
-        longest=max(side[3] for side in sides) or 1.0,
-        largest=largest,
+        bars=_bars(rows),
     )

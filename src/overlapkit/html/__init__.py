@@ -1,0 +1,1 @@
+"""What all pages share: their style, their safety, bars and timelines."""
