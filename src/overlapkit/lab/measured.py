@@ -212,7 +212,8 @@ def with_profiles(folder: Path, block: SeenBlock) -> SeenBlock:
     if not wanted:
         return block
     paths = [str(folder / trace) for _, trace in wanted]
-    analysed = analyse_each(paths, Options(timeline=True))
+    # The same step of every rank, so that their timelines belong together.
+    analysed = analyse_each(paths, Options(timeline=True, pictured=-1))
     reports: dict[str, list[RankReport]] = {}
     for (name, _), found in zip(wanted, analysed, strict=True):
         reports.setdefault(name, []).extend(found)

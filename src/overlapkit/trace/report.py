@@ -47,6 +47,7 @@ class Options:
         layout: the run's parallel sizes, where a configuration tells them.
         owners: whether to say who makes up each part, as a comparison needs.
         timeline: whether to keep one step's spans for a picture.
+        pictured: its place among the steps, as in a list; None: the one of median length.
         annotate: where to write the trace with tracks of exposed communication.
     """
 
@@ -54,6 +55,7 @@ class Options:
     layout: Layout | None = None
     owners: bool = False
     timeline: bool = False
+    pictured: int | None = None
     annotate: str | None = None
 
 
@@ -190,7 +192,9 @@ def _report(m: Measured, options: Options, layout: Layout | None) -> RankReport:
             for part, rows in contributions(m, scope_windows).items()
         }
     if options.timeline:
-        report.timeline = timeline(m, middle(report.measured)[0].window)
+        times = report.measured
+        shown = middle(times)[0] if options.pictured is None else times[options.pictured]
+        report.timeline = timeline(m, shown.window)
     return report
 
 

@@ -20,11 +20,13 @@ class Timeline:
 
     Attributes:
         name: the step's name.
+        start: of the window, on the profiler's own clock.
         length: of the window.
         rows: label, kind ("compute", "comm", "exposed", "memory") and spans, top to bottom.
     """
 
     name: str
+    start: int
     length: int
     rows: list[tuple[str, str, list[tuple[int, int]]]]
 
@@ -39,7 +41,7 @@ def timeline(m: Measured, window: Window) -> Timeline:
         )
     if len(m.memory):
         rows.append(("memory", "memory", _coarse(m.memory, window)))
-    return Timeline(window.name, window.end - window.start, rows)
+    return Timeline(window.name, window.start, window.end - window.start, rows)
 
 
 def _coarse(spans: Spans, window: Window) -> list[tuple[int, int]]:
