@@ -166,9 +166,10 @@ def _experts(p: Proposal, not_worth: str | None) -> Dimension:
     if ranks == 1:
         why = "EP is 1: a GPU has every expert" if p.run.model.num_moe_experts else "no experts"
         return Dimension(EP, ranks, False, knob, why)
-    if p.refused:
-        reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in p.refused))
-        remedies = "; ".join(dict.fromkeys(d.remedy for d in p.refused if d.remedy))
+    refused = [d for d in p.refused if d.knob == knob]
+    if refused:
+        reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in refused))
+        remedies = "; ".join(dict.fromkeys(d.remedy for d in refused if d.remedy))
         return Dimension(EP, ranks, False, knob, reasons, remedies or None)
     if not_worth:
         return Dimension(EP, ranks, False, knob, not_worth)

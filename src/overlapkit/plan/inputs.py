@@ -104,8 +104,7 @@ def read_inputs(
         told = read.launch.world_size if read.launch is not None else None
         size, per_node = _world_size(world_size or (None if nodes else told), nodes, domain)
         # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
-        settings = replace(read, framework="megatron-bridge", launch=None)
-        settings = _without_unasked(settings, "model", "sequence_parallel")
+        settings = _as_bridge(read)
         notes = read.launch.notes if read.launch is not None else ()
         return _filled_in(settings, read, size, per_node, notes)
     overrides = [_spelt_out(text) for text in arguments if is_override(text)]
@@ -193,13 +192,25 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
     return given, given // nodes
 
 
-def _without_unasked(settings: Settings, section: str, key: str) -> Settings:
-    """The settings without a default that the reader filled in, which nobody stated."""
-    content = settings.values.get(section)
-    if not content or f"{section}.{key}" in settings.asked:
-        return settings
-    kept = {k: v for k, v in content.items() if k != key}
-    return replace(settings, values={**settings.values, section: kept})
+def _as_bridge(read: Settings) -> Settings:
+    """Megatron-LM's settings as Megatron-Bridge's, with what Megatron-LM derives spelt out.
+
+    That sequence parallelism is off where no flag asks for it states nothing.
+    """
+    from overlapkit.config.emit_scope import for_bridge
+
+    sections, _ = for_bridge(read)
+    model = sections.get("model") or {}
+    if "model.sequence_parallel" not in read.asked and not model.get("sequence_parallel"):
+        model.pop("sequence_parallel", None)
+    derived = {f"{s}.{key}" for s, content in sections.items() for key in content or {}}
+    return replace(
+        read,
+        values=sections,
+        asked=read.asked | derived,
+        framework="megatron-bridge",
+        launch=None,
+    )
 
 
 def _filled_in(

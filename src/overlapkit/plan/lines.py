@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.explain.lines import alike, sentence, short
 from overlapkit.plan.dimensions import Dimension, buckets_told
 from overlapkit.plan.figure import work
@@ -117,14 +118,21 @@ def how(plan: Plan) -> Iterator[str]:
 def environment(plan: Plan) -> Iterator[str]:
     """The variables to set, each group with its physics."""
     for names, variable in alike(plan.recommendation.proposal.report.launch_env):
-        told = " ".join(f"export {name}" for name in names)
-        yield f"{told}  # {sentence(variable.reason)}"
+        yield f"export {' '.join(names)}  # {sentence(variable.reason)}"
 
 
 def changed(plan: Plan) -> Iterator[str]:
     """Knobs that the recommendation has otherwise than the configuration as given."""
     for knob, (before, after) in plan.recommendation.changes.items():
-        yield f"{knob}: {short(before)} -> {short(after)}"
+        yield f"{knob}: {_setting(before)} -> {_setting(after)}"
+
+
+def _setting(value: object) -> str:
+    """A value of a knob; a preset's settings by the preset's name."""
+    if isinstance(value, dict):
+        alike = presets_like(value)
+        return alike[0].name if alike else short(value)
+    return short(value)
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -135,8 +135,16 @@ def make_plan(
         estimates=estimates,
         memory=memory,
         ranking=ranking,
-        notes=(*inputs.assumed, *([note] if note else [])),
+        notes=(*inputs.assumed, *([note] if note else []), *_left_out(proposal)),
     )
+
+
+def _left_out(proposal: Proposal) -> Iterator[str]:
+    """What the configuration asks for and the rules do not grant, other than the experts' overlap,
+    of which its own dimension tells."""
+    for d in proposal.refused:
+        if d.dimension != "EP":
+            yield f"{d.knob} is left out: {d.reason.rstrip('.')} -> {d.remedy}"
 
 
 def domain_of(reference: int, inputs: Inputs) -> int:

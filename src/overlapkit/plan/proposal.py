@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.bucket_size import AUTO
-from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.decisions import Decision, OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.overlap_context import _CommOverlapConfig
 from overlapkit.config.effective import make_effective
@@ -29,6 +29,12 @@ _GOVERNED = {
     section: frozenset(f.name for f in dataclasses.fields(_CommOverlapConfig))
     for section in ("model", "ddp", "optimizer")
 }
+_KEPT = (
+    "defer_embedding_wgrad_compute",
+    "overlap_param_gather_with_optimizer_step",
+    "delay_wgrad_compute",
+)
+"""Opt-in knobs that a plan leaves as the configuration has them."""
 _OF_PRECISION = frozenset(f.name for f in dataclasses.fields(MixedPrecisionConfig))
 _ENCODER_DECODER = ("encoder_num_layers", "seq_length_dec")
 _HYBRID = ("is_hybrid_model", "hybrid_override_pattern", "mamba_stack_spec")
@@ -137,13 +143,9 @@ def propose(
     comm = dict(asked.comm)
     proposed = asked.settings(comm)
     report = explain(proposed, world_size, assumptions)
-    refused: list[Decision] = []
-    if EP_OVERLAP in comm and EP_OVERLAP not in asked.pinned:
-        refused += [
-            d
-            for d in report.decisions
-            if d.outcome is Outcome.ERROR and d.knob == f"model.{EP_OVERLAP}"
-        ]
+    # What the rules do not grant is taken out again; what the command line fixes is theirs to say.
+    tried = ({EP_OVERLAP, *_KEPT} & comm.keys()) - asked.pinned
+    refused = [d for d in report.findings if d.knob.rpartition(".")[2] in tried]
     bucket = None
     if comm.get("bucket_size") == AUTO:
         bucket = next((d for d in report.decisions if d.knob == "ddp.bucket_size"), None)
@@ -151,8 +153,12 @@ def propose(
         comm["bucket_size"] = report.effective["ddp.bucket_size"]
         if comm["bucket_size"] is None:
             del comm["bucket_size"]
-    if refused:
-        del comm[EP_OVERLAP]
+    for name in {d.knob.rpartition(".")[2] for d in refused}:
+        comm.pop(name)
+    if EP_OVERLAP not in comm and "delay_wgrad_compute" not in asked.pinned:
+        comm.pop("delay_wgrad_compute", None)
+    if not comm.get("defer_embedding_wgrad_compute"):
+        comm.pop("wgrad_deferral_limit", None)
     if comm != asked.comm:
         proposed = asked.settings(comm)
         report = explain(proposed, world_size, assumptions)
@@ -180,6 +186,7 @@ def draft(
         comm |= {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": AUTO}
     if expert_overlap and (model.expert_model_parallel_size or 1) > 1:
         comm[EP_OVERLAP] = True
+    comm = _kept(settings, expert_overlap=EP_OVERLAP in comm) | comm
     pinned = frozenset(
         key.partition(".")[2] for key in settings.overridden if key.startswith("comm_overlap.")
     )
@@ -195,6 +202,25 @@ def draft(
         _shard_optimizer(values, settings.overridden)
     precision = linear_precision(model).name
     return Draft(base, values, comm, tensor, preset, precision, pinned)
+
+
+def asks_for(settings: Settings, knob: str) -> bool:
+    """Whether the configuration as it was given switches a knob on."""
+    sections = (settings.values.get(name) or {} for name in ("comm_overlap", *_GOVERNED))
+    return any(section.get(knob) is True for section in sections)
+
+
+def _kept(settings: Settings, *, expert_overlap: bool) -> dict[str, Any]:
+    """What a plan does not decide about: opt-ins of the configuration stay as they are."""
+    kept: dict[str, Any] = {k: True for k in _KEPT if asks_for(settings, k)}
+    if not expert_overlap:
+        kept.pop("delay_wgrad_compute", None)
+    if "defer_embedding_wgrad_compute" in kept:
+        for section in ("comm_overlap", "model"):
+            limit = (settings.values.get(section) or {}).get("wgrad_deferral_limit")
+            if limit is not None:
+                return kept | {"wgrad_deferral_limit": limit}
+    return kept
 
 
 _NO_SEQUENCE_PARALLEL = Asked(

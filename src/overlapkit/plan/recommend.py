@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Run, Settings
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, plain
 from overlapkit.plan.costs import Costs
 from overlapkit.plan.dimensions import CP, DP_GRADIENTS, EP, TP, Dimension, dimensions, overlapped
-from overlapkit.plan.proposal import EP_OVERLAP, Proposal, propose, states_no_sequence_parallel
+from overlapkit.plan.proposal import (
+    EP_OVERLAP,
+    Proposal,
+    asks_for,
+    propose,
+    states_no_sequence_parallel,
+)
 
 WORTH_SHARE = 0.02
 """Share of the step that the experts' overlap must save: it takes memory for a second microbatch,
@@ -102,7 +109,7 @@ def recommend_settings(
     """
     proposal = propose(settings, world_size, assumptions)
     asked = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
-    if not asked or EP_OVERLAP in proposal.pinned:
+    if not asked or EP_OVERLAP in proposal.pinned or asks_for(settings, EP_OVERLAP):
         return proposal, None
     reach = experts_reach(proposal.run)
     within = reach <= domain
@@ -244,12 +251,37 @@ def _reduction(p: Proposal, costs: Costs | None, on: frozenset[str]) -> str:
 def _changes(
     original: Settings | None, p: Proposal, world_size: int, assumptions: Assumptions
 ) -> dict[str, tuple[object, object]]:
+    """Knobs that end up otherwise, without those that no communication depends on here."""
     if original is None:
         return {}
     before = explain(original, world_size, assumptions).effective
     after = p.report.effective
+    idle = set(_MIRRORED)
+    for knobs, switch in _BEHIND.items():
+        if not before[switch] and not after[switch]:
+            idle |= set(knobs)
+    if (p.run.model.pipeline_model_parallel_size or 1) == 1:
+        idle |= {"model.overlap_p2p_comm", "model.batch_p2p_comm"}
     return {
         knob: (plain(before[knob]), plain(after[knob]))
         for knob in EFFECTIVE_KNOBS
-        if plain(before[knob]) != plain(after[knob])
+        if knob not in idle and not _same(before[knob], after[knob])
     }
+
+
+def _same(before: object, after: object) -> bool:
+    if isinstance(before, dict) and isinstance(after, dict):
+        # Megatron-Bridge writes a preset with more of its defaults than ours holds.
+        names = [{key.name for key in presets_like(held)} for held in (before, after)]
+        return before == after or bool(names[0] & names[1])
+    return plain(before) == plain(after)
+
+
+_MIRRORED = ("optimizer.overlap_param_gather", "ddp.delay_wgrad_compute")
+"""Copies of knobs that are told already."""
+_BEHIND = {
+    ("model.wgrad_deferral_limit",): "model.defer_embedding_wgrad_compute",
+    ("model.tp_comm_overlap_cfg", "model.tp_comm_bootstrap_backend"): "model.tp_comm_overlap",
+    ("ddp.align_param_gather",): "ddp.overlap_param_gather",
+}
+"""Knobs that mean nothing while the switch behind them is off."""

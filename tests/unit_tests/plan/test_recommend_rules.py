@@ -117,17 +117,61 @@ def test_explain_agrees_for_mixtures(
     assert seen == ({True, False} if dispatcher != "allgather" else {False})
 
 
+def pitfalls(*overrides: str) -> Settings:
+    arguments = [str(ROOT / "examples/pitfalls_16xh100.yaml"), *overrides]
+    return read_inputs(arguments, world_size=16).settings
+
+
 def test_own_overlap_settings_are_replaced_and_nothing_is_refused(tmp_path: Path) -> None:
-    pitfalls = read_inputs(
-        [str(ROOT / "examples/pitfalls_16xh100.yaml")],
-        world_size=16,
-    ).settings
-    before = explain(pitfalls, 16, on("h100"))
-    assert before.findings
-    proposal = propose(pitfalls, 16, on("h100"))
+    settings = pitfalls("model.sequence_parallel=true")
+    before = explain(settings, 16, on("h100"))
+    assert {"ddp.bucket_size", "model.batch_p2p_comm"} <= {d.knob for d in before.findings}
+    proposal = propose(settings, 16, on("h100"))
     assert_agrees(proposal, 16, "h100", tmp_path)
     assert proposal.effective("model.tp_comm_overlap") is True
     assert proposal.effective("model.overlap_p2p_comm") is True
+
+
+def test_a_stated_sequence_parallel_stays_and_its_price_is_told(tmp_path: Path) -> None:
+    proposal = propose(pitfalls(), 16, on("h100"))
+    assert_agrees(proposal, 16, "h100", tmp_path)
+    assert proposal.effective("model.sequence_parallel") is False
+    assert proposal.effective("model.tp_comm_overlap") is False
+    assert "sequence_parallel=true" in (proposal.tensor.remedy or "")
+    # With TP 1 it had to be false, which says nothing about another TP.
+    wider = propose(pitfalls("tp=4"), 16, on("h100"))
+    assert wider.effective("model.tp_comm_overlap") is True
+
+
+def test_opt_ins_of_the_configuration_stay_where_the_rules_grant_them(tmp_path: Path) -> None:
+    config = ROOT / "tests/data/bridge_configs/gpt3_175b_pretrain_config.yaml"
+
+    def proposal(*overrides: str) -> Proposal:
+        settings = read_inputs([str(config), *overrides], world_size=128).settings
+        return propose(settings, 128, on("h100"))
+
+    granted = proposal("model.gradient_accumulation_fusion=true")
+    assert granted.effective("model.defer_embedding_wgrad_compute") is True
+    assert granted.effective("model.wgrad_deferral_limit") == 50
+    assert_agrees(granted, 128, "h100", tmp_path)
+    refused = proposal()
+    assert refused.effective("model.defer_embedding_wgrad_compute") is False
+    assert [d.rule for d in refused.refused] == ["core.defer-embedding-wgrad"]
+    assert_agrees(refused, 128, "h100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "tests/data/megatron_lm").glob("[!mt]*.sh")), ids=lambda p: p.stem
+)
+def test_explain_agrees_for_megatron_lm_scripts(script: Path, tmp_path: Path) -> None:
+    inputs = read_inputs([str(script)], from_megatron_lm=True)
+    proposal = propose(inputs.settings, inputs.world_size, on("h100"))
+    assert_agrees(proposal, inputs.world_size, "h100", tmp_path)
+    assert inputs.original is not None
+    asked = explain(inputs.original, inputs.world_size, on("h100"))
+    # What precision the gradients travel in is not a matter of overlap.
+    knob = "ddp.grad_reduce_in_fp32"
+    assert proposal.effective(knob) == asked.effective[knob]
 
 
 def test_a_key_of_comm_overlap_given_on_the_command_line_stays() -> None:
