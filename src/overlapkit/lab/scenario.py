@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from overlapkit.lab.corpus import VOCABULARY
 from overlapkit.lab.job import Block, Variant
 from overlapkit.lab.measured import Measured, Seen
 from overlapkit.lab.user_config import UserConfig
@@ -95,6 +96,7 @@ MODEL: Settings = {
         "hidden_size": 256,
         "num_attention_heads": 8,
         "seq_length": 128,
+        "vocab_size": VOCABULARY,
         "share_embeddings_and_output_weights": False,
     },
     "optimizer": {"optimizer": "adam", "lr": 1e-3, "clip_grad": 0.0},
@@ -108,6 +110,7 @@ TINY: Settings = {
         "hidden_size": 32,
         "num_attention_heads": 4,
         "seq_length": 16,
+        "vocab_size": VOCABULARY,
         "share_embeddings_and_output_weights": False,
     },
     # Plain gradient descent: a wrong gradient shows in the weights at its own size, which Adam
