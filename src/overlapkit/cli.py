@@ -149,6 +149,63 @@ def plan(arguments: tuple[str, ...], **options: Any) -> int:
     return run(arguments, **options)
 
 
+@cli.command()
+@click.argument("config", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
+@click.option(
+    "--from-megatron-lm",
+    is_flag=True,
+    help="CONFIG is a launch script of Megatron-LM, read and not run.",
+)
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    metavar="FILE",
+    help="A profile, or a folder with one per rank; may be given several times.",
+)
+@click.option("--world-size", type=int, metavar="N", help="GPUs of the job.")
+@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or b200.")
+@click.option(
+    "--te",
+    metavar="assume|here|none|VERSION",
+    help="Transformer Engine; by default assumed, or looked up where a GPU is visible.",
+)
+@click.option(
+    "--env-file",
+    metavar="FILE",
+    help="The job's environment as NAME=value lines, instead of the present one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/doctor/v1).")
+def doctor(
+    config: tuple[str, ...],
+    from_megatron_lm: bool,
+    traces: tuple[str, ...],
+    world_size: int | None,
+    gpu: str | None,
+    te: str | None,
+    env_file: str | None,
+    as_json: bool,
+) -> int:
+    """Find why communication is not hidden: at most five causes, most likely first.
+
+    Looks at the environment, the installed packages, the GPUs where they are visible, the
+    configuration, and the profile; whatever is not given is left out and said. The exit status is
+    1 when there is a finding.
+    """
+    from overlapkit.doctor.command import run
+
+    return run(
+        config,
+        from_megatron_lm=from_megatron_lm,
+        traces=traces,
+        world_size=world_size,
+        gpu=gpu,
+        te=te,
+        env_file=env_file,
+        as_json=as_json,
+    )
+
+
 @cli.group()
 def skill() -> None:
     """The agent skill: rendered from the source, so that it cannot rot."""
@@ -273,6 +330,19 @@ def compare(
 @click.option("--steps", type=int, metavar="N", help="Counted steps of each variant.")
 @click.option("--corpus", metavar="FILE", help="A text to train on, instead of a synthetic one.")
 @click.option("--out", metavar="DIR", help="Keep results.json, the profiles and report.html there.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "slurm"]),
+    help="Hand the run to nemo_run; --out names its folder.",
+)
+@click.option(
+    "--slurm",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the Slurm job: account, partition, nodes, gpus_per_node, time, container_image …",
+)
+@click.option("--dry-run", is_flag=True, help="With --executor slurm: print the job's script.")
+@click.option("--collect", metavar="FOLDER", help="Show what an executor's run left in FOLDER.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/lab/v1).")
 def lab(
     scenarios: tuple[str, ...],
@@ -284,6 +354,10 @@ def lab(
     corpus: str | None,
     out: str | None,
     as_json: bool,
+    executor: str | None,
+    slurm: tuple[str, ...],
+    dry_run: bool,
+    collect: str | None,
 ) -> int:
     """Prove overlap by training a real Megatron-Core model, here, on CPUs or GPUs.
 
@@ -292,7 +366,23 @@ def lab(
     """
     from overlapkit.lab.command import Request, run
 
-    return run(Request(scenarios, config, ranks, link, device, steps, corpus, out, as_json))
+    return run(
+        Request(
+            scenarios,
+            config,
+            ranks,
+            link,
+            device,
+            steps,
+            corpus,
+            out,
+            as_json,
+            executor,
+            slurm,
+            dry_run,
+            collect,
+        )
+    )
 
 
 def main() -> NoReturn:

@@ -61,7 +61,7 @@ def run(
     if of_second and not others:
         others = [config]
     assumptions = assume(gpu, te, env_file)
-    read = _from_script if from_megatron_lm else _settings
+    read = read_script if from_megatron_lm else read_yaml_settings
     settings = [read(config, overrides)]
     if not others:
         return _explain_one(settings[0], world_sizes, assumptions, as_json=as_json)
@@ -109,12 +109,13 @@ def _compare(
     return EXIT_FINDING if difference.after.findings else 0
 
 
-def _settings(path: str, overrides: list[str]) -> Settings:
+def read_yaml_settings(path: str, overrides: list[str]) -> Settings:
+    """The settings of a YAML, with ``section.key=value`` on top."""
     document = read_yaml(path)
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
 
-def _from_script(path: str, texts: list[str]) -> Settings:
+def read_script(path: str, texts: list[str]) -> Settings:
     """The settings of a launch script; NAME=value gives a variable, a dotted key an override."""
     from overlapkit.config.megatron_lm import read_megatron_lm
 

@@ -1,0 +1,1 @@
+"""`overlapkit doctor`: why communication is not hidden, from everything that can be looked at."""

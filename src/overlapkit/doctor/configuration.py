@@ -1,0 +1,137 @@
+"""What a configuration's decisions say about communication that is not hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron.bridge.training.decisions import Decision, Outcome
+from overlapkit.doctor.finding import Evidence, Finding, Kind, Source
+from overlapkit.explain.report import Report
+
+ADVISED = frozenset({"core.single-bucket"})
+"""Rules whose notes are a cause too, though nothing was refused."""
+
+
+def decision_findings(report: Report) -> Iterator[Finding]:
+    """What was refused or must not start, and what hides nothing."""
+    for d in report.decisions:
+        if d.is_finding or d.rule in ADVISED:
+            yield Finding(
+                d.rule,
+                _kind(d),
+                _message(d),
+                (Evidence(source_of(d), f"{d.knob}: {d.reason.rstrip('.')}"),),
+                d.remedy or "",
+                rules=(d.rule,),
+                knobs=(d.knob,),
+            )
+
+
+def _kind(d: Decision) -> Kind:
+    if d.outcome is Outcome.ERROR:
+        return "stops"
+    if d.knob.startswith("env."):
+        return "environment"
+    return "refused" if d.outcome is Outcome.REFUSED else "off"
+
+
+def source_of(d: Decision) -> Source:
+    """Where a decision's cause stands."""
+    return "environment" if d.knob.startswith("env.") else "configuration"
+
+
+def _message(d: Decision) -> str:
+    name = d.knob.removeprefix("env.")
+    if d.outcome is Outcome.ERROR:
+        return f"The run must not start like this: {name}"
+    if d.knob.startswith("env."):
+        return f"{name}={d.effective} takes overlap away"
+    if d.outcome is Outcome.REFUSED:
+        return f"{name} was asked for and is not in effect"
+    return f"{name} is on, and hides nothing"
+
+
+def unused_overlap(report: Report) -> Iterator[Finding]:
+    """Communication that nobody asked to hide, by dimension."""
+    e = report.effective
+    lm = report.framework == "megatron-lm"
+    replicas = report.data_parallel_size * (e["model.context_parallel_size"] or 1)
+    fsdp = any(d.rule == "core.fsdp" for d in report.decisions)
+    if replicas > 1 and not fsdp:
+        if not e["ddp.overlap_grad_reduce"]:
+            yield _off(
+                "ddp.overlap_grad_reduce",
+                e,
+                f"Gradients of {replicas} replicas are reduced when the backward is over",
+                "give --use-distributed-optimizer and --overlap-grad-reduce"
+                if lm
+                else "set ddp.use_distributed_optimizer=true, and leave overlap_grad_reduce of "
+                "comm_overlap unset",
+            )
+        elif e["ddp.use_distributed_optimizer"] and not e["ddp.overlap_param_gather"]:
+            yield _off(
+                "ddp.overlap_param_gather",
+                e,
+                "Parameters are gathered before the forward begins",
+                "give --overlap-param-gather"
+                if lm
+                else "leave overlap_param_gather of comm_overlap unset",
+            )
+    if (e["model.tensor_model_parallel_size"] or 1) > 1 and not e["model.tp_comm_overlap"]:
+        yield _off(
+            "model.tp_comm_overlap",
+            e,
+            "Tensor-parallel collectives are not overlapped with their GEMMs",
+            "give --sequence-parallel and --tp-comm-overlap"
+            if lm
+            else "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true",
+        )
+    if (e["model.pipeline_model_parallel_size"] or 1) > 1 and not e["model.overlap_p2p_comm"]:
+        interleaved = (e["model.virtual_pipeline_model_parallel_size"] or 1) > 1
+        yield _off(
+            "model.overlap_p2p_comm",
+            e,
+            "Pipeline sends and receives are not overlapped with compute",
+            _overlap_p2p(lm=lm, interleaved=interleaved),
+        )
+    if (e["model.expert_model_parallel_size"] or 1) > 1 and not e[
+        "model.overlap_moe_expert_parallel_comm"
+    ]:
+        yield _off(
+            "model.overlap_moe_expert_parallel_comm",
+            e,
+            "The exchange of tokens between experts is not overlapped",
+            "give --overlap-moe-expert-parallel-comm"
+            if lm
+            else "set comm_overlap.overlap_moe_expert_parallel_comm=true",
+        )
+
+
+def _overlap_p2p(*, lm: bool, interleaved: bool) -> str:
+    if interleaved:
+        return (
+            "leave --no-overlap-p2p-communication out"
+            if lm
+            else "set overlap_p2p_comm=true and batch_p2p_comm=false in comm_overlap"
+        )
+    return (
+        "give --num-virtual-stages-per-pipeline-rank above 1"
+        if lm
+        else "set model.virtual_pipeline_model_parallel_size above 1, with a comm_overlap section"
+    )
+
+
+def _off(knob: str, effective: Mapping[str, Any], message: str, remedy: str) -> Finding:
+    seen = Evidence("configuration", f"{knob} is off in effect")
+    return Finding(f"off.{knob.rpartition('.')[2]}", "off", message, (seen,), remedy, knobs=(knob,))
+
+
+def configuration_findings(report: Report) -> list[Finding]:
+    """Every finding of a configuration; a knob that was refused is not also told as off."""
+    found = list(decision_findings(report))
+    told = {knob for finding in found for knob in finding.knobs}
+    if "model.batch_p2p_comm" in told:
+        # The two exclude each other: what is said of one is said of both.
+        told.add("model.overlap_p2p_comm")
+    return found + [f for f in unused_overlap(report) if not told & set(f.knobs)]

@@ -1,0 +1,206 @@
+"""`overlapkit doctor` through the command line: what it finds, in which order, and what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron.bridge.training.decisions import RULES
+from overlapkit.doctor.finding import MOST, ORDER
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+TRACES = ROOT / "tests" / "data" / "traces"
+SCRIPTS = ROOT / "tests" / "data" / "megatron_lm"
+PAGE = (ROOT / "docs" / "json-doctor.md").read_text(encoding="utf-8")
+
+SIZES = "num_layers: 4, hidden_size: 256, num_attention_heads: 4, vocab_size: 1024, seq_length: 128"
+NOT_HIDDEN = f"""\
+model: {{{SIZES}}}
+ddp: {{use_distributed_optimizer: false}}
+comm_overlap: {{tp_comm_overlap: false, overlap_grad_reduce: true}}
+"""
+
+
+def ids(document: dict[str, Any]) -> list[str]:
+    return [finding["id"] for finding in document["findings"]]
+
+
+def profile(name: str) -> list[str]:
+    files = sorted(TRACES.glob(f"{name}.rank*.json.gz"))
+    return [word for file in files for word in ("--trace", str(file))]
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size"),
+    [("llama3_70b_64xh100", 64), ("gpt_1b_8xh100", 8), ("qwen3_30b_a3b_64xb200", 64)],
+)
+def test_a_sound_configuration_has_no_finding(name: str, world_size: int, doctor: Any) -> None:
+    result = doctor(str(EXAMPLES / f"{name}.yaml"), "--world-size", str(world_size), "--json")
+    assert (result.status, ids(result.document)) == (0, [])
+    text = doctor(str(EXAMPLES / f"{name}.yaml"), "--world-size", str(world_size))
+    assert "Nothing was found" in text.out
+
+
+def test_nothing_given_looks_at_this_machine(doctor: Any) -> None:
+    result = doctor("--json")
+    document = result.document
+    assert document["config"] is None and document["profile"] is None
+    assert "no nvidia-smi" in document["machine"]["told"]
+    assert {p["name"] for p in document["packages"]} >= {"torch", "megatron-core"}
+
+
+def test_pitfalls_come_worst_first(doctor: Any) -> None:
+    document = doctor(
+        str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16", "--json"
+    ).document
+    assert ids(document)[:2] == ["pp.same-peer-hazard", "tp.needs-sequence-parallel"]
+    assert all(f["remedy"] and f["evidence"] for f in document["findings"])
+
+
+def test_at_most_five_are_told(doctor: Any, write: Any) -> None:
+    environment = write("CUDA_DEVICE_MAX_CONNECTIONS=4\nCUDA_LAUNCH_BLOCKING=1\n", "job.env")
+    arguments = [str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16"]
+    result = doctor(*arguments, "--env-file", environment, "--json")
+    document = result.document
+    assert len(document["findings"]) == MOST and document["more_findings"] >= 1
+    kinds = [ORDER.index(f["kind"]) for f in document["findings"]]
+    assert kinds == sorted(kinds)
+    text = doctor(*arguments, "--env-file", environment).out
+    assert f"{MOST + document['more_findings']} findings, of which the 5 most likely" in text
+
+
+def test_a_profile_and_the_configuration_tell_one_cause_once(doctor: Any, write: Any) -> None:
+    traces = profile("megatron-no-overlap")
+    document = doctor(write(NOT_HIDDEN), *traces, "--json").document
+    assert document["world_size"] == 2
+    first = document["findings"][0]
+    assert first["id"] == "grad-reduce-after-backward" and first["kind"] == "exposed"
+    assert {e["source"] for e in first["evidence"]} == {"profile", "configuration"}
+    assert first["rules"] == ["dp.defaults", "dp.needs-distributed-optimizer"]
+    assert first["remedy"] == "set ddp.use_distributed_optimizer=true"
+    assert first["cost_us"] == pytest.approx(25_255, rel=0.01)
+    # The decision is part of the first finding, and not a finding beside it.
+    assert ids(document).count("dp.needs-distributed-optimizer") == 0
+    # Idle time is longer, but no communication that could be hidden.
+    assert ids(document)[1] == "device-idle"
+
+
+def test_a_profile_alone_is_diagnosed(doctor: Any) -> None:
+    document = doctor(*profile("megatron-pipeline"), "--json").document
+    assert ids(document)[0] == "pipeline-exposed"
+    assert document["profile"]["step_us"] > document["profile"]["exposed_comm_us"] > 0
+
+
+def test_the_environment_is_held_against_the_configuration(doctor: Any, write: Any) -> None:
+    environment = write("CUDA_DEVICE_MAX_CONNECTIONS=1\n", "job.env")
+    arguments = [str(EXAMPLES / "gpt_1b_8xh100.yaml"), "--world-size", "8", "--json"]
+    (finding,) = doctor(*arguments, "--env-file", environment).document["findings"]
+    assert finding["id"] == "launch.env-one-queue" and finding["kind"] == "environment"
+    assert finding["evidence"][0]["source"] == "environment"
+
+
+def test_the_present_environment_counts(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_LAUNCH_BLOCKING", "TORCH_NCCL_BLOCKING_WAIT"):
+        monkeypatch.setenv(name, "1")
+    document = doctor("--json").document
+    assert ids(document) == [
+        "environment.CUDA_LAUNCH_BLOCKING",
+        "environment.TORCH_NCCL_BLOCKING_WAIT",
+    ]
+    assert document["environment"]["variables"]["CUDA_LAUNCH_BLOCKING"] == "1"
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT")
+    assert doctor("--json").status == 0
+
+
+@pytest.mark.parametrize("value", ["none", "0", "33", "99999999999", "\u0661"])
+def test_an_invalid_number_of_queues(
+    value: str, doctor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", value)
+    assert ids(doctor("--json").document) == ["environment.CUDA_DEVICE_MAX_CONNECTIONS"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("tensor_model_parallel_size: 2", "off.tp_comm_overlap"),
+        ("pipeline_model_parallel_size: 2", "off.overlap_p2p_comm"),
+        (
+            "num_moe_experts: 8, expert_model_parallel_size: 2",
+            "off.overlap_moe_expert_parallel_comm",
+        ),
+        ("context_parallel_size: 2", "off.overlap_grad_reduce"),
+    ],
+)
+def test_what_nobody_asked_for_is_told(model: str, expected: str, doctor: Any, write: Any) -> None:
+    config = write(f"model: {{{SIZES}, {model}}}\nddp: {{}}\n")
+    result = doctor(config, "--world-size", "8", "--json")
+    assert result.status == 1 and expected in ids(result.document)
+
+
+def test_a_launch_script_is_examined(doctor: Any) -> None:
+    path = str(SCRIPTS / "llama3_8b_string.sh")
+    document = doctor("--from-megatron-lm", path, "--json").document
+    assert document["framework"] == "megatron-lm" and document["world_size"] == 8
+    assert ids(document) == ["launch.env-one-queue"]
+    mistakes = doctor("--from-megatron-lm", str(SCRIPTS / "mistakes.sh"), "GPUS=8", "--json")
+    found = mistakes.document["findings"]
+    assert {f["kind"] for f in found} == {"stops"}
+    assert not any("comm_overlap." in f["remedy"] for f in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["none.yaml"], "none.yaml: no such file"),
+        ([str(EXAMPLES / "gpt_1b_8xh100.yaml")], "--world-size N is missing"),
+        ([str(EXAMPLES / "gpt_1b_8xh100.yaml"), "--world-size", "0"], "must be from 1"),
+        (["--gpu", "z9"], "unknown GPU"),
+        (["--env-file", "none.env"], "no such file"),
+        (["--trace", "none.json"], "no such file"),
+        (["--from-megatron-lm"], "name the launch script"),
+        (["a.yaml", "b.yaml"], "takes one configuration"),
+        (["model.num_layers=2"], "an override comes after"),
+        (["--te", "new"], "--te new"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], told: str, doctor: Any) -> None:
+    result = doctor(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert told in result.err and result.err.count("\n") == 1
+
+
+def test_no_torch_is_imported() -> None:
+    code = (
+        "import sys; from overlapkit import cli\n"
+        f"sys.argv = ['overlapkit', 'doctor', {str(EXAMPLES / 'gpt_1b_8xh100.yaml')!r}, "
+        "'--world-size', '8', '--te', 'none']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = [m for m in ('torch', 'megatron.core', 'numpy', 'rich') if m in sys.modules]\n"
+        "print('heavy:', heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+
+
+def documented(heading: str) -> list[str]:
+    section = PAGE.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+    return re.findall(r"^\| `(\w+)` \| [^|]+ \|", section, flags=re.MULTILINE)
+
+
+def test_the_page_names_every_key(doctor: Any, write: Any) -> None:
+    document = doctor(write(NOT_HIDDEN), *profile("megatron-no-overlap"), "--json").document
+    assert list(document) == documented("`overlapkit/doctor/v1`")
+    assert list(document["packages"][0]) == documented("Package")
+    assert list(document["findings"][0]) == documented("Finding")
+    kinds = PAGE.split("# The order of findings\n", 1)[1].split("\n#", 1)[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \| [^|`]+ \|$", kinds, re.MULTILINE)) == ORDER
+    for finding in document["findings"]:
+        assert set(finding["rules"]) <= set(RULES)
