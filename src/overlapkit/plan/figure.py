@@ -177,7 +177,7 @@ def _operation(left: Operand, right: Operand, sign: str, value: float, binding: 
     strict = sign in "-/"
     formula = f"{_term(a, binding)} {sign} {_term(b, binding + strict)}"
     unit = a.unit if binding == _SUM else ""
-    return Figure(value, unit, "", formula, _merged((a, b)), binding=binding)
+    return Figure(float(value), unit, "", formula, _merged((a, b)), binding=binding)
 
 
 def _term(figure: Figure, needed: int) -> str:
@@ -189,7 +189,7 @@ def _term(figure: Figure, needed: int) -> str:
 def _function(name: str, operands: Iterable[Operand], value: float) -> Figure:
     figures = [_figure(operand) for operand in operands]
     told = ", ".join(_term(figure, _SUM) for figure in figures)
-    return Figure(value, figures[0].unit, "", f"{name}({told})", _merged(figures))
+    return Figure(float(value), figures[0].unit, "", f"{name}({told})", _merged(figures))
 
 
 def _merged(figures: Iterable[Figure]) -> tuple[Figure, ...]:

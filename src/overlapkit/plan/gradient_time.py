@@ -42,7 +42,10 @@ def exchange_time(
         ("parameters", _parameters, overlap.dp_parameters, forward),
     ):
         found = [_side(workload, machine, name, pick, on, chunk, stage) for stage in stages]
-        sides.append(max(found, key=lambda one: (one.exposed.value, one.total.value)))
+        # One stage may have most to exchange and another wait longest for it.
+        most = max((one.total for one in found), key=float)
+        longest = max((one.exposed for one in found), key=float)
+        sides.append(ExchangeTime(most, longest))
     return ExchangeTime(
         total(side.total for side in sides).called("DP communication", "s"),
         total(side.exposed for side in sides).called("DP exposed", "s"),
