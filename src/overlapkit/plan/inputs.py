@@ -147,6 +147,11 @@ def _spelt_out(text: str) -> str:
 
 
 def _read(document: Document, overrides: Sequence[str]) -> Settings:
+    fixes = any(text.startswith("comm_overlap.") for text in overrides)
+    if fixes and document.data.get("comm_overlap") is None:
+        # A key can be fixed without the section's required one, which the plan chooses.
+        data = {**document.data, "comm_overlap": {"tp_comm_overlap": False}}
+        document = replace(document, data=data)
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
 

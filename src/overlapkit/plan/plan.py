@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions
@@ -14,7 +15,7 @@ from overlapkit.plan.costs import Costs, MemoryNeed, Summary, costs_of_run
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
 from overlapkit.plan.machine import Machine
-from overlapkit.plan.proposal import Proposal
+from overlapkit.plan.proposal import Proposal, draft
 from overlapkit.plan.recommend import Recommendation, recommend
 from overlapkit.plan.sweep import Ranking, sweep
 
@@ -141,10 +142,13 @@ def make_plan(
 
 def _left_out(proposal: Proposal) -> Iterator[str]:
     """What the configuration asks for and the rules do not grant, other than the experts' overlap,
-    of which its own dimension tells."""
+    of which its own dimension tells; and what the rules find in what the command line fixes."""
     for d in proposal.refused:
         if d.dimension != "EP":
             yield f"{d.knob} is left out: {d.reason.rstrip('.')} -> {d.remedy}"
+    for d in proposal.report.findings:
+        told = f"{d.knob} ({d.outcome.value}): {d.reason.rstrip('.')}"
+        yield told + (f" -> {d.remedy}" if d.remedy else "")
 
 
 def domain_of(reference: int, inputs: Inputs) -> int:
@@ -192,7 +196,9 @@ def _stands(
         check_layout(build_run(settings), world, domain, source=settings.source)
     except InputError:
         return False
-    costs = costs_of_run(build_run(settings), world, machine)
+    asked = draft(settings, world, assumptions).settings()
+    run, _ = make_effective(asked, world, assumptions.software)
+    costs = costs_of_run(run, world, machine)
     return isinstance(costs, str) or costs.memory().fits
 
 

@@ -1,0 +1,270 @@
+"""What `overlapkit plan` prints, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlapkit.config.emit import FORMS
+from overlapkit.config.run import read_settings
+from overlapkit.config.yaml_file import read_yaml
+from overlapkit.explain.report import explain
+from overlapkit.plan.dimensions import DIMENSIONS
+from overlapkit.plan.recommend import plan_assumptions
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = str(ROOT / "examples/llama3_70b_64xh100.yaml")
+MIXTURE = str(ROOT / "examples/qwen3_30b_a3b_64xb200.yaml")
+SCRIPT = str(ROOT / "tests/data/megatron_lm/llama3_70b_slurm.sh")
+CLUSTER = ("--gpu", "h100", "--world-size", "64")
+LAYOUT = ("tp=4", "pp=4", "vp=5", "cp=2")
+NAMED = ("--model", "llama3_70b", *CLUSTER, *LAYOUT)
+
+Command = Callable[..., Any]
+
+
+def document(plan: Command, *arguments: str) -> dict[str, Any]:
+    done = plan(*arguments, "--json")
+    assert done.status == 0, done.err
+    result: dict[str, Any] = json.loads(done.out)
+    return result
+
+
+def test_the_first_lines_answer_at_a_glance(plan: Command) -> None:
+    done = plan(EXAMPLE, *CLUSTER)
+    assert (done.status, done.err) == (0, "")
+    first, second, third = done.out.splitlines()[:3]
+    assert "64 x h100: TP 4, PP 4, VPP 5, CP 2" in first
+    assert re.match(r"Estimated step [\d,]+ -> [\d,]+ ms with overlap \(-\d", second)
+    assert "tokens/s/GPU" in second and "GB" in third
+    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1  #" in done.out
+    assert "userbuffers_bf16_h100_h8192_tp4_mbs1_seqlen8192, nearest" in done.out
+    assert "\x1b" not in done.out
+
+
+def test_environment_lines_are_shell(plan: Command) -> None:
+    lines = [line for line in plan(*NAMED).out.splitlines() if line.startswith("export ")]
+    script = "\n".join([*lines, "env"])
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    values = document(plan, *NAMED)["environment"]
+    assert {f"{name}={value}" for name, value in values.items()} <= set(done.stdout.splitlines())
+
+
+def test_the_json_document(plan: Command) -> None:
+    told = document(plan, *NAMED)
+    assert told["schema"] == "overlapkit/plan/v1"
+    assert told["config"] == "llama3_70b"
+    assert told["layout"]["dp"] == 2 and told["layout"]["chosen"] is None
+    assert [d["dimension"] for d in told["dimensions"]] == list(DIMENSIONS)
+    by_name = {d["dimension"]: d for d in told["dimensions"]}
+    assert by_name["TP"]["on"] and by_name["TP"]["gain_ms"] > 0
+    assert by_name["EP"]["ranks"] == 1 and by_name["EP"]["gain_ms"] is None
+    for side in ("without", "with"):
+        parts = [part[side] for part in told["estimate"]["parts_ms"].values()]
+        assert sum(parts) == pytest.approx(told["estimate"]["step_ms"][side], rel=1e-3)
+    assert told["estimate"]["step_ms"]["with"] < told["estimate"]["step_ms"]["without"]
+    assert told["work"] is None and told["sweep"] is None
+    assert told["memory_gb"]["needed"] <= told["memory_gb"]["usable"]
+
+
+def test_every_key_is_documented(plan: Command) -> None:
+    page = (ROOT / "docs/json-plan.md").read_text(encoding="utf-8")
+    told = document(plan, *NAMED, "--sweep", "pp,vp")
+    named = set(told) | set(told["layout"]) | set(told["dimensions"][0]) | set(told["estimate"])
+    named |= set(told["sweep"]) | set(told["sweep"]["layouts"][0]) | set(told["preset"])
+    assert {key for key in named if f"`{key}`" not in page} == set()
+
+
+def test_the_document_is_small(plan: Command) -> None:
+    # About 3.5 characters a token: an agent reads it in some 2,500.
+    assert len(plan(*NAMED, "--json").out) < 9_000
+
+
+def test_the_settings_are_overrides_that_explain_agrees_with(plan: Command, tmp_path: Path) -> None:
+    told = document(plan, *NAMED)
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(
+        "model: {num_layers: 80, hidden_size: 8192, ffn_hidden_size: 28672, "
+        "num_attention_heads: 64, num_query_groups: 8, gated_linear_unit: true, "
+        "add_bias_linear: false, normalization: RMSNorm, position_embedding_type: rope, "
+        "share_embeddings_and_output_weights: false, vocab_size: 128256, seq_length: 8192}\n"
+        "mixed_precision: bf16_mixed\n"
+    )
+    overrides = [f"{key}={json.dumps(value)}" for key, value in told["settings"].items()]
+    again = document(plan, str(bare), *CLUSTER, *LAYOUT, *overrides)
+    assert again["settings"] == told["settings"]
+    assert again["environment"] == told["environment"]
+    assert again["estimate"] == told["estimate"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_emitted(plan: Command, form: str) -> None:
+    done = plan(*NAMED, "--emit", form)
+    assert done.status == 0
+    assert "tp" in done.out and "CUDA_DEVICE_MAX_CONNECTIONS=1" in done.out
+
+
+def test_explain_agrees_with_the_emitted_yaml(plan: Command, tmp_path: Path) -> None:
+    told = document(plan, MIXTURE, "--gpu", "b200", "--world-size", "64")
+    file = tmp_path / "run.yaml"
+    file.write_text(plan(MIXTURE, "--gpu", "b200", "--world-size", "64", "--emit", "yaml").out)
+    report = explain(read_settings(read_yaml(file)), 64, plan_assumptions("b200"))
+    assert report.findings == []
+    assert {v.name: v.value for v in report.launch_env} == told["environment"]
+    on = {d["dimension"]: d["on"] for d in told["dimensions"]}
+    assert on["EP"] is report.effective["model.overlap_moe_expert_parallel_comm"] is True
+
+
+def test_a_megatron_lm_script_is_planned(plan: Command) -> None:
+    told = document(plan, "--from-megatron-lm", SCRIPT, "--gpu", "h100")
+    assert told["world_size"] == 64 and told["layout"]["tp"] == 4
+    flags = (
+        "--num-layers=32 --hidden-size=4096 --num-attention-heads=32 --seq-length=4096 "
+        "--micro-batch-size=1 --global-batch-size=256 --tensor-model-parallel-size=2 "
+        "--sequence-parallel --use-distributed-optimizer --bf16 --vocab-size=32000"
+    )
+    cluster = ("--gpu", "h100", "--world-size", "8")
+    done = plan("--from-megatron-lm", *cluster, "--json", "--", *flags.split(" "))
+    told = json.loads(done.out)
+    assert told["layout"]["tp"] == 2
+    assert told["changes"]["model.tp_comm_overlap"] == {"from": False, "to": True}
+
+
+def test_show_work_derives_every_figure(plan: Command) -> None:
+    told = document(plan, *NAMED, "--show-work")
+    for derivation in told["work"]:
+        figures = derivation["figures"]
+        for name, figure in figures.items():
+            assert set(figure["inputs"]) <= set(figures), name
+            assert bool(figure["formula"]) or not figure["inputs"], name
+    rate = told["work"][0]["figures"][told["work"][0]["name"]]["value"]
+    assert round(rate) == told["estimate"]["tokens_per_s_per_gpu"]["with"]
+    text = plan(*NAMED, "--show-work").out
+    assert "h100 data sheet" in text and "overlapkit/plan/constants.py" in text
+
+
+def test_the_network_counts(plan: Command) -> None:
+    slow, fast = (
+        document(plan, *NAMED, "--network", gbps)["estimate"]["step_ms"]["without"]
+        for gbps in ("100", "800")
+    )
+    assert slow > fast
+
+
+def test_a_pin_that_the_rules_refuse_is_a_finding(plan: Command) -> None:
+    # Two interleaved stages with batched p2p train on wrong gradients.
+    pins = ("comm_overlap.overlap_p2p_comm=false", "comm_overlap.batch_p2p_comm=true")
+    done = plan("--model", "llama3_8b", *CLUSTER, "tp=2", "pp=2", "vp=2", *pins)
+    assert done.status == 1
+    assert "batch_p2p_comm" in done.out
+
+
+class _Page(HTMLParser):
+    """What a page refers to, and its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
+
+
+def test_the_page_is_self_contained(plan: Command, tmp_path: Path) -> None:
+    out = tmp_path / "plan.html"
+    done = plan(*NAMED, "--sweep", "pp,vp", "--html", str(out))
+    assert done.status == 0
+    page = _Page()
+    page.feed(out.read_text(encoding="utf-8"))
+    assert page.links == [] and "script" not in page.tags
+    told = document(plan, *NAMED, "--sweep", "pp,vp")
+    # A dot for each layout that fits, and the ring around the fastest.
+    assert page.tags.count("circle") == told["sweep"]["fit"] + 1
+
+
+def test_a_name_is_escaped_in_the_page(plan: Command, tmp_path: Path) -> None:
+    config = tmp_path / "<b>x&y.yaml"
+    config.write_text(Path(EXAMPLE).read_text(encoding="utf-8"), encoding="utf-8")
+    plan(str(config), *CLUSTER, "--html", str(tmp_path / "out.html"))
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "<b>x" not in page and "&lt;b&gt;x&amp;y.yaml" in page
+
+
+def test_a_model_that_cannot_be_estimated_still_gets_its_settings(plan: Command) -> None:
+    config = ROOT / "tests/data/bridge_configs/nemotronh_8b_pretrain_config.yaml"
+    told = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
+    assert told["estimate"] is None and "Mamba" in told["not_estimated"]
+    assert told["settings"]["comm_overlap.tp_comm_overlap"] is True
+    assert told["preset"]["match"] == "none"
+    text = plan(str(config), "--gpu", "h100", "--world-size", "16").out
+    assert "No estimate: " in text
+
+
+NONSENSE = [
+    (("--model", "llama3_70", *CLUSTER), "did you mean llama3_70b?"),
+    (("llama3_70b", *CLUSTER), "write --model llama3_70b"),
+    ((EXAMPLE, "--gpu", "h10", "--world-size", "64"), "did you mean h100?"),
+    ((EXAMPLE, "--world-size", "64"), "--gpu NAME is missing"),
+    ((EXAMPLE, "--gpu", "h100"), "--world-size N is missing"),
+    ((*NAMED, "tp=16"), "NVLink domain of 8 GPUs"),
+    ((*NAMED, "tp=3"), "not divisible by TP x PP x CP"),
+    ((*NAMED, "pp=8", "vp=3"), "must divide the 80 layers"),
+    ((*NAMED, "pp=1"), "needs a pipeline"),
+    ((*NAMED, "gbs=511"), "no multiple of micro-batch 1 x data-parallel size 2; use 510 or 512"),
+    ((*NAMED, "gbs=2"), "fewer than the 4 stages"),
+    ((*NAMED, "gbs=18"), "set train.global_batch_size to 16 or 24"),
+    ((*NAMED, "seq=8190"), "no multiple of 2 x CP = 4"),
+    ((*NAMED, "model.num_attention_heads=66"), "does not divide attention heads"),
+    ((*NAMED, "ep=2"), "needs a mixture of experts"),
+    ((*NAMED, "cp=1", "vp=1", "pp=1", "tp=1"), "GB more than"),
+    ((*NAMED, "--network", "0"), "--network 0"),
+    ((*NAMED, "--nodes", "7"), "cannot be divided over --nodes 7"),
+    ((*NAMED, "--sweep", "tp,dp"), "unknown dimension 'dp'"),
+    ((*NAMED, "--emit", "toml"), "--emit toml: unknown form"),
+    ((*NAMED, "--emit", "yaml", "--json"), "give one of them"),
+    ((*NAMED, EXAMPLE), "one CONFIG, or --model"),
+    (CLUSTER, "one CONFIG, or --model NAME: none is given"),
+    ((*NAMED[:2], "--gpu", "a100", "--world-size", "64", "tp=8", "precision=fp8"), "no fp8"),
+    ((*NAMED, "precision=fp9"), "not a known recipe"),
+    ((*NAMED, "model.hiden_size=3"), "did you mean model.hidden_size?"),
+    ((*NAMED, "mbs=0"), "must be 1 or more"),
+    ((*NAMED, "--html", "/nonexistent/out.html"), "--html /nonexistent/out.html"),
+    (("--from-megatron-lm", "--model", "llama3_8b", SCRIPT, "--gpu", "h100"), "not both"),
+    (("--from-megatron-lm", "--gpu", "h100"), "takes one launch script"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), NONSENSE, ids=[told for _, told in NONSENSE])
+def test_nonsense_is_named_with_its_remedy(
+    plan: Command, arguments: tuple[str, ...], told: str
+) -> None:
+    done = plan(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert told in done.err and done.err.count("\n") == 1
+
+
+PROBE = """
+import atexit, sys
+heavy = ("torch", "megatron.core", "transformer_engine", "nemo_run")
+atexit.register(lambda: print(sorted(set(heavy) & set(sys.modules)), file=sys.stderr))
+from overlapkit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--json", "--sweep", "pp,vp"), ("--emit", "bridge")])
+def test_plan_loads_no_torch(more: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", PROBE, "plan", *NAMED, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"

@@ -1,0 +1,157 @@
+"""Layouts: which divide, which fit, and in which order they are told."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from overlapkit.config.run import build_run
+from overlapkit.errors import InputError
+from overlapkit.hardware import find_gpu
+from overlapkit.plan.candidates import (
+    SWEPT,
+    LayoutChoice,
+    candidates,
+    layout_in,
+    parse_swept,
+    sizes_of,
+    with_layout,
+)
+from overlapkit.plan.checks import faults
+from overlapkit.plan.inputs import Inputs, read_inputs
+from overlapkit.plan.machine import machine_of
+from overlapkit.plan.plan import Plan, domain_of, make_plan
+from overlapkit.plan.recommend import plan_assumptions
+from overlapkit.plan.sweep import Ranking, sweep
+
+
+def inputs_of(*overrides: str, model: str = "llama3_70b", world_size: int = 64) -> Inputs:
+    return read_inputs(overrides, model=model, world_size=world_size)
+
+
+@cache
+def swept(*dimensions: str, overrides: tuple[str, ...] = (), gpu: str = "h100") -> Ranking:
+    inputs = inputs_of(*overrides)
+    run = build_run(inputs.settings)
+    return sweep(
+        inputs.settings,
+        sizes_of(run.model, run.train),
+        layout_in(run),
+        inputs.world_size,
+        8,
+        machine_of(gpu),
+        plan_assumptions(gpu),
+        dimensions,
+    )
+
+
+def planned(inputs: Inputs, *, dimensions: tuple[str, ...] | None = None) -> Plan:
+    domain = domain_of(find_gpu("h100")[1].nvlink_domain, inputs)
+    machine = machine_of("h100", nvlink_domain=domain)
+    return make_plan(inputs, plan_assumptions("h100"), machine, domain, dimensions)
+
+
+@pytest.mark.parametrize(
+    ("model", "world_size"),
+    [("llama3_8b", 8), ("llama3_70b", 96), ("llama3_405b", 512), ("gpt3_175b", 128)],
+)
+def test_every_candidate_divides(model: str, world_size: int) -> None:
+    inputs = inputs_of(model=model, world_size=world_size)
+    run = build_run(inputs.settings)
+    found = list(candidates(sizes_of(run.model, run.train), world_size, 8, layout_in(run), SWEPT))
+    assert len(found) == len(set(found)) > 20
+    for choice in found[::7]:
+        changed = build_run(with_layout(inputs.settings, choice))
+        assert list(faults(changed, world_size, 8)) == []
+        assert layout_in(changed) == choice
+
+
+def test_126_layers_divide_over_16_stages_with_embedding_and_loss_counted() -> None:
+    inputs = inputs_of(model="llama3_405b", world_size=512)
+    settings = with_layout(inputs.settings, LayoutChoice(8, 16, 4, 2, 1, 1))
+    model = settings.values["model"] or {}
+    assert model["account_for_embedding_in_pipeline_split"] is True
+    assert list(faults(build_run(settings), 512, 8)) == []
+    back = with_layout(settings, LayoutChoice(8, 7, 1, 1, 1, 1)).values["model"] or {}
+    assert "account_for_embedding_in_pipeline_split" not in back
+
+
+def test_only_what_is_swept_varies() -> None:
+    ranking = swept("pp", "vp", overrides=("tp=4", "cp=2"))
+    assert ranking.fitting
+    assert {(r.layout.tp, r.layout.cp, r.layout.mbs) for r in ranking.fitting} == {(4, 2, 1)}
+    assert len({r.layout.pp for r in ranking.fitting}) > 1
+
+
+def test_the_fastest_that_fits_comes_first() -> None:
+    ranking = swept("tp", "pp", "vp", "cp")
+    # Equal ones, to a tenth of a token, are told plainest first.
+    rates = [round(r.summary.tokens_per_s_per_gpu, 1) for r in ranking.fitting]
+    assert rates == sorted(rates, reverse=True) and len(rates) > 5
+    assert all(r.memory.needed <= r.memory.usable for r in ranking.fitting)
+    assert 0 < len(ranking.fitting) < ranking.tried
+
+
+def test_a_ranked_figure_is_that_of_the_plan_for_this_layout() -> None:
+    ranking = swept("tp", "pp", "vp", "cp")
+    for ranked in ranking.fitting[::20]:
+        layout = ranked.layout
+        given = (f"tp={layout.tp}", f"pp={layout.pp}", f"vp={layout.vp}", f"cp={layout.cp}")
+        plan = planned(inputs_of(*given))
+        assert plan.layout == layout
+        assert plan.estimates[0].step_s == pytest.approx(ranked.summary.step_s, rel=1e-6)
+        assert plan.memory is not None
+        assert plan.memory.needed == pytest.approx(ranked.memory.needed)
+
+
+def test_without_a_layout_the_fastest_is_planned_and_that_is_told() -> None:
+    plan = planned(inputs_of("mbs=2"))
+    assert plan.layout.mbs == 2
+    assert plan.chosen_because is not None and plan.ranking is not None
+    assert plan.layout == plan.ranking.best.layout
+    given = planned(inputs_of("tp=8", "pp=4", "vp=5"))
+    assert given.chosen_because is None and given.layout == LayoutChoice(8, 4, 5, 1, 1, 1)
+
+
+def test_more_memory_lets_more_fit() -> None:
+    on_h100, on_h200 = (swept("tp", "pp", "vp", "cp", gpu=gpu) for gpu in ("h100", "h200"))
+    assert {r.layout for r in on_h100.fitting} < {r.layout for r in on_h200.fitting}
+    assert on_h200.best.summary.tokens_per_s_per_gpu >= on_h100.best.summary.tokens_per_s_per_gpu
+
+
+def test_nothing_fits_is_told_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"none of \d+ layouts fits; the nearest, .* GB more than"):
+        planned(inputs_of(model="llama3_405b", world_size=16))
+
+
+def test_what_does_not_fit_names_what_does() -> None:
+    with pytest.raises(InputError, match=r"GB more than .*; tp=\d+ pp=\d+ .* fits") as caught:
+        planned(inputs_of("tp=1"))
+    told = str(caught.value).partition("; ")[2]
+    overrides = [word for word in told.split() if "=" in word]
+    assert planned(inputs_of(*overrides)).memory is not None
+
+
+def test_a_given_layout_that_stands_is_planned_beside_the_sweep() -> None:
+    plan = planned(inputs_of("tp=8", "pp=4", "vp=5"), dimensions=("pp", "vp"))
+    assert plan.layout == LayoutChoice(8, 4, 5, 1, 1, 1)
+    assert plan.ranking is not None and plan.ranking.best.layout != plan.layout
+    assert any("fastest of the sweep" in note for note in plan.notes)
+
+
+def test_nodes_smaller_than_the_reference_bound_tensor_parallelism() -> None:
+    inputs = read_inputs(("tp=8",), model="llama3_8b", world_size=16, nodes=4, domain=8)
+    assert domain_of(8, inputs) == 4 and domain_of(72, inputs) == 72
+    with pytest.raises(InputError, match="beyond the NVLink domain of 4 GPUs"):
+        planned(inputs)
+
+
+@pytest.mark.parametrize("text", ["tp,pq", "", "tp,,pp", "dp"])
+def test_unknown_dimensions_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="unknown dimension"):
+        parse_swept(text)
+
+
+def test_dimensions_are_read_once_and_vpp_is_vp() -> None:
+    assert parse_swept("TP, vpp,tp") == ("tp", "vp")
