@@ -38,8 +38,18 @@ def layer_activations(
     size, small = base.operand_bytes, low.operand_bytes
     norms = 0 if "layernorm" in modules else small
     queries, keys, values = attention_widths(shape)
-    inside = given("attention width per rank", (queries + keys + values) / shape.tp)
-    out = given("attention output width per rank", attention_output(shape) / shape.tp)
+    inside = given(
+        "attention width per rank",
+        (queries + keys + values) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    out = given(
+        "attention output width per rank",
+        attention_output(shape) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
     # Two residual sums that the norms read, two normalized inputs of GEMMs.
     kept = [shared * hidden * (2 * size + 2 * norms)]
     if "core_attn" in modules:
@@ -65,7 +75,7 @@ def _mlp(
     low: Precision,
     modules: tuple[str, ...],
 ) -> Figure:
-    middle = given("feed-forward width per rank", width)
+    middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
     activated = 0 if "moe_act" in modules else low.operand_bytes
     return rows * middle * (wide * base.operand_bytes + activated)
@@ -75,7 +85,9 @@ def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure
     """Token copies as they arrive, and what their experts keep of them."""
     shape, layout = workload.shape, workload.layout
     assert shape.experts is not None
-    copies = given("copies x expert TP", workload.copies * layout.expert_tp)
+    copies = given(
+        "copies x expert TP", workload.copies * layout.expert_tp, "", "model.moe_router_topk"
+    )
     rows = (shared_tokens(layout) * copies).called("token copies at a rank's experts", "tokens")
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     width = shape.experts.ffn / shape.expert_tp
@@ -87,7 +99,7 @@ def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure
 def logits(workload: Workload) -> Figure:
     """Bytes of the logits and their gradient, while the loss is computed."""
     shape = workload.shape
-    vocab = given("vocabulary per rank", shape.vocab / shape.tp)
+    vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     size = workload.base.operand_bytes
     # The fp32 copy that the loss works on becomes the gradient.
     return (workload.layout.tokens * vocab * (size + 4)).called("logits and their gradient", "B")

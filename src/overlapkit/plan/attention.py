@@ -46,7 +46,12 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
     head = shape.head_dim * 2
     if shape.latent:
         head = shape.latent.qk_head_dim + shape.latent.qk_position_dim + shape.latent.v_head_dim
-    width = given("query-key and value width per rank", head * shape.heads / shape.tp)
+    width = given(
+        "query-key and value width per rank",
+        head * shape.heads / shape.tp,
+        "",
+        "heads x head sizes / TP",
+    )
     forward = (2 * pairs * width * sequences / ranks).called("attention FLOPs, forward", "FLOP")
     return Attention(
         forward,

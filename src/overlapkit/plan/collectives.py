@@ -70,7 +70,11 @@ def tensor_collectives(
     entry = narrow
     if shape.latent:
         rank = (shape.latent.q_rank or 0) + shape.latent.kv_rank + shape.latent.qk_position_dim
-        entry = (tokens * given("latent width", rank) * base.operand_bytes).called("latents", "B")
+        entry = (
+            tokens
+            * given("latent width", rank, "", "model.q_lora_rank + model.kv_lora_rank + …")
+            * base.operand_bytes
+        ).called("latents", "B")
     blocks = [("qkv", "proj", entry)] + ([("fc1", "fc2", narrow)] if mlp else [])
 
     def one(name: str, kind: str, payload: Figure, phase: str, at: str, own: bool) -> Collective:
@@ -131,10 +135,26 @@ def context_collectives(
         raise InputError(f"model.cp_comm_type={kind!r}: unknown; known are {', '.join(CP_KINDS)}")
     queries, keys, values = attention_widths(shape)
     size, tp, cp = base.operand_bytes, layout.tp, layout.cp
-    kv = layout.tokens * given("key and value width per rank", (keys + values) / tp) * size
+    kv = (
+        layout.tokens
+        * given("key and value width per rank", (keys + values) / tp, "", "heads x head size / TP")
+        * size
+    )
     kv = kv.called("keys and values of a rank", "B")
-    qkv = layout.tokens * given("attention width per rank", (queries + keys + values) / tp) * size
-    out = layout.tokens * given("attention output width", attention_output(shape) / tp) * size
+    qkv = (
+        layout.tokens
+        * given(
+            "attention width per rank", (queries + keys + values) / tp, "", "heads x head size / TP"
+        )
+        * size
+    )
+    out = (
+        layout.tokens
+        * given(
+            "attention output width", attention_output(shape) / tp, "", "heads x head size / TP"
+        )
+        * size
+    )
     qkv, out = qkv.called("queries, keys and values", "B"), out.called("attention output", "B")
     inner = _inner_ranks(model, layout) if kind == "a2a+p2p" else cp
     result = []
@@ -155,7 +175,9 @@ def context_collectives(
                 )
             )
     if kind == "all_gather":
-        whole = (kv * given("CP", cp, "ranks")).called("keys and values of all ranks", "B")
+        whole = (kv * given("CP", cp, "ranks", "model.context_parallel_size")).called(
+            "keys and values of all ranks", "B"
+        )
         result = [
             Collective("CP", "keys and values", "all-gather", whole, cp, tp, "forward"),
             Collective("CP", "keys and values", "all-gather", whole, cp, tp, "backward"),
@@ -189,7 +211,9 @@ def expert_collectives(
     phases = ("forward", "backward")
     if dispatcher == "allgather":
         group *= layout.expert_tp
-        everyone = tokens * given("EP x expert TP", group, "ranks") * hidden * base.operand_bytes
+        everyone = (
+            tokens * given("EP x expert TP", group, "ranks", "layout") * hidden * base.operand_bytes
+        )
         everyone = everyone.called("tokens of all ranks", "B")
         result = [
             Collective("EP", name, kind, everyone, group, 1, phase)
@@ -197,7 +221,12 @@ def expert_collectives(
             for name, kind in (("dispatch", "all-gather"), ("combine", "reduce-scatter"))
         ]
         return result if group > 1 else []
-    copies = given("copies of a token sent", token_copies(model, experts, layout))
+    copies = given(
+        "copies of a token sent",
+        token_copies(model, experts, layout),
+        "",
+        "model.moe_router_topk, model.moe_token_dispatcher_type",
+    )
     sent = (tokens * copies * hidden * base.operand_bytes).called("dispatched tokens", "B")
     if group > 1:
         result = [

@@ -14,6 +14,8 @@ from overlapkit.plan.overlap import Overlap
 from overlapkit.plan.times import collective_time
 from overlapkit.plan.workload import Workload
 
+BATCHES = "global batch / (micro-batch x DP)"
+
 PARTS = (
     "matrix products",
     "attention",
@@ -83,13 +85,14 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
     held = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
     times = [_stage_time(stage, parts) for stage, parts in enumerate(held)]
     slowest = max(range(layout.pp), key=lambda stage: times[stage].value)
-    passes = given("microbatches", layout.microbatches)
+    passes = given("microbatches", layout.microbatches, "", BATCHES)
 
     scale = _scale(workload, machine, held[slowest])
     parts: dict[str, Figure] = {}
     communication: dict[str, Exposure] = {}
     for name, pick in _COMPUTE.items():
-        of_pass = total(count * pick(time) for count, time in held[slowest])
+        picked = [(count, pick(time)) for count, time in held[slowest]]
+        of_pass = total(count * time for count, time in picked if time.value)
         parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
     for dimension in ("TP", "CP", "EP"):
         exposure = _of_dimension(dimension, held[slowest], passes)
@@ -154,7 +157,7 @@ def _stage(
         name = f"{workload.layers[kind].name} layers of stage {stage}"
         result.append((given(name, count, "", "model.num_layers"), layers[kind]))
     if stage == workload.layout.pp - 1:
-        result.append((given("output layers", 1), vocabulary))
+        result.append((given("output layers", 1, "", "on the last stage"), vocabulary))
     return result
 
 
@@ -166,7 +169,9 @@ def _stage_time(stage: int, held: _Stage) -> Figure:
 
 def _chunk_times(held: _Stage, chunks: int) -> tuple[Figure, Figure]:
     """Forward and backward of one model chunk of a stage, for one microbatch."""
-    number = given("model chunks of a stage", chunks)
+    number = given(
+        "model chunks of a stage", chunks, "", "model.virtual_pipeline_model_parallel_size"
+    )
     forward = total(count * time.forward.all for count, time in held) / number
     backward = total(count * time.backward.all for count, time in held) / number
     return forward.called("forward of a chunk", "s"), backward.called("backward of a chunk", "s")
@@ -203,7 +208,11 @@ def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: F
     count = given("boundary messages", workload.boundary.count, "", "2 x VPP x microbatches")
     whole = (count * each).called("PP communication", "s")
     if not overlap.pp:
-        return Exposure(whole, whole.called("PP exposed", "s"), given("PP hidden", 0, "s"))
+        return Exposure(
+            whole,
+            whole.called("PP exposed", "s"),
+            given("PP hidden", 0, "s", "overlap_p2p_comm is off"),
+        )
     stages = given("PP", workload.layout.pp, "stages", "model.pipeline_model_parallel_size")
     filling = smallest(2 * (stages - 1), count).called("messages of filling and draining")
     exposed = filling * each + (count - filling) * largest(each - forward, 0)
@@ -226,7 +235,7 @@ def _scale(workload: Workload, machine: Machine, held: _Stage) -> Figure | None:
     """Measured compute of a step over the modelled one; None where nothing was measured."""
     if machine.step_compute is None:
         return None
-    passes = given("microbatches", workload.layout.microbatches)
+    passes = given("microbatches", workload.layout.microbatches, "", BATCHES)
     of_pass = total(count * (time.forward.compute + time.backward.compute) for count, time in held)
     modelled = (of_pass * passes + optimizer_time(workload, machine)).called(
         "modelled compute of a step", "s"

@@ -115,18 +115,25 @@ def figure_json(figure: Figure) -> dict[str, Any]:
 
     Figures of one name but unlike derivations are told apart by a number behind the name.
     """
-    names = _names(figure)
+    alike = _Alike()
+    each = [one for _, one, before in _walk(figure, alike) if not before]
+    names: dict[int, str] = {}
+    taken: dict[str, int] = {}
+    for one in each:
+        name = one.name or one.formula
+        count = taken[name] = taken.get(name, 0) + 1
+        names[alike.key(one)] = name if count == 1 else f"{name} #{count}"
     return {
-        "name": names[id(figure)],
+        "name": names[alike.key(figure)],
         "figures": {
-            names[id(one)]: {
+            names[alike.key(one)]: {
                 "value": one.value,
                 "unit": one.unit,
                 "formula": one.formula,
-                "inputs": [names[id(each)] for each in one.inputs],
+                "inputs": [names[alike.key(given)] for given in one.inputs],
                 "source": one.source,
             }
-            for one in _each(figure)
+            for one in each
         },
     }
 
@@ -134,31 +141,40 @@ def figure_json(figure: Figure) -> dict[str, Any]:
 def work(figure: Figure) -> Iterator[tuple[int, Figure, bool]]:
     """The derivation as a tree, root first: depth, figure, and whether it was told before.
 
-    What was told before is not told again, so a shared input has its own inputs once.
+    What was told before is not told again, so a shared input has its own inputs once. Figures that
+    were derived in the same way from the same facts are one.
     """
+    return _walk(figure, _Alike())
+
+
+class _Alike:
+    """Numbers figures so that those of one derivation have one number."""
+
+    def __init__(self) -> None:
+        self._of_object: dict[int, int] = {}
+        self._of_content: dict[tuple[Any, ...], int] = {}
+
+    def key(self, figure: Figure) -> int:
+        known = self._of_object.get(id(figure))
+        if known is None:
+            inputs = tuple(self.key(one) for one in figure.inputs)
+            content = figure.name, figure.value, figure.unit, figure.formula, figure.source, inputs
+            known = self._of_content.setdefault(content, len(self._of_content))
+            self._of_object[id(figure)] = known
+        return known
+
+
+def _walk(figure: Figure, alike: _Alike) -> Iterator[tuple[int, Figure, bool]]:
     told: set[int] = set()
     stack = [(0, figure)]
     while stack:
         depth, one = stack.pop()
-        before = id(one) in told
+        key = alike.key(one)
+        before = key in told
         yield depth, one, before
         if not before:
-            told.add(id(one))
+            told.add(key)
             stack += [(depth + 1, each) for each in reversed(one.inputs)]
-
-
-def _each(figure: Figure) -> list[Figure]:
-    return [one for _, one, before in work(figure) if not before]
-
-
-def _names(figure: Figure) -> dict[int, str]:
-    names: dict[int, str] = {}
-    taken: dict[str, int] = {}
-    for one in _each(figure):
-        name = one.name or one.formula
-        count = taken[name] = taken.get(name, 0) + 1
-        names[id(one)] = name if count == 1 else f"{name} #{count}"
-    return names
 
 
 def _figure(operand: Operand) -> Figure:

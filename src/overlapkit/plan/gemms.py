@@ -41,15 +41,11 @@ class Gemm:
     @property
     def flops(self) -> Figure:
         """Multiplications and additions."""
-        at = f"{self.name} {self.which}"
-        m, n, k = (
-            given(f"{at} {axis}", size)
-            for axis, size in (("m", self.m), ("n", self.n), ("k", self.k))
-        )
+        m, n, k = self._axes
         product = 2 * m * n * k
         if self.batch > 1:
-            product = product * given(f"{at} batch", self.batch)
-        return product.called(f"{at} FLOPs", "FLOP")
+            product = product * self._batch
+        return product.called(f"{self.name} {self.which} FLOPs", "FLOP")
 
     @property
     def moved(self) -> Figure:
@@ -57,11 +53,33 @@ class Gemm:
 
         A weight gradient is added to the fp32 gradient buffer, which is read and written.
         """
-        at, each = f"{self.name} {self.which}", self.precision.operand_bytes
-        operands = given(f"{at} operand elements", self.batch * (self.m * self.k + self.k * self.n))
-        results = given(f"{at} result elements", self.batch * self.m * self.n)
-        result_bytes = 8 if self.which == "wgrad" else max(2.0, min(each, 4.0))
-        return (operands * each + results * result_bytes).called(f"{at} bytes", "B")
+        m, n, k = self._axes
+        each = self.precision.operand_bytes
+        result = 8 if self.which == "wgrad" else max(2.0, min(each, 4.0))
+        moved = (m * k + k * n) * each + m * n * result
+        if self.batch > 1:
+            moved = moved * self._batch
+        return moved.called(f"{self.name} {self.which} bytes", "B")
+
+    @property
+    def _axes(self) -> tuple[Figure, Figure, Figure]:
+        meanings = _AXES[self.which]
+        m, n, k = (
+            given(f"{self.name} {meaning}", size, "", "sizes of the layer on a rank")
+            for meaning, size in zip(meanings, (self.m, self.n, self.k), strict=True)
+        )
+        return m, n, k
+
+    @property
+    def _batch(self) -> Figure:
+        return given("experts of a rank", self.batch, "", "model.num_moe_experts / EP")
+
+
+_AXES = {
+    "fprop": ("tokens", "outputs", "inputs"),
+    "dgrad": ("tokens", "inputs", "outputs"),
+    "wgrad": ("outputs", "inputs", "tokens"),
+}
 
 
 def linear(

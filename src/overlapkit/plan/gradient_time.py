@@ -13,6 +13,8 @@ from overlapkit.plan.overlap import Overlap
 from overlapkit.plan.times import collective_time
 from overlapkit.plan.workload import Workload
 
+SCHEDULE = "pipeline schedule"
+
 
 @dataclass(frozen=True)
 class ExchangeTime:
@@ -91,10 +93,12 @@ def _side(
     last = (times[0] * alone).called(f"{name} of the last bucket", "s")
     window = chunk * (1 - alone)
     if len(chunks) > 1:
-        others = given("later chunks x PP", (len(chunks) - 1) * workload.layout.pp)
+        others = given("later chunks x PP", (len(chunks) - 1) * workload.layout.pp, "", SCHEDULE)
         window = window + others * chunk
     window = window.called(f"{chunk.name} that {name} hide under", "s")
-    slack = (given("stages before", stage) * chunk).called(f"{name} slack of stage {stage}", "s")
+    slack = (given("stages before", stage, "", SCHEDULE) * chunk).called(
+        f"{name} slack of stage {stage}", "s"
+    )
     exposed = largest(largest(last, whole - window) - slack, 0)
     return ExchangeTime(whole, smallest(exposed, whole).called(f"{name} exposed", "s"))
 
@@ -108,7 +112,7 @@ def _layer_by_layer(
     scattered; the first layer of a pass has nothing before it.
     """
     layout = workload.layout
-    passes = given("microbatches", layout.microbatches)
+    passes = given("microbatches", layout.microbatches, "", "global batch / (micro-batch x DP)")
     chunks = [one for row in workload.exchange.chunks for one in row]
     stage = max(chunks, key=lambda one: sum(each.payload.value for each in one.gradients))
     layers = max(len(row[0]) for row in layout.chunk_layers)
@@ -119,7 +123,7 @@ def _layer_by_layer(
     scatter = total(collective_time(one, machine) for one in stage.gradients).called(
         "gradients scattered", "s"
     )
-    chunks_of_stage = given("model chunks of a stage", layout.vp)
+    chunks_of_stage = given("model chunks of a stage", layout.vp, "", SCHEDULE)
     whole = (passes * chunks_of_stage * (2 * gather + scatter)).called("DP communication", "s")
     in_forward = gather
     if overlap.dp_parameters:

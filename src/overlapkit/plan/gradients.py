@@ -97,9 +97,9 @@ def _gradients(layout: Layout, held: Parameters, size: float) -> tuple[Collectiv
     each = given("gradient bytes", size, "B", "ddp.grad_reduce_in_fp32")
     result = []
     for what, count, ranks, stride in _groups(layout, held):
-        payload = (given(f"{what} parameters of the chunk", count) * each).called(
-            f"{what} gradients", "B"
-        )
+        payload = (
+            given(f"{what} parameters of the chunk", count, "", "counted tensor by tensor") * each
+        ).called(f"{what} gradients", "B")
         result.append(Collective("DP", payload.name, kind, payload, ranks, stride, "step"))
     return tuple(result)
 
@@ -115,9 +115,10 @@ def _parameters(ddp: Any, layout: Layout, held: Parameters, size: float) -> tupl
     result = []
     for what, count, ranks, stride in _groups(layout, held):
         fp8 = (held.expert_fp8 if what == "expert" else held.dense_fp8) if small else 0
-        payload = given(f"{what} parameters gathered in FP8", fp8) * 1 + given(
-            f"other {what} parameters", count - fp8
-        ) * given("parameter bytes", size, "B", "mixed_precision.params_dtype")
+        other = given(f"other {what} parameters", count - fp8, "", "counted tensor by tensor")
+        payload = given(
+            f"{what} parameters gathered in FP8", fp8, "", "counted tensor by tensor"
+        ) * 1 + other * given("parameter bytes", size, "B", "mixed_precision.params_dtype")
         payload = payload.called(f"{what} parameters", "B")
         result.append(Collective("DP", payload.name, "all-gather", payload, ranks, stride, "step"))
     return tuple(result)

@@ -12,7 +12,7 @@ from overlapkit.plan.overlap import Overlap
 from overlapkit.plan.times import collective_time, gemm_time, traffic_time
 from overlapkit.plan.workload import LayerWork
 
-PHASES = ("forward", "backward")
+RECOMPUTE = "model.recompute_num_layers"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _phase(
         if gemm.forward == (phase == "forward")
     }
     gemms = total(each.values()).called(f"{work.name} GEMMs, {phase}", "s")
-    attention = given("attention", 0, "s")
+    attention = given("no attention", 0, "s", "the output layer has none")
     if work.attention:
         flops = getattr(work.attention, phase)
         rate = getattr(machine, f"attention_{phase}")
@@ -98,7 +98,7 @@ def _phase(
     again = work.recompute
     repeated: list[Communication] = []
     if forward is not None and again.whole_layers:
-        share = given("share of layers recomputed", again.whole_layers)
+        share = given("share of layers recomputed", again.whole_layers, "", RECOMPUTE)
         gemms = (gemms + share * forward.gemms).called(gemms.name)
         attention = (attention + share * forward.attention).called(attention.name)
         traffic = (traffic + share * forward.traffic).called(traffic.name)
@@ -173,14 +173,16 @@ def _beside(one: Collective, time: Figure, gemms: dict[str, Figure], on: bool) -
         return largest(time - beside, 0)
     if not on:
         return time
-    return largest(time / given("chunks", one.ranks), time - beside)
+    return largest(time / given("chunks", one.ranks, "", "one for each TP rank"), time - beside)
 
 
 def _ring(one: Collective, time: Figure, attention: Figure, cp: int, on: bool) -> Figure:
     """What is left of a ring exchange, each of whose steps hides under one step of attention."""
     if one.kind != "send" or not on:
         return _counted(time, one.count)
-    step = (attention / given("CP", cp, "ranks")).called("attention of a ring step", "s")
+    step = (attention / given("CP", cp, "ranks", "model.context_parallel_size")).called(
+        "attention of a ring step", "s"
+    )
     return one.count * largest(time - step, 0)
 
 

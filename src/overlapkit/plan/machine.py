@@ -191,7 +191,7 @@ def _sustained(
     kind: str, peak: Figure, power: Figure, tensor: Figure, constants: Constants
 ) -> Figure:
     """What tensor cores can keep up, or what power allows them, whichever is less."""
-    bits = given(f"{kind} operand bits", OPERAND_BITS[kind])
+    bits = given(f"{kind} operand bits", OPERAND_BITS[kind], "", "the format, with its scales")
     energy = (
         constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
         + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
@@ -212,12 +212,13 @@ def _attention(
     special-function units take these at a rate of their own, which on Blackwell is the slower one
     (FlashAttention-4, 2025).
     """
-    clock = peak / (
-        given("SMs", gpu.sm) * given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock)
+    source = "overlapkit/data/hardware.json"
+    each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", source)
+    unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", source)
+    exponential = (peak / each * unit).called("exponentials", "1/s")
+    operations = given(
+        f"FLOPs per pair, {which}", products * HEAD, "FLOP", f"{products} x head size of {HEAD}"
     )
-    unit = given("exponentials per SM and clock", gpu.exp_per_clock)
-    exponential = (clock * unit * given("SMs", gpu.sm)).called("exponentials", "1/s")
-    operations = given(f"FLOPs per pair, {which}", products * HEAD, "FLOP")
     time = operations / (peak * efficiency) + exponentials / exponential
     return (operations / time).called(f"attention {which} sustained", "FLOP/s")
 
@@ -261,11 +262,13 @@ def link_between(machine: Machine, ranks: int, stride: int) -> tuple[Figure, Fig
         return inner.bandwidth, (inner.hop * max(ranks - 1, 1)).called("latency", "s"), ranks
     outer = machine.links[-1]
     near = max(1, min(ranks, inner.domain // stride))
-    hops = given("hops between domains", max(ceil(ranks / near) - 1, 1))
+    hops = given(
+        "hops between domains", max(ceil(ranks / near) - 1, 1), "", f"{ranks} ranks, {near} in each"
+    )
     latency = outer.hop * hops
     bandwidth = outer.bandwidth
     if near > 1:
-        members = given("members of the group in a domain", near)
+        members = given("members of the group in a domain", near, "", "stride of the group")
         bandwidth = smallest(inner.bandwidth, outer.bandwidth * members)
         latency = latency + inner.hop * (near - 1)
     return bandwidth.called("bandwidth of the group", "B/s"), latency.called("latency", "s"), near

@@ -17,6 +17,8 @@ MARGIN = 0.05
 """Share of the memory that is kept free for what is not counted: the CUDA context and loaded
 kernels, NCCL's and userbuffers' buffers, GEMM workspaces, and what fragmentation loses."""
 
+COUNTED = "counted tensor by tensor"
+
 _SIZES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
 
 
@@ -75,20 +77,22 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
 def _weights(run: Run, workload: Workload, stage: int) -> Figure:
     held, low = workload.parameters[stage].all, workload.precision
     size = workload.base.operand_bytes
-    fp8 = given("parameters kept in FP8", held.fp8)
-    other = given("other parameters per rank", held.all - held.fp8)
+    fp8 = given("parameters kept in FP8", held.fp8, "", COUNTED)
+    other = given("other parameters per rank", held.all - held.fp8, "", COUNTED)
     # Two directions: Hopper's tensor cores want FP8 operands transposed, block scales differ.
-    both = given("small copies of a weight", 2)
+    both = given("small copies of a weight", 2, "", "one for each direction")
     weights = other * size + fp8 * both
     if low is not workload.base:
         # Weights quantized for the first microbatch are kept for the others.
         layers = held.all - held.fp8 - _vocabulary(workload, stage)
-        cached = given("parameters quantized each step", max(layers, 0))
+        cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
         weights = weights + cached * both * low.operand_bytes
     if workload.exchange.per_layer:
-        replicas = given("shards", workload.layout.replicas)
+        replicas = given("shards", workload.layout.replicas, "", "DP x CP")
         # The layer at work and the one gathered for it ahead are whole.
-        layer = given("parameters of a layer", workload.parameters[stage].largest_layer.all)
+        layer = given(
+            "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
+        )
         weights = weights / replicas + 2 * layer * size
     return weights.called("weights", "B")
 
@@ -102,12 +106,14 @@ def _vocabulary(workload: Workload, stage: int) -> int:
 
 
 def _gradients(workload: Workload, stage: int) -> Figure:
-    held = given("parameters per rank", workload.parameters[stage].all.all)
+    held = given("parameters per rank", workload.parameters[stage].all.all, "", COUNTED)
     size = given("gradient bytes", workload.exchange.gradient_bytes, "B", "ddp.grad_reduce_in_fp32")
     gradients = held * size
     if workload.layout.sharding in ("gradients", "parameters"):
-        layer = given("parameters of a layer", workload.parameters[stage].largest_layer.all)
-        shards = given("shards", workload.layout.replicas)
+        layer = given(
+            "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
+        )
+        shards = given("shards", workload.layout.replicas, "", "DP x CP")
         gradients = gradients / shards + 2 * layer * size
     return gradients.called("gradients", "B")
 
@@ -126,7 +132,9 @@ def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
     state = shard * each
     offloaded = getattr(run.optimizer, "optimizer_offload_fraction", 0.0) or 0.0
     if getattr(run.optimizer, "optimizer_cpu_offload", False) and offloaded:
-        state = state * given("share on the GPU", 1 - float(offloaded))
+        state = state * given(
+            "share on the GPU", 1 - float(offloaded), "", "optimizer.optimizer_offload_fraction"
+        )
     return state.called("optimizer state", "B")
 
 
@@ -145,25 +153,34 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
     """
     layout = workload.layout
     of_pass = total(
-        given(f"{workload.layers[kind].name} layers of stage {stage}", count)
+        given(
+            f"{workload.layers[kind].name} layers of stage {stage}", count, "", "model.num_layers"
+        )
         * _kept(workload, workload.layers[kind])
         for kind, count in sorted(workload.stages[stage].items())
     ).called("activations of a microbatch", "B")
     if getattr(run.model, "cpu_offloading", False):
         layers = max(sum(workload.stages[stage].values()), 1)
         moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, layers)
-        of_pass = of_pass * given("share of layers not offloaded", 1 - moved / layers)
+        of_pass = of_pass * given(
+            "share of layers not offloaded",
+            1 - moved / layers,
+            "",
+            "model.cpu_offloading_num_layers",
+        )
     ahead = layout.pp - stage
     chunks = 2 * (ahead - 1) + (layout.vp - 1) * layout.pp + 1
     in_flight = given(
         "microbatches in flight", ahead if layout.vp == 1 else chunks / layout.vp, "", "schedule"
     )
-    in_flight = smallest(in_flight, given("microbatches", layout.microbatches))
+    in_flight = smallest(in_flight, given("microbatches", layout.microbatches, "", "schedule"))
     kept = in_flight * of_pass
     if any(work.recompute.whole_layers for work in workload.layers):
         # While one layer is recomputed, all of its activations are there.
         whole = (_whole(workload, workload.layers[kind]) for kind in workload.stages[stage])
-        kept = kept + max(whole, key=float, default=given("recomputed layer", 0, "B"))
+        kept = kept + max(
+            whole, key=float, default=given("recomputed layer", 0, "B", "a stage without layers")
+        )
     if stage == layout.pp - 1:
         kept = kept + logits(workload)
     return kept.called("activations", "B")
@@ -177,5 +194,5 @@ def _kept(workload: Workload, work: LayerWork) -> Figure:
     share = work.recompute.whole_layers
     if not share:
         return _whole(workload, work)
-    again = given("share of layers recomputed", share)
+    again = given("share of layers recomputed", share, "", "model.recompute_num_layers")
     return again * layer_input(workload) + (1 - again) * _whole(workload, work)

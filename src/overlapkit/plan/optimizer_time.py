@@ -20,8 +20,10 @@ def optimizer_time(workload: Workload, machine: Machine) -> Figure:
     """Seconds of memory traffic on the stage with most parameters."""
     held = workload.parameters[workload.worst_stage].all
     shard = optimizer_shard(workload, held)
-    whole = given("parameters per rank", held.all)
-    weight = given("weight bytes written", workload.base.operand_bytes, "B")
+    whole = given("parameters per rank", held.all, "", "counted tensor by tensor")
+    weight = given(
+        "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
+    )
     moved = shard * (STATE_BYTES + NORM_BYTES + weight)
     if workload.layout.sharding in ("none", "optimizer"):
         moved = moved + whole * ZEROED_BYTES
@@ -37,12 +39,14 @@ def optimizer_shard(workload: Workload, held: Parameters) -> Figure:
     """Parameters whose optimizer state one rank keeps."""
     layout = workload.layout
     if layout.sharding == "none":
-        return given("parameters of a rank's optimizer", held.all)
+        return given("parameters of a rank's optimizer", held.all, "", "counted tensor by tensor")
     dense = max(layout.replicas // layout.instances, 1)
     expert = max(layout.expert_replicas // layout.instances, 1)
-    shard = given("dense parameters per rank", held.dense) / given("their shards", dense)
+    shard = given("dense parameters per rank", held.dense, "", "counted tensor by tensor") / given(
+        "their shards", dense, "", "DP x CP / distributed-optimizer instances"
+    )
     if held.expert:
-        shard = shard + given("expert parameters per rank", held.expert) / given(
-            "experts' shards", expert
-        )
+        shard = shard + given(
+            "expert parameters per rank", held.expert, "", "counted tensor by tensor"
+        ) / given("experts' shards", expert, "", "DP x CP x TP / (EP x expert TP) / instances")
     return shard.called("parameters of a rank's optimizer", "")

@@ -34,7 +34,7 @@ def wire_bytes(one: Collective) -> Figure:
     """
     if one.kind == "send":
         return one.payload.called(f"{one.name} bytes sent", "B")
-    ranks = given("ranks of the group", one.ranks)
+    ranks = given("ranks of the group", one.ranks, "", f"{one.dimension} of the layout")
     sent = one.payload * (ranks - 1) / ranks
     if one.kind == "all-reduce":
         sent = 2 * sent
@@ -55,7 +55,7 @@ def collective_time(one: Collective, machine: Machine) -> Figure:
     if near == one.ranks:
         return (sent / bandwidth + latency).called(name, "s")
     # Each rank's own adapter carries what leaves the domain, whatever its neighbours do.
-    outside = given("members outside of the domain", one.ranks - near)
+    outside = given("members outside of the domain", one.ranks - near, "", "stride of the group")
     leaving = (one.payload * outside / one.ranks).called(f"{one.name} bytes leaving", "B")
     slowest = largest(sent / machine.links[0].bandwidth, leaving / machine.links[-1].bandwidth)
     return (slowest + latency).called(name, "s")

@@ -35,9 +35,21 @@ def attention_traffic(
     """Norm, rotary embedding, residual addition and quantization around attention."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     queries, keys, values = attention_widths(shape)
-    inside = given("attention width per rank", (queries + keys + values) / shape.tp)
-    rotated = given("rotated width per rank", (queries + keys) / shape.tp)
-    out = given("attention output width per rank", attention_output(shape) / shape.tp)
+    inside = given(
+        "attention width per rank",
+        (queries + keys + values) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    rotated = given(
+        "rotated width per rank", (queries + keys) / shape.tp, "", "heads x head size / TP"
+    )
+    out = given(
+        "attention output width per rank",
+        attention_output(shape) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
     whole, shared = layout.tokens, shared_tokens(layout)
     size, cast = base.operand_bytes, low.quantize_bytes
     # Norm: read, write. Residual: two read, one written. Rotation: read, write.
@@ -63,7 +75,7 @@ def mlp_traffic(
         rows: tokens that pass through it on this rank.
     """
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    middle = given("feed-forward width per rank", width)
+    middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
     shared = shared_tokens(layout)
     size, cast = base.operand_bytes, low.quantize_bytes
@@ -91,7 +103,7 @@ def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Traffi
 
 def loss_traffic(shape: ModelShape, layout: Layout) -> Traffic:
     """Cross entropy over a rank's part of the vocabulary; its gradient is made in the forward."""
-    vocab = given("vocabulary per rank", shape.vocab / shape.tp)
+    vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     forward = layout.tokens * vocab * LOGIT_BYTES_FORWARD
     return Traffic(
         forward.called("loss bytes, forward", "B"),

@@ -126,8 +126,8 @@ class Workload:
             "model FLOPs of a microbatch on a TP and CP rank", "FLOP"
         )
         layout = self.layout
-        ranks = given("TP x CP x DP", layout.tp * layout.cp * layout.dp, "ranks")
-        passes = given("microbatches", layout.microbatches)
+        ranks = given("TP x CP x DP", layout.tp * layout.cp * layout.dp, "ranks", "layout")
+        passes = given("microbatches", layout.microbatches, "", "global batch / (micro-batch x DP)")
         return (of_pass * ranks * passes).called("model FLOPs of a step", "FLOP")
 
 

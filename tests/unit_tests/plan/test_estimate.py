@@ -266,14 +266,22 @@ def test_more_of_the_model_takes_longer(size: str) -> None:
     assert steps[0] < steps[2]
 
 
-def test_every_figure_of_a_step_is_named_and_has_a_formula_or_is_a_fact() -> None:
-    work_in = work_of(16, tp=2, pp=2, vp=2, cp=2, gbs=32)
-    step = estimate(work_in, machine_of("h100"), overlap_of(effective_run(16, tp=2, pp=2)))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tp": 2, "pp": 2, "vp": 2, "cp": 2},
+        {"ep": 4, "num_moe_experts": 8, "moe_token_dispatcher_type": "alltoall"},
+        {"precision": "bf16_with_fp8_current_scaling_mixed"},
+    ],
+)
+def test_every_figure_of_a_step_has_a_formula_or_a_source(settings: dict[str, Any]) -> None:
+    work_in = work_of(16, gbs=32, **settings)
+    step = estimate(work_in, machine_of("h100"), ALL)
     found = [one for _, one, before in work(step.tokens_per_second) if not before]
     assert len(found) > 100
     for one in found:
         assert one.name
-        assert bool(one.formula) == bool(one.inputs) or one.formula == "0", one
+        assert (one.inputs and one.formula) or one.source, one.name
 
 
 # The machine.
