@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class Setting:
         te: whether Transformer Engine can be imported.
         compute_capability: of the GPU; None without.
         gpus: how many there are.
+        cores: of this machine that may be used.
     """
 
     device: str = "cpu"
@@ -58,6 +60,7 @@ class Setting:
     te: bool = False
     compute_capability: str | None = None
     gpus: int = 0
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def turns(self, rounds: int, steps: int) -> tuple[int, int]:
         """Rounds and counted steps of each that come to --steps, or the scenario's own."""

@@ -19,6 +19,8 @@ from overlapkit.lab.scenario import (
     variant,
 )
 
+BLOCK_RANKS = 4
+
 LAYOUT: Settings = {
     "model": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "train": {"micro_batch_size": 2, "global_batch_size": 16},
@@ -45,7 +47,7 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     return (
         Block(
             name="dp-pp",
-            ranks=4,
+            ranks=BLOCK_RANKS,
             variants=(
                 variant("off", setting, LAYOUT, DISTRIBUTED_OPTIMIZER, NO_OVERLAP),
                 variant("both", setting, LAYOUT, DISTRIBUTED_OPTIMIZER, UNALIGNED),
@@ -77,8 +79,15 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
         ),
         identical(list(variants.values()), SAME),
     ]
+    why = None
     if not setting.shaped:
         why = "the link between the ranks is memory, too fast to be worth hiding"
+    elif setting.cores < BLOCK_RANKS and setting.device == "cpu":
+        why = (
+            f"{BLOCK_RANKS} ranks share {setting.cores} cores, where one rank's waiting is another "
+            "one's computing time"
+        )
+    if why is not None:
         return [Verdict(SHORTER, NOT_TESTABLE, why), *verdicts]
     return [shorter(off, aligned, SHORTER), *verdicts]
 
@@ -86,7 +95,7 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
 SCENARIO = Scenario(
     name="dp-pp",
     title="data and pipeline parallelism together, gathers aligned between stages",
-    ranks=4,
+    ranks=BLOCK_RANKS,
     blocks=blocks,
     judge=judge,
 )

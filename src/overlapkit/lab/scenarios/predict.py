@@ -61,18 +61,30 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
         return [Verdict(claim, NOT_TESTABLE, why) for claim in (OFF, ON)]
     ranks = len(next(iter(block.variants.values())).ranks)
     return [
-        _against(claim, block.variants[one.name], predicted(one, ranks, block.calibration))
+        _against(
+            claim,
+            block.variants[one.name],
+            predicted(one, ranks, block.calibration),
+            block.calibration,
+        )
         for claim, one in zip((OFF, ON), _variants(setting), strict=True)
     ]
 
 
-def _against(claim: str, measured: Measured, seconds: float) -> Verdict:
+def _told(one: Calibration) -> str:
+    return (
+        f"compute {one.compute * 1e3:.0f} ms, collectives {one.pair * 1e3:.0f} ms of which latency "
+        f"{one.small * 1e3:.1f} ms, compute {one.slowed:.0%} slower beside them"
+    )
+
+
+def _against(claim: str, measured: Measured, seconds: float, calibration: Calibration) -> Verdict:
     error = seconds / measured.step - 1
     return Verdict(
         claim,
         CONFIRMED if abs(error) <= WITHIN else NOT_CONFIRMED,
         f"{measured.name}: predicted {seconds * 1e3:.0f} ms, measured {measured.step * 1e3:.0f} ms "
-        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}",
+        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}; calibrated: {_told(calibration)}",
     )
 
 
