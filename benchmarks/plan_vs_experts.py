@@ -12,8 +12,10 @@ userbuffers preset. The cases:
   the presets that they name were made; those that have a comm_overlap section, and with --all those
   that have none as well, which leave TP overlap off without deciding about it.
 
-What experts ship for CUDA_DEVICE_MAX_CONNECTIONS is what Megatron-Bridge's launch plugin computes
-from the shipped settings. Every disagreement is printed.
+A recipe's facts and a preset's name do not tell every size of the model, so that for them the
+experts' overlap is decided without an estimate of the step. What experts ship for
+CUDA_DEVICE_MAX_CONNECTIONS is what Megatron-Bridge's launch plugin computes from the shipped
+settings. Every disagreement is printed.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
 from overlapkit.hardware import find_gpu
+from overlapkit.plan.costs import Costs, costs_of_run
 from overlapkit.plan.inputs import PRECISIONS
+from overlapkit.plan.machine import machine_of
+from overlapkit.plan.proposal import Proposal
 from overlapkit.plan.recommend import plan_assumptions, recommend_settings
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
@@ -53,6 +58,7 @@ class Case:
         world_size: GPUs: a multiple of the layout's.
         gpu: what it was made for.
         shipped: values of `SETTINGS`; a preset is the set of names that hold its settings.
+        whole: whether every size of the model is known, so that its step can be estimated.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Case:
     world_size: int
     gpu: str
     shipped: tuple[str, bool, frozenset[str]]
+    whole: bool = False
 
 
 def main() -> int:
@@ -99,8 +106,15 @@ def main() -> int:
 
 def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
     domain = find_gpu(case.gpu)[1].nvlink_domain
+    machine = machine_of(case.gpu)
+
+    def costs_of(proposal: Proposal) -> Costs | str:
+        if not case.whole:
+            return "sizes that the estimate needs are not known"
+        return costs_of_run(proposal.run, case.world_size, machine)
+
     proposal, _ = recommend_settings(
-        case.settings, case.world_size, plan_assumptions(case.gpu), domain
+        case.settings, case.world_size, plan_assumptions(case.gpu), domain, costs_of
     )
     name = proposal.preset.name if proposal.preset is not None else None
     return (
@@ -143,7 +157,7 @@ def _configurations() -> Iterator[Case]:
             ranks *= model.get(f"{name}_parallel_size") or 1
         world_size = max(ranks, 8)
         shipped = _shipped(settings, world_size, "h100")
-        yield Case(file.stem, settings, world_size, "h100", shipped)
+        yield Case(file.stem, settings, world_size, "h100", shipped, whole=True)
 
 
 def _presets() -> Iterator[Case]:

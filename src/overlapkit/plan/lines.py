@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.explain.lines import alike, sentence, short
 from overlapkit.plan.dimensions import Dimension, buckets_told
 from overlapkit.plan.figure import work
@@ -124,15 +123,7 @@ def environment(plan: Plan) -> Iterator[str]:
 def changed(plan: Plan) -> Iterator[str]:
     """Knobs that the recommendation has otherwise than the configuration as given."""
     for knob, (before, after) in plan.recommendation.changes.items():
-        yield f"{knob}: {_setting(before)} -> {_setting(after)}"
-
-
-def _setting(value: object) -> str:
-    """A value of a knob; a preset's settings by the preset's name."""
-    if isinstance(value, dict):
-        alike = presets_like(value)
-        return alike[0].name if alike else short(value)
-    return short(value)
+        yield f"{knob}: {short(before)} -> {short(after)}"
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

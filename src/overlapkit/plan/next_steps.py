@@ -58,9 +58,10 @@ def _gradients(p: Proposal) -> Iterator[NextStep]:
     if not p.effective("ddp.overlap_grad_reduce"):
         return
     size = p.effective("ddp.bucket_size")
-    if size and size > SMALL_BUCKET:
+    in_one_piece = any(d.rule == "core.single-bucket" for d in p.report.decisions)
+    if size and size > SMALL_BUCKET and not in_one_piece:
         yield NextStep(
-            "single-bucket, or the last gradient reduction exposed behind the backward",
+            "the last gradient reduction exposed behind the backward",
             f"halve the bucket (comm_overlap.bucket_size={size // 2}): what is exposed is about "
             "one bucket; double it if many short reductions run far below the link's bandwidth",
         )

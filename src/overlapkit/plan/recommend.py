@@ -262,19 +262,31 @@ def _changes(
             idle |= set(knobs)
     if (p.run.model.pipeline_model_parallel_size or 1) == 1:
         idle |= {"model.overlap_p2p_comm", "model.batch_p2p_comm"}
-    return {
-        knob: (plain(before[knob]), plain(after[knob]))
-        for knob in EFFECTIVE_KNOBS
-        if knob not in idle and not _same(before[knob], after[knob])
-    }
+    changed = {}
+    for knob in EFFECTIVE_KNOBS:
+        if knob in idle:
+            continue
+        old, new = plain(before[knob]), plain(after[knob])
+        if knob == "model.tp_comm_overlap_cfg":
+            old, new = _preset_names(old, new, p)
+        if old != new:
+            changed[knob] = old, new
+    return changed
 
 
-def _same(before: object, after: object) -> bool:
-    if isinstance(before, dict) and isinstance(after, dict):
-        # Megatron-Bridge writes a preset with more of its defaults than ours holds.
-        names = [{key.name for key in presets_like(held)} for held in (before, after)]
-        return before == after or bool(names[0] & names[1])
-    return plain(before) == plain(after)
+def _preset_names(old: object, new: object, p: Proposal) -> tuple[object, object]:
+    """Userbuffers settings by the name of their preset; several names may stand for one.
+
+    Megatron-Bridge writes a preset with more of its defaults than ours holds, so that only the
+    names tell whether two are the same.
+    """
+    recommended = p.preset.name if p.preset is not None and new is not None else None
+
+    def named(held: object) -> object:
+        names = [key.name for key in presets_like(held)] if isinstance(held, dict) else []
+        return recommended if recommended in names else (names[0] if names else held)
+
+    return named(old), named(new)
 
 
 _MIRRORED = ("optimizer.overlap_param_gather", "ddp.delay_wgrad_compute")
