@@ -10,7 +10,7 @@ from overlapkit.html.environment import environment
 from overlapkit.html.marks import WIDTH, Piece, stacked
 from overlapkit.lab.document import Told
 from overlapkit.lab.picture import picture
-from overlapkit.lab.shown import layout, ms, number, outcomes, story
+from overlapkit.lab.shown import layout, ms, number, outcomes, processor, story
 from overlapkit.trace.text import all_printable
 
 PARTS = (
@@ -52,7 +52,7 @@ def lab_page(document: dict[str, Any], told: Sequence[Told]) -> str:
         [picture(one.seen.blocks[block.name].variants) for block in one.blocks] for one in told
     ]
     return (
-        environment("overlapkit.lab", ms=ms, number=number, layout=layout)
+        environment("overlapkit.lab", ms=ms, number=number, layout=layout, processor=processor)
         .get_template("lab.html")
         .render(
             document=document | {"warnings": []},

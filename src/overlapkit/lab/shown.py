@@ -73,7 +73,7 @@ def ms(value: float | None) -> str:
     """Milliseconds, with as many digits as matter."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}"
+    return f"{value:,.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
 
 
 def number(value: float | None) -> str:
@@ -84,3 +84,10 @@ def number(value: float | None) -> str:
 def layout(sizes: dict[str, int]) -> str:
     """The dimensions that a variant is split along."""
     return " ".join(f"{k.upper()}={v}" for k, v in sizes.items() if v > 1) or "one process"
+
+
+def processor(machine: dict[str, Any]) -> str:
+    """What computed."""
+    if machine["device"] == "cpu":
+        return f"CPU ({machine['processor']}), {machine['cores']} cores"
+    return f"{machine['device_name']}, {machine['cores']} CPU cores"
