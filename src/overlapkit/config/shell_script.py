@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from overlapkit.config.shell_builtins import BUILTINS, Builtins, Status, Stop
 from overlapkit.config.shell_conditions import evaluate_test
 from overlapkit.config.shell_expand import NotKnown, Variables
 from overlapkit.config.shell_parser import parse_script
@@ -30,7 +31,7 @@ from overlapkit.config.shell_tree import (
     Test,
     Word,
 )
-from overlapkit.config.shell_values import Array, Field, Piece, Unknown, stripped
+from overlapkit.config.shell_values import Field, Piece
 from overlapkit.errors import InputError
 
 MOST_COMMANDS = 20_000
@@ -40,9 +41,6 @@ _DEEPEST_CALL = 20
 _MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
 """What a part of a script holds whose leaving out may change the answer."""
 _COUNTED_ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
-
-Status = bool | None
-"""Whether a command succeeds; None where only running it would tell."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,6 @@ class Followed:
     notes: list[str] = field(default_factory=list)
 
 
-class _Stop(Exception):
-    """exit, return, break or continue."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
 def follow_script(
     text: str,
     path: str,
@@ -109,7 +100,7 @@ def follow_script(
     block = parse_script(text, path)
     try:
         follower.block(block)
-    except _Stop:
+    except Stop:
         pass
     except RecursionError:
         raise InputError(f"{path}: nested too deeply for a launch script") from None
@@ -117,29 +108,27 @@ def follow_script(
     return Followed(follower.started, follower.variables, list(dict.fromkeys(notes)))
 
 
-class _Follower:
+class _Follower(Builtins):
     def __init__(self, path: str, given: Mapping[str, str]) -> None:
-        self.path = path
-        self.variables = Variables(path, given)
+        super().__init__(path, Variables(path, given))
         self.functions: dict[str, Node] = {}
         self.started: list[Started] = []
-        self.notes: list[str] = []
-        self.export_all = False
         self.calls = 0
         self.outer: tuple[Field, ...] = ()
         self.commands = 0
 
-    def note(self, line: int, told: str) -> None:
-        self.notes.append(f"{self.path}:{line}: {told}")
-
     def block(self, block: Block) -> Status:
         status: Status = True
+        former: Node | None = None
         for connector, node in block.commands:
-            # What cannot be told is taken to succeed.
-            succeeded = status is not False
+            # A program is taken to succeed; a test that only running it would tell, to fail.
+            unknown = status is None and _is_test(former)
+            succeeded = status is not False and not unknown
+            if connector in ("&&", "||") and unknown and _sets_or_starts(node):
+                self.note(node.line, "whether this test holds is not known: taken as false")
             if (connector == "&&" and not succeeded) or (connector == "||" and succeeded):
                 continue
-            status = self.node(node)
+            former, status = node, self.node(node)
         return status
 
     def node(self, node: Node) -> Status:
@@ -172,7 +161,7 @@ class _Follower:
         values, exported = dict(self.variables.values), set(self.variables.exported)
         try:
             return self.block(node.body)
-        except _Stop:
+        except Stop:
             return None
         finally:
             self.variables.values, self.variables.exported = values, exported
@@ -235,7 +224,7 @@ class _Follower:
             )
         try:
             return self.block(node.body)
-        except _Stop as stop:
+        except Stop as stop:
             if stop.kind not in ("break", "continue"):
                 raise
             return True
@@ -257,7 +246,7 @@ class _Follower:
                     self.variables.exported.add(assignment.name)
             return True
         name = words[0].text
-        builtin = getattr(self, f"do_{_BUILTINS.get(name, '')}", None)
+        builtin = getattr(self, f"do_{BUILTINS.get(name, '')}", None)
         if builtin is not None:
             result: Status = builtin(node, words, assigned)
             return result
@@ -278,7 +267,7 @@ class _Follower:
             self.variables.exported.add(a.name)
         try:
             return self.nested([held], node.line)
-        except _Stop:
+        except Stop:
             return None
         finally:
             self.outer, self.variables.exported = outer, exported
@@ -291,7 +280,7 @@ class _Follower:
         self.variables.positional = arguments
         try:
             return self.node(body)
-        except _Stop as stop:
+        except Stop as stop:
             if stop.kind != "return":
                 raise
             return None
@@ -331,116 +320,24 @@ class _Follower:
         finally:
             self.calls -= 1
 
-    # ---------------------------------------------------------------------------- builtins
 
-    def do_export(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        for a in assigned:
-            self.variables.assign(a)
-        names = [w.text for w in words[1:] if not w.text.startswith("-")]
-        names += [a.name for a in assigned]
-        for whole in [n for n in names if "=" in n]:
-            # export "NAME=value", quoted as a whole.
-            name, _, value = whole.partition("=")
-            self.variables.put(name, Field((Piece(value, node.line),)))
-            names.append(name)
-        if any(w.text == "-n" for w in words[1:2]):
-            self.variables.exported -= set(names)
-        else:
-            self.variables.exported |= set(names)
+def _is_test(node: Node | None) -> bool:
+    if isinstance(node, Negated):
+        return _is_test(node.command)
+    if isinstance(node, Simple) and node.words and isinstance(node.words[0], Word):
+        return node.words[0].literal in ("[", "test")
+    return isinstance(node, (Test, Counting))
+
+
+def _sets_or_starts(node: Node) -> bool:
+    """Whether leaving a command out may change the answer."""
+    if not isinstance(node, Simple):
         return True
-
-    def do_declare(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        flags = "".join(w.text for w in words[1:] if w.text.startswith("-"))
-        for a in assigned:
-            self.variables.assign(a)
-            if "x" in flags:
-                self.variables.exported.add(a.name)
-        return True
-
-    def do_unset(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        for word in words[1:]:
-            if word.text not in self.variables.given:
-                self.variables.values.pop(word.text, None)
-                self.variables.exported.discard(word.text)
-        return True
-
-    def do_set(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        options = [w.text for w in words[1:]]
-        if "-a" in options or ("-o" in options and "allexport" in options):
-            self.export_all = True
-        if "+a" in options or ("+o" in options and "allexport" in options):
-            self.export_all = False
-        if "--" in options:
-            self.variables.positional = words[options.index("--") + 2 :]
-        return True
-
-    def do_shift(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        count = words[1].text if len(words) > 1 else "1"
-        by = int(count) if count.isdecimal() and len(count) < 5 else 1
-        self.variables.positional = self.variables.positional[by:]
-        return True
-
-    def do_source(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        name = words[1].text if len(words) > 1 else ""
-        self.note(
-            node.line, f"{name or 'another file'} is not read: give what it sets as NAME=value"
-        )
-        return None
-
-    def do_eval(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        return self.nested(words[1:], node.line)
-
-    def do_read(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        names = [w.text for w in words[1:] if re.fullmatch(r"[A-Za-z_]\w*", w.text)]
-        told = Unknown(None, "it is read when the script runs", node.line)
-        value = self.variables.scalar(node.inputs[-1]) if node.inputs else None
-        if names and value is not None and len(names) == 1:
-            whole = any(w.text.startswith("-") and "d" in w.text for w in words[1:])
-            self.variables.put(names[0], stripped(value, first_line=not whole))
-            return True
-        for name in names:
-            self.variables.put(name, Field((Piece("", node.line, unknown=told),)))
-        return None
-
-    def do_array(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        name = words[-1].text
-        if re.fullmatch(r"[A-Za-z_]\w*", name):
-            told = Unknown(name, "it is read when the script runs", node.line)
-            self.variables.put(name, Array((Field((Piece("", node.line, unknown=told),)),)))
-        return None
-
-    def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        raise _Stop(words[0].text)
-
-    def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        inside = [w for w in node.words[1:] if isinstance(w, Word)]
-        if words[0].text == "[" and inside and inside[-1].literal == "]":
-            inside = inside[:-1]
-        return evaluate_test(tuple(inside), self.variables)
+    words = [word for word in node.words if isinstance(word, Word)]
+    flags = any((word.literal or "").startswith("--") for word in words)
+    return bool(node.assignments) or len(words) < len(node.words) or flags
 
 
-_BUILTINS = {
-    "export": "export",
-    "declare": "declare",
-    "local": "declare",
-    "readonly": "declare",
-    "typeset": "declare",
-    "unset": "unset",
-    "set": "set",
-    "shift": "shift",
-    "source": "source",
-    ".": "source",
-    "eval": "eval",
-    "read": "read",
-    "mapfile": "array",
-    "readarray": "array",
-    "exit": "exit",
-    "return": "exit",
-    "break": "exit",
-    "continue": "exit",
-    "[": "test",
-    "test": "test",
-}
 _HELD = "__unknown_"
 _TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
 """Programs that only handle text, even if that is a command."""

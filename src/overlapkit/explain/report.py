@@ -16,7 +16,7 @@ from megatron.bridge.recipes.launch_env import (
     omissions,
 )
 from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError
-from megatron.bridge.training.megatron_lm_rules import environment_refusals
+from megatron.bridge.training.megatron_lm_environment import environment_refusals
 from megatron.bridge.training.overlap_context import fsdp_switch
 from megatron.bridge.training.runtime_update import hold_against_request
 from megatron.bridge.training.software import Software

@@ -245,6 +245,8 @@ def test_what_is_exported(text: str, seen: dict[str, str]) -> None:
     ("text", "told"),
     [
         ("if [ -f x ]; then A=1; fi", "t.sh:1: whether '[ -f x ]' holds is not known"),
+        ("run\n[ -f x ] && A=1", "t.sh:2: whether this test holds is not known: taken as false"),
+        ("[[ -d x ]] || export A=1", "t.sh:1: whether this test holds is not known"),
         ("source env.sh", "t.sh:1: env.sh is not read"),
         (". ./env.sh", "t.sh:1: ./env.sh is not read"),
         ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is left out"),
@@ -257,8 +259,18 @@ def test_what_is_assumed_is_told(text: str, told: str) -> None:
     assert note.startswith(told)
 
 
+def test_an_unknown_test_is_false_and_an_unknown_program_succeeds() -> None:
+    assert started("[ -f x ] && run a; [ -f x ] || run b; make && run c; make || run d") == [
+        ["run", "b"],
+        ["make"],
+        ["run", "c"],
+        ["make"],
+    ]
+
+
 def test_what_cannot_matter_is_not_told() -> None:
-    text = 'if [ ! -d "$X" ]; then mkdir -p "$X"; fi\nwhile sleep 1; do date; done'
+    text = 'if [ ! -d "$X" ]; then mkdir -p "$X"; fi\nwhile sleep 1; do date; done\n'
+    text += "[ -d x ] || mkdir x; cd y || exit 1"
     assert follow_script(text, "t.sh", {}).notes == []
 
 
