@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.decisions import RULES, Outcome
+from megatron.bridge.training.overlap_context import fsdp_switch
 from overlapkit.config.run import Run
 from overlapkit.plan.proposal import EP_OVERLAP, Proposal
 
@@ -91,17 +92,18 @@ def _data(p: Proposal) -> Iterator[Dimension]:
     cp = model.context_parallel_size or 1
     ranks = p.report.data_parallel_size * cp
     of = f"DP x CP = {p.report.data_parallel_size} x {cp}" if cp > 1 else f"DP {ranks}"
+    piece = "a bucket" if fsdp_switch(p.run.ddp) is None else "an FSDP unit"
     for name, knob, on_reason in (
         (
             DP_GRADIENTS,
             "ddp.overlap_grad_reduce",
-            f"{of}: a bucket is reduced as soon as its last gradient is there, under the backward "
+            f"{of}: {piece} is reduced as soon as its last gradient is there, under the backward "
             "of the layers before it",
         ),
         (
             DP_PARAMETERS,
             "ddp.overlap_param_gather",
-            f"{of}: a bucket's new parameters are gathered under the forward of the layers that "
+            f"{of}: {piece}'s new parameters are gathered under the forward of the layers that "
             "come before them",
         ),
     ):

@@ -104,8 +104,8 @@ def read_inputs(
         told = read.launch.world_size if read.launch is not None else None
         size, per_node = _world_size(world_size or (None if nodes else told), nodes, domain)
         # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
-        settings = _as_bridge(read)
-        notes = read.launch.notes if read.launch is not None else ()
+        settings, more = _as_bridge(read)
+        notes = (*(read.launch.notes if read.launch is not None else ()), *more)
         return _filled_in(settings, read, size, per_node, notes)
     overrides = [_spelt_out(text) for text in arguments if is_override(text)]
     files = [text for text in arguments if not is_override(text)]
@@ -197,25 +197,27 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
     return given, given // nodes
 
 
-def _as_bridge(read: Settings) -> Settings:
-    """Megatron-LM's settings as Megatron-Bridge's, with what Megatron-LM derives spelt out.
+def _as_bridge(read: Settings) -> tuple[Settings, list[str]]:
+    """Megatron-LM's settings as Megatron-Bridge's, and what of them Megatron-Bridge does not have.
 
-    That sequence parallelism is off where no flag asks for it states nothing.
+    What Megatron-LM derives is spelt out. That sequence parallelism is off where no flag asks for
+    it states nothing.
     """
     from overlapkit.config.emit_scope import for_bridge
 
-    sections, _ = for_bridge(read)
+    sections, left_out = for_bridge(read)
     model = sections.get("model") or {}
     if "model.sequence_parallel" not in read.asked and not model.get("sequence_parallel"):
         model.pop("sequence_parallel", None)
     derived = {f"{s}.{key}" for s, content in sections.items() for key in content or {}}
-    return replace(
+    settings = replace(
         read,
         values=sections,
         asked=read.asked | derived,
         framework="megatron-bridge",
         launch=None,
     )
+    return settings, [f"{key} is not planned for: {why}" for key, why in left_out]
 
 
 def _filled_in(

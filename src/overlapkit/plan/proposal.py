@@ -15,7 +15,7 @@ from typing import Any
 from megatron.bridge.training.bucket_size import AUTO
 from megatron.bridge.training.decisions import Decision, OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
-from megatron.bridge.training.overlap_context import _CommOverlapConfig
+from megatron.bridge.training.overlap_context import _CommOverlapConfig, fsdp_switch
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings, build_run
 from overlapkit.errors import InputError
@@ -183,7 +183,10 @@ def draft(
     if preset is not None and preset.name is not None:
         comm["tp_comm_overlap_cfg"] = preset.name
     if replicas > 1 and not lora:
-        comm |= {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": AUTO}
+        comm |= {"overlap_grad_reduce": True, "overlap_param_gather": True}
+        if fsdp_switch(run.ddp) is None:
+            # FSDP exchanges unit by unit, and has no buckets.
+            comm["bucket_size"] = AUTO
     if expert_overlap and (model.expert_model_parallel_size or 1) > 1:
         comm[EP_OVERLAP] = True
     comm = _kept(settings, expert_overlap=EP_OVERLAP in comm) | comm

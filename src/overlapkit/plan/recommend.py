@@ -9,8 +9,18 @@ from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Run, Settings
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, plain
+from overlapkit.plan.candidates import candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.costs import Costs
-from overlapkit.plan.dimensions import CP, DP_GRADIENTS, EP, TP, Dimension, dimensions, overlapped
+from overlapkit.plan.dimensions import (
+    CP,
+    DP_GRADIENTS,
+    EP,
+    PP,
+    TP,
+    Dimension,
+    dimensions,
+    overlapped,
+)
 from overlapkit.plan.proposal import (
     EP_OVERLAP,
     Proposal,
@@ -168,6 +178,38 @@ def _sequence_parallel_gain(
     )
 
 
+def _interleaving_gain(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    costs: Costs,
+    costs_of: CostsOf,
+) -> str | None:
+    """What the best virtual pipeline size would save, where there is a pipeline and none is set."""
+    layout = layout_in(costs.run)
+    if layout.pp == 1 or layout.vp > 1:
+        return None
+    sizes = sizes_of(costs.run.model, costs.run.train)
+    before = costs.seconds(overlapped(costs.run))
+    best: tuple[float, int] | None = None
+    for choice in candidates(sizes, world_size, layout.tp, layout, ("vp",)):
+        if choice.vp == 1:
+            continue
+        proposal = propose(with_layout(settings, choice), world_size, assumptions)
+        other = costs_of(proposal)
+        if isinstance(other, str) or not other.memory().fits:
+            continue
+        saved = before - other.seconds(overlapped(proposal.run))
+        if saved > 0 and (best is None or saved > best[0]):
+            best = saved, choice.vp
+    if best is None:
+        return None
+    return (
+        f"set model.virtual_pipeline_model_parallel_size={best[1]}: overlap and a shorter bubble "
+        f"would save {1e3 * best[0]:,.0f} ms ({best[0] / before:.1%} of the step)"
+    )
+
+
 def recommend(
     settings: Settings,
     original: Settings | None,
@@ -195,9 +237,10 @@ def recommend(
     costs = costs_of(proposal)
     gains = {} if isinstance(costs, str) else _gains(costs, on)
     if not isinstance(costs, str):
-        remedy = _sequence_parallel_gain(settings, world_size, assumptions, costs, costs_of)
-        if remedy is not None:
-            told = tuple(replace(d, remedy=remedy) if d.name == TP else d for d in told)
+        for name, gain_of in ((TP, _sequence_parallel_gain), (PP, _interleaving_gain)):
+            remedy = gain_of(settings, world_size, assumptions, costs, costs_of)
+            if remedy is not None:
+                told = tuple(replace(d, remedy=remedy) if d.name == name else d for d in told)
     return Recommendation(
         proposal=proposal,
         dimensions=told,

@@ -167,6 +167,22 @@ def test_a_pin_that_the_rules_refuse_is_a_finding(plan: Command) -> None:
     assert "batch_p2p_comm" in done.out
 
 
+def test_what_would_turn_a_dimension_on_has_its_price(plan: Command) -> None:
+    flat = document(plan, *NAMED, "vp=1")
+    pipeline = next(d for d in flat["dimensions"] if d["dimension"] == "PP")
+    size = re.search(
+        r"virtual_pipeline_model_parallel_size=(\d+): .* would save", pipeline["remedy"]
+    )
+    assert not pipeline["on"] and size is not None
+    interleaved = document(plan, *NAMED, f"vp={size[1]}")
+    saved = flat["estimate"]["step_ms"]["with"] - interleaved["estimate"]["step_ms"]["with"]
+    assert f"{saved:,.0f} ms" in pipeline["remedy"]
+    config = ROOT / "examples/pitfalls_16xh100.yaml"
+    told = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
+    tensor = told["dimensions"][0]
+    assert not tensor["on"] and "sequence_parallel=true" in tensor["remedy"]
+
+
 class _Page(HTMLParser):
     """What a page refers to, and its tags."""
 

@@ -15,6 +15,7 @@ from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, explain
 from overlapkit.plan.candidates import SWEPT, candidates, layout_in, sizes_of, with_layout
+from overlapkit.plan.dimensions import dimensions
 from overlapkit.plan.inputs import PRECISIONS, read_inputs
 from overlapkit.plan.proposal import Proposal, propose
 
@@ -227,3 +228,22 @@ def test_what_the_rules_refuse_of_the_expert_overlap_is_told() -> None:
     assert proposal.effective("model.overlap_moe_expert_parallel_comm") is False
     assert [d.rule for d in proposal.refused] == ["ep.needs-virtual-pipeline"]
     assert proposal.report.findings == []
+
+
+def test_fsdp_has_no_buckets() -> None:
+    script = str(ROOT / "tests/data/megatron_lm/llama3_8b_fsdp.sh")
+    inputs = read_inputs([script], from_megatron_lm=True)
+    proposal = propose(inputs.settings, inputs.world_size, on("h100"))
+    assert "bucket_size" not in (proposal.settings.values["comm_overlap"] or {})
+    assert proposal.effective("ddp.overlap_grad_reduce") is True
+    reasons = {d.name: d.reason for d in dimensions(proposal)}
+    assert "FSDP unit" in reasons["DP gradients"]
+
+
+def test_what_megatron_lm_alone_has_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    text = (ROOT / "tests/data/megatron_lm/llama3_8b_fsdp.sh").read_text(encoding="utf-8")
+    assert "--use-megatron-fsdp" in text
+    script.write_text(text.replace("--use-megatron-fsdp", "--use-torch-fsdp2"), encoding="utf-8")
+    told = read_inputs([str(script)], from_megatron_lm=True).assumed
+    assert any("fsdp2" in note.lower() for note in told)
