@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from overlapkit.config.shell_tree import (
     Assignment,
@@ -142,7 +143,7 @@ class _Parser(WordReader):
             "for": self.for_command,
             "select": self.for_command,
             "while": self.while_command,
-            "until": self.while_command,
+            "until": self.until_command,
             "[[": self.test_command,
         }.get(word)
         if compound is not None:
@@ -231,10 +232,15 @@ class _Parser(WordReader):
         return Loop("for", name, tuple(words), self.loop_body(), line, told)
 
     def while_command(self, line: int) -> Node:
-        start = self.at
-        self.block(frozenset({"do"}))
-        told = f"while {self.text[start : self.at].strip().rstrip(';')}"
-        return Loop("while", "", (), self.loop_body(), line, told)
+        return self.conditional_loop("while", line)
+
+    def until_command(self, line: int) -> Node:
+        return self.conditional_loop("until", line)
+
+    def conditional_loop(self, kind: Literal["while", "until"], line: int) -> Node:
+        condition = self.block(frozenset({"do"}))
+        told = f"{kind} {condition.source.strip().rstrip(';')}"
+        return Loop(kind, "", (), self.loop_body(), line, told, condition)
 
     def loop_body(self) -> Block:
         self.keyword("do")

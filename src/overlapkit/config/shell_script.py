@@ -37,6 +37,7 @@ from overlapkit.errors import InputError
 MOST_COMMANDS = 20_000
 """Commands that are followed, those of a function each time that it is called."""
 _DEEPEST_CALL = 20
+_MOST_ROUNDS = 200
 
 _MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
 """What a part of a script holds whose leaving out may change the answer."""
@@ -211,23 +212,50 @@ class _Follower(Builtins):
 
     def loop(self, node: Loop) -> Status:
         matters = _MATTERS.search(node.body.source) is not None
+        if node.condition is not None:
+            return self.conditional_loop(node, node.condition, matters)
         fields = [f for word in node.words for f in self.variables.fields(word)]
-        if node.kind == "while" or not fields or fields[0].unknown is not None:
+        if not fields or any(field.unknown is not None for field in fields):
             if matters:
                 self.note(node.line, f"the loop {node.told[:60]!r} is left out")
             return True
-        self.variables.put(node.name, fields[0])
-        if matters and len(fields) > 1:
-            self.note(
-                node.line,
-                f"the loop {node.told[:60]!r} is taken once, with {node.name}={fields[0].text}",
-            )
+        for number, value in enumerate(fields):
+            before = len(self.started)
+            self.variables.put(node.name, value)
+            if self.round(node.body):
+                break
+            if self.launched(before) and number + 1 < len(fields):
+                told = f"the loop {node.told[:60]!r} is taken once, with {node.name}={value.text}"
+                self.note(node.line, told)
+                break
+        return True
+
+    def conditional_loop(self, node: Loop, condition: Block, matters: bool) -> Status:
+        wanted = node.kind == "while"
+        for _ in range(_MOST_ROUNDS):
+            status = self.block(condition)
+            if status is None and matters:
+                self.note(node.line, f"the loop {node.told[:60]!r} is left out")
+            before = len(self.started)
+            if status is not wanted or self.round(node.body) or self.launched(before):
+                return True
+        if matters:
+            self.note(node.line, f"the loop {node.told[:60]!r} is left after {_MOST_ROUNDS} rounds")
+        return True
+
+    def launched(self, before: int) -> bool:
+        """Whether a job was started since; a loop starts one after the other, or restarts one."""
+        return any(_launches(started) for started in self.started[before:])
+
+    def round(self, body: Block) -> bool:
+        """Go through a loop's body once; whether that ends the loop."""
         try:
-            return self.block(node.body)
+            self.block(body)
         except Stop as stop:
             if stop.kind not in ("break", "continue"):
                 raise
-            return True
+            return stop.kind == "break"
+        return False
 
     # -------------------------------------------------------------------------------- commands
 
@@ -336,6 +364,11 @@ def _sets_or_starts(node: Node) -> bool:
     words = [word for word in node.words if isinstance(word, Word)]
     flags = any((word.literal or "").startswith("--") for word in words)
     return bool(node.assignments) or len(words) < len(node.words) or flags
+
+
+def _launches(started: Started) -> bool:
+    """Whether a program looks like a job's."""
+    return any(word.text.endswith((".py", "torchrun")) for word in started.words)
 
 
 _HELD = "__unknown_"

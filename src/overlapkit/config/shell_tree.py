@@ -128,14 +128,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Loop:
-    """``for``, ``while``, ``until`` or ``select``; `words` are those of a ``for … in``."""
+    """``for``, ``while``, ``until`` or ``select``.
 
-    kind: Literal["for", "while"]
+    `words` are those of a ``for … in``; `condition` is that of the others, None for a ``for``.
+    """
+
+    kind: Literal["for", "while", "until"]
     name: str
     words: tuple[Word, ...]
     body: Block
     line: int
     told: str
+    condition: Block | None = None
 
 
 @dataclass(frozen=True)

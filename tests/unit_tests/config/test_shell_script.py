@@ -96,7 +96,14 @@ SNIPPETS = {
     "declare": "declare -i A=3; readonly B=4; run $A $B",
     "counting": "(( A = 3 * 4 )); run $A; if (( A > 10 )); then run yes; fi",
     "negation": "if ! [ 1 = 2 ]; then run yes; fi",
-    "one loop": "for i in x; do run $i; done",
+    "loops": "for i in x 'y z'; do run $i \"$i\"; done; run $i",
+    "loop over an array": 'A=(1 2); B=(); for a in "${A[@]}"; do B+=(--x $a); done; run "${B[@]}"',
+    "loop to a break": "for i in 1 2 3; do if [ $i = 2 ]; then break; fi; run $i; done",
+    "loop that goes on": "for i in 1 2 3; do [ $i = 2 ] && continue; run $i; done",
+    "counted loop": "i=0; while [ $i -lt 3 ]; do run $i; i=$((i+1)); done",
+    "until": "i=0; until [[ $i -ge 2 ]]; do run $i; (( i = i + 1 )); done",
+    "options": "set -- --tp 4 --x 8B; while [[ $# -gt 0 ]]; do case $1 in --tp) TP=$2; shift 2;; "
+    "*) break;; esac; done; run $TP $1",
     "exit": "run a; exit 0; run b",
     "unset": "A=1; unset A; run x$A",
     "odd names": 'A_1=x; run "${A_1}y" $A_1',
@@ -250,7 +257,12 @@ def test_what_is_exported(text: str, seen: dict[str, str]) -> None:
         ("source env.sh", "t.sh:1: env.sh is not read"),
         (". ./env.sh", "t.sh:1: ./env.sh is not read"),
         ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is left out"),
-        ("for i in 1 2; do A=$i; done", "t.sh:1: the loop 'for i in 1 2' is taken once, with i=1"),
+        (
+            "for i in 1 2; do python x.py --n $i; done",
+            "t.sh:1: the loop 'for i in 1 2' is taken once, with i=1",
+        ),
+        ("while true; do A=1; done", "t.sh:1: the loop 'while true' is left after 200 rounds"),
+        ("for i in $(seq 2); do A=$i; done", "t.sh:1: the loop 'for i in $(seq 2)' is left out"),
         ("case $(uname) in Linux) A=1;; esac", "t.sh:1: which branch of this case"),
     ],
 )
@@ -266,6 +278,10 @@ def test_an_unknown_test_is_false_and_an_unknown_program_succeeds() -> None:
         ["run", "c"],
         ["make"],
     ]
+
+
+def test_a_loop_that_restarts_a_job_starts_it_once() -> None:
+    assert started("while true; do python x.py; done; run") == [["python", "x.py"], ["run"]]
 
 
 def test_what_cannot_matter_is_not_told() -> None:
@@ -292,6 +308,11 @@ BROKEN = {
     "calls to each other": ("f() { g; }; g() { f; }; f", ":1:", "without end"),
     "doubling": ("A=aaaaaaaaaa\n" + "A=$A$A\n" * 60 + "run $A", "t.sh:", "grow beyond"),
     "doubling arrays": ("A=(a b c d)\n" + 'A=("${A[@]}" "${A[@]}")\n' * 60, "t.sh:", "grow beyond"),
+    "endless loops": (
+        "while true; do while [ 1 = 1 ]; do A=1; done; done",
+        "t.sh:",
+        "more commands",
+    ),
     "a far index": ("A[9999999]=1; A[99999]=1; run", ":1:", "beyond any array"),
     "branching calls": (
         "".join(f"f{n}() {{ f{n + 1}; f{n + 1}; }}\n" for n in range(18)) + "f18() { A=1; }\nf0",
