@@ -281,7 +281,8 @@ def test_an_unknown_test_is_false_and_an_unknown_program_succeeds() -> None:
 
 
 def test_a_loop_that_restarts_a_job_starts_it_once() -> None:
-    assert started("while true; do python x.py; done; run") == [["python", "x.py"], ["run"]]
+    text = "while [ 1 = 1 ]; do python x.py; done; run"
+    assert started(text) == [["python", "x.py"], ["run"]]
 
 
 def test_what_cannot_matter_is_not_told() -> None:
