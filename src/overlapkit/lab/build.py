@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 from megatron.core.optimizer import get_megatron_optimizer
 
 from megatron.bridge.models import GPTModelProvider
@@ -24,7 +25,7 @@ from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
 from overlapkit.lab.corpus import VOCABULARY
 from overlapkit.lab.job import Variant
-from overlapkit.lab.layer_spec import cpu_layer_spec
+from overlapkit.lab.layer_spec import own_layer_spec
 from overlapkit.lab.weights import initialize
 
 _ACTIVATIONS = {
@@ -33,9 +34,8 @@ _ACTIVATIONS = {
     "relu": torch.nn.functional.relu,
 }
 
-_ON_CPU = {
+_OWN_KERNELS = {
     "transformer_impl": "local",
-    "use_cpu_initialization": True,
     "gradient_accumulation_fusion": False,
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,
@@ -44,7 +44,7 @@ _ON_CPU = {
     "cross_entropy_loss_fusion": False,
     "persist_layer_norm": False,
 }
-"""What Megatron-Core would run as CUDA kernels of its own, Apex's or Transformer Engine's."""
+"""Off: what Megatron-Core would run as CUDA kernels of Apex or Transformer Engine, or compile."""
 
 
 @dataclass
@@ -76,10 +76,12 @@ def container(variant: Variant, device: str) -> ConfigContainer:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         **_fields(GPTModelProvider, given.get("model")),
-        **(_ON_CPU if device == "cpu" else {}),
     }
     if device == "cpu":
-        model["transformer_layer_spec"] = cpu_layer_spec
+        model["use_cpu_initialization"] = True
+    if device == "cpu" or not HAVE_TE:
+        model |= _OWN_KERNELS
+        model["transformer_layer_spec"] = own_layer_spec
     if run.mixed_precision is None:
         # Megatron-Core asks for it whenever there is a pipeline.
         model.setdefault("pipeline_dtype", model.get("params_dtype", torch.float32))

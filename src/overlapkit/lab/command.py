@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import sys
+import shlex
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from overlapkit.errors import EXIT_FINDING, InputError
-from overlapkit.lab.document import Told, lab_json
-from overlapkit.lab.job import JOB_FILE, Block, Job
-from overlapkit.lab.launch import Launch, ends_on_signals, run_ranks
-from overlapkit.lab.measured import Seen, SeenBlock, read_blocks, with_profiles
+from overlapkit.lab import executor
+from overlapkit.lab.document import lab_json
+from overlapkit.lab.experiment import Plan, judged, link_told, plan, run_here, write_jobs
+from overlapkit.lab.keep import empty_folder, keep
+from overlapkit.lab.launch import ends_on_signals
+from overlapkit.lab.progress import progress
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
+from overlapkit.lab.slurm_options import slurm_options
 from overlapkit.lab.user_config import UserConfig, read
-from overlapkit.output import console, write_json
+from overlapkit.output import console, write_json, write_text
 
-START_S = 240.0
-"""Longest that ranks may take to import torch and Megatron-Core on a slow disk."""
-
-TURN_S = 120.0
-"""Longest that one turn of a variant may take."""
+SUBMITTED = "overlapkit/lab-job/v1"
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,10 @@ class Request:
     corpus: str | None = None
     out: str | None = None
     as_json: bool = False
+    executor: str | None = None
+    slurm: tuple[str, ...] = ()
+    dry_run: bool = False
+    collect: str | None = None
 
 
 def run(request: Request) -> int:
@@ -54,17 +52,111 @@ def run(request: Request) -> int:
     Raises:
         InputError: bad input, a missing dependency, or ranks that failed.
     """
+    if request.collect is not None:
+        return _collect(request)
     _need_megatron()
-    start = time.monotonic()
     chosen = _chosen(request)
-    setting = _setting(request, chosen)
-    rate = _rate(request.link)
-    out = _empty_folder(request.out)
+    if request.executor == "slurm":
+        return _slurm(request, chosen)
+    _only_with_slurm(request)
+    setting = _setting(request, chosen, *(_gpus() if request.device == "cuda" else (0, None)))
+    rate = _rate(request.link) if setting.shaped else None
+    experiment = plan(chosen, setting, rate, request.corpus)
+    _enough_gpus(chosen, experiment)
+    if request.executor == "local":
+        return _local(request, experiment)
+    start = time.monotonic()
+    out = None if request.out is None else empty_folder(request.out)
     with ends_on_signals(), tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
-        told, link = _experiment(chosen, setting, rate, request, Path(scratch))
-        document = lab_json(told, link, request.device, time.monotonic() - start)
-        if out is not None:
-            _keep(document, told, out)
+        folder = Path(scratch)
+        write_jobs(experiment, folder)
+        with progress(sum(group.turns for group in experiment.groups)) as advance:
+            used = run_here(experiment, folder, folder, advance)
+        return _shown(request, experiment, folder, link_told(experiment, used), out, start)
+
+
+def _local(request: Request, experiment: Plan) -> int:
+    """Through nemo_run's local executor, on this machine."""
+    folder = _folder_of(request)
+    start = time.monotonic()
+    executor.prepare(experiment, folder)
+    with (
+        ends_on_signals(),
+        progress(sum(group.turns for group in experiment.groups)) as advance,
+    ):
+        executor.run_locally(experiment, folder, advance)
+    link = link_told(experiment, None)
+    return _shown(request, experiment, folder, link, folder / executor.RESULTS, start)
+
+
+def _slurm(request: Request, chosen: Sequence[Scenario]) -> int:
+    """As a Slurm job: written and, unless --dry-run, submitted."""
+    folder = _folder_of(request).resolve()
+    options = slurm_options(request.slurm, folder)
+    if request.ranks is None and all(scenario.flexible for scenario in chosen):
+        request = replace(request, ranks=options.ranks)
+    gpus = options.ranks if request.device == "cuda" else 0
+    setting = _setting(request, chosen, gpus, options.compute_capability)
+    # Between nodes there is a network, which nothing here makes slower.
+    setting = replace(setting, shaped=False)
+    experiment = plan(chosen, setting, None, request.corpus)
+    if experiment.ranks > options.ranks:
+        raise InputError(
+            f"--slurm: {options.nodes} nodes x {options.per_node} ranks are {options.ranks}; "
+            f"{', '.join(experiment.scenarios)} takes {experiment.ranks}: give more of either"
+        )
+    executor.prepare(experiment, folder)
+    with ends_on_signals():
+        outcome = executor.submit(experiment, folder, options, dry_run=request.dry_run)
+    assert outcome.script is not None
+    document = {
+        "schema": SUBMITTED,
+        "folder": str(folder),
+        "script": outcome.script,
+        "job": outcome.job,
+        "ranks": options.ranks,
+        "collect": f"overlapkit lab --collect {shlex.quote(str(folder))}",
+    }
+    if request.as_json:
+        write_json(document)
+    elif request.dry_run:
+        write_text(Path(outcome.script).read_text(encoding="utf-8"))
+    else:
+        console().print(f"Slurm job {outcome.job}: {outcome.script}")
+        console().print(f"when it has ended: {document['collect']}")
+    return 0
+
+
+def _collect(request: Request) -> int:
+    """Show what a job has left in its folder."""
+    assert request.collect is not None
+    given = [name for name, value in vars(request).items() if value != getattr(Request(), name)]
+    other = set(given) - {"collect", "out", "as_json"}
+    if other:
+        raise InputError(
+            f"--collect {request.collect}: shows a run that is done; leave "
+            f"{', '.join(sorted(other))} away"
+        )
+    out = None if request.out is None else empty_folder(request.out)
+    folder = Path(request.collect)
+    experiment = executor.collected(folder)
+    link = link_told(experiment, None)
+    return _shown(request, experiment, folder, link, out, time.monotonic())
+
+
+def _shown(
+    request: Request,
+    experiment: Plan,
+    folder: Path,
+    link: dict[str, Any],
+    out: Path | None,
+    start: float,
+) -> int:
+    """Judge what the ranks left, keep it, show it; the exit status."""
+    told = judged(experiment, folder, shaped=link["shaped"])
+    document = lab_json(told, link, experiment.setting.device, time.monotonic() - start)
+    if out is not None:
+        keep(document, told, out)
     if request.as_json:
         write_json(document)
     else:
@@ -74,99 +166,47 @@ def run(request: Request) -> int:
     return 0 if document["confirmed"] else EXIT_FINDING
 
 
-def _experiment(
-    chosen: Sequence[Scenario],
-    setting: Setting,
-    rate: float | str | None,
-    request: Request,
-    scratch: Path,
-) -> tuple[list[Told], dict[str, Any]]:
-    """Train every variant, the fewest ranks first, and judge the scenarios."""
-    wanted = {scenario.name: scenario.blocks(setting) for scenario in chosen}
-    by_ranks: dict[int, list[Block]] = defaultdict(list)
-    for blocks in wanted.values():
-        for block in blocks:
-            if block not in by_ranks[block.ranks]:
-                by_ranks[block.ranks].append(block)
-    seen: dict[str, SeenBlock] = {}
-    folders: dict[str, Path] = {}
-    link: dict[str, Any] = {}
-    turns = sum(_turns(block) for blocks in by_ranks.values() for block in blocks)
-    with _progress(turns) as advance:
-        for ranks, together in sorted(by_ranks.items()):
-            folder = scratch / f"ranks{ranks}"
-            folder.mkdir()
-            job = Job(
-                blocks=tuple(together),
-                device=request.device,
-                corpus=None if request.corpus is None else str(Path(request.corpus).resolve()),
-                rate_mbit=rate,
-            )
-            (folder / JOB_FILE).write_bytes(msgspec.json.encode(job))
-            used = run_ranks(
-                Launch(
-                    ranks=ranks,
-                    module="overlapkit.lab.rank",
-                    args=(str(folder),),
-                    folder=folder,
-                    environment={},
-                    link="shaped" if setting.shaped and ranks > 1 else "none",
-                    timeout_s=START_S + TURN_S * sum(map(_turns, together)),
-                    silence_s=START_S,
-                    scratch=scratch,
-                ),
-                advance,
-            )
-            if ranks > 1 or not link:
-                link = used.document()
-            for found in read_blocks(folder, job, ranks):
-                name = together[found.number].name
-                seen[name] = with_profiles(folder, found)
-                folders[name] = folder
-    setting = replace(setting, shaped=bool(link.get("shaped")))
-    return [
-        Told(
-            scenario,
-            wanted[scenario.name],
-            one := Seen({b.name: seen[b.name] for b in wanted[scenario.name]}, folders),
-            scenario.judge(one, setting),
+def _folder_of(request: Request) -> Path:
+    """The folder that a run through nemo_run fills."""
+    if not _installed("nemo_run"):
+        raise InputError(
+            f"--executor {request.executor}: nemo_run is not installed; install "
+            "overlapkit[nemo-run]"
         )
-        for scenario in chosen
-    ], link
+    if request.out is None:
+        raise InputError(
+            f"--executor {request.executor}: name the run's folder with --out, on Slurm one that "
+            "every node sees"
+        )
+    if request.link not in (None, "none"):
+        raise InputError(
+            f"--link {request.link}: an executor's ranks use the machines' own links; leave it away"
+        )
+    return empty_folder(request.out)
 
 
-def _turns(block: Block) -> int:
-    """Events of progress that a block's rank 0 sends."""
-    turns = len(block.variants) * (1 + block.rounds)
-    return turns + (len(block.variants) if block.rounds and block.profiled else 0)
+def _only_with_slurm(request: Request) -> None:
+    for option, given in (("--slurm", request.slurm), ("--dry-run", request.dry_run)):
+        if given:
+            raise InputError(f"{option}: needs --executor slurm")
 
 
-@contextmanager
-def _progress(turns: int) -> Iterator[Callable[[Any], None]]:
-    """Shows on a terminal's standard error what rank 0 is at; takes the ranks' events."""
-    if not sys.stderr.isatty():
-        yield lambda event: None
+def _enough_gpus(chosen: Sequence[Scenario], experiment: Plan) -> None:
+    """Ranks may share a GPU for data parallelism alone.
+
+    Raises:
+        InputError: a scenario needs more GPUs than there are.
+    """
+    setting = experiment.setting
+    if setting.device != "cuda":
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=turns)
-
-        def on_event(event: Any) -> None:
-            if event.rank != 0:
-                return
-            what = event.data.get("event", "")
-            if "variant" in event.data:
-                bar.update(
-                    task, description=f"{event.data['block']}: {event.data['variant']}, {what}"
-                )
-                bar.advance(task)
-            else:
-                bar.update(task, description=what)
-
-        yield on_event
+    for scenario in chosen:
+        needed = max(block.ranks for block in scenario.blocks(setting))
+        if needed > setting.gpus and not scenario.flexible:
+            raise InputError(
+                f"scenario {scenario.name}: takes {needed} GPUs, here are {setting.gpus}; data "
+                "parallelism alone (dp, bucket, precision) can share one"
+            )
 
 
 def _need_megatron() -> None:
@@ -194,7 +234,9 @@ def _chosen(request: Request) -> list[Scenario]:
     return [find(name) for name in dict.fromkeys(names)]
 
 
-def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
+def _setting(
+    request: Request, chosen: Sequence[Scenario], gpus: int, capability: str | None
+) -> Setting:
     if request.steps is not None and request.steps < 1:
         raise InputError(f"--steps {request.steps}: give at least 1")
     if request.ranks is not None:
@@ -209,7 +251,6 @@ def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
     if request.corpus is not None and not Path(request.corpus).is_file():
         raise InputError(f"--corpus {request.corpus}: no such file")
     user = None if request.config is None else read(request.config)
-    gpus, capability = _gpus() if request.device == "cuda" else (0, None)
     if request.device == "cuda" and not gpus:
         raise InputError("--device cuda: no CUDA GPU is visible; leave --device away for the CPU")
     return Setting(
@@ -218,7 +259,7 @@ def _setting(request: Request, chosen: Sequence[Scenario]) -> Setting:
         steps=request.steps,
         base=_kept(user),
         user=user,
-        shaped=request.device == "cpu" and request.link != "none",
+        shaped=request.device == "cpu" and request.link != "none" and request.executor is None,
         te=_installed("transformer_engine"),
         compute_capability=capability,
         gpus=gpus,
@@ -264,48 +305,3 @@ def _rate(link: str | None) -> float | str | None:
             f"--link {link}: give a rate from 0.1mbit to 1000gbit, such as 400mbit, or none"
         )
     return rate
-
-
-def _empty_folder(out: str | None) -> Path | None:
-    """--out as a folder that can be written, before an hour is spent.
-
-    Raises:
-        InputError: it is a file, holds something already, or cannot be made.
-    """
-    if out is None:
-        return None
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--out {out}: exists and is not an empty folder; name a new one")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {out}: {path.parent} is no folder; make it first")
-    return path
-
-
-def _keep(document: dict[str, Any], told: Sequence[Told], out: Path) -> None:
-    """Fill the user's folder: whole, or not at all."""
-    from overlapkit.lab.page import lab_page
-
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        for one in told:
-            for block in one.seen.blocks.values():
-                for variant in block.variants.values():
-                    for rank in variant.ranks:
-                        if rank.trace is not None:
-                            folder = one.seen.folders[_name_of(one, block)]
-                            shutil.copy(folder / rank.trace, aside / rank.trace)
-        text = msgspec.json.format(msgspec.json.encode(document), indent=2)
-        (aside / "results.json").write_bytes(text + b"\n")
-        (aside / "report.html").write_text(lab_page(document, told), encoding="utf-8")
-        aside.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def _name_of(told: Told, block: SeenBlock) -> str:
-    return next(name for name, one in told.seen.blocks.items() if one is block)

@@ -28,7 +28,7 @@ class TorchNorm:
         return norm
 
 
-def cpu_layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def own_layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this rank's model chunk, of Megatron-Core's own modules."""
     spec = get_gpt_decoder_block_spec(
         config,

@@ -70,7 +70,7 @@ _KNOBS = {
 def run(folder: Path) -> None:
     """Do every block of the job in `folder`."""
     job = msgspec.json.decode((folder / JOB_FILE).read_bytes(), type=Job)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     emit({"event": "importing"})
     if job.device == "cpu":
         from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
@@ -80,9 +80,14 @@ def run(folder: Path) -> None:
         dist.init_process_group("gloo")
         stand_in_for_cuda()
     else:
-        enough = torch.cuda.device_count() >= world
+        # Of this node: a job may have several.
+        enough = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if enough else 0)
         dist.init_process_group("nccl" if enough else "gloo")
+        if not enough:
+            from overlapkit.lab.shared_gpu import exchange_through_memory
+
+            exchange_through_memory()
     tokens = corpus.read(job.corpus) if job.corpus else corpus.synthetic()
     warnings.filterwarnings("ignore")
     emit({"event": "ready"})
@@ -149,9 +154,6 @@ class _Block:
             network.set_rate(None)
             return None
         network.set_rate(rate)
-        # All variants are to make equally many steps.
-        del self.trainers[name], trainer
-        self._prepare(next(variant for variant in self.block.variants if variant.name == name))
         return rate
 
     def _prepare(self, variant: Variant) -> bool:
@@ -202,6 +204,9 @@ class _Block:
         The rate is the one at which what the variant `name` sends takes `link_ratio` of the time
         that its step takes on an unlimited link.
         """
+        if self.job.device == "cuda":
+            # The link between GPUs is as fast as it is.
+            return None
         choose = self.job.rate_mbit == "auto"
         if not choose and not self.block.calibrate:
             return rate
@@ -253,7 +258,7 @@ class _Block:
         dist.barrier()
 
     def _profile(self, variant: Variant) -> None:
-        from torch.profiler import ProfilerActivity, profile, schedule
+        from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, schedule
 
         trainer = self.trainers.get(variant.name)
         if trainer is None:
@@ -269,6 +274,10 @@ class _Block:
             profile(
                 activities=activities,
                 schedule=schedule(wait=0, warmup=1, active=self.block.profiled, repeat=1),
+                # What moves data between ranks that share a GPU is a thread of its own.
+                experimental_config=_ExperimentalConfig(profile_all_threads=True)
+                if self.job.device == "cuda" and dist.get_backend() == "gloo"
+                else None,
                 on_trace_ready=lambda done: done.export_chrome_trace(name),
             ) as profiler,
         ):

@@ -44,7 +44,8 @@ class Setting:
         base: of the user's configuration what a scenario keeps under its own settings: sizes,
             precision, optimizer.
         user: the user's configuration, whole.
-        shaped: whether the link between ranks is a slow one.
+        shaped: whether the link between ranks is a slow one, or that of GPUs of their own: whether
+            communication takes a time worth hiding.
         te: whether Transformer Engine can be imported.
         compute_capability: of the GPU; None without.
         gpus: how many there are.
@@ -107,6 +108,30 @@ MODEL: Settings = {
 }
 """3.3 million parameters: a step of a few tenths of a second on one core."""
 
+GPU_MODEL: Settings = {
+    "model": {
+        "num_layers": 8,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "seq_length": 2048,
+        "share_embeddings_and_output_weights": False,
+    },
+    "mixed_precision": {
+        "bf16": True,
+        "params_dtype": "bfloat16",
+        "pipeline_dtype": "bfloat16",
+        "grad_reduce_in_fp32": True,
+    },
+    "optimizer": {"optimizer": "adam", "lr": 1e-4, "clip_grad": 0.0},
+    "train": {"micro_batch_size": 1, "global_batch_size": 2},
+}
+"""0.4 billion parameters, a sequence of 2,048 tokens on each rank.
+
+Per parameter a step computes 6 x 2,048 operations, 3e-11 s at 400 TFLOP/s, and a rank of two sends
+2 bytes of gradients and 1 of weights, 1e-11 s at 300 GB/s: communication that is worth hiding and
+can be hidden.
+"""
+
 TINY: Settings = {
     "model": {
         "num_layers": 4,
@@ -150,7 +175,14 @@ def variant(
     name: str, setting: Setting, *layers: Mapping[str, Mapping[str, Any]], **more: Any
 ) -> Variant:
     """A variant of the user's base, or of the lab's model, with layers on top."""
-    return Variant(name=name, settings=layered(MODEL, setting.base, *layers), **more)
+    model = GPU_MODEL if setting.device == "cuda" else MODEL
+    return Variant(name=name, settings=layered(model, setting.base, *layers), **more)
+
+
+def one_microbatch(setting: Setting, ranks: int) -> Settings:
+    """A global batch of one microbatch for each of as many data-parallel ranks."""
+    size = (GPU_MODEL if setting.device == "cuda" else MODEL)["train"]["micro_batch_size"]
+    return {"train": {"micro_batch_size": size, "global_batch_size": size * ranks}}
 
 
 def shorter(off: Measured, on: Measured, claim: str) -> Verdict:

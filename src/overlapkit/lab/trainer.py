@@ -98,7 +98,11 @@ class Trainer:
             torch.from_numpy(corpus.sample(self._tokens, number * self._batch + row, self._length))
             for row in range(self._batch)
         ]
-        block = torch.stack(rows).to(self._device)
+        block = torch.stack(rows)
+        if self._device == "cuda":
+            # A copy from memory that is not pinned would wait for the GPU.
+            block = block.pin_memory()
+        block = block.to(self._device, non_blocking=True)
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
     def finish(self) -> None:

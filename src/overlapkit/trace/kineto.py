@@ -10,7 +10,8 @@ import numpy as np
 from overlapkit.errors import InputError
 from overlapkit.trace.ahead import Ahead, read_ahead
 from overlapkit.trace.columns import finish_columns
-from overlapkit.trace.events import Launches, Work, sorted_launches
+from overlapkit.trace.events import COMMUNICATION, Launches, Work, sorted_launches
+from overlapkit.trace.gloo import with_gloo
 from overlapkit.trace.kineto_events import DigitsNeeded, ranks_of, read_events
 from overlapkit.trace.moments import integer
 from overlapkit.trace.raw import Group, Reading
@@ -33,7 +34,8 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
     """
     reading = _read_device(path, ahead)
     if reading.devices:
-        return _finish(path, reading)
+        works = _finish(path, reading)
+        return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
     if not reading.host.names:
         reading = _read_here(path, want_host=True)
     if reading.devices:
@@ -65,6 +67,19 @@ def _read_here(path: str, *, want_host: bool = False) -> Reading:
         return read_events(path, want_host=want_host)
     except DigitsNeeded:
         return read_events(path, want_host=want_host, exact=True)
+
+
+def _uses_gloo(reading: Reading) -> bool:
+    info = reading.metadata.get("distributedInfo")
+    return isinstance(info, dict) and info.get("backend") == "gloo"
+
+
+def _with_gloo(path: str, reading: Reading, works: list[Work]) -> list[Work]:
+    """The same work, with gloo's ranges where the device shows no communication of its own."""
+    if len(works) != 1 or (works[0].kind == COMMUNICATION).any():
+        return works
+    host = reading.host if reading.host.names else _read_here(path, want_host=True).host
+    return [with_gloo(works[0], host)]
 
 
 def groups_of(metadata: Mapping[str, Any]) -> list[Group]:

@@ -15,6 +15,8 @@ from overlapkit.lab.scenario import (
     Setting,
     Verdict,
     identical,
+    layered,
+    one_microbatch,
     variant,
 )
 
@@ -26,6 +28,15 @@ SIZES: dict[str, int | str | None] = {
     "150,000": 150_000,
 }
 """Parameters. Megatron-Bridge's default, 134,217,728, makes one bucket of the lab's model."""
+
+GPU_SIZES: dict[str, int | str | None] = {
+    "default": None,
+    "auto": "auto",
+    "whole": 1_000_000_000,
+    "40,000,000": 40_000_000,
+    "10,000,000": 10_000_000,
+}
+"""The same for the model that trains on GPUs, which fills several buckets of the default size."""
 
 ONE_BUCKET = (
     "Megatron-Bridge's default size makes one bucket of a small model, which hides nothing."
@@ -42,13 +53,16 @@ WITHIN = 1.05
 def blocks(setting: Setting) -> tuple[Block, ...]:
     """Both overlaps on, at several sizes."""
     rounds, steps = setting.turns(3, 3)
+    ranks = setting.ranks or 2
+    common = layered(DISTRIBUTED_OPTIMIZER, one_microbatch(setting, ranks))
+    sizes = GPU_SIZES if setting.device == "cuda" else SIZES
     return (
         Block(
             name="bucket",
-            ranks=setting.ranks or 2,
+            ranks=ranks,
             variants=tuple(
-                variant(name.replace(",", "_"), setting, DISTRIBUTED_OPTIMIZER, _both(size))
-                for name, size in SIZES.items()
+                variant(name.replace(",", "_"), setting, common, _both(size))
+                for name, size in sizes.items()
             ),
             rounds=rounds,
             steps=steps,

@@ -17,6 +17,8 @@ from overlapkit.lab.scenario import (
     Settings,
     Verdict,
     identical,
+    layered,
+    one_microbatch,
     shorter,
     variant,
 )
@@ -47,14 +49,16 @@ AGREE = "The profiles account for the change of the step that the clock shows."
 def blocks(setting: Setting) -> tuple[Block, ...]:
     """Off, gradients, gradients and parameters."""
     rounds, steps = setting.turns(3, 3)
+    ranks = setting.ranks or 2
+    common = layered(DISTRIBUTED_OPTIMIZER, one_microbatch(setting, ranks))
     return (
         Block(
             name="dp",
-            ranks=setting.ranks or 2,
+            ranks=ranks,
             variants=(
-                variant("off", setting, DISTRIBUTED_OPTIMIZER, NO_OVERLAP),
-                variant("grad-reduce", setting, DISTRIBUTED_OPTIMIZER, GRADIENTS),
-                variant("grad-reduce+param-gather", setting, DISTRIBUTED_OPTIMIZER, BOTH),
+                variant("off", setting, common, NO_OVERLAP),
+                variant("grad-reduce", setting, common, GRADIENTS),
+                variant("grad-reduce+param-gather", setting, common, BOTH),
             ),
             rounds=rounds,
             steps=steps,
@@ -67,14 +71,12 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
     """The step, the exposed communication, the numbers, and whether clock and profile agree."""
     variants = list(seen.variants("dp").values())
     off, _, both = variants
-    verdicts = [
-        hidden(variants, EXPOSED),
-        identical(variants, SAME),
-    ]
+    same = identical(variants, SAME)
     if setting.shaped:
-        return [shorter(off, both, SHORTER), agree(off, both, AGREE), *verdicts]
+        hides = hidden(variants, EXPOSED)
+        return [shorter(off, both, SHORTER), agree(off, both, AGREE), hides, same]
     unshaped = "the link between the ranks is memory, too fast to be worth hiding"
-    return [Verdict(SHORTER, NOT_TESTABLE, unshaped), *verdicts]
+    return [*(Verdict(claim, NOT_TESTABLE, unshaped) for claim in (SHORTER, EXPOSED)), same]
 
 
 def hidden(variants: list[Measured], claim: str, dimension: str = "DP") -> Verdict:

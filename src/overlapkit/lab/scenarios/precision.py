@@ -13,6 +13,7 @@ from overlapkit.lab.scenario import (
     Settings,
     Verdict,
     layered,
+    one_microbatch,
     variant,
 )
 
@@ -38,14 +39,16 @@ TOLERANCE = 0.05
 def blocks(setting: Setting) -> tuple[Block, ...]:
     """Gradients in fp32, in bf16, and bf16 asked for in the wrong place."""
     rounds, steps = setting.turns(2, 3)
+    ranks = setting.ranks or 2
+    batch = one_microbatch(setting, ranks)
     return (
         Block(
             name="precision",
-            ranks=setting.ranks or 2,
+            ranks=ranks,
             variants=(
-                variant("fp32", setting, FP32),
-                variant("bf16", setting, BF16),
-                variant("bf16-on-ddp-alone", setting, ON_DDP_ALONE),
+                variant("fp32", setting, FP32, batch),
+                variant("bf16", setting, BF16, batch),
+                variant("bf16-on-ddp-alone", setting, ON_DDP_ALONE, batch),
             ),
             rounds=rounds,
             steps=steps,
