@@ -53,6 +53,8 @@ def measure() -> None:
         before, start = network.sent_bytes(), time.monotonic()
         reduced(3)
         seconds = time.monotonic() - start
+        # What was sent before it has gone over the same connection once this is through.
+        dist.barrier()
         sent = network.sent_bytes()
         assert before is not None and sent is not None
         emit({"event": "measured", "mbit": mbit, "seconds": seconds, "sent": sent - before})
@@ -88,6 +90,7 @@ def main(what: str) -> None:
             waits_forever()
     reduced(1)
     dist.destroy_process_group()
+    network.leave()
 
 
 if __name__ == "__main__":

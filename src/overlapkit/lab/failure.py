@@ -36,19 +36,20 @@ class LabError(InputError):
             message, on the same line.
     """
 
-    def __init__(self, summary: str, log: Path | None) -> None:
+    def __init__(self, summary: str, log: Path | None, end: int | None = None) -> None:
         self.summary = summary
-        self.lines = last_lines(log) if log is not None else []
+        self.lines = last_lines(log, end) if log is not None else []
         shown = " | ".join(line.strip() for line in self.lines if line.strip())
         super().__init__(f"{summary}; last lines: {shown}" if shown else summary)
 
 
-def last_lines(log: Path) -> list[str]:
-    """The last lines of a log of any size; none where there is no log."""
+def last_lines(log: Path, end: int | None = None) -> list[str]:
+    """The last lines of a log of any size, or of its first `end` bytes; none without a log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read(_TAIL_BYTES).decode(errors="replace")
+            end = file.seek(0, os.SEEK_END) if end is None else end
+            start = file.seek(max(0, end - _TAIL_BYTES))
+            text = file.read(end - start).decode(errors="replace")
     except FileNotFoundError:
         return []
     return text.splitlines()[-_LINES:]
@@ -71,7 +72,12 @@ def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> Lab
     except FileNotFoundError:
         return LabError(f"torchrun ended with exit status {status}", folder / AGENT_LOG)
     rank = min(codes, key=lambda rank: _lateness(codes[rank], raised.get(rank)))
-    others = [f"rank {other} {_end(codes[other])} after it" for other in codes if other != rank]
+    others = [
+        f"rank {other} {_end(code)} after it"
+        for other, code in codes.items()
+        # What torchrun sends to those that are left.
+        if other != rank and code != -signal.SIGTERM
+    ]
     summary = ", ".join([f"rank {rank} {_end(codes[rank])}", *others])
     return LabError(summary, rank_log(folder, rank))
 
@@ -110,7 +116,9 @@ def standing(
     """
     if not pids:
         return LabError(f"{what}; none has started", folder / AGENT_LOG)
-    places = _places(folder, supervisor, pids)
+    logs = {rank: rank_log(folder, rank) for rank in pids}
+    written = {rank: log.stat().st_size for rank, log in logs.items() if log is not None}
+    places = _places(logs, written, supervisor, pids)
     now = time.time()
     oldest = min(told.values())
     silent = sorted(rank for rank in told if told[rank] - oldest < _SAME_TIME_S)
@@ -118,15 +126,23 @@ def standing(
         f"rank {rank}, silent for {now - told[rank]:.0f} s, {places[rank]}" for rank in silent
     )
     rest = [f"rank {rank} {places[rank]}" for rank in sorted(told) if rank not in silent]
-    return LabError("; ".join([f"{what}: {named}", *rest]), rank_log(folder, silent[0]))
+    return LabError("; ".join([f"{what}: {named}", *rest]), logs[silent[0]], written.get(silent[0]))
 
 
-def _places(folder: Path, supervisor: int, pids: Mapping[int, int]) -> dict[int, str]:
-    """Where each rank stands, as it says itself when it is sent STACK_SIGNAL."""
+def _places(
+    logs: Mapping[int, Path | None],
+    written: Mapping[int, int],
+    supervisor: int,
+    pids: Mapping[int, int],
+) -> dict[int, str]:
+    """Where each rank stands, as it says itself when it is sent STACK_SIGNAL.
+
+    Args:
+        logs: each rank's standard error.
+        written: how long it is before that.
+    """
     hosts = {kernel.id_in_namespace(pid): pid for pid in kernel.descendants(supervisor)}
-    logs = {rank: rank_log(folder, rank) for rank in pids}
-    before = {rank: log.stat().st_size for rank, log in logs.items() if log is not None}
-    for rank in before:
+    for rank in written:
         if pids[rank] in hosts:
             with suppress(ProcessLookupError):
                 os.kill(hosts[pids[rank]], STACK_SIGNAL)
@@ -134,7 +150,7 @@ def _places(folder: Path, supervisor: int, pids: Mapping[int, int]) -> dict[int,
     places: dict[int, str] = {}
     while len(places) < len(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
-        for rank, size in before.items():
+        for rank, size in written.items():
             log = logs[rank]
             if rank not in places and log is not None and (place := _place(log, size)):
                 places[rank] = place

@@ -28,11 +28,14 @@ SOCKET_NAME = b"\0overlapkit-lab"
 """An abstract Unix socket's name, which is known within one network namespace only."""
 
 _PREFIX = 16
+_MTU = 9000
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT of linux/pkt_sched.h
 _MOST_RANKS = 60_000
 _BURST_S = 0.005
 _LEAST_BURST = 32 * 1024
-_QUEUE = "400ms"
+_QUEUE_BYTES = 64 * 2**20
+"""More than TCP ever has under way: a full queue would drop, and what is sent again was not asked
+for. Links between GPUs do not drop either."""
 _MOST_BYTES_PER_S = 2**32 - 1
 """tbf's rate is a 32-bit number of bytes per second (34 Gbit/s): more is no limit at all."""
 _LONGEST_REQUEST = 4096
@@ -52,25 +55,25 @@ class Hub:
         if ranks > _MOST_RANKS:
             raise OSError(f"{ranks} ranks on one bridge: at most {_MOST_RANKS}")
         home = _namespace()
-        _without_ipv6()
+        _like_everywhere()
         self._hub: Any = IPRoute()
         self._up(self._hub, "lo")
         self._hub.link("add", ifname="bridge", kind="bridge")
-        bridge = self._up(self._hub, "bridge")
+        bridge = self._up(self._hub, "bridge", mtu=_MTU)
         self._hub.addr("add", index=bridge, address=HUB_ADDRESS, prefixlen=_PREFIX)
         self._ends: list[tuple[Any, int, int]] = []
         self._namespaces: list[int] = []
         for rank in range(ranks):
             kernel.unshare(kernel.NEW_NETWORK)
             namespace = _namespace()
-            _without_ipv6()
+            _like_everywhere()
             inside: Any = IPRoute()
             kernel.enter_network(home)
             self._up(inside, "lo")
             peer = {"ifname": RANK_INTERFACE, "net_ns_fd": namespace}
             self._hub.link("add", ifname=f"rank{rank}", kind="veth", peer=peer)
-            outer = self._up(self._hub, f"rank{rank}", master=bridge)
-            inner = self._up(inside, RANK_INTERFACE)
+            outer = self._up(self._hub, f"rank{rank}", mtu=_MTU, master=bridge)
+            inner = self._up(inside, RANK_INTERFACE, mtu=_MTU)
             number = rank + 2
             address = f"10.77.{number >> 8}.{number & 255}"
             inside.addr("add", index=inner, address=address, prefixlen=_PREFIX)
@@ -127,7 +130,7 @@ class Hub:
         for route, index in ((inside, inner), (self._hub, outer)):
             if bytes_per_s is not None and bytes_per_s <= _MOST_BYTES_PER_S:
                 burst = max(_LEAST_BURST, round(bytes_per_s * _BURST_S))
-                route.tc("replace", "tbf", index, rate=bytes_per_s, burst=burst, latency=_QUEUE)
+                route.tc("replace", "tbf", index, rate=bytes_per_s, burst=burst, limit=_QUEUE_BYTES)
             elif any(q.get_attr("TCA_KIND") == "tbf" for q in route.get_qdiscs(index=index)):
                 route.tc("del", index=index, parent=_ROOT)
 
@@ -143,8 +146,13 @@ def _namespace() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _without_ipv6() -> None:
-    """One address per interface, of one family: gloo takes whichever it finds first."""
+def _like_everywhere() -> None:
+    """Settings of a network namespace that would otherwise be those of the machine."""
+    settings = Path("/proc/sys/net")
     for scope in ("default", "all"):
+        # One address per interface, of one family: gloo takes whichever it finds first.
         with suppress(OSError):
-            Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+            (settings / f"ipv6/conf/{scope}/disable_ipv6").write_text("1")
+    # BBR, the default on some machines, sends again what only waits in a slow link's queue.
+    with suppress(OSError):
+        (settings / "ipv4/tcp_congestion_control").write_text("cubic")

@@ -244,6 +244,8 @@ def _environment(launch: Launch) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         # A host's name may resolve to an address that nothing listens on.
         "GLOO_SOCKET_IFNAME": "lo",
+        # It warns of every address without a name, as all are in a namespace.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_S),
     }
     return {

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import msgspec
 
@@ -62,6 +63,16 @@ def join() -> None:
         os.close(descriptors[0])
         os.environ["GLOO_SOCKET_IFNAME"] = RANK_INTERFACE
     emit({"event": JOINED, "pid": os.getpid()})
+
+
+def leave() -> NoReturn:
+    """Last thing in a rank that has done its work: end the process, with status 0, at once.
+
+    Python's own way takes torch apart first, which takes a third of a second of each rank.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def set_rate(mbit: float | None) -> None:
