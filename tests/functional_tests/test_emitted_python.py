@@ -10,7 +10,11 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="needs the megatron extra")
 
+from megatron.bridge.training.runtime_update import update_runtime
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.emit import emit
+from overlapkit.config.megatron_lm import read_megatron_lm
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 
@@ -87,3 +91,18 @@ def test_userbuffers_given_by_hand_come_as_classes() -> None:
     assert "BulkOverlapCfg(" in emitted.text and "RingExchangeOverlapCfg(" in emitted.text
     made = built(emitted.text).comm_overlap.tp_comm_overlap_cfg
     assert asdict(made)["qkv_dgrad"] == gemm and asdict(made)["fc1_fprop"] == ring
+
+
+@pytest.mark.parametrize("name", ["llama3_70b_slurm", "llama3_8b_string", "mixtral_8x7b_moe"])
+def test_a_megatron_lm_script_becomes_python_with_the_same_knobs(name: str) -> None:
+    script = ROOT / "tests" / "data" / "megatron_lm" / f"{name}.sh"
+    settings = read_megatron_lm(str(script))
+    assert settings.launch is not None and settings.launch.world_size is not None
+    size = settings.launch.world_size
+    wanted, _ = make_effective(settings, size, AssumedSoftware())
+    cfg = built(emit(settings, "bridge", world_size=size).text)
+    # Transformer Engine, which some of these need, is not installed everywhere.
+    update = update_runtime(cfg, size, software=AssumedSoftware(), strict=False)
+    assert not [d for d in update.decisions if d.is_finding]
+    for knob in EFFECTIVE_KNOBS:
+        assert knob_value(cfg, knob) == knob_value(wanted, knob), knob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, Report, explain, report_json
 from overlapkit.output import write_json, write_text
 
+_LAUNCHER = re.compile(r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+=")
 SECOND = "b:"
 """Marks an override of the second configuration alone."""
 
@@ -111,6 +113,8 @@ def _compare(
 
 def read_yaml_settings(path: str, overrides: list[str]) -> Settings:
     """The settings of a YAML, with ``section.key=value`` on top."""
+    if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
+        raise InputError(f"{path}: a launch script is read with --from-megatron-lm")
     document = read_yaml(path)
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
@@ -128,13 +132,16 @@ def _from_arguments(before: list[str], arguments: list[str]) -> Settings:
     """The settings of Megatron-LM's arguments, with overrides in front of them."""
     from overlapkit.config.megatron_lm import read_megatron_lm_arguments
 
-    for text in before:
-        if not is_override(text) or not _is_dotted(text):
+    own = [text for text in before if is_override(text) and _is_dotted(text)]
+    # A launcher in front of the flags tells the number of GPUs.
+    launcher = [text for text in before if text not in own]
+    for text in launcher[:1]:
+        if Path(text).is_file() or not _LAUNCHER.search(text):
             raise InputError(
-                f"{text}: before Megatron-LM's arguments only section.key=value may stand; give a "
-                "script or its arguments, not both"
+                f"{text}: before Megatron-LM's arguments only section.key=value or a launcher may "
+                "stand; give a script or its arguments, not both"
             )
-    return read_megatron_lm_arguments(arguments, overrides=before)
+    return read_megatron_lm_arguments([*launcher, *arguments], overrides=own)
 
 
 def _is_dotted(override: str) -> bool:

@@ -87,6 +87,12 @@ def test_arguments_behind_dashes(overlapkit: Any) -> None:
     assert findings(mended) == set()
 
 
+def test_a_launcher_in_front_of_the_arguments_tells_the_gpus(overlapkit: Any) -> None:
+    words = ["torchrun", "--nproc_per_node", "8", "--nnodes", "2", "pretrain_gpt.py"]
+    document = explained(overlapkit, "--", *words, *arguments(""))
+    assert document["world_size"] == 16
+
+
 def test_the_environment_of_a_script_is_its_exports(overlapkit: Any, config: Any) -> None:
     line = f"torchrun --nproc_per_node 8 pretrain_gpt.py {' '.join(arguments(''))}"
     tensor = f"{line} --tensor-model-parallel-size 2"
@@ -138,6 +144,11 @@ def test_bad_input_is_one_line(given: list[str], told: list[str], overlapkit: An
     assert result.err.count("\n") == 1
     for words in told:
         assert words in result.err
+
+
+def test_a_script_without_the_switch_says_how(overlapkit: Any) -> None:
+    result = overlapkit("explain", str(SCRIPTS / "mistakes.sh"), "--world-size", "8")
+    assert result.status == 2 and "--from-megatron-lm" in result.err
 
 
 def test_arguments_without_the_switch_say_how(overlapkit: Any) -> None:
