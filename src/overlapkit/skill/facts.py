@@ -20,6 +20,7 @@ from overlapkit.config.schema import core_table
 from overlapkit.errors import InputError
 from overlapkit.explain.report import source_of
 from overlapkit.hardware import gpus
+from overlapkit.lab.scenarios import SCENARIOS
 
 
 def rule(rule_id: str) -> Rule:
@@ -102,5 +103,6 @@ def facts() -> dict[str, Any]:
         "bucket": bucket_size,
         "precision_recipes": list(RECIPES),
         "precision_default": {f.name: f.default for f in dataclasses.fields(MixedPrecisionConfig)},
+        "lab_scenarios": [(s.name, s.title) for s in SCENARIOS.values()],
         "core_source": core_table().source.partition(":")[0],
     }

@@ -64,6 +64,7 @@ def pages(root: Path) -> Iterator[Page]:
     environment.globals |= facts()
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
     environment.globals["evals"] = evals(root)
+    environment.globals["evidence"] = lambda name: evidence(root, name)
     environment.globals["output_of"] = lambda *command: output_of(root, *command)
     for path in sorted(templates.rglob("*.j2")):
         name = path.relative_to(templates).as_posix()
@@ -92,6 +93,18 @@ def output_of(root: Path, *command: str) -> str:
     if done.returncode not in (0, 1):
         raise InputError(f"{told}: {done.stderr.strip()}")
     return f"```text\n$ {told}\n{done.stdout.rstrip()}\n```"
+
+
+def evidence(root: Path, name: str) -> str:
+    """A recorded output under docs/evidence.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    try:
+        return (root / "docs/evidence" / name).read_text(encoding="utf-8").rstrip()
+    except OSError as error:
+        raise InputError(f"docs/evidence/{name}: {error.strerror}") from None
 
 
 def _target(name: str) -> Path:
