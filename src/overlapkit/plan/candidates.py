@@ -12,9 +12,9 @@ from overlapkit.errors import InputError
 SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs")
 """What `--sweep` takes, in the order in which layouts are told."""
 
-_LARGEST = {"tp": 16, "cp": 64, "mbs": 8, "ep": 256}
+_LARGEST = {"tp": 16, "cp": 64, "mbs": 4, "ep": 256}
 """Beyond published practice; TP is bounded by the NVLink domain besides."""
-_MOST_CHUNKS = 16
+_MOST_CHUNKS = 12
 """Virtual stages on one pipeline rank."""
 _FEWEST_LOCAL_TOKENS = 2048
 """Tokens of a sequence below which another context-parallel rank is of no use to a model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 from overlapkit.config.run import Run
@@ -10,6 +11,7 @@ from overlapkit.errors import InputError
 from overlapkit.plan.dimensions import DP_GRADIENTS, DP_PARAMETERS, EP, PP, TP
 from overlapkit.plan.estimate import Estimate, estimate
 from overlapkit.plan.figure import Figure
+from overlapkit.plan.gradients import gradient_exchange
 from overlapkit.plan.machine import Machine
 from overlapkit.plan.memory import Memory, memory
 from overlapkit.plan.overlap import Overlap
@@ -102,6 +104,12 @@ class Costs:
         """Memory of the fullest GPU."""
         return memory_need(memory(self.run, self.work, self.machine))
 
+    def with_exchange_of(self, run: Run) -> Costs:
+        """The same work with the gradient buckets of a run that differs in its overlap alone."""
+        exchange = gradient_exchange(run, self.work.layout, self.work.parameters)
+        work = dataclasses.replace(self.work, exchange=exchange)
+        return Costs(run, self.world_size, self.machine, work)
+
     def reducing_in_16_bits(self) -> Costs:
         """The same run, but for gradients that travel in 16 bits."""
         ddp = copy.copy(self.run.ddp)
@@ -114,7 +122,7 @@ class Costs:
             self.run.mixed_precision,
             self.run.comm_overlap,
         )
-        return Costs(run, self.world_size, self.machine, workload(run, self.world_size))
+        return self.with_exchange_of(run)
 
 
 def memory_need(held: Memory) -> MemoryNeed:

@@ -104,9 +104,10 @@ def sweep(
     for layout in candidates(sizes, world_size, domain, fixed, swept):
         # Without an estimate yet, the reach of the experts' exchange tells whether to hide it.
         far = layout.ep * (sizes.expert_tp or layout.tp) > domain
-        asked = draft(
-            with_layout(settings, layout), world_size, assumptions, expert_overlap=far
-        ).settings()
+        drafted = draft(with_layout(settings, layout), world_size, assumptions, expert_overlap=far)
+        # Which preset carries TP overlap makes no difference to an estimate, but takes time.
+        comm = {k: v for k, v in drafted.comm.items() if k != "tp_comm_overlap_cfg"}
+        asked = drafted.settings(comm)
         run = run_in_precision(asked, assumptions)
         if next(faults(run, world_size, domain), None) is not None:
             continue
@@ -126,10 +127,7 @@ def sweep(
                 least_over = layout, memory
             continue
         run, _ = make_effective(asked, world_size, assumptions.software)
-        costs = costs_of_run(run, world_size, machine)
-        if isinstance(costs, str):
-            failures[costs] += 1
-            continue
+        costs = costs.with_exchange_of(run)
         summary = costs.summary(overlapped(run))
         fitting.append(Ranked(layout, world_size // layout.ranks, summary, memory))
     # Of equally fast ones the plainest: fewer ranks to a model, fewer chunks, a smaller batch.

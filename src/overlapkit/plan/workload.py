@@ -167,8 +167,12 @@ def workload(run: Run, world_size: int) -> Workload:
     layers: list[LayerWork] = []
     of_layer = []
     precisions = layer_precisions(model, len(shape.moe_layers))
+    # Only windows make attention differ between layers; a sweep makes thousands of workloads.
+    alike = getattr(model, "window_size", None) is None
+    attention = attention_of(model, shape, layout, 0)
     for number, (moe, low) in enumerate(zip(shape.moe_layers, precisions, strict=True)):
-        attention = attention_of(model, shape, layout, number)
+        if not alike:
+            attention = attention_of(model, shape, layout, number)
         key = moe, low.name, attention.forward.value
         if key not in kinds:
             kinds[key] = len(layers)
