@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from overlapkit.lab.events import FOLDER_VARIABLE
+from overlapkit.lab.events import FOLDER_VARIABLE, Tail
 from overlapkit.lab.kernel import NEW_NETWORK, become_root_of_a_user_namespace, unshare
 
 pytestmark = pytest.mark.functional
@@ -324,3 +324,29 @@ def test_without_namespaces_a_killed_lab_still_takes_its_ranks_along(tmp_path: P
         lab.driver.kill()
         lab.driver.wait()
         lab.assert_nothing_is_left()
+
+
+def test_a_rank_also_runs_under_a_torchrun_that_others_started(tmp_path: Path) -> None:
+    command = "-m torch.distributed.run --standalone --nproc-per-node 2 -m lab_worker measure"
+    subprocess.run(
+        [sys.executable, *command.split()],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "TMPDIR": str(tmp_path),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            FOLDER_VARIABLE: str(tmp_path),
+            **_BYTECODE,
+        },
+        capture_output=True,
+        check=True,
+        timeout=100,
+    )
+    told = list(Tail(tmp_path, ranks=2).new())
+    assert {event.rank for event in told} == {0, 1}
+    measured = [event.data for event in told if event.data["event"] == "measured"]
+    assert [data["mbit"] for data in measured] == 2 * [None, 40.0, 160.0, None]
+    # Nothing is shaped: 3 MB at 40 Mbit/s would take 0.6 s.
+    assert min(data["seconds"] for data in measured if data["mbit"] == 40.0) < 0.3
+    assert all(3_000_000 <= data["sent"] < 3_600_000 for data in measured)

@@ -104,26 +104,38 @@ def _end(code: int) -> str:
 
 
 def standing(
-    what: str, folder: Path, supervisor: int, pids: Mapping[int, int], told: Mapping[int, float]
+    what: str,
+    folder: Path,
+    ranks: int,
+    supervisor: int,
+    pids: Mapping[int, int],
+    told: Mapping[int, float],
 ) -> LabError:
     """The error for ranks that do not end, with where each stands in its program.
 
     Args:
         what: what is wrong.
+        ranks: how many there should be.
         supervisor: process id of the supervisor.
-        pids: each rank's process id in its own namespace.
+        pids: each rank's process id in its own namespace, once it has joined.
         told: when each rank told something last, in seconds since the epoch.
     """
-    if not pids:
+    if not told:
         return LabError(f"{what}; none has started", folder / AGENT_LOG)
-    logs = {rank: rank_log(folder, rank) for rank in pids}
+    logs = {rank: rank_log(folder, rank) for rank in range(ranks)}
     written = {rank: log.stat().st_size for rank, log in logs.items() if log is not None}
     places = _places(logs, written, supervisor, pids)
     now = time.time()
     oldest = min(told.values())
-    silent = sorted(rank for rank in told if told[rank] - oldest < _SAME_TIME_S)
+    # A rank that never joined has been silent longest of all.
+    silent = [rank for rank in range(ranks) if rank not in told] or sorted(
+        rank for rank in told if told[rank] - oldest < _SAME_TIME_S
+    )
     named = ", ".join(
-        f"rank {rank}, silent for {now - told[rank]:.0f} s, {places[rank]}" for rank in silent
+        f"rank {rank}, silent for {now - told[rank]:.0f} s, {places[rank]}"
+        if rank in told
+        else f"rank {rank} has not started"
+        for rank in silent
     )
     rest = [f"rank {rank} {places[rank]}" for rank in sorted(told) if rank not in silent]
     return LabError("; ".join([f"{what}: {named}", *rest]), logs[silent[0]], written.get(silent[0]))
@@ -142,7 +154,7 @@ def _places(
         written: how long it is before that.
     """
     hosts = {kernel.id_in_namespace(pid): pid for pid in kernel.descendants(supervisor)}
-    for rank in written:
+    for rank in pids:
         if pids[rank] in hosts:
             with suppress(ProcessLookupError):
                 os.kill(hosts[pids[rank]], STACK_SIGNAL)
@@ -154,8 +166,8 @@ def _places(
             log = logs[rank]
             if rank not in places and log is not None and (place := _place(log, size)):
                 places[rank] = place
-    for rank in pids:
-        host = hosts.get(pids[rank])
+    for rank in logs:
+        host = hosts.get(pids[rank]) if rank in pids else None
         state = None if host is None else kernel.state(host)
         places.setdefault(rank, f"is {state} and does not answer" if state else "has ended")
     return places

@@ -172,7 +172,8 @@ class _Run:
         raise failed(self.launch.folder, report.status, self.raised)
 
     def _stuck(self, what: str) -> LabError:
-        return standing(what, self.launch.folder, self.supervisor.pid, self.pids, self.told)
+        folder, ranks = self.launch.folder, self.launch.ranks
+        return standing(what, folder, ranks, self.supervisor.pid, self.pids, self.told)
 
 
 @contextmanager
