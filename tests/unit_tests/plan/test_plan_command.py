@@ -183,6 +183,24 @@ def test_what_would_turn_a_dimension_on_has_its_price(plan: Command) -> None:
     assert not tensor["on"] and "sequence_parallel=true" in tensor["remedy"]
 
 
+def test_a_layout_that_misses_by_little_is_planned_with_a_warning(plan: Command) -> None:
+    # Mixtral 8x7B over 4 stages and 8 expert-parallel ranks, close to what 80 GB hold.
+    config = ROOT / "tests/data/bridge_configs/custom_mixtral_8x7b_gptprovider.yaml"
+    told = document(plan, str(config), "--gpu", "h100", "--world-size", "64")
+    memory = told["memory_gb"]
+    assert memory["usable"] < memory["needed"] < 1.1 * memory["capacity"]
+    assert any("may not fit" in note for note in told["notes"])
+    roomy = document(plan, str(config), "--gpu", "h200", "--world-size", "64")
+    assert not any("may not fit" in note for note in roomy["notes"])
+
+
+def test_adapters_are_not_estimated_as_if_every_weight_were_trained(plan: Command) -> None:
+    config = ROOT / "tests/data/bridge_configs/llama3_8b_peft_config.yaml"
+    told = document(plan, str(config), "--gpu", "h100", "--world-size", "8")
+    assert told["estimate"] is None and "adapters" in told["not_estimated"]
+    assert "comm_overlap.bucket_size" not in told["settings"]
+
+
 class _Page(HTMLParser):
     """What a page refers to, and its tags."""
 
