@@ -23,6 +23,7 @@ from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.mixed_precision_recipes import DTYPE_FIELDS
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
+from overlapkit.lab import userbuffers
 from overlapkit.lab.corpus import VOCABULARY
 from overlapkit.lab.job import Variant
 from overlapkit.lab.layer_spec import own_layer_spec
@@ -169,6 +170,8 @@ def build(config: ConfigContainer, device: str) -> Built:
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
         model_parallel_cuda_manual_seed(1)
+        if model.tp_comm_overlap:
+            userbuffers.make(model, config.train.micro_batch_size or 1)
     stages = model.virtual_pipeline_model_parallel_size
     bare = [
         model.provide(vp_stage=stage if stages is not None else None)

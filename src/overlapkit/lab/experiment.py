@@ -236,7 +236,7 @@ def link_told(run: Plan, used: LinkUsed | None) -> dict[str, Any]:
         own = run.setting.gpus >= run.ranks
         return {
             "kind": "nccl" if own else "shared-gpu",
-            "shaped": own,
+            "shaped": True,
             "reason": f"{run.setting.gpus} GPUs for {run.ranks} ranks",
             "meaning": (
                 "each rank has a GPU of its own, and NCCL exchanges data over the links between "

@@ -44,8 +44,8 @@ class Setting:
         base: of the user's configuration what a scenario keeps under its own settings: sizes,
             precision, optimizer.
         user: the user's configuration, whole.
-        shaped: whether the link between ranks is a slow one, or that of GPUs of their own: whether
-            communication takes a time worth hiding.
+        shaped: whether the link between ranks is a slow one, or what connects GPUs: whether
+            communication takes a time that is worth hiding.
         te: whether Transformer Engine can be imported.
         compute_capability: of the GPU; None without.
         gpus: how many there are.
@@ -132,6 +132,24 @@ Per parameter a step computes 6 x 2,048 operations, 3e-11 s at 400 TFLOP/s, and 
 can be hidden.
 """
 
+SHARED_GPU_MODEL: Settings = {
+    "model": {
+        "num_layers": 8,
+        "hidden_size": 1024,
+        "num_attention_heads": 8,
+        "seq_length": 512,
+        "share_embeddings_and_output_weights": False,
+    },
+    "optimizer": {"optimizer": "adam", "lr": 1e-4, "clip_grad": 0.0},
+    "train": {"micro_batch_size": 64, "global_batch_size": 128},
+}
+"""0.1 billion parameters in fp32, 32,768 tokens on each rank: for ranks that share a GPU.
+
+Through gloo on the host a byte takes a hundred times as long as over NVLink, so there is a hundred
+times as much to compute: 6 x 32,768 operations a parameter, 8e-9 s at half of 50 TFLOP/s (fp32
+without tensor cores), against 8 bytes of gradients and weights, 4e-9 s at 2 GB/s.
+"""
+
 TINY: Settings = {
     "model": {
         "num_layers": 4,
@@ -175,13 +193,18 @@ def variant(
     name: str, setting: Setting, *layers: Mapping[str, Mapping[str, Any]], **more: Any
 ) -> Variant:
     """A variant of the user's base, or of the lab's model, with layers on top."""
-    model = GPU_MODEL if setting.device == "cuda" else MODEL
-    return Variant(name=name, settings=layered(model, setting.base, *layers), **more)
+    return Variant(name=name, settings=layered(_model(setting), setting.base, *layers), **more)
+
+
+def _model(setting: Setting) -> Settings:
+    if setting.device != "cuda":
+        return MODEL
+    return GPU_MODEL if setting.gpus >= (setting.ranks or 2) else SHARED_GPU_MODEL
 
 
 def one_microbatch(setting: Setting, ranks: int) -> Settings:
     """A global batch of one microbatch for each of as many data-parallel ranks."""
-    size = (GPU_MODEL if setting.device == "cuda" else MODEL)["train"]["micro_batch_size"]
+    size = _model(setting)["train"]["micro_batch_size"]
     return {"train": {"micro_batch_size": size, "global_batch_size": size * ranks}}
 
 

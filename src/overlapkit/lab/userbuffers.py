@@ -1,0 +1,46 @@
+"""Transformer Engine's userbuffers, which tensor-parallel overlap runs on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_made_for: list[object] = []
+
+
+def make(model: Any, micro_batch_size: int) -> None:
+    """Make the buffers that `model`'s layers look for; those of another shape are given up.
+
+    Args:
+        model: a configuration in effect, `tp_comm_overlap` on. Its process groups exist.
+        micro_batch_size: sequences of a microbatch, for the buffers' size.
+
+    Raises:
+        RuntimeError, ValueError, AssertionError: Transformer Engine's own.
+    """
+    import transformer_engine_torch
+    from transformer_engine.pytorch.module import base
+
+    tokens = model.seq_length * micro_batch_size // model.context_parallel_size
+    wanted = [
+        tokens,
+        model.hidden_size,
+        model.tensor_model_parallel_size,
+        model.tp_comm_overlap_cfg,
+    ]
+    if _made_for == wanted:
+        return
+    if _made_for:
+        base.destroy_ub()
+        _made_for.clear()
+    if not transformer_engine_torch.device_supports_multicast():
+        # Read by Transformer Engine's C++ as well: peers' memory by CUDA IPC instead.
+        os.environ["UB_SKIPMC"] = "1"
+    base.initialize_ub(
+        shape=wanted[:2],
+        tp_size=model.tensor_model_parallel_size,
+        use_fp8=False,
+        ub_cfgs=model.tp_comm_overlap_cfg,
+        bootstrap_backend="nccl",
+    )
+    _made_for.extend(wanted)
