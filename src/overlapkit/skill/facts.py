@@ -20,7 +20,6 @@ from overlapkit.config.schema import core_table
 from overlapkit.errors import InputError
 from overlapkit.explain.report import source_of
 from overlapkit.hardware import gpus
-from overlapkit.lab.scenarios import SCENARIOS
 
 
 def rule(rule_id: str) -> Rule:
@@ -92,6 +91,9 @@ def queues() -> list[dict[str, Any]]:
 
 def facts() -> dict[str, Any]:
     """Everything that a template can name."""
+    # Imported here: it brings numpy, which no other part of the skill needs.
+    from overlapkit.lab.scenarios import SCENARIOS
+
     return {
         "rule": rule,
         "rules_of": rules_of,
