@@ -50,7 +50,14 @@ def _files(pattern: str) -> list[str]:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what rendering reads and writes."""
-    for name in ("src", ".github/skills", "docs/training", "examples", "tests/data/traces"):
+    for name in (
+        "src",
+        ".github/skills",
+        "docs/training",
+        "docs/evidence",
+        "examples",
+        "tests/data/traces",
+    ):
         shutil.copytree(
             ROOT / name,
             tmp_path / name,
