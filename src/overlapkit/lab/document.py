@@ -113,7 +113,7 @@ def _variant(variant: Measured, first: Measured) -> dict[str, Any]:
         result |= {
             "step_ms": _ms(variant.step),
             "spread_ms": _ms(variant.spread),
-            "ratio": round(variant.step / first.step, 3),
+            "ratio": None if math.isnan(first.step) else round(variant.step / first.step, 3),
             "of_ideal": None if best is None else round(variant.step / best, 3),
             "steps_ms": [_ms(step) for step in variant.steps],
         }

@@ -11,6 +11,7 @@ from overlapkit.html.marks import WIDTH, Piece, stacked
 from overlapkit.lab.document import Told
 from overlapkit.lab.picture import picture
 from overlapkit.lab.shown import layout, ms, number, outcomes, processor, story
+from overlapkit.trace.render import setting
 from overlapkit.trace.text import all_printable
 
 PARTS = (
@@ -52,7 +53,14 @@ def lab_page(document: dict[str, Any], told: Sequence[Told]) -> str:
         [picture(one.seen.blocks[block.name].variants) for block in one.blocks] for one in told
     ]
     return (
-        environment("overlapkit.lab", ms=ms, number=number, layout=layout, processor=processor)
+        environment(
+            "overlapkit.lab",
+            ms=ms,
+            number=number,
+            layout=layout,
+            processor=processor,
+            setting=setting,
+        )
         .get_template("lab.html")
         .render(
             document=document | {"warnings": []},
@@ -76,7 +84,7 @@ def bars(block: dict[str, Any]) -> list[Bar]:
     timed = [variant for variant in block["variants"] if variant.get("step_ms") is not None]
     ends = [variant["step_ms"] + variant["spread_ms"] for variant in timed]
     ends += [variant["profile"]["step_ms"] for variant in timed if "profile" in variant]
-    longest = max(ends, default=0.0) or 1.0
+    longest = max(*ends, block["ideal_ms"] or 0.0) if ends else 1.0
 
     def x(value: float) -> float:
         return round(min(max(value, 0.0) / longest, 1.0) * WIDTH, 1)

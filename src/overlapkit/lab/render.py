@@ -143,20 +143,21 @@ def _timed(
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     steps = [variant["step_ms"] for variant in trained]
+    ideal = block["ideal_ms"]
+    scale = bar / max(*steps, ideal or 0.0)
     for place, variant in enumerate(trained):
         table.add_row(
             variant["name"],
             *(cells[place] for cells in columns.values()),
-            _bar(variant, bar / max(steps), glyphs),
+            _bar(variant, scale, glyphs),
             style="bold" if len(steps) > 1 and steps[place] == min(steps) else "",
         )
-    ideal = block["ideal_ms"]
     if ideal is not None:
         cells = {"step": ms(ideal), "ratio": f"{ideal / steps[0]:.2f} x"}
         table.add_row(
             "ideal",
             *(cells.get(name, "") for name in columns),
-            glyphs.line * (round(ideal * bar / max(steps)) - 1) + glyphs.end,
+            glyphs.line * (round(ideal * scale) - 1) + glyphs.end,
             style="dim",
         )
     return table
@@ -177,7 +178,10 @@ def _columns(trained: list[dict[str, Any]], glyphs: Glyphs) -> dict[str, list[st
     columns = {
         "step": [ms(variant["step_ms"]) for variant in trained],
         glyphs.spread: [ms(variant["spread_ms"]) for variant in trained],
-        "ratio": [f"{variant['ratio']:.2f} x" for variant in trained],
+        "ratio": [
+            "-" if ratio is None else f"{ratio:.2f} x"
+            for ratio in (variant["ratio"] for variant in trained)
+        ],
         "exposed": profiled("exposed_ms"),
         "hidden": profiled("hidden_ms"),
         "overlap": [
