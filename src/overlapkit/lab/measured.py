@@ -98,6 +98,12 @@ class Measured:
         return (high - low) / 2
 
     @property
+    def last_turn(self) -> list[float]:
+        """The counted steps right before the profiled ones, the slowest rank's."""
+        turns = [rank.turns[-1] for rank in self.ranks]
+        return [max(lengths) for lengths in zip(*turns, strict=True)]
+
+    @property
     def losses(self) -> dict[int, list[float | None]]:
         return {number: rank.losses for number, rank in enumerate(self.ranks) if rank.losses}
 

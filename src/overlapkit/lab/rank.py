@@ -130,9 +130,9 @@ class _Block:
             for turn in range(self.block.rounds):
                 for variant in self.block.variants:
                     self._turn(variant, turn)
-            for variant in self.block.variants:
-                if self.block.profiled:
-                    self._profile(variant)
+                    # Right after a turn of its own: what else the machine does hits both alike.
+                    if self.block.profiled and turn == self.block.rounds - 1:
+                        self._profile(variant)
             for variant in self.block.variants:
                 self._finish(variant)
         return BlockResult(
@@ -330,16 +330,17 @@ class _Block:
 
 
 def _unlimited(trainer: Any) -> tuple[float, float | None]:
-    """Seconds and sent bytes of a step, the slowest and the busiest rank's."""
+    """Median seconds and sent bytes of a step, the slowest and the busiest rank's."""
     trainer.enter()
     trainer.step()
-    steps = 3
-    start, before = time.perf_counter(), network.sent_bytes()
-    for _ in range(steps):
+    before = network.sent_bytes()
+    marks = [time.perf_counter()]
+    for _ in range(5):
         trainer.step()
-    seconds, after = (time.perf_counter() - start) / steps, network.sent_bytes()
-    sent = -1.0 if before is None or after is None else (after - before) / steps
-    worst = probe.over_ranks([seconds, sent])
+        marks.append(time.perf_counter())
+    lengths, after = np.diff(marks), network.sent_bytes()
+    sent = -1.0 if before is None or after is None else (after - before) / len(lengths)
+    worst = probe.over_ranks([float(np.median(lengths)), sent])
     return worst[0], worst[1] if worst[1] > 0 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from statistics import median
 
 from overlapkit.lab.job import Block
 from overlapkit.lab.measured import Measured, Seen
@@ -95,17 +96,21 @@ def hidden(variants: list[Measured], claim: str, dimension: str = "DP") -> Verdi
 
 
 def agree(off: Measured, on: Measured, claim: str) -> Verdict:
-    """Whether profile and clock tell the same change of the step, within what both vary by."""
+    """Whether profile and clock tell the same change of the step, within what both vary by.
+
+    The clock's steps are those right before the profiled ones.
+    """
     assert off.profile is not None
     assert on.profile is not None
-    clock = on.step - off.step
+    clock = median(on.last_turn) - median(off.last_turn)
     profile = on.profile.step - off.profile.step
     parts = {
         "exposed": on.profile.exposed - off.profile.exposed,
         "compute": on.profile.compute - off.profile.compute,
         "other": on.profile.other - off.profile.other,
     }
-    noise = off.spread + on.spread + off.profile.step_spread + on.profile.step_spread
+    noise = off.profile.step_spread + on.profile.step_spread
+    noise += sum((max(one.last_turn) - min(one.last_turn)) / 2 for one in (off, on))
     shown = ", ".join(f"{name} {seconds * 1e3:+.0f}" for name, seconds in parts.items())
     return Verdict(
         claim,
