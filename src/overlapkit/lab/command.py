@@ -105,6 +105,8 @@ def _slurm(request: Request, chosen: Sequence[Scenario]) -> int:
             f"--slurm: {options.nodes} nodes x {options.per_node} ranks are {options.ranks}; "
             f"{', '.join(experiment.scenarios)} takes {experiment.ranks}: give more of either"
         )
+    if not request.dry_run:
+        executor.need_sbatch()
     executor.prepare(experiment, folder)
     with ends_on_signals():
         outcome = executor.submit(experiment, folder, options, dry_run=request.dry_run)

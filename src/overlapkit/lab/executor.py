@@ -58,6 +58,19 @@ def prepare(run: Plan, folder: Path) -> None:
         raise InputError(f"--out {folder}: {error.strerror}; name a folder to write to") from None
 
 
+def need_sbatch() -> None:
+    """Slurm must be here before anything is written.
+
+    Raises:
+        InputError: it is not.
+    """
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "--executor slurm: sbatch is not on PATH; run this on a login node of the cluster, or "
+            "with --dry-run to have the job's script"
+        )
+
+
 def run_locally(run: Plan, folder: Path, on_event: Callable[[Any], None]) -> None:
     """Run the job through nemo_run's LocalExecutor and wait for its end.
 
@@ -85,13 +98,8 @@ def submit(run: Plan, folder: Path, options: SlurmOptions, *, dry_run: bool) -> 
     """Write the Slurm job's script, and submit it unless `dry_run`.
 
     Raises:
-        InputError: sbatch is not here, or refused the job.
+        LabError: the job was refused.
     """
-    if not dry_run and shutil.which("sbatch") is None:
-        raise InputError(
-            "--executor slurm: sbatch is not on PATH; run this on a login node of the cluster, or "
-            "with --dry-run to have the job's script"
-        )
     order = _order(
         run,
         folder,

@@ -134,7 +134,7 @@ can be hidden.
 
 SHARED_GPU_MODEL: Settings = {
     "model": {
-        "num_layers": 8,
+        "num_layers": 4,
         "hidden_size": 1024,
         "num_attention_heads": 8,
         "seq_length": 512,
@@ -143,7 +143,7 @@ SHARED_GPU_MODEL: Settings = {
     "optimizer": {"optimizer": "adam", "lr": 1e-4, "clip_grad": 0.0},
     "train": {"micro_batch_size": 64, "global_batch_size": 128},
 }
-"""0.1 billion parameters in fp32, 32,768 tokens on each rank: for ranks that share a GPU.
+"""51 million parameters in fp32, 32,768 tokens on each rank: for ranks that share a GPU.
 
 Through gloo on the host a byte takes a hundred times as long as over NVLink, so there is a hundred
 times as much to compute: 6 x 32,768 operations a parameter, 8e-9 s at half of 50 TFLOP/s (fp32
