@@ -85,9 +85,11 @@ def ideal(off: Measured) -> float | None:
     """Shortest step that overlap could make of a variant that hides nothing, in seconds.
 
     The longer of its compute alone and its communication alone: its step without the exposed
-    communication, and its communication. None without a profile.
+    communication, and its communication. None without a profile, and where the profiled
+    communication takes longer than the timed step: then the profile does not tell of those steps,
+    as happens where ranks share cores.
     """
-    if off.profile is None or math.isnan(off.step):
+    if off.profile is None or math.isnan(off.step) or off.profile.comm > off.step:
         return None
     return max(off.step - off.profile.exposed, off.profile.comm)
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,12 @@ def test_nothing_is_ideal_without_a_profile() -> None:
     refused = told.seen.variants("pp")["<by hand> & refused"]
     assert ideal(refused) is None
     assert math.isnan(refused.step)
+
+
+def test_a_profile_that_contradicts_the_clock_tells_no_ideal() -> None:
+    (told,) = lab_run.told()
+    off = told.seen.variants("dp")["off"]
+    assert off.profile is not None
+    assert ideal(off) is not None
+    longer = replace(off.profile, comm=1.01 * off.step, step=2 * off.step)
+    assert ideal(replace(off, profile=longer)) is None
