@@ -192,16 +192,20 @@ class TestWhole:
 
 
 class TestClaims:
-    def test_readme_shows_real_output(self) -> None:
+    @pytest.mark.parametrize("title", ["What to set", "What a profile shows"])
+    def test_readme_shows_real_output(self, title: str) -> None:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        section = readme.partition("## What a profile shows")[2].partition("\n## ")[0]
+        section = readme.partition(f"## {title}\n")[2].partition("\n## ")[0]
         commands = re.findall(r"^uv run --no-dev overlapkit (.+)$", section, re.MULTILINE)
         blocks = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
-        assert len(commands) == len(blocks) == 2
+        assert len(commands) == len(blocks) > 0
         for command, block in zip(commands, blocks, strict=True):
             words = [w for pattern in command.split() for w in (_files(pattern) or [pattern])]
             shown = {line.rstrip() for line in overlapkit(*words).stdout.splitlines()}
-            assert {line for line in block.splitlines() if line != "…"} <= shown
+            for line in block.splitlines():
+                # What ends in an ellipsis is cut.
+                start = line.removesuffix("…")
+                assert line in shown or (start != line and any(s.startswith(start) for s in shown))
 
     def test_the_enablement_snippet_grants_everything(self) -> None:
         snippet = re.search(r"```python\n(.*?)```", MAIN, re.DOTALL)

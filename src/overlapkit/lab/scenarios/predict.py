@@ -119,7 +119,10 @@ def machine_of(calibration: Calibration, ranks: int) -> Machine:
                 given("hop", calibration.small / 2 / (ranks - 1), "s", source),
             ),
         ),
-        communication_share=given("slowing of compute", calibration.slowed, "", source),
+        # Of the time that both take together, the share that compute loses.
+        communication_share=given(
+            "slowing of compute", calibration.slowed / (1 + calibration.slowed), "", source
+        ),
         kernel=given("kernel start", 0.0, "s", source),
         step_compute=given("compute of a step", calibration.compute, "s", source),
     )
