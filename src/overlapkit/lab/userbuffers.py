@@ -18,7 +18,6 @@ def make(model: Any, micro_batch_size: int) -> None:
     Raises:
         RuntimeError, ValueError, AssertionError: Transformer Engine's own.
     """
-    import transformer_engine_torch
     from transformer_engine.pytorch.module import base
 
     tokens = model.seq_length * micro_batch_size // model.context_parallel_size
@@ -33,7 +32,7 @@ def make(model: Any, micro_batch_size: int) -> None:
     if _made_for:
         base.destroy_ub()
         _made_for.clear()
-    if not transformer_engine_torch.device_supports_multicast():
+    if not base.tex.device_supports_multicast():
         # Read by Transformer Engine's C++ as well: peers' memory by CUDA IPC instead.
         os.environ["UB_SKIPMC"] = "1"
     base.initialize_ub(
