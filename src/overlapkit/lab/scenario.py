@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from overlapkit.lab.corpus import VOCABULARY
@@ -208,6 +209,47 @@ def one_microbatch(setting: Setting, ranks: int) -> Settings:
     return {"train": {"micro_batch_size": size, "global_batch_size": size * ranks}}
 
 
+BUSY = 0.2
+"""Spread of a variant's steps over their median, beyond which the machine is doing other things."""
+
+
+def timed(claim: str, holds: bool, evidence: str, variants: Iterable[Measured]) -> Verdict:
+    """A verdict on a claim about time: a machine that is busy otherwise can confirm it only."""
+    if holds:
+        return Verdict(claim, CONFIRMED, evidence)
+    busy = [
+        f"{one.name} by {one.spread / one.step:.0%}"
+        for one in variants
+        if one.spread > BUSY * one.step
+    ]
+    if busy:
+        why = f"the machine is busy: half of the steps vary beyond that, {', '.join(busy)}; "
+        return Verdict(claim, NOT_TESTABLE, why + evidence)
+    return Verdict(claim, NOT_CONFIRMED, evidence)
+
+
+def exposes_less(variants: Sequence[Measured], claim: str, dimension: str | None = None) -> Verdict:
+    """Whether the last variant exposes less communication than the first, and none more on the way.
+
+    Args:
+        variants: in the order in which exposed communication is to fall.
+        claim: what is claimed.
+        dimension: only this one's communication; None for all.
+    """
+    profiles = [one.profile for one in variants if one.profile is not None]
+    exposed = [
+        p.exposed if dimension is None else p.by_dimension.get(dimension, (0.0, 0.0))[1]
+        for p in profiles
+    ]
+    rises = any(
+        later.step_spread + before.step_spread < b - a
+        for (before, later), (a, b) in zip(pairwise(profiles), pairwise(exposed), strict=True)
+    )
+    shown = " -> ".join(f"{seconds * 1e3:.0f}" for seconds in exposed)
+    evidence = f"{shown} ms a step exposed ({', '.join(one.name for one in variants)})"
+    return timed(claim, exposed[-1] < exposed[0] and not rises, evidence, variants)
+
+
 def shorter(off: Measured, on: Measured, claim: str) -> Verdict:
     """Whether a variant's step is shorter than another's beyond what both vary by."""
     gain = off.step - on.step
@@ -216,7 +258,7 @@ def shorter(off: Measured, on: Measured, claim: str) -> Verdict:
         f"median step {off.step * 1e3:.0f} -> {on.step * 1e3:.0f} ms, "
         f"{on.step / off.step:.2f} x; both vary by {noise * 1e3:.0f} ms"
     )
-    return Verdict(claim, CONFIRMED if gain > noise else NOT_CONFIRMED, evidence)
+    return timed(claim, gain > noise, evidence, (off, on))
 
 
 def identical(variants: list[Measured], claim: str) -> Verdict:

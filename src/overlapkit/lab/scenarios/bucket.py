@@ -17,6 +17,7 @@ from overlapkit.lab.scenario import (
     identical,
     layered,
     one_microbatch,
+    timed,
     variant,
 )
 
@@ -106,11 +107,12 @@ def _auto(variants: dict[str, Measured]) -> Verdict:
     best = min(variants.values(), key=lambda one: one.step)
     ratio = auto.step / best.step
     buckets = sum(len(chunk) for chunk in auto.ranks[0].buckets)
-    return Verdict(
+    return timed(
         AUTO,
-        CONFIRMED if ratio <= WITHIN else NOT_CONFIRMED,
+        ratio <= WITHIN,
         f"auto makes {buckets} buckets and {auto.step * 1e3:.0f} ms a step; the best, {best.name}, "
         f"{best.step * 1e3:.0f} ms: {ratio:.2f} x",
+        (auto, best),
     )
 
 

@@ -12,6 +12,7 @@ from overlapkit.lab.scenario import (
     Scenario,
     Setting,
     Verdict,
+    exposes_less,
     identical,
     variant,
 )
@@ -70,12 +71,7 @@ def _exposed(off: Measured, on: Measured, setting: Setting) -> Verdict:
         return Verdict(EXPOSED, NOT_TESTABLE, "nothing was profiled")
     if not setting.shaped:
         return Verdict(EXPOSED, NOT_TESTABLE, "the link between the ranks is memory")
-    return Verdict(
-        EXPOSED,
-        CONFIRMED if on.profile.exposed < off.profile.exposed else NOT_CONFIRMED,
-        f"{off.profile.exposed * 1e3:.0f} -> {on.profile.exposed * 1e3:.0f} ms a step exposed; "
-        f"step {off.step * 1e3:.0f} -> {on.step * 1e3:.0f} ms, {on.step / off.step:.2f} x",
-    )
+    return exposes_less([off, on], EXPOSED)
 
 
 SCENARIO = Scenario(

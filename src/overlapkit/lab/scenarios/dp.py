@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from statistics import median
 
 from overlapkit.lab.job import Block
 from overlapkit.lab.measured import Measured, Seen
 from overlapkit.lab.scenario import (
-    CONFIRMED,
     DISTRIBUTED_OPTIMIZER,
     NO_OVERLAP,
-    NOT_CONFIRMED,
     NOT_TESTABLE,
     Scenario,
     Setting,
     Settings,
     Verdict,
+    exposes_less,
     identical,
     layered,
     one_microbatch,
     shorter,
+    timed,
     variant,
 )
 
@@ -74,25 +73,10 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
     off, _, both = variants
     same = identical(variants, SAME)
     if setting.shaped:
-        hides = hidden(variants, EXPOSED)
+        hides = exposes_less(variants, EXPOSED, "DP")
         return [shorter(off, both, SHORTER), agree(off, both, AGREE), hides, same]
     unshaped = "the link between the ranks is memory, too fast to be worth hiding"
     return [*(Verdict(claim, NOT_TESTABLE, unshaped) for claim in (SHORTER, EXPOSED)), same]
-
-
-def hidden(variants: list[Measured], claim: str, dimension: str = "DP") -> Verdict:
-    """Whether each variant exposes less of a dimension's communication than the one before."""
-    exposed = []
-    for one in variants:
-        assert one.profile is not None
-        exposed.append(one.profile.by_dimension.get(dimension, (0.0, 0.0))[1])
-    falls = all(later < earlier for earlier, later in pairwise(exposed))
-    shown = " -> ".join(f"{seconds * 1e3:.0f}" for seconds in exposed)
-    return Verdict(
-        claim,
-        CONFIRMED if falls else NOT_CONFIRMED,
-        f"{shown} ms a step exposed ({', '.join(one.name for one in variants)})",
-    )
 
 
 def agree(off: Measured, on: Measured, claim: str) -> Verdict:
@@ -112,12 +96,13 @@ def agree(off: Measured, on: Measured, claim: str) -> Verdict:
     noise = off.profile.step_spread + on.profile.step_spread
     noise += sum((max(one.last_turn) - min(one.last_turn)) / 2 for one in (off, on))
     shown = ", ".join(f"{name} {seconds * 1e3:+.0f}" for name, seconds in parts.items())
-    return Verdict(
-        claim,
-        CONFIRMED if abs(clock - profile) <= noise else NOT_CONFIRMED,
+    evidence = (
         f"clock {clock * 1e3:+.0f} ms, profile {profile * 1e3:+.0f} ms ({shown}); "
-        f"they vary by {noise * 1e3:.0f} ms",
+        f"they vary by {noise * 1e3:.0f} ms"
     )
+    if noise >= abs(clock):
+        return Verdict(claim, NOT_TESTABLE, f"the change is within what both vary by: {evidence}")
+    return timed(claim, abs(clock - profile) <= noise, evidence, (off, on))
 
 
 SCENARIO = Scenario(

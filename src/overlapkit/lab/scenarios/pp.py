@@ -14,6 +14,7 @@ from overlapkit.lab.scenario import (
     Setting,
     Settings,
     Verdict,
+    exposes_less,
     layered,
     variant,
 )
@@ -130,19 +131,7 @@ def _same(seen: Seen) -> Verdict:
 def _exposed(batched: Measured, overlapped: Measured, setting: Setting) -> Verdict:
     if not setting.shaped:
         return Verdict(EXPOSED, NOT_TESTABLE, "the link is memory: p2p takes next to no time")
-    assert batched.profile is not None
-    assert overlapped.profile is not None
-    before, after = (
-        each.profile.by_dimension.get("PP", (0.0, 0.0))[1]
-        for each in (batched, overlapped)
-        if each.profile
-    )
-    return Verdict(
-        EXPOSED,
-        CONFIRMED if after < before else NOT_CONFIRMED,
-        f"at VPP=2, {before * 1e3:.0f} ms exposed batched, {after * 1e3:.0f} ms overlapped; step "
-        f"{batched.step * 1e3:.0f} and {overlapped.step * 1e3:.0f} ms",
-    )
+    return exposes_less([batched, overlapped], EXPOSED, "PP")
 
 
 def _hazard(seen: Seen, by_hand: Measured) -> list[Verdict]:
