@@ -70,7 +70,8 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
             rounds=rounds,
             steps=steps,
             link_of="vpp1",
-            link_ratio=0.3,
+            # Slower, and the messages that interleaving adds would outweigh its shorter bubble.
+            link_ratio=0.15,
         ),
         Block(
             name="pp-numbers",
