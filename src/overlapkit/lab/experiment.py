@@ -138,9 +138,10 @@ def _layout(block: Block) -> Layout:
 
 
 def _environment(layout: Layout, ranks: int, setting: Setting) -> dict[str, str]:
-    """What overlap needs on GPUs; on CPUs nothing reads any of it."""
+    """What overlap needs on GPUs; on CPUs nothing reads any of that."""
     if setting.device != "cuda":
-        return {}
+        # Nothing is compiled there, and importing the compiler takes a quarter of a rank's start.
+        return {"TORCHDYNAMO_DISABLE": "1"}
     settings = LaunchSettings(
         gpu_sm100_or_newer=blackwell(setting),
         tp_size=layout.tp,
