@@ -80,8 +80,8 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
         InputError: the machine has no rate for the workload's precision.
     """
     layout = workload.layout
-    layers = [layer_time(work, machine, overlap, layout.cp) for work in workload.layers]
-    vocabulary = layer_time(workload.vocabulary, machine, overlap, layout.cp)
+    layers = [layer_time(work, machine, overlap) for work in workload.layers]
+    vocabulary = layer_time(workload.vocabulary, machine, overlap)
     held = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
     times = [_stage_time(stage, parts) for stage, parts in enumerate(held)]
     slowest = max(range(layout.pp), key=lambda stage: times[stage].value)

@@ -67,10 +67,10 @@ class LayerTime:
         return (self.forward.all + self.backward.all).called("time of a layer, both ways", "s")
 
 
-def layer_time(work: LayerWork, machine: Machine, overlap: Overlap, cp: int) -> LayerTime:
-    """The time of a layer whose kind is `work`; `cp` ranks share its attention."""
-    forward = _phase(work, machine, overlap, "forward", cp, None)
-    return LayerTime(forward, _phase(work, machine, overlap, "backward", cp, forward))
+def layer_time(work: LayerWork, machine: Machine, overlap: Overlap) -> LayerTime:
+    """The time of a layer whose kind is `work`."""
+    forward = _phase(work, machine, overlap, "forward", None)
+    return LayerTime(forward, _phase(work, machine, overlap, "backward", forward))
 
 
 def _phase(
@@ -78,7 +78,6 @@ def _phase(
     machine: Machine,
     overlap: Overlap,
     phase: str,
-    cp: int,
     forward: PhaseTime | None,
 ) -> PhaseTime:
     each = {
@@ -126,7 +125,7 @@ def _phase(
         if dimension == "TP":
             exposed = [_beside(one, time, each, overlap.tp) for one, time in timed]
         elif dimension == "CP":
-            exposed = [_ring(one, time, attention, cp, overlap.cp) for one, time in timed]
+            exposed = [_ring(one, time, attention, overlap.cp) for one, time in timed]
         else:
             exposed = _under_a_microbatch(timed, compute, overlap.ep)
         times = (_counted(time, one.count) for one, time in timed)
@@ -176,13 +175,13 @@ def _beside(one: Collective, time: Figure, gemms: dict[str, Figure], on: bool) -
     return largest(time / given("chunks", one.ranks, "", "one for each TP rank"), time - beside)
 
 
-def _ring(one: Collective, time: Figure, attention: Figure, cp: int, on: bool) -> Figure:
+def _ring(one: Collective, time: Figure, attention: Figure, on: bool) -> Figure:
     """What is left of a ring exchange, each of whose steps hides under one step of attention."""
     if one.kind != "send" or not on:
         return _counted(time, one.count)
-    step = (attention / given("CP", cp, "ranks", "model.context_parallel_size")).called(
-        "attention of a ring step", "s"
-    )
+    # All of CP, but for a2a+p2p, whose all-to-all has gathered the sequence of its ranks before.
+    steps = given("steps of the ring", one.ranks, "", "model.cp_comm_type, CP")
+    step = (attention / steps).called("attention of a ring step", "s")
     return one.count * largest(time - step, 0)
 
 

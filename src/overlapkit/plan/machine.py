@@ -247,6 +247,16 @@ def filled(machine: Machine, m: int, n: int, batch: int, k: int) -> float:
     return min(best, 1.0)
 
 
+def slowest_link(machine: Machine, ranks: int, stride: int) -> Link:
+    """The link that a message between neighbours of a group takes, the farthest apart of them.
+
+    Where the group reaches over several domains some neighbours are in different ones, and all wait
+    for these: each message has one sender, so one adapter.
+    """
+    reaches_out = (ranks - 1) * stride + 1 > machine.nvlink_domain
+    return machine.links[-1 if reaches_out else 0]
+
+
 def link_between(machine: Machine, ranks: int, stride: int) -> tuple[Figure, Figure, int]:
     """How a group of `ranks`, `stride` apart, is connected.
 

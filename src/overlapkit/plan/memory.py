@@ -88,12 +88,11 @@ def _weights(run: Run, workload: Workload, stage: int) -> Figure:
         cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
         weights = weights + cached * both * low.operand_bytes
     if workload.exchange.per_layer:
-        replicas = given("shards", workload.layout.replicas, "", "DP x CP")
         # The layer at work and the one gathered for it ahead are whole.
         layer = given(
             "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
         )
-        weights = weights / replicas + 2 * layer * size
+        weights = weights * _share(workload, stage) + 2 * layer * size
     return weights.called("weights", "B")
 
 
@@ -113,9 +112,15 @@ def _gradients(workload: Workload, stage: int) -> Figure:
         layer = given(
             "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
         )
-        shards = given("shards", workload.layout.replicas, "", "DP x CP")
-        gradients = gradients / shards + 2 * layer * size
+        gradients = gradients * _share(workload, stage) + 2 * layer * size
     return gradients.called("gradients", "B")
+
+
+def _share(workload: Workload, stage: int) -> Figure:
+    """The share of a stage's parameters that one rank keeps; of experts fewer ranks have copies."""
+    held = workload.parameters[stage].all
+    whole = given("parameters per rank", held.all, "", COUNTED)
+    return (optimizer_shard(workload, held) / whole).called("share kept by a rank")
 
 
 def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:

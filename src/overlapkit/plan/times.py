@@ -5,7 +5,7 @@ from __future__ import annotations
 from overlapkit.plan.collectives import Collective
 from overlapkit.plan.figure import Figure, given, largest
 from overlapkit.plan.gemms import Gemm
-from overlapkit.plan.machine import Machine, filled, link_between
+from overlapkit.plan.machine import Machine, filled, link_between, slowest_link
 
 
 def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
@@ -46,8 +46,8 @@ def collective_time(one: Collective, machine: Machine) -> Figure:
     sent = wire_bytes(one)
     name = f"{one.name} {one.kind} time"
     if one.kind == "send":
-        bandwidth, latency, _ = link_between(machine, 2, one.stride)
-        return (sent / bandwidth + latency / 1).called(name, "s")
+        link = slowest_link(machine, one.ranks, one.stride)
+        return (sent / link.bandwidth + link.hop).called(name, "s")
     bandwidth, latency, near = link_between(machine, one.ranks, one.stride)
     if one.kind != "all-to-all":
         rounds = 2 if one.kind == "all-reduce" else 1

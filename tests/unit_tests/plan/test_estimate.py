@@ -118,6 +118,25 @@ def test_a_ring_hides_as_long_as_attention_takes() -> None:
     assert step.parts["CP exposed"].value == pytest.approx(16 * 8 * exposed)
 
 
+def test_a_hierarchical_ring_has_fewer_and_longer_steps() -> None:
+    sizes = {"cp_comm_type": "a2a+p2p", "hierarchical_context_parallel_sizes": [2, 2]}
+    work = work_of(4, cp=4, **sizes)
+    attention = work.layers[0].attention
+    assert attention is not None
+    # Both ways take less than half of attention, under one of two steps, but more than a quarter.
+    message = 64 * 2 * 256 * 2
+    rate = 3 * message * 2 / attention.backward.value * 1e12
+    links = (Link("link", 2**31, given("link", rate, "B/s"), given("hop", 0, "s")),)
+    machine = plain_machine(links=links)
+    exchanged = sum(
+        collective_time(one, machine).value
+        for one in work.layers[0].collectives
+        if one.kind == "all-to-all"
+    )
+    step = estimate(work, machine, NO_OVERLAP)
+    assert step.parts["CP exposed"].value == pytest.approx(16 * 8 * exchanged)
+
+
 def test_hidden_communication_slows_compute_by_its_share() -> None:
     fast = (Link("link", 2**31, given("link", 1e13, "B/s"), given("hop", 0, "s")),)
     work = work_of(4)
@@ -352,6 +371,17 @@ def test_a_group_uses_the_adapters_of_its_members(
     found, latency, _ = link_between(two_levels(), ranks, stride)
     assert found.value == bandwidth
     assert latency.value == pytest.approx(hops)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stride", "bandwidth"),
+    [(2, 4, 400e9), (8, 1, 400e9), (2, 8, 50e9), (4, 4, 50e9), (16, 1, 50e9)],
+)
+def test_a_ring_waits_for_its_neighbours_in_other_domains(
+    ranks: int, stride: int, bandwidth: float
+) -> None:
+    one = Collective("CP", "x", "send", given("x", 1e12, "B"), ranks, stride, "forward")
+    assert collective_time(one, two_levels()).value == pytest.approx(1e12 / bandwidth, rel=1e-4)
 
 
 def test_an_all_to_all_is_bound_by_each_ranks_own_adapter() -> None:

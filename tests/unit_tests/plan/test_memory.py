@@ -55,6 +55,19 @@ def test_fsdp_shares_out_weights_and_gradients() -> None:
     assert found.gradients.value == 4 * parameters / 4 + 2 * 4 * layer
 
 
+def test_fsdp_shares_experts_out_over_the_ranks_that_have_copies_of_them() -> None:
+    sharded = {"use_megatron_fsdp": True, "data_parallel_sharding_strategy": "optim_grads_params"}
+    experts = {"num_moe_experts": 8, "moe_ffn_hidden_size": 256, "moe_grouped_gemm": True}
+    found, work = held(8, ep=4, ddp=sharded, **experts)
+    stage = work.parameters[0]
+    assert stage.all.expert
+    shard = stage.all.dense / 8 + stage.all.expert / 2
+    layer = 2 * stage.largest_layer.all
+    assert found.weights.value == pytest.approx(2 * (shard + layer))
+    assert found.gradients.value == pytest.approx(4 * (shard + layer))
+    assert found.optimizer.value == pytest.approx(12 * shard)
+
+
 def test_sequence_parallelism_shares_out_all_activations() -> None:
     with_it, _ = held(4, tp=4)
     without, _ = held(4, tp=4, sequence_parallel=False, comm_overlap={"tp_comm_overlap": False})
