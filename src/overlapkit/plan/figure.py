@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Union
+
+import msgspec
 
 Operand = Union["Figure", int, float]
 
@@ -25,9 +26,10 @@ _SUM, _PRODUCT, _ATOM = range(3)
 """How tightly a formula binds: what is looser than its place needs brackets."""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(msgspec.Struct, frozen=True, gc=False):
     """A value with its derivation.
+
+    A sweep makes a million of them, which a Struct does in half the time of a dataclass.
 
     Attributes:
         value: in `unit`.
@@ -52,7 +54,7 @@ class Figure:
         unit = self.unit if unit is None else unit
         if self.name:
             return Figure(self.value, unit, name, self.name, (self,), source)
-        return replace(self, name=name, unit=unit, source=source)
+        return Figure(self.value, unit, name, self.formula, self.inputs, source, self.binding)
 
     def __add__(self, other: Operand) -> Figure:
         return _operation(self, other, "+", self.value + _value(other), _SUM)

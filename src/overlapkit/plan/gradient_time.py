@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,9 @@ def exchange_time(
         return None
     if exchange.per_layer:
         return _layer_by_layer(workload, machine, overlap, forward, backward)
-    stages = range(workload.layout.pp)
+    # Of stages that hold the same, the first has the least time to spare.
+    first_of = {tuple(map(id, row)): n for n, row in reversed(list(enumerate(exchange.chunks)))}
+    stages = sorted(first_of.values())
     sides = []
     for name, pick, on, chunk in (
         ("gradients", _gradients, overlap.dp_gradients, backward),
@@ -80,17 +83,20 @@ def _side(
     it, and nobody waits for it in the meantime.
     """
     chunks = workload.exchange.chunks[stage]
-    times = [
-        total(collective_time(one, machine) for one in pick(held)).called(
+    alike = Counter(id(held) for held in chunks)
+    times = {
+        id(held): total(collective_time(one, machine) for one in pick(held)).called(
             f"{name} of chunk {number} of stage {stage}", "s"
         )
-        for number, held in enumerate(chunks)
-    ]
-    whole = total(times).called(f"{name} exchange", "s")
+        for number, held in reversed(list(enumerate(chunks)))
+    }
+    whole = total(_times(count, times[key]) for key, count in alike.items()).called(
+        f"{name} exchange", "s"
+    )
     if not on:
         return ExchangeTime(whole, whole.called(f"{name} exposed", "s"))
     alone = given("share in the last bucket", chunks[0].alone, "", "ddp.bucket_size")
-    last = (times[0] * alone).called(f"{name} of the last bucket", "s")
+    last = (times[id(chunks[0])] * alone).called(f"{name} of the last bucket", "s")
     window = chunk * (1 - alone)
     if len(chunks) > 1:
         others = given("later chunks x PP", (len(chunks) - 1) * workload.layout.pp, "", SCHEDULE)
@@ -101,6 +107,10 @@ def _side(
     )
     exposed = largest(largest(last, whole - window) - slack, 0)
     return ExchangeTime(whole, smallest(exposed, whole).called(f"{name} exposed", "s"))
+
+
+def _times(count: int, time: Figure) -> Figure:
+    return time if count == 1 else given("chunks alike", count, "", SCHEDULE) * time
 
 
 def _layer_by_layer(

@@ -35,7 +35,8 @@ class GradientExchange:
     """The exchange of all stages.
 
     Attributes:
-        chunks: as ``[pp_rank][vp_stage]``; per step, or with `per_layer` per microbatch.
+        chunks: as ``[pp_rank][vp_stage]``, equal ones being one object; per step, or with
+            `per_layer` per microbatch.
         per_layer: FSDP: parameters are gathered layer by layer for the forward and again for the
             backward of every microbatch, and gradients reduce-scattered layer by layer.
         gradient_bytes: of a gradient element as reduced.
@@ -57,13 +58,18 @@ def gradient_exchange(
     gradient = 4.0 if getattr(run.ddp, "grad_reduce_in_fp32", False) else size
     sharded = layout.sharding == "parameters"
     alone = {} if sharded else _alone(run, layout)
+    alike: dict[tuple[Parameters, float], ChunkExchange] = {}
+
+    def exchanged(held: Parameters, last: float) -> ChunkExchange:
+        if (held, last) not in alike:
+            alike[held, last] = ChunkExchange(
+                _gradients(layout, held, gradient), _parameters(run.ddp, layout, held, size), last
+            )
+        return alike[held, last]
+
     chunks = tuple(
         tuple(
-            ChunkExchange(
-                _gradients(layout, held, gradient),
-                _parameters(run.ddp, layout, held, size),
-                alone.get((stage, chunk), 1.0),
-            )
+            exchanged(held, alone.get((stage, chunk), 1.0))
             for chunk, held in enumerate(of_stage.chunks)
         )
         for stage, of_stage in enumerate(parameters)

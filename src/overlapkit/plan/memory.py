@@ -59,7 +59,13 @@ def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
         InputError: an optimizer dtype that is not known.
     """
     usable = (machine.memory * (1 - MARGIN)).called("usable memory", "B")
-    found = [_of_stage(run, workload, machine, usable, n) for n in range(workload.layout.pp)]
+    # Of stages that hold the same, the first has most microbatches in flight.
+    last = workload.layout.pp - 1
+    first_of: dict[Any, int] = {}
+    for stage, held in enumerate(workload.parameters):
+        layers = tuple(sorted(workload.stages[stage].items()))
+        first_of.setdefault((held, layers, stage == 0, stage == last), stage)
+    found = [_of_stage(run, workload, machine, usable, stage) for stage in first_of.values()]
     return max(found, key=lambda one: one.needed.value)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.models.model_shape import ModelShape
-from megatron.bridge.models.parameter_count import ParameterTensor, chunk_blocks
+from megatron.bridge.models.parameter_count import Block, ParameterTensor, chunk_blocks
 from overlapkit.plan.layout import Layout
 
 
@@ -51,26 +51,36 @@ class StageParameters:
 
 def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[StageParameters]:
     """The parameters of every pipeline stage."""
-    counted: dict[int, Parameters] = {}
-    # Equal layers of a chunk share their tensors; kept alive here, so that no id comes twice.
-    kept = []
+    alike: dict[Any, tuple[Parameters, Parameters]] = {}
     stages = []
     for stage in range(layout.pp):
-        chunks, largest = [], Parameters()
+        chunks = []
         for chunk in range(layout.vp):
-            held = Parameters()
-            blocks = chunk_blocks(shape, model, stage, chunk)
-            kept.append(blocks)
-            for prefix, tensors in blocks:
-                if id(tensors) not in counted:
-                    counted[id(tensors)] = _count(tensors)
-                each = counted[id(tensors)]
-                held += each
-                if prefix.startswith("decoder.layers.") and each.all > largest.all:
-                    largest = each
-            chunks.append(held)
-        stages.append(StageParameters(tuple(chunks), largest))
+            ends = stage + chunk == 0, (stage, chunk) == (layout.pp - 1, layout.vp - 1)
+            layers = layout.chunk_layers[chunk][stage]
+            kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
+            key = kinds, ends
+            if key not in alike:
+                alike[key] = _of_chunk(chunk_blocks(shape, model, stage, chunk))
+            chunks.append(alike[key])
+        largest = max((layer for _, layer in chunks), key=lambda layer: layer.all)
+        stages.append(StageParameters(tuple(held for held, _ in chunks), largest))
     return stages
+
+
+def _of_chunk(blocks: Sequence[Block]) -> tuple[Parameters, Parameters]:
+    """Those of a chunk, and of its largest layer."""
+    counted: dict[int, Parameters] = {}
+    held = largest = Parameters()
+    for prefix, tensors in blocks:
+        # Equal layers share their tensors.
+        if id(tensors) not in counted:
+            counted[id(tensors)] = _count(tensors)
+        each = counted[id(tensors)]
+        held += each
+        if prefix.startswith("decoder.layers.") and each.all > largest.all:
+            largest = each
+    return held, largest
 
 
 def _count(tensors: Iterable[ParameterTensor]) -> Parameters:
