@@ -46,8 +46,8 @@ EFFECTIVE_KNOBS = (
 """What `effective` holds: every knob that decides about overlap, as the run will have it."""
 
 
-def knob_value(run: Run, knob: str) -> Any:
-    """A knob's value on a run, by its dotted name; None where the run has none."""
+def knob_value(run: Any, knob: str) -> Any:
+    """A knob's value by its dotted name, on a run or a ConfigContainer; None where it has none."""
     section, _, name = knob.partition(".")
     return getattr(getattr(run, section), name, None)
 

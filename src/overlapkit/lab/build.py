@@ -178,8 +178,6 @@ def build(config: ConfigContainer, device: str) -> Built:
         for stage in range(stages or 1)
     ]
     late_gather = bool(getattr(config.optimizer, "overlap_param_gather_with_optimizer_step", False))
-    if late_gather:
-        ddp.align_param_gather = True
     chunks = []
     for stage, chunk in enumerate(bare):
         chunk.to(device)

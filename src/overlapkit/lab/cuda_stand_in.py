@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class _NoStream:
-    """A stream on which nothing ever waits."""
+    """A stream, or an event on it, for which nothing ever waits."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+    def __getattr__(self, name: str) -> Callable[..., _NoStream]:
+        return lambda *args, **kwargs: self
 
     def __enter__(self) -> _NoStream:
         return self
@@ -60,7 +60,10 @@ class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
 def stand_in_for_cuda() -> None:
     """Install the stand-in; call it once, before anything of Megatron-Core is built."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+    from megatron.core.transformer.moe import moe_utils
 
+    # Without Transformer Engine the router of experts asks for a name that was not imported.
+    vars(moe_utils).setdefault("te_general_gemm", None)
     stream = _NoStream()
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: stream

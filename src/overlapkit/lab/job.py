@@ -21,6 +21,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         weights: keep the final weights, whole, to compare them between layouts.
         gradients: keep the first step's gradients as well; they are whole only without
             data parallelism.
+        collectives: make one step more at the end, and count what it communicates.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     force: dict[str, Any] = {}
     weights: bool = False
     gradients: bool = False
+    collectives: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +106,7 @@ class VariantResult(msgspec.Struct, kw_only=True):
         digest: of this rank's final weights.
         wire_bytes: bytes that this rank's link sent per step, in the counted steps; None where the
             link is not the rank's own.
+        collectives: operator of torch.distributed to calls and bytes in a step, where counted.
         persistent_bytes: weights, gradient buffers and optimizer state.
         transient_bytes: growth of the resident memory while stepping.
         trace: the profile's file name in the work folder.
@@ -121,6 +124,7 @@ class VariantResult(msgspec.Struct, kw_only=True):
     losses: list[float | None] = []
     digest: str = ""
     wire_bytes: float | None = None
+    collectives: dict[str, tuple[int, int]] = {}
     persistent_bytes: int = 0
     transient_bytes: int = 0
     trace: str | None = None

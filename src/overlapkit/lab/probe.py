@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
 _TIMES = 3
-_WIDTH = 256
 
 
 def over_ranks(values: Sequence[float]) -> list[float]:
@@ -39,34 +38,31 @@ def pair_seconds(payload: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def slowed(payload: int, at_most: float) -> float:
-    """By how much more time a matrix product takes while a reduction runs beside it, as a share.
+def slowed(payload: int, compute: Callable[[], None]) -> float:
+    """By how much longer `compute` takes while reductions run beside it, as a share.
 
     Args:
-        payload: of the reduction, in bytes.
-        at_most: seconds of multiplying that are enough.
+        payload: of each reduction, in bytes; as many are started as it takes.
+        compute: takes a fraction of a second and communicates nothing itself.
     """
     whole, part = _buffers(payload)
-    a, b = torch.randn(2 * _WIDTH, _WIDTH), torch.randn(_WIDTH, _WIDTH)
-
-    def products(seconds: float, work: dist.Work | None) -> float:
-        """Seconds of one product, over as many as fit; stops when `work` is over."""
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds and not (work and work.is_completed()):
-            torch.mm(a, b)
-            count += 1
-        return (time.perf_counter() - start) / max(count, 1)
-
-    products(at_most / 4, None)
     shares = []
-    for _ in range(_TIMES):
+    for attempt in range(1 + _TIMES):
         dist.barrier()
-        alone = products(at_most / 2, None)
+        start = time.perf_counter()
+        compute()
+        alone = time.perf_counter() - start
         dist.barrier()
-        work = dist.reduce_scatter_tensor(part, whole, async_op=True)
-        beside = products(10 * at_most, work)
-        work.wait()
-        shares.append(max(0.0, beside / alone - 1.0))
+        # One after the other over one link: enough to outlast the compute on every rank.
+        count = 1 + int(over_ranks([2 * alone])[0] / pair_seconds(payload))
+        works = [dist.reduce_scatter_tensor(part, whole, async_op=True) for _ in range(count)]
+        start = time.perf_counter()
+        compute()
+        beside = time.perf_counter() - start
+        for work in works:
+            work.wait()
+        if attempt:
+            shares.append(max(0.0, beside / alone - 1.0))
     return over_ranks([statistics.median(shares)])[0]
 
 

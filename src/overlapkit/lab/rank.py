@@ -28,6 +28,8 @@ import torch
 import torch.distributed as dist
 
 from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.runtime_update import hold_against_request
+from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value
 from overlapkit.errors import InputError
 from overlapkit.lab import corpus, probe
 from overlapkit.lab.events import emit
@@ -46,25 +48,6 @@ from overlapkit.lab.job import (
 )
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "overlapkit", "numpy")
-_KNOBS = {
-    "model": (
-        "tp_comm_overlap",
-        "overlap_p2p_comm",
-        "batch_p2p_comm",
-        "defer_embedding_wgrad_compute",
-        "overlap_moe_expert_parallel_comm",
-        "delay_wgrad_compute",
-        "sequence_parallel",
-    ),
-    "ddp": (
-        "use_distributed_optimizer",
-        "overlap_grad_reduce",
-        "overlap_param_gather",
-        "align_param_gather",
-        "bucket_size",
-        "grad_reduce_in_fp32",
-    ),
-}
 
 
 def run(folder: Path) -> None:
@@ -180,12 +163,14 @@ class _Block:
             "vpp": model.virtual_pipeline_model_parallel_size or 1,
             "dp": config.data_parallel_size or 1,
         }
-        result.decisions = [_record(decision) for decision in config.decisions]
-        result.effective = {
-            f"{section}.{knob}": _plain(getattr(getattr(config, section), knob, None))
-            for section, knobs in _KNOBS.items()
-            for knob in knobs
+        result.effective = {knob: _plain(knob_value(config, knob)) for knob in EFFECTIVE_KNOBS}
+        written = {
+            f"{section}.{key}": value
+            for section in ("model", "ddp", "optimizer")
+            for key, value in variant.settings.get(section, {}).items()
         }
+        held = hold_against_request(config.decisions, written, result.effective)
+        result.decisions = [_record(decision) for decision in held]
         result.buckets = [
             [
                 bucket.grad_data.numel()
@@ -224,7 +209,7 @@ class _Block:
                 payload_bytes=payload,
                 pair=probe.pair_seconds(payload),
                 small=probe.pair_seconds(0),
-                slowed=probe.slowed(payload, seconds),
+                slowed=probe.slowed(payload, trainer.compute),
             )
         network.set_rate(rate)
         # All variants are to make equally many steps.
@@ -317,8 +302,12 @@ class _Block:
         if trainer is None:
             return
         trainer.enter()
-        trainer.finish()
         result = self.results[variant.name]
+        if variant.collectives:
+            from overlapkit.lab.collectives import counted
+
+            result.collectives = counted(trainer.step)
+        trainer.finish()
         result.losses = [
             value if math.isfinite(value := float(loss)) else None for loss in trainer.losses
         ]

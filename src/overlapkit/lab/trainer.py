@@ -73,6 +73,20 @@ class Trainer:
         if self._losses:
             self.losses.append(torch.stack(self._losses).mean())
 
+    def compute(self) -> None:
+        """Forward and backward of every microbatch without any reduction of gradients.
+
+        Of a model without pipeline and overlap: theirs communicate on the way.
+        """
+        config = self.built.config.model
+        finalize, config.finalize_model_grads_func = config.finalize_model_grads_func, None
+        try:
+            for chunk in self.built.chunks:
+                chunk.zero_grad_buffer()
+            self.accumulate()
+        finally:
+            config.finalize_model_grads_func = finalize
+
     def _forward(
         self, microbatches: Any, chunk: Any
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]]:
@@ -107,7 +121,9 @@ class Trainer:
 
     def finish(self) -> None:
         """Gather the parameters that an overlapped gather would bring with the next forward."""
-        if self.built.config.ddp.overlap_param_gather:
+        ddp = self.built.config.ddp
+        # Without the distributed optimizer Megatron-Core ignores the knob.
+        if ddp.overlap_param_gather and ddp.use_distributed_optimizer:
             for chunk in self.built.chunks:
                 chunk.start_param_sync(force_sync=True)
 

@@ -77,9 +77,7 @@ def _lay(
     # Layers are stacked along axes in front of the piece's own.
     piece = piece.reshape((1,) * (len(shape) - piece.ndim) + piece.shape)
     sizes: tuple[int, ...] = piece.shape
-    window = tuple(
-        slice(start, start + size) for start, size in zip(offset, sizes, strict=True)
-    )
+    window = tuple(slice(start, start + size) for start, size in zip(offset, sizes, strict=True))
     if filled[key][window].any() and not np.array_equal(found[key][window], piece, equal_nan=True):
         raise ValueError(f"{key}: ranks that hold the same piece of it disagree")
     found[key][window] = piece

@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import megatron.bridge
+
+# Imported for the rules that it declares.
+import megatron.bridge.training.megatron_lm_environment
 from megatron.bridge.training.bucket_size import (
     BRIDGE_BUCKET_SIZE,
     SMALLEST_BUCKET,
@@ -263,6 +266,38 @@ def test_the_pipeline_hazard_of_a_layout_is_found(layout: Any) -> None:
         assert "pp.same-peer-hazard" in findings(decisions_of(model=model, comm=comm))
     model["virtual_pipeline_model_parallel_size"] = 2
     assert not findings(decisions_of(model=model, comm=OFF))
+
+
+@pytest.mark.parametrize(
+    ("distributed", "interleaved", "gather", "outcome"),
+    [
+        (True, True, False, Outcome.REFUSED),
+        (True, False, True, Outcome.ERROR),
+        (False, True, False, Outcome.ERROR),
+        (False, False, False, Outcome.ERROR),
+    ],
+)
+def test_what_fails_in_megatron_core_is_no_silent_refusal(
+    distributed: bool, interleaved: bool, gather: bool, outcome: Outcome
+) -> None:
+    # As seen by running each with megatron-core 0.16.1: docs/evidence/README.md, lab-grid.json.
+    stages = {
+        "pipeline_model_parallel_size": 2,
+        "virtual_pipeline_model_parallel_size": 2,
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
+    told = decisions_of(
+        model=stages if interleaved else {},
+        ddp={
+            "use_distributed_optimizer": distributed,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": gather,
+        },
+        optimizer={"overlap_param_gather_with_optimizer_step": True},
+    )
+    (found,) = [d for d in told if d.rule == "core.param-gather-with-optimizer-step-needs"]
+    assert found.outcome is outcome
 
 
 def test_delayed_wgrad_keeps_the_overlap_that_it_was_granted_for() -> None:

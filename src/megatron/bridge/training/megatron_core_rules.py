@@ -70,8 +70,8 @@ PARAM_GATHER_NEEDS = rule(
 OPTIMIZER_STEP_NEEDS = rule(
     "core.param-gather-with-optimizer-step-needs",
     "DP",
-    claim="overlap_param_gather_with_optimizer_step needs the distributed optimizer, "
-    "overlap_param_gather and an interleaved pipeline.",
+    claim="overlap_param_gather_with_optimizer_step is ignored without overlap_param_gather; "
+    "without the distributed optimizer or an interleaved pipeline Megatron-Core fails.",
     remedy="set what is missing, or overlap_param_gather_with_optimizer_step=false",
 )
 DP_ALONE = rule(
@@ -393,22 +393,20 @@ def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
         )
     if getattr(optimizer, "overlap_param_gather_with_optimizer_step", False):
         interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
-        lacking = [
-            name
-            for name, there in (
-                ("the distributed optimizer", distributed),
-                ("overlap_param_gather", gather),
-                ("an interleaved pipeline", interleaved),
-            )
-            if not there
-        ]
-        if lacking:
+        fails = {
+            "the distributed optimizer (AttributeError in the first step)": not distributed,
+            "an interleaved pipeline (IndexError when the optimizer is built)": not interleaved,
+        }
+        lacking = [what for what, is_missing in fails.items() if is_missing]
+        if lacking or not gather:
+            lacking += [] if gather else ["overlap_param_gather"]
+            starts = not any(fails.values())
             yield OPTIMIZER_STEP_NEEDS.decide(
                 "optimizer.overlap_param_gather_with_optimizer_step",
                 requested=True,
-                effective=False,
+                effective=not starts,
                 reason="it lacks " + " and ".join(lacking),
-                outcome=Outcome.REFUSED,
+                outcome=Outcome.REFUSED if starts else Outcome.ERROR,
             )
     if (reduce or gather) and c.replicas == 1:
         yield DP_ALONE.decide(

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from overlapkit.errors import InputError
 from overlapkit.lab.scenario import Scenario
-from overlapkit.lab.scenarios import bucket, config, dp, dp_pp, pp, precision, predict, tp
+from overlapkit.lab.scenarios import (
+    bucket,
+    config,
+    dp,
+    dp_pp,
+    grid,
+    pp,
+    precision,
+    predict,
+    silent,
+    tp,
+)
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (dp, bucket, pp, tp, dp_pp, precision, predict, config)
+    for module in (
+        dp,
+        bucket,
+        pp,
+        tp,
+        dp_pp,
+        precision,
+        silent,
+        grid,
+        predict,
+        config,
+    )
 }
 
 DEFAULT = ("dp", "bucket")

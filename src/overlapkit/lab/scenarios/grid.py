@@ -1,0 +1,360 @@
+"""Conformance: every combination that the rules allow, held against the unpartitioned model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from megatron.bridge.training.decisions import Outcome, OverlapConfigError
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.effective import make_effective
+from overlapkit.config.run import read_settings
+from overlapkit.config.yaml_file import Document
+from overlapkit.lab.job import Block, Variant
+from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.scenario import (
+    CONFIRMED,
+    DISTRIBUTED_OPTIMIZER,
+    NOT_CONFIRMED,
+    TINY,
+    Scenario,
+    Setting,
+    Settings,
+    Verdict,
+    layered,
+)
+from overlapkit.lab.whole import Distance, distance
+
+RANKS = (1, 2, 4)
+STEPS = 2
+LEAST_LAYERS, MOST_LAYERS = 4, 8
+VIRTUAL = (1, 2, 4)
+ONE, SEVERAL, EACH = 10**9, 20_000, 1
+"""bucket_size in parameters: all gradients in one bucket, some in each, every tensor alone."""
+
+DESCENT: Settings = {
+    "optimizer": {
+        "optimizer": "adam",
+        "lr": 500.0,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.0,
+        "adam_eps": 1000.0,
+        "weight_decay": 0.0,
+    }
+}
+"""Gradient descent at a rate of 0.5, by way of Adam.
+
+The distributed optimizer takes no other, and Adam would normalize the size of a wrong gradient
+away; an eps far above every gradient leaves lr / eps x gradient.
+"""
+
+OVERLAPS: Mapping[str, dict[str, bool]] = {
+    "off": {"overlap_grad_reduce": False, "overlap_param_gather": False},
+    "reduce": {"overlap_grad_reduce": True, "overlap_param_gather": False},
+    "gather": {
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "align_param_gather": False,
+    },
+    "align": {
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "align_param_gather": True,
+    },
+    "step": {
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "align_param_gather": False,
+        "overlap_param_gather_with_optimizer_step": True,
+    },
+    "align+step": {
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "align_param_gather": True,
+        "overlap_param_gather_with_optimizer_step": True,
+    },
+}
+BUCKETS = {"one": ONE, "several": SEVERAL, "each": EACH}
+P2P = {
+    "overlapped": {"overlap_p2p_comm": True, "batch_p2p_comm": False},
+    "batched": {"overlap_p2p_comm": False, "batch_p2p_comm": True},
+    "waiting": {"overlap_p2p_comm": False, "batch_p2p_comm": False},
+}
+
+ALLOWED = "Megatron-Core trains every combination that the rules allow."
+ALIKE = "Of one layout, combinations that add up in the same order end in the same bits."
+EQUAL = "Where no sum is re-ordered, the weights are those of the unpartitioned model, bit by bit."
+CLOSE = "Where sums are re-ordered, the weights are those of the unpartitioned model but for that."
+
+TOLERANCE = 5e-6
+"""Of a tensor's norm, for sums in fp32 (unit roundoff 6e-8) in another order.
+
+Seen with 826 combinations: up to 1.3e-7 with two or four replicas, 4.3e-7 with tensor parallelism.
+Messages that swap places (rule pp.same-peer-hazard) put weights 0.4 apart and more.
+"""
+
+WHOLE = "grid-whole"
+SHOWN = 5
+"""Combinations that a verdict names."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One way to cut the model, and to overlap what that makes it communicate.
+
+    Attributes:
+        tp, sp, pp, vpp, dp: sizes of the layout; sp: sequence parallelism.
+        distributed: the distributed optimizer, or every rank a whole one.
+        overlap: a key of `OVERLAPS`.
+        bucket: a key of `BUCKETS`; None where nothing is cut into buckets.
+        p2p: a key of `P2P`; None without a pipeline.
+        tied: the output layer shares the embedding's weights.
+        layers: of the model.
+    """
+
+    tp: int = 1
+    sp: bool = False
+    pp: int = 1
+    vpp: int = 1
+    dp: int = 1
+    distributed: bool = True
+    overlap: str = "off"
+    bucket: str | None = None
+    p2p: str | None = None
+    tied: bool = False
+    layers: int = LEAST_LAYERS
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def layout(self) -> str:
+        sizes = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp, "dp": self.dp}
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+        return "-".join(parts) + ("-sp" if self.sp else "") or "whole"
+
+    @property
+    def name(self) -> str:
+        """Unique in the grid; also part of a file's name."""
+        parts = (
+            self.layout,
+            "dist" if self.distributed else "plain",
+            self.overlap,
+            self.bucket,
+            self.p2p,
+            "tied" if self.tied else None,
+        )
+        return ".".join(part for part in parts if part is not None)
+
+    @property
+    def reference(self) -> str:
+        """Name of the unpartitioned model that it is held against."""
+        return f"whole-{self.layers}" + ("-tied" if self.tied else "")
+
+    @property
+    def reorders(self) -> bool:
+        """Whether it adds up numbers in another order than the unpartitioned model does."""
+        two_gradients = self.tied and self.pp > 1
+        return self.tp > 1 or self.dp > 1 or two_gradients
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Equal for combinations that add up the same numbers in the same order.
+
+        Two numbers have one sum. With more than two replicas it depends on a number's place in its
+        bucket in which order they are added, and so on how the gradients are cut into buckets.
+        """
+        cut = () if self.dp <= 2 else (self.distributed, self.bucket or "one")
+        return (self.layout, self.tied, *cut)
+
+    def settings(self) -> Settings:
+        """As in a configuration's YAML."""
+        layout = {
+            "tensor_model_parallel_size": self.tp,
+            "sequence_parallel": self.sp,
+            "pipeline_model_parallel_size": self.pp,
+            "virtual_pipeline_model_parallel_size": self.vpp if self.vpp > 1 else None,
+            "num_layers": self.layers,
+            "share_embeddings_and_output_weights": self.tied,
+        }
+        knobs: dict[str, Any] = dict(OVERLAPS[self.overlap])
+        if self.bucket is not None:
+            knobs["bucket_size"] = BUCKETS[self.bucket]
+        p2p = P2P[self.p2p] if self.p2p else {}
+        cut = layered(TINY, DESCENT, {"model": layout})
+        if self.distributed:
+            asked = {"tp_comm_overlap": False, **knobs, **p2p}
+            return layered(cut, DISTRIBUTED_OPTIMIZER, {"comm_overlap": asked})
+        # comm_overlap leaves data parallelism alone then: knobs are set where they end up.
+        late = {name: knobs.pop(name) for name in list(knobs) if name.endswith("optimizer_step")}
+        asked = {"tp_comm_overlap": False, **p2p}
+        return layered(cut, {"ddp": knobs, "optimizer": late, "comm_overlap": asked})
+
+    def variant(self) -> Variant:
+        return Variant(name=self.name, settings=self.settings(), weights=True)
+
+    def whole(self) -> Variant:
+        """The unpartitioned model that it is held against."""
+        one = replace(Combination(distributed=False, tied=self.tied), layers=self.layers)
+        return Variant(name=self.reference, settings=one.settings(), weights=True)
+
+
+def allowed(one: Combination) -> bool:
+    """Whether the rules grant all that a combination asks for, and let it start."""
+    settings = read_settings(Document(one.name, one.settings()))
+    try:
+        _, update = make_effective(settings, one.ranks, AssumedSoftware(te=None))
+    except OverlapConfigError:
+        return False
+    asked = {key for content in settings.values.values() for key in content or ()}
+    return not any(
+        decision.outcome is Outcome.ERROR
+        or (decision.outcome is Outcome.REFUSED and decision.knob.rpartition(".")[2] in asked)
+        for decision in update.decisions
+    )
+
+
+def combinations(ranks: int) -> list[Combination]:
+    """All that the rules allow on as many ranks."""
+    return [one for one in _candidates(ranks) if allowed(one)]
+
+
+def _candidates(ranks: int) -> Iterator[Combination]:
+    for layout in _layouts(ranks):
+        modes: Sequence[str | None] = tuple(P2P) if layout.pp > 1 else (None,)
+        # Without a second replica nothing is reduced, however it is cut.
+        buckets = tuple(BUCKETS) if layout.dp > 1 else ("several",)
+        for distributed, overlap, p2p in product((True, False), OVERLAPS, modes):
+            for bucket in (None,) if overlap == "off" else buckets:
+                yield replace(
+                    layout, distributed=distributed, overlap=overlap, bucket=bucket, p2p=p2p
+                )
+        for overlap, p2p in product(OVERLAPS, modes):
+            bucket = None if overlap == "off" else "several"
+            yield replace(layout, overlap=overlap, bucket=bucket, p2p=p2p, tied=True)
+
+
+def _layouts(ranks: int) -> Iterator[Combination]:
+    for tp, pp in product(range(1, ranks + 1), repeat=2):
+        if ranks % (tp * pp):
+            continue
+        for sp, vpp in product((False, True) if tp > 1 else (False,), VIRTUAL if pp > 1 else (1,)):
+            if pp * vpp <= MOST_LAYERS:
+                dp, layers = ranks // (tp * pp), max(LEAST_LAYERS, pp * vpp)
+                yield Combination(tp=tp, sp=sp, pp=pp, vpp=vpp, dp=dp, layers=layers)
+
+
+def blocks_of(found: Iterable[Combination], steps: int) -> tuple[Block, ...]:
+    """A block per number of ranks, the unpartitioned models among those of one rank."""
+    found = list(found)
+    whole = {one.reference: one.whole() for one in found}
+    blocks = [Block(name=WHOLE, ranks=1, variants=tuple(whole.values()), rounds=0, steps=steps)]
+    for ranks in sorted({one.ranks for one in found}):
+        variants = tuple(one.variant() for one in found if one.ranks == ranks)
+        blocks.append(
+            Block(name=f"grid-{ranks}", ranks=ranks, variants=variants, rounds=0, steps=steps)
+        )
+    return tuple(blocks)
+
+
+def blocks(setting: Setting) -> tuple[Block, ...]:
+    """The grid."""
+    found = [one for ranks in RANKS for one in combinations(ranks)]
+    return blocks_of(found, setting.steps or STEPS)
+
+
+def judge(seen: Seen, setting: Setting) -> list[Verdict]:
+    """Every combination against the others of its order, and against the whole model."""
+    return judge_of([one for ranks in RANKS for one in combinations(ranks)], seen)
+
+
+def judge_of(found: Iterable[Combination], seen: Seen) -> list[Verdict]:
+    """As `judge`, for some combinations."""
+    orders: dict[tuple[Any, ...], list[Combination]] = {}
+    failed: list[str] = []
+    for one in found:
+        if error := _measured(seen, one).error:
+            failed.append(f"{one.name}: {error}")
+        else:
+            orders.setdefault(one.order, []).append(one)
+    alike = list(orders.values())
+    odd = [one for order in alike for one in order if _bits(seen, one) != _bits(seen, order[0])]
+    # The first of each order stands for all that have the same bits.
+    held = [(one, _apart(seen, one)) for one in ([order[0] for order in alike] + odd)]
+    told = {one.name: _told(one, apart) for one, apart in held}
+    exact = [(one, apart) for one, apart in held if not one.reorders]
+    close = [(one, apart) for one, apart in held if one.reorders]
+    trained = sum(map(len, alike))
+    largest = max((apart.relative for _, apart in close if isinstance(apart, Distance)), default=0)
+    return [
+        _verdict(ALLOWED, failed, f"{trained} combinations of {len(alike)} orders of addition"),
+        _verdict(
+            ALIKE,
+            [told[one.name] for one in odd],
+            f"{trained} combinations, {len(alike)} sets of weights and losses",
+        ),
+        _verdict(
+            EQUAL,
+            [told[one.name] for one, apart in exact if not _within(apart, 0.0)],
+            f"{sum(not one.reorders for order in alike for one in order)} combinations: not a bit "
+            "differs",
+        ),
+        _verdict(
+            CLOSE,
+            [told[one.name] for one, apart in close if not _within(apart, TOLERANCE)],
+            f"{sum(one.reorders for order in alike for one in order)} combinations: at most "
+            f"{largest:.1e} of a tensor's norm; {TOLERANCE:.0e} is allowed",
+        ),
+    ]
+
+
+def _verdict(claim: str, against: Sequence[str], evidence: str) -> Verdict:
+    if not against:
+        return Verdict(claim, CONFIRMED, evidence)
+    rest = f"; and {len(against) - SHOWN} more" if len(against) > SHOWN else ""
+    return Verdict(claim, NOT_CONFIRMED, "; ".join(against[:SHOWN]) + rest)
+
+
+def _measured(seen: Seen, one: Combination) -> Measured:
+    return seen.variants(f"grid-{one.ranks}")[one.name]
+
+
+def _bits(seen: Seen, one: Combination) -> tuple[object, ...]:
+    measured = _measured(seen, one)
+    return measured.digests, measured.losses
+
+
+def _apart(seen: Seen, one: Combination) -> Distance | str:
+    """How far its weights are from the unpartitioned model's; or why there is no saying."""
+    try:
+        return distance(
+            seen.tensors(f"grid-{one.ranks}", one.name, "weight"),
+            seen.tensors(WHOLE, one.reference, "weight"),
+        )
+    except ValueError as error:
+        return str(error)
+
+
+def _within(apart: Distance | str, tolerance: float) -> bool:
+    return isinstance(apart, Distance) and apart.relative <= tolerance
+
+
+def _told(one: Combination, apart: Distance | str) -> str:
+    if isinstance(apart, str):
+        return f"{one.name}: {apart}"
+    return (
+        f"{one.name}: {apart.differing} of {apart.tensors} tensors, most {apart.worst} by "
+        f"{apart.relative:.1e} of its norm"
+    )
+
+
+SCENARIO = Scenario(
+    name="grid",
+    title="conformance: every combination that the rules allow, against the unpartitioned model",
+    ranks=max(RANKS),
+    blocks=blocks,
+    judge=judge,
+)
