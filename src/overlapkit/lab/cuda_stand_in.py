@@ -60,10 +60,14 @@ class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
 def stand_in_for_cuda() -> None:
     """Install the stand-in; call it once, before anything of Megatron-Core is built."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     # Without Transformer Engine the router of experts asks for a name that was not imported.
     vars(moe_utils).setdefault("te_general_gemm", None)
+    # Sizes of an all-to-all become numbers only where they come from a GPU.
+    token_dispatcher.maybe_move_tensor_to_cpu = lambda sizes, as_numpy=False, record_stream=False: (
+        sizes.numpy() if as_numpy and isinstance(sizes, torch.Tensor) else sizes
+    )
     stream = _NoStream()
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: stream
