@@ -144,8 +144,11 @@ def overlap_in(names: frozenset[str]) -> Overlap:
     )
 
 
-def costs_of_run(run: Run, world_size: int, machine: Machine) -> Costs | str:
+def costs_of_run(run: Run, world_size: int, machine: Machine, *, cut: bool = True) -> Costs | str:
     """The costs of an effective run, or why it cannot be estimated.
+
+    Args:
+        cut: False leaves the gradients in one piece, for `with_exchange_of` to cut.
 
     Raises:
         InputError: the machine cannot compute in the run's precision.
@@ -153,6 +156,6 @@ def costs_of_run(run: Run, world_size: int, machine: Machine) -> Costs | str:
     for precision in {linear_precision(run.model).rate, base_precision(run.model).rate}:
         machine.rate(precision)
     try:
-        return Costs(run, world_size, machine, workload(run, world_size))
+        return Costs(run, world_size, machine, workload(run, world_size, cut=cut))
     except InputError as error:
         return str(error)

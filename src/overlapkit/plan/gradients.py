@@ -50,14 +50,18 @@ class GradientExchange:
 
 
 def gradient_exchange(
-    run: Run, layout: Layout, parameters: Sequence[StageParameters]
+    run: Run, layout: Layout, parameters: Sequence[StageParameters], *, cut: bool = True
 ) -> GradientExchange:
-    """How a run's data-parallel ranks exchange gradients and parameters."""
+    """How a run's data-parallel ranks exchange gradients and parameters.
+
+    Args:
+        cut: whether to cut the gradients into buckets; without, as if each chunk were one.
+    """
     half = bool(getattr(run.model, "bf16", False) or getattr(run.model, "fp16", False))
     size = 2.0 if half else 4.0
     gradient = 4.0 if getattr(run.ddp, "grad_reduce_in_fp32", False) else size
     sharded = layout.sharding == "parameters"
-    alone = {} if sharded else _alone(run, layout)
+    alone = _alone(run, layout) if cut and not sharded else {}
     alike: dict[tuple[Parameters, float], ChunkExchange] = {}
 
     def exchanged(held: Parameters, last: float) -> ChunkExchange:

@@ -116,7 +116,7 @@ def sweep(
         if alike in too_large:
             # A larger micro-batch needs more memory still.
             continue
-        costs = costs_of_run(run, world_size, machine)
+        costs = costs_of_run(run, world_size, machine, cut=False)
         if isinstance(costs, str):
             failures[costs] += 1
             continue

@@ -14,6 +14,7 @@ it keeps all experts in one tensor. Other sizes are the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from megatron.bridge.models.model_shape import (
@@ -121,7 +122,7 @@ def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
         UncountableModel: the configuration does not tell; the message says why.
     """
     shape = replace(read_shape(model, vocab_size=vocab_size), tp=1, ep=1, expert_tp=1)
-    return _total(_blocks(shape, range(len(shape.moe_layers)), first=True, last=True))
+    return _total(blocks_of(shape, range(len(shape.moe_layers)), first=True, last=True))
 
 
 def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> list[Block]:
@@ -132,7 +133,7 @@ def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> 
             f"there is no chunk {vp_stage} on pipeline stage {pp_rank}: the model has "
             f"{len(layout[0])} stage(s) of {len(layout)} chunk(s)"
         )
-    return _blocks(
+    return blocks_of(
         shape,
         layout[vp_stage][pp_rank],
         first=pp_rank == vp_stage == 0,
@@ -140,7 +141,11 @@ def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> 
     )
 
 
-def _blocks(shape: ModelShape, layers: range, *, first: bool, last: bool) -> list[Block]:
+def blocks_of(shape: ModelShape, layers: range, *, first: bool, last: bool) -> list[Block]:
+    """The same for these layers, with the embedding before the first, the output behind the last.
+
+    Blocks of equal layers hold one and the same tuple of tensors, here and from call to call.
+    """
     whole = first and last
     word = ParameterTensor(
         "weight",
@@ -153,12 +158,10 @@ def _blocks(shape: ModelShape, layers: range, *, first: bool, last: bool) -> lis
         if shape.positions:
             position = ParameterTensor("weight", shape.positions * shape.hidden)
             blocks.append(Block("embedding.position_embeddings.", (position,)))
-    kinds: dict[tuple[bool, bool], tuple[ParameterTensor, ...]] = {}
-    for number, layer in enumerate(layers):
-        kind = shape.moe_layers[layer], shape.fp8_layers[layer]
-        if kind not in kinds:
-            kinds[kind] = tuple(_layer(shape, moe=kind[0], fp8=kind[1]))
-        blocks.append(Block(f"decoder.layers.{number}.", kinds[kind]))
+    kinds = [(shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers]
+    tensors = {(moe, fp8): _layer_tensors(shape, moe, fp8) for moe, fp8 in set(kinds)}
+    for number, kind in enumerate(kinds):
+        blocks.append(Block(f"decoder.layers.{number}.", tensors[kind]))
     if last:
         blocks.append(Block("decoder.", tuple(_norm("final_layernorm.", shape.hidden, shape))))
         if not (shape.tied and whole):
@@ -170,6 +173,12 @@ def _total(blocks: list[Block]) -> int:
     by_identity = {id(tensors): tensors for _, tensors in blocks}
     numels = {key: sum(t.numel for t in tensors) for key, tensors in by_identity.items()}
     return sum(numels[id(tensors)] for _, tensors in blocks)
+
+
+@lru_cache(maxsize=256)
+def _layer_tensors(shape: ModelShape, moe: bool, fp8: bool) -> tuple[ParameterTensor, ...]:
+    """Kept, since a layer may have hundreds of experts and a sweep asks thousands of times."""
+    return tuple(_layer(shape, moe=moe, fp8=fp8))
 
 
 def _layer(shape: ModelShape, *, moe: bool, fp8: bool) -> list[ParameterTensor]:

@@ -18,11 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm
 from typing import Any
 
-from megatron.bridge.models.model_shape import LayerSpec, UncountableModel, read_shape, read_size
-from megatron.bridge.models.parameter_count import Block, ParameterTensor, chunk_blocks
+from megatron.bridge.models.model_shape import (
+    LayerSpec,
+    ModelShape,
+    UncountableModel,
+    read_shape,
+    read_size,
+)
+from megatron.bridge.models.parameter_count import ParameterTensor, blocks_of
 from megatron.bridge.models.pipeline_layout import layers_by_chunk
 
 _BUCKET_ALIGNMENT = 128
@@ -140,9 +147,15 @@ def bucketing(
             kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
             key = kinds, ends, bucket_size, disabled
             if key not in alike:
-                blocks = chunk_blocks(shape, model, pp_rank, vp_stage)
                 alike[key] = _cut_chunk(
-                    blocks, bucket_size, disabled, ddp, dense_ranks, expert_ranks
+                    shape,
+                    layers,
+                    ends,
+                    bucket_size,
+                    disabled,
+                    bool(getattr(ddp, "use_distributed_optimizer", False)),
+                    bool(getattr(ddp, "pad_buckets_for_high_nccl_busbw", False)),
+                    (dense_ranks, expert_ranks),
                 )
             buckets, collectives = alike[key]
             count = sum(bucket.parameters for bucket in buckets)
@@ -246,21 +259,31 @@ def _cut(
     return [*closed, held] if held else closed
 
 
+@lru_cache(maxsize=256)
 def _cut_chunk(
-    blocks: list[Block],
+    shape: ModelShape,
+    layers: range,
+    ends: tuple[bool, bool],
     bucket_size: int | None,
     disabled: bool,
-    ddp: Any,
-    dense_ranks: int,
-    expert_ranks: int,
+    use_distributed_optimizer: bool,
+    pad_for_busbw: bool,
+    ranks: tuple[int, int],
 ) -> tuple[tuple[Bucket, ...], int]:
+    """A chunk's buckets and their collectives; kept, since several rules ask for one run's.
+
+    Args:
+        ends: whether the chunk is the model's first, and whether it is the last.
+        ranks: that reduce dense gradients, and experts'.
+    """
+    blocks = blocks_of(shape, layers, first=ends[0], last=ends[1])
     buckets = cut_buckets(
         [tensor for block in blocks for tensor in block.tensors],
         bucket_size,
-        data_parallel_size=dense_ranks,
-        use_distributed_optimizer=bool(getattr(ddp, "use_distributed_optimizer", False)),
-        pad_for_busbw=bool(getattr(ddp, "pad_buckets_for_high_nccl_busbw", False)),
-        expert_data_parallel_size=expert_ranks,
+        data_parallel_size=ranks[0],
+        use_distributed_optimizer=use_distributed_optimizer,
+        pad_for_busbw=pad_for_busbw,
+        expert_data_parallel_size=ranks[1],
     )
     collectives = 0
     for expert in (False, True):
