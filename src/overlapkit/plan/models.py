@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,18 @@ GPT3: dict[str, Any] = {
     "seq_length": 2048,
 }
 """The same for GPT-3 (Language Models are Few-Shot Learners, 2020, section 2.1)."""
-_FAMILIES = {"llama3": LLAMA, "gpt3": GPT3}
+MIXTURE: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "position_embedding_type": "rope",
+    "share_embeddings_and_output_weights": False,
+    "moe_grouped_gemm": True,
+    "expert_tensor_parallel_size": 1,
+    "seq_length": 4096,
+}
+"""The same for mixtures of experts, trained as Megatron-Bridge's recipes do: experts are divided
+over EP alone, since a part of one would be too narrow."""
+_FAMILIES = {"llama3": LLAMA, "gpt3": GPT3, "mixtral": MIXTURE, "qwen3": MIXTURE}
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -51,14 +63,18 @@ def model_names() -> tuple[str, ...]:
 
 
 def named_model(name: str) -> dict[str, Any]:
-    """The settings of a model section for a model such as llama3_70b, LLAMA3.1-405B or gpt3_175b.
+    """The settings of a model section for a model such as llama3_70b, Llama-3.1-405B or gpt3_175b.
 
     Raises:
         InputError: it is not known; names the nearest and lists those that are.
     """
-    # 3.1 has the shapes of 3: what changed is the training.
-    plain = name.strip().lower().replace("-", "_").replace("llama31", "llama3")
-    plain = plain.replace("llama3.1", "llama3").replace("llama_3", "llama3")
+    # An organisation before the name is no part of it.
+    plain = re.sub(r"[^a-z0-9.]+", "_", name.lower().rpartition("/")[2]).strip("_")
+    # 3.1, and of 70B 3.3, have the shapes of 3: what changed is the training.
+    plain = re.sub(r"^llama_?3([._]?[13])?_?(?=\d+b)", "llama3_", plain)
+    plain = re.sub(r"^gpt_?3_?(?=\d+b)", "gpt3_", plain)
+    # A release's stage of training does not change its shape.
+    plain = re.sub(r"_(instruct|base|chat|pretrain|v0\.1|hf)$", "", plain)
     if plain in _known():
         return dict(_known()[plain])
     near = nearest(plain, _known())

@@ -66,13 +66,21 @@ def attention_traffic(
 
 
 def mlp_traffic(
-    shape: ModelShape, layout: Layout, base: Precision, low: Precision, width: float, rows: Figure
+    shape: ModelShape,
+    layout: Layout,
+    base: Precision,
+    low: Precision,
+    width: float,
+    rows: Figure,
+    entering: Figure,
 ) -> Traffic:
     """Norm, activation, residual addition and quantization around a feed-forward block.
 
     Args:
         width: of the block's middle on this rank, before gating.
         rows: tokens that pass through it on this rank.
+        entering: tokens whose input this rank quantizes: its share of them where TP ranks gather
+            what they have quantized, all copies where they come from a router.
     """
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
@@ -83,8 +91,8 @@ def mlp_traffic(
     # The activation's gradient: that of its output and its input read, that of its input written.
     backward = shared * hidden * (3 + 3) * size + rows * middle * (1 + 2 * wide) * size
     if cast:
-        forward = forward + (shared * hidden + rows * middle) * cast
-        backward = backward + (shared * hidden + rows * middle * wide) * cast
+        forward = forward + (entering * hidden + rows * middle) * cast
+        backward = backward + (entering * hidden + rows * middle * wide) * cast
     return Traffic(
         forward.called("feed-forward block bytes, forward", "B"),
         backward.called("feed-forward block bytes, backward", "B"),

@@ -139,12 +139,13 @@ def layer_flops(work: LayerWork) -> Figure:
     return total(terms).called(f"{work.name} layer model FLOPs", "FLOP")
 
 
-def workload(run: Run, world_size: int) -> Workload:
+def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
     """The work of a run's step.
 
     Args:
         run: with its configurations effective (`update_runtime` was applied to it).
         world_size: GPUs of the job.
+        cut: whether to cut the gradients into buckets (`gradient_exchange`).
 
     Raises:
         InputError: a size is missing, does not divide, or the architecture is not known; names it
@@ -191,7 +192,7 @@ def workload(run: Run, world_size: int) -> Workload:
         stages=stages,
         vocabulary=_vocabulary(shape, layout, base),
         parameters=parameters,
-        exchange=gradient_exchange(run, layout, parameters),
+        exchange=gradient_exchange(run, layout, parameters, cut=cut),
         boundary=_boundary(shape, layout, base),
         shape=shape,
         copies=routed_copies(model),
@@ -222,7 +223,7 @@ def _layer(
         gemms += router_gemms(shape, experts, shared, base)
         gemms += expert_gemms(shape, experts, arriving, low)
         width = experts.ffn / layout.expert_tp
-        traffic.append(mlp_traffic(shape, layout, base, low, width, routed))
+        traffic.append(mlp_traffic(shape, layout, base, low, width, routed, routed))
         traffic.append(expert_traffic(shape, routed, base))
         if experts.shared_ffn:
             gemms += mlp_gemms("shared ", shape, experts.shared_ffn, tokens, layout.tp, low)
@@ -230,7 +231,8 @@ def _layer(
     else:
         gemms += mlp_gemms("", shape, shape.ffn, tokens, layout.tp, low)
         width = shape.ffn / layout.tp
-        traffic.append(mlp_traffic(shape, layout, base, low, width, layout.tokens))
+        entering = shared_tokens(layout)
+        traffic.append(mlp_traffic(shape, layout, base, low, width, layout.tokens, entering))
     kind = "moe" if moe else "dense"
     return LayerWork(
         kind if low is linear_precision(model) else f"{kind} {low.name}",

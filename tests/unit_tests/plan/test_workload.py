@@ -44,6 +44,12 @@ def test_model_flops_are_six_per_parameter_and_token_and_attention(name: str) ->
         qkv = width + 2 * shape.query_groups * shape.head_dim
         biases = run.model.num_layers * (qkv + shape.hidden + shape.ffn + shape.hidden)
     multiplied = model_parameter_count(run.model) - norms - lookup - biases
+    if shape.qk_norm:
+        multiplied -= run.model.num_layers * 2 * shape.head_dim
+    if shape.experts:
+        # A token meets the experts chosen for it and no others.
+        idle = shape.experts.count - run.model.moe_router_topk
+        multiplied -= run.model.num_layers * idle * 3 * shape.hidden * shape.experts.ffn
     # Scores and values: 2 x 2 x length^2 x width, half of it causal, forward and twice backward.
     attention = 6 * run.model.num_layers * length * width
     assert work.model_flops.value == (6 * multiplied + attention) * length
@@ -192,6 +198,17 @@ def test_experts_flops_are_those_of_the_chosen_ones() -> None:
     assert {gemm.batch for gemm in experts} == {2}
 
 
+def test_every_copy_of_a_token_is_quantized_for_its_expert() -> None:
+    low, base = (
+        work_of(4, ep=4, precision=precision, **MOE).layers[-1].traffic[1]
+        for precision in ("bf16_with_mxfp8_mixed", "bf16_mixed")
+    )
+    assert low.forward.value - base.forward.value == pytest.approx(
+        # Two copies of each token, as wide as the model and then as an expert.
+        TOKENS * 2 * (HIDDEN + 256) * (2 + 2 + 2 / 32)
+    )
+
+
 def test_expert_gradients_have_their_own_group() -> None:
     work = work_of(8, ep=4, **MOE)
     dense, expert = work.exchange.chunks[0][0].gradients
@@ -274,9 +291,36 @@ def test_what_cannot_be_planned_is_named(settings: dict[str, Any], told: str) ->
         work_of(8, **({"gbs": 16} | settings))
 
 
-@pytest.mark.parametrize("name", ["LLAMA3.1_405B", "llama3-405b", "Llama31_405b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LLAMA3.1_405B",
+        "llama3-405b",
+        "Llama31_405b",
+        "llama31-405b",
+        "Llama 3.1 405B",
+        "llama-3.1-405b",
+        "llama3_1_405b",
+        "llama_31_405b",
+        "meta-llama/Llama-3.1-405B-Instruct",
+    ],
+)
 def test_names_are_read_as_they_are_written(name: str) -> None:
     assert named_model(name)["num_layers"] == 126
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Llama-3-70B", "llama3_70b"),
+        ("llama3.3-70b", "llama3_70b"),
+        ("GPT-3 175B", "gpt3_175b"),
+        ("mistralai/Mixtral-8x7B-v0.1", "mixtral_8x7b"),
+        ("Qwen/Qwen3-30B-A3B", "qwen3_30b_a3b"),
+    ],
+)
+def test_names_of_model_cards_are_known(name: str, meant: str) -> None:
+    assert named_model(name) == named_model(meant)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:
@@ -294,4 +338,6 @@ def test_published_sizes_of_the_named_models() -> None:
         "llama3_70b": pytest.approx(70.55, abs=0.01),
         "llama3_405b": pytest.approx(405.85, abs=0.01),
         "gpt3_175b": pytest.approx(175, abs=0.6),
+        "mixtral_8x7b": pytest.approx(46.7, abs=0.05),
+        "qwen3_30b_a3b": pytest.approx(30.53, abs=0.05),
     }
