@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
@@ -26,6 +25,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.moe import grouped_gemm_util
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
 
 PROVIDER_FIELDS = (
     "vocab_size",
