@@ -35,38 +35,45 @@ def faults(run: Run, world_size: int, domain: int) -> Iterator[str]:
         for name in ("tensor_model", "pipeline_model", "context", "expert_model")
     )
     ranks = tp * pp * cp
+    for name in ("num_layers", "hidden_size", "num_attention_heads"):
+        if not getattr(m, name, None):
+            yield (
+                f"model.{name} is not set, and a plan needs the model's sizes; give model.{name}=N "
+                "and the others, or --model NAME for a published model"
+            )
+            return
     if tp > domain:
         yield (
             f"model.tensor_model_parallel_size={tp} reaches beyond the NVLink domain of {domain} "
             f"GPUs, where every layer would wait for the network; set it to "
             f"{_largest_divisor(tp, domain)} or less"
         )
+    yield from _divides(m, tp, domain, "num_attention_heads", "attention heads")
+    yield from _divides(m, tp, domain, "ffn_hidden_size", "the feed-forward width")
     if world_size % ranks:
         yield (
             f"--world-size {world_size} is not divisible by TP x PP x CP = {tp} x {pp} x {cp} = "
             f"{ranks}; use {_multiples(world_size, ranks)} GPUs, or change the layout"
         )
         return
-    yield from _divides(m, tp, "num_attention_heads", "attention heads")
     groups = getattr(m, "num_query_groups", None)
     if groups and groups % tp and tp % groups:
         yield (
             f"model.num_query_groups={groups} is neither a multiple nor a divisor of "
             f"model.tensor_model_parallel_size={tp}; choose a TP among {_divisors(groups)}"
         )
-    yield from _divides(m, tp, "ffn_hidden_size", "the feed-forward width")
     yield from _experts(m, ep, world_size // pp)
     yield from _pipeline(m, pp)
     yield from _sequence(m, tp, cp)
     yield from _batch(run.train, m, world_size // ranks, pp)
 
 
-def _divides(m: Any, tp: int, name: str, what: str) -> Iterator[str]:
+def _divides(m: Any, tp: int, domain: int, name: str, what: str) -> Iterator[str]:
     size = getattr(m, name, None)
     if size and size % tp:
         yield (
             f"model.tensor_model_parallel_size={tp} does not divide {what} (model.{name}={size}); "
-            f"choose a TP among {_divisors(size)}"
+            f"choose a TP among {_divisors(size, domain)}"
         )
 
 

@@ -47,6 +47,7 @@ class MemoryNeed:
 
     Attributes:
         needed: by the run.
+        states: what weights, gradients and optimizer take of it, whatever is recomputed.
         usable: of the capacity, the margin kept free.
         capacity: of the GPU.
         figure: derives `needed`.
@@ -54,6 +55,7 @@ class MemoryNeed:
     """
 
     needed: float
+    states: float
     usable: float
     capacity: float
     figure: Figure
@@ -127,8 +129,9 @@ class Costs:
 
 def memory_need(held: Memory) -> MemoryNeed:
     """A memory estimate in plain numbers."""
+    states = held.weights.value + held.gradients.value + held.optimizer.value
     return MemoryNeed(
-        held.needed.value, held.usable.value, held.capacity.value, held.needed, held.stage
+        held.needed.value, states, held.usable.value, held.capacity.value, held.needed, held.stage
     )
 
 

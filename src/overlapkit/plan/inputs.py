@@ -37,11 +37,28 @@ PRECISIONS = {
     "fp16": "fp16_mixed",
     "fp8": "bf16_with_fp8_current_scaling_mixed",
     "fp8-cs": "bf16_with_fp8_current_scaling_mixed",
+    "fp8-current": "bf16_with_fp8_current_scaling_mixed",
     "fp8-ds": "bf16_with_fp8_delayed_scaling_mixed",
+    "fp8-delayed": "bf16_with_fp8_delayed_scaling_mixed",
+    "fp8-sc": "bf16_with_fp8_subchannel_scaling_mixed",
+    "fp8-blockwise": "bf16_with_fp8_subchannel_scaling_mixed",
+    "fp8-mx": "bf16_with_mxfp8_mixed",
     "mxfp8": "bf16_with_mxfp8_mixed",
     "nvfp4": "bf16_with_nvfp4_mixed",
 }
-"""Mixed-precision recipes by the names that benchmark tables give them."""
+"""Mixed-precision recipes by the names that benchmark tables and plans give them."""
+
+
+def recipe_of(name: str) -> str | None:
+    """The recipe that a table calls ``FP8-CS``, a plan ``fp8 current``; None where none is meant.
+
+    A table's second precision, as in ``FP8-CS (FP8-MX)``, is that of a second number.
+    """
+    first = name.partition("(")[0]
+    return PRECISIONS.get(re.sub(r"[\s_-]+", "-", first.strip().lower()))
+
+LARGEST_NODE = 16
+"""GPUs of the largest machine (HGX-2, A100 instances of 16)."""
 
 STEP_TOKENS = 4 * 1024 * 1024
 """Tokens of a step where no batch is given: Llama 3's first (The Llama 3 Herd of Models, 2024,
@@ -139,7 +156,13 @@ def _spelt_out(text: str) -> str:
     if key in SHORT:
         key = SHORT[key]
     if key == "mixed_precision":
-        value = PRECISIONS.get(value.lower().replace("_", "-"), value)
+        given = value
+        value = recipe_of(given) or given
+        if not value.endswith("_mixed") and value not in ("null", ""):
+            raise InputError(
+                f"mixed_precision={given} is not a known recipe; for short there are "
+                f"{', '.join(PRECISIONS)}, and each recipe's own name, such as bf16_mixed"
+            )
     if key == SHORT["vp"] and value == "1":
         # Megatron-Core takes 1 for interleaving with one chunk; everyone means none.
         value = "null"
@@ -193,6 +216,11 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
     if given % nodes:
         raise InputError(
             f"--world-size {given} cannot be divided over --nodes {nodes}; give a multiple of it"
+        )
+    if given // nodes > max(domain, LARGEST_NODE):
+        raise InputError(
+            f"--nodes {nodes} for --world-size {given} would be {given // nodes} GPUs in a machine; "
+            f"with {domain} in each it takes --nodes {-(-given // domain)}"
         )
     return given, given // nodes
 

@@ -17,7 +17,7 @@ from overlapkit.plan.inputs import Inputs
 from overlapkit.plan.machine import Machine
 from overlapkit.plan.proposal import Proposal, draft
 from overlapkit.plan.recommend import Recommendation, recommend
-from overlapkit.plan.sweep import Ranking, sweep
+from overlapkit.plan.sweep import Ranking, remedy_of, sweep
 
 ESTIMATE_ERROR = 0.1
 """Share of the GPU's memory by which an estimate may be wrong: a layout that is given, and may be
@@ -223,14 +223,15 @@ def _does_not_fit(
     told = (
         f"{layout_in(build_run(settings))} needs {memory.needed / 1e9:.1f} GB "
         f"on the fullest {assumptions.gpu_name}, {over:.1f} GB more than the "
-        f"{memory.usable / 1e9:.1f} GB that can be used of its {memory.capacity / 1e9:.0f} GB"
+        f"{memory.usable / 1e9:.1f} GB that can be used of its {memory.capacity / 1e9:.1f} GB"
     )
     try:
         best = _ranked(
             settings, inputs.world_size, domain, machine, assumptions, ("tp", "pp", "vp", "cp")
         ).best.layout
     except InputError:
-        return f"{told}; no other layout on {inputs.world_size} GPUs fits either: use more GPUs"
+        either = f"no other layout on {inputs.world_size} GPUs fits either"
+        return f"{told}; {either}: {remedy_of(memory)}"
     return f"{told}; {overrides(best)} fits (see --sweep tp,pp,vp,cp,mbs)"
 
 

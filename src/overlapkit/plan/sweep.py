@@ -68,10 +68,21 @@ class Ranking:
         return (
             f"none of {self.tried} layouts fits; the nearest, {layout}, needs "
             f"{memory.needed / 1e9:.1f} GB, {over:.1f} GB more than can be used of a GPU's "
-            f"{memory.capacity / 1e9:.0f} GB: use more GPUs, sweep more dimensions, or set "
-            "model.recompute_granularity=full with model.recompute_method=uniform and "
-            "model.recompute_num_layers=1"
+            f"{memory.capacity / 1e9:.1f} GB: {remedy_of(memory)}"
         )
+
+
+def remedy_of(memory: MemoryNeed) -> str:
+    """What makes a run fit: recomputation only where it is activations that are too many."""
+    if memory.states > memory.usable:
+        return (
+            f"weights, gradients and optimizer state alone take {memory.states / 1e9:.1f} GB; use "
+            f"at least {memory.states / memory.usable:.1f} times as many GPUs"
+        )
+    return (
+        "use more GPUs, or set model.recompute_granularity=full with "
+        "model.recompute_method=uniform and model.recompute_num_layers=1"
+    )
 
 
 def sweep(

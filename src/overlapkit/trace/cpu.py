@@ -20,8 +20,8 @@ _OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
 _LAUNCHES = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms")
 _AUTOGRAD = "autograd::engine::evaluate_function"
 _KERNEL_NAMESPACES = ("aten::", "mkldnn::", "quantized::", "prims::")
-"""Operators that compute all the time. Around them stand functions of autograd, Python's among them,
-which may also wait."""
+"""Operators that compute all the time. Around them stand functions of autograd, Python's own among
+them, which may also wait."""
 
 
 def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]) -> Work | None:

@@ -251,7 +251,8 @@ NONSENSE = [
     ((EXAMPLE, "--world-size", "64"), "--gpu NAME is missing"),
     ((EXAMPLE, "--gpu", "h100"), "--world-size N is missing"),
     ((*NAMED, "tp=16"), "NVLink domain of 8 GPUs"),
-    ((*NAMED, "tp=3"), "not divisible by TP x PP x CP"),
+    ((*NAMED, "tp=3"), "does not divide attention heads (model.num_attention_heads=64); choose"),
+    ((*NAMED, "tp=4", "pp=3"), "not divisible by TP x PP x CP"),
     ((*NAMED, "pp=8", "vp=3"), "must divide the 80 layers"),
     ((*NAMED, "pp=1"), "needs a pipeline"),
     ((*NAMED, "gbs=511"), "no multiple of micro-batch 1 x data-parallel size 2; use 510 or 512"),
@@ -263,6 +264,10 @@ NONSENSE = [
     ((*NAMED, "cp=1", "vp=1", "pp=1", "tp=1"), "GB more than"),
     ((*NAMED, "--network", "0"), "--network 0"),
     ((*NAMED, "--nodes", "7"), "cannot be divided over --nodes 7"),
+    ((*NAMED, "--nodes", "2"), "32 GPUs in a machine; with 8 in each it takes --nodes 8"),
+    (("NO_SIZES", *CLUSTER), "model.num_layers is not set, and a plan needs"),
+    (("--model", "llama3_70b", "--gpu", "h100", "--world-size", "8"), "state alone take"),
+    (("--model", "llama3_8b", "--gpu", "h100", "--world-size", "1"), "state alone take"),
     ((*NAMED, "--sweep", "tp,dp"), "unknown dimension 'dp'"),
     ((*NAMED, "--emit", "toml"), "--emit toml: unknown form"),
     ((*NAMED, "--emit", "yaml", "--json"), "give one of them"),
@@ -280,9 +285,11 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("arguments", "told"), NONSENSE, ids=[told for _, told in NONSENSE])
 def test_nonsense_is_named_with_its_remedy(
-    plan: Command, arguments: tuple[str, ...], told: str
+    plan: Command, arguments: tuple[str, ...], told: str, tmp_path: Path
 ) -> None:
-    done = plan(*arguments)
+    no_sizes = tmp_path / "no_sizes.yaml"
+    no_sizes.write_text("model:\n  tensor_model_parallel_size: 2\n", encoding="utf-8")
+    done = plan(*(str(no_sizes) if text == "NO_SIZES" else text for text in arguments))
     assert (done.status, done.out) == (2, "")
     assert told in done.err and done.err.count("\n") == 1
 

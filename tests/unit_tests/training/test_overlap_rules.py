@@ -221,6 +221,14 @@ NOTED: dict[str, dict[str, Any]] = {
             "pipeline_model_parallel_layout": "Et|(t|)*6tL",
         },
     },
+    "core.sent-then-freed": {
+        "model": {
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "deallocate_pipeline_outputs": True,
+        },
+        "comm": OFF,
+    },
     "core.first-chunk-only": {
         "model": {"pipeline_model_parallel_size": 4},
         "ddp": {"overlap_grad_reduce": True},

@@ -51,6 +51,14 @@ WARMUP_FLUSH = rule(
     claim="overlap_p2p_comm_warmup_flush needs overlap_p2p_comm without batch_p2p_comm.",
     remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or the flush to false",
 )
+SENT_THEN_FREED = rule(
+    "core.sent-then-freed",
+    "PP",
+    claim="With overlap_p2p_comm, deallocate_pipeline_outputs frees an activation that may still be "
+    "on its way: over gloo garbage arrives (seen with megatron-core 0.16.1), over NCCL it depends "
+    "on who keeps the memory (not tried).",
+    remedy="where ranks talk over gloo, set deallocate_pipeline_outputs=false on the model",
+)
 DEFERRED_WGRAD = rule(
     "core.defer-embedding-wgrad",
     "PP",
@@ -288,6 +296,16 @@ def _pipeline(c: Context) -> Iterator[Decision]:
             "model.overlap_p2p_comm_warmup_flush",
             True,
             f"overlap_p2p_comm is {overlap} and batch_p2p_comm is {batch}",
+        )
+    if pp > 1 and vpp > 1 and overlap and not batch and c.of_model("deallocate_pipeline_outputs"):
+        yield SENT_THEN_FREED.decide(
+            "model.deallocate_pipeline_outputs",
+            requested=None,
+            effective=True,
+            reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before its "
+            "sending is waited for; over gloo that trains on garbage",
+            outcome=Outcome.NOTE,
+            remedy=SENT_THEN_FREED.remedy,
         )
     if c.of_model("defer_embedding_wgrad_compute"):
         limit = c.of_model("wgrad_deferral_limit", 0)

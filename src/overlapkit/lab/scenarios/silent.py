@@ -214,6 +214,7 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "tp.preset-fit",
         "dp.distributed-optimizer-sync",
         "core.layout-sets-vpp",
+        "core.sent-then-freed",
         "core.no-replica",
         "core.fsdp",
         "core.bucket-default",
