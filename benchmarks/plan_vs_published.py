@@ -4,8 +4,9 @@
 
 Estimates each row of `src/overlapkit/data/published_throughput.json` (its source stands in it) and
 prints the error, (estimated - published) / published, the mean of its absolute values and the
-worst. --leave-one-out fits the efficiency constants anew to all rows but one and estimates that one
-with them, for every row in turn: what the errors would be on rows not seen.
+worst. A row that cannot be estimated is named on standard error, and the exit status is 2.
+--leave-one-out fits the efficiency constants anew to all rows but one and estimates that one with
+them, for every row in turn: what the errors would be on rows not seen.
 
 What a row leaves open is taken as NVIDIA's performance recipes set it: FP8 is current scaling,
 without BF16 layers; the overlap is comm_overlap's default with tp_comm_overlap where TP > 1; FSDP
@@ -22,11 +23,12 @@ other pipelines in the table have virtual stages. It is estimated as it stands, 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from megatron.bridge.training.runtime_update import update_runtime
@@ -34,25 +36,17 @@ from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
+from overlapkit.errors import EXIT_BAD_INPUT, InputError
 from overlapkit.output import console, write_json
 from overlapkit.plan.constants import CONSTANTS, FITTED, Constants
 from overlapkit.plan.estimate import Estimate, estimate
+from overlapkit.plan.inputs import PRECISIONS, recipe_of
 from overlapkit.plan.machine import machine_of
 from overlapkit.plan.models import named_model
 from overlapkit.plan.overlap import Overlap, overlap_of
 from overlapkit.plan.workload import Workload, workload
 
 ROWS = Path(__file__).resolve().parents[1] / "src/overlapkit/data/published_throughput.json"
-RECIPES = {
-    "BF16": "bf16_mixed",
-    "FP8": "bf16_with_fp8_current_scaling_mixed",
-    "FP8-CS": "bf16_with_fp8_current_scaling_mixed",
-    "FP8-DS": "bf16_with_fp8_delayed_scaling_mixed",
-    "MXFP8": "bf16_with_mxfp8_mixed",
-    "FP8-MX": "bf16_with_mxfp8_mixed",
-    "NVFP4": "bf16_with_nvfp4_mixed",
-}
-
 PERFORMANCE_RECIPES = ("first_last_layers_bf16=false", "grad_reduce_in_fp32=false")
 """What they change of the mixed-precision recipe. With fp32 gradients four of the rows' layouts
 would not fit into memory."""
@@ -74,22 +68,90 @@ class Row:
     model_tflops: float | None
 
 
-def read_row(row: dict[str, Any]) -> Row:
-    """The run of a row."""
-    model = named_model(row["model"]) | {
-        "tensor_model_parallel_size": row["tp"],
-        "pipeline_model_parallel_size": row["pp"],
-        "context_parallel_size": row["cp"],
-        "expert_model_parallel_size": row.get("ep") or 1,
-        "virtual_pipeline_model_parallel_size": row["vp"],
-        "sequence_parallel": row["tp"] > 1,
-        "seq_length": row["seq"],
+class Published(msgspec.Struct, frozen=True):
+    """A row as it is published; what a table does not list has its default.
+
+    Attributes:
+        model, system, precision: as tables name them.
+        gpus: of the job.
+        gbs, mbs: global batch and micro-batch, in sequences of `seq` tokens.
+        fsdp: ranks that FSDP shards over; 0 without.
+        tp, pp, cp, ep: ranks; `vp` chunks of a stage, None and 1 without virtual stages.
+    """
+
+    model: str
+    system: str
+    precision: str
+    gpus: int
+    gbs: int
+    mbs: int
+    seq: int
+    tokens_per_sec_per_gpu: float
+    release: str = ""
+    fsdp: int | bool | None = 0
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    vp: int | None = None
+    ep: int | None = 1
+    model_tflops_per_gpu: float | None = None
+
+
+class _Table(msgspec.Struct, frozen=True):
+    rows: list[Published]
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a file, and of those that cannot be estimated why not.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        published = msgspec.json.decode(path.read_bytes(), type=_Table).rows
+    except OSError as error:
+        raise InputError(f"--rows {path}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"--rows {path}: {error}") from None
+    rows, refused = [], []
+    for number, row in enumerate(published, start=1):
+        try:
+            read = read_row(row)
+            estimated(read)
+        except InputError as error:
+            refused.append(f"row {number}, {row.model} on {row.gpus} x {row.system}: {error}")
+        else:
+            rows.append(read)
+    return rows, refused
+
+
+def read_row(row: Published) -> Row:
+    """The run of a row.
+
+    Raises:
+        InputError: a model, a GPU or a precision that is not known, or a layout that cannot be.
+    """
+    recipe = recipe_of(row.precision)
+    if recipe is None:
+        raise InputError(
+            f"precision {row.precision!r} is not known; known are {', '.join(PRECISIONS)}"
+        )
+    system = row.system.lower().replace("dgx", "").split()[0].strip("-")
+    virtual = row.vp if row.vp and row.vp > 1 else None
+    model = named_model(row.model) | {
+        "tensor_model_parallel_size": row.tp,
+        "pipeline_model_parallel_size": row.pp,
+        "context_parallel_size": row.cp,
+        "expert_model_parallel_size": row.ep or 1,
+        "virtual_pipeline_model_parallel_size": virtual,
+        "sequence_parallel": row.tp > 1,
+        "seq_length": row.seq,
     }
-    if model["num_layers"] % (row["pp"] * (row["vp"] or 1)):
+    if model["num_layers"] % (row.pp * (virtual or 1)):
         model["account_for_embedding_in_pipeline_split"] = True
         model["account_for_loss_in_pipeline_split"] = True
     ddp: dict[str, Any] = {"use_distributed_optimizer": True}
-    if row["fsdp"]:
+    if row.fsdp:
         ddp |= {
             "use_megatron_fsdp": True,
             "data_parallel_sharding_strategy": "optim_grads_params",
@@ -98,27 +160,27 @@ def read_row(row: dict[str, Any]) -> Row:
         "model": model,
         "ddp": ddp,
         "optimizer": {"use_distributed_optimizer": True},
-        "train": {"micro_batch_size": row["mbs"], "global_batch_size": row["gbs"]},
-        "mixed_precision": RECIPES[row["precision"]],
-        "comm_overlap": {"tp_comm_overlap": row["tp"] > 1},
+        "train": {"micro_batch_size": row.mbs, "global_batch_size": row.gbs},
+        "mixed_precision": recipe,
+        "comm_overlap": {"tp_comm_overlap": row.tp > 1},
     }
     overrides = [parse_override(f"mixed_precision.{text}", data) for text in PERFORMANCE_RECIPES]
     run = build_run(read_settings(Document("published", data, {}), overrides))
-    update_runtime(run, row["gpus"], software=AssumedSoftware(), strict=False)
-    sizes = " ".join(f"{k}{row[k]}" for k in ("tp", "pp", "cp") if row[k] > 1)
-    if row["vp"]:
-        sizes += f" vp{row['vp']}"
-    if row["fsdp"]:
-        sizes += f" fsdp{row['fsdp']}"
-    system = row["system"].rpartition("-")[2].lower()
+    update_runtime(run, row.gpus, software=AssumedSoftware(), strict=False)
+    sizes = [
+        f"{k}{getattr(row, k)}" for k in ("tp", "pp", "cp", "ep") if (getattr(row, k) or 1) > 1
+    ]
+    sizes += [f"vp{virtual}"] if virtual else []
+    sizes += [f"fsdp{int(row.fsdp)}"] if row.fsdp else []
+    batch = f"mbs{row.mbs} gbs{row.gbs}"
     return Row(
-        f"{row['model'].lower()} {row['precision']} {row['gpus']}x{system} {sizes} "
-        f"mbs{row['mbs']} gbs{row['gbs']} ({row['release'].split()[0]})",
+        f"{row.model.lower()} {row.precision} {row.gpus}x{system} {' '.join([*sizes, batch])}"
+        + (f" ({row.release.split()[0]})" if row.release else ""),
         system,
-        workload(run, row["gpus"]),
+        workload(run, row.gpus),
         overlap_of(run),
-        row["tokens_per_sec_per_gpu"],
-        row.get("model_tflops_per_gpu"),
+        row.tokens_per_sec_per_gpu,
+        row.model_tflops_per_gpu,
     )
 
 
@@ -183,7 +245,14 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help="other rows")
     parser.add_argument("--leave-one-out", action="store_true", help="cross-validation as well")
     options = parser.parse_args()
-    rows = [read_row(row) for row in json.loads(options.rows.read_text())["rows"]]
+    try:
+        rows, refused = read_rows(options.rows)
+    except InputError as problem:
+        rows, refused = [], [str(problem)]
+    for line in refused:
+        print(f"plan_vs_published: {line}", file=sys.stderr)
+    if not rows:
+        return EXIT_BAD_INPUT
     estimates = [estimated(row) for row in rows]
     errors = [error(row) for row in rows]
     unseen = leave_one_out(rows) if options.leave_one_out else None
@@ -210,9 +279,9 @@ def main() -> int:
             told["error_left_out"] = off
     if options.json:
         write_json(document)
-        return 0
-    _show(document)
-    return 0
+    else:
+        _show(document)
+    return EXIT_BAD_INPUT if refused else 0
 
 
 def _show(document: dict[str, Any]) -> None:

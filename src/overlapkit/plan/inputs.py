@@ -57,6 +57,7 @@ def recipe_of(name: str) -> str | None:
     first = name.partition("(")[0]
     return PRECISIONS.get(re.sub(r"[\s_-]+", "-", first.strip().lower()))
 
+
 LARGEST_NODE = 16
 """GPUs of the largest machine (HGX-2, A100 instances of 16)."""
 
@@ -219,8 +220,8 @@ def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int,
         )
     if given // nodes > max(domain, LARGEST_NODE):
         raise InputError(
-            f"--nodes {nodes} for --world-size {given} would be {given // nodes} GPUs in a machine; "
-            f"with {domain} in each it takes --nodes {-(-given // domain)}"
+            f"--nodes {nodes} for --world-size {given} would be {given // nodes} GPUs in a "
+            f"machine; with {domain} in each it takes --nodes {-(-given // domain)}"
         )
     return given, given // nodes
 
