@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ class Distance:
     Attributes:
         differing: tensors that differ in at least one bit.
         tensors: tensors compared.
-        relative: the largest ||a - b|| / ||b|| of a tensor, b the reference.
+        relative: the largest ||a - b|| / ||b|| of a tensor, b the reference; infinite where a
+            number is none.
         worst: the name of that tensor.
     """
 
@@ -103,6 +105,7 @@ def distance(tensors: Tensors, reference: Tensors) -> Distance:
         norm = float(np.linalg.norm(theirs)) or 1.0
         relative = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
         # A difference that is no number is the largest of all.
-        if not relative <= largest:
+        relative = math.inf if math.isnan(relative) else relative
+        if relative > largest or not worst:
             largest, worst = relative, name
     return Distance(differing, len(reference), largest, worst)
