@@ -54,9 +54,9 @@ WARMUP_FLUSH = rule(
 SENT_THEN_FREED = rule(
     "core.sent-then-freed",
     "PP",
-    claim="With overlap_p2p_comm, deallocate_pipeline_outputs frees an activation that may still be "
-    "on its way: over gloo garbage arrives (seen with megatron-core 0.16.1), over NCCL it depends "
-    "on who keeps the memory (not tried).",
+    claim="With overlap_p2p_comm, deallocate_pipeline_outputs frees an activation that may still "
+    "be on its way: over gloo garbage arrives (seen with megatron-core 0.16.1); over NCCL it "
+    "depends on who keeps the memory, and was not tried.",
     remedy="where ranks talk over gloo, set deallocate_pipeline_outputs=false on the model",
 )
 DEFERRED_WGRAD = rule(
@@ -302,8 +302,8 @@ def _pipeline(c: Context) -> Iterator[Decision]:
             "model.deallocate_pipeline_outputs",
             requested=None,
             effective=True,
-            reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before its "
-            "sending is waited for; over gloo that trains on garbage",
+            reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
+            "its sending is waited for; over gloo that trains on garbage",
             outcome=Outcome.NOTE,
             remedy=SENT_THEN_FREED.remedy,
         )
