@@ -59,6 +59,8 @@ _FOLLOWS = frozenset(
         "vocab_size",
     }
 )
+# Megatron-Bridge, where a configuration leaves it open, turns it on as far as kernels are there.
+_WHERE_IT_CAN_BE = "model.gradient_accumulation_fusion"
 _ONLY_WITH_FP8 = "fp8_"
 _ONLY_WITH_EXPERTS = "moe_"
 
@@ -118,6 +120,8 @@ def _flags(settings: Settings, run: Run) -> Iterator[list[str]]:
         dotted = declared.keys[0]
         value = knob_value(run, dotted) if dotted in EFFECTIVE_KNOBS else _held(run, dotted)
         if value is None or _silent(dotted, run):
+            continue
+        if dotted == _WHERE_IT_CAN_BE and dotted not in settings.asked:
             continue
         if declared.kind in ("on", "off"):
             if bool(value) == (declared.kind == "on") and value != _default(dotted):

@@ -51,9 +51,9 @@ def emit_hydra(sections: Sections, environment: Mapping[str, str]) -> Emitted:
             overrides.append(f"{section}=null")
             continue
         if BY_NAME in content:
-            overrides.append(f"{section}={_flow(content[BY_NAME])}")
+            overrides.append(f"{section}={flow(content[BY_NAME])}")
         overrides += [
-            f"{section}.{key}={_flow(_written(section, key, value))}"
+            f"{section}.{key}={flow(_written(section, key, value))}"
             for key, value in content.items()
             if key != BY_NAME
         ]
@@ -68,12 +68,12 @@ def _written(section: str, key: str, value: Any) -> Any:
     return value
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value in what YAML's flow style and Hydra's grammar have in common."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
+        return "[" + ", ".join(map(flow, value)) + "]"
     if isinstance(value, str) and not (
         _PLAIN_TEXT.fullmatch(value) and isinstance(yaml.safe_load(value), str) and value != "None"
     ):

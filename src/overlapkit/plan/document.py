@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from overlapkit.explain.report import plain
 from overlapkit.plan.costs import Summary
 from overlapkit.plan.dimensions import buckets_told
 from overlapkit.plan.figure import figure_json
-from overlapkit.plan.lines import title
+from overlapkit.plan.lines import recommended_settings, title
 from overlapkit.plan.next_steps import next_steps
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
@@ -62,7 +61,7 @@ def plan_json(plan: Plan, *, show_work: bool = False) -> dict[str, Any]:
         "gradient_reduction": r.reduction,
         "environment": {v.name: v.value for v in p.report.launch_env},
         "environment_reasons": {v.name: v.reason for v in p.report.launch_env},
-        "settings": recommended_settings(plan),
+        "settings": recommended_settings(p),
         "changes": {
             knob: {"from": before, "to": after} for knob, (before, after) in r.changes.items()
         },
@@ -88,23 +87,6 @@ def layout_json(plan: Plan) -> dict[str, Any]:
         "sequence": plan.recommendation.proposal.run.model.seq_length,
         "chosen": plan.chosen_because,
     }
-
-
-def recommended_settings(plan: Plan) -> dict[str, Any]:
-    """The keys that carry the recommendation, dotted, ready to be used as overrides."""
-    p = plan.recommendation.proposal
-    flat = p.settings.flat()
-    keys = [key for key in flat if key.startswith("comm_overlap.")]
-    keys += [
-        key
-        for key in (
-            "model.sequence_parallel",
-            "ddp.use_distributed_optimizer",
-            "optimizer.use_distributed_optimizer",
-        )
-        if flat.get(key)
-    ]
-    return {key: plain(flat[key]) for key in keys}
 
 
 def _estimate(summaries: tuple[Summary, ...]) -> dict[str, Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from typing import Any
 
+from overlapkit.config.emit import FORMS
+from overlapkit.config.emit_yaml import flow
 from overlapkit.explain.lines import alike, sentence, short
+from overlapkit.explain.report import plain
 from overlapkit.plan.dimensions import Dimension, buckets_told
 from overlapkit.plan.figure import work
 from overlapkit.plan.next_steps import next_steps
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.proposal import Proposal
 from overlapkit.plan.recommend import Gain
 from overlapkit.plan.sweep import Ranking
 
@@ -16,6 +22,7 @@ from overlapkit.plan.sweep import Ranking
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The whole plan, a line for each statement."""
     yield from header(plan)
+    yield to_set(plan)
     yield ""
     for d in plan.recommendation.dimensions:
         yield dimension_line(d, plan.recommendation.gains.get(d.name))
@@ -76,10 +83,34 @@ def fit(plan: Plan) -> str:
     """How much of the GPU's memory the fullest rank needs."""
     memory = plan.memory
     assert memory is not None
-    return (
-        f"Memory {memory.needed / 1e9:.1f} GB of {memory.capacity / 1e9:.0f} GB on the fullest GPU "
+    told = (
+        f"Memory {memory.needed / 1e9:.1f} GB of {memory.capacity / 1e9:.1f} GB on the fullest GPU "
         f"(estimate; {memory.margin:.0%} is kept free)"
     )
+    return told if memory.fits else f"{told}: may not fit, see the notes"
+
+
+def recommended_settings(p: Proposal) -> dict[str, Any]:
+    """The keys that carry the recommendation, dotted, ready to be used as overrides."""
+    flat = p.settings.flat()
+    keys = [key for key in flat if key.startswith("comm_overlap.")]
+    keys += [
+        key
+        for key in (
+            "model.sequence_parallel",
+            "ddp.use_distributed_optimizer",
+            "optimizer.use_distributed_optimizer",
+        )
+        if flat.get(key)
+    ]
+    return {key: plain(flat[key]) for key in keys}
+
+
+def to_set(plan: Plan) -> str:
+    """The settings that carry the recommendation, as overrides, in one line."""
+    settings = recommended_settings(plan.recommendation.proposal)
+    told = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
+    return f"Set {' '.join(told)} (to paste: --emit {'|'.join(FORMS)})"
 
 
 def dimension_line(d: Dimension, gain: Gain | None) -> str:

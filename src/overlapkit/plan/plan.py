@@ -24,6 +24,13 @@ ESTIMATE_ERROR = 0.1
 running, is refused only where it needs more than that beyond the whole memory."""
 
 
+_MIXTURE = (
+    "the estimate was held against published throughput of dense models alone; a mixture of "
+    "experts runs slower than it says where tokens crowd on some experts or many small kernels "
+    "wait for the host"
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to run, how, and what to expect.
@@ -145,7 +152,12 @@ def make_plan(
         estimates=estimates,
         memory=memory,
         ranking=ranking,
-        notes=(*inputs.assumed, *([note] if note else []), *_left_out(proposal)),
+        notes=(
+            *inputs.assumed,
+            *([note] if note else []),
+            *([_MIXTURE] if estimates and run.model.num_moe_experts else []),
+            *_left_out(proposal),
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from overlapkit.plan.lines import (
     part_rows,
     sweep_header,
     title,
+    to_set,
 )
 from overlapkit.plan.next_steps import next_steps
 from overlapkit.plan.plan import Plan
@@ -40,7 +41,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"No estimate: {r.not_estimated}", "yellow"))
     else:
         console.print(Text(expectation(plan), "bold green"))
-        console.print(fit(plan))
+        memory = plan.memory
+        console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
+    told, _, paste = to_set(plan).partition(" (")
+    console.print(Text.assemble((told, "cyan"), (f" ({paste}", "dim")))
     console.print()
     console.print(_strategy(plan))
     console.print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from overlapkit.config.emit import FORMS
 from overlapkit.config.run import read_settings
@@ -48,6 +50,30 @@ def test_the_first_lines_answer_at_a_glance(plan: Command) -> None:
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1  #" in done.out
     assert "userbuffers_bf16_h100_h8192_tp4_mbs1_seqlen8192, nearest" in done.out
     assert "\x1b" not in done.out
+
+
+def test_what_to_set_is_one_line_of_overrides(plan: Command) -> None:
+    (line,) = [text for text in plan(*NAMED).out.splitlines() if text.startswith("Set ")]
+    words = shlex.split(line.removeprefix("Set ").partition(" (to paste: ")[0])
+    settings = document(plan, *NAMED)["settings"]
+    assert {key: yaml.safe_load(value) for key, _, value in (w.partition("=") for w in words)} == (
+        settings
+    )
+
+
+def test_what_is_left_open_is_not_switched_off(plan: Command) -> None:
+    form = ("--emit", "megatron-lm")
+    flag = "--no-gradient-accumulation-fusion"
+    assert flag not in plan(*NAMED, *form).out
+    assert flag in plan(*NAMED, "model.gradient_accumulation_fusion=false", *form).out
+
+
+def test_a_mixtures_estimate_is_told_to_be_uncertain(plan: Command) -> None:
+    def uncertain(*arguments: str) -> bool:
+        return any("dense models alone" in note for note in document(plan, *arguments)["notes"])
+
+    assert uncertain(MIXTURE, "--gpu", "b200", "--world-size", "64")
+    assert not uncertain(*NAMED)
 
 
 def test_environment_lines_are_shell(plan: Command) -> None:
@@ -192,6 +218,8 @@ def test_a_layout_that_misses_by_little_is_planned_with_a_warning(plan: Command)
     assert any("may not fit" in note for note in told["notes"])
     roomy = document(plan, str(config), "--gpu", "h200", "--world-size", "64")
     assert not any("may not fit" in note for note in roomy["notes"])
+    memory_line = plan(str(config), "--gpu", "h100", "--world-size", "64").out.splitlines()[2]
+    assert memory_line.startswith("Memory ") and memory_line.endswith("may not fit, see the notes")
 
 
 def test_adapters_are_not_estimated_as_if_every_weight_were_trained(plan: Command) -> None:
