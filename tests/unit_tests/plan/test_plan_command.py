@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -252,6 +253,8 @@ def test_the_page_is_self_contained(plan: Command, tmp_path: Path) -> None:
     told = document(plan, *NAMED, "--sweep", "pp,vp")
     # A dot for each layout that fits, and the ring around the fastest.
     assert page.tags.count("circle") == told["sweep"]["fit"] + 1
+    text = html.unescape(out.read_text(encoding="utf-8"))
+    assert told["notes"] and all(note in text for note in told["notes"])
 
 
 def test_a_name_is_escaped_in_the_page(plan: Command, tmp_path: Path) -> None:
