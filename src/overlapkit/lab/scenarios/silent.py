@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from overlapkit.lab.job import Block, Variant
 from overlapkit.lab.measured import Measured, Seen
 from overlapkit.lab.scenario import (
+    CONFIRMED,
     DISTRIBUTED_OPTIMIZER,
     NOT_CONFIRMED,
     NOT_TESTABLE,
@@ -282,9 +283,11 @@ def _unchanged(case: Case, asks: Measured, twin: Measured) -> Verdict:
     if differs:
         return Verdict(claim, NOT_CONFIRMED, f"{decision.reason}; not as unasked: {differs}")
     evidence = (
-        f"{decision.reason}; knobs and weights as unasked, as are {_communicated(asks)} a step; "
-        f"{asks.step * 1e3:.0f} ms, unasked {twin.step * 1e3:.0f}"
+        f"{decision.reason}; knobs and weights as unasked, as are {_communicated(asks)} a step"
     )
+    if not asks.steps:
+        return Verdict(claim, CONFIRMED, evidence)
+    evidence += f"; {asks.step * 1e3:.0f} ms, unasked {twin.step * 1e3:.0f}"
     return timed(claim, _same_length(asks, twin), evidence, (asks, twin))
 
 
