@@ -73,6 +73,7 @@ def test_data_parallel_overlap_hides_communication_and_keeps_every_bit(tmp_path:
     assert json.loads((out / "results.json").read_text()) == document
 
 
+@pytest.mark.whole_lab
 def test_one_bucket_hides_nothing(tmp_path: Path) -> None:
     _, document = _lab("bucket", "--steps", "2")
     assert _outcome(document, "one bucket") == "confirmed"
@@ -99,12 +100,14 @@ def test_tensor_parallel_does_what_the_rules_say() -> None:
     assert "Transformer Engine" in reason
 
 
+@pytest.mark.whole_lab
 def test_data_and_pipeline_parallel_overlap_together() -> None:
     _, document = _lab("dp-pp", "--steps", "2")
     assert _outcome(document, "in effect") == "confirmed"
     assert _outcome(document, "changes a number") == "confirmed"
 
 
+@pytest.mark.whole_lab
 def test_fp32_reduction_doubles_the_bytes_and_ddp_alone_does_not_decide() -> None:
     _, document = _lab("precision", "--steps", "2")
     assert _outcome(document, "overwritten") == "confirmed"
@@ -112,6 +115,7 @@ def test_fp32_reduction_doubles_the_bytes_and_ddp_alone_does_not_decide() -> Non
         assert _outcome(document, "twice the bytes") == "confirmed"
 
 
+@pytest.mark.whole_lab
 def test_a_users_configuration_is_trained_small() -> None:
     example = Path(__file__).parents[2] / "examples" / "gpt_1b_8xh100.yaml"
     _, document = _lab("--config", str(example), "--steps", "2")

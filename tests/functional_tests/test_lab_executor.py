@@ -120,6 +120,7 @@ def test_tensor_parallelism_gets_one_hardware_queue_in_the_script(tmp_path: Path
     assert "\nexport CUDA_DEVICE_MAX_CONNECTIONS=1\n" in done.stdout
 
 
+@pytest.mark.whole_lab
 def test_a_job_of_groups_of_ranks_is_submitted_and_collected(tmp_path: Path) -> None:
     programs, out = tmp_path / "bin", tmp_path / "run"
     programs.mkdir()
@@ -191,6 +192,7 @@ def _processes(word: str) -> list[int]:
     return found
 
 
+@pytest.mark.whole_lab
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_it_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "run"

@@ -37,6 +37,8 @@ ARGUMENTS = "the arguments"
 
 _FEW_FLAGS = 3
 """Fewer flags than this are a tool's (a checkpoint converter's), where another command has more."""
+_MOST_BYTES = 256 * 1024
+"""A launch script has a few kilobytes."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
 _BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
 
@@ -68,7 +70,7 @@ def read_megatron_lm(
     """
     name, wanted = _named(script)
     path = encodable(name)
-    text = read_text(name, what="launch script").replace("\r\n", "\n")
+    text = read_text(name, what="launch script", most=_MOST_BYTES).replace("\r\n", "\n")
     given = _checked(variables or {})
     slurm = slurm_variables(text)
     followed = follow_script(text, path, given, slurm)

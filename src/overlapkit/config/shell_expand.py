@@ -9,11 +9,21 @@ from dataclasses import replace
 
 from overlapkit.config.shell_arithmetic import Incalculable, calculate
 from overlapkit.config.shell_tree import Arithmetic, Assignment, Command, Parameter, Text, Word
-from overlapkit.config.shell_values import Array, Field, Piece, Unknown, Value, split_into_fields
+from overlapkit.config.shell_values import (
+    Array,
+    Field,
+    Piece,
+    Unknown,
+    Value,
+    merged,
+    split_into_fields,
+)
 from overlapkit.errors import InputError
 
-MOST_CHARACTERS = 4 * 1024 * 1024
-"""All values of a script together; a launch script has a few thousand."""
+MOST_CHARACTERS = 1024 * 1024
+"""All that a script's values are expanded to; a launch script's are some ten thousand."""
+_PIECE = 32
+"""What a piece of a value counts in addition, as it takes time of its own."""
 _DEEPEST = 60
 
 
@@ -114,7 +124,7 @@ class Variables:
             else:
                 # What an assignment holds is split when it is used, whatever its quotes were.
                 pieces.append(replace(piece, quoted=False))
-        return Field(tuple(pieces))
+        return Field(merged(pieces))
 
     def _pieces(self, word: Word) -> Iterator[Piece | None]:
         """Pieces of a word; None where ``"${A[@]}"`` begins another field."""
@@ -270,6 +280,7 @@ class Variables:
         self, fields: tuple[Field, ...] | list[Field], p: Parameter
     ) -> Iterator[Piece | None]:
         for number, field in enumerate(fields):
+            self._spend(0)
             if number:
                 yield (
                     None
@@ -286,7 +297,7 @@ class Variables:
             yield piece
 
     def _spend(self, characters: int) -> None:
-        self._characters += characters + 1
+        self._characters += characters + _PIECE
         if self._characters > MOST_CHARACTERS:
             raise InputError(
                 f"{self.path}: its variables grow beyond {MOST_CHARACTERS >> 20} MiB: not a "

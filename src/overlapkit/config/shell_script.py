@@ -280,7 +280,7 @@ class _Follower(Builtins):
             return result
         if name in self.functions:
             return self.call(self.functions[name], words[1:], node.line)
-        held = [w for w in words if " " in w.text.strip() and _COMMAND_LINE.search(w.text)]
+        held = [w for w in words if _is_command_line(w.text)]
         if held and name not in _TELLS:
             return self.hand_over(node, words, held[0])
         self.start(node, words)
@@ -371,9 +371,15 @@ def _launches(started: Started) -> bool:
     return any(word.text.endswith((".py", "torchrun")) for word in started.words)
 
 
+def _is_command_line(text: str) -> bool:
+    """Whether a value looks like ``torchrun … -…``, as in ``bash -c "torchrun …"``."""
+    program = _PROGRAM.search(text)
+    return program is not None and _OPTION.search(text, program.end()) is not None
+
+
 _HELD = "__unknown_"
 _TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
 """Programs that only handle text, even if that is a command."""
-_COMMAND_LINE = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)\s(.*\s)?-", re.DOTALL)
-"""What a value looks like that is a command line: ``bash -c "torchrun …"``."""
+_PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
+_OPTION = re.compile(r"\s-")
 _ALWAYS = frozenset({":", "true", "echo", "printf", "cd", "mkdir", "shopt", "ulimit", "umask"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ def stripped(value: Field, *, first_line: bool) -> Field:
                 break
         kept = kept[::order]
     return Field(tuple(kept))
+
+
+def merged(pieces: Iterable[Piece]) -> Scalar:
+    """The same pieces, those of one line that are alike joined into one."""
+    result: list[Piece] = []
+    for alike, group in groupby(pieces, lambda p: (p.line, p.quoted, p.unknown)):
+        line, quoted, unknown = alike
+        result.append(Piece("".join(piece.text for piece in group), line, quoted, unknown))
+    return tuple(result)
 
 
 def split_into_fields(pieces: list[Piece | None]) -> list[Field]:

@@ -13,7 +13,7 @@ _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """What a shell hands over for ``<(command)``: a pipe, but one that somebody writes into."""
 
 
-def read_text(name: str, *, what: str) -> str:
+def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:
     """The text in a file.
 
     Args:
@@ -32,7 +32,7 @@ def read_text(name: str, *, what: str) -> str:
         if path.exists() and not path.is_file() and not name.startswith(_PIPES):
             raise InputError(f"{name}: is not a regular file")
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(most + 1)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except OSError as error:
@@ -40,8 +40,8 @@ def read_text(name: str, *, what: str) -> str:
     except ValueError as error:
         # A NUL, which no path may hold.
         raise InputError(f"{name}: cannot be read: {error}") from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB, not a {what}")
+    if len(raw) > most:
+        raise InputError(f"{name}: larger than {most >> 10} KiB, not a {what}")
     if b"\0" in raw:
         raise InputError(f"{name}: is a binary file, not a {what}")
     try:
