@@ -18,6 +18,8 @@ from overlapkit.config.megatron_lm_flags import (
 from overlapkit.config.shell_values import Field, Unknown
 from overlapkit.errors import InputError
 
+MOST_FLAGS = 2000
+"""Megatron-LM has some five hundred."""
 SWIGLU_MULTIPLE = 64
 """Megatron-LM's default feed-forward size with --swiglu is a multiple of this."""
 
@@ -68,7 +70,10 @@ def read_arguments(fields: Sequence[Field], path: str) -> Arguments:
             is not known, or flags that exclude each other.
     """
     result = Arguments()
-    for flag_field, behind in _grouped(fields):
+    grouped = list(_grouped(fields))
+    if len(grouped) > MOST_FLAGS:
+        raise InputError(f"{path}: starts a job with more than {MOST_FLAGS} flags; is it one?")
+    for flag_field, behind in grouped:
         where = place(path, flag_field)
         text = flag_field.text
         if text.partition("=")[0] == "--yaml-cfg":

@@ -133,7 +133,7 @@ class Variables:
             raise InputError(f"{self.path}:{word.line}: defaults nest too deeply")
         for part in word.parts:
             if isinstance(part, Text):
-                self._spend(len(part.text))
+                self._spend(len(part.text), 0)
                 yield Piece(part.text, part.line, quoted=True)
             elif isinstance(part, Command):
                 told = part.text.strip().splitlines() or [""]
@@ -296,8 +296,8 @@ class Variables:
             self._spend(len(piece.text))
             yield piece
 
-    def _spend(self, characters: int) -> None:
-        self._characters += characters + _PIECE
+    def _spend(self, characters: int, besides: int = _PIECE) -> None:
+        self._characters += characters + besides
         if self._characters > MOST_CHARACTERS:
             raise InputError(
                 f"{self.path}: its variables grow beyond {MOST_CHARACTERS >> 20} MiB: not a "

@@ -91,11 +91,12 @@ def stripped(value: Field, *, first_line: bool) -> Field:
 
 
 def merged(pieces: Iterable[Piece]) -> Scalar:
-    """The same pieces, those of one line that are alike joined into one."""
+    """The same pieces, known ones of one line that are quoted alike joined into one."""
     result: list[Piece] = []
-    for alike, group in groupby(pieces, lambda p: (p.line, p.quoted, p.unknown)):
-        line, quoted, unknown = alike
-        result.append(Piece("".join(piece.text for piece in group), line, quoted, unknown))
+    for (known, line, quoted), group in groupby(
+        pieces, lambda p: (p.unknown is None, p.line, p.quoted)
+    ):
+        result += [Piece("".join(p.text for p in group), line, quoted)] if known else group
     return tuple(result)
 
 

@@ -41,7 +41,8 @@ def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:
         # A NUL, which no path may hold.
         raise InputError(f"{name}: cannot be read: {error}") from None
     if len(raw) > most:
-        raise InputError(f"{name}: larger than {most >> 10} KiB, not a {what}")
+        size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise InputError(f"{name}: larger than {size}, not a {what}")
     if b"\0" in raw:
         raise InputError(f"{name}: is a binary file, not a {what}")
     try:

@@ -138,6 +138,12 @@ def test_a_number_of_buckets_becomes_a_size() -> None:
     assert found and 4 <= int(found[1]) <= 8
 
 
+@pytest.mark.parametrize("number", [0, -2])
+def test_fewer_than_one_bucket_is_refused(number: int) -> None:
+    flags = f"--use-distributed-optimizer --overlap-grad-reduce --ddp-num-buckets {number}"
+    assert findings(decide(flags, world_size=4)[1]) == {"lm.bucket-number"}
+
+
 def test_an_fsdp_is_told_and_the_rules_of_ddp_stay_silent() -> None:
     for flag in ("--use-megatron-fsdp", "--use-torch-fsdp2"):
         _, decisions = decide(f"{flag} --overlap-param-gather --fp8-format e4m3 --fp8-param-gather")

@@ -108,7 +108,8 @@ FP8_GATHER = rule(
 BUCKETS_ASKED = rule(
     "lm.bucket-number",
     "DP",
-    claim="--ddp-num-buckets N makes a bucket as large as the parameters of a rank over N; "
+    claim="--ddp-num-buckets N, from 1 up, makes a bucket as large as the parameters of a rank "
+    "over N; "
     "--ddp-bucket-size and --ddp-num-buckets exclude each other.",
     remedy="give one of --ddp-bucket-size and --ddp-num-buckets",
 )
@@ -343,6 +344,15 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
             knob,
             run.ddp.bucket_size,
             f"--ddp-num-buckets {number} is given as well: Megatron-LM stops at start",
+        )
+        return
+    if number < 1:
+        yield _error(
+            BUCKETS_ASKED,
+            knob,
+            run.ddp.bucket_size,
+            f"--ddp-num-buckets {number}: Megatron-LM stops at start",
+            "give --ddp-num-buckets 1 or more",
         )
         return
     try:
