@@ -18,7 +18,6 @@ from overlapkit.lab.scenario import (
     Settings,
     Verdict,
     layered,
-    timed,
 )
 
 RANKS = 2
@@ -40,9 +39,6 @@ BF16: Settings = {
 
 PACKETS, PACKETS_BYTES = 0.02, 4096
 """Of the bytes on the wire, and in bytes: packets have headers, and ranks meet in a barrier."""
-
-LONGER = 1.25
-"""Ratio of the medians above which steps are of another length, if besides no two overlap."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ def cases(setting: Setting) -> tuple[Case, ...]:
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
     """For each layout its cases, each beside its twin."""
-    rounds, steps = setting.turns(5, 1)
+    rounds, steps = setting.turns(3, 1)
     layouts: dict[str, list[Variant]] = {}
     for case in cases(setting):
         layouts.setdefault(case.layout, []).extend(
@@ -257,7 +253,11 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
 
 
 def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """A verdict per case, and one for each kind of refusal that these ranks cannot show."""
+    """A verdict per case, and one for each kind of refusal that these ranks cannot show.
+
+    What can be counted decides: knobs, bits, calls and bytes. The step's length is told; two of
+    these short steps that do the same may differ by half on a busy machine.
+    """
     verdicts = []
     for case in cases(setting):
         variants = seen.variants(f"silent-{case.layout}")
@@ -285,10 +285,9 @@ def _unchanged(case: Case, asks: Measured, twin: Measured) -> Verdict:
     evidence = (
         f"{decision.reason}; knobs and weights as unasked, as are {_communicated(asks)} a step"
     )
-    if not asks.steps:
-        return Verdict(claim, CONFIRMED, evidence)
-    evidence += f"; {asks.step * 1e3:.0f} ms, unasked {twin.step * 1e3:.0f}"
-    return timed(claim, _same_length(asks, twin), evidence, (asks, twin))
+    if asks.steps:
+        evidence += f"; {asks.step * 1e3:.0f} ms, unasked {twin.step * 1e3:.0f}"
+    return Verdict(claim, CONFIRMED, evidence)
 
 
 def _differences(asks: Measured, twin: Measured) -> Iterator[str]:
@@ -303,12 +302,6 @@ def _differences(asks: Measured, twin: Measured) -> Iterator[str]:
         apart = abs(asks.wire_bytes - twin.wire_bytes)
         if apart > max(PACKETS_BYTES, PACKETS * twin.wire_bytes):
             yield f"{apart:.0f} bytes on the wire"
-
-
-def _same_length(asks: Measured, twin: Measured) -> bool:
-    """Whether the steps are equally long, as far as steps on a shared machine can tell."""
-    slower, faster = sorted((asks, twin), key=lambda one: one.step, reverse=True)
-    return min(slower.steps) <= max(faster.steps) or slower.step <= LONGER * faster.step
 
 
 def _in_effect(variant: Measured) -> dict[str, object]:
