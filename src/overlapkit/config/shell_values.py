@@ -96,7 +96,8 @@ def merged(pieces: Iterable[Piece]) -> Scalar:
     for (known, line, quoted), group in groupby(
         pieces, lambda p: (p.unknown is None, p.line, p.quoted)
     ):
-        result += [Piece("".join(p.text for p in group), line, quoted)] if known else group
+        alike = list(group)
+        result += [Piece("".join(p.text for p in alike), line, quoted)] if known else alike
     return tuple(result)
 
 
