@@ -19,7 +19,6 @@ from overlapkit.config.megatron_lm_launch import (
     Undetermined,
     environment_of,
     is_launch,
-    slurm_variables,
     split_launch,
     world_size_of,
 )
@@ -27,6 +26,7 @@ from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell_script import Followed, Started, follow_script
 from overlapkit.config.shell_values import Array, Field, Piece, split_into_fields
+from overlapkit.config.slurm import slurm_variables
 from overlapkit.config.text_file import read_text
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError

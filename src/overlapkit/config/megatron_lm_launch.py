@@ -3,62 +3,23 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from megatron.bridge.recipes.launch_env import CONNECTIONS
 from overlapkit.config.megatron_lm_arguments import ask_for, place
 from overlapkit.config.megatron_lm_flags import known_flag
-from overlapkit.config.shell_script import Started
+from overlapkit.config.shell_script import TELLS, Started
 from overlapkit.config.shell_values import Field, Piece
+from overlapkit.config.slurm import number_of
 
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 _MPI = ("mpirun", "mpiexec")
-_SBATCH = re.compile(r"^#SBATCH[ \t]+(.+)$", re.MULTILINE)
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 class Undetermined(Exception):
     """Why a launch line does not tell the number of GPUs, and how to give it."""
-
-
-def slurm_variables(text: str) -> dict[str, str]:
-    """What Slurm sets in the job of a batch script, by its ``#SBATCH`` lines."""
-    options: dict[str, str] = {}
-    for line in _SBATCH.findall(text):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:
-            continue
-        for number, word in enumerate(words):
-            name, is_set, value = word.partition("=")
-            if re.fullmatch(r"-[NnG]\d+", word):
-                name, value = word[:2], word[2:]
-            elif not is_set and number + 1 < len(words):
-                value = words[number + 1]
-            options[name] = value
-    nodes = options.get("--nodes") or options.get("-N", "")
-    tasks = options.get("--ntasks") or options.get("-n", "")
-    per_node = options.get("--ntasks-per-node", "")
-    gpus = options.get("--gpus-per-node", "") or options.get("--gres", "")
-    gpus = gpus.rpartition(":")[2] if gpus else ""
-    if not tasks and _number(nodes) and _number(per_node):
-        tasks = str(int(nodes) * int(per_node))
-    named = {
-        "SLURM_NNODES": nodes,
-        "SLURM_JOB_NUM_NODES": nodes,
-        "SLURM_NTASKS": tasks,
-        "SLURM_NPROCS": tasks,
-        "SLURM_NTASKS_PER_NODE": per_node,
-        "SLURM_GPUS_PER_NODE": gpus,
-        "SLURM_GPUS_ON_NODE": gpus,
-    }
-    return {name: value for name, value in named.items() if _number(value)}
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\d{1,9}", text) and int(text) > 0 else None
 
 
 def split_launch(started: Started) -> tuple[list[Field], list[Field]]:
@@ -82,7 +43,9 @@ def _entry(words: Sequence[Field]) -> int:
 
 
 def is_launch(started: Started) -> int:
-    """How many flags of Megatron-LM a started program is given."""
+    """How many flags of Megatron-LM a started program is given; none where it only shows them."""
+    if started.words and started.words[0].text in TELLS:
+        return 0
     return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
 
 
@@ -93,6 +56,7 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
         Undetermined: the launch line does not tell.
     """
     head, _ = split_launch(started)
+    slurm = slurm | {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
     names = [PurePosixPath(word.text).name for word in head]
 
     def behind(*launchers: str) -> list[Field] | None:
@@ -120,14 +84,14 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
         tasks = _option(options, ("--ntasks", "-n"), path, started.line)
         nodes = _option(options, ("--nodes", "-N"), path, started.line)
         each = _option(options, ("--ntasks-per-node",), path, started.line)
-        nodes = nodes or _number(slurm.get("SLURM_NNODES", ""))
-        each = each or _number(slurm.get("SLURM_NTASKS_PER_NODE", ""))
+        nodes = nodes or number_of(slurm.get("SLURM_NNODES", ""))
+        each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
         tasks = tasks or (nodes * each if nodes and each else None)
-        tasks = tasks or _number(slurm.get("SLURM_NTASKS", ""))
+        tasks = tasks or number_of(slurm.get("SLURM_NTASKS", ""))
         if tasks is not None:
             return tasks
     exported = started.environment.get("WORLD_SIZE")
-    if exported is not None and (size := _number(exported.text)) and exported.unknown is None:
+    if exported is not None and (size := number_of(exported.text)) and exported.unknown is None:
         return size
     raise Undetermined(f"{path}:{started.line}: the launch does not tell how many GPUs it uses")
 
@@ -154,7 +118,7 @@ def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int
         where = place(path, value, line)
         if value.unknown is not None:
             raise Undetermined(str(ask_for(value.unknown, name, where)))
-        size = _number(text)
+        size = number_of(text)
         if size is None:
             raise Undetermined(f"{where}: {name} {text[:30]} is no number of its own")
         return size

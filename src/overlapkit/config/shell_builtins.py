@@ -6,7 +6,7 @@ import re
 from typing import NoReturn
 
 from overlapkit.config.shell_conditions import evaluate_test
-from overlapkit.config.shell_expand import Variables
+from overlapkit.config.shell_expand import NotKnown, Variables
 from overlapkit.config.shell_tree import Assignment, Simple, Word
 from overlapkit.config.shell_values import Array, Field, Piece, Unknown, stripped
 
@@ -14,6 +14,11 @@ Status = bool | None
 """Whether a command succeeds; None where only running it would tell."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_COUNTED = re.compile(
+    r"\s*(?:(?P<first>\+\+|--)?\s*(?P<name>[A-Za-z_]\w*)\s*"
+    r"(?:(?P<then>\+\+|--)|(?P<sign>[-+*/%]?)=(?!=)(?P<by>.*))?)\s*",
+    re.DOTALL,
+)
 
 
 class Stop(Exception):
@@ -39,6 +44,31 @@ class Builtins:
     def nested(self, text: list[Field], line: int) -> Status:
         """Follow commands that stand in a value."""
         raise NotImplementedError
+
+    def counting(self, text: str, line: int) -> Status:
+        """``(( … ))`` or ``let …``: a value, or an assignment, ``+=`` and ``++`` among them."""
+        found = _COUNTED.fullmatch(text)
+        name = found["name"] if found and text.strip() != found["name"] else None
+        if found is not None and found["by"] is not None:
+            text = f"{name} {found['sign']} ({found['by']})" if found["sign"] else found["by"]
+        elif found is not None and name is not None:
+            text = f"{name} {(found['first'] or found['then'])[0]} 1"
+        try:
+            value = self.variables.count(text, line)
+        except NotKnown as problem:
+            if name is not None:
+                self.variables.put(name, Field((Piece("", line, unknown=problem.unknown),)))
+            return None
+        if name is not None:
+            self.variables.put(name, Field((Piece(str(value), line),)))
+        after = found is not None and found["then"]
+        return value - {"++": 1, "--": -1}.get(after or "", 0) != 0
+
+    def do_let(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        status: Status = None
+        for word in words[1:]:
+            status = None if word.unknown is not None else self.counting(word.text, node.line)
+        return status
 
     def do_export(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         for a in assigned:
@@ -138,6 +168,7 @@ BUILTINS = {
     "source": "source",
     ".": "source",
     "eval": "eval",
+    "let": "let",
     "read": "read",
     "mapfile": "array",
     "readarray": "array",

@@ -263,12 +263,13 @@ class _Parser(WordReader):
         assignments: list[Assignment] = []
         words: list[Word | Assignment] = []
         inputs: list[Word] = []
-        declares = False
+        declares = writes = False
         while True:
             self.skip_blanks()
             if self.at >= len(self.text) or self.text[self.at] in "\n;|)" or self.at_background():
                 break
-            if _REDIRECTION.match(self.text, self.at):
+            if redirected := _REDIRECTION.match(self.text, self.at):
+                writes = writes or redirected[0] in (">", ">>", ">|", "1>", "1>>")
                 fed = self.redirection()
                 inputs += [fed] if fed is not None else []
                 continue
@@ -284,7 +285,7 @@ class _Parser(WordReader):
                 declares = declares or (not words and word.literal in _DECLARES)
                 words.append(word)
         # A heredoc's text comes with the next line: hand over the list that it is put into.
-        command = Simple(tuple(assignments), tuple(words), line, tuple(inputs))
+        command = Simple(tuple(assignments), tuple(words), line, tuple(inputs), writes)
         return self.with_heredocs(command)
 
     def at_background(self) -> bool:

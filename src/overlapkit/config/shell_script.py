@@ -11,10 +11,11 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from overlapkit.config.shell_builtins import BUILTINS, Builtins, Status, Stop
 from overlapkit.config.shell_conditions import evaluate_test
-from overlapkit.config.shell_expand import NotKnown, Variables
+from overlapkit.config.shell_expand import Variables
 from overlapkit.config.shell_parser import parse_script
 from overlapkit.config.shell_tree import (
     Assignment,
@@ -31,7 +32,8 @@ from overlapkit.config.shell_tree import (
     Test,
     Word,
 )
-from overlapkit.config.shell_values import Field, Piece
+from overlapkit.config.shell_values import Field, Piece, without_start
+from overlapkit.config.slurm import slurm_variables
 from overlapkit.errors import InputError
 
 MOST_COMMANDS = 20_000
@@ -41,7 +43,6 @@ _MOST_ROUNDS = 200
 
 _MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
 """What a part of a script holds whose leaving out may change the answer."""
-_COUNTED_ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class _Follower(Builtins):
             return None if status is None else not status
         if isinstance(node, Test):
             return evaluate_test(node.words, self.variables)
-        return self.counting(node)
+        return self.counting(node.text, node.line)
 
     def group(self, node: Group) -> Status:
         if not node.own_process:
@@ -166,19 +167,6 @@ class _Follower(Builtins):
             return None
         finally:
             self.variables.values, self.variables.exported = values, exported
-
-    def counting(self, node: Counting) -> Status:
-        assigned = _COUNTED_ASSIGNMENT.fullmatch(node.text)
-        try:
-            value = self.variables.count(assigned[2] if assigned else node.text, node.line)
-        except NotKnown as problem:
-            if assigned:
-                unknown = Piece("", node.line, unknown=problem.unknown)
-                self.variables.put(assigned[1], Field((unknown,)))
-            return None
-        if assigned:
-            self.variables.put(assigned[1], Field((Piece(str(value), node.line),)))
-        return value != 0
 
     # ------------------------------------------------------------------------------- branches
 
@@ -280,21 +268,34 @@ class _Follower(Builtins):
             return result
         if name in self.functions:
             return self.call(self.functions[name], words[1:], node.line)
-        held = [w for w in words if _is_command_line(w.text)]
-        if held and name not in _TELLS:
-            return self.hand_over(node, words, held[0])
+        fed = self.fed(node, words)
+        held = [w for w in words if _is_command_line(w.text)] if name not in TELLS else []
+        if fed is not None or held:
+            return self.hand_over(node, words, held[0] if fed is None else fed)
         self.start(node, words)
         return True if name in _ALWAYS else False if name == "false" else None
 
+    def fed(self, node: Simple, words: list[Field]) -> Field | None:
+        """A script that a heredoc hands to a shell or a scheduler, or that it writes to a file."""
+        names = {PurePosixPath(word.text).name for word in words}
+        if not node.inputs or not (names & _TAKES_SCRIPT or (names & _WRITES and node.writes)):
+            return None
+        text = self.variables.scalar(node.inputs[-1])
+        return text if _is_command_line(text.text) else None
+
     def hand_over(self, node: Simple, words: list[Field], held: Field) -> Status:
-        """A command that is handed to another program, such as ``srun bash -c "torchrun …"``."""
+        """Commands that are handed to another program, such as ``srun bash -c "torchrun …"``."""
         outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not held))
         exported = set(self.variables.exported)
+        for name, value in slurm_variables(held.text, words).items():
+            self.variables.values.setdefault(name, Field((Piece(value, node.line),)))
+            self.variables.exported.add(name)
         for a in node.assignments:
             self.variables.assign(a)
             self.variables.exported.add(a.name)
+        wrapped = held.text.startswith("--wrap=")
         try:
-            return self.nested([held], node.line)
+            return self.nested([without_start(held, "--wrap=") if wrapped else held], node.line)
         except Stop:
             return None
         finally:
@@ -378,8 +379,10 @@ def _is_command_line(text: str) -> bool:
 
 
 _HELD = "__unknown_"
-_TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
+TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
 """Programs that only handle text, even if that is a command."""
+_TAKES_SCRIPT = frozenset({"bash", "sh", "zsh", "ssh", "sbatch", "salloc", "qsub", "bsub"})
+_WRITES = frozenset({"cat", "tee"})
 _PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
 _OPTION = re.compile(r"\s-")
 _ALWAYS = frozenset({":", "true", "echo", "printf", "cd", "mkdir", "shopt", "ulimit", "umask"})

@@ -84,12 +84,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Simple:
-    """A simple command: assignments before it, its words, what is fed to its input."""
+    """A simple command: assignments before it, its words, what is fed to its input.
+
+    `writes` says whether its output goes to a file.
+    """
 
     assignments: tuple[Assignment, ...]
     words: tuple[Word | Assignment, ...]
     line: int
     inputs: tuple[Word, ...] = ()
+    writes: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,15 @@ def stripped(value: Field, *, first_line: bool) -> Field:
     return Field(tuple(kept))
 
 
+def without_start(value: Field, start: str) -> Field:
+    """A value without the text that it begins with."""
+    left, kept = len(start), list[Piece]()
+    for piece in value.pieces:
+        kept.append(replace(piece, text=piece.text[left:]))
+        left = max(0, left - len(piece.text))
+    return Field(tuple(kept))
+
+
 def merged(pieces: Iterable[Piece]) -> Scalar:
     """The same pieces, known ones of one line that are quoted alike joined into one."""
     result: list[Piece] = []

@@ -209,6 +209,10 @@ def test_how_many_gpus_a_launcher_starts(launcher: str, script: Any) -> None:
         ("cd x && ", ""),
         ("! ", ""),
         ("timeout 1h ", ""),
+        ("sbatch <<EOF\n#!/bin/bash\n", "\nEOF"),
+        ("cat > job.sh <<'EOF'\n", "\nEOF\nsbatch job.sh"),
+        ("cat <<EOF | tee job.sh | cat\nusage\nEOF\nbash -s <<-EOF\n", "\nEOF"),
+        ('sbatch --nodes 1 --wrap="', '"'),
     ],
 )
 def test_where_a_launch_may_stand(head: str, tail: str, script: Any) -> None:
@@ -216,6 +220,35 @@ def test_where_a_launch_may_stand(head: str, tail: str, script: Any) -> None:
     settings = read_megatron_lm(script(f"{head}{line}{tail}\n"))
     assert settings.flat()["model.tensor_model_parallel_size"] == 2
     assert launch_of(settings).world_size == 8
+
+
+def test_a_batch_script_in_a_heredoc_tells_its_size(script: Any) -> None:
+    text = """NODES=4; TP=2
+sbatch --ntasks-per-node=8 <<EOF
+#!/bin/bash
+#SBATCH --nodes=$NODES
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+A=8
+srun python pretrain_gpt.py --num-layers \\$A --tensor-model-parallel-size $TP --bf16
+EOF
+"""
+    settings = read_megatron_lm(script(text))
+    assert launch_of(settings).world_size == 32
+    assert launch_of(settings).environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert settings.flat()["model.num_layers"] == 8
+    assert settings.flat()["model.tensor_model_parallel_size"] == 2
+
+
+def test_a_command_that_is_only_shown_is_no_launch(script: Any) -> None:
+    job = f"torchrun --nproc_per_node 8 pretrain_gpt.py {' '.join(arguments(''))}"
+    text = f"""cat <<EOF
+usage: torchrun pretrain_gpt.py --num-layers 4 --hidden-size 8 --num-attention-heads 2
+EOF
+echo {job}
+CUDA_DEVICE_MAX_CONNECTIONS=1 {job}
+"""
+    launch = launch_of(read_megatron_lm(script(text)))
+    assert launch.environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
 
 
 @pytest.mark.parametrize(

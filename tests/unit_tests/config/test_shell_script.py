@@ -101,6 +101,10 @@ SNIPPETS = {
     "loop to a break": "for i in 1 2 3; do if [ $i = 2 ]; then break; fi; run $i; done",
     "loop that goes on": "for i in 1 2 3; do [ $i = 2 ] && continue; run $i; done",
     "counted loop": "i=0; while [ $i -lt 3 ]; do run $i; i=$((i+1)); done",
+    "counted up": "i=0; ((i++)); ((i+=2)); ((++i)); ((i*=3)); ((i--)); run $i; ((i%=4)); run $i",
+    "counted from nothing": "i=0; ((i++)) || run first; ((i++)) && run $i; let i+=5 j=2 'k=i*j'; "
+    "run $i $j $k",
+    "counted loop with a sign": "i=0; while ((i < 3)); do run $i; ((i++)); done",
     "until": "i=0; until [[ $i -ge 2 ]]; do run $i; (( i = i + 1 )); done",
     "options": "set -- --tp 4 --x 8B; while [[ $# -gt 0 ]]; do case $1 in --tp) TP=$2; shift 2;; "
     "*) break;; esac; done; run $TP $1",
