@@ -25,6 +25,8 @@ MOST_CHARACTERS = 1024 * 1024
 _PIECE = 32
 """What a piece of a value counts in addition, as it takes time of its own."""
 _DEEPEST = 60
+_SLICE = re.compile(r":[ ]?(\d{1,5})(?::(\d{1,5}))?")
+_CHANGE = re.compile(r"/(?P<all>/)?(?P<old>[\w.:=+, -]+)(?:/(?P<new>[\w.:=+,/ -]*))?")
 
 
 class NotKnown(Exception):
@@ -192,6 +194,14 @@ class Variables:
         if p.name in ("@", "*") and p.operator == "":
             yield from self._several(self.positional, p)
             return
+        part = _SLICE.fullmatch(_written(p)) if "@" in (p.name, p.index) else None
+        if part is not None and (p.name == "@" or p.name in self.values):
+            start, count = int(part[1]), int(part[2] or 99_999)
+            several = list(_fields_of(self.values[p.name])) if p.name != "@" else self.positional
+            # ${@:1} begins with $1, ${A[@]:1} with the second.
+            start = max(0, start - 1) if p.name == "@" else start
+            yield from self._several(several[start : start + count], replace(p, index="@"))
+            return
         if p.name in "#?$!-":
             known = str(len(self.positional)) if p.name == "#" else ""
             unknown = None if known else Unknown(None, f"${p.name} is the running shell's", p.line)
@@ -259,13 +269,15 @@ class Variables:
         cases = {",,": text.lower(), "^^": text.upper(), ",": text[:1].lower() + text[1:]}
         cases["^"] = text[:1].upper() + text[1:]
         result = cases.get(p.operator)
-        if result is None and p.argument is not None and len(text) < 2000:
+        if p.operator == "other" and p.index not in ("@", "*"):
+            result = _substituted(text, _written(p))
+        elif result is None and p.argument is not None and len(text) < 2000:
             pattern = self.scalar(p.argument)
             if pattern.unknown is None:
                 result = _cut(text, p.operator, pattern.text)
         if result is None:
             why = f"${{{p.name}…}} holds an operator that is not followed"
-            return Piece("", p.line, p.quoted, Unknown(p.name, why, p.line))
+            return Piece("", p.line, p.quoted, Unknown(None, why, p.line))
         return Piece(result, found.line, p.quoted)
 
     def _argument(self, p: Parameter) -> Iterator[Piece]:
@@ -316,6 +328,21 @@ def _named(piece: Piece, name: str) -> Piece:
 
 def _fields_of(value: Value) -> tuple[Field, ...]:
     return value.fields if isinstance(value, Array) else (value,)
+
+
+def _written(p: Parameter) -> str:
+    """What follows the name in an expansion that is kept as it is written."""
+    return (p.argument.literal or "") if p.operator == "other" and p.argument is not None else ""
+
+
+def _substituted(text: str, written: str) -> str | None:
+    """A value after ``/old/new``, ``//old/new`` or ``:start:count``; None for other operators."""
+    if (part := _SLICE.fullmatch(written)) is not None:
+        start = int(part[1])
+        return text[start : start + int(part[2])] if part[2] else text[start:]
+    if (change := _CHANGE.fullmatch(written)) is not None:
+        return text.replace(change["old"], change["new"] or "", -1 if change["all"] else 1)
+    return None
 
 
 def _cut(text: str, operator: str, pattern: str) -> str:

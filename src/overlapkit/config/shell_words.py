@@ -350,7 +350,9 @@ class WordReader:
         operator = (
             sign[0] if sign is not None and sign[0] in _CASES and rest == sign[0] else "other"
         )
-        return Parameter(name, line, quoted, operator, None, index)
+        # As it is written: only plain texts and numbers in it are followed.
+        written = Word((Text(rest, line, True),), line) if prefix is None else None
+        return Parameter(name, line, quoted, operator, written, index)
 
     def counting(self) -> str | None:
         """The text of ``((…))``, read; None, unread, where it is no arithmetic after all."""

@@ -101,6 +101,9 @@ SNIPPETS = {
     "loop to a break": "for i in 1 2 3; do if [ $i = 2 ]; then break; fi; run $i; done",
     "loop that goes on": "for i in 1 2 3; do [ $i = 2 ] && continue; run $i; done",
     "counted loop": "i=0; while [ $i -lt 3 ]; do run $i; i=$((i+1)); done",
+    "a change": 'V=llama3_8b; run ${V/_/-} ${V//l/L} ${V/3} ${V/_//} "${V/8b/70 b}" ${V/x/y}',
+    "a part": "V=abcdef; run ${V:2} ${V:1:3} ${V: 4} ${V:9}; A=(1 2 3); run ${A[@]:1} ${A[1]:0:1}",
+    "a part of the arguments": 'f() { run "${@:2}" "${@:1:1}"; }; f a "b c" d',
     "counted up": "i=0; ((i++)); ((i+=2)); ((++i)); ((i*=3)); ((i--)); run $i; ((i%=4)); run $i",
     "counted from nothing": "i=0; ((i++)) || run first; ((i++)) && run $i; let i+=5 j=2 'k=i*j'; "
     "run $i $j $k",
