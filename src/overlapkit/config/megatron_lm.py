@@ -166,6 +166,11 @@ def _without_launch(followed: Followed, path: str) -> tuple[Arguments, list[str]
         if any(known_flag(field.text) for field in held):
             fields += held
             names.append(name)
+    if not fields and followed.exits is not None:
+        raise InputError(
+            f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
+            "give the variables that decide about it as NAME=value, 1=value its first argument"
+        )
     if not fields:
         raise InputError(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "

@@ -24,8 +24,9 @@ _COUNTED = re.compile(
 class Stop(Exception):
     """exit, return, break or continue."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, line: int) -> None:
         self.kind = kind
+        self.line = line
 
 
 class Builtins:
@@ -147,7 +148,7 @@ class Builtins:
         return None
 
     def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> NoReturn:
-        raise Stop(words[0].text)
+        raise Stop(words[0].text, node.line)
 
     def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         inside = [w for w in node.words[1:] if isinstance(w, Word)]

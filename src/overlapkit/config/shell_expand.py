@@ -25,6 +25,7 @@ MOST_CHARACTERS = 1024 * 1024
 _PIECE = 32
 """What a piece of a value counts in addition, as it takes time of its own."""
 _DEEPEST = 60
+_KEYED = re.compile(r"\[[^\]]*\]\+?=")
 _SLICE = re.compile(r":[ ]?(\d{1,5})(?::(\d{1,5}))?")
 _CHANGE = re.compile(r"/(?P<all>/)?(?P<old>[\w.:=+, -]+)(?:/(?P<new>[\w.:=+,/ -]*))?")
 
@@ -84,6 +85,8 @@ class Variables:
         old = self.values.get(a.name)
         if isinstance(a.value, tuple):
             fields = [field for word in a.value for field in self.fields(word)]
+            if any(_KEYED.match(field.text) for field in fields):
+                return self._keyed(a)
             if a.append and old is not None:
                 fields = [*_fields_of(old), *fields]
             self._spend(sum(len(field.text) + 1 for field in fields))
@@ -92,8 +95,11 @@ class Variables:
         added = self.scalar(a.value)
         if a.index or isinstance(old, Array):
             fields = list(_fields_of(old)) if old is not None else []
-            at = int(a.index) if a.index.isdecimal() and len(a.index) < 6 else 0
-            if at > len(fields) + 10_000:
+            try:
+                at = self.count(a.index or "0", a.line)
+            except NotKnown:
+                return self._keyed(a)
+            if not 0 <= at <= len(fields) + 10_000:
                 raise InputError(f"{self.path}:{a.line}: {a.name}[{at}] is beyond any array")
             fields += [Field(())] * (at + 1 - len(fields))
             fields[at] = Field((*fields[at].pieces, *added.pieces)) if a.append else added
@@ -101,6 +107,10 @@ class Variables:
         if a.append and isinstance(old, Field):
             return Field((*old.pieces, *added.pieces))
         return added
+
+    def _keyed(self, a: Assignment) -> Field:
+        why = "it is an array by keys, or its index is not known, which is not followed"
+        return Field((Piece("", a.line, unknown=Unknown(a.name, why, a.line)),))
 
     def _note_replaced(self, a: Assignment, value: Field) -> None:
         mine = self.given[a.name].text

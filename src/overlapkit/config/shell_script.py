@@ -72,11 +72,13 @@ class Followed:
         started: the programs, in order.
         variables: as they are at its end.
         notes: what was assumed, each with its file and line.
+        exits: the line of the ``exit`` that it ends with; None where it goes on to its end.
     """
 
     started: list[Started]
     variables: Variables
     notes: list[str] = field(default_factory=list)
+    exits: int | None = None
 
 
 def follow_script(
@@ -99,15 +101,15 @@ def follow_script(
     follower = _Follower(path, given)
     for name, value in (surroundings or {}).items():
         follower.variables.values.setdefault(name, Field((Piece(value, 0),)))
-    block = parse_script(text, path)
+    block, exits = parse_script(text, path), None
     try:
         follower.block(block)
-    except Stop:
-        pass
+    except Stop as stop:
+        exits = stop.line
     except RecursionError:
         raise InputError(f"{path}: nested too deeply for a launch script") from None
     notes = [*follower.notes, *follower.variables.replaced.values()]
-    return Followed(follower.started, follower.variables, list(dict.fromkeys(notes)))
+    return Followed(follower.started, follower.variables, list(dict.fromkeys(notes)), exits)
 
 
 class _Follower(Builtins):

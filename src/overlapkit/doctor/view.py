@@ -45,6 +45,11 @@ def names(finding: Finding) -> str:
 def verdict(x: Examination) -> str:
     """The last line."""
     count = len(x.findings)
+    if not count and x.report is None and x.profile is None:
+        return (
+            "Nothing was found in the environment and the packages; give the run's configuration, "
+            "and a profile with --trace, to look further."
+        )
     if not count:
         return "Nothing was found that keeps communication from being hidden."
     more = f", of which the {MOST} most likely are told" if count > MOST else ""

@@ -36,8 +36,8 @@ class Layout:
             return self
         if world_size % (self.tp * self.pp * self.cp):
             raise InputError(
-                f"--config: TP {self.tp} x PP {self.pp} x CP {self.cp} does not divide the "
-                f"{world_size} ranks of {path}; is it this run's configuration?"
+                f"the configuration: TP {self.tp} x PP {self.pp} x CP {self.cp} does not divide "
+                f"the {world_size} ranks of {path}; is it this run's configuration?"
             )
         return replace(self, dp=world_size // (self.tp * self.pp * self.cp))
 

@@ -102,6 +102,7 @@ SNIPPETS = {
     "loop that goes on": "for i in 1 2 3; do [ $i = 2 ] && continue; run $i; done",
     "counted loop": "i=0; while [ $i -lt 3 ]; do run $i; i=$((i+1)); done",
     "a change": 'V=llama3_8b; run ${V/_/-} ${V//l/L} ${V/3} ${V/_//} "${V/8b/70 b}" ${V/x/y}',
+    "an element by a variable": "i=1; A=(a b); A[$i]=c; A[i+1]=d; run ${A[@]} ${A[$i]}",
     "a part": "V=abcdef; run ${V:2} ${V:1:3} ${V: 4} ${V:9}; A=(1 2 3); run ${A[@]:1} ${A[1]:0:1}",
     "a part of the arguments": 'f() { run "${@:2}" "${@:1:1}"; }; f a "b c" d',
     "counted up": "i=0; ((i++)); ((i+=2)); ((++i)); ((i*=3)); ((i--)); run $i; ((i%=4)); run $i",

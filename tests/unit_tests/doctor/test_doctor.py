@@ -55,6 +55,12 @@ def test_nothing_given_looks_at_this_machine(doctor: Any) -> None:
     assert {p["name"] for p in document["packages"]} >= {"torch", "megatron-core"}
 
 
+def test_with_nothing_given_it_does_not_claim_that_all_is_hidden(doctor: Any) -> None:
+    result = doctor()
+    assert result.status == 0
+    assert "give the run's configuration" in result.out.splitlines()[-1]
+
+
 def test_pitfalls_come_worst_first(doctor: Any) -> None:
     document = doctor(
         str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16", "--json"
