@@ -20,7 +20,7 @@ import sys
 
 if __name__ == "__main__" and sys.argv[1:2] == ["--rank"]:
     # In a rank, before torch is imported: threads that exist already would not change the network.
-    from overlapkit.lab import network
+    from overlapkit.lab.link import rank_side as network
 
     network.join()
 
@@ -49,7 +49,7 @@ BUCKET_MB = 1.0
 def measure(rounds: int, steps: int, link: str | None) -> dict[str, Any]:
     """Run the ranks and put together what they saw."""
     from overlapkit.lab.command import _rate
-    from overlapkit.lab.launch import Launch, run_ranks
+    from overlapkit.lab.launch.start import Launch, run_ranks
 
     rate = _rate(link)
     with tempfile.TemporaryDirectory(prefix="lab-vs-peers-") as name:
@@ -148,9 +148,10 @@ def rank(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from overlapkit.lab import corpus, network
-    from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
-    from overlapkit.lab.launch import emit
+    from overlapkit.lab import corpus
+    from overlapkit.lab.launch.start import emit
+    from overlapkit.lab.link import rank_side as network
+    from overlapkit.lab.rank.cuda_stand_in import stand_in_for_cuda
 
     order = json.loads((folder / "order.json").read_text())
     load = os.getloadavg()[0]
@@ -198,7 +199,7 @@ def rank(folder: Path) -> None:
 
 def _unlimited(peer: Peer) -> tuple[float, int | None]:
     """Seconds of a step, and bytes that it sends; makes three."""
-    from overlapkit.lab import network
+    from overlapkit.lab.link import rank_side as network
 
     peer.enter()
     peer.step()
@@ -238,7 +239,7 @@ def _variants() -> dict[str, Callable[[Any], Peer]]:
 
 
 def _configured(*layers: Any) -> Any:
-    from overlapkit.lab import build
+    from overlapkit.lab.rank import build
     from overlapkit.lab.scenario import Setting, variant
 
     # One weight decay for all parameters would need the same exceptions everywhere.
@@ -247,8 +248,8 @@ def _configured(*layers: Any) -> Any:
 
 
 def _megatron(tokens: Any, *layers: Any) -> Peer:
-    from overlapkit.lab import build
-    from overlapkit.lab.trainer import Trainer
+    from overlapkit.lab.rank import build
+    from overlapkit.lab.rank.trainer import Trainer
 
     built = build.build(_configured(*layers), "cpu")
     trainer = Trainer(built, tokens, "cpu")
@@ -258,10 +259,10 @@ def _megatron(tokens: Any, *layers: Any) -> Peer:
 
 def _bare(tokens: Any) -> tuple[Any, Any, Any]:
     """The same model, unwrapped; its data; and its configuration."""
-    from overlapkit.lab import build
+    from overlapkit.lab.rank import build
+    from overlapkit.lab.rank.trainer import Trainer
+    from overlapkit.lab.rank.weights import initialize
     from overlapkit.lab.scenario import NO_OVERLAP
-    from overlapkit.lab.trainer import Trainer
-    from overlapkit.lab.weights import initialize
 
     config = _configured(NO_OVERLAP)
     build.enter_layout(config.model)

@@ -38,11 +38,11 @@ from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
 from overlapkit.hardware import find_gpu
-from overlapkit.plan.costs import Costs, costs_of_run
+from overlapkit.plan.advise.proposal import Proposal
+from overlapkit.plan.advise.recommend import plan_assumptions, recommend_settings
+from overlapkit.plan.estimate.costs import Costs, costs_of_run
+from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.inputs import PRECISIONS
-from overlapkit.plan.machine import machine_of
-from overlapkit.plan.proposal import Proposal
-from overlapkit.plan.recommend import plan_assumptions, recommend_settings
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 SETTINGS = (CONNECTIONS, "TP overlap", "preset")

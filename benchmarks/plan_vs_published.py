@@ -37,14 +37,14 @@ from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import EXIT_BAD_INPUT, InputError
-from overlapkit.output import console, write_json
-from overlapkit.plan.constants import CONSTANTS, FITTED, Constants
-from overlapkit.plan.estimate import Estimate, estimate
+from overlapkit.output.console import console, write_json
+from overlapkit.plan.estimate.constants import CONSTANTS, FITTED, Constants
+from overlapkit.plan.estimate.machine import machine_of
+from overlapkit.plan.estimate.overlap import Overlap, overlap_of
+from overlapkit.plan.estimate.step_time import Estimate, estimate
 from overlapkit.plan.inputs import PRECISIONS, recipe_of
-from overlapkit.plan.machine import machine_of
 from overlapkit.plan.models import named_model
-from overlapkit.plan.overlap import Overlap, overlap_of
-from overlapkit.plan.workload import Workload, workload
+from overlapkit.plan.workload.step import Workload, workload
 
 ROWS = Path(__file__).resolve().parents[1] / "src/overlapkit/data/published_throughput.json"
 PERFORMANCE_RECIPES = ("first_last_layers_bf16=false", "grad_reduce_in_fp32=false")

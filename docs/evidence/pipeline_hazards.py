@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
-from overlapkit.lab import build, corpus
-from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
-from overlapkit.lab.job import Variant
+from overlapkit.lab import corpus
+from overlapkit.lab.protocol import Variant
+from overlapkit.lab.rank import build
+from overlapkit.lab.rank.cuda_stand_in import stand_in_for_cuda
+from overlapkit.lab.rank.trainer import Trainer
 from overlapkit.lab.scenario import TINY, layered
-from overlapkit.lab.trainer import Trainer
 
 BATCHED = {"model.overlap_p2p_comm": False, "model.batch_p2p_comm": True}
 FREED = {"model.deallocate_pipeline_outputs": True}

@@ -302,7 +302,7 @@ def compare(
     Each is a trace file, or a folder with one per rank. The exit status is 1 when NEW is slower
     beyond the spread of its own steps.
     """
-    from overlapkit.trace.compare_command import run
+    from overlapkit.trace.compare.command import run
 
     return run(
         base,
@@ -402,7 +402,7 @@ def main() -> NoReturn:
     except (click.exceptions.Abort, KeyboardInterrupt):
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        from overlapkit.output import discard_output
+        from overlapkit.output.console import discard_output
 
         discard_output()
     except Exception as error:

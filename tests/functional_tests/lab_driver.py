@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from overlapkit.errors import InputError
-from overlapkit.lab import kernel
-from overlapkit.lab.launch import Event, Launch, run_ranks
+from overlapkit.lab.launch.start import Event, Launch, run_ranks
+from overlapkit.lab.link import kernel
 
 _PR_CAPBSET_DROP = 24
 _CAP_SYS_ADMIN = 21

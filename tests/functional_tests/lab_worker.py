@@ -1,6 +1,6 @@
 """A rank for tests: `python -m lab_worker WHAT`, all-reduces in a loop until WHAT happens."""
 
-from overlapkit.lab import network
+from overlapkit.lab.link import rank_side as network
 
 if __name__ == "__main__":
     network.join()
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from overlapkit.lab.launch import emit
+from overlapkit.lab.launch.start import emit
 
 MEGABYTE = 1_000_000
 

@@ -26,7 +26,7 @@ from megatron.core.transformer.moe import grouped_gemm_util
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
+from overlapkit.lab.rank.cuda_stand_in import stand_in_for_cuda
 
 PROVIDER_FIELDS = (
     "vocab_size",

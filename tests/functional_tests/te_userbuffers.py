@@ -19,8 +19,8 @@ from unittest import mock
 
 from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.tp_overlap_presets import PRESETS, parse_preset_name
-from megatron.bridge.training.userbuffers import as_te_dict, check_userbuffers
-from megatron.bridge.training.userbuffers_rules import GEMMS
+from megatron.bridge.training.userbuffers.facts import GEMMS
+from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
 
 try:
     import transformer_engine

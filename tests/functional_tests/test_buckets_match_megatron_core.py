@@ -21,7 +21,7 @@ from megatron.bridge.models.parameter_count import (
     chunk_parameters,
     model_parameter_count,
 )
-from megatron.bridge.training.buckets import bucketing
+from megatron.bridge.training.bucketing import bucketing
 
 pytestmark = [
     pytest.mark.functional,

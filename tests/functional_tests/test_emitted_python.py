@@ -13,8 +13,8 @@ pytest.importorskip("megatron.core", reason="needs the megatron extra")
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
-from overlapkit.config.emit import emit
-from overlapkit.config.megatron_lm import read_megatron_lm
+from overlapkit.config.emit.forms import emit
+from overlapkit.config.megatron_lm.script import read_megatron_lm
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 
@@ -63,7 +63,7 @@ def test_it_builds_the_same_configuration(path: Path) -> None:
         for field in fields(made):
             mine, theirs = getattr(made, field.name), getattr(read, field.name)
             if field.name == "tp_comm_overlap_cfg" and mine is not None:
-                from megatron.bridge.training.userbuffers import as_te_dict
+                from megatron.bridge.training.userbuffers.settings import as_te_dict
 
                 mine, theirs = as_te_dict(mine), as_te_dict(theirs)
             theirs = theirs.rpartition(".")[2] if isinstance(theirs, str) else theirs

@@ -99,7 +99,7 @@ def test_the_slurm_script_runs_torchrun_in_the_environment_of_the_layout(tmp_pat
     assert "\nmodule load cuda\n" in script
     (srun,) = re.findall(r"^srun .*torchrun .*$", script, re.MULTILINE)
     assert "--nnodes 2 --nproc-per-node 8" in srun
-    assert srun.endswith(f"-m overlapkit.lab.in_job {out}")
+    assert srun.endswith(f"-m overlapkit.lab.cluster.in_job {out}")
     # bash itself finds no fault in it, and every path in it is in the user's folder.
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     outputs = re.findall(r"--output[= ](\S+)", script)

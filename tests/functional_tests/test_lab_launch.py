@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from overlapkit.lab.events import FOLDER_VARIABLE, Tail
-from overlapkit.lab.kernel import NEW_NETWORK, become_root_of_a_user_namespace, unshare
+from overlapkit.lab.link.kernel import NEW_NETWORK, become_root_of_a_user_namespace, unshare
 
 pytestmark = pytest.mark.functional
 

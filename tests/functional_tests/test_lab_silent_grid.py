@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from overlapkit.lab.job import JOB_FILE, Block, Job, Variant
-from overlapkit.lab.launch import Launch, run_ranks
-from overlapkit.lab.measured import Seen, read_blocks
+from overlapkit.lab.launch.start import Launch, run_ranks
+from overlapkit.lab.measurements import Seen, read_blocks
+from overlapkit.lab.protocol import JOB_FILE, Block, Job, Variant
 from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE, Setting
 from overlapkit.lab.scenarios import grid, silent
 from overlapkit.lab.scenarios.grid import Combination
@@ -39,7 +39,7 @@ def trained(blocks: Iterable[Block], folder: Path) -> Seen:
         run_ranks(
             Launch(
                 ranks=ranks,
-                module="overlapkit.lab.rank",
+                module="overlapkit.lab.rank.__main__",
                 args=(str(place),),
                 folder=place,
                 environment={},

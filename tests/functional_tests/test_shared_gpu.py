@@ -27,7 +27,7 @@ SIZE = 1000
 
 
 def _without_a_gpu() -> None:
-    from overlapkit.lab import cuda_stand_in, shared_gpu
+    from overlapkit.lab.rank import cuda_stand_in, shared_gpu
 
     cuda_stand_in.stand_in_for_cuda()
     torch.cuda.set_device = lambda device: None
@@ -45,7 +45,7 @@ def _rank(rank: int, folder: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     from megatron.core.distributed import param_and_grad_buffer
 
-    from overlapkit.lab.shared_gpu import exchange_through_memory
+    from overlapkit.lab.rank.shared_gpu import exchange_through_memory
 
     exchange_through_memory()
     coalescing: Any = param_and_grad_buffer._coalescing_manager

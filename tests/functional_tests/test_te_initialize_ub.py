@@ -39,8 +39,8 @@ from te_userbuffers import (
 
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.tp_overlap_presets import PRESETS
-from megatron.bridge.training.userbuffers import as_te_dict, check_userbuffers
-from megatron.bridge.training.userbuffers_rules import GEMMS, KEYS, METHODS
+from megatron.bridge.training.userbuffers.facts import GEMMS, KEYS, METHODS
+from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
 
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence/te-initialize-ub.json"
 # The rules that initialize_ub enforces itself; the others speak of what comes after it.

@@ -3,7 +3,7 @@
 With two GPUs or more: data-parallel overlap over NCCL, and tensor-parallel overlap by Transformer
 Engine's userbuffers where it can be imported. With exactly one: data-parallel overlap between two
 ranks that share it. NCCL refuses that, so the bytes go through pinned memory and gloo
-(`overlapkit.lab.shared_gpu`); kernels, streams, buckets, hooks and the profile are the real ones.
+(`overlapkit.lab.rank.shared_gpu`); kernels, streams, buckets, hooks and the profile are real.
 
     OVERLAPKIT_GPU_EVIDENCE=docs/evidence/gpu-overlapped-steps.json \\
       python -m pytest tests/gpu -q

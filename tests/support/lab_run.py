@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from overlapkit.lab.document import Told, lab_json
-from overlapkit.lab.job import JOB_FILE, Block, Job, Variant
-from overlapkit.lab.measured import Seen, read_blocks, with_profiles
+from overlapkit.lab.measurements import Seen, read_blocks, with_profiles
+from overlapkit.lab.protocol import JOB_FILE, Block, Job, Variant
 from overlapkit.lab.scenario import (
     DISTRIBUTED_OPTIMIZER,
     NO_OVERLAP,
@@ -149,7 +149,7 @@ def document() -> dict[str, Any]:
 
 def record(target: Path) -> None:
     """Train it, and keep results, profiles and link in `target`."""
-    from overlapkit.lab.launch import Launch, run_ranks
+    from overlapkit.lab.launch.start import Launch, run_ranks
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -157,7 +157,7 @@ def record(target: Path) -> None:
         used = run_ranks(
             Launch(
                 ranks=RANKS,
-                module="overlapkit.lab.rank",
+                module="overlapkit.lab.rank.__main__",
                 args=(str(folder),),
                 folder=folder,
                 environment={},

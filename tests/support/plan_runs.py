@@ -8,9 +8,9 @@ from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.run import Run, build_run, read_settings
 from overlapkit.config.yaml_file import Document
+from overlapkit.plan.estimate.machine import ALL_RANKS, Link, Machine
 from overlapkit.plan.figure import given
-from overlapkit.plan.machine import ALL_RANKS, Link, Machine
-from overlapkit.plan.workload import Workload, workload
+from overlapkit.plan.workload.step import Workload, workload
 
 SHORT = {
     "tp": "tensor_model_parallel_size",

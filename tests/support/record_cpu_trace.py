@@ -46,7 +46,7 @@ def ddp_step() -> Callable[[], None]:
 
 def megatron_step(overlap: bool, pipeline: bool) -> Callable[[], None]:
     """Megatron-Core's GPT with its distributed optimizer and its schedules."""
-    from overlapkit.lab.cuda_stand_in import stand_in_for_cuda
+    from overlapkit.lab.rank.cuda_stand_in import stand_in_for_cuda
 
     stand_in_for_cuda()
     from megatron.core import parallel_state

@@ -10,7 +10,7 @@ import yaml
 
 from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
-from overlapkit.output import encodable
+from overlapkit.output.console import encodable
 
 MAX_DEPTH = 60
 MAX_NODES = 100_000

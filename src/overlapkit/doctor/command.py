@@ -9,11 +9,13 @@ from typing import Any
 
 from overlapkit.config.overrides import is_override
 from overlapkit.config.run import LARGEST, Settings, build_run
+from overlapkit.config.sources import read_script, read_yaml_settings
+from overlapkit.doctor.document import examination_json
 from overlapkit.doctor.examine import Asked, examine
-from overlapkit.doctor.view import examination_json, examination_lines, show_examination
+from overlapkit.doctor.tables import show_examination
+from overlapkit.doctor.text import examination_lines
 from overlapkit.errors import EXIT_FINDING, InputError
-from overlapkit.explain.command import read_script, read_yaml_settings
-from overlapkit.output import write_json, write_text
+from overlapkit.output.console import write_json, write_text
 
 
 def run(
@@ -47,7 +49,7 @@ def run(
     if as_json:
         write_json(examination_json(examination))
     elif sys.stdout.isatty():
-        from overlapkit.output import console
+        from overlapkit.output.console import console
 
         show_examination(examination, console())
     else:
@@ -71,17 +73,17 @@ def _settings(given: Sequence[str], *, from_megatron_lm: bool) -> Settings | Non
 
 def _profile(traces: Sequence[str], settings: Settings | None) -> dict[str, Any]:
     """The document of `overlapkit trace` on these files."""
-    from overlapkit.trace.ahead import read_ahead
     from overlapkit.trace.command import expand
+    from overlapkit.trace.read.parallel_read import read_ahead
 
     paths = expand(traces)
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as everything else but the profile.
-    from overlapkit.trace.dimensions import Layout
+    from overlapkit.trace.analyse import analyse
     from overlapkit.trace.document import merged_findings, trace_json
-    from overlapkit.trace.job import analyse
-    from overlapkit.trace.ranks import across
-    from overlapkit.trace.report import Options, settle_ranks
+    from overlapkit.trace.measure.dimensions import Layout
+    from overlapkit.trace.rank_report import Options
+    from overlapkit.trace.ranks import across, settle_ranks
 
     layout = None
     if settings is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from megatron.bridge.recipes.launch_env import CONNECTIONS, CONNECTIONS_RANGE, LAYERNORM_MARGINS
 from overlapkit.doctor.finding import Evidence, Finding
-from overlapkit.output import encodable
+from overlapkit.output.console import encodable
 
 SHOWN = (
     CONNECTIONS,

@@ -15,7 +15,7 @@ from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions
 from overlapkit.hardware import find_gpu
-from overlapkit.output import encodable
+from overlapkit.output.console import encodable
 
 DEFAULT_GPU = "h100"
 _IMPORT_LIMIT_S = 120

@@ -17,7 +17,8 @@ from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import OVERLAP_KNOBS, section_fields
 from overlapkit.errors import InputError
-from overlapkit.explain.report import Assumptions, Report, explain, plain
+from overlapkit.explain.report import Assumptions, Report, explain
+from overlapkit.output.numbers import plain
 
 WORLD_SIZE = "--world-size"
 

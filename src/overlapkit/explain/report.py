@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron.bridge.recipes.launch_env import (
@@ -15,9 +14,9 @@ from megatron.bridge.recipes.launch_env import (
     launch_environment,
     omissions,
 )
-from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError
-from megatron.bridge.training.megatron_lm_environment import environment_refusals
-from megatron.bridge.training.overlap_context import fsdp_switch
+from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
+from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.rules.context import fsdp_switch
 from megatron.bridge.training.runtime_update import hold_against_request
 from megatron.bridge.training.software import Software
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
@@ -25,7 +24,7 @@ from overlapkit.config.effective import knob_value, make_effective
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
-from overlapkit.output import encodable
+from overlapkit.output.console import encodable
 
 SCHEMA = "overlapkit/explain/v1"
 
@@ -185,59 +184,3 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
         fsdp=fsdp_switch(run.ddp) is not None,
     )
-
-
-def source_of(rule_id: str) -> tuple[str, int]:
-    """Where a rule is declared: file, relative to the repository in a checkout, and line."""
-    declared = RULES[rule_id]
-    root = Path(__file__).resolve().parents[3]
-    in_checkout = (root / "pyproject.toml").is_file()
-    return ("src/" if in_checkout else "") + declared.path, declared.line
-
-
-def decision_json(decision: Decision) -> dict[str, Any]:
-    """A decision as the JSON interface shows it."""
-    file, line = source_of(decision.rule)
-    return {
-        "knob": decision.knob,
-        "requested": plain(decision.requested),
-        "effective": plain(decision.effective),
-        "outcome": decision.outcome.value,
-        "reason": decision.reason,
-        "remedy": decision.remedy,
-        "rule": decision.rule,
-        "dimension": decision.dimension,
-        "source": {"file": file, "line": line},
-    }
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can hold."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {k: plain(v) for k, v in dataclasses.asdict(value).items() if v is not None}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-
-
-def report_json(report: Report) -> dict[str, Any]:
-    """The report as the JSON interface `overlapkit/explain/v1` (docs/json.md)."""
-    a = report.assumptions
-    return {
-        "schema": SCHEMA,
-        "config": report.source,
-        "framework": report.framework,
-        "world_size": report.world_size,
-        "data_parallel_size": report.data_parallel_size,
-        "gpu": {"name": a.gpu_name, "assumed": not a.gpu_given},
-        "transformer_engine": a.te,
-        "environment": a.environment_source,
-        "findings": len(report.findings),
-        "decisions": [decision_json(d) for d in report.decisions],
-        "effective": {k: plain(v) for k, v in report.effective.items()},
-        "launch_env": {v.name: v.value for v in report.launch_env},
-        "launch_env_reasons": {v.name: v.reason for v in report.launch_env},
-        "notes": list(report.notes),
-    }

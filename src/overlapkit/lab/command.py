@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from overlapkit.errors import EXIT_FINDING, InputError
-from overlapkit.lab import executor
+from overlapkit.lab.cluster import executor
+from overlapkit.lab.cluster.slurm_options import slurm_options
 from overlapkit.lab.document import lab_json
 from overlapkit.lab.experiment import Plan, judged, link_told, plan, run_here, write_jobs
-from overlapkit.lab.keep import empty_folder, keep
-from overlapkit.lab.launch import ends_on_signals
+from overlapkit.lab.launch.start import ends_on_signals
+from overlapkit.lab.output_folder import empty_folder, keep
 from overlapkit.lab.progress import progress
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
-from overlapkit.lab.slurm_options import slurm_options
 from overlapkit.lab.user_config import UserConfig, read
-from overlapkit.output import console, write_json, write_text
+from overlapkit.output.console import console, write_json, write_text
 
 SUBMITTED = "overlapkit/lab-job/v1"
 
@@ -162,7 +162,7 @@ def _shown(
     if request.as_json:
         write_json(document)
     else:
-        from overlapkit.lab.render import show_lab
+        from overlapkit.lab.tables import show_lab
 
         show_lab(document, console())
     return 0 if document["confirmed"] else EXIT_FINDING

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overlapkit.lab.job import Block, DecisionRecord
-from overlapkit.lab.measured import Measured, Seen, SeenBlock
+from overlapkit.lab.measurements import Measured, Seen, SeenBlock
+from overlapkit.lab.protocol import Block, DecisionRecord
 from overlapkit.lab.scenario import NOT_CONFIRMED, Scenario, Verdict
 
 SCHEMA = "overlapkit/lab/v1"

@@ -16,7 +16,7 @@ FOLDER_VARIABLE = "OVERLAPKIT_LAB_FOLDER"
 """Names the work folder to every rank, whatever started it."""
 
 JOINED = "joined"
-"""The first event of every rank, with its process id: sent by `overlapkit.lab.network.join`."""
+"""The first event of every rank, with its process id; `lab.link.rank_side.join` sends it."""
 FAILED = "failed"
 """Sent when an exception ends a rank, before its connections close and others fail of that."""
 

@@ -12,11 +12,11 @@ import msgspec
 from megatron.bridge.recipes.launch_env import LaunchSettings, launch_environment
 from overlapkit.errors import InputError
 from overlapkit.lab.document import Told
-from overlapkit.lab.job import JOB_FILE, Block, Job
-from overlapkit.lab.launch import Launch, run_ranks
-from overlapkit.lab.link import LinkUsed
-from overlapkit.lab.measured import Seen, SeenBlock, read_blocks, with_profiles
+from overlapkit.lab.launch.start import Launch, run_ranks
+from overlapkit.lab.link.kind import LinkUsed
+from overlapkit.lab.measurements import Seen, SeenBlock, read_blocks, with_profiles
 from overlapkit.lab.progress import turns
+from overlapkit.lab.protocol import JOB_FILE, Block, Job
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import find
 
@@ -189,7 +189,7 @@ def run_here(run: Plan, folder: Path, scratch: Path, on_event: Callable[[Any], N
         used = run_ranks(
             Launch(
                 ranks=group.ranks,
-                module="overlapkit.lab.rank",
+                module="overlapkit.lab.rank.__main__",
                 args=(str(folder / group.name),),
                 folder=folder / group.name,
                 environment=group.environment,

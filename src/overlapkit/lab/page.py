@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overlapkit.html.environment import environment
-from overlapkit.html.marks import WIDTH, Piece, stacked
 from overlapkit.lab.document import Told
-from overlapkit.lab.picture import picture
-from overlapkit.lab.shown import layout, ms, number, outcomes, processor, story
-from overlapkit.trace.render import setting
-from overlapkit.trace.text import all_printable
+from overlapkit.lab.timelines import picture
+from overlapkit.lab.wording import layout, ms, number, outcomes, processor, story
+from overlapkit.output.html import environment
+from overlapkit.output.numbers import setting
+from overlapkit.output.printable import all_printable
+from overlapkit.output.svg import WIDTH, Piece, stacked
 
 PARTS = (
     ("compute_ms", "compute", "compute"),

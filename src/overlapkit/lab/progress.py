@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from overlapkit.lab.job import Block
+from overlapkit.lab.protocol import Block
 
 
 def turns(block: Block) -> int:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from overlapkit.lab.corpus import VOCABULARY
-from overlapkit.lab.job import Block, Variant
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.user_config import UserConfig
 
 Outcome = Literal["confirmed", "not confirmed", "not testable here"]

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from overlapkit.config.emit import FORMS, Form, emit
+from overlapkit.config.emit.forms import FORMS, Form, emit
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import find_gpu, gpus
-from overlapkit.output import write_json, write_text
+from overlapkit.output.console import write_json, write_text
+from overlapkit.plan.advise.recommend import plan_assumptions
 from overlapkit.plan.candidates import parse_swept
 from overlapkit.plan.document import plan_json
+from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.inputs import read_inputs
-from overlapkit.plan.machine import machine_of
 from overlapkit.plan.plan import Plan, domain_of, make_plan
-from overlapkit.plan.recommend import plan_assumptions
 
 
 def run(
@@ -58,8 +58,8 @@ def run(
     machine = machine_of(name, network_gbps=network, nvlink_domain=domain)
     plan = make_plan(inputs, plan_assumptions(name), machine, domain, dimensions)
     if html is not None:
+        from overlapkit.output.files import write_whole
         from overlapkit.plan.page import plan_page
-        from overlapkit.trace.page import write_whole
 
         write_whole(html, plan_page(plan))
     if form is not None:
@@ -87,12 +87,12 @@ def _emit(plan: Plan, form: str) -> None:
 
 
 def _show(plan: Plan, *, show_work: bool, ranking: bool) -> None:
-    from overlapkit.plan.lines import plan_lines, sweep_lines, work_lines
+    from overlapkit.plan.text import plan_lines, sweep_lines, work_lines
 
     ranked = plan.ranking if ranking else None
     if sys.stdout.isatty():
-        from overlapkit.output import console
-        from overlapkit.plan.render import show_plan, show_ranking
+        from overlapkit.output.console import console
+        from overlapkit.plan.tables import show_plan, show_ranking
 
         output = console()
         if ranked is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from overlapkit.plan.costs import Summary
-from overlapkit.plan.dimensions import buckets_told
+from overlapkit.plan.advise.dimensions import buckets_told
+from overlapkit.plan.advise.next_steps import next_steps
+from overlapkit.plan.estimate.costs import Summary
 from overlapkit.plan.figure import figure_json
-from overlapkit.plan.lines import recommended_settings, title
-from overlapkit.plan.next_steps import next_steps
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
+from overlapkit.plan.text import recommended_settings, title
 
 SCHEMA = "overlapkit/plan/v1"
 

@@ -184,7 +184,7 @@ def _from_megatron_lm(arguments: Sequence[str]) -> Settings:
 
     As for `overlapkit explain`: NAME=value gives a variable that the script does not set.
     """
-    from overlapkit.config.megatron_lm import read_megatron_lm, read_megatron_lm_arguments
+    from overlapkit.config.megatron_lm.script import read_megatron_lm, read_megatron_lm_arguments
 
     first = next((n for n, text in enumerate(arguments) if text.startswith("-")), None)
     if first is not None:
@@ -232,7 +232,7 @@ def _as_bridge(read: Settings) -> tuple[Settings, list[str]]:
     What Megatron-LM derives is spelt out. That sequence parallelism is off where no flag asks for
     it states nothing.
     """
-    from overlapkit.config.emit_scope import for_bridge
+    from overlapkit.config.emit.scope import for_bridge
 
     sections, left_out = for_bridge(read)
     model = sections.get("model") or {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from overlapkit.html.environment import environment
-from overlapkit.html.marks import WIDTH, Piece, stacked, ticks
+from overlapkit.output.html import environment
+from overlapkit.output.svg import WIDTH, Piece, stacked, ticks
 from overlapkit.plan.document import plan_json
-from overlapkit.plan.lines import expectation, fit, ms, part_rows, title
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
+from overlapkit.plan.text import expectation, fit, ms, part_rows, title
 
 HEIGHT = 420
 """Of the plot, in its own units."""

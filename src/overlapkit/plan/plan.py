@@ -9,14 +9,14 @@ from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions
+from overlapkit.plan.advise.proposal import Proposal, draft
+from overlapkit.plan.advise.recommend import Recommendation, recommend
 from overlapkit.plan.candidates import SWEPT, LayoutChoice, layout_in, sizes_of, with_layout
 from overlapkit.plan.checks import check_layout
-from overlapkit.plan.costs import Costs, MemoryNeed, Summary, costs_of_run
+from overlapkit.plan.estimate.costs import Costs, MemoryNeed, Summary, costs_of_run
+from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
-from overlapkit.plan.machine import Machine
-from overlapkit.plan.proposal import Proposal, draft
-from overlapkit.plan.recommend import Recommendation, recommend
 from overlapkit.plan.sweep import Ranking, remedy_of, sweep
 
 ESTIMATE_ERROR = 0.1

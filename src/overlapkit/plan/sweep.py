@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Settings
 from overlapkit.explain.report import Assumptions
+from overlapkit.plan.advise.dimensions import overlapped
+from overlapkit.plan.advise.proposal import draft, run_in_precision
 from overlapkit.plan.candidates import LayoutChoice, ModelSizes, candidates, with_layout
 from overlapkit.plan.checks import faults
-from overlapkit.plan.costs import MemoryNeed, Summary, costs_of_run
-from overlapkit.plan.dimensions import overlapped
-from overlapkit.plan.machine import Machine
-from overlapkit.plan.proposal import draft, run_in_precision
+from overlapkit.plan.estimate.costs import MemoryNeed, Summary, costs_of_run
+from overlapkit.plan.estimate.machine import Machine
 
 
 @dataclass(frozen=True)

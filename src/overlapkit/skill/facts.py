@@ -7,7 +7,7 @@ from typing import Any
 
 # Declaring modules: importing them fills the registry of rules.
 import megatron.bridge.recipes.launch_env
-import megatron.bridge.training.megatron_core_rules
+import megatron.bridge.training.rules.megatron_core
 import megatron.bridge.training.runtime_update  # noqa: F401
 from megatron.bridge.recipes.launch_env import LaunchSettings, max_connections
 from megatron.bridge.training import bucket_size
@@ -18,7 +18,7 @@ from megatron.bridge.training.mixed_precision_recipes import RECIPES
 from megatron.bridge.training.tp_overlap_presets import PRESETS, PresetKey, parse_preset_name
 from overlapkit.config.schema import core_table
 from overlapkit.errors import InputError
-from overlapkit.explain.report import source_of
+from overlapkit.explain.document import source_of
 from overlapkit.hardware import gpus
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 
 from overlapkit.errors import InputError
-from overlapkit.explain.lines import imperative
+from overlapkit.output.numbers import imperative
 from overlapkit.skill.anchors import find_anchor
 from overlapkit.skill.evals import evals
 from overlapkit.skill.facts import facts

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 
 from overlapkit.errors import InputError
-from overlapkit.trace.byte_source import ByteSource
-from overlapkit.trace.files import writing
+from overlapkit.output.files import writing
 from overlapkit.trace.intervals import Spans, minus
-from overlapkit.trace.json_events import split_head
-from overlapkit.trace.measure import Measured, span_of
+from overlapkit.trace.measure.step_times import Measured, span_of
+from overlapkit.trace.read.byte_source import ByteSource
+from overlapkit.trace.read.json_events import split_head
 
 _FIRST_PROCESS = 2_000_000_000
 """Process ids of the new tracks: above any that Linux gives out (4,194,304)."""

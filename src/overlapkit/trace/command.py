@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overlapkit.errors import InputError
-from overlapkit.output import write_json
-from overlapkit.trace.ahead import read_ahead
+from overlapkit.output.console import write_json
+from overlapkit.trace.read.parallel_read import read_ahead
 
 SUFFIXES = (".json", ".json.gz", ".sqlite")
 """Files of a folder that are taken for traces."""
@@ -37,10 +37,10 @@ def run(
         raise InputError("--annotate: takes one trace file at a time")
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as reading a small file, which goes on beside it.
+    from overlapkit.trace.analyse import analyse, read_layout
     from overlapkit.trace.document import merged_findings, trace_json
-    from overlapkit.trace.job import analyse, read_layout
-    from overlapkit.trace.ranks import across
-    from overlapkit.trace.report import Options, settle_ranks
+    from overlapkit.trace.rank_report import Options
+    from overlapkit.trace.ranks import across, settle_ranks
 
     layout = read_layout(config) if config is not None else None
     options = Options(steps=steps, layout=layout, timeline=html is not None, annotate=annotate)
@@ -49,14 +49,15 @@ def run(
     findings = merged_findings(reports, together)
     document = trace_json(reports, together, findings)
     if html is not None:
-        from overlapkit.trace.page import trace_page, write_whole
+        from overlapkit.output.files import write_whole
+        from overlapkit.trace.page import trace_page
 
         write_whole(html, trace_page(document, [r.timeline for r in reports]))
     if as_json:
         write_json(document)
     else:
-        from overlapkit.output import console
-        from overlapkit.trace.render import show_trace
+        from overlapkit.output.console import console
+        from overlapkit.trace.tables import show_trace
 
         show_trace(document, console())
     return 0

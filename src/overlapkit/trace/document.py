@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from overlapkit.trace.collectives import Collective, SlowedCompute
-from overlapkit.trace.finding import Finding
-from overlapkit.trace.measure import Times
+from overlapkit.output.printable import all_printable
+from overlapkit.trace.diagnose.diagnosis import Finding
+from overlapkit.trace.measure.collectives import Collective, SlowedCompute
+from overlapkit.trace.measure.step_times import Times
+from overlapkit.trace.rank_report import RankReport, median
 from overlapkit.trace.ranks import Across
-from overlapkit.trace.report import RankReport, median
-from overlapkit.trace.text import all_printable
 
 SCHEMA = "overlapkit/trace/v1"
 TOP = 10
@@ -243,3 +243,11 @@ def merged_findings(reports: Sequence[RankReport], across: Across | None) -> lis
             )
         )
     return sorted(merged, key=lambda f: -f.cost_us)
+
+
+TITLES = {
+    "compute": "compute",
+    "exposed_comm": "exposed communication",
+    "exposed_memory": "exposed memory",
+    "idle": "idle",
+}

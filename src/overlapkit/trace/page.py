@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from overlapkit.html.environment import environment
-from overlapkit.html.marks import Piece, stacked
-from overlapkit.trace.compare import TITLES
-from overlapkit.trace.compare_render import headline
-from overlapkit.trace.files import writing
-from overlapkit.trace.render import ms, pct, setting, size
+from overlapkit.output.html import environment
+from overlapkit.output.numbers import ms, pct, setting, size
+from overlapkit.output.svg import Piece, stacked
+from overlapkit.trace.document import TITLES
 from overlapkit.trace.timeline import Timeline
 
 PARTS = (
@@ -23,16 +21,6 @@ PARTS = (
 
 BARS = 24
 """Bars of a chart: the first steps of each rank beyond that are left to the table."""
-
-
-def write_whole(target: str, text: str) -> None:
-    """Write a page whole or not at all.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    with writing(target, "--html") as stream:
-        stream.write(text.encode("utf-8", "replace"))
 
 
 def _render(template: str, **values: Any) -> str:
@@ -77,24 +65,4 @@ def trace_page(document: dict[str, Any], timelines: Sequence[Timeline | None]) -
         bars=_bars(rows),
         rank=ranks[slowest],
         timeline=timelines[slowest],
-    )
-
-
-def compare_page(document: dict[str, Any]) -> str:
-    """The page of `overlapkit compare`: both steps as bars, what moved, decisions."""
-    rows = [
-        (
-            f"{side}: {document[side]['name']}",
-            {
-                "step_us": document[side]["step_us"],
-                **{f"{part['part']}_us": part[f"{side}_us"] for part in document["parts"]},
-            },
-        )
-        for side in ("base", "new")
-    ]
-    return _render(
-        "compare.html",
-        document=document,
-        headline=headline(document),
-        bars=_bars(rows),
     )

@@ -7,11 +7,14 @@ duration among the ranks is the transfer, what is longer elsewhere is waiting.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
-from overlapkit.trace.report import RankReport, median
+from overlapkit.errors import InputError
+from overlapkit.trace.rank_report import RankReport, median
 
 NOTABLE_PCT = 10.0
 """Share of exposed communication from which waiting is worth a word."""
@@ -135,3 +138,63 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
         rank: Waiting(wait[rank], exposed_wait[rank], caused[rank], last[rank], matched[rank])
         for rank in sorted(matched)
     }, notes
+
+
+_IN_NAME = (
+    re.compile(r"rank[-_.\s\[(=]*(\d{1,6})", re.IGNORECASE),
+    re.compile(r"(?:^|[^a-z0-9])(?:gpu|worker|r)[-_.]?(\d{1,6})(?![0-9])", re.IGNORECASE),
+    re.compile(r"(?:^|[^0-9a-z.])(\d{1,5})$", re.IGNORECASE),
+)
+
+
+def rank_in_name(path: str) -> int | None:
+    """The rank that a file's name tells: rank3, rank_3, gpu3, trace_3.json; None where none."""
+    stem = re.sub(r"(?:\.(?:gz|json|sqlite|pt|trace|pt\.trace))+$", "", PurePath(path).name)
+    for pattern in _IN_NAME:
+        matches = pattern.findall(stem)
+        if matches:
+            return int(matches[-1])
+    return None
+
+
+def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankReport]:
+    """Give every report its rank and sort them by it.
+
+    Args:
+        rank_from: "json", "name", or None: the first that tells for all files.
+
+    Raises:
+        InputError: the source asked for does not tell.
+    """
+    if rank_from == "json":
+        for report in reports:
+            if report.rank is None:
+                raise InputError(
+                    f"--rank-from json: {report.path} has no distributedInfo.rank; use name"
+                )
+    elif rank_from == "name" or any(r.rank is None for r in reports):
+        named = {r.path: rank_in_name(r.path) for r in reports}
+        missing = [path for path, rank in named.items() if rank is None]
+        if rank_from == "name" and missing:
+            raise InputError(
+                f"--rank-from name: {missing[0]} names no rank; call it like rank3.json"
+            )
+        several = len(named) != len(reports)
+        distinct = len(set(named.values())) == len(named)
+        if not missing and (rank_from == "name" or (distinct and not several)):
+            reports = [replace(r, rank=named[r.path]) for r in reports]
+        else:
+            alone = len(reports) == 1
+            for position, report in enumerate(reports):
+                report.rank = position
+                if not alone:
+                    report.warnings.append(
+                        "no file tells its rank: ranks are the order of files and devices"
+                    )
+    seen: dict[tuple[int | None, int], str] = {}
+    for report in reports:
+        key = (report.rank, report.device)
+        if key in seen:
+            report.warnings.append(f"rank {report.rank} is also that of {seen[key]}")
+        seen[key] = report.path
+    return sorted(reports, key=lambda r: (r.rank or 0, r.device))

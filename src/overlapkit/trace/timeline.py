@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from overlapkit.trace.intervals import Spans, both, union
-from overlapkit.trace.measure import Measured
-from overlapkit.trace.raw import Window
+from overlapkit.trace.measure.step_times import Measured
+from overlapkit.trace.read.recorded import Window
 
 RESOLUTION = 1600
 """Columns of a picture: what lies closer together than one is drawn as one."""

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
-from overlapkit.config.emit import FORMS, Emitted, emit
-from overlapkit.config.megatron_lm import read_megatron_lm, read_megatron_lm_arguments
+from overlapkit.config.emit.forms import FORMS, Emitted, emit
+from overlapkit.config.megatron_lm.script import read_megatron_lm, read_megatron_lm_arguments
 from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import Settings, build_run, read_settings
-from overlapkit.config.shell_script import follow_script
-from overlapkit.config.shell_values import Array
+from overlapkit.config.shell.follow import follow_script
+from overlapkit.config.shell.values import Array
 from overlapkit.config.yaml_file import Document, read_yaml
 
 ROOT = Path(__file__).parents[3]

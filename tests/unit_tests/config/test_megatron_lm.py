@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlapkit.config.megatron_lm import read_megatron_lm, read_megatron_lm_arguments
-from overlapkit.config.megatron_lm_flags import FLAGS
+from overlapkit.config.megatron_lm.flags import FLAGS
+from overlapkit.config.megatron_lm.script import read_megatron_lm, read_megatron_lm_arguments
 from overlapkit.config.run import Launch, Settings
 from overlapkit.config.schema import section_fields
 from overlapkit.errors import InputError

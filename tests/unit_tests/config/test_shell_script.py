@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlapkit.config.shell_script import Followed, follow_script
+from overlapkit.config.shell.follow import Followed, follow_script
 from overlapkit.errors import InputError
 
 SCRIPTS = Path(__file__).parents[2] / "data" / "megatron_lm"

@@ -23,8 +23,8 @@ from overlapkit.config.schema import known_keys, section_fields, sections
 from overlapkit.config.yaml_file import Document, YamlProblem, load_yaml, read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.difference import find_difference, outcomes
-from overlapkit.explain.difference_view import difference_json
-from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain, report_json
+from overlapkit.explain.document import difference_json, report_json
+from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain
 from overlapkit.hardware import find_gpu, gpus
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlapkit.html.marks import GRAIN, WIDTH, path, stacked, ticks
+from overlapkit.output.svg import GRAIN, WIDTH, path, stacked, ticks
 
 
 def boxes(drawn: str) -> list[tuple[float, float]]:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from overlapkit.lab.document import ideal, lab_json
-from overlapkit.lab.link import LinkUsed
-from overlapkit.lab.measured import Measured
+from overlapkit.lab.link.kind import LinkUsed
+from overlapkit.lab.measurements import Measured
 from support import lab_run
 
 ROOT = Path(__file__).parents[3]

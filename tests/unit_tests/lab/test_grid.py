@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlapkit.lab.job import VariantResult, weights_file
-from overlapkit.lab.measured import Measured, Seen, SeenBlock
+from overlapkit.lab.measurements import Measured, Seen, SeenBlock
+from overlapkit.lab.protocol import VariantResult, weights_file
 from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, Setting, Verdict
 from overlapkit.lab.scenarios import grid
 from overlapkit.lab.scenarios.grid import Combination

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from overlapkit.lab.document import Told, lab_json
-from overlapkit.lab.measured import SeenBlock
+from overlapkit.lab.measurements import SeenBlock
 from overlapkit.lab.page import bars, lab_page
-from overlapkit.lab.picture import picture
-from overlapkit.lab.render import show_lab
 from overlapkit.lab.scenario import Verdict
+from overlapkit.lab.tables import show_lab
+from overlapkit.lab.timelines import picture
 from support import lab_run
 
 VOID = {"meta", "rect", "path", "br"}

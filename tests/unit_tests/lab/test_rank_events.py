@@ -62,7 +62,8 @@ def test_only_a_rank_can_tell(
 
 def test_starting_ranks_imports_no_torch() -> None:
     code = (
-        "import sys, overlapkit.lab.launch, overlapkit.lab.network, overlapkit.lab.agent\n"
+        "import sys, overlapkit.lab.launch.start, overlapkit.lab.link.rank_side\n"
+        "import overlapkit.lab.launch.agent\n"
         "print([name for name in ('torch', 'megatron.core', 'pyroute2') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

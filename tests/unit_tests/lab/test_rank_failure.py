@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.lab.failure import failed, last_lines, standing
+from overlapkit.lab.launch.failure import failed, last_lines, standing
 
 KILLED, ABORTED, ENDED = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM
 

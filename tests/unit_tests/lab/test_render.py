@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from overlapkit.lab.render import ASCII, BLOCKS, show_lab
+from overlapkit.lab.tables import ASCII, BLOCKS, show_lab
 from support import lab_run
 
 WIDTHS = (60, 80, 100, 120, 200)

@@ -91,8 +91,8 @@ def test_with_transformer_engine_one_need_is_met() -> None:
 
 
 def test_what_cannot_be_shown_says_why() -> None:
-    from overlapkit.lab.job import VariantResult
-    from overlapkit.lab.measured import Measured, Seen, SeenBlock
+    from overlapkit.lab.measurements import Measured, Seen, SeenBlock
+    from overlapkit.lab.protocol import VariantResult
 
     def failed(name: str) -> Measured:
         return Measured(name, [VariantResult(name=name, error="ValueError: refused")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlapkit.errors import InputError
-from overlapkit.lab.slurm_options import slurm_options
+from overlapkit.lab.cluster.slurm_options import slurm_options
 
 FOLDER = Path("/shared/run")
 LEAST = ("account=research", "gpus_per_node=8")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overlapkit.lab.whole import distance, whole
+from overlapkit.lab.full_tensors import distance, whole
 
 FULL = np.arange(12, dtype=np.float32).reshape(4, 3)
 

@@ -428,7 +428,7 @@ def test_provider_defaults_are_the_providers() -> None:
 
 def test_counting_loads_neither_torch_nor_megatron_core() -> None:
     code = (
-        "import sys, megatron.bridge.training.buckets; "
+        "import sys, megatron.bridge.training.bucketing; "
         "sys.exit('torch' in sys.modules or 'megatron.core' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,15 +11,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from overlapkit.errors import InputError
-from overlapkit.plan.collectives import Collective
-from overlapkit.plan.estimate import Estimate, estimate
+from overlapkit.plan.estimate.machine import Link, Machine, filled, link_between, machine_of
+from overlapkit.plan.estimate.overlap import NO_OVERLAP, Overlap, overlap_of
+from overlapkit.plan.estimate.roofline import collective_time, gemm_time
+from overlapkit.plan.estimate.step_time import Estimate, estimate
 from overlapkit.plan.figure import given, work
-from overlapkit.plan.gemms import Gemm
-from overlapkit.plan.machine import Link, Machine, filled, link_between, machine_of
-from overlapkit.plan.overlap import NO_OVERLAP, Overlap, overlap_of
-from overlapkit.plan.precision import BF16
-from overlapkit.plan.times import collective_time, gemm_time
-from overlapkit.plan.workload import Workload
+from overlapkit.plan.workload.collectives import Collective
+from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.precision import BF16
+from overlapkit.plan.workload.step import Workload
 from support.plan_runs import effective_run, plain_machine, work_of
 
 ALL = Overlap(True, True, True, True, True, True)

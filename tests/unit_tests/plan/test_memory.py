@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from overlapkit.errors import InputError
+from overlapkit.plan.estimate.memory import MARGIN, Memory, memory
 from overlapkit.plan.figure import given
-from overlapkit.plan.memory import MARGIN, Memory, memory
-from overlapkit.plan.workload import Workload, workload
+from overlapkit.plan.workload.step import Workload, workload
 from support.plan_runs import effective_run, plain_machine
 
 TOKENS, HIDDEN, FFN, LAYERS, VOCAB = 256, 512, 1024, 8, 1024

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from overlapkit.config.emit import FORMS
+from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.explain.report import explain
-from overlapkit.plan.dimensions import DIMENSIONS
-from overlapkit.plan.recommend import plan_assumptions
+from overlapkit.plan.advise.recommend import plan_assumptions
+from overlapkit.plan.estimate.overlap import DIMENSIONS
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = str(ROOT / "examples/llama3_70b_64xh100.yaml")
@@ -175,7 +175,7 @@ def test_show_work_derives_every_figure(plan: Command) -> None:
     rate = told["work"][0]["figures"][told["work"][0]["name"]]["value"]
     assert round(rate) == told["estimate"]["tokens_per_s_per_gpu"]["with"]
     text = plan(*NAMED, "--show-work").out
-    assert "h100 data sheet" in text and "overlapkit/plan/constants.py" in text
+    assert "h100 data sheet" in text and "overlapkit/plan/estimate/constants.py" in text
 
 
 def test_the_network_counts(plan: Command) -> None:

@@ -13,10 +13,10 @@ from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
-from overlapkit.plan.costs import Costs, costs_of_run
-from overlapkit.plan.machine import machine_of
-from overlapkit.plan.proposal import Proposal
-from overlapkit.plan.recommend import plan_assumptions, recommend_settings
+from overlapkit.plan.advise.proposal import Proposal
+from overlapkit.plan.advise.recommend import plan_assumptions, recommend_settings
+from overlapkit.plan.estimate.costs import Costs, costs_of_run
+from overlapkit.plan.estimate.machine import machine_of
 
 DATA = Path(__file__).parents[2] / "data"
 CONFIGS = sorted((DATA / "bridge_configs").glob("*.yaml"))

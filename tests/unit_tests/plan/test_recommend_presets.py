@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from megatron.bridge.training.tp_overlap_presets import PRESETS, parse_preset_name
-from overlapkit.plan.presets import LayerShape, choose_preset, fewest_rows
+from overlapkit.plan.advise.presets import LayerShape, choose_preset, fewest_rows
 
 LLAMA_70B = LayerShape("h100", "hopper", "bf16", 8192, tp=4, cp=1, micro_batch=1, sequence=8192)
 GENERATION = {"h100": "hopper", "b200": "blackwell"}

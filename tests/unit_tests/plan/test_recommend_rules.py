@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge.training.decisions import Outcome
-from overlapkit.config.emit import emit
+from overlapkit.config.emit.forms import emit
 from overlapkit.config.run import Settings, build_run, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, explain
+from overlapkit.plan.advise.dimensions import dimensions
+from overlapkit.plan.advise.proposal import Proposal, propose
 from overlapkit.plan.candidates import SWEPT, candidates, layout_in, sizes_of, with_layout
-from overlapkit.plan.dimensions import dimensions
 from overlapkit.plan.inputs import PRECISIONS, read_inputs
-from overlapkit.plan.proposal import Proposal, propose
 
 MIXTURE = {
     "num_layers": 48,

@@ -9,6 +9,7 @@ import pytest
 from overlapkit.config.run import build_run
 from overlapkit.errors import InputError
 from overlapkit.hardware import find_gpu
+from overlapkit.plan.advise.recommend import plan_assumptions
 from overlapkit.plan.candidates import (
     SWEPT,
     LayoutChoice,
@@ -19,10 +20,9 @@ from overlapkit.plan.candidates import (
     with_layout,
 )
 from overlapkit.plan.checks import faults
+from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.inputs import Inputs, read_inputs
-from overlapkit.plan.machine import machine_of
 from overlapkit.plan.plan import Plan, domain_of, make_plan
-from overlapkit.plan.recommend import plan_assumptions
 from overlapkit.plan.sweep import Ranking, sweep
 
 

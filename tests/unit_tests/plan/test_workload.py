@@ -8,10 +8,10 @@ import pytest
 
 from megatron.bridge.models.parameter_count import model_parameter_count
 from overlapkit.errors import InputError
-from overlapkit.plan.collectives import Collective
+from overlapkit.plan.estimate.roofline import wire_bytes
 from overlapkit.plan.models import model_names, named_model
-from overlapkit.plan.times import wire_bytes
-from overlapkit.plan.workload import Workload, workload
+from overlapkit.plan.workload.collectives import Collective
+from overlapkit.plan.workload.step import Workload, workload
 from support.plan_runs import effective_run, work_of
 
 TOKENS, HIDDEN, FFN, LAYERS = 256, 512, 1024, 8

@@ -72,7 +72,7 @@ class TestDrift:
 
     def test_check_fails_after_one_line_on_top_and_render_mends_it(self, checkout: Path) -> None:
         assert overlapkit("skill", "render", "--check", "--root", str(checkout)).returncode == 0
-        source = checkout / "src/megatron/bridge/training/comm_overlap.py"
+        source = checkout / "src/megatron/bridge/training/rules/pipeline.py"
         source.write_text("# one more line\n" + source.read_text())
         before = (checkout / SKILL / "SKILL.md").read_text()
         done = overlapkit("skill", "render", "--check", "--root", str(checkout))
@@ -92,7 +92,7 @@ class TestDrift:
     def test_a_query_that_matches_nothing_fails_the_render_and_changes_nothing(
         self, checkout: Path
     ) -> None:
-        source = checkout / "src/megatron/bridge/training/tensor_overlap_rules.py"
+        source = checkout / "src/megatron/bridge/training/rules/tensor.py"
         source.write_text(source.read_text().replace("def decide_tp_overlap", "def decide_it"))
         before = {p: p.read_bytes() for p in (checkout / SKILL).rglob("*") if p.is_file()}
         done = overlapkit("skill", "render", "--root", str(checkout))
@@ -117,7 +117,7 @@ class TestAnchors:
     def test_the_six_places_are_anchored(self) -> None:
         paths = [path for _, _, path, _ in ANCHOR.findall(MAIN)]
         assert len(paths) >= 6
-        assert "src/megatron/bridge/training/comm_overlap.py" in paths
+        assert "src/megatron/bridge/training/rules/pipeline.py" in paths
         assert "src/megatron/bridge/recipes/launch_env.py" in paths
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from overlapkit.trace.report import Options, analyse_file
+from overlapkit.trace.analyse import analyse_file
+from overlapkit.trace.rank_report import Options
 from support import tiny_trace
 
 TRAINER, WORKER = 11, 12

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from overlapkit.errors import InputError
+from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.document import merged_findings, trace_json
 from overlapkit.trace.page import trace_page
-from overlapkit.trace.ranks import across
-from overlapkit.trace.render import show_trace
-from overlapkit.trace.report import Options, analyse_file, settle_ranks
+from overlapkit.trace.rank_report import Options
+from overlapkit.trace.ranks import across, settle_ranks
+from overlapkit.trace.tables import show_trace
 from support import tiny_trace as tiny
 from support.trace_generator import SCENARIOS, write_kineto, write_nsys
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from overlapkit.trace.job import analyse_each
-from overlapkit.trace.report import Options, RankReport
+from overlapkit.trace.analyse import analyse_each
+from overlapkit.trace.rank_report import Options, RankReport
 
 
 def _event(name: str, category: str, start: float, length: float, **more: Any) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from overlapkit.trace.compare import compare, side_of
+from overlapkit.trace.analyse import analyse
+from overlapkit.trace.compare.comparison import compare, side_of
 from overlapkit.trace.document import merged_findings
-from overlapkit.trace.job import analyse
-from overlapkit.trace.ranks import across
-from overlapkit.trace.report import Options, RankReport, settle_ranks
+from overlapkit.trace.rank_report import Options, RankReport
+from overlapkit.trace.ranks import across, settle_ranks
 from support.trace_generator import (
     CHANGES,
     SCENARIOS,

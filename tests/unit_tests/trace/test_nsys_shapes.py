@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.trace.report import Options, RankReport, analyse_file
+from overlapkit.trace.analyse import analyse_file
+from overlapkit.trace.rank_report import Options, RankReport
 
 PROCESS = (1 << 56) | (1234 << 24)
 THREAD = PROCESS | 7

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from overlapkit.trace import ahead
+from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.document import rank_json
-from overlapkit.trace.report import Options, analyse_file
+from overlapkit.trace.rank_report import Options
+from overlapkit.trace.read import parallel_read as ahead
 from support.trace_generator import SCENARIOS, write_kineto
 
 
@@ -15,7 +16,7 @@ def processes(monkeypatch):
     """Three processes for any file, whose blocks are small enough for all of them."""
     monkeypatch.setattr(ahead, "LARGE", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr("overlapkit.trace.byte_source.BLOCK", 20_000)
+    monkeypatch.setattr("overlapkit.trace.read.byte_source.BLOCK", 20_000)
 
 
 def both_ways(path: str) -> tuple[object, object, bool]:

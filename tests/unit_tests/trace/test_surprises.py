@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from overlapkit.errors import InputError
+from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.document import trace_json
-from overlapkit.trace.report import Options, RankReport, analyse_file, rank_in_name, settle_ranks
+from overlapkit.trace.rank_report import Options, RankReport
+from overlapkit.trace.ranks import rank_in_name, settle_ranks
 from support import tiny_trace as tiny
 
 GEMM, RS = tiny.GEMM, tiny.REDUCE_SCATTER
@@ -225,7 +227,7 @@ def test_events_in_strings_and_nested_lists_are_not_taken_apart(tmp_path):
 
 
 def test_more_than_one_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("overlapkit.trace.byte_source.BLOCK", 777)
+    monkeypatch.setattr("overlapkit.trace.read.byte_source.BLOCK", 777)
     tricky = tiny.kernel('}, {"ph": "X"}, {', 1200, 10, shapes=[{"a": [1]}, {"b": 2}])
     many = [tiny.kernel(GEMM, 2000 + 10 * i, 5) for i in range(300)]
     text = json.dumps(tiny.document([*PAIR, tricky, *many]))
@@ -387,7 +389,7 @@ def test_no_usable_device_event(tmp_path):
 
 @pytest.mark.parametrize("filler", [b" ", b'{"ph":"X"},'])
 def test_a_bomb_is_refused(tmp_path, monkeypatch, filler):
-    monkeypatch.setattr("overlapkit.trace.byte_source.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("overlapkit.trace.read.byte_source.FREE_BYTES", 1 << 20)
     path = tmp_path / "bomb.json.gz"
     with gzip.open(path, "wb") as stream:
         stream.write(b'{"traceEvents": [')

@@ -87,8 +87,8 @@ def test_json_has_what_it_promises(run, ranks):
 
 def test_every_rule_that_is_named_exists(tmp_path):
     import megatron.bridge.recipes.launch_env
-    import megatron.bridge.training.megatron_core_rules  # noqa: F401
-    import overlapkit.trace.compare_decisions as decisions
+    import megatron.bridge.training.rules.megatron_core  # noqa: F401
+    import overlapkit.trace.compare.decisions as decisions
     from megatron.bridge.training.decisions import RULES
 
     folder = Path(decisions.__file__).parent

@@ -16,7 +16,7 @@ from megatron.bridge.models.parameter_count import (
     UncountableModel,
     chunk_parameters,
 )
-from megatron.bridge.training.buckets import (
+from megatron.bridge.training.bucketing import (
     Bucket,
     bucketing,
     count_buckets,

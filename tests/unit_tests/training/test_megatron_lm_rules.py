@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
-from megatron.bridge.training.megatron_lm_environment import environment_refusals
-from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
+from megatron.bridge.training.megatron_lm_rules import remedy_in_flags
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import make_effective
-from overlapkit.config.megatron_lm import read_megatron_lm_arguments
+from overlapkit.config.megatron_lm.script import read_megatron_lm_arguments
 from support.megatron_lm_cases import CHOICES, FINDINGS, INTERLEAVED, arguments, every_rule
 
 

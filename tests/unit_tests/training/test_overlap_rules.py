@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import megatron.bridge
 
 # Imported for the rules that it declares.
-import megatron.bridge.training.megatron_lm_environment
+import megatron.bridge.recipes.megatron_lm_environment
 from megatron.bridge.training.bucket_size import (
     BRIDGE_BUCKET_SIZE,
     SMALLEST_BUCKET,

@@ -27,7 +27,7 @@ from megatron.bridge.training.tp_overlap_presets import (
     parse_preset_name,
     preset_names,
 )
-from megatron.bridge.training.userbuffers import (
+from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
     RingExchangeOverlapCfg,

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
-from megatron.bridge.training.userbuffers import (
+from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
     RingExchangeOverlapCfg,
@@ -567,7 +567,7 @@ def test_a_dataclass_and_its_plain_form_are_judged_alike(cfg: TransformerLayerTP
 
 def test_importing_loads_no_torch() -> None:
     code = (
-        "import sys, megatron.bridge.training.userbuffers; "
+        "import sys, megatron.bridge.training.userbuffers.settings; "
         "sys.exit('torch' in sys.modules or 'megatron.core' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

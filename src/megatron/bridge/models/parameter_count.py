@@ -3,7 +3,7 @@
 Names, sizes and order are those of `named_parameters()` on megatron-core 0.16's `GPTModel`. The
 order is that in which modules register: attention's output projection before its input projection,
 a module's own parameters before its children's. It matters, because gradient buckets are cut along
-it (`megatron.bridge.training.buckets`).
+it (`megatron.bridge.training.bucketing`).
 
 Two layer specs are followed. "transformer_engine" fuses each layer norm into the linear layer
 behind it, where the norm's parameters come first. "local" keeps the norms apart, as

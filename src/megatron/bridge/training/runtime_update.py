@@ -19,13 +19,13 @@ from megatron.bridge.training.decisions import (
     raise_errors,
     rule,
 )
-from megatron.bridge.training.megatron_core_rules import (
+from megatron.bridge.training.mixed_precision import precision_errors
+from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
+from megatron.bridge.training.rules.megatron_core import (
     core_consequences,
     layout_sets_vpp,
     without_comm_overlap,
 )
-from megatron.bridge.training.mixed_precision import precision_errors
-from megatron.bridge.training.overlap_context import Context, _CommOverlapConfig
 from megatron.bridge.training.software import Software
 
 OPTIMIZER_SWITCH = rule(

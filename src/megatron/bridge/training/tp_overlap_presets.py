@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from megatron.bridge.training.decisions import OverlapConfigError
-from megatron.bridge.training.userbuffers import (
+from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
     RingExchangeOverlapCfg,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from overlapkit.lab.job import Block
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
     DISTRIBUTED_OPTIMIZER,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from overlapkit.lab.job import Block
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
     NO_OVERLAP,

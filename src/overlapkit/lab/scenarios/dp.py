@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
-from overlapkit.lab.job import Block
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     DISTRIBUTED_OPTIMIZER,
     NO_OVERLAP,

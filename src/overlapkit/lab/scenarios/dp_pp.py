@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from overlapkit.lab.job import Block
-from overlapkit.lab.measured import Seen
+from overlapkit.lab.measurements import Seen
+from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
     DISTRIBUTED_OPTIMIZER,

@@ -12,8 +12,9 @@ from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import Document
-from overlapkit.lab.job import Block, Variant
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.full_tensors import Distance, distance
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
     DISTRIBUTED_OPTIMIZER,
@@ -25,7 +26,6 @@ from overlapkit.lab.scenario import (
     Verdict,
     layered,
 )
-from overlapkit.lab.whole import Distance, distance
 
 RANKS = (1, 2, 4)
 STEPS = 3

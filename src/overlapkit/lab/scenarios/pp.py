@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from overlapkit.lab.job import Block, Variant
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.full_tensors import Distance, distance
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
     NOT_CONFIRMED,
@@ -18,7 +19,6 @@ from overlapkit.lab.scenario import (
     layered,
     variant,
 )
-from overlapkit.lab.whole import Distance, distance
 
 STAGES: Settings = {
     "model": {"pipeline_model_parallel_size": 2},

@@ -7,8 +7,8 @@ from dataclasses import replace
 from megatron.bridge.training.runtime_update import update_runtime
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
-from overlapkit.lab.job import Block, Calibration, Variant
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block, Calibration, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
     DISTRIBUTED_OPTIMIZER,
@@ -21,11 +21,11 @@ from overlapkit.lab.scenario import (
     variant,
 )
 from overlapkit.lab.scenarios.dp import BOTH
-from overlapkit.plan.estimate import estimate
+from overlapkit.plan.estimate.machine import ALL_RANKS, Link, Machine
+from overlapkit.plan.estimate.overlap import overlap_of
+from overlapkit.plan.estimate.step_time import estimate
 from overlapkit.plan.figure import given
-from overlapkit.plan.machine import ALL_RANKS, Link, Machine
-from overlapkit.plan.overlap import overlap_of
-from overlapkit.plan.workload import Workload, workload
+from overlapkit.plan.workload.step import Workload, workload
 
 WITHIN = 0.15
 OFF = "Without overlap, the predicted step is within 15 % of the measured one."

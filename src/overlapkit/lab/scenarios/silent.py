@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from overlapkit.lab.job import Block, Variant
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
     DISTRIBUTED_OPTIMIZER,

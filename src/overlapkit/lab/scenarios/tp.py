@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from overlapkit.lab.job import Block
-from overlapkit.lab.measured import Measured, Seen
+from overlapkit.lab.full_tensors import distance
+from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
     NOT_CONFIRMED,
@@ -18,7 +19,6 @@ from overlapkit.lab.scenario import (
     layered,
     variant,
 )
-from overlapkit.lab.whole import distance
 
 SHARDS: Settings = {
     "model": {"tensor_model_parallel_size": 2, "sequence_parallel": True},

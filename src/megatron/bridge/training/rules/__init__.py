@@ -1,0 +1,1 @@
+"""The rules of overlap, one file a dimension, and what they look at."""

@@ -1,0 +1,100 @@
+"""What the overlap rules look at, and how a user's value stands against a default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule
+from megatron.bridge.training.software import Software
+from megatron.bridge.training.userbuffers.settings import TransformerLayerTPOverlapCfg
+
+
+@dataclass
+class _CommOverlapConfig:
+    """The resolved knobs. None means unset, or for `bucket_size` Megatron-Core's own default."""
+
+    tp_comm_overlap: bool | None = None
+    tp_comm_overlap_cfg: TransformerLayerTPOverlapCfg | None = None
+    tp_comm_bootstrap_backend: str | None = None
+    overlap_p2p_comm: bool | None = None
+    batch_p2p_comm: bool | None = None
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None
+    overlap_param_gather_with_optimizer_step: bool | None = None
+    align_param_gather: bool | None = None
+    bucket_size: int | Literal["auto"] | None = None
+    defer_embedding_wgrad_compute: bool | None = None
+    wgrad_deferral_limit: int | None = None
+    overlap_moe_expert_parallel_comm: bool | None = None
+    delay_wgrad_compute: bool | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the rules look at: the request, the configurations, the software, the ranks."""
+
+    request: _CommOverlapConfig
+    model: Any
+    ddp: Any
+    software: Software
+    data_parallel_size: int | None = None
+    optimizer: Any = None
+
+    @property
+    def pipeline_size(self) -> int:
+        return self.model.pipeline_model_parallel_size or 1
+
+    @property
+    def virtual_pipeline_size(self) -> int:
+        return getattr(self.model, "virtual_pipeline_model_parallel_size", None) or 1
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that reduce gradients together: context-parallel ones hold the same parameters."""
+        return (self.data_parallel_size or 1) * (self.of_model("context_parallel_size") or 1)
+
+    def of_model(self, name: str, default: Any = None) -> Any:
+        """A model field that not every model or Megatron-Core release has."""
+        return getattr(self.model, name, default)
+
+
+def fsdp_switch(ddp: Any) -> str | None:
+    """Which switch puts another data-parallel path in Megatron DDP's place; None where none does.
+
+    `use_torch_fsdp2` is Megatron-LM's; Megatron-Core's configuration has no field for it.
+    """
+    for name in ("use_megatron_fsdp", "use_custom_fsdp", "use_torch_fsdp2"):
+        if getattr(ddp, name, False):
+            return name
+    return None
+
+
+USER_WINS = rule(
+    "any.user-wins",
+    "any",
+    claim="A knob of comm_overlap that is not None wins over the default that the rules choose.",
+)
+
+
+OPT_IN_REASON = "it is on only where comm_overlap asks for it"
+
+
+def choose(chosen_by: Rule, knob: str, default: Any, asked: Any, reason: str) -> Decision:
+    """The user's value if there is one, else the default of a rule."""
+    if asked is None:
+        return chosen_by.decide(
+            knob, requested=None, effective=default, reason=reason, outcome=Outcome.DEFAULT
+        )
+    speaks = chosen_by
+    if asked != default:
+        reason = f"asked for in comm_overlap, which wins over the default {default} ({reason})"
+        speaks = USER_WINS
+    return speaks.decide(
+        knob,
+        requested=asked,
+        effective=asked,
+        reason=reason,
+        outcome=Outcome.GRANTED,
+        dimension=chosen_by.dimension,
+    )

@@ -1,0 +1,262 @@
+"""When expert-parallel communication may overlap: a broken need stops the run, not the overlap.
+
+Megatron-Core asserts most of these too, later, on every rank of the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from megatron.bridge.training.decisions import Decision, Need, Outcome, Rule, rule, unmet
+from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
+
+EP_OFF_UNLESS_ASKED = rule(
+    "ep.off-unless-asked",
+    "EP",
+    claim="overlap_moe_expert_parallel_comm and delay_wgrad_compute are off unless asked for.",
+    remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true",
+    opt_in=True,
+)
+
+
+def _ep_rule(name: str, need: str, remedy: str) -> Rule:
+    return rule(
+        f"ep.{name}",
+        "EP",
+        claim=f"overlap_moe_expert_parallel_comm needs {need}, else setup() stops with an error.",
+        remedy=remedy,
+        depth=2,
+    )
+
+
+def _is(*names: str) -> Any:
+    """A `found` that tells the values of model fields."""
+    return lambda c: ", ".join(f"{name} is {c.of_model(name)!r}" for name in names)
+
+
+def _names(value: Any) -> list[str]:
+    """A list of names, also where it was written as one string."""
+    return value.split(",") if isinstance(value, str) else list(value or ())
+
+
+EP_GATE: tuple[Need[Context], ...] = (
+    Need(
+        _ep_rule(
+            "needs-expert-parallel",
+            "expert_model_parallel_size > 1",
+            "set model.expert_model_parallel_size > 1",
+        ),
+        met=lambda c: (c.of_model("expert_model_parallel_size") or 1) > 1,
+        found=_is("expert_model_parallel_size"),
+    ),
+    Need(
+        _ep_rule("needs-experts", "num_moe_experts > 1", "set model.num_moe_experts > 1"),
+        met=lambda c: (c.of_model("num_moe_experts") or 0) > 1,
+        found=_is("num_moe_experts"),
+    ),
+    Need(
+        _ep_rule(
+            "needs-dispatcher",
+            'moe_token_dispatcher_type "alltoall" or "flex"',
+            "set model.moe_token_dispatcher_type=alltoall",
+        ),
+        met=lambda c: c.of_model("moe_token_dispatcher_type") in ("alltoall", "flex"),
+        found=_is("moe_token_dispatcher_type"),
+    ),
+    Need(
+        _ep_rule("needs-half-precision", "bf16 or fp16", "set mixed_precision=bf16_mixed"),
+        met=lambda c: bool(c.of_model("bf16") or c.of_model("fp16")),
+        found=_is("bf16", "fp16"),
+    ),
+    Need(
+        _ep_rule("needs-torch", "torch >= 2.6.0 (older ones hang)", "use torch 2.6.0 or newer"),
+        met=lambda c: c.software.is_torch_min_version("2.6.0"),
+        found=lambda c: "torch is older than 2.6.0",
+    ),
+    Need(
+        _ep_rule(
+            "needs-virtual-pipeline",
+            "a virtual pipeline size where PP > 1",
+            "set model.virtual_pipeline_model_parallel_size",
+        ),
+        met=lambda c: (
+            c.pipeline_size <= 1 or c.of_model("virtual_pipeline_model_parallel_size") is not None
+        ),
+        found=_is("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
+    ),
+    Need(
+        _ep_rule(
+            "no-full-recompute",
+            'recompute_granularity other than "full"',
+            "set model.recompute_granularity=null or selective",
+        ),
+        met=lambda c: c.of_model("recompute_granularity") != "full",
+        found=_is("recompute_granularity"),
+    ),
+    Need(
+        _ep_rule("no-recompute-method", "recompute_method None", "set model.recompute_method=null"),
+        met=lambda c: c.of_model("recompute_method") is None,
+        found=_is("recompute_method"),
+    ),
+    Need(
+        _ep_rule(
+            "no-recompute-layers",
+            "recompute_num_layers None",
+            "set model.recompute_num_layers=null",
+        ),
+        met=lambda c: c.of_model("recompute_num_layers") is None,
+        found=_is("recompute_num_layers"),
+    ),
+    Need(
+        _ep_rule(
+            "no-moe-recompute",
+            'no "moe" in recompute_modules',
+            'take "moe" out of model.recompute_modules',
+        ),
+        met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
+        found=_is("recompute_modules"),
+    ),
+    Need(
+        _ep_rule(
+            "no-shared-expert-overlap",
+            "moe_shared_expert_overlap off",
+            "set model.moe_shared_expert_overlap=false",
+        ),
+        met=lambda c: not c.of_model("moe_shared_expert_overlap"),
+        found=_is("moe_shared_expert_overlap"),
+    ),
+    Need(
+        _ep_rule(
+            "one-mtp-layer",
+            "mtp_num_layers None, 0 or 1",
+            "set model.mtp_num_layers=null, or to 1 with PP > 1",
+        ),
+        met=lambda c: c.of_model("mtp_num_layers") in (None, 0, 1),
+        found=_is("mtp_num_layers"),
+    ),
+)
+
+
+def _delay_rule(name: str, need: str, remedy: str) -> Rule:
+    return rule(
+        f"ep.delay-{name}",
+        "EP",
+        claim=f"delay_wgrad_compute needs {need}, else setup() stops with an error.",
+        remedy=remedy,
+        depth=2,
+    )
+
+
+def _ep_overlap_on(c: Context) -> bool:
+    asked = c.request.overlap_moe_expert_parallel_comm
+    return bool(c.of_model("overlap_moe_expert_parallel_comm") if asked is None else asked)
+
+
+def _reduces_into_main_grad(c: Context) -> bool:
+    """Whether the weight gradient is written where a reduction or a fused kernel picks it up."""
+    overlap = getattr(c.ddp, "overlap_grad_reduce", False) or c.request.overlap_grad_reduce
+    return bool(overlap or c.of_model("gradient_accumulation_fusion"))
+
+
+def graph_scope(c: Context) -> frozenset[str]:
+    """Names of the CUDA-graph scopes, under whichever field this Megatron-Core has for them."""
+    scope = c.of_model("cuda_graph_scope") or c.of_model("cuda_graph_modules") or ()
+    if isinstance(scope, str):
+        scope = scope.split(",")
+    elif not isinstance(scope, (list, tuple, set, frozenset)):
+        scope = (scope,)
+    names = (getattr(part, "name", str(part)) for part in scope)
+    return frozenset(name.strip().rpartition(".")[2] for name in names)
+
+
+def _wgrad_in_graph(c: Context) -> bool:
+    scope = graph_scope(c)
+    shared_expert = c.of_model("moe_shared_expert_intermediate_size") is not None
+    exposed_shared_expert = shared_expert and not c.of_model("moe_shared_expert_overlap")
+    return "attn" in scope or ("moe_router" in scope and exposed_shared_expert)
+
+
+DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
+    Need(
+        _delay_rule(
+            "needs-ep-overlap",
+            "overlap_moe_expert_parallel_comm",
+            "set comm_overlap.overlap_moe_expert_parallel_comm=true as well",
+        ),
+        met=_ep_overlap_on,
+        found=lambda c: "overlap_moe_expert_parallel_comm is off",
+    ),
+    Need(
+        _delay_rule(
+            "needs-te-2.7",
+            "Transformer Engine >= 2.7.0 with overlap_grad_reduce or gradient_accumulation_fusion",
+            "use Transformer Engine 2.7.0 or newer",
+        ),
+        met=lambda c: not _reduces_into_main_grad(c) or c.software.is_te_min_version("2.7.0"),
+        found=lambda c: (
+            "overlap_grad_reduce or gradient_accumulation_fusion is on and Transformer Engine is "
+            "absent or older than 2.7.0"
+        ),
+    ),
+    Need(
+        _delay_rule(
+            "graph-needs-te-2.12",
+            "Transformer Engine >= 2.12.0 where a CUDA graph holds the delayed gradient",
+            "use Transformer Engine 2.12.0 or newer, or a CUDA-graph scope without attention",
+        ),
+        met=lambda c: not _wgrad_in_graph(c) or c.software.is_te_min_version("2.12.0"),
+        found=lambda c: (
+            f"the CUDA-graph scope {sorted(graph_scope(c))} holds weight gradients and "
+            "Transformer Engine is absent or older than 2.12.0"
+        ),
+    ),
+    Need(
+        _delay_rule(
+            "graph-needs-fusion",
+            "gradient_accumulation_fusion where a CUDA graph holds the delayed gradient",
+            "set model.gradient_accumulation_fusion=true",
+        ),
+        met=lambda c: not _wgrad_in_graph(c) or bool(c.of_model("gradient_accumulation_fusion")),
+        found=lambda c: (
+            f"the CUDA-graph scope {sorted(graph_scope(c))} holds weight gradients and "
+            "gradient_accumulation_fusion is off"
+        ),
+    ),
+    Need(
+        _delay_rule(
+            "graph-no-attention-bias",
+            "no add_bias_linear and no add_qkv_bias where a CUDA graph covers attention",
+            "set model.add_bias_linear=false and model.add_qkv_bias=false",
+        ),
+        met=lambda c: (
+            "attn" not in graph_scope(c)
+            or not (c.of_model("add_bias_linear") or c.of_model("add_qkv_bias"))
+        ),
+        found=_is("add_bias_linear", "add_qkv_bias"),
+    ),
+)
+
+
+def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
+    """An expert-parallel knob: as asked; each unmet need is an error, since the run would fail."""
+    knob, asked = f"model.{name}", getattr(c.request, name)
+    broken = list(unmet(gate, c)) if asked else []
+    for broken_rule, found in broken:
+        yield broken_rule.decide(
+            knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
+        )
+    if not broken:
+        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, OPT_IN_REASON)
+
+
+def decide_ep(c: Context) -> Iterator[Decision]:
+    """Both expert-parallel knobs; a broken need of either is an error."""
+    asked = c.request
+    if asked.delay_wgrad_compute and asked.overlap_moe_expert_parallel_comm is None:
+        # The model's own switch carries the delayed gradient: it is then asked for, not reset.
+        on_model = c.of_model("overlap_moe_expert_parallel_comm") or None
+        c = replace(c, request=replace(asked, overlap_moe_expert_parallel_comm=on_model))
+    yield from _decide_gated(c, "overlap_moe_expert_parallel_comm", EP_GATE)
+    yield from _decide_gated(c, "delay_wgrad_compute", DELAY_WGRAD_GATE)

@@ -1,0 +1,165 @@
+"""When tensor-parallel communication may overlap, and which userbuffers settings it then gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.bridge.training.decisions import Decision, Need, Outcome, rule, unmet
+from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
+from megatron.bridge.training.tp_overlap_presets import (
+    PRESETS,
+    PresetKey,
+    parse_preset_name,
+    presets_like,
+)
+
+TP_OFF_UNLESS_ASKED = rule(
+    "tp.off-unless-asked",
+    "TP",
+    claim="tp_comm_overlap is on only where it is asked for.",
+    remedy="set comm_overlap.tp_comm_overlap=true",
+    opt_in=True,
+)
+
+# The first need that is not met is the reason that the user is told.
+TP_GATE: tuple[Need[Context], ...] = (
+    Need(
+        rule(
+            "tp.needs-tensor-parallel",
+            "TP",
+            claim="tp_comm_overlap is switched off while tensor_model_parallel_size < 2.",
+            remedy="set model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
+        ),
+        met=lambda c: (c.model.tensor_model_parallel_size or 1) >= 2,
+        found=lambda c: (
+            f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}, "
+            "so there is no tensor-parallel communication to hide"
+        ),
+    ),
+    Need(
+        rule(
+            "tp.needs-sequence-parallel",
+            "TP",
+            claim="tp_comm_overlap is switched off while sequence_parallel is off.",
+            remedy="set model.sequence_parallel=true",
+        ),
+        met=lambda c: bool(c.model.sequence_parallel),
+        found=lambda c: (
+            "sequence_parallel is off, so the layers all-reduce; userbuffers overlap "
+            "the all-gathers and reduce-scatters of sequence parallelism"
+        ),
+    ),
+    Need(
+        rule(
+            "tp.needs-transformer-engine",
+            "TP",
+            claim="tp_comm_overlap is switched off where Transformer Engine cannot be imported.",
+            remedy="install a Transformer Engine built for this torch and CUDA",
+        ),
+        met=lambda c: c.software.have_te(),
+        found=lambda c: "Transformer Engine, whose userbuffers do the overlap, cannot be imported",
+    ),
+)
+
+TP_USERBUFFERS_DEFAULT = rule(
+    "tp.userbuffers-default",
+    "TP",
+    claim="TP overlap without a tp_comm_overlap_cfg runs with Transformer Engine's own settings.",
+    remedy="give comm_overlap.tp_comm_overlap_cfg: a preset of your GPU, sizes and precision",
+)
+TP_PRESET_FIT = rule(
+    "tp.preset-fit",
+    "TP",
+    claim="A userbuffers preset is tuned for one precision, hidden size and tensor-parallel size.",
+    remedy="take the preset of these sizes, or compare profiles with and without this one",
+)
+TP_BOOTSTRAP = rule(
+    "tp.bootstrap-backend",
+    "TP",
+    claim="tp_comm_bootstrap_backend of comm_overlap (default nccl) is set on the model.",
+    opt_in=True,
+)
+
+
+def decide_tp_overlap(c: Context) -> Decision:
+    """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
+    knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
+    if not asked:
+        return choose(TP_OFF_UNLESS_ASKED, knob, False, None, OPT_IN_REASON)
+    for broken, found in unmet(TP_GATE, c):
+        return broken.decide(
+            knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
+        )
+    reason = "asked for, with tensor parallelism, sequence parallelism and Transformer Engine there"
+    return TP_OFF_UNLESS_ASKED.decide(
+        knob, requested=True, effective=True, reason=reason, outcome=Outcome.GRANTED
+    )
+
+
+def _run_sizes(c: Context) -> tuple[str, int | None, int]:
+    """What a preset must fit: precision of the GEMMs, hidden size, tensor-parallel size."""
+    precision = "fp8" if c.of_model("fp8") else "bf16"
+    return precision, c.of_model("hidden_size"), c.model.tensor_model_parallel_size
+
+
+def _preset_sizes(key: PresetKey) -> tuple[str, int, int]:
+    return key.precision, key.hidden_size, key.tensor_parallel_size
+
+
+def _fitting_presets(c: Context) -> str:
+    """A remedy that names the presets of this run's precision and sizes; empty if there is none."""
+    names = [n for n in PRESETS if _preset_sizes(parse_preset_name(n)) == _run_sizes(c)]
+    return f"set comm_overlap.tp_comm_overlap_cfg to {' or '.join(names)}" if names else ""
+
+
+def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
+    try:
+        tuned_for = [_preset_sizes(key) for key in presets_like(given)]
+    except TypeError:
+        return
+    if tuned_for and _run_sizes(c) not in tuned_for:
+        told = "precision {}, hidden size {}, TP {}"
+        yield TP_PRESET_FIT.decide(
+            knob,
+            requested=given,
+            effective=given,
+            reason=f"it is a preset for {told.format(*tuned_for[0])}, while this run has "
+            + told.format(*_run_sizes(c)),
+            outcome=Outcome.NOTE,
+            remedy=_fitting_presets(c) or TP_PRESET_FIT.remedy,
+        )
+
+
+def decide_tp(c: Context) -> Iterator[Decision]:
+    overlap = decide_tp_overlap(c)
+    yield overlap
+    knob, given = "model.tp_comm_overlap_cfg", c.request.tp_comm_overlap_cfg
+    if overlap.effective and given is None:
+        yield TP_USERBUFFERS_DEFAULT.decide(
+            knob,
+            requested=None,
+            effective=None,
+            reason="no userbuffers config was given, so Transformer Engine's defaults are used; "
+            "they are not tuned to these sizes",
+            outcome=Outcome.NOTE,
+            remedy=_fitting_presets(c) or TP_USERBUFFERS_DEFAULT.remedy,
+        )
+    elif overlap.effective:
+        yield TP_USERBUFFERS_DEFAULT.decide(
+            knob,
+            requested=given,
+            effective=given,
+            reason="the userbuffers config given in comm_overlap",
+            outcome=Outcome.GRANTED,
+        )
+        yield from _decide_preset_fit(c, knob, given)
+    # The request's own default is nccl: that is nobody's wish.
+    backend = c.request.tp_comm_bootstrap_backend
+    yield choose(
+        TP_BOOTSTRAP,
+        "model.tp_comm_bootstrap_backend",
+        "nccl",
+        None if backend == "nccl" else backend,
+        "the ranks of a node find each other through it before userbuffers take over",
+    )

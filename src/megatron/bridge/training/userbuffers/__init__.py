@@ -1,0 +1,1 @@
+"""Transformer Engine's userbuffers: their settings, what it accepts, and the facts behind that."""

@@ -1,0 +1,339 @@
+"""Checks userbuffers settings, given as plain dicts, against `userbuffers_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron.bridge.training.decisions import Decision, Outcome, Rule
+from megatron.bridge.training.userbuffers.facts import (
+    ATOMIC_BULK,
+    ATOMIC_FP8,
+    ATOMIC_PAIR,
+    CGA_DIVIDES,
+    CGA_SIZE,
+    COLLECTIVE,
+    FLAG_TABLE,
+    FLAGGED_SMS,
+    FP8_BUF_LIST,
+    FP8_BUF_UNUSED,
+    FP8_SCATTERABLE,
+    GEMM_NAME,
+    GEMMS,
+    INTEGERS,
+    KEY_NAME,
+    KEY_TYPE,
+    KEY_UNUSED,
+    KEYS,
+    KNOB,
+    MAX_CGA_SIZE,
+    METHOD_DEFAULTS,
+    METHOD_GEMM,
+    METHOD_NAME,
+    METHOD_STAND_IN,
+    METHODS,
+    PAIRS,
+    PIPELINE_GATHER,
+    POSITIVE,
+    RING,
+    SPLIT_DGRAD_MODES,
+    SPLIT_DGRAD_SWITCH,
+    SPLIT_DGRAD_WGRAD,
+    WGRADS,
+    Gemm,
+)
+
+_INT32 = range(-(2**31), 2**31)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``' (did you mean 'x'?)'`` where a known name is close to `name`, else nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One GEMM's settings, their types checked, and the run that they are for."""
+
+    name: str
+    given: Mapping[str, Any]
+    fp8: bool | None
+    also_bf16: bool
+
+    def knob(self, key: str) -> str:
+        return f"{KNOB}.{self.name}.{key}"
+
+    @property
+    def gemm(self) -> Gemm:
+        return GEMMS[self.name]
+
+    @property
+    def method(self) -> str:
+        method: str = self.given.get("method", self.gemm.method)
+        return method
+
+    @property
+    def is_split_dgrad(self) -> bool:
+        """Whether this is a dgrad that reduce-scatters itself, instead of its wgrad."""
+        return self.name in WGRADS and self.method != "bulk"
+
+    @property
+    def collective(self) -> str:
+        return "reduce-scatter" if self.is_split_dgrad else self.gemm.collective
+
+    @property
+    def default_method(self) -> str:
+        """The method whose defaults fill in what is not given."""
+        return self.method if self.is_split_dgrad else self.gemm.method
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether SMs move the data, not the copy engines."""
+        return self.method != "ring_exchange" or not self.given.get("use_ce", True)
+
+    def sms(self, key: str) -> int:
+        """num_sm or cga_size, Transformer Engine's default where it is not given."""
+        default = {"num_sm": 16, "cga_size": 2}[key] if self.default_method != RING else 1
+        value: int = self.given.get(key, default)
+        return value
+
+    @property
+    def atomic_ring(self) -> bool:
+        return bool(self.given.get("atomic_gemm")) and self.method == RING
+
+    def error(self, rule: Rule, key: str, reason: str, remedy: str | None = None) -> Decision:
+        return rule.decide(
+            self.knob(key),
+            requested=self.given.get(key),
+            effective=None,
+            reason=reason,
+            outcome=Outcome.ERROR,
+            remedy=remedy,
+        )
+
+    def refusal(
+        self, rule: Rule, key: str, effective: object, reason: str, remedy: str
+    ) -> Decision:
+        """Accepted by Transformer Engine, and not done as asked."""
+        told = self.note(rule, key, effective, reason, remedy)
+        return replace(told, outcome=Outcome.REFUSED)
+
+    def note(
+        self, rule: Rule, key: str, effective: object, reason: str, remedy: str | None = None
+    ) -> Decision:
+        return rule.decide(
+            self.knob(key),
+            requested=self.given.get(key),
+            effective=effective,
+            reason=reason,
+            outcome=Outcome.NOTE,
+            remedy=remedy or rule.remedy or None,
+        )
+
+
+def check_gemms(
+    gemms: Mapping[str, Mapping[str, Any]], *, fp8: bool | None, also_bf16: bool
+) -> Iterator[Decision]:
+    """The decisions of `check_userbuffers` on plain dicts: see there."""
+    entries: dict[str, _Entry] = {}
+    for name, given in gemms.items():
+        if name not in GEMMS:
+            yield GEMM_NAME.decide(
+                f"{KNOB}.{name}",
+                requested=given,
+                effective=None,
+                reason=f"Transformer Engine has no GEMM {name!r}{nearest(name, GEMMS)} "
+                "and ignores these settings",
+                outcome=Outcome.REFUSED,
+            )
+            continue
+        raw = _Entry(name, given, fp8, also_bf16)
+        refused = list(_check_keys(raw))
+        yield from refused
+        bad = {decision.knob for decision in refused}
+        sound = {key: value for key, value in given.items() if raw.knob(key) not in bad}
+        entries[name] = _Entry(name, sound, fp8, also_bf16)
+    for entry in entries.values():
+        for check in _ENTRY_CHECKS:
+            yield from check(entry)
+    yield from _check_split_dgrads(entries)
+    yield from _check_atomic_pairs(entries)
+
+
+def _check_keys(entry: _Entry) -> Iterator[Decision]:
+    for key, value in entry.given.items():
+        if key not in KEYS:
+            reason = f"Transformer Engine knows no setting {key!r}{nearest(key, KEYS)}"
+            yield entry.error(KEY_NAME, key, reason)
+        elif key == "method":
+            if not isinstance(value, str):
+                reason = f"{value!r} is not a method's name"
+                yield entry.error(KEY_TYPE, key, reason, METHOD_NAME.remedy)
+            elif value not in METHODS:
+                known = nearest(value, METHODS)
+                yield entry.error(METHOD_NAME, key, f"there is no method {value!r}{known}")
+        elif key in INTEGERS:
+            if type(value) is not int or value not in _INT32:
+                reason = f"{value!r} is not a 32-bit integer"
+                yield entry.error(KEY_TYPE, key, reason, f"set {key} to an integer")
+        elif not (key == "fp8_buf" and _is_boxed_bool(value)) and not _is_switch(value):
+            reason = f"{value!r} is neither true nor false"
+            yield entry.error(KEY_TYPE, key, reason, f"set {key} to true or false")
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, int) and value in (0, 1)
+
+
+def _is_boxed_bool(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == 1
+        and isinstance(value[0], bool)
+    )
+
+
+def _check_method(entry: _Entry) -> Iterator[Decision]:
+    method, gemm = entry.method, entry.gemm
+    if method in gemm.methods:
+        left_out = [k for k in ("num_sm", "cga_size", "set_sm_margin") if k not in entry.given]
+        if method == RING != entry.default_method and left_out:
+            default = f"{entry.default_method} defaults for {', '.join(left_out)}"
+            reason = f"{entry.name} takes Transformer Engine's {default}"
+            yield entry.note(METHOD_DEFAULTS, "method", method, reason)
+        return
+    usable = " or ".join(gemm.methods)
+    told_otherwise = entry.given.get("is_reduce_scatter", False)
+    if method == "pipeline" and gemm.collective == "all-gather" and not told_otherwise:
+        reason = f"{entry.name} all-gathers, and pipeline is for reduce-scatters only"
+        yield entry.error(PIPELINE_GATHER, "method", reason, f"use {usable}")
+    elif gemm.stand_in and method != RING:
+        reason = f"{method} is not meant for {entry.name}, which runs it as {gemm.stand_in}"
+        yield entry.refusal(METHOD_STAND_IN, "method", gemm.stand_in, reason, f"use {usable}")
+    else:
+        reason = f"{entry.name} cannot run {method}"
+        yield entry.error(METHOD_GEMM, "method", reason, f"use {usable}")
+
+
+def _check_atomic(entry: _Entry) -> Iterator[Decision]:
+    if not entry.given.get("atomic_gemm"):
+        return
+    if entry.fp8 is False or entry.also_bf16:
+        found = "some layers run in BF16" if entry.fp8 else "this run does not use FP8"
+        yield entry.error(ATOMIC_FP8, "atomic_gemm", f"atomic_gemm needs FP8 GEMMs, and {found}")
+    elif entry.fp8 is None:
+        reason = "Transformer Engine refuses atomic_gemm unless the run uses FP8"
+        yield entry.note(ATOMIC_FP8, "atomic_gemm", True, reason)
+    if entry.method in ("bulk", "external"):
+        reason = f"Transformer Engine switches it off for a {entry.method} overlap"
+        remedy = "set atomic_gemm=false"
+        yield entry.refusal(ATOMIC_BULK, "atomic_gemm", False, reason, remedy)
+
+
+def _check_sizes(entry: _Entry) -> Iterator[Decision]:
+    small = [k for k in ("num_sm", "cga_size", "num_splits") if entry.given.get(k, 1) < 1]
+    for key in small:
+        reason = f"{key} is {entry.given[key]}, and must be at least 1"
+        yield entry.error(POSITIVE, key, reason, f"set {key} to 1 or more")
+    num_sm, cga_size = entry.sms("num_sm"), entry.sms("cga_size")
+    if {"num_sm", "cga_size"} & set(small):
+        return
+    if cga_size > MAX_CGA_SIZE:
+        reason = f"cga_size is {cga_size}, above {MAX_CGA_SIZE}"
+        yield entry.error(CGA_SIZE, "cga_size", reason, "set cga_size to 1, 2 or 4")
+    elif not entry.by_kernel:
+        return
+    elif cga_size > num_sm:
+        reason = f"cga_size is {cga_size}, above num_sm={num_sm}"
+        yield entry.error(CGA_SIZE, "cga_size", reason, f"set cga_size to {num_sm} or less")
+    elif num_sm % cga_size:
+        reason = f"cga_size={cga_size} does not divide num_sm={num_sm}: kernels run unclustered"
+        remedy = "make num_sm a multiple of cga_size"
+        yield entry.note(CGA_DIVIDES, "cga_size", 1, reason, remedy)
+    if num_sm > FLAGGED_SMS:
+        reason = f"num_sm is {num_sm}, and the flags between GPUs have room for {FLAGGED_SMS} SMs"
+        yield entry.note(FLAG_TABLE, "num_sm", num_sm, reason)
+
+
+def _check_unused(entry: _Entry) -> Iterator[Decision]:
+    if "is_reduce_scatter" in entry.given:
+        scatters = entry.collective == "reduce-scatter"
+        if bool(entry.given["is_reduce_scatter"]) is not scatters:
+            reason = f"with {entry.method}, {entry.name} runs with a {entry.collective}"
+            yield entry.error(COLLECTIVE, "is_reduce_scatter", reason)
+    if entry.method == RING:
+        unused = {"num_splits": None, "pipeline_rs_overlap_first_gemm": False}
+    else:
+        unused = {"aggregate": False, "use_ce": True}
+    for key, neutral in unused.items():
+        if key in entry.given and (neutral is None or bool(entry.given[key]) is not neutral):
+            reason = f"{entry.method} does not use {key}"
+            yield entry.note(KEY_UNUSED, key, neutral, reason, f"leave {key} out")
+
+
+def _check_fp8_buf(entry: _Entry) -> Iterator[Decision]:
+    value = entry.given.get("fp8_buf", False)
+    if not value:
+        return
+    boxed_false = _is_boxed_bool(value) and not value[0]
+    scatters_fp8 = entry.name in FP8_SCATTERABLE or (
+        entry.is_split_dgrad and entry.method == "pipeline"
+    )
+    effective = entry.fp8 is not False and (entry.collective == "all-gather" or scatters_fp8)
+    where = "in a run without FP8" if entry.fp8 is False else f"on {entry.name}"
+    if boxed_false:
+        if effective and entry.collective == "reduce-scatter":
+            when = "" if entry.fp8 else ", should the run use FP8"
+            follows = f"so that {entry.name} reduce-scatters FP8 values{when}"
+        else:
+            follows = f"which makes no difference {where}"
+        reason = f"a list with one element reads as true, {follows}"
+        yield entry.note(FP8_BUF_LIST, "fp8_buf", effective, reason)
+    elif not effective:
+        reason = f"fp8_buf has no effect {where}"
+        yield entry.note(FP8_BUF_UNUSED, "fp8_buf", False, reason, "set fp8_buf=false")
+
+
+_ENTRY_CHECKS: tuple[Callable[[_Entry], Iterator[Decision]], ...] = (
+    _check_method,
+    _check_atomic,
+    _check_sizes,
+    _check_unused,
+    _check_fp8_buf,
+)
+
+
+def _check_split_dgrads(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
+    for name, wgrad in WGRADS.items():
+        dgrad = entries.get(name)
+        if dgrad is None or not dgrad.is_split_dgrad:
+            continue
+        if wgrad in entries:
+            yield SPLIT_DGRAD_WGRAD.decide(
+                f"{KNOB}.{wgrad}",
+                requested=dict(entries[wgrad].given),
+                effective=None,
+                reason=f"{name} is {dgrad.method}, so that it reduce-scatters in place of {wgrad}",
+                outcome=Outcome.ERROR,
+                remedy=f"leave {wgrad} out (None), or use bulk for {name}",
+            )
+        if dgrad.also_bf16:
+            reason = f"{name} is {dgrad.method}, and FP8 and BF16 layers are both set up"
+            yield dgrad.error(SPLIT_DGRAD_MODES, "method", reason)
+        reason = f"{dgrad.method} takes effect only with model.tp_comm_overlap_rs_dgrad on"
+        yield dgrad.note(SPLIT_DGRAD_SWITCH, "method", dgrad.method, reason)
+
+
+def _check_atomic_pairs(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
+    for gather, scatter in PAIRS.items():
+        atomic = [n for n in (gather, scatter) if n in entries and entries[n].atomic_ring]
+        if len(atomic) == 1:
+            other = scatter if atomic == [gather] else gather
+            reason = f"{atomic[0]} is an atomic ring_exchange, and its pair {other} is not"
+            remedy = f"set method=ring_exchange and atomic_gemm=true on {other} too, or on neither"
+            yield entries[atomic[0]].error(ATOMIC_PAIR, "atomic_gemm", reason, remedy)

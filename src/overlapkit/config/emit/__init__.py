@@ -1,0 +1,1 @@
+"""Settings written out as Bridge Python, YAML, Hydra overrides or Megatron-LM flags."""

@@ -1,0 +1,273 @@
+"""A run's settings as Megatron-LM's flags, checked by reading them again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.rules.context import fsdp_switch
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.effective import (
+    EFFECTIVE_KNOBS,
+    knob_value,
+    make_effective,
+    megatron_lm_request,
+)
+from overlapkit.config.emit.scope import Emitted, LeftOut
+from overlapkit.config.megatron_lm.flags import CHUNK_LAYERS, CHUNKS, DEFAULTS, FLAGS, LM
+from overlapkit.config.megatron_lm.script import read_megatron_lm_arguments
+from overlapkit.config.run import Run, Settings
+from overlapkit.config.schema import section_fields
+from overlapkit.errors import InputError
+
+USERBUFFERS_FILE = "tp_comm_overlap.yaml"
+"""Megatron-LM takes userbuffers settings from a file, and from nowhere else."""
+
+# Written by a rule of their own, or other names of one that is.
+_SPECIAL = frozenset(
+    {
+        CHUNK_LAYERS,
+        CHUNKS,
+        "--group-query-attention",
+        "--use-custom-fsdp",
+        "--no-overlap-p2p-communication",
+        "--no-align-param-gather",
+        "--accumulate-allreduce-grads-in-fp32",
+        "--tp-comm-overlap-cfg",
+        "--wgrad-deferral-limit",
+        "--swiglu",
+    }
+)
+# Follow from flags that are written, or from the run alone.
+_FOLLOWS = frozenset(
+    {
+        "activation_func",
+        "autocast_dtype",
+        "batch_p2p_comm",
+        "data_parallel_size",
+        "enable_autocast",
+        "main_grads_dtype",
+        "params_dtype",
+        "pipeline_dtype",
+        "should_pad_vocab",
+        "transformer_layer_spec",
+        "use_cpu_initialization",
+        "vocab_size",
+    }
+)
+# Megatron-Bridge, where a configuration leaves it open, turns it on as far as kernels are there.
+_WHERE_IT_CAN_BE = "model.gradient_accumulation_fusion"
+_ONLY_WITH_FP8 = "fp8_"
+_ONLY_WITH_EXPERTS = "moe_"
+
+
+def emit_megatron_lm(
+    settings: Settings, environment: Mapping[str, str], world_size: int | None
+) -> Emitted:
+    """Exports, a userbuffers file where there is one, and the flags in an array.
+
+    Args:
+        settings: of either framework.
+        environment: variables that the job's processes must start with.
+        world_size: GPUs of the job; None takes a data-parallel size of 2, by which everything that
+            overlaps data-parallel communication is as with any larger one.
+
+    Raises:
+        InputError: the layout does not divide the world size.
+    """
+    size = world_size or _smallest_job(settings)
+    software = AssumedSoftware()
+    try:
+        run, update = make_effective(settings, size, software)
+    except OverlapConfigError as error:
+        raise InputError(f"{settings.source}: {error}") from None
+    flags = list(_flags(settings, run))
+    words = [word for flag in flags for word in flag]
+    left_out = [*_unexpressed(settings), *_differences(words, run, size, update.decisions)]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    if isinstance(run.model.tp_comm_overlap_cfg, Mapping):
+        content = yaml.safe_dump(_plain(run.model.tp_comm_overlap_cfg), sort_keys=False)
+        lines += [f"cat > {USERBUFFERS_FILE} <<'EOF'", *content.splitlines(), "EOF"]
+    if world_size is None:
+        lines.append("# For a data-parallel size above 1.")
+    lines.append("MEGATRON_ARGS=(")
+    lines += [f"    {' '.join(map(shlex.quote, flag))}" for flag in flags]
+    lines.append(")")
+    return Emitted("\n".join(lines) + "\n", left_out)
+
+
+def _smallest_job(settings: Settings) -> int:
+    model = settings.values.get("model") or {}
+    size = 2
+    for name in ("tensor", "pipeline"):
+        size *= model.get(f"{name}_model_parallel_size") or 1
+    size *= model.get("context_parallel_size") or 1
+    # Experts divide the ranks of a stage: as many replicas as make that true.
+    return size * (model.get("expert_model_parallel_size") or 1)
+
+
+def _flags(settings: Settings, run: Run) -> Iterator[list[str]]:
+    """Each flag with its words, in the order of the table."""
+    model, ddp = run.model, run.ddp
+    interleaved = (model.virtual_pipeline_model_parallel_size or 1) > 1
+    for flag, declared in FLAGS.items():
+        if flag in _SPECIAL or not declared.keys or declared.keys[0].startswith(LM):
+            continue
+        dotted = declared.keys[0]
+        value = knob_value(run, dotted) if dotted in EFFECTIVE_KNOBS else _held(run, dotted)
+        if value is None or _silent(dotted, run):
+            continue
+        if dotted == _WHERE_IT_CAN_BE and dotted not in settings.asked:
+            continue
+        if declared.kind in ("on", "off"):
+            if bool(value) == (declared.kind == "on") and value != _default(dotted):
+                yield [flag]
+        elif value != _default(dotted) and _is_word(value):
+            yield [flag, *_words(value)]
+    if interleaved and not model.pipeline_model_parallel_layout:
+        yield [CHUNKS, str(model.virtual_pipeline_model_parallel_size)]
+    if model.num_query_groups is not None:
+        yield ["--group-query-attention"]
+    if interleaved and not model.overlap_p2p_comm:
+        yield ["--no-overlap-p2p-communication"]
+    if interleaved and not ddp.align_param_gather:
+        yield ["--no-align-param-gather"]
+    if ddp.grad_reduce_in_fp32:
+        yield ["--accumulate-allreduce-grads-in-fp32"]
+    elif model.bf16:
+        yield ["--grad-reduce-in-bf16"]
+    if model.tp_comm_overlap_cfg is not None and model.tp_comm_overlap:
+        name = model.tp_comm_overlap_cfg
+        yield ["--tp-comm-overlap-cfg", name if isinstance(name, str) else USERBUFFERS_FILE]
+    if model.defer_embedding_wgrad_compute and model.wgrad_deferral_limit:
+        yield ["--wgrad-deferral-limit", str(model.wgrad_deferral_limit)]
+    if model.gated_linear_unit and not _other_activation(model):
+        yield ["--swiglu"]
+    request = megatron_lm_request(settings)
+    if fsdp_switch(ddp) == "use_torch_fsdp2":
+        yield ["--use-torch-fsdp2"]
+    if request.ckpt_format != "torch_dist":
+        yield ["--ckpt-format", request.ckpt_format]
+    elif run.optimizer.overlap_param_gather_with_optimizer_step:
+        # A distributed checkpoint, the default, is refused with it.
+        yield ["--ckpt-format", "torch"]
+
+
+def _held(run: Run, dotted: str) -> Any:
+    section, _, name = dotted.partition(".")
+    return getattr(getattr(run, section), name, None)
+
+
+def _default(dotted: str) -> Any:
+    section, _, name = dotted.partition(".")
+    known = section_fields(section).get(name)
+    # Sizes that Megatron-Core declares as 0 stand for "not set".
+    return DEFAULTS.get(dotted, known.default if known is not None else None)
+
+
+def _silent(dotted: str, run: Run) -> bool:
+    """Whether a value says nothing in this run, though it is not the default."""
+    name = dotted.partition(".")[2]
+    return (
+        (name.startswith(_ONLY_WITH_FP8) and not run.model.fp8)
+        or (name.startswith(_ONLY_WITH_EXPERTS) and not run.model.num_moe_experts)
+        or (name.endswith("_in_bf16") and not run.model.first_last_layers_bf16)
+    )
+
+
+def _is_word(value: Any) -> bool:
+    """Whether a value can stand behind a flag: not empty, and not a flag itself."""
+    return all(word and not word.startswith("--") for word in _words(value))
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    return [str(value)]
+
+
+def _other_activation(model: Any) -> bool:
+    name = model.activation_func
+    return isinstance(name, str) and "silu" not in name.lower()
+
+
+def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
+    """What was asked for and has no flag here."""
+    covered = {key for flag in FLAGS.values() for key in flag.keys}
+    others = []
+    for section in ("model", "ddp", "optimizer", "train"):
+        for key, value in (settings.values.get(section) or {}).items():
+            dotted = f"{section}.{key}"
+            known = section_fields(section).get(key)
+            if known is None or dotted not in settings.asked:
+                continue
+            if dotted in covered:
+                if isinstance(value, (str, list)) and value and not _is_word(value):
+                    yield LeftOut(dotted, f"{str(value)[:40]!r} cannot stand behind a flag")
+                continue
+            if value in (None, known.default) or key in _FOLLOWS or key.startswith("tp_comm_"):
+                continue
+            if section == "model" and key in section_fields("mixed_precision"):
+                continue
+            others.append(dotted)
+    if others:
+        yield LeftOut(", ".join(others), "not of overlap: no flag is written for it")
+    activation = (settings.values.get("model") or {}).get("activation_func")
+    gated = (settings.values.get("model") or {}).get("gated_linear_unit")
+    if isinstance(activation, str) and gated and "silu" not in activation.lower():
+        yield LeftOut("model.activation_func", "--swiglu is SiLU's; another needs its own flag")
+
+
+def _differences(
+    words: list[str], wanted: Run, world_size: int, before: list[Decision]
+) -> Iterator[LeftOut]:
+    """Knobs that Megatron-LM makes something else of, found by reading the flags again."""
+    got, update = make_effective(
+        read_megatron_lm_arguments(words or ["--tensor-model-parallel-size", "1"]),
+        world_size,
+        AssumedSoftware(),
+    )
+    reasons = {d.knob: d.reason for d in update.decisions}
+    told = set()
+    known_errors = {(d.knob, d.reason) for d in before if d.outcome is Outcome.ERROR}
+    for decision in update.decisions:
+        new = (decision.knob, decision.reason) not in known_errors
+        if decision.outcome is Outcome.ERROR and new:
+            told.add(decision.knob)
+            yield LeftOut(decision.knob, decision.reason)
+    for knob in EFFECTIVE_KNOBS:
+        mine, theirs = knob_value(wanted, knob), knob_value(got, knob)
+        if knob in told or _same(knob, wanted, mine, theirs):
+            continue
+        why = f"Megatron-LM makes it {theirs!r}"
+        yield LeftOut(
+            knob, f"{why}: {reasons[knob]}" if knob in reasons else f"{why}, not {mine!r}"
+        )
+
+
+def _same(knob: str, wanted: Run, mine: Any, theirs: Any) -> bool:
+    """Whether two values of a knob come to the same in this run."""
+    model = wanted.model
+    if knob == "model.tp_comm_overlap_cfg" and isinstance(mine, Mapping):
+        # The file that is emitted is not there yet.
+        return theirs == USERBUFFERS_FILE or not model.tp_comm_overlap
+    if knob == "model.virtual_pipeline_model_parallel_size":
+        return (mine or 1) == (theirs or 1)
+    if knob == "model.moe_shared_expert_overlap":
+        return mine == theirs or not model.num_moe_experts
+    if knob == "model.wgrad_deferral_limit":
+        return mine == theirs or not model.defer_embedding_wgrad_compute
+    if knob == "model.batch_p2p_comm":
+        # Without a pipeline nothing is sent, batched or not.
+        return bool(mine) == bool(theirs) or (model.pipeline_model_parallel_size or 1) == 1
+    return bool(mine == theirs)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Megatron-LM's launch scripts and arguments, read into settings."""

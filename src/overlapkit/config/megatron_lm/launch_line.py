@@ -1,0 +1,152 @@
+"""What a launch line tells beside the job's arguments: how many GPUs, and which environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from megatron.bridge.recipes.launch_env import CONNECTIONS
+from overlapkit.config.megatron_lm.arguments import ask_for, place
+from overlapkit.config.megatron_lm.flags import known_flag
+from overlapkit.config.shell.follow import TELLS, Started
+from overlapkit.config.shell.slurm import number_of
+from overlapkit.config.shell.values import Field, Piece
+
+_TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+_MPI = ("mpirun", "mpiexec")
+_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+
+
+class Undetermined(Exception):
+    """Why a launch line does not tell the number of GPUs, and how to give it."""
+
+
+def split_launch(started: Started) -> tuple[list[Field], list[Field]]:
+    """The launcher's words, outer programs' first, and the job's arguments."""
+    words = list(started.words)
+    entry = _entry(words)
+    return [*started.outer, *words[:entry]], words[entry:]
+
+
+def _entry(words: Sequence[Field]) -> int:
+    """Where the job's arguments begin: behind the training script or module."""
+    for number, word in enumerate(words):
+        text = word.text
+        if text.endswith(".py") and "torch/distributed/" not in text:
+            return number + 1
+        module = words[number - 1].text == "-m" if number else False
+        if module and not text.startswith("torch.distributed."):
+            return number + 1
+    flags = (number for number, word in enumerate(words) if known_flag(word.text))
+    return next(flags, len(words))
+
+
+def is_launch(started: Started) -> int:
+    """How many flags of Megatron-LM a started program is given; none where it only shows them."""
+    if started.words and started.words[0].text in TELLS:
+        return 0
+    return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
+
+
+def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
+    """GPUs of the job: the launcher's processes a node times its nodes.
+
+    Raises:
+        Undetermined: the launch line does not tell.
+    """
+    head, _ = split_launch(started)
+    slurm = slurm | {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
+    names = [PurePosixPath(word.text).name for word in head]
+
+    def behind(*launchers: str) -> list[Field] | None:
+        found = [n for n, name in enumerate(names) if name in launchers]
+        return head[found[-1] + 1 :] if found else None
+
+    options = behind(*_TORCHRUN, "run.py", "launch.py")
+    if options is not None:
+        nodes = _option(options, ("--nnodes",), path, started.line)
+        processes = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
+        return (1 if nodes is None else nodes) * (1 if processes is None else processes)
+    options = behind("deepspeed")
+    if options is not None:
+        gpus = _option(options, ("--num_gpus",), path, started.line)
+        nodes = _option(options, ("--num_nodes",), path, started.line)
+        if gpus is not None:
+            return gpus * (nodes or 1)
+    options = behind(*_MPI)
+    if options is not None:
+        ranks = _option(options, ("-np", "-n", "--np"), path, started.line)
+        if ranks is not None:
+            return ranks
+    options = behind("srun")
+    if options is not None:
+        tasks = _option(options, ("--ntasks", "-n"), path, started.line)
+        nodes = _option(options, ("--nodes", "-N"), path, started.line)
+        each = _option(options, ("--ntasks-per-node",), path, started.line)
+        nodes = nodes or number_of(slurm.get("SLURM_NNODES", ""))
+        each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
+        tasks = tasks or (nodes * each if nodes and each else None)
+        tasks = tasks or number_of(slurm.get("SLURM_NTASKS", ""))
+        if tasks is not None:
+            return tasks
+    exported = started.environment.get("WORLD_SIZE")
+    if exported is not None and (size := number_of(exported.text)) and exported.unknown is None:
+        return size
+    raise Undetermined(f"{path}:{started.line}: the launch does not tell how many GPUs it uses")
+
+
+def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:
+    """A launcher's option as a number; None where it is not given.
+
+    Raises:
+        Undetermined: it is given, and its value is not known or no number.
+    """
+    for number, word in enumerate(words):
+        name, is_set, text = word.text.partition("=")
+        value = word
+        if name not in names:
+            short = re.fullmatch(r"(-[nN])(\d+)", word.text)
+            if short is None or short[1] not in names:
+                continue
+            text, is_set = short[2], "="
+        if not is_set:
+            if number + 1 >= len(words):
+                return None
+            value = words[number + 1]
+            text = value.text
+        where = place(path, value, line)
+        if value.unknown is not None:
+            raise Undetermined(str(ask_for(value.unknown, name, where)))
+        size = number_of(text)
+        if size is None:
+            raise Undetermined(f"{where}: {name} {text[:30]} is no number of its own")
+        return size
+    return None
+
+
+def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[str]]:
+    """What the job's processes see of the script's variables, and notes on what they do not.
+
+    Raises:
+        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
+    """
+    head, _ = split_launch(started)
+    fields = dict(started.environment)
+    for word in head:
+        option, _, rest = word.text.partition("=")
+        handed = {"--export": rest.split(","), "--env": [rest]}.get(option, [word.text])
+        for assigned in handed:
+            found = _ASSIGNED.fullmatch(assigned)
+            if found is not None and word.unknown is None:
+                fields[found[1]] = Field((Piece(found[2], word.line),))
+    notes = []
+    if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
+        raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
+    if CONNECTIONS in started.not_exported and CONNECTIONS not in fields:
+        held = started.not_exported[CONNECTIONS]
+        notes.append(
+            f"{place(path, held)}: {CONNECTIONS}={held.text} is not exported, so that the job does "
+            "not see it; write export before it"
+        )
+    return {n: f.text for n, f in fields.items() if f.unknown is None}, notes

@@ -1,0 +1,230 @@
+"""Reads a Megatron-LM command line: from the shell script that starts the job, or as arguments.
+
+The script is followed, never run (`shell_script`). The result is the same `Settings` that a YAML
+gives, with Megatron-LM's own defaults filled in, so that Megatron-LM's rules apply to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
+from overlapkit.config.megatron_lm.flags import known_flag
+from overlapkit.config.megatron_lm.launch_line import (
+    Undetermined,
+    environment_of,
+    is_launch,
+    split_launch,
+    world_size_of,
+)
+from overlapkit.config.overrides import Override, parse_override
+from overlapkit.config.run import Launch, Settings, read_settings
+from overlapkit.config.shell.follow import Followed, Started, follow_script
+from overlapkit.config.shell.slurm import slurm_variables
+from overlapkit.config.shell.values import Array, Field, Piece, split_into_fields
+from overlapkit.config.text_file import read_text
+from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.errors import InputError
+from overlapkit.output.console import encodable
+
+ARGUMENTS = "the arguments"
+"""What arguments that stand in no file are called in messages."""
+
+_FEW_FLAGS = 3
+"""Fewer flags than this are a tool's (a checkpoint converter's), where another command has more."""
+_MOST_BYTES = 256 * 1024
+"""A launch script has a few kilobytes."""
+_NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
+_BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
+
+
+def read_megatron_lm(
+    script: str,
+    variables: Mapping[str, str] | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    world_size: int | None = None,
+) -> Settings:
+    """The settings of the Megatron-LM job that a shell script starts.
+
+    Args:
+        script: the script; ``FILE:LINE`` names one of several launches in it.
+        variables: values by name that the script does not tell, which win over its own; "1" is
+            its first argument.
+        overrides: ``section.key=value``, put on top.
+        world_size: GPUs of the job, where the caller knows them; another number in the script is
+            then noted.
+
+    Returns:
+        Settings with the framework "megatron-lm", and `launch` with the exported environment, the
+        world size where the launcher states it, and what was assumed.
+
+    Raises:
+        InputError: it is no script, starts no Megatron-LM job or several, a flag that matters has
+            no known value (the message names the variable to give), or a flag is wrong.
+    """
+    name, wanted = _named(script)
+    path = encodable(name)
+    text = read_text(name, what="launch script", most=_MOST_BYTES).replace("\r\n", "\n")
+    given = _checked(variables or {})
+    slurm = slurm_variables(text)
+    followed = follow_script(text, path, given, slurm)
+    started, arguments, more = _chosen(followed, path, wanted)
+    notes = [*followed.notes, *more, *arguments.notes]
+    size, unknown, environment = None, f"{path} does not start the job", dict[str, str]()
+    if started is not None:
+        environment, told = environment_of(started, path)
+        notes += told
+        try:
+            size, unknown = world_size_of(started, slurm, path), ""
+        except Undetermined as why:
+            unknown = str(why)
+    if world_size is not None and size not in (None, world_size):
+        notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
+    launch = Launch(environment, path, size, unknown, tuple(dict.fromkeys(notes)))
+    return _settings(path, arguments, overrides, launch, folder=Path(name).parent)
+
+
+def read_megatron_lm_arguments(
+    arguments: Sequence[str], *, overrides: Iterable[str] = ()
+) -> Settings:
+    """The settings that Megatron-LM's arguments stand for.
+
+    Args:
+        arguments: as `pretrain_gpt.py` gets them; a launch line in front of them is read over.
+        overrides: ``section.key=value``, put on top.
+
+    Raises:
+        InputError: as `read_megatron_lm`.
+    """
+    words = tuple(Field((Piece(encodable(text), 0, quoted=True),)) for text in arguments)
+    started = Started(words, (), {}, {}, 0)
+    if not is_launch(started):
+        raise InputError(f"{ARGUMENTS}: hold no flag of Megatron-LM that is known here")
+    size, unknown = None, f"{ARGUMENTS} do not tell how many GPUs the job uses"
+    environment, _ = environment_of(started, ARGUMENTS)
+    with suppress(Undetermined):
+        size, unknown = world_size_of(started, {}, ARGUMENTS), ""
+    read = read_arguments(split_launch(started)[1], ARGUMENTS)
+    launch = Launch(environment, None, size, unknown, tuple(read.notes))
+    return _settings(ARGUMENTS, read, overrides, launch, folder=Path())
+
+
+def _named(script: str) -> tuple[str, int | None]:
+    """A file, and the line behind its name."""
+    name, _, line = script.rpartition(":")
+    if name and line.isdecimal() and len(line) < 8 and not Path(script).exists():
+        return name, int(line)
+    return script, None
+
+
+def _checked(variables: Mapping[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
+        if _NAME.fullmatch(name) is None:
+            raise InputError(f"{name}={value}: {name!r} is no name of a shell variable")
+    return dict(variables)
+
+
+def _chosen(
+    followed: Followed, path: str, wanted: int | None
+) -> tuple[Started | None, Arguments, list[str]]:
+    """The launch of the job, its arguments, and notes on the choice."""
+    launches = [started for started in followed.started if is_launch(started)]
+    if any(is_launch(started) >= _FEW_FLAGS for started in launches):
+        launches = [started for started in launches if is_launch(started) >= _FEW_FLAGS]
+    if wanted is not None:
+        at = [started for started in launches if started.line == wanted]
+        if not at:
+            there = ", ".join(str(started.line) for started in launches) or "none"
+            raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {there}")
+        launches = at[-1:]
+    if not launches:
+        return None, *_without_launch(followed, path)
+    read = [read_arguments(split_launch(started)[1], path) for started in launches]
+    if any(each.values != read[0].values for each in read[1:]):
+        lines = [started.line for started in launches]
+        raise InputError(
+            f"{path}: starts Megatron-LM {len(lines)} times with different arguments (lines "
+            f"{', '.join(map(str, lines))}); name one as {path}:{lines[0]}"
+        )
+    return launches[0], read[0], []
+
+
+def _without_launch(followed: Followed, path: str) -> tuple[Arguments, list[str]]:
+    """The arguments in a script's variables, where it only sets them for another."""
+    fields: list[Field] = []
+    names: list[str] = []
+    for name, value in followed.variables.values.items():
+        if name in followed.variables.given:
+            continue
+        held = value.fields if isinstance(value, Array) else split_into_fields(list(value.pieces))
+        if any(known_flag(field.text) for field in held):
+            fields += held
+            names.append(name)
+    if not fields and followed.exits is not None:
+        raise InputError(
+            f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
+            "give the variables that decide about it as NAME=value, 1=value its first argument"
+        )
+    if not fields:
+        raise InputError(
+            f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
+            "script? The arguments themselves may be given behind --"
+        )
+    note = f"{path} starts no job: the arguments in {', '.join(names)} are taken together"
+    return read_arguments(fields, path), [note]
+
+
+def _settings(
+    path: str, arguments: Arguments, overrides: Iterable[str], launch: Launch, *, folder: Path
+) -> Settings:
+    notes = list(launch.notes)
+    data: dict[str, Any] = {"model": {}, "ddp": {}}
+    cfg = "model.tp_comm_overlap_cfg"
+    values = dict(arguments.values)
+    if cfg in values:
+        values[cfg], told = _userbuffers(values[cfg], folder)
+        notes += told
+    for dotted, value in {**arguments.defaults, **values}.items():
+        section, _, key = dotted.partition(".")
+        data.setdefault(section, {})[key] = value
+    lines = {
+        tuple(dotted.split(".")): int(line)
+        for dotted, where in arguments.where.items()
+        if (line := where.rpartition(":")[2]).isdecimal()
+    }
+    settings = read_settings(Document(path, data, lines), _overrides(overrides, data))
+    asked = frozenset(values) | settings.overridden
+    launch = replace(launch, notes=tuple(dict.fromkeys(notes)))
+    return replace(settings, asked=asked, framework="megatron-lm", launch=launch)
+
+
+def _overrides(texts: Iterable[str], data: dict[str, Any]) -> list[Override]:
+    parsed = []
+    for text in texts:
+        override = parse_override(text, data)
+        if override.section in _BRIDGE_ONLY:
+            raise InputError(
+                f"{text}: Megatron-LM has no {override.section}; override model, ddp or optimizer"
+            )
+        parsed.append(override)
+    return parsed
+
+
+def _userbuffers(name: str, folder: Path) -> tuple[Any, list[str]]:
+    """What --tp-comm-overlap-cfg names, read where it is here."""
+    for path in (Path(name), folder / name):
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):
+            there = False
+        if there:
+            return read_yaml(path).data, []
+    return name, [
+        f"--tp-comm-overlap-cfg {name[:80]}: there is no such file here, so that it is not checked"
+    ]

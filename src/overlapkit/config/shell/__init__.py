@@ -1,0 +1,1 @@
+"""Bash, followed and never executed; knows nothing of Megatron."""

@@ -1,1 +1,0 @@
-"""What all pages share: their style, their safety, bars and timelines."""

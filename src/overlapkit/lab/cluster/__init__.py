@@ -1,0 +1,1 @@
+"""What needs nemo_run or Slurm."""

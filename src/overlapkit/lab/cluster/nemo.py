@@ -1,0 +1,156 @@
+"""Hands a run to nemo_run: `python -m overlapkit.lab.cluster.nemo`, an `Order` on standard input.
+
+A process of its own, because nemo_run reads NEMORUN_HOME once, when it is imported, and because
+what it starts can then be ended with it. What it prints goes to standard error; the `Outcome` is
+the only line on standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from overlapkit.lab.cluster.in_job import STARTER_VARIABLE
+from overlapkit.lab.experiment import Layout
+from overlapkit.lab.link import kernel
+
+EXPERIMENT = "overlapkit-lab"
+TASK = "lab"
+LOGS = "logs"
+"""In the run's folder: torchrun's logs, a file per rank."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What nemo_run is to start.
+
+    Attributes:
+        folder: the run's, absolute, on every node.
+        ranks: processes in all.
+        layout: the model's, from which PerfEnvPlugin takes the environment.
+        blackwell: GPUs of compute capability 10.0 or above.
+        slurm: fields of nemo_run's SlurmExecutor; None: on this machine.
+        setup: shell lines that run before the ranks, on Slurm.
+        environment: variables of the job beside PerfEnvPlugin's.
+        dry_run: write the job's script and start nothing.
+    """
+
+    folder: str
+    ranks: int
+    layout: Layout
+    blackwell: bool
+    slurm: dict[str, Any] | None
+    setup: tuple[str, ...]
+    environment: dict[str, str]
+    dry_run: bool
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What became of an order.
+
+    Attributes:
+        script: the path of the Slurm job's script.
+        job: the Slurm job's id.
+        state: of a job on this machine when it ended, as nemo_run calls it.
+    """
+
+    script: str | None = None
+    job: str | None = None
+    state: str | None = None
+
+
+def fulfil(order: Order) -> Outcome:
+    """Start the job; on this machine, also wait for its end."""
+    import nemo_run as run
+
+    from megatron.bridge.recipes.run_plugins import PerfEnvPlugin
+
+    task = run.Script(
+        path="overlapkit.lab.cluster.in_job", m=True, entrypoint="python", args=[order.folder]
+    )
+    plugin = PerfEnvPlugin(
+        tp_size=order.layout.tp,
+        cp_size=order.layout.cp,
+        pp_size=order.layout.pp,
+        num_gpus=order.ranks,
+        gpu_sm100_or_newer=order.blackwell,
+        # The lab's ranks collect garbage between blocks, never within a turn.
+        enable_manual_gc=False,
+    )
+    experiment = run.Experiment(
+        EXPERIMENT,
+        executor=_executor(order, run),
+        log_level="WARN",
+        enable_goodbye_message=False,
+        skip_status_at_exit=True,
+    )
+    with experiment:
+        experiment.add(task, name=TASK, plugins=[plugin])
+        if order.dry_run:
+            experiment.dryrun(log=False, delete_exp_dir=False)
+        else:
+            experiment.run(detach=order.slurm is not None)
+    (job,) = experiment.jobs
+    if order.slurm is None:
+        return Outcome(state=job.state.name)
+    (script,) = Path(job.executor.experiment_dir).glob("*_sbatch.sh")
+    return Outcome(script=str(script), job=_slurm_id(job.handle))
+
+
+def _executor(order: Order, run: Any) -> Any:
+    if order.slurm is None:
+        return run.LocalExecutor(
+            ntasks_per_node=order.ranks,
+            launcher="torchrun",
+            env_vars={**order.environment, STARTER_VARIABLE: str(os.getpid())},
+        )
+    return run.SlurmExecutor(
+        **order.slurm,
+        launcher="torchrun",
+        packager=run.Packager(),
+        tunnel=run.LocalTunnel(job_dir=""),
+        job_name_prefix="overlapkit-",
+        # The script's lines are export NAME=value, as they come.
+        env_vars={name: shlex.quote(value) for name, value in order.environment.items()},
+        setup_lines="\n".join(order.setup) or None,
+        poll_estimated_start_time=False,
+    )
+
+
+def _slurm_id(handle: str) -> str | None:
+    """The job's id in nemo_run's handle, scheduler://session/id/role/number."""
+    parts = handle.partition("://")[2].split("/")
+    return parts[1] if len(parts) > 1 else None
+
+
+def _end_all(number: int, frame: FrameType | None) -> None:
+    """Kill what was started, torchrun and its ranks, and end."""
+    for _ in range(2):
+        for pid in kernel.descendants(os.getpid()):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    os._exit(128 + number)
+
+
+def main() -> None:
+    """Fulfil the order on standard input."""
+    kernel.adopt_orphans()
+    kernel.die_with_parent(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end_all)
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    outcome = fulfil(order)
+    os.write(answer, msgspec.json.encode(outcome) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Whole tensors put together from the ranks' pieces, and how far two models are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one model's tensors are from another's.
+
+    Attributes:
+        differing: tensors that differ in at least one bit.
+        tensors: tensors compared.
+        relative: the largest ||a - b|| / ||b|| of a tensor, b the reference; infinite where a
+            number is none.
+        worst: the name of that tensor.
+    """
+
+    differing: int
+    tensors: int
+    relative: float
+    worst: str
+
+    @property
+    def identical(self) -> bool:
+        """Not a bit differs."""
+        return self.differing == 0
+
+
+def whole(paths: Iterable[Path], kind: str) -> Tensors:
+    """Tensors put together from what ranks saved.
+
+    Args:
+        paths: one .npz file per rank, as `overlapkit.lab.rank.weights.save` writes them.
+        kind: "weight" or "gradient".
+
+    Raises:
+        ValueError: two ranks hold the same piece and disagree on it, or a piece is missing.
+    """
+    found: Tensors = {}
+    filled: dict[str, NDArray[np.bool_]] = {}
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            for label in arrays.files:
+                of_kind, key, offset, shape = label.split("|")
+                if of_kind == kind:
+                    _lay(found, filled, key, _numbers(offset), _numbers(shape), arrays[label])
+    for key, covered in filled.items():
+        if not covered.all():
+            raise ValueError(f"{key}: no rank holds {np.count_nonzero(~covered)} of its numbers")
+    return found
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _lay(
+    found: Tensors,
+    filled: dict[str, NDArray[np.bool_]],
+    key: str,
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    piece: NDArray[Any],
+) -> None:
+    if key not in found:
+        found[key] = np.zeros(shape, dtype=np.float32)
+        filled[key] = np.zeros(shape, dtype=bool)
+    # Layers are stacked along axes in front of the piece's own.
+    piece = piece.reshape((1,) * (len(shape) - piece.ndim) + piece.shape)
+    sizes: tuple[int, ...] = piece.shape
+    window = tuple(slice(start, start + size) for start, size in zip(offset, sizes, strict=True))
+    if filled[key][window].any() and not np.array_equal(found[key][window], piece, equal_nan=True):
+        raise ValueError(f"{key}: ranks that hold the same piece of it disagree")
+    found[key][window] = piece
+    filled[key][window] = True
+
+
+def distance(tensors: Tensors, reference: Tensors) -> Distance:
+    """How far `tensors` are from `reference`.
+
+    Raises:
+        ValueError: they have not the same names and shapes.
+    """
+    if tensors.keys() != reference.keys():
+        raise ValueError(f"different tensors: {sorted(tensors.keys() ^ reference.keys())}")
+    differing, worst, largest = 0, "", 0.0
+    for name, theirs in reference.items():
+        ours = tensors[name]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{name}: {ours.shape} is not {theirs.shape}")
+        if np.array_equal(ours, theirs):
+            continue
+        differing += 1
+        norm = float(np.linalg.norm(theirs)) or 1.0
+        relative = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
+        # A difference that is no number is the largest of all.
+        relative = math.inf if math.isnan(relative) else relative
+        if relative > largest or not worst:
+            largest, worst = relative, name
+    return Distance(differing, len(reference), largest, worst)

@@ -1,0 +1,189 @@
+"""Says which rank failed or hangs, and shows its last lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from overlapkit.errors import InputError
+from overlapkit.lab.launch.agent import FAILURES_FILE
+from overlapkit.lab.launch.supervise import AGENT_LOG
+from overlapkit.lab.link import kernel
+from overlapkit.lab.link.rank_side import STACK_SIGNAL
+
+_LINES = 20
+_TAIL_BYTES = 64 * 1024
+_FRAMES = 4
+_ANSWER_S = 2.0
+_SAME_TIME_S = 1.0
+
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
+
+
+class LabError(InputError):
+    """Ranks could not be run to their end.
+
+    Attributes:
+        summary: what happened, in one sentence.
+        lines: the last lines of the log that tells most of it; they follow the summary in the
+            message, on the same line.
+    """
+
+    def __init__(self, summary: str, log: Path | None, end: int | None = None) -> None:
+        self.summary = summary
+        self.lines = last_lines(log, end) if log is not None else []
+        shown = " | ".join(line.strip() for line in self.lines if line.strip())
+        super().__init__(f"{summary}; last lines: {shown}" if shown else summary)
+
+
+def last_lines(log: Path, end: int | None = None) -> list[str]:
+    """The last lines of a log of any size, or of its first `end` bytes; none without a log."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) if end is None else end
+            start = file.seek(max(0, end - _TAIL_BYTES))
+            text = file.read(end - start).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-_LINES:]
+
+
+def rank_log(folder: Path, rank: int, stream: str = "stderr") -> Path | None:
+    """A rank's standard error or output, which torchrun redirected; None if it never started."""
+    return next(iter(folder.glob(f"logs/*/attempt_0/{rank}/{stream}.log")), None)
+
+
+def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> LabError:
+    """The error for ranks that torchrun saw fail.
+
+    Args:
+        status: torchrun's own exit status.
+        raised: when each rank told of an exception that ended it.
+    """
+    try:
+        codes = msgspec.json.decode((folder / FAILURES_FILE).read_bytes(), type=dict[int, int])
+    except FileNotFoundError:
+        return LabError(f"torchrun ended with exit status {status}", folder / AGENT_LOG)
+    rank = min(codes, key=lambda rank: _lateness(codes[rank], raised.get(rank)))
+    others = [
+        f"rank {other} {_end(code)} after it"
+        for other, code in codes.items()
+        # What torchrun sends to those that are left.
+        if other != rank and code != -signal.SIGTERM
+    ]
+    summary = ", ".join([f"rank {rank} {_end(codes[rank])}", *others])
+    return LabError(summary, rank_log(folder, rank))
+
+
+def _lateness(code: int, raised: float | None) -> tuple[int, float]:
+    """Sorts the rank that failed of itself before those that failed of losing it.
+
+    One that was killed, or left with a status of its own choice, did not fail of another; an
+    exception may come of a lost connection, and then comes later; an abort is what libraries do
+    when a peer is gone, and SIGTERM what torchrun sends to the rest.
+    """
+    if code in (-signal.SIGABRT, -signal.SIGTERM):
+        return 2, 0.0
+    return (0, 0.0) if raised is None else (1, raised)
+
+
+def _end(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def standing(
+    what: str,
+    folder: Path,
+    ranks: int,
+    supervisor: int,
+    pids: Mapping[int, int],
+    told: Mapping[int, float],
+) -> LabError:
+    """The error for ranks that do not end, with where each stands in its program.
+
+    Args:
+        what: what is wrong.
+        ranks: how many there should be.
+        supervisor: process id of the supervisor.
+        pids: each rank's process id in its own namespace, once it has joined.
+        told: when each rank told something last, in seconds since the epoch.
+    """
+    if not told:
+        return LabError(f"{what}; none has started", folder / AGENT_LOG)
+    logs = {rank: rank_log(folder, rank) for rank in range(ranks)}
+    written = {rank: log.stat().st_size for rank, log in logs.items() if log is not None}
+    places = _places(logs, written, supervisor, pids)
+    now = time.time()
+    oldest = min(told.values())
+    # A rank that never joined has been silent longest of all.
+    silent = [rank for rank in range(ranks) if rank not in told] or sorted(
+        rank for rank in told if told[rank] - oldest < _SAME_TIME_S
+    )
+    named = ", ".join(
+        f"rank {rank}, silent for {now - told[rank]:.0f} s, {places[rank]}"
+        if rank in told
+        else f"rank {rank} has not started"
+        for rank in silent
+    )
+    rest = [f"rank {rank} {places[rank]}" for rank in sorted(told) if rank not in silent]
+    return LabError("; ".join([f"{what}: {named}", *rest]), logs[silent[0]], written.get(silent[0]))
+
+
+def _places(
+    logs: Mapping[int, Path | None],
+    written: Mapping[int, int],
+    supervisor: int,
+    pids: Mapping[int, int],
+) -> dict[int, str]:
+    """Where each rank stands, as it says itself when it is sent STACK_SIGNAL.
+
+    Args:
+        logs: each rank's standard error.
+        written: how long it is before that.
+    """
+    hosts = {kernel.id_in_namespace(pid): pid for pid in kernel.descendants(supervisor)}
+    for rank in pids:
+        if pids[rank] in hosts:
+            with suppress(ProcessLookupError):
+                os.kill(hosts[pids[rank]], STACK_SIGNAL)
+    deadline = time.monotonic() + _ANSWER_S
+    places: dict[int, str] = {}
+    while len(places) < len(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        for rank, size in written.items():
+            log = logs[rank]
+            if rank not in places and log is not None and (place := _place(log, size)):
+                places[rank] = place
+    for rank in logs:
+        host = hosts.get(pids[rank]) if rank in pids else None
+        state = None if host is None else kernel.state(host)
+        places.setdefault(rank, f"is {state} and does not answer" if state else "has ended")
+    return places
+
+
+def _place(log: Path, start: int) -> str | None:
+    """The innermost calls of the thread that faulthandler wrote last; None if it is not done."""
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read(_TAIL_BYTES).decode(errors="replace")
+    _, found, current = text.partition("Current thread ")
+    frames = [match for line in current.splitlines() if (match := _FRAME.match(line))]
+    if not found or not frames or not current.endswith("\n"):
+        return None
+    calls = [
+        f"{frame['function']} ({Path(frame['file']).name}:{frame['line']})"
+        for frame in frames[:_FRAMES]
+    ]
+    return f"stands in {' < '.join(calls)}"

@@ -1,0 +1,275 @@
+"""Starts ranks under torchrun, listens to them, and leaves nothing of them behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import msgspec
+
+from overlapkit.lab.events import FAILED, FOLDER_VARIABLE, JOINED, Event, Tail, emit
+from overlapkit.lab.launch.failure import LabError, failed, standing
+from overlapkit.lab.launch.supervise import SCRATCH, STOP, Order, Report
+from overlapkit.lab.link.kind import LinkUsed
+
+__all__ = ["Event", "LabError", "Launch", "LinkUsed", "emit", "ends_on_signals", "run_ranks"]
+
+SUPERVISOR_LOG = "supervisor.log"
+
+_POLL_S = 0.05
+_END_S = 15.0
+_BYTECODE = "bytecode"
+_GRACE_S = 5
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is to run, and for how long at most.
+
+    Attributes:
+        ranks: processes, under one torchrun agent on this machine.
+        module: run as ``python -m module *args`` in each of them, with `folder` as its current
+            folder; calls `overlapkit.lab.link.rank_side.join` before all else.
+        args: its arguments.
+        folder: an existing folder for logs and events, of this run alone.
+        environment: added to the ranks' environment.
+        link: "shaped": connect the ranks by a link whose rate
+            `overlapkit.lab.link.rank_side.set_rate` sets, as far as the system permits it;
+            "none": leave them as they are.
+        timeout_s: longest that the whole run may take, in seconds.
+        silence_s: longest that no rank may tell anything, in seconds.
+        scratch: a folder that the caller removes when it is done: removed for it if it is killed.
+            Compiled Python is kept there for further runs where the installation keeps none.
+    """
+
+    ranks: int
+    module: str
+    args: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str]
+    link: Literal["shaped", "none"]
+    timeout_s: float
+    silence_s: float
+    scratch: Path | None = None
+
+
+def run_ranks(launch: Launch, on_event: Callable[[Event], None]) -> LinkUsed:
+    """Run ranks to their end, handing on what they tell; how they were connected.
+
+    In the main thread SIGTERM and SIGHUP end it with SystemExit, as Ctrl-C does with
+    KeyboardInterrupt. However it ends, none of the processes is left.
+
+    Raises:
+        LabError: a rank failed, was killed or went silent; the run took too long; or nothing could
+            be started.
+    """
+    with ends_on_signals(), _supervised(launch) as supervisor:
+        return _Run(launch, supervisor, on_event).to_the_end()
+
+
+@contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP become SystemExit, so that folders and processes are cleaned up.
+
+    Only in the main thread, and only where they would end the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    changed = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass
+class _Run:
+    launch: Launch
+    supervisor: subprocess.Popen[bytes]
+    on_event: Callable[[Event], None]
+    link: LinkUsed | None = None
+    pids: dict[int, int] = field(default_factory=dict)
+    raised: dict[int, float] = field(default_factory=dict)
+    told: dict[int, float] = field(default_factory=dict)
+
+    def to_the_end(self) -> LinkUsed:
+        start = self.heard = time.monotonic()
+        tail = Tail(self.launch.folder, self.launch.ranks)
+        reports = self._reports()
+        while True:
+            report = next(reports)
+            # After the report: what a rank told before its end is there by now.
+            for event in tail.new():
+                self._hear(event)
+            if report is not None and report.link is not None:
+                self.link = report.link
+            elif report is not None:
+                return self._judged(report)
+            now = time.monotonic()
+            if now - start > self.launch.timeout_s:
+                raise self._stuck(f"the ranks were not done after {self.launch.timeout_s:g} s")
+            if now - self.heard > self.launch.silence_s:
+                raise self._stuck(f"no rank has told anything for {self.launch.silence_s:g} s")
+            if report is None:
+                time.sleep(_POLL_S)
+
+    def _hear(self, event: Event) -> None:
+        self.heard = time.monotonic()
+        self.told[event.rank] = event.time
+        if event.data.get("event") == JOINED:
+            self.pids[event.rank] = event.data["pid"]
+        elif event.data.get("event") == FAILED:
+            self.raised[event.rank] = event.time
+        self.on_event(event)
+
+    def _reports(self) -> Iterator[Report | None]:
+        """What the supervisor says; None whenever it has nothing to say."""
+        pipe = self.supervisor.stdout
+        assert pipe is not None
+        os.set_blocking(pipe.fileno(), False)
+        rest = b""
+        while True:
+            try:
+                got = os.read(pipe.fileno(), 1 << 16)
+            except BlockingIOError:
+                yield None
+                continue
+            *lines, rest = (rest + got).split(b"\n")
+            for line in lines:
+                yield msgspec.json.decode(line, type=Report)
+            if not got:
+                status = self.supervisor.wait()
+                yield Report(broken=f"the ranks' supervisor ended with exit status {status}")
+
+    def _judged(self, report: Report) -> LinkUsed:
+        if report.status == 0 and self.link is not None:
+            return self.link
+        if report.broken is not None:
+            raise LabError(report.broken, self.launch.folder / SUPERVISOR_LOG)
+        raise failed(self.launch.folder, report.status, self.raised)
+
+    def _stuck(self, what: str) -> LabError:
+        folder, ranks = self.launch.folder, self.launch.ranks
+        return standing(what, folder, ranks, self.supervisor.pid, self.pids, self.told)
+
+
+@contextmanager
+def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
+    """The supervisor of a launch; afterwards it and all below it have ended."""
+    folder = launch.folder.resolve()
+    scratch = folder / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    order = Order(
+        ranks=launch.ranks,
+        module=launch.module,
+        args=launch.args,
+        folder=str(folder),
+        shaped=launch.link == "shaped",
+        orphaned=None if launch.scratch is None else str(launch.scratch.resolve()),
+    )
+    with (folder / SUPERVISOR_LOG).open("wb") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "overlapkit.lab.launch.supervise"],
+            cwd=folder,
+            env=_environment(launch),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # A terminal's Ctrl-C goes to the lab alone, which ends the rest in order.
+            start_new_session=True,
+        )
+    assert supervisor.stdin is not None and supervisor.stdout is not None
+    try:
+        with suppress(BrokenPipeError):
+            supervisor.stdin.write(msgspec.json.encode(order) + b"\n")
+            supervisor.stdin.flush()
+        yield supervisor
+    finally:
+        with _uninterrupted():
+            with suppress(OSError):
+                supervisor.stdin.write(STOP)
+                supervisor.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                supervisor.wait(_END_S)
+            supervisor.kill()
+            supervisor.wait()
+            supervisor.stdout.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that would end the process wait for a moment."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    """The environment of the supervisor, of torchrun and of the ranks."""
+    # A lab started by a job's torchrun, or from a shell set up for one, is a job of its own.
+    foreign = ("PET_", "TORCHELASTIC_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    if "PYTHONPATH" in inherited:
+        # The current folder changes.
+        paths = inherited["PYTHONPATH"].split(os.pathsep)
+        inherited["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
+    folder = launch.folder.resolve()
+    usual = {
+        "OMP_NUM_THREADS": "1",
+        # A host's name may resolve to an address that nothing listens on.
+        "GLOO_SOCKET_IFNAME": "lo",
+        # It warns of every address without a name, as all are in a namespace.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_S),
+    }
+    return {
+        **usual,
+        **inherited,
+        "TMPDIR": str(folder / SCRATCH),
+        FOLDER_VARIABLE: str(folder),
+        **_bytecode(launch.scratch or folder / SCRATCH),
+        **launch.environment,
+    }
+
+
+def _bytecode(scratch: Path) -> dict[str, str]:
+    """Where compiled Python goes if torch's is not there and may not be kept beside it.
+
+    Every process would compile torch anew, which takes longer than the rest of its import.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return {}
+    compiled = Path(importlib.util.cache_from_source(spec.origin))
+    may_write = not sys.dont_write_bytecode and os.access(Path(spec.origin).parent, os.W_OK)
+    if compiled.is_file() or may_write:
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(scratch / _BYTECODE), "PYTHONDONTWRITEBYTECODE": ""}

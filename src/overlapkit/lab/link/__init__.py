@@ -1,0 +1,1 @@
+"""The slow link between ranks and its kernel calls; imports no torch."""

@@ -1,0 +1,136 @@
+"""A rank's side of the link: entering it, changing its rate, counting what was sent.
+
+`join()` and all else here work, unshaped, under any torchrun that sets OVERLAPKIT_LAB_FOLDER.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+import msgspec
+
+from overlapkit.errors import InputError
+from overlapkit.lab.events import FAILED, JOINED, emit
+from overlapkit.lab.link import kernel, pacing
+from overlapkit.lab.link.hub import RANK_INTERFACE, SOCKET_NAME
+
+LINK_VARIABLE = "OVERLAPKIT_LAB_LINK"
+"""Tells a rank which link it has: a `LinkKind`; "unshaped" where it is not set."""
+
+STACK_SIGNAL = signal.SIGUSR1
+"""A rank writes the Python stacks of its threads to standard error when sent this."""
+
+_LONGEST_ANSWER = 4096
+
+_hub: socket.socket | None = None
+_pacer = pacing.Pacer()
+
+
+def join() -> None:
+    """First thing in a rank, before torch is imported: enter its network namespace, if any.
+
+    Also makes the rank die with torchrun's agent, write its stacks when it crashes or is asked to,
+    and tell of its start and of the exception that ends it.
+
+    Raises:
+        InputError: the environment is no rank's, or torch has been imported already.
+        OSError: the hub is gone.
+    """
+    global _hub
+    kernel.die_with_parent()
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
+    _tell_of_exceptions()
+    if _kind() == "kernel":
+        if "torch" in sys.modules:
+            raise InputError(
+                "overlapkit.lab.link.rank_side.join() came after torch was imported: threads that "
+                "exist already stay in the old network namespace; call it first"
+            )
+        _hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _hub.connect(SOCKET_NAME)
+        _hub.send(msgspec.json.encode({"ask": "join", "rank": _rank()}))
+        _, descriptors, _, _ = socket.recv_fds(_hub, _LONGEST_ANSWER, 1)
+        kernel.enter_network(descriptors[0])
+        os.close(descriptors[0])
+        os.environ["GLOO_SOCKET_IFNAME"] = RANK_INTERFACE
+    emit({"event": JOINED, "pid": os.getpid()})
+
+
+def leave() -> NoReturn:
+    """Last thing in a rank that has done its work: end the process, with status 0, at once.
+
+    Python's own way takes torch apart first, which takes a third of a second of each rank.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def set_rate(mbit: float | None) -> None:
+    """Limit this rank's link to `mbit` Mbit/s in each direction; None lifts the limit.
+
+    Where connections are paced instead of a link, each one is limited, and only in what it sends;
+    where the link is unshaped, nothing happens. May be called at any time.
+
+    Raises:
+        InputError: the rate is not positive, or the kernel refused it.
+    """
+    if mbit is not None and not mbit > 0:
+        raise InputError(f"a link of {mbit} Mbit/s carries nothing; give a positive rate or None")
+    if _kind() == "paced":
+        _pacer.set_rate(None if mbit is None else max(1, round(mbit * 1e6 / 8)))
+    elif _hub is not None:
+        _hub.send(msgspec.json.encode({"ask": "rate", "rank": _rank(), "mbit": mbit}))
+        answer = msgspec.json.decode(_hub.recv(_LONGEST_ANSWER) or b'{"error": "the hub is gone"}')
+        if "error" in answer:
+            raise InputError(f"the kernel refused a link of {mbit} Mbit/s: {answer['error']}")
+
+
+def sent_bytes() -> int | None:
+    """Bytes that this rank has sent since it started, for differences; None where nobody counts.
+
+    On a shaped link all that went over it, headers and acknowledgements included. Otherwise what
+    the open TCP connections carried, headers not included, and NCCL's traffic not seen.
+    """
+    if _hub is None:
+        return pacing.sent_bytes()
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == RANK_INTERFACE:
+            # Eight counters of what was received come first: proc_pid_net(5).
+            return int(counters.split()[8])
+    return None
+
+
+def _kind() -> str:
+    return os.environ.get(LINK_VARIABLE, "unshaped")
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def _tell_of_exceptions() -> None:
+    """Report the exception that ends the process while its connections are still open.
+
+    Other ranks fail of the closed connections a moment later, with exceptions of their own.
+    """
+    shown = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            emit({"event": FAILED, "error": f"{kind.__name__}: {error}"[:1000]})
+        shown(kind, error, traceback)
+
+    sys.excepthook = hook

@@ -1,0 +1,1 @@
+"""What runs in every rank; nothing else in the lab imports torch."""

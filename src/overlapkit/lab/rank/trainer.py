@@ -1,0 +1,166 @@
+"""Trains one variant, step by step, with Megatron-Core's own schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from numpy.typing import NDArray
+
+from overlapkit.lab import corpus
+from overlapkit.lab.rank.build import Built, enter_layout
+from overlapkit.lab.rank.weights import digest
+
+
+class Trainer:
+    """A variant's model, optimizer and place in the data.
+
+    Args:
+        built: what trains.
+        tokens: the corpus.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, built: Built, tokens: NDArray[Any], device: str) -> None:
+        self.built = built
+        self.losses: list[torch.Tensor] = []
+        self._tokens = tokens
+        self._device = device
+        self._steps = 0
+        model, train = built.config.model, built.config.train
+        self._length: int = model.seq_length
+        self._batch: int = train.micro_batch_size or 1
+        self._ranks = parallel_state.get_data_parallel_world_size()
+        self._rank = parallel_state.get_data_parallel_rank()
+        self._microbatches = train.num_microbatches(self._ranks)
+        self._positions = torch.arange(self._length, device=device).expand(
+            self._batch, self._length
+        )
+        future = torch.ones(self._length, self._length, dtype=torch.bool, device=device).triu(1)
+        # Transformer Engine makes the causal mask itself, and wants none.
+        self._mask = None if model.transformer_impl != "local" else future[None, None]
+
+    def enter(self) -> None:
+        """Make this variant the one whose layout Megatron-Core sees."""
+        enter_layout(self.built.config.model)
+
+    def step(self) -> None:
+        """One optimizer step over the global batch; its mean loss is appended to `losses`."""
+        for chunk in self.built.chunks:
+            chunk.zero_grad_buffer()
+        self.built.optimizer.zero_grad()
+        self.accumulate()
+        self.built.optimizer.step()
+
+    def accumulate(self) -> None:
+        """Forward and backward of every microbatch, and the reduction of the gradients."""
+        self._losses: list[torch.Tensor] = []
+        chunks = self.built.chunks
+        iterators = [iter(range(self._microbatches)) for _ in chunks]
+        get_forward_backward_func()(
+            forward_step_func=self._forward,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=self._microbatches,
+            seq_length=self._length,
+            micro_batch_size=self._batch,
+            forward_only=False,
+        )
+        self._steps += 1
+        if self._losses:
+            self.losses.append(torch.stack(self._losses).mean())
+
+    def compute(self) -> None:
+        """Forward and backward of every microbatch without any reduction of gradients.
+
+        Of a model without pipeline and overlap: theirs communicate on the way.
+        """
+        config = self.built.config.model
+        finalize, config.finalize_model_grads_func = config.finalize_model_grads_func, None
+        try:
+            for chunk in self.built.chunks:
+                chunk.zero_grad_buffer()
+            self.accumulate()
+        finally:
+            config.finalize_model_grads_func = finalize
+
+    def _forward(
+        self, microbatches: Any, chunk: Any
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]]:
+        inputs, labels = self._samples(next(microbatches))
+        output = chunk(inputs, self._positions, self._mask, labels=labels)
+        return output, self._loss
+
+    def _loss(self, per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        loss = per_token.float().mean()
+        # The schedule divides what it is given in place.
+        self._losses.append(loss.detach().clone())
+        return loss, {}
+
+    def _samples(self, microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels of a microbatch, both [micro batch, sequence].
+
+        Numbered so that one rank alone, without data parallelism, sees all ranks' microbatches in
+        the order: microbatch 0 of each rank, microbatch 1 of each rank, …
+        """
+        per_step = self._microbatches * self._ranks
+        number = self._steps * per_step + microbatch * self._ranks + self._rank
+        rows = [
+            torch.from_numpy(corpus.sample(self._tokens, number * self._batch + row, self._length))
+            for row in range(self._batch)
+        ]
+        block = torch.stack(rows)
+        if self._device == "cuda":
+            # A copy from memory that is not pinned would wait for the GPU.
+            block = block.pin_memory()
+        block = block.to(self._device, non_blocking=True)
+        return block[:, :-1].contiguous(), block[:, 1:].contiguous()
+
+    def finish(self) -> None:
+        """Gather the parameters that an overlapped gather would bring with the next forward."""
+        ddp = self.built.config.ddp
+        # Without the distributed optimizer Megatron-Core ignores the knob.
+        if ddp.overlap_param_gather and ddp.use_distributed_optimizer:
+            for chunk in self.built.chunks:
+                chunk.start_param_sync(force_sync=True)
+
+    def bare_chunks(self) -> list[Any]:
+        """The model chunks without their wrappers."""
+        from megatron.core.utils import get_attr_wrapped_model
+
+        return [
+            get_attr_wrapped_model(c, "decoder", return_model_obj=True) for c in self.built.chunks
+        ]
+
+    def digest(self) -> str:
+        """One hash of this rank's weights."""
+        return digest(p for chunk in self.built.chunks for p in chunk.parameters())
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Copies of the accumulated gradients by "chunk:parameter"."""
+        return {
+            f"{number}:{name}": parameter.main_grad.detach().clone()
+            for number, chunk in enumerate(self.bare_chunks())
+            for name, parameter in chunk.named_parameters()
+        }
+
+    def tensors(self) -> int:
+        """Bytes of weights, gradient buffers and optimizer state."""
+        total = 0
+        for chunk in self.built.chunks:
+            total += sum(p.numel() * p.element_size() for p in chunk.parameters())
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+                total += buffer.grad_data.numel() * buffer.grad_data.element_size()
+        optimizers = getattr(self.built.optimizer, "chained_optimizers", [self.built.optimizer])
+        for optimizer in optimizers:
+            inner = getattr(optimizer, "optimizer", None)
+            for state in (inner.state if inner is not None else {}).values():
+                total += sum(
+                    value.numel() * value.element_size()
+                    for value in state.values()
+                    if isinstance(value, torch.Tensor)
+                )
+        return total

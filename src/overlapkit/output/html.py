@@ -1,0 +1,30 @@
+"""The templates of a page: no network, no script, every name escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from overlapkit.output.svg import path
+
+
+@cache
+def environment(package: str, **filters: Callable[..., str]) -> Environment:
+    """Templates of a package's folder `templates`, on top of those that all pages share.
+
+    They may extend ``base.html`` and import the macros of ``parts.html``. Every value is escaped;
+    a name that is not defined is an error. `filters` turn values into text.
+    """
+    templates = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader(package, "templates"), PackageLoader("overlapkit.output", "templates")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(path=path, **filters)
+    return templates

@@ -1,0 +1,183 @@
+"""Per parallel dimension: whether its communication is overlapped, through what, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.bridge.training.decisions import RULES, Outcome
+from megatron.bridge.training.rules.context import fsdp_switch
+from overlapkit.config.run import Run
+from overlapkit.plan.advise.proposal import EP_OVERLAP, Proposal
+from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, DP_PARAMETERS, EP, PP, TP
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What is recommended for one dimension.
+
+    Attributes:
+        name: one of `DIMENSIONS`.
+        ranks: GPUs that exchange in it; 1 where nothing is exchanged.
+        on: whether its communication is overlapped in the recommended run, as the rules grant it.
+        knob: the effective setting that says so; empty where there is no switch.
+        reason: why, in one sentence.
+        remedy: what would turn it on; None where nothing would, or it is on.
+    """
+
+    name: str
+    ranks: int
+    on: bool
+    knob: str
+    reason: str
+    remedy: str | None = None
+
+
+def overlapped(run: Run) -> frozenset[str]:
+    """Names of the dimensions whose communication an effective run overlaps."""
+    m = run.model
+    on = {
+        TP: m.tp_comm_overlap,
+        DP_GRADIENTS: run.ddp.overlap_grad_reduce,
+        DP_PARAMETERS: run.ddp.overlap_param_gather,
+        PP: m.overlap_p2p_comm,
+        CP: (m.context_parallel_size or 1) > 1 and _cp_kinds(m) == {"p2p"},
+        EP: getattr(m, EP_OVERLAP, False),
+    }
+    return frozenset(name for name, value in on.items() if value)
+
+
+def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[Dimension]:
+    """Every dimension of a proposal, those without communication included.
+
+    Args:
+        p: what the rules granted.
+        experts_not_worth: why the experts' overlap was not asked for though it could be.
+    """
+    return [
+        _tensor(p),
+        *_data(p),
+        _pipeline(p),
+        _context(p),
+        _experts(p, experts_not_worth),
+    ]
+
+
+def _tensor(p: Proposal) -> Dimension:
+    knob, ranks = "model.tp_comm_overlap", p.run.model.tensor_model_parallel_size or 1
+    on = bool(p.effective(knob))
+    if on:
+        return Dimension(TP, ranks, True, knob, p.tensor.reason)
+    if not p.tensor.on:
+        return Dimension(TP, ranks, False, knob, p.tensor.reason, p.tensor.remedy)
+    reason, remedy = _told(p, knob)
+    return Dimension(TP, ranks, False, knob, reason, remedy)
+
+
+def _told(p: Proposal, knob: str) -> tuple[str, str | None]:
+    """What the rules say of a knob: the reasons, and the remedy of the first that has one."""
+    said = [d for d in p.report.decisions if d.knob == knob]
+    reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in said))
+    remedy = next((d.remedy for d in said if d.remedy), None)
+    return reasons, remedy
+
+
+def _data(p: Proposal) -> Iterator[Dimension]:
+    model = p.run.model
+    cp = model.context_parallel_size or 1
+    ranks = p.report.data_parallel_size * cp
+    of = f"DP x CP = {p.report.data_parallel_size} x {cp}" if cp > 1 else f"DP {ranks}"
+    piece = "a bucket" if fsdp_switch(p.run.ddp) is None else "an FSDP unit"
+    for name, knob, on_reason in (
+        (
+            DP_GRADIENTS,
+            "ddp.overlap_grad_reduce",
+            f"{of}: {piece} is reduced as soon as its last gradient is there, under the backward "
+            "of the layers before it",
+        ),
+        (
+            DP_PARAMETERS,
+            "ddp.overlap_param_gather",
+            f"{of}: {piece}'s new parameters are gathered under the forward of the layers that "
+            "come before them",
+        ),
+    ):
+        if p.effective(knob):
+            yield Dimension(name, ranks, True, knob, on_reason)
+        elif ranks == 1:
+            reason = "DP x CP is 1: no other GPU holds the same parameters"
+            yield Dimension(name, ranks, False, knob, reason)
+        elif p.settings.values.get("peft") is not None:
+            reason = "only the adapters' gradients travel, too few to be worth cutting up"
+            yield Dimension(name, ranks, False, knob, reason)
+        else:
+            reason, remedy = _told(p, knob)
+            yield Dimension(name, ranks, False, knob, reason or "it was switched off", remedy)
+
+
+def _pipeline(p: Proposal) -> Dimension:
+    knob, ranks = "model.overlap_p2p_comm", p.run.model.pipeline_model_parallel_size or 1
+    on = bool(p.effective(knob))
+    reason, remedy = _told(p, knob)
+    if not on and ranks > 1:
+        remedy = RULES["pp.not-interleaved"].remedy
+    return Dimension(PP, ranks, on, knob, reason, None if on or ranks == 1 else remedy)
+
+
+def _context(p: Proposal) -> Dimension:
+    """Transformer Engine overlaps its ring by itself; no rule decides about it."""
+    ranks = p.run.model.context_parallel_size or 1
+    kinds = _cp_kinds(p.run.model)
+    if ranks == 1:
+        return Dimension(CP, 1, False, "", "CP is 1: a GPU has whole sequences")
+    if kinds == {"p2p"}:
+        return Dimension(
+            CP,
+            ranks,
+            True,
+            "",
+            "keys and values travel around the ring while attention works on the block before: "
+            "built into Transformer Engine, there is no switch",
+        )
+    return Dimension(
+        CP,
+        ranks,
+        False,
+        "model.cp_comm_type",
+        f"cp_comm_type is {', '.join(sorted(kinds))}: attention waits for the exchange",
+        "set model.cp_comm_type=p2p, whose ring hides under attention",
+    )
+
+
+def _cp_kinds(model: Any) -> set[str]:
+    """How keys and values travel, over all layers; Megatron-Core's default is the ring."""
+    kind = getattr(model, "cp_comm_type", None) or "p2p"
+    return {kind} if isinstance(kind, str) else {str(each) for each in kind}
+
+
+def _experts(p: Proposal, not_worth: str | None) -> Dimension:
+    knob, ranks = f"model.{EP_OVERLAP}", p.run.model.expert_model_parallel_size or 1
+    if p.effective(knob):
+        reason = "the experts' exchange of one microbatch runs beside the compute of another"
+        return Dimension(EP, ranks, True, knob, reason)
+    if ranks == 1:
+        why = "EP is 1: a GPU has every expert" if p.run.model.num_moe_experts else "no experts"
+        return Dimension(EP, ranks, False, knob, why)
+    refused = [d for d in p.refused if d.knob == knob]
+    if refused:
+        reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in refused))
+        remedies = "; ".join(dict.fromkeys(d.remedy for d in refused if d.remedy))
+        return Dimension(EP, ranks, False, knob, reasons, remedies or None)
+    if not_worth:
+        return Dimension(EP, ranks, False, knob, not_worth)
+    reason, remedy = _told(p, knob)
+    return Dimension(EP, ranks, False, knob, reason, remedy)
+
+
+def buckets_told(p: Proposal) -> str | None:
+    """Into how many buckets the gradients are cut, as the rules count them; None if unknown."""
+    for d in p.report.decisions:
+        if d.rule == "core.bucket-count" and d.outcome is Outcome.NOTE:
+            return d.reason
+    return None

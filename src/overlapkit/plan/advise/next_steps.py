@@ -1,0 +1,129 @@
+"""What to change when a profile contradicts the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron.bridge.recipes.launch_env import CONNECTIONS
+from overlapkit.plan.advise.proposal import Proposal
+
+SMALL_BUCKET = 8 * 1024 * 1024
+"""Parameters below which halving a bucket buys latency rather than overlap."""
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """One thing to try.
+
+    Attributes:
+        shows: what `overlapkit trace` would show: the id of its diagnosis and what it means here.
+        change: what to set then, and why it helps.
+    """
+
+    shows: str
+    change: str
+
+
+def next_steps(p: Proposal) -> list[NextStep]:
+    """What to try for this run, in the order in which it usually pays."""
+    return [
+        *_tensor(p),
+        *_gradients(p),
+        *_pipeline(p),
+        *_experts(p),
+        *_launch(p),
+    ]
+
+
+def _tensor(p: Proposal) -> Iterator[NextStep]:
+    if not p.effective("model.tp_comm_overlap"):
+        return
+    if p.preset is not None and p.preset.name is not None:
+        yield NextStep(
+            "compute-slowed: GEMMs take longer beside userbuffers kernels",
+            "lower num_sm of the bulk entries (qkv_dgrad, qkv_wgrad, fc1_dgrad, fc1_wgrad) in a "
+            "copy of the preset, or compare with Transformer Engine's own settings: "
+            "comm_overlap.tp_comm_overlap_cfg=null",
+        )
+    else:
+        yield NextStep(
+            "TP exposed although userbuffers kernels run",
+            "give comm_overlap.tp_comm_overlap_cfg: start from the preset of the nearest width, "
+            "and raise num_sm where a collective outlasts its GEMM",
+        )
+
+
+def _gradients(p: Proposal) -> Iterator[NextStep]:
+    if not p.effective("ddp.overlap_grad_reduce"):
+        return
+    size = p.effective("ddp.bucket_size")
+    in_one_piece = any(d.rule == "core.single-bucket" for d in p.report.decisions)
+    if size and size > SMALL_BUCKET and not in_one_piece:
+        yield NextStep(
+            "the last gradient reduction exposed behind the backward",
+            f"halve the bucket (comm_overlap.bucket_size={size // 2}): what is exposed is about "
+            "one bucket; double it if many short reductions run far below the link's bandwidth",
+        )
+    if p.effective("ddp.grad_reduce_in_fp32"):
+        yield NextStep(
+            "gradient reductions exposed at full bandwidth",
+            "mixed_precision.grad_reduce_in_fp32=false halves their bytes; gradients are then "
+            "summed in 16 bits over the ranks: watch the loss",
+        )
+
+
+def _pipeline(p: Proposal) -> Iterator[NextStep]:
+    m = p.run.model
+    pp = m.pipeline_model_parallel_size or 1
+    if pp == 1:
+        return
+    if not p.effective("model.overlap_p2p_comm"):
+        yield NextStep(
+            "pipeline-exposed, or idle stages",
+            "interleave: model.virtual_pipeline_model_parallel_size so that PP x VPP divides the "
+            "layers; overlap of the sends comes with it, and the bubble shrinks by VPP",
+        )
+    if not m.share_embeddings_and_output_weights and not m.num_moe_experts:
+        yield NextStep(
+            "the last stage ends later than the others (spread over ranks)",
+            "comm_overlap.defer_embedding_wgrad_compute=true with "
+            "comm_overlap.wgrad_deferral_limit=22 moves the vocabulary's weight gradients into "
+            "the pipeline's drain (needs model.gradient_accumulation_fusion=true)",
+        )
+
+
+def _experts(p: Proposal) -> Iterator[NextStep]:
+    if not (p.run.model.expert_model_parallel_size or 1) > 1:
+        return
+    if p.effective("model.overlap_moe_expert_parallel_comm"):
+        yield NextStep(
+            "expert-exchange-exposed in the backward",
+            "comm_overlap.delay_wgrad_compute=true, which gives the exchange the weight "
+            "gradients' GEMMs to hide under (Transformer Engine 2.7 or newer)",
+        )
+    else:
+        yield NextStep(
+            "expert-exchange-exposed",
+            "comm_overlap.overlap_moe_expert_parallel_comm=true once its conditions are met, or "
+            "model.moe_token_dispatcher_type=flex with a DeepEP or HybridEP backend, whose "
+            "kernels exchange faster",
+        )
+
+
+def _launch(p: Proposal) -> Iterator[NextStep]:
+    values = {v.name: v.value for v in p.report.launch_env}
+    if values.get(CONNECTIONS) == "1" and p.effective("ddp.overlap_grad_reduce"):
+        yield NextStep(
+            "one-queue: gradient reductions start only when compute that was launched before ends",
+            "the order of launch is what TP overlap needs here; if TP is hidden and DP is not, "
+            f"try {CONNECTIONS}=2 to 8 and keep it only if both stay hidden",
+        )
+    yield NextStep(
+        "layernorm-waits: a norm stands behind a collective",
+        "raise both NVTE_*_LAYERNORM_SM_MARGIN to the SMs that the collective holds",
+    )
+    yield NextStep(
+        "device-idle: the GPU waits for the host",
+        "train.manual_gc=true, fewer small kernels (CUDA graphs), a larger micro-batch",
+    )

@@ -1,0 +1,335 @@
+"""The recommendation for one layout: what to overlap, through what, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from megatron.bridge.training.tp_overlap_presets import presets_like
+from overlapkit.config.run import Run, Settings
+from overlapkit.explain.assumptions import assume
+from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain
+from overlapkit.output.numbers import plain
+from overlapkit.plan.advise.dimensions import Dimension, dimensions, overlapped
+from overlapkit.plan.advise.proposal import (
+    EP_OVERLAP,
+    Proposal,
+    asks_for,
+    propose,
+    states_no_sequence_parallel,
+)
+from overlapkit.plan.candidates import candidates, layout_in, sizes_of, with_layout
+from overlapkit.plan.estimate.costs import Costs
+from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, EP, PP, TP
+
+WORTH_SHARE = 0.02
+"""Share of the step that the experts' overlap must save: it takes memory for a second microbatch,
+cuts kernels finer, and on Hopper gives up the one hardware queue that keeps the launch order."""
+WORTH_SHARE_WITHIN = 0.1
+"""The same where the exchange stays within an NVLink domain: it is then short, which the estimate's
+own error could hide. Recipes ask for the overlap where the exchange crosses nodes."""
+
+NOTABLE_SHARE = 0.01
+"""Share of the step from which on something exposed is worth a word."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one dimension's overlap saves, the others being as recommended.
+
+    Attributes:
+        seconds: of a step.
+        share: of the step without it, from 0 to 1.
+    """
+
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What is recommended for one layout, and what it is expected to bring.
+
+    Attributes:
+        proposal: the configuration, as the rules grant it.
+        dimensions: one by one, on or off with the reason.
+        overlapped: names of the dimensions that are on.
+        gains: by dimension that is on; empty without an estimate.
+        costs: the estimate; None where the model or machine cannot be estimated.
+        not_estimated: why not; None where it is.
+        reduction: of which precision gradients should be summed, and why.
+        changes: knob to its value in the configuration as it was given and as recommended.
+    """
+
+    proposal: Proposal
+    dimensions: tuple[Dimension, ...]
+    overlapped: frozenset[str]
+    gains: dict[str, Gain]
+    costs: Costs | None
+    not_estimated: str | None
+    reduction: str
+    changes: dict[str, tuple[object, object]]
+
+
+def plan_assumptions(gpu: str) -> Assumptions:
+    """A cluster of this GPU with a Transformer Engine new enough, and no environment as yet.
+
+    Raises:
+        InputError: the GPU is not known.
+    """
+    return replace(assume(gpu, "assume", None), environment={}, environment_source="no environment")
+
+
+CostsOf = Callable[[Proposal], "Costs | str"]
+"""The costs of a proposal's run, or why there are none."""
+
+
+def _no_costs(_: Proposal) -> Costs | str:
+    return "no estimate was asked for"
+
+
+def recommend_settings(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    domain: int,
+    costs_of: CostsOf = _no_costs,
+) -> tuple[Proposal, str | None]:
+    """The overlap to ask for; the experts' only where it is worth its price.
+
+    Args:
+        settings: of the run.
+        world_size: GPUs of the job.
+        assumptions: GPU and software.
+        domain: GPUs that NVLink joins.
+        costs_of: estimates a proposal's run; without, only the reach of the exchange decides.
+
+    Returns:
+        The proposal, and why the experts' overlap is not asked for where it could be.
+
+    Raises:
+        InputError: as `propose`.
+    """
+    proposal = propose(settings, world_size, assumptions)
+    asked = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
+    if not asked or EP_OVERLAP in proposal.pinned or asks_for(settings, EP_OVERLAP):
+        return proposal, None
+    reach = experts_reach(proposal.run)
+    within = reach <= domain
+    where = f"the exchange reaches over {reach} GPUs, " + (
+        f"within the NVLink domain of {domain}" if within else f"beyond the {domain} of NVLink"
+    )
+    needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
+    costs = costs_of(proposal)
+    if isinstance(costs, str):
+        if not within:
+            return proposal, None
+        reason = f"{where}, and is short; overlapping it takes memory for another microbatch"
+    else:
+        on = overlapped(proposal.run)
+        before, after = costs.seconds(on - {EP}), costs.seconds(on)
+        share = (before - after) / before
+        if share >= needed:
+            return proposal, None
+        reason = (
+            f"{where}; hiding it would save {max(share, 0):.1%} of the step, and takes memory for "
+            f"another microbatch and finer kernels: worth it from {needed:.0%} on"
+        )
+    return propose(settings, world_size, assumptions, expert_overlap=False), reason
+
+
+def experts_reach(run: Run) -> int:
+    """Consecutive GPUs over which the experts' exchange goes."""
+    m = run.model
+    tp = m.tensor_model_parallel_size or 1
+    return (m.expert_model_parallel_size or 1) * (m.expert_tensor_parallel_size or tp)
+
+
+def _sequence_parallel_gain(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    costs: Costs,
+    costs_of: CostsOf,
+) -> str | None:
+    """What model.sequence_parallel=true would save, where the configuration says false."""
+    if not states_no_sequence_parallel(settings):
+        return None
+    content = {**(settings.values.get("model") or {}), "sequence_parallel": True}
+    other = replace(settings, values={**settings.values, "model": content})
+    proposal = propose(other, world_size, assumptions)
+    if not proposal.effective("model.tp_comm_overlap"):
+        return None
+    with_it = costs_of(proposal)
+    if isinstance(with_it, str):
+        return None
+    before = costs.seconds(overlapped(costs.run))
+    saved = before - with_it.seconds(overlapped(proposal.run))
+    return (
+        f"set model.sequence_parallel=true: with the TP overlap that it allows it would save "
+        f"{1e3 * saved:,.0f} ms ({saved / before:.1%} of the step), and memory"
+    )
+
+
+def _interleaving_gain(
+    settings: Settings,
+    world_size: int,
+    assumptions: Assumptions,
+    costs: Costs,
+    costs_of: CostsOf,
+) -> str | None:
+    """What the best virtual pipeline size would save, where there is a pipeline and none is set."""
+    layout = layout_in(costs.run)
+    if layout.pp == 1 or layout.vp > 1:
+        return None
+    sizes = sizes_of(costs.run.model, costs.run.train)
+    before = costs.seconds(overlapped(costs.run))
+    best: tuple[float, int] | None = None
+    for choice in candidates(sizes, world_size, layout.tp, layout, ("vp",)):
+        if choice.vp == 1:
+            continue
+        proposal = propose(with_layout(settings, choice), world_size, assumptions)
+        other = costs_of(proposal)
+        if isinstance(other, str) or not other.memory().fits:
+            continue
+        saved = before - other.seconds(overlapped(proposal.run))
+        if saved > 0 and (best is None or saved > best[0]):
+            best = saved, choice.vp
+    if best is None:
+        return None
+    return (
+        f"set model.virtual_pipeline_model_parallel_size={best[1]}: overlap and a shorter bubble "
+        f"would save {1e3 * best[0]:,.0f} ms ({best[0] / before:.1%} of the step)"
+    )
+
+
+def recommend(
+    settings: Settings,
+    original: Settings | None,
+    world_size: int,
+    assumptions: Assumptions,
+    domain: int,
+    costs_of: CostsOf,
+) -> Recommendation:
+    """What is recommended for a run.
+
+    Args:
+        settings: of the run, defaults filled in.
+        original: as they were read, to tell what changes; None where there is nothing to compare.
+        world_size: GPUs of the job.
+        assumptions: GPU and software.
+        domain: GPUs that NVLink joins.
+        costs_of: estimates a proposal's run.
+
+    Raises:
+        InputError: as `propose`.
+    """
+    proposal, not_worth = recommend_settings(settings, world_size, assumptions, domain, costs_of)
+    told = tuple(dimensions(proposal, experts_not_worth=not_worth))
+    on = overlapped(proposal.run)
+    costs = costs_of(proposal)
+    gains = {} if isinstance(costs, str) else _gains(costs, on)
+    if not isinstance(costs, str):
+        for name, gain_of in ((TP, _sequence_parallel_gain), (PP, _interleaving_gain)):
+            remedy = gain_of(settings, world_size, assumptions, costs, costs_of)
+            if remedy is not None:
+                told = tuple(replace(d, remedy=remedy) if d.name == name else d for d in told)
+    return Recommendation(
+        proposal=proposal,
+        dimensions=told,
+        overlapped=on,
+        gains=gains,
+        costs=None if isinstance(costs, str) else costs,
+        not_estimated=costs if isinstance(costs, str) else None,
+        reduction=_reduction(proposal, None if isinstance(costs, str) else costs, on),
+        changes=_changes(original, proposal, world_size, assumptions),
+    )
+
+
+def _gains(costs: Costs, on: frozenset[str]) -> dict[str, Gain]:
+    whole = costs.seconds(on)
+    gains = {}
+    # The ring of context parallelism has no switch, so there is no run without its overlap.
+    for name in on - {CP}:
+        before = costs.seconds(on - {name})
+        gains[name] = Gain(before - whole, (before - whole) / before)
+    return gains
+
+
+def _reduction(p: Proposal, costs: Costs | None, on: frozenset[str]) -> str:
+    """Which precision gradients are summed in, and whether another would pay."""
+    if DP_GRADIENTS not in on:
+        fp32 = bool(p.effective("ddp.grad_reduce_in_fp32"))
+        return (
+            f"grad_reduce_in_fp32 is {'on' if fp32 else 'off'}; there is no overlap it matters to"
+        )
+    if not p.effective("ddp.grad_reduce_in_fp32"):
+        return (
+            "16-bit, as the configuration asks: half the bytes of fp32; sums over many ranks lose "
+            "digits, so watch the loss, or set mixed_precision.grad_reduce_in_fp32=true"
+        )
+    if costs is None:
+        return "fp32, the safe choice; 16-bit (grad_reduce_in_fp32=false) halves the bytes"
+    whole = costs.seconds(on)
+    saved = whole - costs.reducing_in_16_bits().seconds(on)
+    if saved / whole < NOTABLE_SHARE:
+        return (
+            f"fp32: 16-bit sums would save {1e3 * saved:.3g} ms ({saved / whole:.1%} of the step), "
+            "too little for the digits that they lose"
+        )
+    return (
+        f"fp32, the safe choice; mixed_precision.grad_reduce_in_fp32=false would save "
+        f"{1e3 * saved:.3g} ms ({saved / whole:.1%} of the step) at the price of sums in 16 bits: "
+        "watch the loss"
+    )
+
+
+def _changes(
+    original: Settings | None, p: Proposal, world_size: int, assumptions: Assumptions
+) -> dict[str, tuple[object, object]]:
+    """Knobs that end up otherwise, without those that no communication depends on here."""
+    if original is None:
+        return {}
+    before = explain(original, world_size, assumptions).effective
+    after = p.report.effective
+    idle = set(_MIRRORED)
+    for knobs, switch in _BEHIND.items():
+        if not before[switch] and not after[switch]:
+            idle |= set(knobs)
+    if (p.run.model.pipeline_model_parallel_size or 1) == 1:
+        idle |= {"model.overlap_p2p_comm", "model.batch_p2p_comm"}
+    changed = {}
+    for knob in EFFECTIVE_KNOBS:
+        if knob in idle:
+            continue
+        old, new = plain(before[knob]), plain(after[knob])
+        if knob == "model.tp_comm_overlap_cfg":
+            old, new = _preset_names(old, new, p)
+        if old != new:
+            changed[knob] = old, new
+    return changed
+
+
+def _preset_names(old: object, new: object, p: Proposal) -> tuple[object, object]:
+    """Userbuffers settings by the name of their preset; several names may stand for one.
+
+    Megatron-Bridge writes a preset with more of its defaults than ours holds, so that only the
+    names tell whether two are the same.
+    """
+    recommended = p.preset.name if p.preset is not None and new is not None else None
+
+    def named(held: object) -> object:
+        names = [key.name for key in presets_like(held)] if isinstance(held, dict) else []
+        return recommended if recommended in names else (names[0] if names else held)
+
+    return named(old), named(new)
+
+
+_MIRRORED = ("optimizer.overlap_param_gather", "ddp.delay_wgrad_compute")
+"""Copies of knobs that are told already."""
+_BEHIND = {
+    ("model.wgrad_deferral_limit",): "model.defer_embedding_wgrad_compute",
+    ("model.tp_comm_overlap_cfg", "model.tp_comm_bootstrap_backend"): "model.tp_comm_overlap",
+    ("ddp.align_param_gather",): "ddp.overlap_param_gather",
+}
+"""Knobs that mean nothing while the switch behind them is off."""

@@ -1,0 +1,109 @@
+"""What the forward of a layer keeps for its backward.
+
+Counted as Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models, 2022,
+section 4.1 does, for kernels as Transformer Engine fuses them: flash attention keeps no scores, the
+input of a quantized GEMM is kept in its small format, and there is no dropout mask.
+"""
+
+from __future__ import annotations
+
+from megatron.bridge.models.model_shape import ModelShape
+from overlapkit.plan.figure import Figure, given, total
+from overlapkit.plan.workload.memory_traffic import (
+    attention_output,
+    attention_widths,
+    shared_tokens,
+)
+from overlapkit.plan.workload.precision import Precision
+from overlapkit.plan.workload.recompute import Recompute
+from overlapkit.plan.workload.step import Workload
+
+
+def layer_input(workload: Workload) -> Figure:
+    """Bytes of a layer's input, all that full recomputation keeps."""
+    hidden = given("hidden size", workload.shape.hidden, "", "model.hidden_size")
+    size = workload.base.operand_bytes
+    return (shared_tokens(workload.layout) * hidden * size).called("input of a layer", "B")
+
+
+def layer_activations(
+    workload: Workload, low: Precision, recompute: Recompute, *, moe: bool
+) -> Figure:
+    """Bytes that one layer keeps of one microbatch, whose forward is not repeated as a whole.
+
+    Args:
+        low: precision of the layer's linear layers.
+        recompute: what selective recomputation drops.
+    """
+    shape, layout, base = workload.shape, workload.layout, workload.base
+    modules = recompute.modules
+    shared, tokens = shared_tokens(layout), layout.tokens
+    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
+    size, small = base.operand_bytes, low.operand_bytes
+    norms = 0 if "layernorm" in modules else small
+    queries, keys, values = attention_widths(shape)
+    inside = given(
+        "attention width per rank",
+        (queries + keys + values) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    out = given(
+        "attention output width per rank",
+        attention_output(shape) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    # Two residual sums that the norms read, two normalized inputs of GEMMs.
+    kept = [shared * hidden * (2 * size + 2 * norms)]
+    if "core_attn" in modules:
+        kept.append(tokens * out * small)
+    else:
+        own = 0 if low is base else small
+        kept.append(tokens * (inside + out) * size + tokens * out * own)
+    if moe and shape.experts:
+        if "moe" not in modules:
+            kept.append(_experts(workload, low, recompute))
+        if shape.experts.shared_ffn and not {"moe", "shared_experts"} & set(modules):
+            kept.append(_mlp(shape, tokens, shape.experts.shared_ffn / shape.tp, base, low, ()))
+    elif "mlp" not in modules:
+        kept.append(_mlp(shape, tokens, shape.ffn / shape.tp, base, low, modules))
+    return total(kept).called("activations of a layer", "B")
+
+
+def _mlp(
+    shape: ModelShape,
+    rows: Figure,
+    width: float,
+    base: Precision,
+    low: Precision,
+    modules: tuple[str, ...],
+) -> Figure:
+    middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
+    wide = 2 if shape.gated else 1
+    activated = 0 if "moe_act" in modules else low.operand_bytes
+    return rows * middle * (wide * base.operand_bytes + activated)
+
+
+def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure:
+    """Token copies as they arrive, and what their experts keep of them."""
+    shape, layout = workload.shape, workload.layout
+    assert shape.experts is not None
+    copies = given(
+        "copies x expert TP", workload.copies * layout.expert_tp, "", "model.moe_router_topk"
+    )
+    rows = (shared_tokens(layout) * copies).called("token copies at a rank's experts", "tokens")
+    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
+    width = shape.experts.ffn / shape.expert_tp
+    return rows * hidden * low.operand_bytes + _mlp(
+        shape, rows, width, workload.base, low, recompute.modules
+    )
+
+
+def logits(workload: Workload) -> Figure:
+    """Bytes of the logits and their gradient, while the loss is computed."""
+    shape = workload.shape
+    vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
+    size = workload.base.operand_bytes
+    # The fp32 copy that the loss works on becomes the gradient.
+    return (workload.layout.tokens * vocab * (size + 4)).called("logits and their gradient", "B")

@@ -1,0 +1,72 @@
+"""The efficiencies that no data sheet tells, each with its physical meaning, in one place.
+
+They hold for every model, GPU, precision and layout alike. `benchmarks/plan_vs_published.py`
+compares what follows from them with published throughput, and estimates each row again without
+having seen it (leave-one-out) to tell whether they generalise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from overlapkit.plan.figure import Figure, given
+
+
+class Constants(NamedTuple):
+    """The efficiencies.
+
+    Attributes:
+        tensor: share of the tensor cores' data-sheet rate that a large GEMM sustains where power is
+            no limit: the rest is prologue and epilogue of each tile, and clock below the boost.
+        flop_energy: J per TFLOP of a matrix product whatever the precision: accumulation, clocks,
+            leakage, and the rest of the chip.
+        bit_energy: J per TFLOP and bit of an operand: multipliers, registers and shared memory.
+            A GEMM sustains no more than the GPU's power over its energy, which on Blackwell is less
+            than the tensor cores could do: rates follow the power of B200, GB200 and GB300 rather
+            than their data-sheet rates, and FP4 is far from twice as fast as FP8.
+        attention_backward: share of the tensor cores' rate that the products of a flash-attention
+            backward sustain: five share registers and shared memory, and gradients add atomically.
+        memory: share of the memory's bandwidth that a streaming kernel sustains: refresh,
+            read-write turnarounds, start and end of the kernel.
+        link: share of a link's bandwidth that large collectives sustain: headers and flags.
+        processors: SMs (not a share) that a running collective occupies.
+    """
+
+    tensor: float
+    flop_energy: float
+    bit_energy: float
+    attention_backward: float
+    memory: float
+    link: float
+    processors: float
+
+
+CONSTANTS = Constants(
+    tensor=0.61,
+    flop_energy=0.22,
+    bit_energy=0.03,
+    attention_backward=0.55,
+    memory=0.85,
+    link=0.8,
+    processors=16,
+)
+
+FITTED = ("tensor", "flop_energy", "bit_energy")
+"""Those that were fitted to published rows, by least squares of the logarithm of the error, and
+rounded; the others are what published microbenchmarks of GEMM-free kernels and of NCCL show."""
+
+KERNEL_S = 4e-6
+"""From one kernel's last thread block to the next one's first, with its launch already queued."""
+NVLINK_HOP_S = 2e-6
+"""One step of a ring within an NVLink domain: a synchronisation through the peer's memory."""
+NETWORK_HOP_S = 10e-6
+"""One step of a ring between nodes: a network adapter's round trip and the proxy that starts it; as
+in `megatron.bridge.training.bucket_size`."""
+TILE = (128, 256)
+"""Rows and columns of the result that a thread block (a pair of them on Blackwell) computes: the
+largest tile whose fp32 sums fit beside the operands' buffers."""
+
+
+def constant(name: str, value: float, unit: str = "") -> Figure:
+    """A constant of this file as a figure that names its place."""
+    return given(name, value, unit, "overlapkit/plan/estimate/constants.py")

@@ -1,0 +1,163 @@
+"""What a run costs, by estimate, with any of its dimensions overlapped."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+from overlapkit.config.run import Run
+from overlapkit.errors import InputError
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.estimate.memory import Memory, memory
+from overlapkit.plan.estimate.overlap import DP_GRADIENTS, DP_PARAMETERS, EP, PP, TP, Overlap
+from overlapkit.plan.estimate.step_time import Estimate, estimate
+from overlapkit.plan.figure import Figure
+from overlapkit.plan.workload.gradient_exchange import gradient_exchange
+from overlapkit.plan.workload.precision import base_precision, linear_precision
+from overlapkit.plan.workload.step import Workload, workload
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A step in plain numbers.
+
+    Attributes:
+        step_s: seconds of a step.
+        tokens_per_s_per_gpu: trained by each GPU.
+        parts: seconds by part of the step, which add up to it.
+        estimate: where they come from.
+    """
+
+    step_s: float
+    tokens_per_s_per_gpu: float
+    parts: dict[str, float]
+    estimate: Estimate
+
+    @property
+    def figure(self) -> Figure:
+        """Tokens per second and GPU, from which all others are derived."""
+        return self.estimate.tokens_per_second
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Memory of the fullest GPU, in bytes.
+
+    Attributes:
+        needed: by the run.
+        states: what weights, gradients and optimizer take of it, whatever is recomputed.
+        usable: of the capacity, the margin kept free.
+        capacity: of the GPU.
+        figure: derives `needed`.
+        stage: pipeline stage of that GPU.
+    """
+
+    needed: float
+    states: float
+    usable: float
+    capacity: float
+    figure: Figure
+    stage: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run needs no more than can be used."""
+        return self.needed <= self.usable
+
+    @property
+    def margin(self) -> float:
+        """Share of the capacity that is kept free."""
+        return 1 - self.usable / self.capacity
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Estimates of one run on one machine.
+
+    Attributes:
+        run: its configurations, effective.
+        world_size: GPUs of the job.
+        machine: rates and links.
+        work: what the run does in a step.
+    """
+
+    run: Run
+    world_size: int
+    machine: Machine
+    work: Workload
+
+    def estimate(self, overlapped: frozenset[str]) -> Estimate:
+        """The step with these dimensions overlapped, and the ring of context parallelism."""
+        return estimate(self.work, self.machine, overlap_in(overlapped))
+
+    def seconds(self, overlapped: frozenset[str]) -> float:
+        """Seconds of that step."""
+        return self.estimate(overlapped).step.value
+
+    def summary(self, overlapped: frozenset[str]) -> Summary:
+        """That step in plain numbers."""
+        e = self.estimate(overlapped)
+        parts = {name: figure.value for name, figure in e.parts.items()}
+        return Summary(e.step.value, e.tokens_per_second.value, parts, e)
+
+    def memory(self) -> MemoryNeed:
+        """Memory of the fullest GPU."""
+        return memory_need(memory(self.run, self.work, self.machine))
+
+    def with_exchange_of(self, run: Run) -> Costs:
+        """The same work with the gradient buckets of a run that differs in its overlap alone."""
+        exchange = gradient_exchange(run, self.work.layout, self.work.parameters)
+        work = dataclasses.replace(self.work, exchange=exchange)
+        return Costs(run, self.world_size, self.machine, work)
+
+    def reducing_in_16_bits(self) -> Costs:
+        """The same run, but for gradients that travel in 16 bits."""
+        ddp = copy.copy(self.run.ddp)
+        ddp.grad_reduce_in_fp32 = False
+        run = Run(
+            self.run.model,
+            self.run.optimizer,
+            ddp,
+            self.run.train,
+            self.run.mixed_precision,
+            self.run.comm_overlap,
+        )
+        return self.with_exchange_of(run)
+
+
+def memory_need(held: Memory) -> MemoryNeed:
+    """A memory estimate in plain numbers."""
+    states = held.weights.value + held.gradients.value + held.optimizer.value
+    return MemoryNeed(
+        held.needed.value, states, held.usable.value, held.capacity.value, held.needed, held.stage
+    )
+
+
+def overlap_in(names: frozenset[str]) -> Overlap:
+    """The switches of these dimensions; the ring of context parallelism has none."""
+    return Overlap(
+        tp=TP in names,
+        dp_gradients=DP_GRADIENTS in names,
+        dp_parameters=DP_PARAMETERS in names,
+        pp=PP in names,
+        cp=True,
+        ep=EP in names,
+    )
+
+
+def costs_of_run(run: Run, world_size: int, machine: Machine, *, cut: bool = True) -> Costs | str:
+    """The costs of an effective run, or why it cannot be estimated.
+
+    Args:
+        cut: False leaves the gradients in one piece, for `with_exchange_of` to cut.
+
+    Raises:
+        InputError: the machine cannot compute in the run's precision.
+    """
+    for precision in {linear_precision(run.model).rate, base_precision(run.model).rate}:
+        machine.rate(precision)
+    try:
+        return Costs(run, world_size, machine, workload(run, world_size, cut=cut))
+    except InputError as error:
+        return str(error)

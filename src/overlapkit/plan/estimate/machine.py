@@ -1,0 +1,284 @@
+"""What a cluster can do: rates, bandwidths and latencies, from data sheets or from measurement.
+
+A `Machine` is plain data. `machine_of` makes one from a GPU's data sheet; who has measured a
+machine fills in the same fields with `given(name, value, unit, source)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from overlapkit.errors import InputError
+from overlapkit.hardware import Gpu, find_gpu
+from overlapkit.plan.estimate.constants import (
+    CONSTANTS,
+    KERNEL_S,
+    NETWORK_HOP_S,
+    NVLINK_HOP_S,
+    TILE,
+    Constants,
+    constant,
+)
+from overlapkit.plan.figure import Figure, given, smallest
+
+ALL_RANKS = 2**31
+"""A domain larger than any job."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One level of the network.
+
+    Attributes:
+        name: "NVLink", "network" …
+        domain: consecutive ranks that it connects; `ALL_RANKS` for all.
+        bandwidth: bytes/s that each rank sends while receiving as many.
+        hop: seconds of latency for each step of a collective.
+    """
+
+    name: str
+    domain: int
+    bandwidth: Figure
+    hop: Figure
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A cluster of equal GPUs (or other processors).
+
+    Attributes:
+        name: for people.
+        rates: FLOP/s that large GEMMs sustain, by `Precision.rate`.
+        attention_forward, attention_backward: FLOP/s of attention.
+        memory_bandwidth: bytes/s of a streaming kernel.
+        memory: bytes.
+        links: nearest first.
+        communication_share: share of a rank's arithmetic that a running collective takes.
+        kernel: seconds between one kernel and the next.
+        processors: SMs that a GEMM's tiles are spread over; 1 where that is of no account.
+        tile: rows and columns of a GEMM's result that one of them computes.
+        step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of this
+            very workload; None takes the model. All compute of a step is scaled to it.
+    """
+
+    name: str
+    rates: Mapping[str, Figure]
+    attention_forward: Figure
+    attention_backward: Figure
+    memory_bandwidth: Figure
+    memory: Figure
+    links: tuple[Link, ...]
+    communication_share: Figure
+    kernel: Figure
+    processors: int = 1
+    tile: tuple[int, int] = (1, 1)
+    step_compute: Figure | None = None
+
+    @property
+    def nvlink_domain(self) -> int:
+        """Consecutive ranks on the nearest link."""
+        return self.links[0].domain
+
+    def rate(self, kind: str) -> Figure:
+        """The sustained rate of a kind of GEMM.
+
+        Raises:
+            InputError: the machine has none.
+        """
+        if kind not in self.rates:
+            raise InputError(
+                f"{self.name} has no {kind} tensor cores; choose mixed_precision=bf16_mixed or "
+                f"another of {', '.join(self.rates)}"
+            )
+        return self.rates[kind]
+
+
+def machine_of(
+    gpu: str,
+    *,
+    network_gbps: float | None = None,
+    nvlink_domain: int | None = None,
+    constants: Constants = CONSTANTS,
+) -> Machine:
+    """The machine of a GPU's reference system.
+
+    Args:
+        gpu: such as h100; see `find_gpu`.
+        network_gbps: Gbit/s of network per GPU; None takes the reference system's adapter.
+        nvlink_domain: GPUs connected by NVLink; None takes the reference system's.
+        constants: the efficiencies.
+
+    Raises:
+        InputError: an unknown GPU, a bandwidth or a domain that is not positive.
+    """
+    name, data = find_gpu(gpu)
+    if network_gbps is not None and not network_gbps > 0:
+        raise InputError(f"--network {network_gbps:g}: want Gbit/s per GPU, above 0")
+    if nvlink_domain is not None and nvlink_domain < 1:
+        raise InputError(f"NVLink domain of {nvlink_domain} GPUs: want 1 or more")
+    sheet = f"{name} data sheet"
+    tflops = {
+        "bf16": data.bf16_tflops,
+        "fp8": data.fp8_tflops,
+        # Block scaling came with the generation that has FP4.
+        "mxfp8": data.fp8_tflops if data.nvfp4_tflops else None,
+        "nvfp4": data.nvfp4_tflops,
+        # TF32, which fp32 matrix products may use, runs at half of BF16.
+        "fp32": data.bf16_tflops / 2,
+    }
+    peaks = {
+        kind: given(f"{kind} peak", rate * 1e12, "FLOP/s", sheet)
+        for kind, rate in tflops.items()
+        if rate is not None
+    }
+    power = given("power", data.tdp_watt, "W", sheet)
+    tensor = constant("tensor-core efficiency", constants.tensor)
+    memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
+    streaming = constant("memory efficiency", constants.memory)
+    taken = constant("SMs that a collective takes", constants.processors)
+    return Machine(
+        name=name,
+        rates={
+            kind: _sustained(kind, peak, power, tensor, constants) for kind, peak in peaks.items()
+        },
+        attention_forward=_attention(data, peaks["bf16"], tensor, 4, 1, "forward"),
+        attention_backward=_attention(
+            data,
+            peaks["bf16"],
+            constant("attention backward efficiency", constants.attention_backward),
+            10,
+            1,
+            "backward",
+        ),
+        memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
+        memory=given("memory", data.memory_bytes, "B", sheet),
+        links=(
+            Link(
+                "NVLink",
+                nvlink_domain or data.nvlink_domain,
+                _bandwidth("NVLink", data.nvlink_gbps_per_dir * 1e9, sheet, constants),
+                constant("NVLink hop", NVLINK_HOP_S, "s"),
+            ),
+            Link(
+                "network",
+                ALL_RANKS,
+                _bandwidth(
+                    "network",
+                    (network_gbps or data.nic_gbps) / 8 * 1e9,
+                    sheet if network_gbps is None else "--network",
+                    constants,
+                ),
+                constant("network hop", NETWORK_HOP_S, "s"),
+            ),
+        ),
+        communication_share=(taken / given("SMs", data.sm, "", sheet)).called(
+            "share of SMs that a collective takes"
+        ),
+        kernel=constant("kernel start", KERNEL_S, "s"),
+        processors=data.sm,
+        tile=TILE,
+    )
+
+
+OPERAND_BITS = {"fp32": 32, "bf16": 16, "fp8": 8, "mxfp8": 8.25, "nvfp4": 4.5}
+"""Bits of a GEMM operand's element, with its share of the scales: one byte for 32 elements of MXFP8
+and for 16 of NVFP4."""
+
+
+def _sustained(
+    kind: str, peak: Figure, power: Figure, tensor: Figure, constants: Constants
+) -> Figure:
+    """What tensor cores can keep up, or what power allows them, whichever is less."""
+    bits = given(f"{kind} operand bits", OPERAND_BITS[kind], "", "the format, with its scales")
+    energy = (
+        constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
+        + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
+    ).called(f"{kind} energy", "J/FLOP")
+    return smallest(peak * tensor, power / energy).called(f"{kind} sustained", "FLOP/s")
+
+
+HEAD = 128
+"""Head size that attention's rate is stated for, as that of every named model."""
+
+
+def _attention(
+    gpu: Gpu, peak: Figure, efficiency: Figure, products: int, exponentials: int, which: str
+) -> Figure:
+    """FLOP/s where matrix products and exponentials follow each other.
+
+    For each pair of positions the forward multiplies `2 x 2 x head` and takes one exponential; the
+    special-function units take these at a rate of their own, which on Blackwell is the slower one
+    (FlashAttention-4, 2025).
+    """
+    source = "overlapkit/data/hardware.json"
+    each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", source)
+    unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", source)
+    exponential = (peak / each * unit).called("exponentials", "1/s")
+    operations = given(
+        f"FLOPs per pair, {which}", products * HEAD, "FLOP", f"{products} x head size of {HEAD}"
+    )
+    time = operations / (peak * efficiency) + exponentials / exponential
+    return (operations / time).called(f"attention {which} sustained", "FLOP/s")
+
+
+def _bandwidth(name: str, peak: float, source: str, constants: Constants) -> Figure:
+    share = constant("link efficiency", constants.link)
+    return (given(f"{name} peak", peak, "B/s", source) * share).called(f"{name} sustained", "B/s")
+
+
+def filled(machine: Machine, m: int, n: int, batch: int, k: int) -> float:
+    """Share of the processors' time that a GEMM's tiles use, from 0 to 1.
+
+    The result is cut into tiles, which the processors compute in waves; edges that do not fill a
+    tile and the last wave that does not fill the GPU are lost. With fewer tiles than processors the
+    inner dimension is cut up as well (split-K), as libraries do.
+    """
+    if machine.processors == 1:
+        return 1.0
+    best = 0.0
+    for rows, columns in (machine.tile, machine.tile[::-1], (machine.tile[0],) * 2):
+        tiles = ceil(m / rows) * ceil(n / columns) * batch
+        splits = max(1, min(machine.processors // tiles, k // 1024))
+        waves = ceil(tiles * splits / machine.processors)
+        covered = waves * machine.processors * rows * columns / splits
+        best = max(best, m * n * batch / covered)
+    return min(best, 1.0)
+
+
+def slowest_link(machine: Machine, ranks: int, stride: int) -> Link:
+    """The link that a message between neighbours of a group takes, the farthest apart of them.
+
+    Where the group reaches over several domains some neighbours are in different ones, and all wait
+    for these: each message has one sender, so one adapter.
+    """
+    reaches_out = (ranks - 1) * stride + 1 > machine.nvlink_domain
+    return machine.links[-1 if reaches_out else 0]
+
+
+def link_between(machine: Machine, ranks: int, stride: int) -> tuple[Figure, Figure, int]:
+    """How a group of `ranks`, `stride` apart, is connected.
+
+    A ring over several domains enters and leaves each of them once per member that it has there, so
+    that these members' links to the outside carry it together, as far as the inner link keeps up.
+
+    Returns:
+        Bytes/s of each rank, seconds of latency over the whole ring, members within a domain.
+    """
+    inner = machine.links[0]
+    span = (ranks - 1) * stride + 1
+    if span <= inner.domain or len(machine.links) == 1:
+        return inner.bandwidth, (inner.hop * max(ranks - 1, 1)).called("latency", "s"), ranks
+    outer = machine.links[-1]
+    near = max(1, min(ranks, inner.domain // stride))
+    hops = given(
+        "hops between domains", max(ceil(ranks / near) - 1, 1), "", f"{ranks} ranks, {near} in each"
+    )
+    latency = outer.hop * hops
+    bandwidth = outer.bandwidth
+    if near > 1:
+        members = given("members of the group in a domain", near, "", "stride of the group")
+        bandwidth = smallest(inner.bandwidth, outer.bandwidth * members)
+        latency = latency + inner.hop * (near - 1)
+    return bandwidth.called("bandwidth of the group", "B/s"), latency.called("latency", "s"), near

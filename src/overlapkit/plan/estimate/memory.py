@@ -1,0 +1,209 @@
+"""How much memory the fullest GPU needs: an estimate, with a stated margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from overlapkit.config.run import Run
+from overlapkit.errors import InputError
+from overlapkit.plan.estimate.activations import layer_activations, layer_input, logits
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.estimate.optimizer_time import optimizer_shard
+from overlapkit.plan.figure import Figure, given, smallest, total
+from overlapkit.plan.workload.step import LayerWork, Workload
+
+MARGIN = 0.05
+"""Share of the memory that is kept free for what is not counted: the CUDA context and loaded
+kernels, NCCL's and userbuffers' buffers, GEMM workspaces, and what fragmentation loses."""
+
+COUNTED = "counted tensor by tensor"
+
+_SIZES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU that needs most.
+
+    Attributes:
+        weights, gradients, optimizer, activations: its parts.
+        needed: their sum.
+        capacity: of the GPU.
+        usable: of it, without the margin.
+        stage: the pipeline stage of that GPU.
+    """
+
+    weights: Figure
+    gradients: Figure
+    optimizer: Figure
+    activations: Figure
+    needed: Figure
+    capacity: Figure
+    usable: Figure
+    stage: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run needs no more than can be used."""
+        return self.needed.value <= self.usable.value
+
+
+def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
+    """The memory of the pipeline stage that needs most.
+
+    Args:
+        run: that `workload` was made from.
+
+    Raises:
+        InputError: an optimizer dtype that is not known.
+    """
+    usable = (machine.memory * (1 - MARGIN)).called("usable memory", "B")
+    # Of stages that hold the same, the first has most microbatches in flight.
+    last = workload.layout.pp - 1
+    first_of: dict[Any, int] = {}
+    for stage, held in enumerate(workload.parameters):
+        layers = tuple(sorted(workload.stages[stage].items()))
+        first_of.setdefault((held, layers, stage == 0, stage == last), stage)
+    found = [_of_stage(run, workload, machine, usable, stage) for stage in first_of.values()]
+    return max(found, key=lambda one: one.needed.value)
+
+
+def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, stage: int) -> Memory:
+    weights = _weights(run, workload, stage)
+    gradients = _gradients(workload, stage)
+    optimizer = _optimizer(run, workload, stage)
+    activations = _activations(run, workload, stage)
+    needed = (weights + gradients + optimizer + activations).called(
+        f"memory needed on stage {stage}", "B"
+    )
+    return Memory(weights, gradients, optimizer, activations, needed, machine.memory, usable, stage)
+
+
+def _weights(run: Run, workload: Workload, stage: int) -> Figure:
+    held, low = workload.parameters[stage].all, workload.precision
+    size = workload.base.operand_bytes
+    fp8 = given("parameters kept in FP8", held.fp8, "", COUNTED)
+    other = given("other parameters per rank", held.all - held.fp8, "", COUNTED)
+    # Two directions: Hopper's tensor cores want FP8 operands transposed, block scales differ.
+    both = given("small copies of a weight", 2, "", "one for each direction")
+    weights = other * size + fp8 * both
+    if low is not workload.base:
+        # Weights quantized for the first microbatch are kept for the others.
+        layers = held.all - held.fp8 - _vocabulary(workload, stage)
+        cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
+        weights = weights + cached * both * low.operand_bytes
+    if workload.exchange.per_layer:
+        # The layer at work and the one gathered for it ahead are whole.
+        layer = given(
+            "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
+        )
+        weights = weights * _share(workload, stage) + 2 * layer * size
+    return weights.called("weights", "B")
+
+
+def _vocabulary(workload: Workload, stage: int) -> int:
+    """Parameters of embedding and output layer, which no recipe quantizes."""
+    shape, last = workload.shape, workload.layout.pp - 1
+    one = shape.vocab // shape.tp * shape.hidden
+    count = (stage == 0) + (stage == last)
+    return one * (1 if shape.tied and last == 0 else count)
+
+
+def _gradients(workload: Workload, stage: int) -> Figure:
+    held = given("parameters per rank", workload.parameters[stage].all.all, "", COUNTED)
+    size = given("gradient bytes", workload.exchange.gradient_bytes, "B", "ddp.grad_reduce_in_fp32")
+    gradients = held * size
+    if workload.layout.sharding in ("gradients", "parameters"):
+        layer = given(
+            "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
+        )
+        gradients = gradients * _share(workload, stage) + 2 * layer * size
+    return gradients.called("gradients", "B")
+
+
+def _share(workload: Workload, stage: int) -> Figure:
+    """The share of a stage's parameters that one rank keeps; of experts fewer ranks have copies."""
+    held = workload.parameters[stage].all
+    whole = given("parameters per rank", held.all, "", COUNTED)
+    return (optimizer_shard(workload, held) / whole).called("share kept by a rank")
+
+
+def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
+    shard = optimizer_shard(workload, workload.parameters[stage].all)
+    aware = bool(getattr(run.optimizer, "use_precision_aware_optimizer", False))
+    sizes = [
+        _size(run.optimizer, name) if aware else 4
+        for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    ]
+    if aware and getattr(run.optimizer, "store_param_remainders", False) and sizes[0] == 4:
+        # Only the 16 bits that the BF16 weight lacks are kept beside it.
+        sizes[0] = 2
+    each = given("optimizer state bytes", sum(sizes), "B", "master weight and Adam's two moments")
+    state = shard * each
+    offloaded = getattr(run.optimizer, "optimizer_offload_fraction", 0.0) or 0.0
+    if getattr(run.optimizer, "optimizer_cpu_offload", False) and offloaded:
+        state = state * given(
+            "share on the GPU", 1 - float(offloaded), "", "optimizer.optimizer_offload_fraction"
+        )
+    return state.called("optimizer state", "B")
+
+
+def _size(optimizer: Any, name: str) -> int:
+    told = str(getattr(optimizer, name, None) or "float32").rpartition(".")[2]
+    if told not in _SIZES:
+        raise InputError(f"optimizer.{name}={told}: unknown dtype; known are {', '.join(_SIZES)}")
+    return _SIZES[told]
+
+
+def _activations(run: Run, workload: Workload, stage: int) -> Figure:
+    """Of all microbatches in flight on a stage.
+
+    One forward, one backward: stage s has at most p - s microbatches in flight. Interleaved, the
+    warm-up of stage s is 2 (p - s - 1) + (v - 1) p chunks, and one more is at work.
+    """
+    layout = workload.layout
+    of_pass = total(
+        given(
+            f"{workload.layers[kind].name} layers of stage {stage}", count, "", "model.num_layers"
+        )
+        * _kept(workload, workload.layers[kind])
+        for kind, count in sorted(workload.stages[stage].items())
+    ).called("activations of a microbatch", "B")
+    if getattr(run.model, "cpu_offloading", False):
+        layers = max(sum(workload.stages[stage].values()), 1)
+        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, layers)
+        of_pass = of_pass * given(
+            "share of layers not offloaded",
+            1 - moved / layers,
+            "",
+            "model.cpu_offloading_num_layers",
+        )
+    ahead = layout.pp - stage
+    chunks = 2 * (ahead - 1) + (layout.vp - 1) * layout.pp + 1
+    in_flight = given(
+        "microbatches in flight", ahead if layout.vp == 1 else chunks / layout.vp, "", "schedule"
+    )
+    in_flight = smallest(in_flight, given("microbatches", layout.microbatches, "", "schedule"))
+    kept = in_flight * of_pass
+    if any(work.recompute.whole_layers for work in workload.layers):
+        # While one layer is recomputed, all of its activations are there.
+        whole = (_whole(workload, workload.layers[kind]) for kind in workload.stages[stage])
+        kept = kept + max(
+            whole, key=float, default=given("recomputed layer", 0, "B", "a stage without layers")
+        )
+    if stage == layout.pp - 1:
+        kept = kept + logits(workload)
+    return kept.called("activations", "B")
+
+
+def _whole(workload: Workload, work: LayerWork) -> Figure:
+    return layer_activations(workload, work.precision, work.recompute, moe=work.moe)
+
+
+def _kept(workload: Workload, work: LayerWork) -> Figure:
+    share = work.recompute.whole_layers
+    if not share:
+        return _whole(workload, work)
+    again = given("share of layers recomputed", share, "", "model.recompute_num_layers")
+    return again * layer_input(workload) + (1 - again) * _whole(workload, work)

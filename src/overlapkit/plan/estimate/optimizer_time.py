@@ -1,0 +1,52 @@
+"""The optimizer's step: it reads and writes every parameter's state once."""
+
+from __future__ import annotations
+
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.workload.parameters import Parameters
+from overlapkit.plan.workload.step import Workload
+
+STATE_BYTES = 4 + 2 * 12
+"""Adam with fp32 state, per parameter: the gradient read; master weight and two moments read and
+written."""
+NORM_BYTES = 4
+"""The gradient read once more before, to clip its norm."""
+ZEROED_BYTES = 4
+"""The gradient buffer cleared for the next step, whole on every rank."""
+
+
+def optimizer_time(workload: Workload, machine: Machine) -> Figure:
+    """Seconds of memory traffic on the stage with most parameters."""
+    held = workload.parameters[workload.worst_stage].all
+    shard = optimizer_shard(workload, held)
+    whole = given("parameters per rank", held.all, "", "counted tensor by tensor")
+    weight = given(
+        "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
+    )
+    moved = shard * (STATE_BYTES + NORM_BYTES + weight)
+    if workload.layout.sharding in ("none", "optimizer"):
+        moved = moved + whole * ZEROED_BYTES
+    if workload.precision.quantize_bytes:
+        # Weights are quantized for the first microbatch and kept for the others.
+        moved = moved + whole * workload.precision.quantize_bytes
+    return (moved.called("optimizer bytes", "B") / machine.memory_bandwidth).called(
+        "optimizer", "s"
+    )
+
+
+def optimizer_shard(workload: Workload, held: Parameters) -> Figure:
+    """Parameters whose optimizer state one rank keeps."""
+    layout = workload.layout
+    if layout.sharding == "none":
+        return given("parameters of a rank's optimizer", held.all, "", "counted tensor by tensor")
+    dense = max(layout.replicas // layout.instances, 1)
+    expert = max(layout.expert_replicas // layout.instances, 1)
+    shard = given("dense parameters per rank", held.dense, "", "counted tensor by tensor") / given(
+        "their shards", dense, "", "DP x CP / distributed-optimizer instances"
+    )
+    if held.expert:
+        shard = shard + given(
+            "expert parameters per rank", held.expert, "", "counted tensor by tensor"
+        ) / given("experts' shards", expert, "", "DP x CP x TP / (EP x expert TP) / instances")
+    return shard.called("parameters of a rank's optimizer", "")

@@ -1,0 +1,61 @@
+"""How long one GEMM, one kernel's traffic and one collective take on a machine."""
+
+from __future__ import annotations
+
+from overlapkit.plan.estimate.machine import Machine, filled, link_between, slowest_link
+from overlapkit.plan.figure import Figure, given, largest
+from overlapkit.plan.workload.collectives import Collective
+from overlapkit.plan.workload.gemms import Gemm
+
+
+def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
+    """Arithmetic or memory, whichever takes longer (roofline), and the start of the kernel."""
+    at = f"{gemm.name} {gemm.which}"
+    rate = machine.rate(gemm.precision.rate)
+    if machine.processors > 1:
+        share = filled(machine, gemm.m, gemm.n, gemm.batch, gemm.k)
+        rows, columns = machine.tile
+        source = f"{rows} x {columns} tiles over {machine.processors} SMs"
+        rate = rate * given(f"{at} tiles' use of the SMs", share, "", source)
+    time = largest(gemm.flops / rate, gemm.moved / machine.memory_bandwidth) + machine.kernel
+    return time.called(f"{at} time", "s")
+
+
+def traffic_time(moved: Figure, machine: Machine) -> Figure:
+    """Memory-bound kernels."""
+    return (moved / machine.memory_bandwidth).called(moved.name.replace("bytes", "time"), "s")
+
+
+def wire_bytes(one: Collective) -> Figure:
+    """Bytes that each rank sends in one collective.
+
+    A ring's all-gather and reduce-scatter send all but a rank's own part, an all-reduce is both
+    (Rabenseifner, 2004); an all-to-all keeps a rank's own part.
+    """
+    if one.kind == "send":
+        return one.payload.called(f"{one.name} bytes sent", "B")
+    ranks = given("ranks of the group", one.ranks, "", f"{one.dimension} of the layout")
+    sent = one.payload * (ranks - 1) / ranks
+    if one.kind == "all-reduce":
+        sent = 2 * sent
+    return sent.called(f"{one.name} bytes sent", "B")
+
+
+def collective_time(one: Collective, machine: Machine) -> Figure:
+    """One collective, undisturbed: bytes sent over bandwidth, and latency."""
+    sent = wire_bytes(one)
+    name = f"{one.name} {one.kind} time"
+    if one.kind == "send":
+        link = slowest_link(machine, one.ranks, one.stride)
+        return (sent / link.bandwidth + link.hop).called(name, "s")
+    bandwidth, latency, near = link_between(machine, one.ranks, one.stride)
+    if one.kind != "all-to-all":
+        rounds = 2 if one.kind == "all-reduce" else 1
+        return (sent / bandwidth + latency * rounds).called(name, "s")
+    if near == one.ranks:
+        return (sent / bandwidth + latency).called(name, "s")
+    # Each rank's own adapter carries what leaves the domain, whatever its neighbours do.
+    outside = given("members outside of the domain", one.ranks - near, "", "stride of the group")
+    leaving = (one.payload * outside / one.ranks).called(f"{one.name} bytes leaving", "B")
+    slowest = largest(sent / machine.links[0].bandwidth, leaving / machine.links[-1].bandwidth)
+    return (slowest + latency).called(name, "s")

@@ -1,0 +1,247 @@
+"""How long a step takes on a machine, part by part, and which communication is left exposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from overlapkit.plan.estimate.gradient_time import exchange_time
+from overlapkit.plan.estimate.layer_time import LayerTime, layer_time
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.estimate.optimizer_time import optimizer_time
+from overlapkit.plan.estimate.overlap import Overlap
+from overlapkit.plan.estimate.roofline import collective_time
+from overlapkit.plan.figure import Figure, given, largest, smallest, total
+from overlapkit.plan.workload.step import Workload
+
+BATCHES = "global batch / (micro-batch x DP)"
+
+PARTS = (
+    "matrix products",
+    "attention",
+    "memory-bound kernels",
+    "contention",
+    "TP exposed",
+    "CP exposed",
+    "EP exposed",
+    "PP exposed",
+    "DP exposed",
+    "pipeline bubble",
+    "optimizer",
+)
+"""What a step consists of; the parts of an estimate add up to its step."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Seconds a step of one dimension's communication: `exposed + hidden = total`."""
+
+    total: Figure
+    exposed: Figure
+    hidden: Figure
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A step of the slowest rank.
+
+    Attributes:
+        step: seconds.
+        parts: seconds by `PARTS`, which add up to `step`.
+        communication: by dimension, for those that communicate.
+        tokens_per_second: of each GPU.
+        model_flops_per_second: of each GPU, model FLOPs.
+        bubble_share: of the step without bubble, that the bubble adds.
+    """
+
+    step: Figure
+    parts: Mapping[str, Figure]
+    communication: Mapping[str, Exposure]
+    tokens_per_second: Figure
+    model_flops_per_second: Figure
+    bubble_share: Figure
+
+    @property
+    def exposed(self) -> Figure:
+        """Exposed communication of all dimensions together."""
+        return total(one.exposed for one in self.communication.values()).called(
+            "exposed communication", "s"
+        )
+
+
+def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate:
+    """The time of a step.
+
+    The slowest stage works through all microbatches; before and behind them it waits for the other
+    stages to fill and drain, which interleaving shortens (Narayanan et al., Efficient Large-Scale
+    Language Model Training on GPU Clusters Using Megatron-LM, 2021, section 2.2).
+
+    Raises:
+        InputError: the machine has no rate for the workload's precision.
+    """
+    layout = workload.layout
+    layers = [layer_time(work, machine, overlap) for work in workload.layers]
+    vocabulary = layer_time(workload.vocabulary, machine, overlap)
+    held = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
+    times = [_stage_time(stage, parts) for stage, parts in enumerate(held)]
+    slowest = max(range(layout.pp), key=lambda stage: times[stage].value)
+    passes = given("microbatches", layout.microbatches, "", BATCHES)
+
+    scale = _scale(workload, machine, held[slowest])
+    parts: dict[str, Figure] = {}
+    communication: dict[str, Exposure] = {}
+    for name, pick in _COMPUTE.items():
+        picked = [(count, pick(time)) for count, time in held[slowest]]
+        of_pass = total(count * time for count, time in picked if time.value)
+        parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
+    for dimension in ("TP", "CP", "EP"):
+        exposure = _of_dimension(dimension, held[slowest], passes)
+        if exposure is not None:
+            communication[dimension] = exposure
+            parts[f"{dimension} exposed"] = exposure.exposed
+    forward, backward = _chunk_times(held[slowest], layout.vp)
+    contended = [parts["contention"]]
+
+    if workload.boundary is not None:
+        exposure = _boundary(workload, machine, overlap, forward)
+        communication["PP"] = exposure
+        parts["PP exposed"] = exposure.exposed
+        contended.append(exposure.hidden * machine.communication_share)
+    exchange = exchange_time(workload, machine, overlap, forward, backward)
+    if exchange is not None:
+        communication["DP"] = Exposure(
+            exchange.total, exchange.exposed, _hidden("DP", exchange.total, exchange.exposed)
+        )
+        parts["DP exposed"] = exchange.exposed
+        contended.append(communication["DP"].hidden * machine.communication_share)
+    parts["contention"] = total(contended).called("contention", "s")
+    parts["pipeline bubble"] = _scaled(_bubble(workload, times), scale).called(
+        "pipeline bubble", "s"
+    )
+    parts["optimizer"] = _scaled(optimizer_time(workload, machine), scale).called("optimizer", "s")
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    step = total(parts.values()).called("step", "s")
+    world = given("GPUs", layout.world, "", "--world-size")
+    return Estimate(
+        step=step,
+        parts=parts,
+        communication=communication,
+        tokens_per_second=(layout.step_tokens / step / world).called(
+            "tokens per second and GPU", "tokens/s"
+        ),
+        model_flops_per_second=(workload.model_flops / step / world).called(
+            "model FLOP/s of a GPU", "FLOP/s"
+        ),
+        bubble_share=(parts["pipeline bubble"] / (step - parts["pipeline bubble"])).called(
+            "bubble over the rest of the step", ""
+        ),
+    )
+
+
+_Stage = list[tuple[Figure, LayerTime]]
+"""Number of layers of each kind and the time of each."""
+
+_COMPUTE: dict[str, Callable[[LayerTime], Figure]] = {
+    "matrix products": lambda time: time.forward.gemms + time.backward.gemms,
+    "attention": lambda time: time.forward.attention + time.backward.attention,
+    "memory-bound kernels": lambda time: time.forward.traffic + time.backward.traffic,
+    "contention": lambda time: time.forward.contention + time.backward.contention,
+}
+
+
+def _stage(
+    workload: Workload, stage: int, layers: list[LayerTime], vocabulary: LayerTime
+) -> _Stage:
+    result = []
+    for kind, count in sorted(workload.stages[stage].items()):
+        name = f"{workload.layers[kind].name} layers of stage {stage}"
+        result.append((given(name, count, "", "model.num_layers"), layers[kind]))
+    if stage == workload.layout.pp - 1:
+        result.append((given("output layers", 1, "", "on the last stage"), vocabulary))
+    return result
+
+
+def _stage_time(stage: int, held: _Stage) -> Figure:
+    return total(count * time.all for count, time in held).called(
+        f"stage {stage}, one microbatch", "s"
+    )
+
+
+def _chunk_times(held: _Stage, chunks: int) -> tuple[Figure, Figure]:
+    """Forward and backward of one model chunk of a stage, for one microbatch."""
+    number = given(
+        "model chunks of a stage", chunks, "", "model.virtual_pipeline_model_parallel_size"
+    )
+    forward = total(count * time.forward.all for count, time in held) / number
+    backward = total(count * time.backward.all for count, time in held) / number
+    return forward.called("forward of a chunk", "s"), backward.called("backward of a chunk", "s")
+
+
+def _of_dimension(dimension: str, held: _Stage, passes: Figure) -> Exposure | None:
+    found = [
+        (count, one)
+        for count, time in held
+        for phase in (time.forward, time.backward)
+        for one in phase.communication
+        if one.dimension == dimension
+    ]
+    if not found:
+        return None
+    whole = (total(count * one.total for count, one in found) * passes).called(
+        f"{dimension} communication", "s"
+    )
+    exposed = (total(count * one.exposed for count, one in found) * passes).called(
+        f"{dimension} exposed", "s"
+    )
+    return Exposure(whole, exposed, _hidden(dimension, whole, exposed))
+
+
+def _hidden(dimension: str, whole: Figure, exposed: Figure) -> Figure:
+    return (whole - exposed).called(f"{dimension} hidden", "s")
+
+
+def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: Figure) -> Exposure:
+    """Boundary activations: with overlap only the first and last ones on their way have no compute
+    beside them, while the pipeline fills and drains."""
+    assert workload.boundary is not None
+    each = collective_time(workload.boundary, machine)
+    count = given("boundary messages", workload.boundary.count, "", "2 x VPP x microbatches")
+    whole = (count * each).called("PP communication", "s")
+    if not overlap.pp:
+        return Exposure(
+            whole,
+            whole.called("PP exposed", "s"),
+            given("PP hidden", 0, "s", "overlap_p2p_comm is off"),
+        )
+    stages = given("PP", workload.layout.pp, "stages", "model.pipeline_model_parallel_size")
+    filling = smallest(2 * (stages - 1), count).called("messages of filling and draining")
+    exposed = filling * each + (count - filling) * largest(each - forward, 0)
+    exposed = smallest(exposed, whole).called("PP exposed", "s")
+    return Exposure(whole, exposed, _hidden("PP", whole, exposed))
+
+
+def _bubble(workload: Workload, times: Iterable[Figure]) -> Figure:
+    """Time that a stage waits while the others fill and drain: `(p - 1) / v` microbatches."""
+    layout = workload.layout
+    if layout.pp == 1:
+        return given("pipeline bubble", 0, "s", "one stage")
+    stages = given("PP", layout.pp, "stages", "model.pipeline_model_parallel_size")
+    chunks = given("VPP", layout.vp, "chunks", "model.virtual_pipeline_model_parallel_size")
+    mean = (total(times) / stages).called("mean stage, one microbatch", "s")
+    return ((stages - 1) / chunks * mean).called("filling and draining", "s")
+
+
+def _scale(workload: Workload, machine: Machine, held: _Stage) -> Figure | None:
+    """Measured compute of a step over the modelled one; None where nothing was measured."""
+    if machine.step_compute is None:
+        return None
+    passes = given("microbatches", workload.layout.microbatches, "", BATCHES)
+    of_pass = total(count * (time.forward.compute + time.backward.compute) for count, time in held)
+    modelled = (of_pass * passes + optimizer_time(workload, machine)).called(
+        "modelled compute of a step", "s"
+    )
+    return (machine.step_compute / modelled).called("measured over modelled compute")
+
+
+def _scaled(time: Figure, scale: Figure | None) -> Figure:
+    return time if scale is None else time * scale

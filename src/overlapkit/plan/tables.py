@@ -1,0 +1,131 @@
+"""Shows a plan to a person at a terminal: the strategy at a glance, then the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from overlapkit.output.numbers import sentence
+from overlapkit.plan.advise.dimensions import Dimension
+from overlapkit.plan.advise.next_steps import next_steps
+from overlapkit.plan.plan import Plan
+from overlapkit.plan.sweep import Ranked, Ranking
+from overlapkit.plan.text import (
+    changed,
+    environment,
+    expectation,
+    fit,
+    gained,
+    how,
+    part_rows,
+    sweep_header,
+    title,
+    to_set,
+)
+
+SHOWN = 15
+"""Layouts of a sweep that fit a screen."""
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """The whole plan: what to expect, the strategy, its settings, the environment, what next."""
+    r = plan.recommendation
+    source, machines = title(plan)
+    console.print(Text.assemble((source, "bold"), f" {machines}"))
+    if plan.chosen_because:
+        console.print(Text(plan.chosen_because, "dim"))
+    if r.costs is None:
+        console.print(Text(f"No estimate: {r.not_estimated}", "yellow"))
+    else:
+        console.print(Text(expectation(plan), "bold green"))
+        memory = plan.memory
+        console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
+    told, _, paste = to_set(plan).partition(" (")
+    console.print(Text.assemble((told, "cyan"), (f" ({paste}", "dim")))
+    console.print()
+    console.print(_strategy(plan))
+    console.print()
+    for line in how(plan):
+        what, _, why = line.partition(": ")
+        console.print(Text.assemble((f"{what}: ", "bold"), why))
+    console.print()
+    for line in environment(plan):
+        told, _, why = line.partition("  # ")
+        console.print(Text.assemble((told, "cyan"), (f"  # {why}", "dim")))
+    if r.costs is not None:
+        console.print(Text("\nWhere the step goes (ms)", "bold"))
+        console.print(_parts(plan))
+    if r.changes:
+        console.print(Text("\nChanges to the configuration", "bold"))
+        for line in changed(plan):
+            console.print(line)
+    console.print(Text("\nIf a profile (overlapkit trace) shows otherwise", "bold"))
+    for step in next_steps(r.proposal):
+        console.print(Text.assemble(step.shows, ("\n  -> " + step.change, "green")))
+    for note in plan.notes:
+        console.print(Text(f"note: {note}", "yellow"))
+
+
+def _strategy(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table.add_column("", min_width=3)
+    table.add_column("dimension", no_wrap=True)
+    table.add_column("ranks", justify="right")
+    table.add_column("saves", no_wrap=True)
+    table.add_column("why", ratio=1)
+    for d in plan.recommendation.dimensions:
+        gain = plan.recommendation.gains.get(d.name)
+        worth = gained(gain).removeprefix("saves ") if gain is not None else ""
+        why = Text(sentence(d.reason))
+        if d.remedy:
+            why.append(f"\n-> {d.remedy}", style="green")
+        table.add_row(_switch(d), d.name, str(d.ranks), worth, why)
+    return table
+
+
+def _switch(d: Dimension) -> Text:
+    if d.ranks == 1:
+        return Text("-", "dim")
+    return Text("on", "green") if d.on else Text("off", "yellow")
+
+
+def _parts(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("without", "with overlap"):
+        table.add_column(name, justify="right")
+    for name, before, after in part_rows(plan):
+        table.add_row(name, before, after)
+    return table
+
+
+def show_ranking(ranking: Ranking, console: Console) -> None:
+    """The fastest layouts of a sweep."""
+    console.print(Text(sweep_header(ranking), "bold"))
+    console.print(_layouts(ranking.fitting[:SHOWN]))
+    if len(ranking.fitting) > SHOWN:
+        console.print(Text(f"and {len(ranking.fitting) - SHOWN} more", "dim"))
+    console.print()
+
+
+def _layouts(ranked: Sequence[Ranked]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for name in ("", "TP", "PP", "VPP", "CP", "EP", "DP", "micro-batch", "step ms"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens/s/GPU", justify="right")
+    table.add_column("GB", justify="right")
+    for place, each in enumerate(ranked, start=1):
+        layout = each.layout
+        sizes = (layout.tp, layout.pp, layout.vp, layout.cp, layout.ep, each.data_parallel_size)
+        table.add_row(
+            str(place),
+            *map(str, sizes),
+            str(layout.mbs),
+            f"{1e3 * each.summary.step_s:,.0f}",
+            f"{each.summary.tokens_per_s_per_gpu:,.0f}",
+            f"{each.memory.needed / 1e9:.1f}",
+        )
+    return table

@@ -1,0 +1,207 @@
+"""A plan as plain lines: for pipes and agents, for whom padding and broken lines cost."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from overlapkit.config.emit.forms import FORMS
+from overlapkit.config.emit.yaml_text import flow
+from overlapkit.explain.text import alike
+from overlapkit.output.numbers import plain, sentence, short
+from overlapkit.plan.advise.dimensions import Dimension, buckets_told
+from overlapkit.plan.advise.next_steps import next_steps
+from overlapkit.plan.advise.proposal import Proposal
+from overlapkit.plan.advise.recommend import Gain
+from overlapkit.plan.figure import work
+from overlapkit.plan.plan import Plan
+from overlapkit.plan.sweep import Ranking
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The whole plan, a line for each statement."""
+    yield from header(plan)
+    yield to_set(plan)
+    yield ""
+    for d in plan.recommendation.dimensions:
+        yield dimension_line(d, plan.recommendation.gains.get(d.name))
+    yield ""
+    yield from how(plan)
+    yield ""
+    yield from environment(plan)
+    if plan.estimates:
+        yield ""
+        yield "Where the step goes, ms without -> with overlap"
+        for name, before, after in part_rows(plan):
+            yield f"{name}: {before}" if before == after else f"{name}: {before} -> {after}"
+    changes = list(changed(plan))
+    if changes:
+        yield ""
+        yield "Changes to the configuration"
+        yield from changes
+    yield ""
+    yield "If a profile (overlapkit trace) shows otherwise"
+    for step in next_steps(plan.recommendation.proposal):
+        yield f"{step.shows} -> {step.change}"
+    notes = list(plan.notes)
+    if notes:
+        yield ""
+        yield from (f"note: {note}" for note in notes)
+
+
+def header(plan: Plan) -> Iterator[str]:
+    """What is planned, and what is expected of it."""
+    yield " ".join(title(plan))
+    if plan.chosen_because:
+        yield plan.chosen_because
+    if plan.recommendation.costs is None:
+        yield f"No estimate: {plan.recommendation.not_estimated}"
+        return
+    yield expectation(plan)
+    yield fit(plan)
+
+
+def title(plan: Plan) -> tuple[str, str]:
+    """What is planned, and on what."""
+    layout = f"{plan.layout}, DP {plan.data_parallel_size}, {plan.precision}"
+    return plan.source.removeprefix("--model "), f"on {plan.world_size} x {plan.gpu}: {layout}"
+
+
+def expectation(plan: Plan) -> str:
+    """The step without and with overlap, in one line."""
+    with_, without = plan.estimates
+    saved = 1 - with_.step_s / without.step_s
+    return (
+        f"Estimated step {ms(without.step_s)} -> {ms(with_.step_s)} ms with overlap "
+        f"({-saved:.1%}), {without.tokens_per_s_per_gpu:,.0f} -> "
+        f"{with_.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
+    )
+
+
+def fit(plan: Plan) -> str:
+    """How much of the GPU's memory the fullest rank needs."""
+    memory = plan.memory
+    assert memory is not None
+    told = (
+        f"Memory {memory.needed / 1e9:.1f} GB of {memory.capacity / 1e9:.1f} GB on the fullest GPU "
+        f"(estimate; {memory.margin:.0%} is kept free)"
+    )
+    return told if memory.fits else f"{told}: may not fit, see the notes"
+
+
+def recommended_settings(p: Proposal) -> dict[str, Any]:
+    """The keys that carry the recommendation, dotted, ready to be used as overrides."""
+    flat = p.settings.flat()
+    keys = [key for key in flat if key.startswith("comm_overlap.")]
+    keys += [
+        key
+        for key in (
+            "model.sequence_parallel",
+            "ddp.use_distributed_optimizer",
+            "optimizer.use_distributed_optimizer",
+        )
+        if flat.get(key)
+    ]
+    return {key: plain(flat[key]) for key in keys}
+
+
+def to_set(plan: Plan) -> str:
+    """The settings that carry the recommendation, as overrides, in one line."""
+    settings = recommended_settings(plan.recommendation.proposal)
+    told = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
+    return f"Set {' '.join(told)} (to paste: --emit {'|'.join(FORMS)})"
+
+
+def dimension_line(d: Dimension, gain: Gain | None) -> str:
+    """One dimension: on or off, the gain, the reason, the remedy."""
+    if d.ranks == 1:
+        return f"-   {d.name}: {d.reason}"
+    worth = f" {gained(gain)}" if gain is not None else ""
+    told = f"{'on ' if d.on else 'off'} {d.name}{worth}: {d.reason.rstrip('.')}"
+    return told + (f" -> {d.remedy}" if d.remedy else "")
+
+
+def gained(gain: Gain) -> str:
+    """What an overlap saves."""
+    return f"saves {ms(gain.seconds)} ms ({gain.share:.1%})"
+
+
+def how(plan: Plan) -> Iterator[str]:
+    """The settings that carry the overlap, each with its reason."""
+    p = plan.recommendation.proposal
+    if p.preset is not None and p.effective("model.tp_comm_overlap"):
+        if p.preset.name is None:
+            yield f"preset: none, Transformer Engine's own settings: {p.preset.reason}"
+        else:
+            differs = f" (tuned for {'; '.join(p.preset.differs)})" if p.preset.differs else ""
+            yield f"preset: {p.preset.name}, {p.preset.match}{differs}: {p.preset.reason}"
+    size = p.effective("ddp.bucket_size")
+    if size is not None and p.effective("ddp.overlap_grad_reduce"):
+        why = p.bucket.reason if p.bucket is not None else "given on the command line"
+        counted = buckets_told(p)
+        told = f"bucket_size: {size:,} parameters: {why}"
+        yield told + (f"; {counted}" if counted else "")
+    yield f"gradient reduction: {plan.recommendation.reduction}"
+
+
+def environment(plan: Plan) -> Iterator[str]:
+    """The variables to set, each group with its physics."""
+    for names, variable in alike(plan.recommendation.proposal.report.launch_env):
+        yield f"export {' '.join(names)}  # {sentence(variable.reason)}"
+
+
+def changed(plan: Plan) -> Iterator[str]:
+    """Knobs that the recommendation has otherwise than the configuration as given."""
+    for knob, (before, after) in plan.recommendation.changes.items():
+        yield f"{knob}: {short(before)} -> {short(after)}"
+
+
+def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Each part of the step, in ms without and with overlap; the last row is the step."""
+    after, before = plan.estimates
+    for name in before.parts | after.parts:
+        pair = before.parts.get(name, 0.0), after.parts.get(name, 0.0)
+        if max(pair) > 0:
+            yield name, ms(pair[0]), ms(pair[1])
+    yield "step", ms(before.step_s), ms(after.step_s)
+
+
+def sweep_header(ranking: Ranking) -> str:
+    """How many layouts a sweep looked at."""
+    return f"{len(ranking.fitting)} of {ranking.tried} layouts fit; the fastest by estimate:"
+
+
+def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
+    """The fastest layouts of a sweep, one a line."""
+    yield sweep_header(ranking)
+    for place, each in enumerate(ranking.fitting[:most], start=1):
+        yield (
+            f"{place} {each.layout}, DP {each.data_parallel_size}: "
+            f"{each.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU, step "
+            f"{ms(each.summary.step_s)} ms, {each.memory.needed / 1e9:.1f} GB"
+        )
+    if len(ranking.fitting) > most:
+        yield f"and {len(ranking.fitting) - most} more"
+
+
+def work_lines(plan: Plan) -> Iterator[str]:
+    """The derivation of every figure as a tree; what was told before is named only."""
+    for figure in plan.figures():
+        yield ""
+        for depth, one, before in work(figure):
+            name = one.name or one.formula
+            value = f"{one.value:,.6g} {one.unit}".rstrip()
+            told = f"{'  ' * depth}{name} = {value}"
+            if before and one.inputs:
+                yield f"{told} (above)"
+                continue
+            if one.formula and one.name:
+                told += f" = {one.formula}"
+            yield told + (f"  [{one.source}]" if one.source else "")
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds with three significant digits or whole ones."""
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,81 @@
+"""The arithmetic of attention itself: scores and their product with the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.bridge.models.model_shape import ModelShape
+from overlapkit.errors import InputError
+from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.workload.layout import Layout
+
+BACKWARD_PRODUCTS = 5 / 2
+"""Matrix products of a flash-attention backward per product of the forward: five instead of two,
+since the scores are computed again (FlashAttention-2, 2023, section 3.1)."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Operations of one layer's attention on one rank and microbatch.
+
+    Attributes:
+        forward, backward: as executed.
+        counted: forward and backward as model FLOPs are counted, without what the backward repeats.
+    """
+
+    forward: Figure
+    backward: Figure
+    counted: Figure
+
+
+def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> Attention:
+    """Causal attention: of the `s x s` pairs of positions those behind the diagonal are skipped.
+
+    Raises:
+        InputError: a window_size that is no pair of numbers.
+    """
+    length = given("sequence", layout.sequence, "tokens", "model.seq_length")
+    sequences = given("micro-batch", layout.micro_batch, "sequences", "train.micro_batch_size")
+    ranks = given("CP", layout.cp, "ranks", "model.context_parallel_size")
+    pairs = (length * length / 2).called("causal pairs of positions", "", "half of sequence^2")
+    window = _window(model, layer)
+    if window is not None and window < layout.sequence:
+        span = given("window", window, "tokens", "model.window_size")
+        pairs = (length * span - span * span / 2).called("pairs of positions in the window")
+    head = shape.head_dim * 2
+    if shape.latent:
+        head = shape.latent.qk_head_dim + shape.latent.qk_position_dim + shape.latent.v_head_dim
+    width = given(
+        "query-key and value width per rank",
+        head * shape.heads / shape.tp,
+        "",
+        "heads x head sizes / TP",
+    )
+    forward = (2 * pairs * width * sequences / ranks).called("attention FLOPs, forward", "FLOP")
+    return Attention(
+        forward,
+        (BACKWARD_PRODUCTS * forward).called(
+            "attention FLOPs, backward", "FLOP", "five products where the forward has two"
+        ),
+        (3 * forward).called("attention model FLOPs", "FLOP", "backward counted as twice forward"),
+    )
+
+
+def _window(model: Any, layer: int) -> int | None:
+    """Tokens that a position looks back at in this layer; None for all."""
+    window = getattr(model, "window_size", None)
+    if window is None:
+        return None
+    back = window[0] if isinstance(window, (list, tuple)) and len(window) == 2 else None
+    if not isinstance(back, int):
+        raise InputError(f"model.window_size={window!r}: want a pair such as [127, 0], or null")
+    frequency = getattr(model, "window_attn_skip_freq", None)
+    skips = (
+        (layer + 1) % frequency == 0
+        if isinstance(frequency, int) and frequency > 0
+        else isinstance(frequency, (list, tuple))
+        and layer < len(frequency)
+        and not frequency[layer]
+    )
+    return None if skips or back < 0 else back + 1

@@ -1,0 +1,164 @@
+"""The matrix multiplications of a transformer layer on one rank, by shape.
+
+Each weight takes part in three of a kind: forward (fprop), gradient of the input (dgrad) and
+gradient of the weight (wgrad), all of 2 x tokens x inputs x outputs operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron.bridge.models.model_shape import Experts, LatentAttention, ModelShape
+from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.workload.precision import Precision
+
+PASSES = ("fprop", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """`batch` products of an ``m x k`` and a ``k x n`` matrix.
+
+    Attributes:
+        name: of the linear layer, as Transformer Engine's userbuffers name them: qkv, proj, fc1,
+            fc2; beside them the router, the experts' and shared expert's, and the vocabulary.
+        which: "fprop", "dgrad" or "wgrad".
+        precision: of the operands.
+    """
+
+    name: str
+    which: str
+    m: int
+    n: int
+    k: int
+    batch: int
+    precision: Precision
+
+    @property
+    def forward(self) -> bool:
+        return self.which == "fprop"
+
+    @property
+    def flops(self) -> Figure:
+        """Multiplications and additions."""
+        m, n, k = self._axes
+        product = 2 * m * n * k
+        if self.batch > 1:
+            product = product * self._batch
+        return product.called(f"{self.name} {self.which} FLOPs", "FLOP")
+
+    @property
+    def moved(self) -> Figure:
+        """Bytes between memory and chip: each operand read once, the result written once.
+
+        A weight gradient is added to the fp32 gradient buffer, which is read and written.
+        """
+        m, n, k = self._axes
+        each = self.precision.operand_bytes
+        result = 8 if self.which == "wgrad" else max(2.0, min(each, 4.0))
+        moved = (m * k + k * n) * each + m * n * result
+        if self.batch > 1:
+            moved = moved * self._batch
+        return moved.called(f"{self.name} {self.which} bytes", "B")
+
+    @property
+    def _axes(self) -> tuple[Figure, Figure, Figure]:
+        meanings = _AXES[self.which]
+        m, n, k = (
+            given(f"{self.name} {meaning}", size, "", "sizes of the layer on a rank")
+            for meaning, size in zip(meanings, (self.m, self.n, self.k), strict=True)
+        )
+        return m, n, k
+
+    @property
+    def _batch(self) -> Figure:
+        return given("experts of a rank", self.batch, "", "model.num_moe_experts / EP")
+
+
+_AXES = {
+    "fprop": ("tokens", "outputs", "inputs"),
+    "dgrad": ("tokens", "inputs", "outputs"),
+    "wgrad": ("outputs", "inputs", "tokens"),
+}
+
+
+def linear(
+    name: str, tokens: int, inputs: int, outputs: int, precision: Precision, batch: int = 1
+) -> list[Gemm]:
+    """The three products of a linear layer whose weight is ``outputs x inputs``."""
+    return [
+        Gemm(name, "fprop", tokens, outputs, inputs, batch, precision),
+        Gemm(name, "dgrad", tokens, inputs, outputs, batch, precision),
+        Gemm(name, "wgrad", outputs, inputs, tokens, batch, precision),
+    ]
+
+
+def attention_gemms(shape: ModelShape, tokens: int, precision: Precision) -> list[Gemm]:
+    """The projections into and out of attention."""
+    if shape.latent:
+        return _latent(shape, shape.latent, tokens, precision)
+    queries = shape.heads * shape.head_dim
+    width = queries * (2 if shape.output_gate else 1) + 2 * shape.query_groups * shape.head_dim
+    return [
+        *linear("qkv", tokens, shape.hidden, width // shape.tp, precision),
+        *linear("proj", tokens, queries // shape.tp, shape.hidden, precision),
+    ]
+
+
+def _latent(
+    shape: ModelShape, latent: LatentAttention, tokens: int, precision: Precision
+) -> list[Gemm]:
+    heads = shape.heads // shape.tp
+    q_width = heads * (latent.qk_head_dim + latent.qk_position_dim)
+    kv_width = heads * (latent.qk_head_dim + latent.v_head_dim)
+    # The down projections are whole on every rank; with sequence parallelism each works on its
+    # share of the tokens, else on all: their cost is small either way.
+    gemms = []
+    if latent.q_rank is None:
+        gemms += linear("q", tokens, shape.hidden, q_width, precision)
+    else:
+        gemms += linear("q down", tokens // shape.tp, shape.hidden, latent.q_rank, precision)
+        gemms += linear("q up", tokens, latent.q_rank, q_width, precision)
+    down = latent.kv_rank + latent.qk_position_dim
+    gemms += linear("kv down", tokens // shape.tp, shape.hidden, down, precision)
+    gemms += linear("kv up", tokens, latent.kv_rank, kv_width, precision)
+    return gemms + linear("proj", tokens, heads * latent.v_head_dim, shape.hidden, precision)
+
+
+def mlp_gemms(
+    name: str, shape: ModelShape, ffn: int, tokens: int, ranks: int, precision: Precision
+) -> list[Gemm]:
+    """A feed-forward block over `ranks` tensor-parallel ranks."""
+    width = ffn * (2 if shape.gated else 1) // ranks
+    return [
+        *linear(f"{name}fc1", tokens, shape.hidden, width, precision),
+        *linear(f"{name}fc2", tokens, ffn // ranks, shape.hidden, precision),
+    ]
+
+
+def expert_gemms(
+    shape: ModelShape, experts: Experts, routed: int, precision: Precision
+) -> list[Gemm]:
+    """The experts on one rank; tokens are taken to be spread evenly over them.
+
+    Args:
+        routed: token copies that arrive at this rank, over all its experts.
+    """
+    here = experts.count // shape.ep
+    each = max(routed // here, 1)
+    width = experts.ffn * (2 if shape.gated else 1) // shape.expert_tp
+    ffn = experts.ffn // shape.expert_tp
+    return [
+        *linear("experts fc1", each, shape.hidden, width, precision, here),
+        *linear("experts fc2", each, ffn, shape.hidden, precision, here),
+    ]
+
+
+def router_gemms(shape: ModelShape, experts: Experts, tokens: int, base: Precision) -> list[Gemm]:
+    """The router's, which no recipe quantizes."""
+    return linear("router", tokens, shape.hidden, experts.count, base)
+
+
+def vocabulary_gemms(shape: ModelShape, tokens: int, base: Precision) -> list[Gemm]:
+    """The output layer's, which no recipe quantizes."""
+    return linear("vocabulary", tokens, shape.hidden, shape.vocab // shape.tp, base)

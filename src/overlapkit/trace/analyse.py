@@ -1,0 +1,237 @@
+"""Reads and analyses the files of one run."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections.abc import Sequence
+
+from overlapkit.errors import InputError
+from overlapkit.output.progress import progress
+from overlapkit.trace.diagnose.profile import diagnose
+from overlapkit.trace.measure.collectives import (
+    SlowedCompute,
+    calls_by_group,
+    collectives,
+    slowed_compute,
+)
+from overlapkit.trace.measure.dimensions import Known, Layout
+from overlapkit.trace.measure.step_times import (
+    Measured,
+    confidence_by_dimension,
+    contributions,
+    measure,
+    span_of,
+)
+from overlapkit.trace.rank_report import Options, RankReport, middle
+from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
+from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.parallel_read import Ahead
+from overlapkit.trace.read.recorded import Window
+from overlapkit.trace.timeline import timeline
+
+
+def read_layout(config: str) -> Layout:
+    """The parallel sizes in a run's configuration.
+
+    Raises:
+        InputError: as `overlapkit explain`.
+    """
+    from overlapkit.config.run import build_run, read_settings
+    from overlapkit.config.yaml_file import read_yaml
+
+    model = build_run(read_settings(read_yaml(config))).model
+    return Layout(
+        tp=model.tensor_model_parallel_size,
+        pp=model.pipeline_model_parallel_size,
+        cp=model.context_parallel_size,
+        ep=model.expert_model_parallel_size,
+        vpp=model.virtual_pipeline_model_parallel_size,
+    )
+
+
+def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) -> list[RankReport]:
+    """Every device of every file, in the order of the files; several files in processes.
+
+    Args:
+        paths: the files.
+        options: what to make of them.
+        ahead: processes that are reading the only file already.
+
+    Raises:
+        InputError: of the first file that cannot be read.
+    """
+    return [report for reports in analyse_each(paths, options, ahead) for report in reports]
+
+
+def analyse_each(
+    paths: Sequence[str], options: Options, ahead: Ahead | None = None
+) -> list[list[RankReport]]:
+    """The devices of each file, otherwise as `analyse`."""
+    if len(paths) == 1:
+        return [analyse_file(paths[0], options, ahead)]
+    # Imported here: the most common run reads one file, and this costs a tenth of its start.
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(len(paths), cores or 1)
+    found: dict[int, list[RankReport]] = {}
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        waiting = {
+            pool.submit(analyse_file, path, options): index for index, path in enumerate(paths)
+        }
+        try:
+            with progress(len(paths), "Reading traces") as advance:
+                for done in as_completed(waiting):
+                    found[waiting[done]] = done.result()
+                    advance()
+        except BrokenProcessPool:
+            raise InputError(
+                "a process reading a trace was ended by the system, most likely for lack of "
+                "memory; name fewer files at a time"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [found[index] for index in sorted(found)]
+
+
+STRAY = 0.01
+"""Share of the busiest device's work below which another device of the same file is a stray."""
+
+
+def read(path: str, ahead: Ahead | None = None) -> list[Work]:
+    """The device work in a file of any kind that is known.
+
+    Args:
+        path: the file.
+        ahead: processes that are reading it already.
+
+    Raises:
+        InputError: it is none of them, or cannot be read.
+    """
+    if check_readable(path).startswith(SQLITE_MAGIC):
+        from overlapkit.trace.read.nsys import read_nsys
+
+        return read_nsys(path)
+    from overlapkit.trace.read.kineto import read_kineto
+
+    return read_kineto(path, ahead)
+
+
+def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> list[RankReport]:
+    """A report per device of a file, which processes may be reading `ahead`.
+
+    Raises:
+        InputError: as `read`; or the file lacks the steps asked for.
+    """
+    # Millions of short-lived objects, none in a cycle.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        works = _without_strays(read(path, ahead))
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory to read it") from None
+    finally:
+        if collecting:
+            gc.enable()
+    reports = []
+    measured = []
+    for work in works:
+        layout = options.layout and options.layout.on(work.world_size, path)
+        m = measure(work, Known(tuple(work.groups), layout, work.rank))
+        measured.append(m)
+        reports.append(_report(m, options, layout))
+    if options.annotate is not None:
+        from overlapkit.trace.annotate import write_annotated
+
+        write_annotated(path, measured, options.annotate)
+    return reports
+
+
+def _report(m: Measured, options: Options, layout: Layout | None) -> RankReport:
+    work = m.work
+    windows = choose_steps(work.steps, options.steps, work.path)
+    whole = m.times([work.whole])[0]
+    steps = m.times(windows)
+    scope_windows = windows or [work.whole]
+    scope = span_of(scope_windows)
+    # Operators of one name differ in their shapes, and the CPU's cores in what they share.
+    slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
+    warnings = list(work.warnings)
+    confidence = confidence_by_dimension(m.traffic)
+    if not work.steps:
+        warnings.append("no steps are marked: the whole trace is taken as one")
+    if any(level in ("guess", "unknown") for level in confidence.values()):
+        doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
+        warnings.append(
+            f"process groups are not described: {', '.join(doubtful)} "
+            f"{'is' if len(doubtful) == 1 else 'are'} assigned by operation; give --config"
+        )
+    report = RankReport(
+        path=work.path,
+        source=work.source,
+        device=work.device,
+        rank=work.rank,
+        world_size=work.world_size,
+        gpu=work.gpu,
+        kernels=len(work),
+        whole=whole,
+        steps=steps,
+        confidence=confidence,
+        collectives=collectives(m, scope),
+        slowed=slowed,
+        findings=diagnose(m, scope_windows, steps or [whole], slowed, layout),
+        calls=calls_by_group(m, scope),
+        warnings=warnings,
+    )
+    if options.owners:
+        report.owners = {
+            part: {label: row.tolist() for label, row in rows.items()}
+            for part, rows in contributions(m, scope_windows).items()
+        }
+    if options.timeline:
+        times = report.measured
+        shown = middle(times)[0] if options.pictured is None else times[options.pictured]
+        report.timeline = timeline(m, shown.window)
+    return report
+
+
+def choose_steps(steps: Sequence[Window], asked: str, path: str) -> list[Window]:
+    """The steps that "all", "N" or "A:B" (from A up to, not including, B) name by their numbers.
+
+    Raises:
+        InputError: it is none of these, or names no step of this file.
+    """
+    if asked == "all":
+        return list(steps)
+    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", asked.strip())
+    if match is None:
+        raise InputError(f"--steps {asked}: give all, a step's number, or A:B (B not included)")
+    single, low, high = match.groups()
+    first = int(single or low or 0)
+    last = int(single) + 1 if single else int(high) if high else 1 << 62
+    chosen = [w for w in steps if w.number is not None and first <= w.number < last]
+    if not chosen:
+        numbers = [w.number for w in steps if w.number is not None]
+        there = (
+            f"it has the steps {min(numbers)} to {max(numbers)}" if numbers else "it has no steps"
+        )
+        raise InputError(f"--steps {asked}: no such step in {path}; {there}")
+    return chosen
+
+
+def _without_strays(works: list[Work]) -> list[Work]:
+    """Without devices that a process only touched, as with a context on device 0."""
+    if len(works) < 2:
+        return works
+    busy = [int((work.end - work.start).sum()) for work in works]
+    kept = [w for w, ns in zip(works, busy, strict=True) if ns >= STRAY * max(busy)]
+    strays = [str(w.device) for w in works if w not in kept]
+    if strays:
+        for work in kept:
+            work.warnings.append(
+                f"device {', '.join(strays)} left out: under 1 % of the busiest device's work"
+            )
+    return kept

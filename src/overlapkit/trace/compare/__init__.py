@@ -1,0 +1,1 @@
+"""Why the step of one profile differs from that of another."""

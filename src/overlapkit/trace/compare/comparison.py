@@ -1,0 +1,221 @@
+"""Explains the change of the median step time between two runs, exactly."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from overlapkit.errors import InputError
+from overlapkit.trace.document import us
+from overlapkit.trace.measure.step_times import PARTS
+from overlapkit.trace.rank_report import RankReport
+
+TOP = 5
+"""Movers that are named in each part."""
+
+UNKNOWN_SPREAD = 0.01
+"""Spread taken, as a share of the step, where fewer than three steps show none."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run, averaged over its ranks. Times in nanoseconds.
+
+    Attributes:
+        name: the file or folder, as the user named it.
+        ranks: how many ranks were read.
+        steps: length of every step.
+        step: the median step's length.
+        parts: its exclusive parts, which add up to `step`.
+        owners: part to label to time; the labels of a part add up to it.
+        exposed: exposed communication by dimension in that step.
+        spread: range that holds the middle half of the steps; None for fewer than three.
+        kernels: device events per rank and step.
+        between: mean time from a step's end to the next one's start, which is in no step.
+    """
+
+    name: str
+    ranks: int
+    gpu: str | None
+    world_size: int | None
+    source: str
+    steps: list[float]
+    step: float
+    parts: dict[str, float]
+    owners: dict[str, dict[str, float]]
+    exposed: dict[str, float]
+    spread: float | None
+    kernels: float
+    between: float
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A kernel or collective inside a part: its time in each run's median step, nanoseconds."""
+
+    name: str
+    base: float
+    new: float
+
+    @property
+    def change(self) -> float:
+        """What it adds to the step."""
+        return self.new - self.base
+
+
+@dataclass
+class Comparison:
+    """Two runs held against each other.
+
+    Attributes:
+        base, new: the runs.
+        movers: part to what moved most in it.
+        spread: the new run's spread, or what is taken where it shows none.
+        decisions: what the configurations decide differently; None where none were given.
+        keys: keys that differ between the configurations, with both values.
+        warnings: what to keep in mind.
+    """
+
+    base: Side
+    new: Side
+    movers: dict[str, list[Mover]]
+    spread: float
+    decisions: list[dict[str, Any]] | None = None
+    keys: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def change(self) -> float:
+        """Change of the median step, nanoseconds; the parts' changes add up to it."""
+        return self.new.step - self.base.step
+
+    @property
+    def verdict(self) -> str:
+        """Slower or faster beyond the spread of the new run's steps, or the same."""
+        if abs(self.change) <= self.spread:
+            return "same"
+        return "slower" if self.change > 0 else "faster"
+
+    def part_change(self, part: str) -> float:
+        """Change of one exclusive part."""
+        return self.new.parts[part] - self.base.parts[part]
+
+
+def side_of(name: str, reports: Sequence[RankReport]) -> Side:
+    """One run's median step, averaged over its ranks step by step.
+
+    Averages of parts that add up add up too, which medians of each part would not.
+    """
+    count = min(len(r.measured) for r in reports)
+    ranks = len(reports)
+    steps = [sum(r.measured[i].step for r in reports) / ranks for i in range(count)]
+    order = sorted(range(count), key=lambda i: steps[i])
+    half = count // 2
+    chosen = [order[half]] if count % 2 else [order[half - 1], order[half]]
+    weight = 1.0 / (ranks * len(chosen))
+    parts = dict.fromkeys(PARTS, 0.0)
+    owners: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    exposed: dict[str, float] = {}
+    for report in reports:
+        for i in chosen:
+            for part, value in report.measured[i].parts.items():
+                parts[part] += value * weight
+            for dimension, times in report.measured[i].by_dimension.items():
+                exposed[dimension] = exposed.get(dimension, 0.0) + times.exposed * weight
+            for part, rows in report.owners.items():
+                for label, row in rows.items():
+                    if row[i]:
+                        owners[part][label] = owners[part].get(label, 0.0) + row[i] * weight
+    spread = None
+    if count >= 3:
+        low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
+        spread = high - low
+    warnings = []
+    if len({len(r.measured) for r in reports}) > 1:
+        warnings.append(f"{name}: ranks have different numbers of steps; the first {count} count")
+    return Side(
+        name=name,
+        ranks=ranks,
+        gpu=next((r.gpu for r in reports if r.gpu), None),
+        world_size=next((r.world_size for r in reports if r.world_size), None),
+        source=reports[0].source,
+        steps=steps,
+        step=sum(parts.values()),
+        parts=parts,
+        owners=owners,
+        exposed=exposed,
+        spread=spread,
+        kernels=sum(r.kernels for r in reports)
+        / ranks
+        / max(1, max(len(r.steps) for r in reports)),
+        between=sum(_between(r) for r in reports) / ranks,
+        warnings=warnings,
+    )
+
+
+def _between(report: RankReport) -> float:
+    windows = [t.window for t in report.measured]
+    gaps = [max(0, b.start - a.end) for a, b in itertools.pairwise(windows)]
+    return sum(gaps) / len(gaps) if gaps else 0.0
+
+
+def check_alike(base: Side, new: Side) -> list[str]:
+    """Why the two are unlike, so that a comparison would mislead; empty where they are not."""
+    reasons = []
+    if base.gpu and new.gpu and _plain(base.gpu) != _plain(new.gpu):
+        reasons.append(f"other GPU ({base.gpu} against {new.gpu})")
+    if base.world_size and new.world_size and base.world_size != new.world_size:
+        reasons.append(f"other world size ({base.world_size} against {new.world_size})")
+    if (base.source == "cpu") != (new.source == "cpu"):
+        reasons.append("one is a CPU trace, the other of a device")
+    if base.ranks != new.ranks:
+        reasons.append(f"other number of profiled ranks ({base.ranks} against {new.ranks})")
+    few, many = sorted((base.kernels, new.kernels))
+    if many >= 10 * few:
+        reasons.append(
+            f"numbers of kernels per step differ by an order of magnitude ({base.kernels:,.0f} "
+            f"against {new.kernels:,.0f})"
+        )
+    return reasons
+
+
+def _plain(gpu: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", gpu.lower().removeprefix("nvidia"))
+
+
+def compare(base: Side, new: Side, *, force: bool = False) -> Comparison:
+    """Hold two runs against each other.
+
+    Raises:
+        InputError: they are unlike, and `force` is not given.
+    """
+    reasons = check_alike(base, new)
+    if reasons and not force:
+        raise InputError(
+            f"{base.name} and {new.name} are unlike: {'; '.join(reasons)}; --force compares anyway"
+        )
+    warnings = [*base.warnings, *new.warnings, *(f"unlike runs: {r}" for r in reasons)]
+    spread = new.spread
+    if spread is None:
+        spread = UNKNOWN_SPREAD * base.step
+        warnings.append(
+            f"{new.name} has {len(new.steps)} step{'s' if len(new.steps) > 1 else ''}: its spread "
+            f"is not known, and taken as {100 * UNKNOWN_SPREAD:g} %"
+        )
+    if abs(new.between - base.between) > max(spread, UNKNOWN_SPREAD * base.step):
+        warnings.append(
+            f"the time between steps, which counts to none, went from {us(base.between):,.0f} to "
+            f"{us(new.between):,.0f} us a step: look at the host (data loading, logging)"
+        )
+    movers = {part: _movers(base.owners[part], new.owners[part]) for part in PARTS}
+    return Comparison(base, new, movers, spread, warnings=warnings)
+
+
+def _movers(base: Mapping[str, float], new: Mapping[str, float]) -> list[Mover]:
+    movers = [Mover(name, base.get(name, 0.0), new.get(name, 0.0)) for name in {**base, **new}]
+    return sorted(movers, key=lambda m: (-abs(m.change), m.name))[:TOP]

@@ -1,0 +1,153 @@
+"""Which decisions differ between two runs' configurations, and which moved part each explains."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from overlapkit.errors import InputError
+from overlapkit.hardware import gpus
+from overlapkit.trace.compare.comparison import Comparison
+
+NOTABLE = 0.005
+"""Share of the base step from which a part counts as moved."""
+
+_OPERATIONS = {"reduce": ("reduce_scatter", "all_reduce"), "gather": ("all_gather",)}
+# Knob to the parts of the step that it acts on, a dimension (and what
+# it does) for communication; the first that fits.
+_ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[str, str | None], ...]], ...] = (
+    (
+        re.compile(r"LAYERNORM_SM_MARGIN"),
+        (("exposed_comm", "DP"), ("compute", None), ("idle", None)),
+    ),
+    (re.compile(r"NCCL_P2P"), (("exposed_comm", "PP"),)),
+    (
+        re.compile(r"^env\."),
+        (("exposed_comm", None), ("compute", None), ("idle", None)),
+    ),
+    (
+        re.compile(r"defer_embedding|wgrad_deferral"),
+        (("exposed_comm", "embedding"), ("exposed_comm", "PP"), ("idle", None)),
+    ),
+    (
+        re.compile(r"moe|expert|delay_wgrad"),
+        (("exposed_comm", "EP"), ("compute", None), ("idle", None)),
+    ),
+    (
+        re.compile(r"p2p|pipeline"),
+        (("exposed_comm", "PP"), ("idle", None), ("compute", None)),
+    ),
+    (re.compile(r"context_parallel"), (("exposed_comm", "CP"), ("compute", None))),
+    (re.compile(r"tp_comm|tensor|sequence_parallel"), (("exposed_comm", "TP"), ("compute", None))),
+    (re.compile(r"grad_reduce"), (("exposed_comm", "DP reduce"), ("exposed_comm", "other"))),
+    (re.compile(r"param_gather"), (("exposed_comm", "DP gather"), ("exposed_comm", "other"))),
+    (
+        re.compile(r"^(?:ddp|optimizer)\.|^buckets|bucket|grad_reduce|param_gather|fp8"),
+        (("exposed_comm", "DP"), ("exposed_comm", "other"), ("exposed_memory", None)),
+    ),
+)
+
+
+def add_decisions(comparison: Comparison, config_base: str, config_new: str) -> None:
+    """Fill in what the two configurations decide differently.
+
+    Raises:
+        InputError: as `overlapkit explain`; or no trace tells the world size.
+    """
+    from overlapkit.config.run import read_settings
+    from overlapkit.config.yaml_file import read_yaml
+    from overlapkit.explain.assumptions import assume
+    from overlapkit.explain.difference import find_difference
+    from overlapkit.output.numbers import plain
+
+    sizes = [side.world_size for side in (comparison.base, comparison.new)]
+    sizes = [size or next((s for s in sizes if s), None) for size in sizes]
+    if None in sizes:
+        ranks = comparison.base.ranks, comparison.new.ranks
+        comparison.warnings.append(
+            "no trace tells the world size: the configurations are explained for the profiled "
+            "ranks alone"
+        )
+        sizes = list(ranks)
+    settings = [read_settings(read_yaml(path)) for path in (config_base, config_new)]
+    assumptions = assume(known_gpu(comparison.new.gpu or comparison.base.gpu), "assume", None)
+    difference = find_difference(settings, [size or 1 for size in sizes], assumptions)
+    rules = {d.knob: d.rule for d in difference.before.decisions}
+    rules |= {d.knob: d.rule for d in difference.after.decisions}
+    rules |= {v.name: v.rule for v in difference.after.launch_env}
+    comparison.decisions = [
+        {
+            "kind": change.of.kind,
+            "knob": change.of.knob,
+            "base": plain(change.before),
+            "new": plain(change.after),
+            "causes": list(change.causes),
+            "reason": change.reason,
+            "rule": "core.bucket-count"
+            if change.of.kind == "buckets"
+            else change.of.rule or rules.get(change.of.knob),
+            "explains": _explains(comparison, change.of.kind, change.of.knob),
+        }
+        for change in difference.changes
+    ]
+    order = {"knob": 0, "env": 1, "finding": 2, "buckets": 3}
+    comparison.decisions.sort(
+        key=lambda d: (
+            order.get(d["kind"], 4),
+            -max((abs(e["change_us"]) for e in d["explains"]), default=0.0),
+        )
+    )
+    comparison.keys = {k: (plain(a), plain(b)) for k, (a, b) in difference.keys.items()}
+
+
+def known_gpu(name: str | None) -> str | None:
+    """The hardware table's name of a device such as "NVIDIA H100 80GB HBM3"; None where none."""
+    words = re.findall(r"[a-z0-9]+", (name or "").lower())
+    found = [gpu for gpu in gpus() if gpu in words]
+    return max(found, key=len) if found else None
+
+
+def _of_operations(c: Comparison, dimension: str, operations: tuple[str, ...]) -> float:
+    """Change of the exposed time that these operations of a dimension own."""
+    starts = tuple(f"{dimension} {operation} " for operation in operations)
+    new, base = (
+        sum(ns for label, ns in side.owners["exposed_comm"].items() if label.startswith(starts))
+        for side in (c.new, c.base)
+    )
+    return new - base
+
+
+def _explains(c: Comparison, kind: str, name: str) -> list[dict[str, Any]]:
+    """The moved parts that this knob acts on, the largest first."""
+    knob = f"env.{name}" if kind == "env" else name
+    targets = next((parts for pattern, parts in _ACTS_ON if pattern.search(knob)), ())
+    moved = []
+    for part, target in targets:
+        dimension, _, operations = (target or "").partition(" ")
+        if operations:
+            change = _of_operations(c, dimension, _OPERATIONS[operations])
+        elif not dimension:
+            change = c.part_change(part)
+        else:
+            change = c.new.exposed.get(dimension, 0.0) - c.base.exposed.get(dimension, 0.0)
+        if abs(change) > max(NOTABLE * c.base.step, 0.05 * abs(c.change)):
+            moved.append(
+                {
+                    "part": part,
+                    "dimension": dimension or None,
+                    "operations": list(_OPERATIONS.get(operations, ())),
+                    "change_us": round(change / 1000, 3),
+                }
+            )
+    return sorted(moved, key=lambda m: -abs(float(str(m["change_us"]))))
+
+
+def check_configs(config_base: str | None, config_new: str | None) -> None:
+    """Refuse half a pair.
+
+    Raises:
+        InputError: one of the two is given without the other.
+    """
+    if (config_base is None) != (config_new is None):
+        missing = "--config-new" if config_new is None else "--config-base"
+        raise InputError(f"{missing} is missing: decisions are compared between two configurations")

@@ -1,0 +1,1 @@
+"""What the measurements mean, and what to do about it."""

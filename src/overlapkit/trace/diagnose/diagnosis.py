@@ -1,0 +1,98 @@
+"""A diagnosis, and what every diagnosis looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Spans, both, union
+from overlapkit.trace.measure.collectives import SlowedCompute
+from overlapkit.trace.measure.dimensions import Layout
+from overlapkit.trace.measure.step_times import Measured, Times
+from overlapkit.trace.read.recorded import Window
+
+NOTABLE = 0.02
+"""Share of the step below which nothing is worth a word."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One diagnosis.
+
+    Attributes:
+        id: stable name.
+        rule: id of `explain`'s rule that fits; None where no configuration rule does.
+        message: what is so, in one sentence.
+        evidence: the figures that it rests on; times in microseconds per step.
+        cost_us: time per step that it explains.
+        remedy: what to try.
+        confidence: "likely" or "possible".
+        ranks: whose profiles show it.
+    """
+
+    id: str
+    rule: str | None
+    message: str
+    evidence: dict[str, Any]
+    cost_us: float
+    remedy: str
+    confidence: str = "likely"
+    ranks: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rank's profile, and questions about it."""
+
+    m: Measured
+    windows: Sequence[Window]
+    times: Sequence[Times]
+    scope: Spans
+    slowed: SlowedCompute
+    layout: Layout | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.windows)
+
+    @property
+    def step_ns(self) -> float:
+        return sum(t.step for t in self.times) / max(1, self.steps)
+
+    def per_step_us(self, total_ns: float) -> float:
+        return round(total_ns / max(1, self.steps) / 1000, 3)
+
+    def notable(self, total_ns: float, share: float = NOTABLE) -> bool:
+        return total_ns / max(1, self.steps) > share * self.step_ns
+
+    def events(self, dimensions: Sequence[str], operations: Sequence[str] = ()) -> NDArray[np.intp]:
+        """Communication events that start in the steps."""
+        kinds = [
+            i
+            for i, t in enumerate(self.m.traffic)
+            if t.dimension in dimensions and (not operations or t.operation in operations)
+        ]
+        chosen = self.m.events_of(kinds)
+        start = self.m.work.start[chosen]
+        return chosen[self.scope.within(start, start + 1) > 0]
+
+    def exposed_of(self, events: NDArray[np.intp]) -> Spans:
+        work = self.m.work
+        return both(both(union(work.start[events], work.end[events]), self.m.exposed), self.scope)
+
+    def dimension_exposed(self, dimension: str) -> int:
+        return sum(
+            t.by_dimension[dimension].exposed for t in self.times if dimension in t.by_dimension
+        )
+
+    def beside_comm(self, event: int) -> bool:
+        """Whether communication runs during a tenth of the event or more."""
+        start, end = self.m.work.start[[event]], self.m.work.end[[event]]
+        return 10 * int(self.m.comm.within(start, end)[0]) > int(end[0] - start[0])
+
+    def has(self, *dimensions: str) -> bool:
+        return any(d in self.m.dimension_comm for d in dimensions)

@@ -1,0 +1,174 @@
+"""Says in words what a profile shows, with the evidence and the rule of `explain` that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Finding
+from overlapkit.trace.diagnose.gradients import (
+    gradient_reduction,
+    layernorm_waits,
+    one_queue,
+    parameter_gather,
+)
+from overlapkit.trace.intervals import both, union
+from overlapkit.trace.measure.collectives import SlowedCompute
+from overlapkit.trace.measure.dimensions import Layout
+from overlapkit.trace.measure.step_times import Measured, Times, span_of
+from overlapkit.trace.read.recorded import Window
+
+
+def diagnose(
+    m: Measured,
+    windows: Sequence[Window],
+    times: Sequence[Times],
+    slowed: SlowedCompute,
+    layout: Layout | None,
+) -> list[Finding]:
+    """Everything that one rank's profile shows, the costliest first."""
+    case = Case(m, windows, times, span_of(windows), slowed, layout)
+    checks: list[Callable[[Case], Finding | None]] = [
+        gradient_reduction,
+        one_queue,
+        layernorm_waits,
+        parameter_gather,
+        _tensor_parallel,
+        _pipeline,
+        _experts,
+        _slowed_compute,
+        _copies,
+        _idle,
+    ]
+    found = [finding for check in checks if (finding := check(case)) is not None]
+    return sorted(found, key=lambda f: -f.cost_us)
+
+
+def _tensor_parallel(case: Case) -> Finding | None:
+    libraries = {t.name.lower() for t in case.m.traffic if t.dimension == "TP"}
+    if any("userbuffers" in name or "ptop" in name for name in libraries):
+        return None
+    exposed = case.dimension_exposed("TP")
+    if not case.has("TP") or not case.notable(exposed):
+        return None
+    operations = {t.operation for t in case.m.traffic if t.dimension == "TP"}
+    reduce_only = "all_reduce" in operations and not operations & {"all_gather", "reduce_scatter"}
+    rule = "tp.needs-sequence-parallel" if reduce_only else "tp.off-unless-asked"
+    remedy = "set comm_overlap.tp_comm_overlap=true"
+    if reduce_only:
+        remedy = "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true"
+    return Finding(
+        "tp-overlap-off",
+        rule,
+        "Tensor-parallel collectives run through NCCL and no userbuffers kernel is seen: TP "
+        "overlap is off"
+        + (", and all-reduces show that sequence parallelism is off too." if reduce_only else "."),
+        {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
+        case.per_step_us(exposed),
+        remedy + " (needs Transformer Engine)",
+    )
+
+
+def _pipeline(case: Case) -> Finding | None:
+    events = case.events(("PP",))
+    exposed = case.exposed_of(events)
+    # The first and last sixth of a step hold the pipeline's fill and drain.
+    sixth = [(w.end - w.start) // 6 for w in case.windows]
+    middle = union(
+        np.asarray([w.start + s for w, s in zip(case.windows, sixth, strict=True)]),
+        np.asarray([w.end - s for w, s in zip(case.windows, sixth, strict=True)]),
+    )
+    steady = both(exposed, middle).total
+    if len(events) < 4 * case.steps or not case.notable(steady):
+        return None
+    interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
+    return Finding(
+        "pipeline-exposed",
+        "pp.interleaved" if interleaved else "pp.not-interleaved",
+        "Send and receive are exposed in the steady state of the pipeline"
+        + (
+            ", although the schedule is interleaved: overlap_p2p_comm is off, or stages are uneven."
+            if interleaved
+            else ": without interleaving nothing runs beside them."
+        ),
+        {
+            "transfers_per_step": round(len(events) / case.steps, 1),
+            "exposed_us": case.per_step_us(exposed.total),
+            "steady_us": case.per_step_us(steady),
+        },
+        case.per_step_us(exposed.total),
+        "set overlap_p2p_comm=true and batch_p2p_comm=false"
+        if interleaved
+        else "set model.virtual_pipeline_model_parallel_size above 1, which also turns "
+        "overlap_p2p_comm on",
+    )
+
+
+def _experts(case: Case) -> Finding | None:
+    exposed = case.dimension_exposed("EP")
+    if not case.notable(exposed, 2 * NOTABLE):
+        return None
+    return Finding(
+        "expert-exchange-exposed",
+        "ep.off-unless-asked",
+        "The exchange of tokens between experts is exposed.",
+        {"exposed_us": case.per_step_us(exposed)},
+        case.per_step_us(exposed),
+        "set comm_overlap.overlap_moe_expert_parallel_comm=true (ask overlapkit explain for its "
+        "needs)",
+        "possible",
+    )
+
+
+def _slowed_compute(case: Case) -> Finding | None:
+    slowed = case.slowed
+    if slowed.ratio is None or slowed.ratio < 1.05 or not case.notable(slowed.lost_ns):
+        return None
+    return Finding(
+        "compute-slowed",
+        None,
+        f"Kernels take {slowed.ratio:.2f} times as long while communication runs: they share SMs "
+        "and memory bandwidth.",
+        {
+            "lost_us": case.per_step_us(slowed.lost_ns),
+            "kernels": [k.name for k in slowed.kernels[:3]],
+        },
+        case.per_step_us(slowed.lost_ns),
+        "give communication fewer SMs (num_sm of userbuffers, NCCL_MAX_CTAS); hidden "
+        "communication is not free",
+    )
+
+
+def _copies(case: Case) -> Finding | None:
+    exposed = sum(t.exposed_memory for t in case.times)
+    if not case.notable(exposed, 2.5 * NOTABLE):
+        return None
+    return Finding(
+        "copies-exposed",
+        None,
+        "Copies and memsets run while nothing computes or communicates.",
+        {"exposed_us": case.per_step_us(exposed)},
+        case.per_step_us(exposed),
+        "copy from pinned memory on a stream of its own, ahead of use",
+    )
+
+
+def _idle(case: Case) -> Finding | None:
+    idle = sum(t.idle for t in case.times)
+    between = sum(
+        max(0, b.start - a.end) for a, b in zip(case.windows, case.windows[1:], strict=False)
+    )
+    if not case.notable(idle + between, 0.15):
+        return None
+    return Finding(
+        "device-idle",
+        None,
+        "The device stands idle: the host launches too slowly, waits for data, or a pipeline "
+        "bubble passes.",
+        {"idle_us": case.per_step_us(idle), "between_steps_us": case.per_step_us(between)},
+        case.per_step_us(idle + between),
+        "look at the host side: data loading, synchronisations, garbage collection, CUDA graphs; "
+        "with a pipeline, more microbatches",
+        "possible",
+    )

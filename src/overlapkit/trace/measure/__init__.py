@@ -1,0 +1,1 @@
+"""From device work to exposed time, by dimension and by collective."""

@@ -1,0 +1,241 @@
+"""The collectives that cost most, and the compute that runs slower beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints, Spans, both, distinct, minus, union
+from overlapkit.trace.measure.step_times import Measured, Traffic
+from overlapkit.trace.read.device_work import COMPUTE
+from overlapkit.trace.read.kernel_names import short
+from overlapkit.trace.read.recorded import Call
+
+_POINT_TO_POINT = frozenset({"send", "recv", "isend", "irecv", "send_recv", "peer copy"})
+
+_SIZES = {
+    "float": 4, "float32": 4, "int": 4, "int32": 4, "uint32": 4,
+    "double": 8, "float64": 8, "long": 8, "int64": 8, "uint64": 8, "complexfloat": 8,
+    "half": 2, "float16": 2, "bfloat16": 2, "short": 2, "int16": 2, "uint16": 2,
+    "byte": 1, "uint8": 1, "char": 1, "int8": 1, "bool": 1, "complexdouble": 16,
+}  # fmt: skip
+"""Bytes of PyTorch's element types."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One sort of communication inside the steps looked at.
+
+    Attributes:
+        sort: what it is.
+        count: how often it started.
+        bytes: its messages together, the larger side of each; None where a size is not known.
+        busy_ns: time that any of it ran.
+        exposed_ns: the part of that without compute.
+        bus_gb_s: bandwidth of the busiest link as nccl-tests define it, in 10**9 bytes/s, waiting
+            for late ranks included; None where sizes are not known.
+    """
+
+    sort: Traffic
+    count: int
+    bytes: int | None
+    busy_ns: int
+    exposed_ns: int
+    bus_gb_s: float | None
+
+
+@dataclass(frozen=True)
+class Slowed:
+    """A kernel that runs both alone and beside communication; medians in nanoseconds."""
+
+    name: str
+    count: int
+    median_during: float
+    median_alone: float
+    lost_ns: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer it takes beside communication."""
+        return self.median_during / self.median_alone
+
+
+@dataclass(frozen=True)
+class SlowedCompute:
+    """Compute beside communication against the same kernels alone, in nanoseconds.
+
+    Attributes:
+        during_ns: durations of the kernels that ran beside communication, summed.
+        expected_ns: what they would take alone, by the medians of their own kind.
+        kernels: the kinds that lose most.
+    """
+
+    during_ns: int
+    expected_ns: float
+    kernels: list[Slowed]
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times longer, over all; None where no kernel runs both ways."""
+        return self.during_ns / self.expected_ns if self.expected_ns else None
+
+    @property
+    def lost_ns(self) -> float:
+        """Time lost to sharing the device."""
+        return self.during_ns - self.expected_ns
+
+
+def message_bytes(call: Call) -> int | None:
+    """Bytes of a collective's larger side; None where elements or type are not known."""
+    kind = (call.dtype or "").lower().rpartition(".")[2].rpartition("::")[2]
+    size = 1 if kind.startswith("float8") else _SIZES.get(kind)
+    elements = [n for n in (call.elements_in, call.elements_out) if n is not None and n >= 0]
+    return None if size is None or not elements else max(elements) * size
+
+
+def bus_factor(what: str, ranks: int | None) -> float | None:
+    """Bytes on the busiest link per byte of the message (nccl-tests, PERFORMANCE.md)."""
+    if what == "all_reduce":
+        return 2 * (ranks - 1) / ranks if ranks else None
+    if what in ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter"):
+        return (ranks - 1) / ranks if ranks else None
+    return 1.0
+
+
+def collectives(m: Measured, scope: Spans) -> list[Collective]:
+    """Every sort of communication that runs in `scope`, the most exposed first."""
+    work = m.work
+    result = []
+    known = [message_bytes(call) for call in work.calls]
+    sizes = [*known, None]
+    for index, sort in enumerate(m.traffic):
+        chosen = np.flatnonzero(m.traffic_of == index)
+        busy = both(union(work.start[chosen], work.end[chosen]), scope)
+        started = chosen[_inside(scope, work.start[chosen])]
+        if not len(busy) and not len(started):
+            continue
+        total, moved, duration = 0, 0.0, 0
+        complete = bool(len(started))
+        for call, count, ran in _per_call(work.call[started], (work.end - work.start)[started]):
+            size = sizes[call]
+            if size is None:
+                complete = False
+                break
+            total += size * count
+            factor = bus_factor(sort.operation, work.calls[call].group_size)
+            if factor is not None:
+                moved += size * count * factor
+                duration += ran
+        result.append(
+            Collective(
+                sort=sort,
+                count=len(started),
+                bytes=total if complete else None,
+                busy_ns=busy.total,
+                exposed_ns=minus(busy, m.compute).total,
+                bus_gb_s=moved / duration if complete and duration and moved else None,
+            )
+        )
+    return sorted(result, key=lambda c: (-c.exposed_ns, -c.busy_ns, c.sort.name))
+
+
+def _per_call(calls: NDArray[np.int32], durations: Ints) -> list[tuple[int, int, int]]:
+    unique, inverse = distinct(calls.astype(np.int64))
+    counts = np.bincount(inverse, minlength=len(unique))
+    ran = np.bincount(inverse, weights=durations, minlength=len(unique))
+    return [(int(c), int(n), int(t)) for c, n, t in zip(unique, counts, ran.tolist(), strict=True)]
+
+
+def _inside(scope: Spans, when: Ints) -> NDArray[np.bool_]:
+    one = np.ones(len(when), dtype=np.int64)
+    return np.asarray(scope.within(when, when + one) > 0)
+
+
+def slowed_compute(m: Measured, scope: Spans, limit: int = 10) -> SlowedCompute:
+    """Kernels of one name, launch grid and launching thread: beside communication against alone.
+
+    A kernel counts as beside communication when that covers half of it or more, and as alone when
+    none touches it; what lies between is left out, and so are sorts not seen both ways twice.
+    """
+    work = m.work
+    chosen = np.flatnonzero(work.kind == COMPUTE)
+    chosen = chosen[_inside(scope, work.start[chosen])]
+    length = (work.end - work.start)[chosen]
+    chosen, length = chosen[length > 0], length[length > 0]
+    if not len(chosen):
+        return SlowedCompute(0, 0.0, [])
+    beside = m.comm.within(work.start[chosen], work.end[chosen])
+    alone, during = beside == 0, 2 * beside >= length
+    width = int(work.grid.max(initial=-1)) + 2
+    keys = work.name[chosen].astype(np.int64) * width + work.grid[chosen] + 1
+    if work.launches is not None and len(work.launches.correlation):
+        # Forward and backward launch kernels of one name and grid for different sizes, and do so
+        # from different threads.
+        place, known = work.launches.find(work.correlation[chosen])
+        thread = np.where(known, work.launches.thread[place] + 1, 0)
+        keys = keys * (int(thread.max(initial=0)) + 1) + thread
+    order = np.argsort(keys, kind="stable")
+    bounds = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    total_during, total_expected = 0, 0.0
+    for first, last in zip(bounds, [*bounds[1:], len(order)], strict=True):
+        group = order[first:last]
+        own, shared = length[group[alone[group]]], length[group[during[group]]]
+        if len(own) < 2 or len(shared) < 2:
+            continue
+        own.sort()
+        low, expected, high = float(own[len(own) // 4]), median(own), float(own[3 * len(own) // 4])
+        if high - low > 0.5 * expected:
+            # One name for work of several sizes: nothing to compare with.
+            continue
+        total_during += int(shared.sum())
+        total_expected += expected * len(shared)
+        name = work.names[int(work.name[chosen[group[0]]])]
+        lost = float(shared.sum()) - expected * len(shared)
+        found.setdefault(short(name), []).append(
+            (len(shared), median(np.sort(shared)), expected, lost)
+        )
+    kernels = []
+    for name, grids in found.items():
+        # Several launch grids of one kernel: the one that loses most speaks for it.
+        worst = max(grids, key=lambda g: g[3])
+        kernels.append(
+            Slowed(name, sum(g[0] for g in grids), worst[1], worst[2], sum(g[3] for g in grids))
+        )
+    kernels = sorted((k for k in kernels if k.lost_ns > 0), key=lambda k: -k.lost_ns)[:limit]
+    return SlowedCompute(total_during, total_expected, kernels)
+
+
+def median(ordered: Ints) -> float:
+    """The median of sorted values (numpy.median takes a hundred times as long for a few)."""
+    half = len(ordered) // 2
+    if len(ordered) % 2:
+        return float(ordered[half])
+    return (float(ordered[half - 1]) + float(ordered[half])) / 2
+
+
+def calls_by_group(m: Measured, scope: Spans) -> dict[str, tuple[list[int], list[int]]]:
+    """Durations and exposed times of the collectives of each group, in the order of their starts.
+
+    Point-to-point work is left out: its two sides do not wait for each other alike.
+    """
+    work = m.work
+    keys: dict[str, list[int]] = {}
+    for index, sort in enumerate(m.traffic):
+        if sort.operation in _POINT_TO_POINT:
+            continue
+        used = distinct(work.call[m.traffic_of == index].astype(np.int64))[0].tolist()
+        ranks = {work.calls[c].ranks for c in used if c >= 0}
+        group = ",".join(map(str, next(iter(ranks)))) if len(ranks) == 1 else ""
+        key = f"{sort.dimension}|{sort.operation}|{group or sort.group or ''}"
+        keys.setdefault(key, []).append(index)
+    result = {}
+    for key, sorts in keys.items():
+        chosen = m.events_of(sorts)
+        chosen = chosen[_inside(scope, work.start[chosen])]
+        start, end = work.start[chosen], work.end[chosen]
+        exposed = (end - start) - m.compute.within(start, end)
+        result[key] = ((end - start).tolist(), exposed.tolist())
+    return result

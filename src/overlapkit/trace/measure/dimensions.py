@@ -1,0 +1,204 @@
+"""Which parallel dimension a communication belongs to, and how sure that is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from overlapkit.errors import InputError
+from overlapkit.trace.read.device_work import DIMENSIONS
+from overlapkit.trace.read.kernel_names import Nature, operation
+from overlapkit.trace.read.recorded import Call, Group
+
+CONFIDENCE = ("certain", "likely", "guess", "unknown")
+"""From a description or a library of one use; from sizes; from the operation alone; not at all."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parallel sizes of a run, from its configuration; `dp` is None where it cannot be told."""
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    dp: int | None = None
+    vpp: int | None = None
+
+    def on(self, world_size: int | None, path: str) -> Layout:
+        """The same with the data-parallel size that this number of ranks gives.
+
+        Raises:
+            InputError: the sizes do not divide the ranks of the trace.
+        """
+        if world_size is None:
+            return self
+        if world_size % (self.tp * self.pp * self.cp):
+            raise InputError(
+                f"the configuration: TP {self.tp} x PP {self.pp} x CP {self.cp} does not divide "
+                f"the {world_size} ranks of {path}; is it this run's configuration?"
+            )
+        return replace(self, dp=world_size // (self.tp * self.pp * self.cp))
+
+    def sizes(self) -> dict[str, set[int]]:
+        """Group sizes by dimension, of those that communicate at all."""
+        sizes = {"TP": {self.tp}, "PP": {self.pp}, "CP": {self.cp}, "EP": {self.ep}}
+        if self.dp is not None:
+            sizes["DP"] = {self.dp, self.dp * self.cp, self.dp * self.cp // self.ep} - {0, 1}
+            if self.dp * self.cp == 1:
+                sizes["DP"] = set()
+        return {
+            d: {s for s in found if s > 1} for d, found in sizes.items() if max(found or {0}) > 1
+        }
+
+    def ranks(self, dimension: str, rank: int) -> set[tuple[int, ...]]:
+        """The groups of a dimension that hold a rank, in Megatron-Core's order tp-cp-dp-pp."""
+        if self.dp is None:
+            return set()
+        tp, cp, dp, pp = self.tp, self.cp, self.dp, self.pp
+        t, c = rank % tp, rank // tp % cp
+        d, p = rank // (tp * cp) % dp, rank // (tp * cp * dp) % pp
+
+        def at(t: int = t, c: int = c, d: int = d, p: int = p) -> int:
+            return t + tp * (c + cp * (d + dp * p))
+
+        first = d - d % self.ep
+        groups = {
+            "TP": [[at(t=i) for i in range(tp)]],
+            "CP": [[at(c=i) for i in range(cp)]],
+            "PP": [[at(p=i) for i in range(pp)]],
+            "DP": [
+                [at(d=i) for i in range(dp)],
+                [at(c=j, d=i) for i in range(dp) for j in range(cp)],
+            ],
+            "EP": [[at(d=i) for i in range(first, first + self.ep)]],
+        }
+        return {tuple(sorted(g)) for g in groups.get(dimension, []) if len(g) > 1}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a file's communication beside a kernel's own arguments."""
+
+    groups: tuple[Group, ...] = ()
+    layout: Layout | None = None
+    rank: int | None = None
+
+    def named(self, name: str | None) -> Group | None:
+        """The listed group of a name."""
+        return next((g for g in self.groups if name is not None and g.name == name), None)
+
+    def sizes(self) -> dict[str, set[int]]:
+        """Group sizes by dimension, of groups with more than one rank."""
+        if self.layout is not None:
+            return self.layout.sizes()
+        sizes: dict[str, set[int]] = {}
+        for group in self.groups:
+            dimension = described(group.description)
+            if dimension is not None and dimension != "other" and group.size > 1:
+                sizes.setdefault(dimension, set()).add(group.size)
+        return sizes
+
+
+# By words of Megatron-Core's descriptions (parallel_state.py, `group_desc`); the first that fits.
+_MEGATRON = (
+    ("embedding", re.compile(r"EMBEDDING")),
+    ("other", re.compile(r"TENSOR_AND_(?:DATA|CONTEXT)|TENSOR_MODEL_PIPELINE|^MODEL_PARALLEL")),
+    ("DP", re.compile(r"DATA_PARALLEL|DISTRIBUTED_OPTIMIZER_INSTANCE|DP_CP|FSDP|FULLY_SHARD")),
+    ("PP", re.compile(r"PIPELINE")),
+    ("CP", re.compile(r"CONTEXT|SEQUENCE_PARALLEL")),
+    ("EP", re.compile(r"EXPERT_(?:TENSOR_AND_)?MODEL|EXPERT_PARALLEL")),
+    ("TP", re.compile(r"TENSOR")),
+)
+# By the words of a device mesh's dimension, as torchtitan and others name them ("mesh_dp_shard").
+_MESH = {
+    "TP": {"tp"},
+    "DP": {"dp", "ddp", "fsdp", "hsdp", "shard", "replicate", "data"},
+    "PP": {"pp"},
+    "CP": {"cp", "sp"},
+    "EP": {"ep"},
+}
+_UNTOLD = frozenset({"", "default_pg", "undefined", "default", "world"})
+
+
+def described(description: str | None) -> str | None:
+    """The dimension that a process group's description tells; None where it tells none."""
+    if description is None or description.strip().lower() in _UNTOLD:
+        return None
+    text = description.upper()
+    for dimension, pattern in _MEGATRON:
+        if pattern.search(text):
+            return dimension
+    words = set(re.split(r"[^a-z]+", description.lower()))
+    found = [dimension for dimension, known in _MESH.items() if words & known]
+    if len(found) == 2 and "DP" in found and "CP" in found:
+        return "DP"
+    return found[0] if len(found) == 1 else None
+
+
+def dimension_of(nature: Nature, call: Call | None, known: Known) -> tuple[str, str]:
+    """A communication's dimension and the confidence in it."""
+    if nature.library == "userbuffers":
+        return "TP", "certain"
+    if nature.library == "deep_ep":
+        return "EP", "certain"
+    if call is not None:
+        group = known.named(call.group)
+        for description in (call.description, group.description if group else None):
+            told = described(description)
+            if told is not None:
+                return told, "certain"
+    if nature.library == "nvshmem":
+        return "EP", "likely"
+    if nature.library == "peer copy":
+        # Userbuffers' ring exchange moves its chunks with copy engines; NCCL uses kernels.
+        return "TP", "likely" if known.sizes().get("TP") else "guess"
+    told = operation(call.name) if call is not None and call.name else "other"
+    if told == "other" and nature.library == "nccl" and nature.operation == "send_recv":
+        # NCCL has no all-to-all of its own: PyTorch's is a group of sends and receives.
+        return _inferred("exchange", call, known)
+    return _inferred(nature.operation if told == "other" else told, call, known)
+
+
+_FITTING = {
+    "send_recv": ("PP", "CP"),
+    "exchange": ("PP", "EP", "CP"),
+    "all_to_all": ("EP", "CP"),
+    "barrier": (),
+}
+_REDUCING = ("TP", "DP", "CP", "EP", "embedding")
+
+
+def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, str]:
+    sizes = known.sizes()
+    fitting = _FITTING.get(what, _REDUCING)
+    candidates = [d for d in fitting if d in sizes]
+    size = call.group_size if call is not None else None
+    if call is not None and call.ranks and known.layout is not None and known.layout.dp:
+        mine = known.rank if known.rank in call.ranks else call.ranks[0]
+        ranks = tuple(sorted(call.ranks))
+        exact = [d for d in candidates if ranks in known.layout.ranks(d, mine or 0)]
+        if exact:
+            return (exact[0], "likely") if len(exact) == 1 else (_preferred(exact), "guess")
+    if size is not None and sizes and what not in ("send_recv", "exchange"):
+        # NCCL runs point-to-point work of a pipeline in communicators of two.
+        candidates = [d for d in candidates if size in sizes[d]]
+    if len(candidates) == 1:
+        return candidates[0], "likely"
+    if what in ("send_recv", "exchange"):
+        return ("PP" if "PP" in candidates or not candidates else candidates[0]), "guess"
+    if what == "all_to_all":
+        return (candidates[0] if candidates else "EP"), "guess"
+    if not sizes and known.groups and _only_default(known.groups) and fitting:
+        return "DP", "guess"
+    return "other", "unknown"
+
+
+def _preferred(dimensions: Iterable[str]) -> str:
+    return min(dimensions, key=DIMENSIONS.index)
+
+
+def _only_default(groups: Iterable[Group]) -> bool:
+    """Plain data parallelism uses the default group, and no other."""
+    return all(g.description.strip().lower() in _UNTOLD for g in groups)

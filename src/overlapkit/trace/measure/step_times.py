@@ -1,0 +1,320 @@
+"""What a step's time is made of: measures of unions of intervals, in nanoseconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
+from overlapkit.trace.measure.dimensions import CONFIDENCE, Known, dimension_of
+from overlapkit.trace.read.device_work import (
+    COMMUNICATION,
+    COMPUTE,
+    DIMENSIONS,
+    MEMORY,
+    Work,
+)
+from overlapkit.trace.read.kernel_names import Nature, nature, operation, short
+from overlapkit.trace.read.recorded import Call, Window
+
+PARTS = ("compute", "exposed_comm", "exposed_memory", "idle")
+"""The exclusive parts of a step, in order of precedence; they add up to it."""
+
+
+@dataclass(frozen=True)
+class DimensionTime:
+    """A dimension's communication in a window, in nanoseconds."""
+
+    comm: int
+    exposed: int
+
+    @property
+    def hidden(self) -> int:
+        """At once with compute."""
+        return self.comm - self.exposed
+
+
+@dataclass(frozen=True)
+class Times:
+    """A window's time in nanoseconds.
+
+    Attributes:
+        window: the step, or the whole trace.
+        compute: kernels that are neither communication nor copies.
+        comm: communication on all streams.
+        exposed_comm: communication without compute.
+        memory: copies and memsets.
+        exposed_memory: copies and memsets with neither compute nor communication.
+        idle: no device work at all.
+        by_dimension: those dimensions that communicate in this trace. Two may be exposed at once.
+    """
+
+    window: Window
+    compute: int
+    comm: int
+    exposed_comm: int
+    memory: int
+    exposed_memory: int
+    idle: int
+    by_dimension: dict[str, DimensionTime]
+
+    @property
+    def step(self) -> int:
+        """Length of the window; compute + exposed_comm + exposed_memory + idle."""
+        return self.window.end - self.window.start
+
+    @property
+    def hidden_comm(self) -> int:
+        """Communication at once with compute."""
+        return self.comm - self.exposed_comm
+
+    @property
+    def overlap_pct(self) -> float | None:
+        """Hidden communication in percent of all; None where there is none."""
+        return 100.0 * self.hidden_comm / self.comm if self.comm else None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The exclusive parts."""
+        return {
+            "compute": self.compute,
+            "exposed_comm": self.exposed_comm,
+            "exposed_memory": self.exposed_memory,
+            "idle": self.idle,
+        }
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One sort of communication: what shares kernel, operation, group and dimension.
+
+    Attributes:
+        name: the kernel, short.
+        operation: "all_gather", "send", …
+        dimension: one of `DIMENSIONS`.
+        confidence: how sure the dimension is, one of `CONFIDENCE`.
+        group: the process group's description or name; None where it is not known.
+    """
+
+    name: str
+    operation: str
+    dimension: str
+    confidence: str
+    group: str | None
+
+
+@dataclass
+class Measured:
+    """A device's work with everything that reports ask of it.
+
+    Attributes:
+        work: the events.
+        traffic: the sorts of communication.
+        traffic_of: for each event the index of its sort; -1 for what is no communication.
+        compute, comm, memory: the time covered by each kind.
+        exposed, hidden: communication without and with compute.
+        busy: any device work.
+        dimension_comm, dimension_exposed: communication of each dimension, all and exposed.
+    """
+
+    work: Work
+    traffic: list[Traffic]
+    traffic_of: NDArray[np.int32]
+    compute: Spans
+    comm: Spans
+    memory: Spans
+    exposed: Spans
+    hidden: Spans
+    exposed_memory: Spans
+    busy: Spans
+    dimension_comm: dict[str, Spans] = field(default_factory=dict)
+    dimension_exposed: dict[str, Spans] = field(default_factory=dict)
+
+    def events_of(self, sorts: Sequence[int]) -> NDArray[np.intp]:
+        """The events of these sorts of communication."""
+        # One place more, for the -1 of what is no communication.
+        wanted = np.zeros(len(self.traffic) + 1, dtype=np.bool_)
+        wanted[list(sorts)] = True
+        return np.flatnonzero(wanted[self.traffic_of])
+
+    def times(self, windows: Sequence[Window]) -> list[Times]:
+        """What each window's time is made of."""
+        start = np.asarray([w.start for w in windows], dtype=np.int64)
+        end = np.asarray([w.end for w in windows], dtype=np.int64)
+        columns = {
+            name: getattr(self, name).within(start, end)
+            for name in ("compute", "comm", "exposed", "memory", "exposed_memory", "busy")
+        }
+        comm = {d: s.within(start, end) for d, s in self.dimension_comm.items()}
+        exposed = {d: s.within(start, end) for d, s in self.dimension_exposed.items()}
+        return [
+            Times(
+                window=window,
+                compute=int(columns["compute"][i]),
+                comm=int(columns["comm"][i]),
+                exposed_comm=int(columns["exposed"][i]),
+                memory=int(columns["memory"][i]),
+                exposed_memory=int(columns["exposed_memory"][i]),
+                idle=window.end - window.start - int(columns["busy"][i]),
+                by_dimension={d: DimensionTime(int(comm[d][i]), int(exposed[d][i])) for d in comm},
+            )
+            for i, window in enumerate(windows)
+        ]
+
+
+def measure(work: Work, known: Known) -> Measured:
+    """Classify a device's communication and form the sets of time that reports measure."""
+    is_comm = work.kind == COMMUNICATION
+    traffic, traffic_of = _traffic(work, np.flatnonzero(is_comm), known)
+    compute = _of(work, work.kind == COMPUTE)
+    comm = _of(work, is_comm)
+    memory = _of(work, work.kind == MEMORY)
+    result = Measured(
+        work=work,
+        traffic=traffic,
+        traffic_of=traffic_of,
+        compute=compute,
+        comm=comm,
+        memory=memory,
+        exposed=minus(comm, compute),
+        hidden=both(comm, compute),
+        exposed_memory=minus(memory, either(compute, comm)),
+        busy=either(compute, comm, memory),
+    )
+    for dimension in DIMENSIONS:
+        kinds = [i for i, t in enumerate(traffic) if t.dimension == dimension]
+        if kinds:
+            chosen = result.events_of(kinds)
+            spans = union(work.start[chosen], work.end[chosen])
+            result.dimension_comm[dimension] = spans
+            result.dimension_exposed[dimension] = minus(spans, compute)
+    return result
+
+
+def _of(work: Work, which: NDArray[np.bool_]) -> Spans:
+    return union(work.start[which], work.end[which])
+
+
+def _traffic(
+    work: Work, events: NDArray[np.intp], known: Known
+) -> tuple[list[Traffic], NDArray[np.int32]]:
+    """The sorts of communication, and each event's sort: equal names and calls are one lookup."""
+    traffic_of = np.full(len(work), -1, dtype=np.int32)
+    kinds: dict[Traffic, int] = {}
+    if len(events):
+        width = len(work.calls) + 1
+        keys = work.name[events].astype(np.int64) * width + work.call[events] + 1
+        unique, inverse = distinct(keys)
+        numbers = []
+        # Message sizes vary from call to call, and do not matter here.
+        alike: dict[tuple[Any, ...], int] = {}
+        for key in unique.tolist():
+            call = work.calls[key % width - 1] if key % width else None
+            told = call and (call.name, call.group_size, call.group, call.description, call.ranks)
+            number = alike.get((key // width, told))
+            if number is None:
+                name = work.names[key // width]
+                sort = _sort(name, nature(name), call, known)
+                number = kinds.setdefault(sort, len(kinds))
+                alike[key // width, told] = number
+            numbers.append(number)
+        traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse]
+    return list(kinds), traffic_of
+
+
+def _sort(name: str, what: Nature, call: Call | None, known: Known) -> Traffic:
+    dimension, confidence = dimension_of(what, call, known)
+    told = call.name if call is not None and call.name else None
+    named = operation(told) if told else "other"
+    group = None
+    if call is not None:
+        listed = known.named(call.group)
+        group = call.description or (listed.description if listed else None) or call.group
+    if named == "send_recv" and told:
+        named = told.lower()
+    return Traffic(
+        short(name), what.operation if named == "other" else named, dimension, confidence, group
+    )
+
+
+def span_of(windows: Sequence[Window]) -> Spans:
+    """The time that any of the windows covers."""
+    return union(
+        np.asarray([w.start for w in windows], dtype=np.int64),
+        np.asarray([w.end for w in windows], dtype=np.int64),
+    )
+
+
+def confidence_by_dimension(traffic: Sequence[Traffic]) -> dict[str, str]:
+    """The weakest confidence among each dimension's communication."""
+    result: dict[str, str] = {}
+    for sort in traffic:
+        known = result.get(sort.dimension, "certain")
+        result[sort.dimension] = max(known, sort.confidence, key=CONFIDENCE.index)
+    return {d: result[d] for d in DIMENSIONS if d in result}
+
+
+def contributions(m: Measured, windows: Sequence[Window]) -> dict[str, dict[str, Ints]]:
+    """Who makes up each exclusive part: part to label to nanoseconds per window.
+
+    Every moment has one owner (of kernels that run at once, the one that began first), so the
+    labels of a part add up to it. Idle time is owned by the work that ends it.
+    """
+    work = m.work
+    label = np.asarray([short(name) for name in work.names], dtype=object)[work.name]
+    for index, sort in enumerate(m.traffic):
+        label[m.traffic_of == index] = f"{sort.dimension} {sort.operation} ({sort.name})"
+    before: dict[str, tuple[int, Spans | None]] = {
+        "compute": (COMPUTE, None),
+        "exposed_comm": (COMMUNICATION, m.compute),
+        "exposed_memory": (MEMORY, either(m.compute, m.comm)),
+    }
+    result: dict[str, dict[str, Ints]] = {}
+    for part, (kind, above) in before.items():
+        chosen = np.flatnonzero(work.kind == kind)
+        start, end, owner = shares(work.start[chosen], work.end[chosen])
+        result[part] = _by_label(start, end, label[chosen][owner], above, windows)
+    gap_start, gap_end = m.busy.end[:-1], m.busy.start[1:]
+    follower = np.searchsorted(work.start, gap_end, side="left")
+    owner = np.minimum(follower, len(work) - 1)
+    idle = _by_label(
+        gap_start,
+        gap_end,
+        np.asarray([f"before {name}" for name in label[owner]], dtype=object),
+        None,
+        windows,
+    )
+    # A step may begin before its first work, or end after its last.
+    for index, window in enumerate(windows):
+        outside = max(0, min(window.end, m.work.whole.start) - window.start)
+        outside += max(0, window.end - max(window.start, m.work.whole.end))
+        if outside:
+            row = idle.setdefault("outside all work", np.zeros(len(windows), dtype=np.int64))
+            row[index] += outside
+    result["idle"] = idle
+    return result
+
+
+def _by_label(
+    start: Ints,
+    end: Ints,
+    labels: NDArray[np.object_],
+    above: Spans | None,
+    windows: Sequence[Window],
+) -> dict[str, Ints]:
+    rows: dict[str, Ints] = defaultdict(lambda: np.zeros(len(windows), dtype=np.int64))
+    for index, window in enumerate(windows):
+        first = int(np.searchsorted(end, window.start, side="right"))
+        last = int(np.searchsorted(start, window.end, side="left"))
+        a = np.maximum(start[first:last], window.start)
+        b = np.minimum(end[first:last], window.end)
+        own = b - a if above is None else (b - a) - above.within(a, b)
+        for name, value in zip(labels[first:last].tolist(), own.tolist(), strict=True):
+            if value > 0:
+                rows[name][index] += value
+    return dict(rows)

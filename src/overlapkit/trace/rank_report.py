@@ -1,0 +1,93 @@
+"""Analyses one file and puts its ranks' figures together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from overlapkit.trace.diagnose.diagnosis import Finding
+from overlapkit.trace.measure.collectives import (
+    Collective,
+    SlowedCompute,
+)
+from overlapkit.trace.measure.dimensions import Layout
+from overlapkit.trace.measure.step_times import (
+    Times,
+)
+from overlapkit.trace.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of a file.
+
+    Attributes:
+        steps: "all", "N" or "A:B", as the user wrote it.
+        layout: the run's parallel sizes, where a configuration tells them.
+        owners: whether to say who makes up each part, as a comparison needs.
+        timeline: whether to keep one step's spans for a picture.
+        pictured: its place among the steps, as in a list; None: the one of median length.
+        annotate: where to write the trace with tracks of exposed communication.
+    """
+
+    steps: str = "all"
+    layout: Layout | None = None
+    owners: bool = False
+    timeline: bool = False
+    pictured: int | None = None
+    annotate: str | None = None
+
+
+@dataclass
+class RankReport:
+    """One device of one file. Times are in nanoseconds.
+
+    Attributes:
+        rank: its rank; None until ranks are settled among all files.
+        kernels: device events in all.
+        whole: the whole trace.
+        steps: the steps asked for; empty where the profile has none.
+        confidence: how sure each dimension is.
+        collectives: every sort of communication in the steps, the most exposed first.
+        slowed: compute beside communication.
+        findings: what the profile shows.
+        calls: durations and exposed times of each group's collectives.
+        owners: part to label to time per step; filled where asked.
+        timeline: one step's spans; filled where asked.
+    """
+
+    path: str
+    source: str
+    device: int
+    rank: int | None
+    world_size: int | None
+    gpu: str | None
+    kernels: int
+    whole: Times
+    steps: list[Times]
+    confidence: dict[str, str]
+    collectives: list[Collective]
+    slowed: SlowedCompute
+    findings: list[Finding]
+    calls: dict[str, tuple[list[int], list[int]]]
+    warnings: list[str]
+    owners: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    timeline: Timeline | None = None
+
+    @property
+    def measured(self) -> list[Times]:
+        """The steps, or the whole trace where there are none."""
+        return self.steps or [self.whole]
+
+
+def middle(times: Sequence[Times]) -> list[Times]:
+    """The step of median length, or the two around the median."""
+    ordered = sorted(times, key=lambda t: t.step)
+    half = len(ordered) // 2
+    return [ordered[half]] if len(ordered) % 2 else [ordered[half - 1], ordered[half]]
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; 0 of nothing."""
+    return statistics.median(values) if values else 0.0

@@ -1,0 +1,1 @@
+"""From bytes to device work: Kineto and Nsight."""

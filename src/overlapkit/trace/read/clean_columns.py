@@ -1,0 +1,113 @@
+"""From columns as they were read to device work that can be measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints, distinct
+from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.kernel_names import nature
+from overlapkit.trace.read.recorded import Call, WorkColumns
+from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns, whole_numbers
+from overlapkit.trace.read.timestamps import LONGEST_US
+
+_DAY_NS = 24 * 3600 * 10**9
+
+
+def finish_columns(
+    columns: WorkColumns,
+    path: str,
+    source: str,
+    device: int,
+    names: list[str],
+    calls: list[Call],
+    troubles: Counter[str],
+) -> Work | None:
+    """The columns as arrays, sorted by start, without events that no device can have run.
+
+    What is left out is counted in `troubles`. None where nothing is left.
+    """
+    read = whole_ns if columns.nanoseconds else column_ns
+    start, has_start = read(columns.ts)
+    length, has_length = read(columns.dur)
+    keep = has_start & has_length
+    _count(troubles, "device event without a usable time or duration, left out", ~keep)
+    negative = keep & (length < 0)
+    _count(troubles, "device event with a negative duration, left out", negative)
+    keep &= ~negative
+    endless = keep & (length > LONGEST_US * 1000)
+    _count(troubles, "device event longer than an hour, left out", endless)
+    keep &= ~endless
+    if keep.any():
+        middle = int(np.median(start[keep]))
+        far = keep & (np.abs(start - middle) > _DAY_NS)
+        _count(troubles, "device event a day or more from the others, left out", far)
+        keep &= ~far
+        first, last = int(start[keep].min()), int(start[keep].max())
+        # Ten times as long as all else together, and seconds long: a clock gone wrong.
+        wrong = keep & (length > max(10 * (last - first), 10 * 10**9))
+        if int(keep.sum()) > 10:
+            _count(troubles, "device event far longer than the trace, left out", wrong)
+            keep &= ~wrong
+    if not keep.any():
+        return None
+    index = np.flatnonzero(keep)
+    # By end where starts are equal, so that the order in which the file was read does not show.
+    order = index[np.lexsort((length[index], start[index]))]
+    coded = np.asarray(columns.name, dtype=np.int64)
+    stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
+    again = _written_again(order, start, length, coded, stream, correlation)
+    _count(troubles, "device event written twice, counted once", again)
+    order = order[~again]
+    coded = coded[order]
+    nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
+    _count(troubles, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
+    kinds = {
+        code: nature(names[code >> 1], copy=bool(code & 1)).kind
+        for code in distinct(coded)[0].tolist()
+    }
+    lookup = np.zeros(max(kinds) + 1, dtype=np.int8)
+    for code, kind in kinds.items():
+        lookup[code] = kind
+    return Work(
+        path=path,
+        source=source,
+        device=device,
+        start=start[order],
+        end=(start + length)[order],
+        name=(coded >> 1).astype(np.int32),
+        kind=lookup[coded],
+        stream=stream[order],
+        correlation=correlation[order],
+        grid=np.asarray(columns.grid, dtype=np.int32)[order],
+        call=np.asarray(columns.call, dtype=np.int32)[order],
+        names=names,
+        calls=calls,
+    )
+
+
+def _written_again(
+    order: NDArray[np.intp], start: Ints, length: Ints, name: Ints, stream: Ints, correlation: Ints
+) -> NDArray[np.bool_]:
+    """Which of the events, in this order, repeat another one to the last digit."""
+    again = np.zeros(len(order), dtype=np.bool_)
+    # Hardly any two events of a device share start and end: only those are looked at.
+    alike = (np.diff(start[order]) == 0) & (np.diff(length[order]) == 0)
+    near = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+    seen: set[tuple[int, ...]] = set()
+    for place in near.tolist():
+        i = order[place]
+        key = (int(start[i]), int(length[i]), int(name[i]), int(stream[i]), int(correlation[i]))
+        again[place] = correlation[i] > 0 and key in seen
+        seen.add(key)
+    return again
+
+
+def _count(troubles: Counter[str], what: str, which: Any) -> None:
+    number = int(which.sum())
+    if number:
+        troubles[what] += number

@@ -1,0 +1,100 @@
+"""The device work of one device of one rank, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints
+from overlapkit.trace.read.recorded import Call, Group, Window
+
+COMPUTE, COMMUNICATION, MEMORY = 0, 1, 2
+"""Kinds of device work."""
+
+DIMENSIONS = ("TP", "DP", "PP", "CP", "EP", "embedding", "other")
+"""What a communication can belong to, in the order of reports."""
+
+
+@dataclass(frozen=True)
+class Launches:
+    """When and where the host launched work, sorted by correlation id.
+
+    Attributes:
+        correlation: the ids.
+        time: of the launch, in nanoseconds.
+        thread: the launching threads, numbered.
+    """
+
+    correlation: Ints
+    time: Ints
+    thread: NDArray[np.int32]
+
+    def find(self, correlation: Ints) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """For each id the place of its launch, and whether there is one."""
+        if not len(self.correlation):
+            return np.zeros(len(correlation), np.intp), np.zeros(len(correlation), np.bool_)
+        place = np.searchsorted(self.correlation, correlation)
+        place = np.minimum(place, len(self.correlation) - 1)
+        return place, np.asarray(self.correlation[place] == correlation)
+
+
+def sorted_launches(correlation: Ints, time: Ints, thread: NDArray[np.int32]) -> Launches:
+    """Launches in the order of their ids."""
+    order = np.argsort(correlation, kind="stable")
+    return Launches(correlation[order], time[order], thread[order])
+
+
+@dataclass
+class Work:
+    """Device work of one device. The columns have one entry per event, sorted by start.
+
+    Attributes:
+        path: the file, as the user named it.
+        source: "kineto", "nsys" or "cpu" (operators and gloo's ranges take the device's place).
+        device: the device's number; -1 for a CPU.
+        start, end: nanoseconds.
+        name: index into `names`.
+        kind: COMPUTE, COMMUNICATION or MEMORY.
+        stream: the stream's number, -1 where it is not known.
+        correlation: ties an event to its launch, -1 where it is not known.
+        grid: launch grids, numbered; -1 where it is not known.
+        call: index into `calls`, -1 where nothing was recorded.
+        steps: the steps on the device, in order; empty where the profile has none.
+        launches: the host's launches, where the profile has them.
+        rank: this process's rank; None where the file does not tell.
+        world_size: ranks of the job; None where the file does not tell.
+        gpu: the device's name; None where the file does not tell.
+        groups: the process groups that the file lists.
+        warnings: what the reader had to leave out or assume.
+    """
+
+    path: str
+    source: str
+    device: int
+    start: Ints
+    end: Ints
+    name: NDArray[np.int32]
+    kind: NDArray[np.int8]
+    stream: Ints
+    correlation: Ints
+    grid: NDArray[np.int32]
+    call: NDArray[np.int32]
+    names: list[str]
+    calls: list[Call]
+    steps: list[Window] = field(default_factory=list)
+    launches: Launches | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    gpu: str | None = None
+    groups: list[Group] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def whole(self) -> Window:
+        """From the start of the first device work to the end of the last."""
+        return Window("whole trace", None, int(self.start.min()), int(self.end.max()))

@@ -1,0 +1,60 @@
+"""A trace of a GPU whose ranks exchange data through memory: gloo's ranges are communication.
+
+Ranks that share a GPU cannot use NCCL. Then the device shows the copies to and from memory alone,
+and what happens between them stands on the host, on the same clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from overlapkit.trace.read.device_work import COMMUNICATION, Work
+from overlapkit.trace.read.recorded import HostRanges
+
+PREFIX = "gloo:"
+
+
+def with_gloo(work: Work, host: HostRanges) -> Work:
+    """The device's work and the host's gloo ranges, which are a stream each of their threads."""
+    ranges = [
+        index
+        for index, name in enumerate(host.names)
+        if name.startswith(PREFIX) and host.end[index] > host.start[index]
+    ]
+    if not ranges:
+        return work
+    names = list(work.names)
+    number = {name: place for place, name in enumerate(names)}
+    for index in ranges:
+        if host.names[index] not in number:
+            number[host.names[index]] = len(names)
+            names.append(host.names[index])
+    # No stream of a device has a negative number but -1, which is none.
+    threads = {thread: -2 - place for place, thread in enumerate(dict.fromkeys(host.threads))}
+    count = len(ranges)
+    start = np.concatenate([work.start, np.asarray([host.start[i] for i in ranges], np.int64)])
+    end = np.concatenate([work.end, np.asarray([host.end[i] for i in ranges], np.int64)])
+    order = np.lexsort((end, start))
+    unknown = np.full(count, -1)
+
+    def joined(column: np.ndarray, more: np.ndarray | list[int]) -> np.ndarray:
+        return np.concatenate([column, np.asarray(more, column.dtype)])[order]
+
+    return replace(
+        work,
+        start=start[order],
+        end=end[order],
+        name=joined(work.name, [number[host.names[i]] for i in ranges]),
+        kind=joined(work.kind, np.full(count, COMMUNICATION)),
+        stream=joined(work.stream, [threads[host.threads[i]] for i in ranges]),
+        correlation=joined(work.correlation, unknown),
+        grid=joined(work.grid, unknown),
+        call=joined(work.call, unknown),
+        names=names,
+        warnings=[
+            *work.warnings,
+            f"no device communication: {count} ranges of gloo on the host are the communication",
+        ],
+    )

@@ -1,0 +1,330 @@
+"""Splits a trace's JSON into chunks of whole events, without holding the file.
+
+Blocks of bytes are cut where one event ends and the next begins. A cut is only a guess, made by
+looking at a few bytes, but a chunk that decodes as a list proves its own cuts: braces and quotes
+balance in it. One that does not decode is walked through token by token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from overlapkit.errors import InputError
+from overlapkit.trace.read.byte_source import ByteSource
+
+HEAD_LIMIT = 64 << 20
+"""Bytes that may stand before the list of events, and after it."""
+
+EVENT_LIMIT = 1 << 20
+"""Bytes of one event beyond which the text is taken to be damaged where the event began."""
+
+MAX_DAMAGED = 1000
+"""Unreadable stretches after which a file is given up."""
+
+_WHITE = b" \t\r\n"
+_LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
+_EVENT_START = re.compile(rb'\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args|id|s|bp)"\s*:')
+_MARKED_EVENT = re.compile(rb'\{\s*"ph"\s*:')
+_NOT_A_NUMBER = re.compile(
+    rb'((?<!\\)":\s*|[\[,]\s*)[+-]?(?:NaN|nan|Infinity|infinity|INF|Inf|inf)(?=\s*[,}\]])'
+)
+
+EventT = TypeVar("EventT")
+
+
+class NotInShares(Exception):
+    """The file must be read as a whole."""
+
+
+class EventReader(Generic[EventT]):
+    """The events of one file, a chunk at a time.
+
+    Args:
+        source: the file's bytes.
+        kind: type of one event; all its fields have defaults.
+        lenient: makes an event from a plain mapping whose values may have any type.
+        share: (i, n) to decode only every n-th chunk, from the i-th; what follows the last cut
+            belongs to share 0. Works on files without damage only.
+
+    Attributes:
+        metadata: what stands beside the events at the top level; complete after the last chunk.
+        troubles: what had to be left out or mended, with counts.
+        cut: whether the file ends before its list of events does.
+    """
+
+    def __init__(
+        self,
+        source: ByteSource,
+        kind: type[EventT],
+        lenient: Callable[[dict[str, Any]], EventT],
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.source = source
+        self.metadata: dict[str, Any] = {}
+        self.troubles: Counter[str] = Counter()
+        self.cut = False
+        self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+        self._lenient = lenient
+        self._share = share
+
+    def chunks(self) -> Iterator[list[EventT]]:
+        """The events of each chunk.
+
+        Raises:
+            InputError: it is no trace, or too damaged to read.
+            NotInShares: one share alone cannot tell where chunks begin.
+        """
+        blocks = iter(self.source)
+        buffer = self._head(blocks)
+        ended = False
+        mine, shares = self._share
+        for number, block in enumerate(blocks):
+            buffer = (buffer + block).lstrip(_WHITE + b",")
+            position = _last_boundary(buffer)
+            if shares > 1 and position is not None and number % shares != mine:
+                buffer = buffer[position[1] :]
+                continue
+            if position is None:
+                if len(buffer) <= 2 * EVENT_LIMIT:
+                    continue
+                self._alone()
+                events, done, ended = self._walk(buffer, final=False)
+                yield events
+                buffer = buffer[done:]
+            else:
+                end, following = position
+                decoded = self._decode(b"[%b]" % buffer[:end])
+                if decoded is not None:
+                    yield decoded
+                    buffer = buffer[following:]
+                else:
+                    self._alone()
+                    events, done, ended = self._walk(buffer, final=False)
+                    yield events
+                    buffer = buffer[done:]
+            if ended:
+                break
+        if mine:
+            return
+        if not ended:
+            events, done, ended = self._walk(buffer, final=True)
+            yield events
+            buffer = buffer[done:]
+        self.cut = not ended or self.source.cut
+        if ended:
+            self._tail(buffer, blocks)
+
+    def _alone(self) -> None:
+        """Only who decodes every chunk can go on from a cut that may be wrong."""
+        if self._share[1] > 1:
+            raise NotInShares
+
+    def _head(self, blocks: Iterator[bytes]) -> bytes:
+        """Read up to the list of events; what follows its bracket is returned."""
+        head, rest = split_head(self.source.path, blocks)
+        if head.endswith(b"["):
+            before = head.strip(b"\xef\xbb\xbf" + _WHITE)
+            if before != b"[":
+                start = [m for m in _LIST.finditer(before) if m.end() == len(before)][-1].start()
+                self.metadata.update(_loads(_closed(before[:start])) or {})
+        return rest
+
+    def _tail(self, buffer: bytes, blocks: Iterator[bytes]) -> None:
+        for block in blocks:
+            if len(buffer) > HEAD_LIMIT:
+                self.troubles["metadata after the events too long, left out"] += 1
+                return
+            buffer += block
+        text = buffer.strip().removeprefix(b",").strip()
+        if not text:
+            return
+        tail = _loads(b"{" + text)
+        if tail is None:
+            self.troubles["metadata after the events not readable"] += 1
+        else:
+            self.metadata.update(tail)
+
+    def _decode(self, chunk: bytes) -> list[EventT] | None:
+        """The events of a chunk; None if it is not a list of events."""
+        try:
+            return self._decoder.decode(chunk)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        mended = self._mend(chunk)
+        if mended is None:
+            return None
+        try:
+            return self._decoder.decode(mended)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def _mend(self, text: bytes) -> bytes | None:
+        """The text in UTF-8 and without NaN and Infinity; None if it has neither trouble."""
+        mended, count = _NOT_A_NUMBER.subn(rb"\1null", text)
+        if count:
+            # Neighbours in a list share their comma, which the first pass may have consumed.
+            mended = _NOT_A_NUMBER.sub(rb"\1null", mended)
+            self.troubles["NaN or Infinity, read as absent"] += count
+        try:
+            mended.decode()
+        except UnicodeDecodeError:
+            mended = mended.decode(errors="replace").encode()
+            self.troubles["chunk with invalid UTF-8, bad bytes replaced"] += 1
+            count += 1
+        return mended if count else None
+
+    def _walk(self, buffer: bytes, *, final: bool) -> tuple[list[EventT], int, bool]:
+        """Go through the text token by token.
+
+        Returns:
+            The events, how many bytes are done with, and whether the list ended there.
+        """
+        events: list[EventT] = []
+        # Brackets that are open, as their closing ones.
+        closing: list[bytes] = []
+        start, done, position = -1, 0, 0
+        while True:
+            match = _TOKEN.search(buffer, position)
+            if match is None and not closing:
+                return events, len(buffer), False
+            anchor = start if start >= 0 else done
+            unfinished = match is None or match.group() == b'"'
+            reached = len(buffer) if unfinished or match is None else match.end()
+            damaged = reached - anchor > EVENT_LIMIT and bool(closing or unfinished)
+            if unfinished and not damaged and not final:
+                return events, done, False
+            token = b"" if match is None else match.group()[:1]
+            if token and token in b"}]" and closing and closing[-1] != token:
+                damaged = True
+            if unfinished or damaged or match is None:
+                # Something without an end: go on at the next thing that looks like an event.
+                following = _next_event(buffer, max(anchor, position if start < 0 else start) + 1)
+                if following is None:
+                    return events, len(buffer), False
+                self._damaged()
+                closing.clear()
+                start, done, position = -1, following, following
+                continue
+            position = match.end()
+            if token in b"{[":
+                if not closing and token == b"{":
+                    start = match.start()
+                closing.append(b"}" if token == b"{" else b"]")
+            elif token in b"}]" and closing:
+                closing.pop()
+                if not closing:
+                    if start >= 0:
+                        self._one(buffer[start:position], events)
+                    start, done = -1, position
+            elif token in b"}]":
+                more = _MARKED_EVENT.search(buffer, position)
+                if token == b"]" and more is None:
+                    return events, position, True
+                # A bracket too many inside the list.
+                self._damaged()
+                position = more.start() if more else position
+                start, done = -1, position
+
+    def _damaged(self) -> None:
+        self.troubles["unreadable stretch, skipped"] += 1
+        if self.troubles["unreadable stretch, skipped"] > MAX_DAMAGED:
+            raise InputError(f"{self.source.path}: too damaged to read; export it again")
+
+    def _one(self, text: bytes, events: list[EventT]) -> None:
+        decoded = self._decode(b"[" + text + b"]")
+        if decoded is not None:
+            events.extend(decoded)
+            return
+        plain = _loads(text)
+        if plain is None:
+            self.troubles["unreadable event, left out"] += 1
+            return
+        events.append(self._lenient(plain))
+
+
+def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
+    """What stands up to the bracket of the list of events, with it, and what was read after it.
+
+    Raises:
+        InputError: there is no such list.
+    """
+    buffer = b""
+    for block in blocks:
+        buffer += block
+        text = buffer.lstrip(b"\xef\xbb\xbf" + _WHITE)
+        if text.startswith(b"["):
+            offset = len(buffer) - len(text) + 1
+            return buffer[:offset], buffer[offset:]
+        if text and not text.startswith(b"{"):
+            raise InputError(
+                f"{path}: is neither JSON nor an Nsight Systems SQLite export; give a trace of "
+                "torch.profiler (.json, .json.gz) or of nsys export --type sqlite"
+            )
+        for match in _LIST.finditer(buffer):
+            if _loads(_closed(buffer[: match.start()])) is not None:
+                return buffer[: match.end()], buffer[match.end() :]
+        if len(buffer) > HEAD_LIMIT:
+            break
+    if not buffer.strip():
+        raise InputError(f"{path}: holds nothing but white space")
+    if _LIST.search(buffer):
+        raise InputError(f"{path}: not valid JSON before its list of events, traceEvents")
+    raise InputError(
+        f"{path}: has no list traceEvents; is it a trace of torch.profiler? It may also have "
+        "been cut off: export it again"
+    )
+
+
+def _closed(head: bytes) -> bytes:
+    """The members before a key, made an object."""
+    text = head.strip(b"\xef\xbb\xbf" + _WHITE)
+    return text.removesuffix(b",") + b"}"
+
+
+def _next_event(buffer: bytes, position: int) -> int | None:
+    """Where the next thing stands that looks like an event after a comma."""
+    for match in _EVENT_START.finditer(buffer, position):
+        start = match.start()
+        if buffer[max(0, start - 200) : start].rstrip(_WHITE).endswith(b","):
+            return start
+    return None
+
+
+def _last_boundary(buffer: bytes) -> tuple[int, int] | None:
+    """Where the last `}` before a `, {` ends and where that `{` stands, found from the back."""
+    position = len(buffer)
+    for _ in range(200):
+        position = buffer.rfind(b"{", 0, position)
+        if position <= 0:
+            return None
+        before = buffer[max(0, position - 64) : position].rstrip(_WHITE)
+        if before.endswith(b","):
+            closed = before[:-1].rstrip(_WHITE)
+            if closed.endswith(b"}"):
+                end = max(0, position - 64) + len(closed)
+                return end, position
+    return None
+
+
+def _loads(text: bytes) -> dict[str, Any] | None:
+    """A JSON object read with patience: control characters, NaN and bad UTF-8 pass.
+
+    Numbers with a fraction stay text, so that none of their digits is lost.
+    """
+    try:
+        value = json.loads(
+            text.decode(errors="replace"),
+            strict=False,
+            parse_float=str,
+            parse_constant=lambda _: None,
+        )
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,128 @@
+"""What a device event is, told from its name, and a short form of the name for people."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from overlapkit.trace.read.device_work import COMMUNICATION, COMPUTE, MEMORY
+
+# Transformer Engine's userbuffers kernels, from transformer_engine/common/comm_gemm_overlap.
+_USERBUFFERS = re.compile(r"userbuffers", re.IGNORECASE)
+# DeepEP's dispatch and combine, with what notifies and synchronises them; its layout kernels only
+# count tokens. HybridEP is DeepEP's successor for large NVLink domains.
+_DEEP_EP = re.compile(r"(?:deep_ep|hybrid_ep)::(?!layout\b)")
+_NVSHMEM = re.compile(r"nvshmem", re.IGNORECASE)
+_NCCL = re.compile(r"nccl|rccl|mscclkernel|msccl(?:pp)?::", re.IGNORECASE)
+# torch.distributed._symmetric_memory, and the one-node all-reduce of inference engines.
+_SYMMETRIC_MEMORY = re.compile(
+    r"multimem_(?:all|one_shot)|(?:one|two)_shot_all_(?:reduce|gather)|cross_device_reduce"
+)
+_MEMORY = re.compile(r"mem(?:cpy|set)\b|copy(?:host|device)to(?:host|device)", re.IGNORECASE)
+_PEER_COPY = re.compile(r"memcpy\s*(?:PtoP|P2P|peer)", re.IGNORECASE)
+
+_OPERATIONS = (
+    ("all_reduce", re.compile(r"all_?reduce", re.IGNORECASE)),
+    ("reduce_scatter", re.compile(r"reduce_?scatter|(?:^|_)rs(?:_|$)", re.IGNORECASE)),
+    ("all_gather", re.compile(r"all_?gather|(?:^|_)ag(?:_|$)", re.IGNORECASE)),
+    ("all_to_all", re.compile(r"all_?to_?all", re.IGNORECASE)),
+    ("send_recv", re.compile(r"send_?recv|pushsend|pullrecv|pushrecv|send|recv", re.IGNORECASE)),
+    ("dispatch", re.compile(r"dispatch", re.IGNORECASE)),
+    ("combine", re.compile(r"combine", re.IGNORECASE)),
+    ("broadcast", re.compile(r"broadcast", re.IGNORECASE)),
+    ("barrier", re.compile(r"barrier", re.IGNORECASE)),
+    ("reduce", re.compile(r"reduce", re.IGNORECASE)),
+    ("gather", re.compile(r"gather", re.IGNORECASE)),
+    ("scatter", re.compile(r"scatter", re.IGNORECASE)),
+)
+
+
+@dataclass(frozen=True)
+class Nature:
+    """What a name tells.
+
+    Attributes:
+        kind: COMPUTE, COMMUNICATION or MEMORY.
+        library: who communicates: "nccl", "userbuffers", "deep_ep", "nvshmem", "peer copy",
+            "symmetric memory", "gloo"; "" for what is no communication.
+        operation: "all_reduce", "reduce_scatter", …; "other" where the name does not tell, ""
+            for what is no communication.
+    """
+
+    kind: int
+    library: str = ""
+    operation: str = ""
+
+
+def nature(name: str, *, copy: bool = False) -> Nature:
+    """What a device event of this name is; `copy` where the profiler lists it among the copies."""
+    if name.startswith("gloo:"):
+        return Nature(COMMUNICATION, "gloo", operation(name))
+    if _PEER_COPY.search(name):
+        return Nature(COMMUNICATION, "peer copy", "peer copy")
+    # Copies and memsets carry these names in every category that profilers list them under.
+    if copy or (_MEMORY.match(name) and "(" in name) or name in ("Memset", "Memcpy"):
+        return Nature(MEMORY)
+    for library, pattern in (
+        ("userbuffers", _USERBUFFERS),
+        ("deep_ep", _DEEP_EP),
+        ("nvshmem", _NVSHMEM),
+        ("nccl", _NCCL),
+        ("symmetric memory", _SYMMETRIC_MEMORY),
+    ):
+        if pattern.search(name):
+            return Nature(COMMUNICATION, library, operation(name))
+    return Nature(COMPUTE)
+
+
+@cache
+def operation(name: str) -> str:
+    """The collective operation that a kernel's or a collective's name tells."""
+    plain = name.partition("(")[0]
+    for result, pattern in _OPERATIONS:
+        if pattern.search(plain):
+            return result
+    return "other"
+
+
+_TEMPLATE = re.compile(r"<[^<>]*>")
+_CALL = re.compile(r"\([^()]*\)")
+
+
+@cache
+def short(name: str, limit: int = 60) -> str:
+    """A kernel's name without return type, template arguments and parameters."""
+    if name.startswith(("Memcpy", "Memset")):
+        return name[:limit]
+    text = name[:4000].replace("(anonymous namespace)::", "").replace("->", "")
+    for pattern in (_TEMPLATE, _CALL):
+        for _ in range(40):
+            shorter = pattern.sub("", text)
+            if shorter == text:
+                break
+            text = shorter
+    # What is left of a cut name, then the return type and the namespaces.
+    text = re.split(r"[<(]", text)[0].strip()
+    text = text.rpartition(" ")[2] if text.startswith(("void ", "static ")) else text
+    functor = _functor(name)
+    parts = text.split("::")
+    text = "::".join(parts[-2:]) if len(parts) > 1 else text
+    text = f"{text}<{functor}>" if functor and functor not in text else text
+    return (text or name.strip() or "(no name)")[:limit]
+
+
+_FUNCTOR = re.compile(
+    r"(?:native|cuda)::(?:\w+::)*(\w*(?:[Ff]unctor|Ops?|_impl)\w*)|(\w+Functor\w*)"
+)
+
+
+def _functor(name: str) -> str:
+    """PyTorch's elementwise kernels differ only in the functor among their arguments."""
+    if "elementwise" not in name and "multi_tensor" not in name:
+        return ""
+    for match in _FUNCTOR.finditer(name, name.find("<") + 1):
+        found = match.group(1) or match.group(2)
+        if not found.startswith(("gpu_kernel_impl", "multi_tensor")):
+            return str(found)
+    return ""

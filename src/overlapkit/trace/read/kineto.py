@@ -1,0 +1,152 @@
+"""Reads Kineto's JSON, as torch.profiler writes it, into columns of device work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from overlapkit.errors import InputError
+from overlapkit.trace.read.clean_columns import finish_columns
+from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
+from overlapkit.trace.read.gloo import with_gloo
+from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
+from overlapkit.trace.read.parallel_read import Ahead, read_ahead
+from overlapkit.trace.read.recorded import Group, Reading
+from overlapkit.trace.read.steps import project
+from overlapkit.trace.read.timestamp_columns import column_ns, whole_numbers
+from overlapkit.trace.read.timestamps import integer
+
+
+def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
+    """The device work in a file, one `Work` per device that has any.
+
+    A file without device work is read as a CPU trace: gloo's ranges are its communication, the
+    outermost operators its compute.
+
+    Args:
+        path: the file.
+        ahead: processes that are reading it already.
+
+    Raises:
+        InputError: it is no trace, too damaged, or holds neither device work nor operators.
+    """
+    reading = _read_device(path, ahead)
+    if reading.devices:
+        works = _finish(path, reading)
+        return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
+    if not reading.host.names:
+        reading = _read_here(path, want_host=True)
+    if reading.devices:
+        return _finish(path, reading)
+    if reading.host.names:
+        from overlapkit.trace.read.cpu import cpu_work
+
+        work = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
+        if work is not None:
+            _describe(work, reading)
+            return [work]
+    raise InputError(
+        f"{path}: holds no device work and no operators; record with ProfilerActivity.CUDA"
+    )
+
+
+def _read_device(path: str, ahead: Ahead | None) -> Reading:
+    """What processes have read ahead, where they could; else what is read here."""
+    try:
+        reading = ahead.collect() if ahead is not None else None
+    except DigitsNeeded:
+        again = read_ahead(path, exact=True)
+        reading = again.collect() if again is not None else None
+    return reading if reading is not None else _read_here(path)
+
+
+def _read_here(path: str, *, want_host: bool = False) -> Reading:
+    try:
+        return read_events(path, want_host=want_host)
+    except DigitsNeeded:
+        return read_events(path, want_host=want_host, exact=True)
+
+
+def _uses_gloo(reading: Reading) -> bool:
+    info = reading.metadata.get("distributedInfo")
+    return isinstance(info, dict) and info.get("backend") == "gloo"
+
+
+def _with_gloo(path: str, reading: Reading, works: list[Work]) -> list[Work]:
+    """The same work, with gloo's ranges where the device shows no communication of its own."""
+    if len(works) != 1 or (works[0].kind == COMMUNICATION).any():
+        return works
+    host = reading.host if reading.host.names else _read_here(path, want_host=True).host
+    return [with_gloo(works[0], host)]
+
+
+def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
+    """The process groups in `distributedInfo`."""
+    info = metadata.get("distributedInfo")
+    listed = info.get("pg_config") if isinstance(info, dict) else None
+    groups = []
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        ranks = ranks_of(entry.get("ranks"))
+        size = integer(entry.get("pg_size")) or integer(entry.get("group_size")) or len(ranks)
+        groups.append(
+            Group(str(entry.get("pg_name", "")), str(entry.get("pg_desc", "")), size, ranks)
+        )
+    return groups
+
+
+def _finish(path: str, reading: Reading) -> list[Work]:
+    names = list(reading.names)
+    calls = list(reading.calls)
+    launches = _launches(reading)
+    works = []
+    for device, columns in sorted(reading.devices.items()):
+        work = finish_columns(columns, path, "kineto", device, names, calls, reading.troubles)
+        if work is None:
+            continue
+        work.launches = launches
+        marked = reading.device_steps.get(device)
+        if marked is None and not reading.device_steps.keys() & reading.devices.keys():
+            # Ranges whose device is not told.
+            marked = next(iter(reading.device_steps.values()), None)
+        work.steps, notes = project(work, marked, reading.host_steps, launches)
+        work.warnings += notes
+        works.append(work)
+    if not works:
+        raise InputError(f"{path}: none of its device events has a usable time and duration")
+    for work in works:
+        _describe(work, reading)
+    return works
+
+
+def _launches(reading: Reading) -> Launches | None:
+    if not reading.launch_correlation:
+        return None
+    correlation = whole_numbers(reading.launch_correlation)
+    time, usable = column_ns(reading.launch_time)
+    usable &= correlation > 0
+    thread = np.asarray(reading.launch_thread, dtype=np.int32)[usable]
+    return sorted_launches(correlation[usable], time[usable], thread)
+
+
+def _describe(work: Work, reading: Reading) -> None:
+    metadata = reading.metadata
+    info = metadata.get("distributedInfo")
+    if isinstance(info, dict):
+        work.rank = integer(info.get("rank"))
+        work.world_size = integer(info.get("world_size"))
+    work.groups = groups_of(metadata)
+    properties = metadata.get("deviceProperties")
+    for entry in properties if isinstance(properties, list) else []:
+        if isinstance(entry, dict) and (
+            integer(entry.get("id")) == work.device or work.gpu is None
+        ):
+            work.gpu = str(entry.get("name") or "") or work.gpu
+    if reading.cut:
+        work.warnings.insert(
+            0, "the file ends in the middle of its events: what follows is not in the report"
+        )
+    work.warnings += [f"{count} x {what}" for what, count in reading.troubles.items()]

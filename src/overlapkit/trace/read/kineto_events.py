@@ -1,0 +1,363 @@
+"""Takes what matters out of the events of Kineto's JSON. Without numpy, see `raw`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from overlapkit.trace.read.byte_source import ByteSource
+from overlapkit.trace.read.json_events import EventReader, NotInShares
+from overlapkit.trace.read.recorded import Call, Reading, WorkColumns
+from overlapkit.trace.read.timestamps import EXACT_DOUBLE_US, integer, usable_ns
+
+_Number = int | float | str | None
+_Id = int | str | float | None
+
+
+class Event(msgspec.Struct, gc=False):
+    """What is read of every event; the arguments only of those that matter."""
+
+    ph: str | None = None
+    cat: str | None = None
+    name: str | None = None
+    pid: _Id = None
+    tid: _Id = None
+    ts: _Number = None
+    dur: _Number = None
+    args: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ExactEvent(Event, gc=False):
+    """The same for traces whose times a double cannot hold: their digits are kept."""
+
+    ts: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
+    dur: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
+
+
+class Arguments(
+    msgspec.Struct,
+    gc=False,
+    rename={
+        "collective": "Collective name",
+        "elements_in": "In msg nelems",
+        "elements_out": "Out msg nelems",
+        "group_size": "Group size",
+        "group": "Process Group Name",
+        "description": "Process Group Description",
+        "ranks": "Process Group Ranks",
+    },
+):
+    """The arguments of device work and of launches that are used."""
+
+    device: _Id = None
+    stream: _Id = None
+    correlation: _Id = None
+    grid: msgspec.Raw = msgspec.Raw(b"")
+    block: msgspec.Raw = msgspec.Raw(b"")
+    collective: str | None = None
+    elements_in: _Id = None
+    elements_out: _Id = None
+    dtype: str | None = None
+    group_size: _Id = None
+    group: str | int | None = None
+    description: str | None = None
+    ranks: Any = None
+
+
+class LaunchArguments(msgspec.Struct, gc=False):
+    """The one argument of a launch that is used."""
+
+    correlation: _Id = None
+
+
+_LARGEST_DEVICE = 1 << 31
+_LAUNCH_ARGUMENTS = msgspec.json.Decoder(LaunchArguments)
+_ARGUMENTS = msgspec.json.Decoder(Arguments)
+_NO_ARGUMENTS = Arguments()
+
+# Traces of 2022 and before write the categories that follow the comma.
+_DEVICE = {
+    "kernel": False,
+    "Kernel": False,
+    "gpu_memcpy": True,
+    "gpu_memset": True,
+    "Memcpy": True,
+    "Memset": True,
+}
+"""Categories of device work, and whether they are copies."""
+
+_LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
+# PyTorch 1.8 writes ProfilerStep#N among the operators, which it calls so.
+_RANGE = frozenset({"user_annotation", "gpu_user_annotation", "Operator"})
+_WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
+_CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
+
+
+def lenient_event(plain: Mapping[str, Any]) -> Event:
+    """An event from values of any type; what cannot be used becomes None."""
+
+    def text(key: str) -> str | None:
+        value = plain.get(key)
+        return value if isinstance(value, str) else None if value is None else str(value)
+
+    def number(key: str) -> int | float | str | None:
+        value = plain.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        return value
+
+    def identity(key: str) -> int | str | float | None:
+        value = plain.get(key)
+        return value if isinstance(value, (int, str, float)) else None
+
+    arguments = plain.get("args")
+    try:
+        raw = msgspec.json.encode(arguments) if isinstance(arguments, dict) else b""
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        raw = b""
+    return Event(
+        text("ph"),
+        text("cat"),
+        text("name"),
+        identity("pid"),
+        identity("tid"),
+        number("ts"),
+        number("dur"),
+        msgspec.Raw(raw),
+    )
+
+
+class DigitsNeeded(Exception):
+    """Times have digits that a double rounds: the file must be read with their text kept."""
+
+
+def read_events(
+    path: str,
+    *,
+    want_host: bool = False,
+    exact: bool = False,
+    share: tuple[int, int] = (0, 1),
+) -> Reading:
+    """What matters in a file.
+
+    Args:
+        path: the file.
+        want_host: whether operators and annotations matter, as in a CPU trace.
+        exact: whether to keep the digits of times.
+        share: (i, n) to decode only every n-th chunk, from the i-th; the readings of all shares
+            make up the file.
+
+    Raises:
+        InputError: it is no trace, or too damaged.
+        DigitsNeeded: `exact` is off, and matters.
+        NotInShares: the file can only be read as a whole.
+    """
+    reading = Reading()
+    kind = ExactEvent if exact else Event
+    reader: EventReader[Event] = EventReader(ByteSource(path), kind, lenient_event, share)
+    first = True
+    for events in reader.chunks():
+        if first and not want_host and reader.metadata.get("deviceProperties") == []:
+            # With no devices in its head it is a CPU trace: one pass is enough.
+            if share[1] > 1:
+                raise NotInShares
+            want_host = True
+        first = False
+        wanted = _WANTED | _CPU if want_host else _WANTED
+        chosen = [event for event in events if event.cat in wanted]
+        if not exact and _needs_digits(chosen):
+            raise DigitsNeeded
+        _take(chosen, reading, want_host)
+    reading.troubles.update(reader.troubles)
+    reading.metadata, reading.cut = reader.metadata, reader.cut
+    return reading
+
+
+def _needs_digits(events: list[Event]) -> bool:
+    """Whether times of these events have digits that a double rounds."""
+    for event in events[:200]:
+        ts = event.ts
+        # An integer stays one: a double was written with a fraction.
+        if isinstance(ts, float) and ts >= EXACT_DOUBLE_US:
+            return True
+    return False
+
+
+def _take(events: list[Event], reading: Reading, want_host: bool) -> None:
+    device = [e for e in events if e.cat in _DEVICE and e.ph == "X"]
+    _take_device(device, reading)
+    launches = [e for e in events if e.cat in _LAUNCH and e.ph == "X"]
+    _take_launches(launches, reading)
+    if len(device) + len(launches) < len(events):
+        _take_ranges(events, reading, want_host)
+
+
+def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None:
+    for event in events:
+        category = event.cat or ""
+        if category not in (_RANGE | _CPU) or event.ph != "X":
+            continue
+        name = event.name or ""
+        is_step = name.startswith("ProfilerStep")
+        if not (is_step or want_host):
+            continue
+        span = usable_ns(event.ts, event.dur)
+        if span is None:
+            if is_step:
+                reading.troubles["step range without a usable time, left out"] += 1
+        elif is_step and category == "gpu_user_annotation":
+            reading.device_steps[_device(_arguments(event), event)].add(name, *span)
+        elif is_step:
+            reading.host_steps.add(name, *span)
+            reading.host.step_threads.add((event.pid, event.tid))
+        elif category != "gpu_user_annotation":
+            reading.host.add(name, category, (event.pid, event.tid), *span)
+
+
+def _take_launches(events: list[Event], reading: Reading) -> None:
+    decode = _LAUNCH_ARGUMENTS.decode
+    try:
+        ids = [decode(event.args).correlation for event in events]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        ids = [_arguments(event).correlation for event in events]
+    threads = reading.threads
+    reading.launch_correlation += ids
+    reading.launch_time += _unbound([event.ts for event in events])
+    reading.launch_thread += [threads[event.tid] for event in events]
+
+
+def _take_device(events: list[Event], reading: Reading) -> None:
+    # Columns are filled one after the other: a loop over events takes twice as long.
+    decode = _ARGUMENTS.decode
+    try:
+        arguments = [decode(event.args) for event in events]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        arguments = [_arguments(event) for event in events]
+    told = {a.device for a in arguments}
+    if len(told) == 1 and type(device := told.pop()) is int and 0 <= device < _LARGEST_DEVICE:
+        _add_device(device, events, arguments, reading)
+        return
+    apart: dict[int, tuple[list[Event], list[Arguments]]] = {}
+    for event, own in zip(events, arguments, strict=True):
+        rows = apart.setdefault(_device(own, event), ([], []))
+        rows[0].append(event)
+        rows[1].append(own)
+    for device, (mine, own_arguments) in apart.items():
+        _add_device(device, mine, own_arguments, reading)
+
+
+def _add_device(
+    device: int, events: list[Event], arguments: list[Arguments], reading: Reading
+) -> None:
+    columns = reading.devices.setdefault(device, WorkColumns())
+    names, grids = reading.names, reading.grids
+    columns.ts += _unbound([event.ts for event in events])
+    columns.dur += _unbound([event.dur for event in events])
+    columns.name += [names[e.name or ""] * 2 + _DEVICE[e.cat or ""] for e in events]
+    columns.correlation += [a.correlation for a in arguments]
+    columns.grid += [grids[bytes(a.grid), bytes(a.block)] for a in arguments]
+    columns.call += [
+        -1 if a.collective is None and a.group is None and not a.description else _call(a, reading)
+        for a in arguments
+    ]
+    streams = [a.stream for a in arguments]
+    if None in streams:
+        pairs = zip(streams, events, strict=True)
+        streams = [event.tid if stream is None else stream for stream, event in pairs]
+    columns.stream += streams
+
+
+def _unbound(values: list[Any]) -> list[Any]:
+    """The values without `msgspec.Raw`, each of which would keep its whole chunk in memory."""
+    if values and type(values[0]) is msgspec.Raw:
+        return [str(bytes(v), "ascii", "replace") if type(v) is msgspec.Raw else v for v in values]
+    return values
+
+
+def _arguments(event: Event) -> Arguments:
+    raw = event.args
+    if not raw:
+        return _NO_ARGUMENTS
+    try:
+        return _ARGUMENTS.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # A value of an unexpected type: take what has the expected one.
+    try:
+        plain = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NO_ARGUMENTS
+    if not isinstance(plain, dict):
+        return _NO_ARGUMENTS
+    result = Arguments()
+    for name, key in zip(
+        Arguments.__struct_fields__, Arguments.__struct_encode_fields__, strict=True
+    ):
+        value = plain.get(key)
+        if name in ("collective", "dtype", "description"):
+            value = value if isinstance(value, str) else None
+        elif name in ("grid", "block"):
+            value = msgspec.Raw(msgspec.json.encode(value)) if value else msgspec.Raw(b"")
+        elif name != "ranks" and not isinstance(value, (int, str, float)):
+            value = None
+        setattr(result, name, value)
+    return result
+
+
+def _device(arguments: Arguments, event: Event) -> int:
+    """The device's number, from the arguments or, in old traces, the process id's place."""
+    for value in (arguments.device, event.pid):
+        number = integer(value)
+        if number is not None and 0 <= number < _LARGEST_DEVICE:
+            return number
+    return 0
+
+
+def _call(arguments: Arguments, reading: Reading) -> int:
+    """The number of a collective's recorded facts; equal ones share it."""
+    ranks = arguments.ranks
+    key = (
+        arguments.collective,
+        arguments.elements_in,
+        arguments.elements_out,
+        arguments.dtype,
+        arguments.group_size,
+        arguments.group,
+        arguments.description,
+        ranks if isinstance(ranks, str) else str(ranks),
+    )
+    known = reading.call_numbers.get(key)
+    if known is None:
+        call = Call(
+            name=arguments.collective,
+            elements_in=integer(arguments.elements_in),
+            elements_out=integer(arguments.elements_out),
+            dtype=arguments.dtype,
+            group_size=integer(arguments.group_size),
+            group=None if arguments.group is None else str(arguments.group),
+            description=arguments.description or None,
+            ranks=ranks_of(ranks),
+        )
+        known = reading.calls.setdefault(call, len(reading.calls))
+        reading.call_numbers[key] = known
+    return known
+
+
+def ranks_of(value: Any) -> tuple[int, ...]:
+    """Ranks from a list, or from its text; empty where it is cut short by "..."."""
+    if isinstance(value, str):
+        return _ranks_in(value)
+    if not isinstance(value, (list, tuple)):
+        return ()
+    ranks = tuple(v for v in value if isinstance(v, int) and not isinstance(v, bool))
+    return ranks if len(ranks) == len(value) else ()
+
+
+@cache
+def _ranks_in(text: str) -> tuple[int, ...]:
+    parts = text.strip("[]() ").split(",")
+    known = all(part.strip().isdecimal() and len(part) < 10 for part in parts)
+    return tuple(map(int, parts)) if known else ()

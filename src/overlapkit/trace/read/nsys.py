@@ -1,0 +1,244 @@
+"""Reads Nsight Systems' SQLite export into columns of device work.
+
+Tables and columns differ between versions, so each is looked up before it is asked for. Only
+plain tables are read: a view could hide any computation.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from overlapkit.errors import InputError
+from overlapkit.trace.read.clean_columns import finish_columns
+from overlapkit.trace.read.device_work import Launches, Work, sorted_launches
+from overlapkit.trace.read.recorded import StepRanges, WorkColumns
+from overlapkit.trace.read.steps import project
+
+_PREFIX = "CUPTI_ACTIVITY_KIND_"
+# cudaMemcpyKind as CUPTI numbers it (cupti_activity.h, CUpti_ActivityMemcpyKind).
+_COPY_KINDS = {
+    0: "Unknown",
+    1: "HtoD",
+    2: "DtoH",
+    3: "HtoA",
+    4: "AtoH",
+    5: "AtoA",
+    6: "AtoD",
+    7: "DtoA",
+    8: "DtoD",
+    9: "HtoH",
+    10: "PtoP",
+}
+_STEP = re.compile(
+    r"(?:ProfilerStep\s*#?|(?:global[ _]|train(?:ing)?[ _])?(?:step|iter(?:ation)?)[ _#:=\[]*)"
+    r"\s*(\d+)\]?\s*$",
+    re.IGNORECASE,
+)
+_PLAIN_STEP = re.compile(
+    r"(?:train(?:ing)?[ _]?)?(?:step|iteration|train_batch|run_training_batch)$", re.IGNORECASE
+)
+_ROWS = 50_000
+
+FoundT = TypeVar("FoundT")
+
+
+def read_nsys(path: str) -> list[Work]:
+    """The device work in an export, one `Work` per process and device.
+
+    Raises:
+        InputError: it is no such export, damaged, or holds no device work.
+    """
+    uri = Path(path).absolute().as_uri() + "?mode=ro&immutable=1"
+    try:
+        connection = sqlite3.connect(uri, uri=True)
+        try:
+            return _Export(path, connection).read()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{path}: cannot be read as SQLite ({error}); export again with "
+            "nsys export --type sqlite"
+        ) from None
+
+
+class _Export:
+    def __init__(self, path: str, connection: sqlite3.Connection) -> None:
+        self.path, self.connection = path, connection
+        # Names that are no UTF-8 are data like any other.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        self.tables: dict[str, dict[str, str]] = {}
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        for name, sql in rows.fetchall():
+            if not re.fullmatch(r"\w+", str(name)) or "VIRTUAL" in str(sql).upper()[:40]:
+                continue
+            columns = connection.execute(f'PRAGMA table_info("{name}")').fetchall()
+            self.tables[name] = {str(c[1]).lower(): str(c[1]) for c in columns}
+        self.troubles: Counter[str] = Counter()
+        self.names: dict[str, int] = {}
+        self.devices: dict[tuple[int, int], WorkColumns] = {}
+        self.grids: dict[Any, int] = {}
+
+    def read(self) -> list[Work]:
+        if not any(name.startswith(_PREFIX) for name in self.tables):
+            raise InputError(
+                f"{self.path}: is SQLite without CUPTI_ACTIVITY_KIND_ tables; is it an export of "
+                "Nsight Systems (nsys export --type sqlite), recorded with --trace=cuda?"
+            )
+        strings = dict(self._rows("StringIds", ("id", "value")))
+        self._kernels(strings)
+        self._copies()
+        if not self.devices:
+            raise InputError(f"{self.path}: holds no device work; record with --trace=cuda")
+        launches, steps = self._launches(), self._steps(strings)
+        gpus = self._gpus()
+        names = list(self.names)
+        works = []
+        for (process, device), columns in sorted(self.devices.items()):
+            work = finish_columns(columns, self.path, "nsys", device, names, [], self.troubles)
+            if work is None:
+                continue
+            work.launches = _of_process(launches, process)
+            ranges = _of_process(steps, process) or StepRanges()
+            work.steps, notes = project(work, None, ranges, work.launches)
+            work.gpu = gpus.get(device) or next(iter(gpus.values()), None)
+            work.warnings += notes
+            works.append(work)
+        if not works:
+            raise InputError(f"{self.path}: none of its device events has a usable time")
+        for work in works:
+            work.warnings += [f"{count} x {what}" for what, count in self.troubles.items()]
+        return works
+
+    def _rows(self, table: str, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a table; a column that it lacks is None throughout."""
+        known = self.tables.get(table)
+        if known is None or not any(c.lower() in known for c in columns):
+            return
+        asked = [f'"{known[c.lower()]}"' if c.lower() in known else "NULL" for c in columns]
+        cursor = self.connection.execute(f'SELECT {", ".join(asked)} FROM "{table}"')
+        while rows := cursor.fetchmany(_ROWS):
+            yield from rows
+
+    def _add(
+        self, row: tuple[Any, ...], name: str, copy: bool, grid: tuple[Any, ...] | None
+    ) -> None:
+        start, end, device, stream, process, correlation = row
+        if not isinstance(start, int) or not isinstance(end, int):
+            self.troubles["device event without a usable time or duration, left out"] += 1
+            return
+        key = (_integer(process, 0) >> 24, _integer(device, 0))
+        columns = self.devices.get(key)
+        if columns is None:
+            columns = self.devices[key] = WorkColumns(nanoseconds=True)
+        columns.ts.append(start)
+        columns.dur.append(end - start)
+        columns.name.append(self.names.setdefault(name, len(self.names)) * 2 + copy)
+        columns.stream.append(_integer(stream, -1))
+        columns.correlation.append(_integer(correlation, -1))
+        columns.grid.append(-1 if grid is None else self.grids.setdefault(grid, len(self.grids)))
+        columns.call.append(-1)
+
+    def _kernels(self, strings: dict[Any, Any]) -> None:
+        place = ("start", "end", "deviceId", "streamId", "globalPid", "correlationId")
+        shape = ("gridX", "gridY", "gridZ", "blockX", "blockY", "blockZ")
+        for table in ("KERNEL", "CONCURRENT_KERNEL"):
+            columns = (*place, "demangledName", "shortName", *shape)
+            for row in self._rows(_PREFIX + table, columns):
+                name = strings.get(row[6]) or strings.get(row[7])
+                if name is None:
+                    # Some versions write the name itself.
+                    name = next((v for v in row[6:8] if isinstance(v, str)), "")
+                self._add(row[:6], str(name), False, row[8:] if row[8] is not None else None)
+        graphs = 0
+        for row in self._rows(_PREFIX + "GRAPH_TRACE", place):
+            self._add(row, "CUDA graph", False, None)
+            graphs += 1
+        if graphs:
+            self.troubles[
+                "CUDA graph recorded as one event, counted as compute: record with "
+                "--cuda-graph-trace=node"
+            ] += graphs
+
+    def _copies(self) -> None:
+        place = ("start", "end", "deviceId", "streamId", "globalPid", "correlationId")
+        for row in self._rows(_PREFIX + "MEMCPY", (*place, "copyKind")):
+            kind = _COPY_KINDS.get(row[6], "Unknown")
+            self._add(row[:6], f"Memcpy {kind}", True, None)
+        for row in self._rows(_PREFIX + "MEMSET", place):
+            self._add(row, "Memset", True, None)
+
+    def _launches(self) -> dict[int, Launches]:
+        """By process; by 0 where the table does not tell processes apart."""
+        found: dict[int, tuple[list[int], list[int], list[int]]] = {}
+        threads: dict[Any, int] = {}
+        for table in ("RUNTIME", "DRIVER"):
+            for start, thread, correlation in self._rows(
+                _PREFIX + table, ("start", "globalTid", "correlationId")
+            ):
+                if isinstance(start, int) and isinstance(correlation, int):
+                    row = found.setdefault(_integer(thread, 0) >> 24, ([], [], []))
+                    row[0].append(correlation)
+                    row[1].append(start)
+                    row[2].append(threads.setdefault(thread, len(threads)))
+        return {
+            process: sorted_launches(
+                np.asarray(ids, dtype=np.int64),
+                np.asarray(times, dtype=np.int64),
+                np.asarray(places, dtype=np.int32),
+            )
+            for process, (ids, times, places) in found.items()
+        }
+
+    def _steps(self, strings: dict[Any, Any]) -> dict[int, StepRanges]:
+        """NVTX ranges that mark steps, by process; by 0 where no thread is told."""
+        numbered: dict[int, StepRanges] = {}
+        plain: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        profiler: dict[int, StepRanges] = {}
+        for start, end, text, text_id, thread in self._rows(
+            "NVTX_EVENTS", ("start", "end", "text", "textId", "globalTid")
+        ):
+            name = text if isinstance(text, str) else strings.get(text_id)
+            if not isinstance(name, str) or not isinstance(start, int) or not isinstance(end, int):
+                continue
+            process = _integer(thread, 0) >> 24
+            if name.startswith("ProfilerStep"):
+                profiler.setdefault(process, StepRanges()).add(name, start, end)
+            elif _STEP.fullmatch(name.strip()):
+                numbered.setdefault(process, StepRanges()).add(name.strip(" ]"), start, end)
+            elif _PLAIN_STEP.fullmatch(name.strip()):
+                plain.setdefault((process, name.strip()), []).append((start, end))
+        if profiler or numbered:
+            return profiler or numbered
+        result: dict[int, StepRanges] = {}
+        for (process, name), ranges in plain.items():
+            if len(ranges) > 1 and process not in result:
+                result[process] = StepRanges()
+                for number, (start, end) in enumerate(sorted(ranges)):
+                    result[process].add(f"{name} {number}", start, end)
+        return result
+
+    def _gpus(self) -> dict[int, str]:
+        rows = self._rows("TARGET_INFO_GPU", ("id", "name"))
+        return {row[0]: str(row[1]) for row in rows if isinstance(row[0], int) and row[1]}
+
+
+def _of_process(found: Mapping[int, FoundT], process: int) -> FoundT | None:
+    """What belongs to a process; tables that do not tell processes apart hold it under 0."""
+    if process in found:
+        return found[process]
+    if 0 in found:
+        return found[0]
+    return next(iter(found.values())) if process == 0 and len(found) == 1 else None
+
+
+def _integer(value: Any, default: int) -> int:
+    """The value where it is an integer that fits; exports hold NULL and text too."""
+    return value if isinstance(value, int) and abs(value) < 1 << 62 else default

@@ -1,0 +1,197 @@
+"""What a file holds before it is arranged: plain lists, without numpy.
+
+Reading goes on in processes of its own while numpy is imported, which takes as long as reading a
+small file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from overlapkit.output.printable import printable
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the profiler recorded of a collective beside its kernel; None where it did not.
+
+    Attributes:
+        name: PyTorch's "Collective name".
+        elements_in, elements_out: elements of the messages of this rank.
+        dtype: PyTorch's name of the element type.
+        group_size: ranks of the process group.
+        group: the process group's name.
+        description: its description, such as TENSOR_MODEL_PARALLEL_GROUP.
+        ranks: its ranks; empty where they are not known, or cut short in the file.
+    """
+
+    name: str | None = None
+    elements_in: int | None = None
+    elements_out: int | None = None
+    dtype: str | None = None
+    group_size: int | None = None
+    group: str | None = None
+    description: str | None = None
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """A process group that the file lists (`distributedInfo.pg_config`)."""
+
+    name: str
+    description: str
+    size: int
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A step on the device: [start, end) in nanoseconds.
+
+    Attributes:
+        name: as in the profile, "ProfilerStep#12"; "whole trace" where it has no steps.
+        number: the step's number; None for the whole trace.
+    """
+
+    name: str
+    number: int | None
+    start: int
+    end: int
+
+
+_NUMBER = re.compile(r"(\d+)\s*$")
+
+
+@dataclass
+class StepRanges:
+    """Ranges that mark steps, by step number; several of one number are one step.
+
+    Ranges without a number are steps only where none has one.
+    """
+
+    ranges: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    unnumbered: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def add(self, name: str, start: int, end: int) -> None:
+        """One range, in nanoseconds; one that covers no time is no step."""
+        if end <= start:
+            return
+        match = _NUMBER.search(name)
+        if match is None or len(match.group(1)) > 15:
+            self.unnumbered.append((printable(name), start, end))
+            return
+        number = int(match.group(1))
+        known = self.ranges.get(number)
+        if known is not None:
+            start, end = min(start, known[1]), max(end, known[2])
+        self.ranges[number] = (printable(name), start, end)
+
+    def update(self, other: StepRanges) -> None:
+        """Take in the ranges of another share of the same file."""
+        for name, start, end in (*other.ranges.values(), *other.unnumbered):
+            self.add(name, start, end)
+
+    def windows(self) -> list[Window]:
+        """The steps in the order of their starts."""
+        ranges = self.ranges or dict(enumerate(sorted(self.unnumbered, key=lambda r: r[1:])))
+        windows = [Window(name, number, a, b) for number, (name, a, b) in ranges.items()]
+        return sorted(windows, key=lambda w: (w.start, w.end))
+
+
+@dataclass
+class WorkColumns:
+    """Device events of one device as they were read; `name` is 2 x its number + is a copy."""
+
+    ts: list[Any] = field(default_factory=list)
+    dur: list[Any] = field(default_factory=list)
+    name: list[int] = field(default_factory=list)
+    stream: list[Any] = field(default_factory=list)
+    correlation: list[Any] = field(default_factory=list)
+    grid: list[int] = field(default_factory=list)
+    call: list[int] = field(default_factory=list)
+    nanoseconds: bool = False
+    """Whether times are integer nanoseconds already, not Kineto's microseconds."""
+
+
+@dataclass
+class HostRanges:
+    """Operators and annotations of a CPU trace, in nanoseconds."""
+
+    names: list[str] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)
+    threads: list[tuple[Any, Any]] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    step_threads: set[tuple[Any, Any]] = field(default_factory=set)
+
+    def add(self, name: str, category: str, thread: tuple[Any, Any], start: int, end: int) -> None:
+        """One range."""
+        self.names.append(name)
+        self.categories.append(category)
+        self.threads.append(thread)
+        self.start.append(start)
+        self.end.append(end)
+
+
+class Numbers(dict[Any, int]):
+    """Numbers things in the order in which they are first asked for."""
+
+    def __missing__(self, key: Any) -> int:
+        number = self[key] = len(self)
+        return number
+
+
+@dataclass
+class Reading:
+    """What accumulates while a file is read; `metadata` stands beside the events in it, and `cut`
+    tells whether it ends before they do."""
+
+    devices: dict[int, WorkColumns] = field(default_factory=dict)
+    names: Numbers = field(default_factory=Numbers)
+    grids: Numbers = field(default_factory=Numbers)
+    calls: dict[Call, int] = field(default_factory=dict)
+    call_numbers: dict[Any, int] = field(default_factory=dict)
+    launch_correlation: list[Any] = field(default_factory=list)
+    launch_time: list[Any] = field(default_factory=list)
+    launch_thread: list[int] = field(default_factory=list)
+    threads: Numbers = field(default_factory=Numbers)
+    device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
+    host_steps: StepRanges = field(default_factory=StepRanges)
+    host: HostRanges = field(default_factory=HostRanges)
+    troubles: Counter[str] = field(default_factory=Counter)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    cut: bool = False
+
+    def add(self, other: Reading) -> None:
+        """Take in what another share of the same file holds."""
+        names, calls = (
+            _renumbered(a, b) for a, b in ((self.names, other.names), (self.calls, other.calls))
+        )
+        grids, threads = (
+            _renumbered(a, b) for a, b in ((self.grids, other.grids), (self.threads, other.threads))
+        )
+        for device, theirs in other.devices.items():
+            mine = self.devices.setdefault(device, WorkColumns())
+            mine.ts += theirs.ts
+            mine.dur += theirs.dur
+            mine.name += [names[code >> 1] * 2 + (code & 1) for code in theirs.name]
+            mine.stream += theirs.stream
+            mine.correlation += theirs.correlation
+            mine.grid += [grids[number] for number in theirs.grid]
+            mine.call += [-1 if number < 0 else calls[number] for number in theirs.call]
+        self.launch_correlation += other.launch_correlation
+        self.launch_time += other.launch_time
+        self.launch_thread += [threads[number] for number in other.launch_thread]
+        for device, ranges in other.device_steps.items():
+            self.device_steps[device].update(ranges)
+        self.host_steps.update(other.host_steps)
+        self.troubles.update(other.troubles)
+
+
+def _renumbered(mine: dict[Any, int], theirs: dict[Any, int]) -> list[int]:
+    """For each of their numbers, in order, the number of the same thing among mine."""
+    return [mine.setdefault(key, len(mine)) for key in theirs]
