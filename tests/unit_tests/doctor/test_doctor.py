@@ -69,8 +69,8 @@ def test_pitfalls_come_worst_first(doctor: Any) -> None:
     assert all(f["remedy"] and f["evidence"] for f in document["findings"])
 
 
-def test_at_most_five_are_told(doctor: Any, write: Any) -> None:
-    environment = write("CUDA_DEVICE_MAX_CONNECTIONS=4\nCUDA_LAUNCH_BLOCKING=1\n", "job.env")
+def test_at_most_five_are_told(doctor: Any, config: Any) -> None:
+    environment = config("CUDA_DEVICE_MAX_CONNECTIONS=4\nCUDA_LAUNCH_BLOCKING=1\n", "job.env")
     arguments = [str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16"]
     result = doctor(*arguments, "--env-file", environment, "--json")
     document = result.document
@@ -81,9 +81,9 @@ def test_at_most_five_are_told(doctor: Any, write: Any) -> None:
     assert f"{MOST + document['more_findings']} findings, of which the 5 most likely" in text
 
 
-def test_a_profile_and_the_configuration_tell_one_cause_once(doctor: Any, write: Any) -> None:
+def test_a_profile_and_the_configuration_tell_one_cause_once(doctor: Any, config: Any) -> None:
     traces = profile("megatron-no-overlap")
-    document = doctor(write(NOT_HIDDEN), *traces, "--json").document
+    document = doctor(config(NOT_HIDDEN), *traces, "--json").document
     assert document["world_size"] == 2
     first = document["findings"][0]
     assert first["id"] == "grad-reduce-after-backward" and first["kind"] == "exposed"
@@ -103,8 +103,8 @@ def test_a_profile_alone_is_diagnosed(doctor: Any) -> None:
     assert document["profile"]["step_us"] > document["profile"]["exposed_comm_us"] > 0
 
 
-def test_the_environment_is_held_against_the_configuration(doctor: Any, write: Any) -> None:
-    environment = write("CUDA_DEVICE_MAX_CONNECTIONS=1\n", "job.env")
+def test_the_environment_is_held_against_the_configuration(doctor: Any, config: Any) -> None:
+    environment = config("CUDA_DEVICE_MAX_CONNECTIONS=1\n", "job.env")
     arguments = [str(EXAMPLES / "gpt_1b_8xh100.yaml"), "--world-size", "8", "--json"]
     (finding,) = doctor(*arguments, "--env-file", environment).document["findings"]
     assert finding["id"] == "launch.env-one-queue" and finding["kind"] == "environment"
@@ -145,9 +145,9 @@ def test_an_invalid_number_of_queues(
         ("context_parallel_size: 2", "off.overlap_grad_reduce"),
     ],
 )
-def test_what_nobody_asked_for_is_told(model: str, expected: str, doctor: Any, write: Any) -> None:
-    config = write(f"model: {{{SIZES}, {model}}}\nddp: {{}}\n")
-    result = doctor(config, "--world-size", "8", "--json")
+def test_what_nobody_asked_for_is_told(model: str, expected: str, doctor: Any, config: Any) -> None:
+    path = config(f"model: {{{SIZES}, {model}}}\nddp: {{}}\n")
+    result = doctor(path, "--world-size", "8", "--json")
     assert result.status == 1 and expected in ids(result.document)
 
 
@@ -201,8 +201,8 @@ def documented(heading: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \| [^|]+ \|", section, flags=re.MULTILINE)
 
 
-def test_the_page_names_every_key(doctor: Any, write: Any) -> None:
-    document = doctor(write(NOT_HIDDEN), *profile("megatron-no-overlap"), "--json").document
+def test_the_page_names_every_key(doctor: Any, config: Any) -> None:
+    document = doctor(config(NOT_HIDDEN), *profile("megatron-no-overlap"), "--json").document
     assert list(document) == documented("`overlapkit/doctor/v1`")
     assert list(document["packages"][0]) == documented("Package")
     assert list(document["findings"][0]) == documented("Finding")

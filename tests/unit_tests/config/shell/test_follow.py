@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from overlapkit.config.shell.follow import Followed, follow_script
 from overlapkit.errors import InputError
 
-SCRIPTS = Path(__file__).parents[2] / "data" / "megatron_lm"
+SCRIPTS = Path(__file__).parents[3] / "data" / "megatron_lm"
 BASH = shutil.which("bash")
 needs_bash = pytest.mark.skipif(BASH is None, reason="needs bash, to compare with")
 

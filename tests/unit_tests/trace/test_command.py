@@ -91,8 +91,8 @@ def test_every_rule_that_is_named_exists(tmp_path):
     import overlapkit.trace.compare.decisions as decisions
     from megatron.bridge.training.decisions import RULES
 
-    folder = Path(decisions.__file__).parent
-    text = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    folder = Path(decisions.__file__).parents[1]
+    text = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
     named = set(re.findall(r'"((?:core|dp|tp|pp|ep|launch)\.[a-z0-9-]+)"', text))
     assert len(named) >= 8
     assert named <= RULES.keys()

@@ -16,7 +16,7 @@ from overlapkit.config.schema import section_fields
 from overlapkit.errors import InputError
 from support.megatron_lm_cases import arguments
 
-SCRIPTS = Path(__file__).parents[2] / "data" / "megatron_lm"
+SCRIPTS = Path(__file__).parents[3] / "data" / "megatron_lm"
 TP = "--tensor-model-parallel-size"
 
 

@@ -27,7 +27,7 @@ from megatron.bridge.training.userbuffers.settings import (
     check_userbuffers,
 )
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 KNOB = "model.tp_comm_overlap_cfg"
 RING = {"method": "ring_exchange", "num_sm": 1, "cga_size": 1, "set_sm_margin": False}
 PIPELINE = {"method": "pipeline", "num_sm": 16, "cga_size": 2, "num_splits": 4}

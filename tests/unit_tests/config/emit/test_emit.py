@@ -23,7 +23,7 @@ from overlapkit.config.shell.follow import follow_script
 from overlapkit.config.shell.values import Array
 from overlapkit.config.yaml_file import Document, read_yaml
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CONFIGS = sorted([*ROOT.glob("examples/*.yaml"), *ROOT.glob("tests/data/bridge_configs/*.yaml")])
 SCRIPTS = [p for p in sorted(ROOT.glob("tests/data/megatron_lm/*.sh")) if "two_" not in p.name]
 

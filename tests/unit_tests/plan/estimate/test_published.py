@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "plan_vs_published.py"
+BENCHMARK = Path(__file__).resolve().parents[4] / "benchmarks" / "plan_vs_published.py"
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ MIXTURE = {
     "moe_token_dispatcher_type": "alltoall",
 }
 WORLD = 128
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def on(gpu: str) -> Assumptions:

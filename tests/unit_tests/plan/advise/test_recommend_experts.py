@@ -18,7 +18,7 @@ from overlapkit.plan.advise.recommend import plan_assumptions, recommend_setting
 from overlapkit.plan.estimate.costs import Costs, costs_of_run
 from overlapkit.plan.estimate.machine import machine_of
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 CONFIGS = sorted((DATA / "bridge_configs").glob("*.yaml"))
 RECIPES = [
     recipe
