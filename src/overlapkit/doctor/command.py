@@ -12,7 +12,6 @@ from overlapkit.config.run import LARGEST, Settings, build_run
 from overlapkit.config.sources import read_script, read_yaml_settings
 from overlapkit.doctor.document import examination_json
 from overlapkit.doctor.examine import Asked, examine
-from overlapkit.doctor.tables import show_examination
 from overlapkit.doctor.text import examination_lines
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.output.console import write_json, write_text
@@ -49,6 +48,7 @@ def run(
     if as_json:
         write_json(examination_json(examination))
     elif sys.stdout.isatty():
+        from overlapkit.doctor.tables import show_examination
         from overlapkit.output.console import console
 
         show_examination(examination, console())

@@ -1,31 +1,27 @@
-"""Shows an examination: lines for pipes, tables on a terminal, one JSON document for programs."""
+"""The examination on a terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Console
+from rich.text import Text
 
 from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST
 from overlapkit.doctor.text import cost, facts, names, verdict
 from overlapkit.output.numbers import imperative
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from overlapkit.output.tables import borderless
 
 
 def show_examination(x: Examination, console: Console) -> None:
     """The examination as tables."""
-    from rich.table import Table
-    from rich.text import Text
-
-    seen = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    seen = borderless(header=False)
     seen.add_column(style="bold", no_wrap=True)
     seen.add_column(ratio=1)
     for name, text in facts(x):
         seen.add_row(name, text)
     console.print(seen)
     console.print()
-    table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False, show_header=False)
+    table = borderless(header=False, gap=1)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for number, finding in enumerate(x.findings[:MOST], start=1):

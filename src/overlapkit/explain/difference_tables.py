@@ -10,7 +10,7 @@ from rich.text import Text
 
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.tables import show_findings
-from overlapkit.output.numbers import short
+from overlapkit.output.numbers import setting_text
 
 _MOST_TOLD = 6
 
@@ -85,4 +85,4 @@ def _values(old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         changed = [str(key) for key in {**old, **new} if old.get(key) != new.get(key)]
         return f"given, with another {', '.join(changed)}"
-    return f"{short(old)} -> {short(new)}"
+    return f"{setting_text(old)} -> {setting_text(new)}"

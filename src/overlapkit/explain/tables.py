@@ -13,6 +13,7 @@ from megatron.bridge.training.decisions import Decision
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import LABELS, advises, alike, blocks, change, header, place, verdict
 from overlapkit.output.numbers import imperative, sentence
+from overlapkit.output.tables import borderless
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -36,7 +37,7 @@ def show_report(report: Report, console: Console) -> None:
 
 
 def _table(decisions: list[Decision]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    table = borderless(header=False)
     table.add_column(min_width=7)
     table.add_column(overflow="fold", max_width=40)
     table.add_column(overflow="fold", max_width=14)
@@ -53,7 +54,7 @@ def _table(decisions: list[Decision]) -> Table:
 
 
 def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    table = borderless(header=False)
     table.add_column(min_width=7)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)

@@ -15,7 +15,7 @@ from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.explain.document import source_of
 from overlapkit.explain.report import Report
-from overlapkit.output.numbers import imperative, short
+from overlapkit.output.numbers import imperative, setting_text
 
 TITLES = {
     "TP": "Tensor parallel",
@@ -53,7 +53,7 @@ def blocks(report: Report) -> Iterator[Block]:
         if not decisions and not variables:
             continue
         opted_out = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
-        names = ", ".join(f"{d.knob} ({short(d.effective)})" for d in opted_out)
+        names = ", ".join(f"{d.knob} ({setting_text(d.effective)})" for d in opted_out)
         yield Block(
             title,
             [d for d in decisions if d not in opted_out],
@@ -130,7 +130,11 @@ def advises(decision: Decision) -> bool:
 def change(d: Decision) -> str:
     """A decision's value: from what was asked to what is, where that was refused."""
     refused = d.outcome is Outcome.REFUSED and d.requested is not None
-    return f"{short(d.requested)} -> {short(d.effective)}" if refused else short(d.effective)
+    return (
+        f"{setting_text(d.requested)} -> {setting_text(d.effective)}"
+        if refused
+        else setting_text(d.effective)
+    )
 
 
 def alike(

@@ -8,9 +8,9 @@ from typing import Any
 
 from overlapkit.lab.document import Told
 from overlapkit.lab.timelines import picture
-from overlapkit.lab.wording import layout, ms, number, outcomes, processor, story
+from overlapkit.lab.wording import layout, outcomes, processor, story
 from overlapkit.output.html import environment
-from overlapkit.output.numbers import setting
+from overlapkit.output.numbers import ms_of_ms
 from overlapkit.output.printable import all_printable
 from overlapkit.output.svg import WIDTH, Piece, stacked
 
@@ -55,11 +55,8 @@ def lab_page(document: dict[str, Any], told: Sequence[Told]) -> str:
     return (
         environment(
             "overlapkit.lab",
-            ms=ms,
-            number=number,
             layout=layout,
             processor=processor,
-            setting=setting,
         )
         .get_template("lab.html")
         .render(
@@ -97,9 +94,9 @@ def bars(block: dict[str, Any]) -> list[Bar]:
             marks.append(("ideal", x(block["ideal_ms"]), x(block["ideal_ms"])))
         profile = variant.get("profile")
         parts = (
-            [(kind, f"{title} {ms(profile[f])} ms", profile[f]) for f, kind, title in PARTS]
+            [(kind, f"{title} {ms_of_ms(profile[f])} ms", profile[f]) for f, kind, title in PARTS]
             if profile
-            else [("ground", f"not profiled, {ms(step)} ms", step)]
+            else [("ground", f"not profiled, {ms_of_ms(step)} ms", step)]
         )
-        found.append(Bar(variant["name"], stacked(parts, longest), f"{ms(step)} ms", marks))
+        found.append(Bar(variant["name"], stacked(parts, longest), f"{ms_of_ms(step)} ms", marks))
     return found

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from overlapkit.lab.wording import layout, ms, outcomes, processor, sentence
+from overlapkit.lab.wording import layout, outcomes, processor, sentence
+from overlapkit.output.numbers import ms_of_ms
+from overlapkit.output.tables import add_numbers, borderless
 
 STYLES = {"confirmed": "green", "not confirmed": "bold red", "not testable here": "yellow"}
 BARS = range(16, 41)
@@ -137,10 +139,9 @@ def _timed(
         if left() < BARS.start:
             columns.pop(name, None)
     bar = max(BARS.start, min(BARS.stop - 1, left()))
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = borderless()
     table.add_column("ms a step", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    add_numbers(table, *columns)
     table.add_column("", no_wrap=True)
     steps = [variant["step_ms"] for variant in trained]
     ideal = block["ideal_ms"]
@@ -153,7 +154,7 @@ def _timed(
             style="bold" if len(steps) > 1 and steps[place] == min(steps) else "",
         )
     if ideal is not None:
-        cells = {"step": ms(ideal), "ratio": f"{ideal / steps[0]:.2f} x"}
+        cells = {"step": ms_of_ms(ideal), "ratio": f"{ideal / steps[0]:.2f} x"}
         table.add_row(
             "ideal",
             *(cells.get(name, "") for name in columns),
@@ -172,12 +173,13 @@ def _columns(trained: list[dict[str, Any]], glyphs: Glyphs) -> dict[str, list[st
 
     def profiled(field: str) -> list[str]:
         return [
-            ms(variant["profile"][field]) if "profile" in variant else "-" for variant in trained
+            ms_of_ms(variant["profile"][field]) if "profile" in variant else "-"
+            for variant in trained
         ]
 
     columns = {
-        "step": [ms(variant["step_ms"]) for variant in trained],
-        glyphs.spread: [ms(variant["spread_ms"]) for variant in trained],
+        "step": [ms_of_ms(variant["step_ms"]) for variant in trained],
+        glyphs.spread: [ms_of_ms(variant["spread_ms"]) for variant in trained],
         "ratio": [
             "-" if ratio is None else f"{ratio:.2f} x"
             for ratio in (variant["ratio"] for variant in trained)
@@ -216,7 +218,7 @@ def _bar(variant: dict[str, Any], scale: float, glyphs: Glyphs) -> Text:
 
 
 def _untimed(trained: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = borderless()
     for name in ("variant", "layout", "last loss", "weights"):
         table.add_column(name, no_wrap=True)
     for variant in trained:

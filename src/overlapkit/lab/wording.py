@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from overlapkit.output.numbers import ms_of_ms
+
 OUTCOMES = ("confirmed", "not confirmed", "not testable here")
 
 
@@ -30,12 +32,13 @@ class Story:
     def told(self) -> str:
         """In words."""
         if self.first == self.best:
-            return f"{self.first}, the first, is the fastest: {ms(self.before_ms)} ms a step"
+            return f"{self.first}, the first, is the fastest: {ms_of_ms(self.before_ms)} ms a step"
         text = (
-            f"{self.first} {ms(self.before_ms)} ms, {self.best} {ms(self.after_ms)} ms a step: "
+            f"{self.first} {ms_of_ms(self.before_ms)} ms, "
+            f"{self.best} {ms_of_ms(self.after_ms)} ms a step: "
             f"{self.after_ms / self.before_ms:.2f} x"
         )
-        return text if self.ideal_ms is None else f"{text} (ideal {ms(self.ideal_ms)} ms)"
+        return text if self.ideal_ms is None else f"{text} (ideal {ms_of_ms(self.ideal_ms)} ms)"
 
 
 def story(scenario: dict[str, Any]) -> Story | None:
@@ -67,18 +70,6 @@ def sentence(counts: dict[str, int]) -> str:
         return f"all {total} claims confirmed" if total > 1 else "the claim is confirmed"
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return f"{total} claim{'s' if total != 1 else ''}: {told}"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds, with as many digits as matter."""
-    if value is None:
-        return "-"
-    return f"{value:,.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
-
-
-def number(value: float | None) -> str:
-    """A figure with as many digits as are there, and thousands apart."""
-    return "-" if value is None else f"{value:,}"
 
 
 def layout(sizes: dict[str, int]) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from overlapkit.output.numbers import FILTERS
 from overlapkit.output.svg import path
 
 
@@ -15,7 +16,8 @@ def environment(package: str, **filters: Callable[..., str]) -> Environment:
     """Templates of a package's folder `templates`, on top of those that all pages share.
 
     They may extend ``base.html`` and import the macros of ``parts.html``. Every value is escaped;
-    a name that is not defined is an error. `filters` turn values into text.
+    a name that is not defined is an error. Numbers become text through the functions of
+    `output.numbers`, under their names; `filters` are the package's own.
     """
     templates = Environment(
         loader=ChoiceLoader(
@@ -26,5 +28,5 @@ def environment(package: str, **filters: Callable[..., str]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(path=path, **filters)
+    templates.filters.update(FILTERS, path=path, **filters)
     return templates

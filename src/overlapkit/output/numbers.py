@@ -18,7 +18,7 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
-def short(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A value in a table cell: a configuration of ten GEMMs is not spelt out."""
     if value is None:
         return "none"
@@ -42,34 +42,33 @@ def imperative(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 
-def ms(us: float | None) -> str:
-    """Microseconds as milliseconds, with as many digits as matter."""
-    if us is None:
-        return "-"
-    value = us / 1000
-    return (
-        f"{value:,.3f}"
-        if abs(value) < 10
-        else f"{value:,.2f}"
-        if abs(value) < 100
-        else f"{value:,.1f}"
-    )
+def ms_of_us(us: float | None) -> str:
+    """Microseconds as milliseconds, to the microsecond below 10 ms and coarser above."""
+    return "-" if us is None else _decimals(us / 1e3, 4, least=1)
 
 
-def pct(value: float | None) -> str:
-    """A percentage with one digit."""
+def ms_of_s(seconds: float | None) -> str:
+    """Seconds as milliseconds, with three digits: what an estimate is worth."""
+    return "-" if seconds is None else _decimals(1e3 * seconds, 3)
+
+
+def ms_of_ms(value: float | None) -> str:
+    """Milliseconds with two digits: what a clock on a shared machine is worth."""
+    return "-" if value is None else _decimals(value, 2)
+
+
+def mb(value: float | None) -> str:
+    """Megabytes with two digits."""
+    return "-" if value is None else _decimals(value, 2)
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one digit after the point."""
     return "-" if value is None else f"{value:.1f} %"
 
 
-def setting(value: Any) -> str:
-    """A setting's value as people write it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "none" if value is None else str(value)
-
-
-def size(count: int | None) -> str:
-    """Bytes in binary units."""
+def binary_bytes(count: int | None) -> str:
+    """Bytes in binary units, such as 1.5 GiB."""
     if count is None:
         return "-"
     value = float(count)
@@ -78,3 +77,32 @@ def size(count: int | None) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def thousands(value: float | None) -> str:
+    """A figure as it is, with its thousands separated."""
+    return "-" if value is None else f"{value:,}"
+
+
+def us_of_ns(ns: float) -> float:
+    """Nanoseconds as microseconds, to the nanosecond: times in the JSON documents."""
+    return round(ns / 1000, 3)
+
+
+def _decimals(value: float, digits: int, *, least: int = 0) -> str:
+    """`value` with `digits` significant digits; whole digits are all shown.
+
+    Args:
+        value: the figure.
+        digits: significant digits, of which at least one stands before the point.
+        least: digits after the point that are shown whatever the size.
+    """
+    whole = len(str(int(abs(value))))
+    return f"{value:,.{max(least, digits - whole)}f}"
+
+
+FILTERS = {
+    f.__name__: f
+    for f in (ms_of_us, ms_of_ms, ms_of_s, mb, percent, binary_bytes, thousands, setting_text)
+}
+"""What every page's templates may use, under the same names."""

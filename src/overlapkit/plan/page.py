@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from overlapkit.output.html import environment
+from overlapkit.output.numbers import ms_of_s
 from overlapkit.output.svg import WIDTH, Piece, stacked, ticks
 from overlapkit.plan.document import plan_json
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
-from overlapkit.plan.text import expectation, fit, ms, part_rows, title
+from overlapkit.plan.text import expectation, fit, part_rows, title
 
 HEIGHT = 420
 """Of the plot, in its own units."""
@@ -88,12 +89,12 @@ def _bars(plan: Plan) -> list[tuple[str, list[Piece], str]]:
             name,
             stacked(
                 [
-                    (_colour(part), f"{part} {ms(seconds)} ms", seconds)
+                    (_colour(part), f"{part} {ms_of_s(seconds)} ms", seconds)
                     for part, seconds in summary.parts.items()
                 ],
                 longest,
             ),
-            f"{ms(summary.step_s)} ms",
+            f"{ms_of_s(summary.step_s)} ms",
         )
         for name, summary in (("without overlap", before), ("as recommended", after))
     ]

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlapkit.output.numbers import sentence
+from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.plan.advise.dimensions import Dimension
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.plan import Plan
@@ -70,7 +71,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _strategy(plan: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = borderless()
     table.add_column("", min_width=3)
     table.add_column("dimension", no_wrap=True)
     table.add_column("ranks", justify="right")
@@ -93,10 +94,9 @@ def _switch(d: Dimension) -> Text:
 
 
 def _parts(plan: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = borderless()
     table.add_column("")
-    for name in ("without", "with overlap"):
-        table.add_column(name, justify="right")
+    add_numbers(table, "without", "with overlap")
     for name, before, after in part_rows(plan):
         table.add_row(name, before, after)
     return table
@@ -112,11 +112,9 @@ def show_ranking(ranking: Ranking, console: Console) -> None:
 
 
 def _layouts(ranked: Sequence[Ranked]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for name in ("", "TP", "PP", "VPP", "CP", "EP", "DP", "micro-batch", "step ms"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens/s/GPU", justify="right")
-    table.add_column("GB", justify="right")
+    table = borderless()
+    add_numbers(table, "", "TP", "PP", "VPP", "CP", "EP", "DP", "micro-batch", "step ms")
+    add_numbers(table, "tokens/s/GPU", "GB")
     for place, each in enumerate(ranked, start=1):
         layout = each.layout
         sizes = (layout.tp, layout.pp, layout.vp, layout.cp, layout.ep, each.data_parallel_size)

@@ -9,7 +9,7 @@ from typing import Any
 from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
 from overlapkit.explain.text import alike
-from overlapkit.output.numbers import plain, sentence, short
+from overlapkit.output.numbers import ms_of_s, plain, sentence, setting_text
 from overlapkit.plan.advise.dimensions import Dimension, buckets_told
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
@@ -73,7 +73,7 @@ def expectation(plan: Plan) -> str:
     with_, without = plan.estimates
     saved = 1 - with_.step_s / without.step_s
     return (
-        f"Estimated step {ms(without.step_s)} -> {ms(with_.step_s)} ms with overlap "
+        f"Estimated step {ms_of_s(without.step_s)} -> {ms_of_s(with_.step_s)} ms with overlap "
         f"({-saved:.1%}), {without.tokens_per_s_per_gpu:,.0f} -> "
         f"{with_.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     )
@@ -124,7 +124,7 @@ def dimension_line(d: Dimension, gain: Gain | None) -> str:
 
 def gained(gain: Gain) -> str:
     """What an overlap saves."""
-    return f"saves {ms(gain.seconds)} ms ({gain.share:.1%})"
+    return f"saves {ms_of_s(gain.seconds)} ms ({gain.share:.1%})"
 
 
 def how(plan: Plan) -> Iterator[str]:
@@ -154,7 +154,7 @@ def environment(plan: Plan) -> Iterator[str]:
 def changed(plan: Plan) -> Iterator[str]:
     """Knobs that the recommendation has otherwise than the configuration as given."""
     for knob, (before, after) in plan.recommendation.changes.items():
-        yield f"{knob}: {short(before)} -> {short(after)}"
+        yield f"{knob}: {setting_text(before)} -> {setting_text(after)}"
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
@@ -163,8 +163,8 @@ def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     for name in before.parts | after.parts:
         pair = before.parts.get(name, 0.0), after.parts.get(name, 0.0)
         if max(pair) > 0:
-            yield name, ms(pair[0]), ms(pair[1])
-    yield "step", ms(before.step_s), ms(after.step_s)
+            yield name, ms_of_s(pair[0]), ms_of_s(pair[1])
+    yield "step", ms_of_s(before.step_s), ms_of_s(after.step_s)
 
 
 def sweep_header(ranking: Ranking) -> str:
@@ -179,7 +179,7 @@ def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
         yield (
             f"{place} {each.layout}, DP {each.data_parallel_size}: "
             f"{each.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU, step "
-            f"{ms(each.summary.step_s)} ms, {each.memory.needed / 1e9:.1f} GB"
+            f"{ms_of_s(each.summary.step_s)} ms, {each.memory.needed / 1e9:.1f} GB"
         )
     if len(ranking.fitting) > most:
         yield f"and {len(ranking.fitting) - most} more"
@@ -199,9 +199,3 @@ def work_lines(plan: Plan) -> Iterator[str]:
             if one.formula and one.name:
                 told += f" = {one.formula}"
             yield told + (f"  [{one.source}]" if one.source else "")
-
-
-def ms(seconds: float) -> str:
-    """Milliseconds with three significant digits or whole ones."""
-    value = 1e3 * seconds
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

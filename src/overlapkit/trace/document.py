@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
 from overlapkit.trace.diagnose.diagnosis import Finding
 from overlapkit.trace.measure.collectives import Collective, SlowedCompute
@@ -27,11 +28,6 @@ TIME_FIELDS = (
     "exposed_memory_us",
     "idle_us",
 )
-
-
-def us(ns: float) -> float:
-    """Microseconds, to the nanosecond."""
-    return round(ns / 1000, 3)
 
 
 def trace_json(
@@ -57,21 +53,21 @@ def times_json(times: Times, zero: int) -> dict[str, Any]:
     return {
         "name": times.window.name,
         "number": times.window.number,
-        "start_us": us(times.window.start - zero),
+        "start_us": us_of_ns(times.window.start - zero),
         "overlap_pct": _pct(times.overlap_pct),
-        "step_us": us(times.step),
-        "compute_us": us(times.compute),
-        "comm_us": us(times.comm),
-        "exposed_comm_us": us(times.exposed_comm),
-        "hidden_comm_us": us(times.hidden_comm),
-        "memory_us": us(times.memory),
-        "exposed_memory_us": us(times.exposed_memory),
-        "idle_us": us(times.idle),
+        "step_us": us_of_ns(times.step),
+        "compute_us": us_of_ns(times.compute),
+        "comm_us": us_of_ns(times.comm),
+        "exposed_comm_us": us_of_ns(times.exposed_comm),
+        "hidden_comm_us": us_of_ns(times.hidden_comm),
+        "memory_us": us_of_ns(times.memory),
+        "exposed_memory_us": us_of_ns(times.exposed_memory),
+        "idle_us": us_of_ns(times.idle),
         "by_dimension": {
             d: {
-                "comm_us": us(t.comm),
-                "exposed_comm_us": us(t.exposed),
-                "hidden_comm_us": us(t.hidden),
+                "comm_us": us_of_ns(t.comm),
+                "exposed_comm_us": us_of_ns(t.exposed),
+                "hidden_comm_us": us_of_ns(t.hidden),
             }
             for d, t in times.by_dimension.items()
         },
@@ -129,8 +125,8 @@ def _collective_json(c: Collective) -> dict[str, Any]:
         "group": c.sort.group,
         "count": c.count,
         "bytes": c.bytes,
-        "comm_us": us(c.busy_ns),
-        "exposed_comm_us": us(c.exposed_ns),
+        "comm_us": us_of_ns(c.busy_ns),
+        "exposed_comm_us": us_of_ns(c.exposed_ns),
         "bus_gb_per_s": None if c.bus_gb_s is None else round(c.bus_gb_s, 2),
     }
 
@@ -138,17 +134,17 @@ def _collective_json(c: Collective) -> dict[str, Any]:
 def _slowed_json(slowed: SlowedCompute) -> dict[str, Any]:
     return {
         "ratio": None if slowed.ratio is None else round(slowed.ratio, 4),
-        "during_us": us(slowed.during_ns),
-        "expected_us": us(slowed.expected_ns),
-        "lost_us": us(slowed.lost_ns),
+        "during_us": us_of_ns(slowed.during_ns),
+        "expected_us": us_of_ns(slowed.expected_ns),
+        "lost_us": us_of_ns(slowed.lost_ns),
         "kernels": [
             {
                 "name": k.name,
                 "count": k.count,
-                "median_during_us": us(k.median_during),
-                "median_alone_us": us(k.median_alone),
+                "median_during_us": us_of_ns(k.median_during),
+                "median_alone_us": us_of_ns(k.median_alone),
                 "ratio": round(k.ratio, 4),
-                "lost_us": us(k.lost_ns),
+                "lost_us": us_of_ns(k.lost_ns),
             }
             for k in slowed.kernels
         ],
@@ -160,16 +156,16 @@ def _across_json(a: Across, reports: Sequence[RankReport]) -> dict[str, Any]:
     return {
         "ranks": len(a.step_ns),
         "slowest_rank": a.slowest,
-        "spread_us": us(a.spread_ns),
+        "spread_us": us_of_ns(a.spread_ns),
         "spread_pct": round(a.spread_pct, 3),
-        "step_us": {str(rank): us(ns) for rank, ns in a.step_ns.items()},
+        "step_us": {str(rank): us_of_ns(ns) for rank, ns in a.step_ns.items()},
         "late_rank": a.late_rank,
         "exposed_waiting_pct": _pct(a.exposed_waiting_pct),
         "waiting": {
             str(rank): {
-                "waiting_us": us(w.waiting_ns / steps[rank]),
-                "exposed_waiting_us": us(w.exposed_ns / steps[rank]),
-                "caused_us": us(w.caused_ns / steps[rank]),
+                "waiting_us": us_of_ns(w.waiting_ns / steps[rank]),
+                "exposed_waiting_us": us_of_ns(w.exposed_ns / steps[rank]),
+                "caused_us": us_of_ns(w.caused_ns / steps[rank]),
                 "last_to_join": w.last_to_join,
                 "matched": w.matched,
             }
@@ -221,7 +217,7 @@ def merged_findings(reports: Sequence[RankReport], across: Across | None) -> lis
         late = across.late_rank
         waits = {rank: w for rank, w in across.waiting.items() if rank != late}
         steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
-        cost = max((us(w.exposed_ns / steps[rank]) for rank, w in waits.items()), default=0.0)
+        cost = max((us_of_ns(w.exposed_ns / steps[rank]) for rank, w in waits.items()), default=0.0)
         merged.append(
             Finding(
                 "late-rank",
@@ -231,7 +227,7 @@ def merged_findings(reports: Sequence[RankReport], across: Across | None) -> lis
                 {
                     "late_rank": late,
                     "waiting_us": {
-                        str(rank): us(w.waiting_ns / steps[rank]) for rank, w in waits.items()
+                        str(rank): us_of_ns(w.waiting_ns / steps[rank]) for rank, w in waits.items()
                     },
                     "last_to_join": across.waiting[late].last_to_join,
                     "matched": across.waiting[late].matched,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from overlapkit.output.html import environment
-from overlapkit.output.numbers import ms, pct, setting, size
+from overlapkit.output.numbers import ms_of_us
 from overlapkit.output.svg import Piece, stacked
 from overlapkit.trace.document import TITLES
 from overlapkit.trace.timeline import Timeline
@@ -24,7 +24,7 @@ BARS = 24
 
 
 def _render(template: str, **values: Any) -> str:
-    templates = environment("overlapkit.trace", ms=ms, pct=pct, setting=setting, size=size)
+    templates = environment("overlapkit.trace")
     kinds = [(kind, title) for _, kind, title in PARTS]
     return templates.get_template(template).render(kinds=kinds, titles=TITLES, **values)
 
@@ -37,12 +37,12 @@ def _bars(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[Pi
             label,
             stacked(
                 [
-                    (kind, f"{title} {ms(row[field])} ms", row[field])
+                    (kind, f"{title} {ms_of_us(row[field])} ms", row[field])
                     for field, kind, title in PARTS
                 ],
                 longest,
             ),
-            f"{ms(row['step_us'])} ms",
+            f"{ms_of_us(row['step_us'])} ms",
         )
         for label, row in rows
     ]

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from overlapkit.output.numbers import ms, pct, size
+from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
+from overlapkit.output.tables import add_numbers, borderless
 
 STEP_ROWS = 12
 """Steps of one rank that are listed before the table is cut to the median."""
@@ -41,9 +42,9 @@ def show_trace(document: dict[str, Any], console: Console) -> None:
 
 
 def _plain_table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    table = borderless()
+    table.add_column(columns[0])
+    add_numbers(table, *columns[1:])
     return table
 
 
@@ -53,13 +54,13 @@ def _steps(ranks: list[dict[str, Any]]) -> Table:
     def add(name: str, row: dict[str, Any], style: str = "") -> None:
         table.add_row(
             name,
-            ms(row["step_us"]),
-            ms(row["compute_us"]),
-            ms(row["exposed_comm_us"]),
-            ms(row["hidden_comm_us"]),
-            pct(row["overlap_pct"]),
-            ms(row["memory_us"]),
-            ms(row["idle_us"]),
+            ms_of_us(row["step_us"]),
+            ms_of_us(row["compute_us"]),
+            ms_of_us(row["exposed_comm_us"]),
+            ms_of_us(row["hidden_comm_us"]),
+            percent(row["overlap_pct"]),
+            ms_of_us(row["memory_us"]),
+            ms_of_us(row["idle_us"]),
             style=style,
         )
 
@@ -85,10 +86,10 @@ def _dimensions(rank: dict[str, Any]) -> Table:
         share = 100 * row["exposed_comm_us"] / step if step else 0.0
         table.add_row(
             dimension,
-            ms(row["comm_us"]),
-            ms(row["exposed_comm_us"]),
-            ms(row["hidden_comm_us"]),
-            pct(share),
+            ms_of_us(row["comm_us"]),
+            ms_of_us(row["exposed_comm_us"]),
+            ms_of_us(row["hidden_comm_us"]),
+            percent(share),
             rank["dimension_confidence"].get(dimension, ""),
         )
     return table
@@ -103,8 +104,8 @@ def _collectives(rank: dict[str, Any]) -> Table:
             c["dimension"],
             Text(c["operation"]),
             f"{c['count']:,}",
-            size(c["bytes"]),
-            ms(c["exposed_comm_us"]),
+            binary_bytes(c["bytes"]),
+            ms_of_us(c["exposed_comm_us"]),
             "-" if bandwidth is None else f"{bandwidth:.1f}",
         )
     table.columns[0].overflow = "ellipsis"
@@ -120,7 +121,7 @@ def _slowed(rank: dict[str, Any], console: Console) -> None:
     console.print(
         Text(
             f"\nCompute beside communication takes {slowed['ratio']:.2f} times as long as alone "
-            f"(rank {rank['rank']}: {ms(slowed['lost_us'])} ms lost over all steps)."
+            f"(rank {rank['rank']}: {ms_of_us(slowed['lost_us'])} ms lost over all steps)."
         )
     )
 
@@ -128,7 +129,7 @@ def _slowed(rank: dict[str, Any], console: Console) -> None:
 def _across(across: dict[str, Any], console: Console) -> None:
     text = Text(
         f"\nAcross ranks: rank {across['slowest_rank']} is slowest, spread "
-        f"{ms(across['spread_us'])} ms ({across['spread_pct']:.1f} %)."
+        f"{ms_of_us(across['spread_us'])} ms ({across['spread_pct']:.1f} %)."
     )
     share = across["exposed_waiting_pct"]
     if share is not None:
@@ -145,7 +146,7 @@ def show_diagnoses(diagnoses: list[dict[str, Any]], console: Console) -> None:
         return
     console.print(Text("\nDiagnoses", "bold"))
     for d in diagnoses:
-        cost = f"{ms(d['cost_us'])} ms a step"
+        cost = f"{ms_of_us(d['cost_us'])} ms a step"
         sure = "" if d["confidence"] == "likely" else f", {d['confidence']}"
         console.print(Text.assemble(("- ", ""), d["message"], (f" ({cost}{sure})", "dim")))
         rule = f" [rule {d['rule']}]" if d["rule"] else ""

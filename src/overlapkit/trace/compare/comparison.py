@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overlapkit.errors import InputError
-from overlapkit.trace.document import us
+from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.measure.step_times import PARTS
 from overlapkit.trace.rank_report import RankReport
 
@@ -209,8 +209,9 @@ def compare(base: Side, new: Side, *, force: bool = False) -> Comparison:
         )
     if abs(new.between - base.between) > max(spread, UNKNOWN_SPREAD * base.step):
         warnings.append(
-            f"the time between steps, which counts to none, went from {us(base.between):,.0f} to "
-            f"{us(new.between):,.0f} us a step: look at the host (data loading, logging)"
+            f"the time between steps, which belongs to no step, went from "
+            f"{us_of_ns(base.between):,.0f} to {us_of_ns(new.between):,.0f} us a step: "
+            "look at the host (data loading, logging)"
         )
     movers = {part: _movers(base.owners[part], new.owners[part]) for part in PARTS}
     return Comparison(base, new, movers, spread, warnings=warnings)

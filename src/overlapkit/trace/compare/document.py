@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
 from overlapkit.trace.compare.comparison import Comparison, Side
-from overlapkit.trace.document import us
 from overlapkit.trace.measure.step_times import PARTS
 
 SCHEMA = "overlapkit/compare/v1"
@@ -20,21 +20,21 @@ def compare_json(c: Comparison) -> dict[str, Any]:
         "verdict": c.verdict,
         "base": _side_json(c.base),
         "new": _side_json(c.new),
-        "change_us": us(c.change),
+        "change_us": us_of_ns(c.change),
         "change_pct": round(100 * c.change / c.base.step, 4) if c.base.step else None,
-        "spread_us": us(c.spread),
+        "spread_us": us_of_ns(c.spread),
         "parts": [
             {
                 "part": part,
-                "base_us": us(c.base.parts[part]),
-                "new_us": us(c.new.parts[part]),
-                "change_us": us(c.part_change(part)),
+                "base_us": us_of_ns(c.base.parts[part]),
+                "new_us": us_of_ns(c.new.parts[part]),
+                "change_us": us_of_ns(c.part_change(part)),
                 "moved": [
                     {
                         "name": m.name,
-                        "base_us": us(m.base),
-                        "new_us": us(m.new),
-                        "change_us": us(m.change),
+                        "base_us": us_of_ns(m.base),
+                        "new_us": us_of_ns(m.new),
+                        "change_us": us_of_ns(m.change),
                     }
                     for m in c.movers[part]
                     if abs(m.change) >= 0.5
@@ -44,9 +44,9 @@ def compare_json(c: Comparison) -> dict[str, Any]:
         ],
         "exposed_by_dimension": {
             d: {
-                "base_us": us(c.base.exposed.get(d, 0.0)),
-                "new_us": us(c.new.exposed.get(d, 0.0)),
-                "change_us": us(c.new.exposed.get(d, 0.0) - c.base.exposed.get(d, 0.0)),
+                "base_us": us_of_ns(c.base.exposed.get(d, 0.0)),
+                "new_us": us_of_ns(c.new.exposed.get(d, 0.0)),
+                "change_us": us_of_ns(c.new.exposed.get(d, 0.0) - c.base.exposed.get(d, 0.0)),
             }
             for d in dimensions
         },
@@ -68,6 +68,6 @@ def _side_json(side: Side) -> dict[str, Any]:
         "steps": len(side.steps),
         "gpu": side.gpu,
         "world_size": side.world_size,
-        "step_us": us(side.step),
-        "spread_us": None if side.spread is None else us(side.spread),
+        "step_us": us_of_ns(side.step),
+        "spread_us": None if side.spread is None else us_of_ns(side.spread),
     }

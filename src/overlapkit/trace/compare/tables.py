@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from overlapkit.output.numbers import ms, setting
+from overlapkit.output.numbers import ms_of_us, setting_text
+from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.trace.document import TITLES
 from overlapkit.trace.tables import show_warnings
 
@@ -28,18 +28,17 @@ def headline(document: dict[str, Any]) -> str:
         "same": "No change beyond the spread of its steps",
     }[document["verdict"]]
     return (
-        f"Median step {ms(base['step_us'])} -> {ms(new['step_us'])} ms ({sign}{ms(abs(change))} ms"
-        f"{told}). {verdict} ({ms(spread)} ms)."
+        f"Median step {ms_of_us(base['step_us'])} -> {ms_of_us(new['step_us'])} ms "
+        f"({sign}{ms_of_us(abs(change))} ms{told}). {verdict} ({ms_of_us(spread)} ms)."
     )
 
 
 def show_comparison(document: dict[str, Any], console: Console) -> None:
     """Verdict, parts with what moved in them, decisions, warnings."""
     console.print(Text(headline(document), _STYLES[document["verdict"]]))
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = borderless()
     table.add_column("ms a step", overflow="ellipsis", max_width=64, no_wrap=True)
-    for name in ("base", "new", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
+    add_numbers(table, "base", "new", "change")
     for part in document["parts"]:
         table.add_row(TITLES[part["part"]], *_row(part), style="bold")
         for mover in part["moved"]:
@@ -47,8 +46,8 @@ def show_comparison(document: dict[str, Any], console: Console) -> None:
                 table.add_row(Text(f"  {mover['name']}", "dim"), *_row(mover))
     table.add_row(
         "step",
-        ms(document["base"]["step_us"]),
-        ms(document["new"]["step_us"]),
+        ms_of_us(document["base"]["step_us"]),
+        ms_of_us(document["new"]["step_us"]),
         _signed(document["change_us"]),
         style="bold",
     )
@@ -65,7 +64,7 @@ def _decision(decision: dict[str, Any], console: Console) -> None:
     line = Text.assemble(
         "\n",
         (decision["knob"], "bold"),
-        f": {setting(decision['base'])} -> {setting(decision['new'])}",
+        f": {setting_text(decision['base'])} -> {setting_text(decision['new'])}",
     )
     if causes and causes != decision["knob"]:
         line.append(f" (by {causes})")
@@ -89,8 +88,8 @@ def _decision(decision: dict[str, Any], console: Console) -> None:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, str, str]:
-    return ms(row["base_us"]), ms(row["new_us"]), _signed(row["change_us"])
+    return ms_of_us(row["base_us"]), ms_of_us(row["new_us"]), _signed(row["change_us"])
 
 
 def _signed(us: float) -> str:
-    return f"{'+' if us >= 0 else '-'}{ms(abs(us))}"
+    return f"{'+' if us >= 0 else '-'}{ms_of_us(abs(us))}"
