@@ -1,10 +1,10 @@
 """Transformer Engine's real ``initialize_ub`` on every preset, and on what the checks refuse.
 
-`te_userbuffers` says what is real and what is replaced. To run it without a GPU, install torch's
-CUDA build, transformer-engine, transformer-engine-cu<N> and nvidia-curand from wheels, then build
-transformer-engine-torch with --no-build-isolation, NVTE_FRAMEWORK=pytorch and, in CPATH, the
+`support.te_userbuffers` says what is real and what is replaced. To run it without a GPU, install
+torch's CUDA build, transformer-engine, transformer-engine-cu<N> and nvidia-curand from wheels, then
+build transformer-engine-torch with --no-build-isolation, NVTE_FRAMEWORK=pytorch and, in CPATH, the
 include folders under site-packages/nvidia and that of a CUDA toolkit (for crt/host_config.h). At
-run time LD_LIBRARY_PATH names nvidia/nccl/lib, nvidia/cu<N>/lib and nvidia/cudnn/lib of
+run time LD_LIBRARY_PATH lists nvidia/nccl/lib, nvidia/cu<N>/lib and nvidia/cudnn/lib of
 site-packages.
 
 With TE_EVIDENCE=<file> set, what Transformer Engine did is written to that file as JSON.
@@ -22,7 +22,12 @@ from typing import TypeVar
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from te_userbuffers import (
+
+from megatron.bridge.training.decisions import RULES
+from megatron.bridge.training.tp_overlap_presets import PRESETS
+from megatron.bridge.training.userbuffers.facts import GEMMS, KEYS, METHODS
+from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
+from support.te_userbuffers import (
     COMMAND,
     MISSING,
     NOTED,
@@ -36,11 +41,6 @@ from te_userbuffers import (
     record,
     without_gpu,
 )
-
-from megatron.bridge.training.decisions import RULES
-from megatron.bridge.training.tp_overlap_presets import PRESETS
-from megatron.bridge.training.userbuffers.facts import GEMMS, KEYS, METHODS
-from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
 
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence/te-initialize-ub.json"
 # The rules that initialize_ub enforces itself; the others speak of what comes after it.
