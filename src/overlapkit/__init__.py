@@ -1,3 +1,3 @@
 """overlapkit: communication overlap in Megatron training, explained and proven."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
