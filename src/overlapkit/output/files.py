@@ -1,55 +1,207 @@
-"""Writes files whole or not at all."""
+"""Output files: checked before any work, written completely or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from isal import igzip
-
 from overlapkit.errors import InputError
 
+Identity = tuple[int, int]
+"""Device and inode of a file: the same for every hard link to it."""
 
-@contextmanager
-def writing(target: str, option: str) -> Iterator[IO[bytes]]:
-    """A stream whose content becomes `target` when the block ends well; gzip for ``.gz``.
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a command will write.
+
+    Attributes:
+        option: how messages introduce it, such as "--html".
+        target: the file, as the user named it.
+        within: the folder that a symbolic link must not leave; None means the folder of `target`.
+    """
+
+    option: str
+    target: str
+    within: Path | None = None
+
+    def check(self, inputs: Iterable[str] = ()) -> Path:
+        """The file to write, with symbolic links resolved.
+
+        Args:
+            inputs: names of the files that the command reads. Those that do not exist are ignored.
+
+        Raises:
+            InputError: it is not a regular file, it is one of the inputs, a symbolic link leads out
+                of the folder, or the folder is missing or cannot be written to.
+        """
+        try:
+            path, found = self._resolved()
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                raise self._refused(f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a file')}")
+            if self._is_input(path, found, inputs):
+                raise self._refused("is also an input")
+            self._check_permissions(path, found)
+        except OSError as error:
+            raise self._failed(error) from None
+        except ValueError as error:
+            # A NUL, or a character that no file name can contain.
+            raise self._refused(f"is not a file name ({error})") from None
+        return path
+
+    @contextmanager
+    def stream(self) -> Iterator[IO[bytes]]:
+        """A stream whose content replaces the file when the block ends without an exception.
+
+        The content is compressed where the name ends in ``.gz``. A file that is replaced keeps its
+        mode, and its owner where the system permits that.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        path = self.check()
+        # Named before it exists: whatever interrupts this function, the file is removed.
+        aside = path.with_name(f".overlapkit-{os.urandom(8).hex()}")
+        try:
+            old = path.stat() if path.exists() else None
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            # A file that is replaced may be private: nobody else reads its successor meanwhile.
+            with os.fdopen(os.open(aside, flags, 0o666 if old is None else 0o600), "wb") as plain:
+                if old is not None:
+                    with suppress(PermissionError):
+                        os.fchown(plain.fileno(), old.st_uid, old.st_gid)
+                    os.fchmod(plain.fileno(), stat.S_IMODE(old.st_mode))
+                if self.target.endswith(".gz"):
+                    from isal import igzip
+
+                    packed = igzip.open(plain, "wb", compresslevel=2)  # type: ignore[no-untyped-call]
+                    with cast("IO[bytes]", packed) as stream:
+                        yield stream
+                else:
+                    yield plain
+            if self.check() != path:
+                raise self._refused("changed while it was being written")
+            aside.replace(path)
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+    def write(self, text: str) -> None:
+        """Replace the file's content by a text.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        with self.stream() as stream:
+            stream.write(text.encode("utf-8", "replace"))
+
+    def _resolved(self) -> tuple[Path, os.stat_result | None]:
+        """The file with symbolic links resolved, and what exists there."""
+        if not self.target or self.target.endswith(os.sep):
+            raise self._refused("is not a file name")
+        path = Path(os.path.realpath(self.target))
+        folder = Path(os.path.realpath(self.within or Path(self.target).absolute().parent))
+        if not folder.is_dir():
+            raise InputError(
+                f"{self.option} {self.target}: the folder {folder} does not exist; create it first"
+            )
+        named = _lstat(self.target)
+        linked = named is not None and stat.S_ISLNK(named.st_mode)
+        if (linked or self.within is not None) and not path.is_relative_to(folder):
+            how = "is a symbolic link to" if linked else "is"
+            raise self._refused(f"{how} {path}, outside {folder}")
+        return path, _lstat(path)
+
+    def _is_input(self, path: Path, found: os.stat_result | None, inputs: Iterable[str]) -> bool:
+        inputs = list(inputs)
+        known = set() if found is None else {(found.st_dev, found.st_ino)}
+        return bool(identities(inputs) & known) or str(path) in map(_real, inputs)
+
+    def _check_permissions(self, path: Path, found: os.stat_result | None) -> None:
+        effective = os.access in os.supports_effective_ids
+        if found is not None and not os.access(path, os.W_OK, effective_ids=effective):
+            raise self._refused("is write-protected")
+        # Imported here: most commands write no file.
+        import tempfile
+
+        # A mode does not show everything: the file system may be full, read-only or /proc.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+    def _refused(self, what: str) -> InputError:
+        remedy = "name another file" if self.within is None else "remove it first"
+        return InputError(f"{self.option} {self.target}: {what}; {remedy}")
+
+    def _failed(self, error: OSError) -> InputError:
+        return InputError(f"{self.option} {self.target}: cannot be written: {error.strerror}")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link that leads to itself",
+}
+
+
+def outputs(named: Mapping[str, str | None], inputs: Iterable[str]) -> list[Output | None]:
+    """The output files of a command, checked before it does any work.
+
+    Args:
+        named: option to file, in the order of the result; None where the option was not given.
+        inputs: names of the files that the command reads.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: one of them cannot be written, is an input, or is named by two options.
     """
-    folder = Path(target).absolute().parent
-    aside = None
+    inputs = list(inputs)
+    result: list[Output | None] = []
+    seen: dict[Path | Identity, str] = {}
+    for option, target in named.items():
+        if target is None:
+            result.append(None)
+            continue
+        output = Output(option, target)
+        path = output.check(inputs)
+        keys: list[Path | Identity] = [path, *identities([str(path)])]
+        for same in keys:
+            if same in seen:
+                raise InputError(
+                    f"{option} {target}: is the same file as {seen[same]}; name another file"
+                )
+            seen[same] = option
+        result.append(output)
+    return result
+
+
+def identities(names: Iterable[str]) -> set[Identity]:
+    """Device and inode of those files that exist."""
+    found = set()
+    for name in names:
+        with suppress(OSError, ValueError):
+            status = os.stat(name)  # noqa: PTH116 - a name that is not a path is ignored
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _real(name: str) -> str:
     try:
-        descriptor, aside = tempfile.mkstemp(prefix=".overlapkit-", dir=folder)
-        with os.fdopen(descriptor, "wb") as plain:
-            if target.endswith(".gz"):
-                packed = igzip.open(plain, "wb", compresslevel=2)  # type: ignore[no-untyped-call]
-                with cast("IO[bytes]", packed) as stream:
-                    yield stream
-            else:
-                yield plain
-        # A temporary file is private; what a user asks for has the usual permissions.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(aside).chmod(0o666 & ~mask)
-        Path(aside).replace(target)
-        aside = None
-    except OSError as error:
-        raise InputError(f"{option} {target}: cannot be written: {error.strerror}") from None
-    finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        return os.path.realpath(name)
+    except ValueError:
+        return name
 
 
-def write_whole(target: str, text: str) -> None:
-    """Write a page whole or not at all.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    with writing(target, "--html") as stream:
-        stream.write(text.encode("utf-8", "replace"))
+def _lstat(path: str | Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None

@@ -10,6 +10,7 @@ from overlapkit.config.emit.forms import FORMS, Form, emit
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import find_gpu, gpus
 from overlapkit.output.console import write_json, write_text
+from overlapkit.output.files import outputs
 from overlapkit.plan.advise.recommend import plan_assumptions
 from overlapkit.plan.candidates import parse_swept
 from overlapkit.plan.document import plan_json
@@ -45,6 +46,9 @@ def run(
         raise InputError("--emit and --json both write to standard output; give one of them")
     if form is not None and form not in FORMS:
         raise InputError(f"--emit {form}: unknown form; give {', '.join(FORMS)}")
+    # A launch script may be named with a line: FILE:LINE.
+    files = [*arguments, *(text.rpartition(":")[0] for text in arguments)]
+    (page,) = outputs({"--html": html}, files)
     dimensions = parse_swept(swept) if swept is not None else None
     inputs = read_inputs(
         arguments,
@@ -57,11 +61,10 @@ def run(
     domain = domain_of(data.nvlink_domain, inputs)
     machine = machine_of(name, network_gbps=network, nvlink_domain=domain)
     plan = make_plan(inputs, plan_assumptions(name), machine, domain, dimensions)
-    if html is not None:
-        from overlapkit.output.files import write_whole
+    if page is not None:
         from overlapkit.plan.page import plan_page
 
-        write_whole(html, plan_page(plan))
+        page.write(plan_page(plan))
     if form is not None:
         _emit(plan, form)
     elif as_json:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import jinja2
 
 from overlapkit.errors import InputError
+from overlapkit.output.files import Output
 from overlapkit.output.numbers import imperative
 from overlapkit.skill.anchors import find_anchor
 from overlapkit.skill.evals import evals
@@ -134,17 +133,14 @@ def write(root: Path) -> list[Path]:
 
     All pages are rendered before the first is written, so that a failing one changes nothing.
     """
-    written = []
+    changed = []
     for page in list(pages(root)):
         file = root / page.path
-        if file.is_file() and file.read_text(encoding="utf-8") == page.text:
-            continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, delete=False
-        ) as aside:
-            aside.write(page.text)
-        os.chmod(aside.name, 0o644)  # noqa: PTH101 - a temporary file is private by default
-        Path(aside.name).replace(file)
-        written.append(page.path)
-    return written
+        if not file.is_file() or file.read_bytes() != page.text.encode():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            output = Output("skill render", str(file), within=root)
+            output.check()
+            changed.append((page, output))
+    for page, output in changed:
+        output.write(page.text)
+    return [page.path for page, _ in changed]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from overlapkit.errors import InputError
-from overlapkit.output.files import writing
+from overlapkit.output.files import Output
 from overlapkit.trace.intervals import Spans, minus
 from overlapkit.trace.measure.step_times import Measured, span_of
 from overlapkit.trace.read.byte_source import ByteSource
@@ -19,7 +19,7 @@ _CATEGORY = "overlapkit"
 """No category of device work, so that an annotated trace measures as the one it came from."""
 
 
-def write_annotated(path: str, measured: Sequence[Measured], target: str) -> None:
+def write_annotated(path: str, measured: Sequence[Measured], target: Output) -> None:
     """Write `target`, compressed where it is called ``.gz``: the events of `path` and new tracks.
 
     Raises:
@@ -29,7 +29,7 @@ def write_annotated(path: str, measured: Sequence[Measured], target: str) -> Non
         raise InputError(f"--annotate: {path} is SQLite; only JSON traces can be annotated")
     blocks = iter(ByteSource(path))
     head, rest = split_head(path, blocks)
-    with writing(target, "--annotate") as stream:
+    with target.stream() as stream:
         stream.write(head)
         first = True
         for text in _tracks(measured):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json
+from overlapkit.output.files import Output, outputs
 from overlapkit.trace.read.parallel_read import read_ahead
 
 SUFFIXES = (".json", ".json.gz", ".sqlite")
@@ -30,9 +31,8 @@ def run(
         InputError: see `overlapkit.errors`.
     """
     paths = expand(files)
-    for name, target in (("--html", html), ("--annotate", annotate)):
-        if target is not None:
-            check_target(name, target, paths)
+    read = [*paths, *([config] if config is not None else [])]
+    page, annotated = trace_outputs({"--html": html, "--annotate": annotate}, files, read)
     if annotate is not None and len(paths) > 1:
         raise InputError("--annotate: takes one trace file at a time")
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
@@ -43,16 +43,15 @@ def run(
     from overlapkit.trace.ranks import across, settle_ranks
 
     layout = read_layout(config) if config is not None else None
-    options = Options(steps=steps, layout=layout, timeline=html is not None, annotate=annotate)
+    options = Options(steps=steps, layout=layout, timeline=page is not None, annotate=annotated)
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
     together = across(reports)
     findings = merged_findings(reports, together)
     document = trace_json(reports, together, findings)
-    if html is not None:
-        from overlapkit.output.files import write_whole
+    if page is not None:
         from overlapkit.trace.page import trace_page
 
-        write_whole(html, trace_page(document, [r.timeline for r in reports]))
+        page.write(trace_page(document, [r.timeline for r in reports]))
     if as_json:
         write_json(document)
     else:
@@ -87,16 +86,28 @@ def expand(files: Sequence[str]) -> list[str]:
     return paths
 
 
-def check_target(option: str, target: str, inputs: Sequence[str]) -> None:
-    """Refuse to write where that cannot work, before minutes of reading.
+def trace_outputs(
+    named: Mapping[str, str | None], files: Sequence[str], inputs: Iterable[str]
+) -> list[Output | None]:
+    """The output files of a command that reads traces, checked before minutes of reading.
+
+    Args:
+        named: option to file.
+        files: traces and folders of traces, as the user named them.
+        inputs: every file that is read.
 
     Raises:
-        InputError: the folder is missing, or it is one of the files being read.
+        InputError: as `overlapkit.output.files.outputs`; or a later run on the same folder would
+            read the output as one of its traces.
     """
-    path = Path(target)
-    if path.is_dir():
-        raise InputError(f"{option} {target}: is a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{option} {target}: the folder {path.parent} does not exist")
-    if os.path.realpath(target) in {os.path.realpath(p) for p in inputs}:
-        raise InputError(f"{option} {target}: is the trace itself; name another file")
+    checked = outputs(named, inputs)
+    for output in checked:
+        if output is not None and output.target.endswith(SUFFIXES):
+            folder = os.path.realpath(Path(output.target).absolute().parent)
+            for name in files:
+                if Path(name).is_dir() and os.path.realpath(name) == folder:
+                    raise InputError(
+                        f"{output.option} {output.target}: would be read as one of the traces in "
+                        f"{name}; write it to another folder"
+                    )
+    return checked

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from overlapkit.output.files import Output
 from overlapkit.trace.diagnose.diagnosis import Finding
 from overlapkit.trace.measure.collectives import (
     Collective,
@@ -36,7 +37,7 @@ class Options:
     owners: bool = False
     timeline: bool = False
     pictured: int | None = None
-    annotate: str | None = None
+    annotate: Output | None = None
 
 
 @dataclass

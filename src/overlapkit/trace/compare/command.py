@@ -5,7 +5,7 @@ from __future__ import annotations
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
-from overlapkit.trace.command import check_target, expand
+from overlapkit.trace.command import expand, trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
 from overlapkit.trace.compare.decisions import add_decisions, check_configs
 from overlapkit.trace.compare.document import compare_json
@@ -32,8 +32,8 @@ def run(
     """
     check_configs(config_base, config_new)
     files = [expand([base]), expand([new])]
-    if html is not None:
-        check_target("--html", html, [*files[0], *files[1]])
+    configs = [name for name in (config_base, config_new) if name is not None]
+    (page,) = trace_outputs({"--html": html}, (base, new), [*files[0], *files[1], *configs])
     options = Options(steps=steps, owners=True)
     by_file = analyse_each([*files[0], *files[1]], options)
     # By their places: a file may belong to both runs.
@@ -50,11 +50,10 @@ def run(
     if config_base is not None and config_new is not None:
         add_decisions(comparison, config_base, config_new)
     document = compare_json(comparison)
-    if html is not None:
-        from overlapkit.output.files import write_whole
+    if page is not None:
         from overlapkit.trace.compare.page import compare_page
 
-        write_whole(html, compare_page(document))
+        page.write(compare_page(document))
     if as_json:
         write_json(document)
     else:
