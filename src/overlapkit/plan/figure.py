@@ -10,6 +10,13 @@ what is shown cannot differ from what was computed:
 
 An operation has no name until `called` gives it one; until then it is written into the formula of
 what is computed from it.
+
+Products and quotients combine the units of their operands (`overlapkit.plan.units`). Figures of
+unlike units are not added, subtracted or compared:
+
+    >>> tokens + rate
+    Traceback (most recent call last):
+    overlapkit.plan.units.UnitError: tokens + rate: the units tokens and tokens/s are unlike
 """
 
 from __future__ import annotations
@@ -19,6 +26,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Union
 
 import msgspec
+
+from overlapkit.plan.units import UnitError, alike, can_be_called, product, quotient
 
 Operand = Union["Figure", int, float]
 
@@ -50,35 +59,54 @@ class Figure(msgspec.Struct, frozen=True, gc=False):
     binding: int = _ATOM
 
     def called(self, name: str, unit: str | None = None, source: str = "") -> Figure:
-        """The same value under a name, with a unit and a source if given."""
-        unit = self.unit if unit is None else unit
+        """The same value under a name, with a unit and a source if given.
+
+        Raises:
+            UnitError: the stated unit measures something other than what was computed.
+        """
+        if unit is None:
+            unit = self.unit
+        elif unit != self.unit and not can_be_called(self.unit, unit):
+            raise UnitError(f"{name}: stated in {_shown(unit)}, computed in {_shown(self.unit)}")
         if self.name:
             return Figure(self.value, unit, name, self.name, (self,), source)
         return Figure(self.value, unit, name, self.formula, self.inputs, source, self.binding)
 
     def __add__(self, other: Operand) -> Figure:
-        return _operation(self, other, "+", self.value + _value(other), _SUM)
+        return _sum(self, other, "+")
 
     def __radd__(self, other: Operand) -> Figure:
-        return _figure(other) + self
+        return _sum(other, self, "+")
 
     def __sub__(self, other: Operand) -> Figure:
-        return _operation(self, other, "-", self.value - _value(other), _SUM)
+        return _sum(self, other, "-")
 
     def __rsub__(self, other: Operand) -> Figure:
-        return _figure(other) - self
+        return _sum(other, self, "-")
 
     def __mul__(self, other: Operand) -> Figure:
-        return _operation(self, other, "*", self.value * _value(other), _PRODUCT)
+        return _product(self, other)
 
     def __rmul__(self, other: Operand) -> Figure:
-        return _figure(other) * self
+        return _product(other, self)
 
     def __truediv__(self, other: Operand) -> Figure:
-        return _operation(self, other, "/", self.value / _value(other), _PRODUCT)
+        return _quotient(self, other)
 
     def __rtruediv__(self, other: Operand) -> Figure:
-        return _figure(other) / self
+        return _quotient(other, self)
+
+    def __lt__(self, other: Operand) -> bool:
+        return _compared(self, other, "<") < 0
+
+    def __le__(self, other: Operand) -> bool:
+        return _compared(self, other, "<=") <= 0
+
+    def __gt__(self, other: Operand) -> bool:
+        return _compared(self, other, ">") > 0
+
+    def __ge__(self, other: Operand) -> bool:
+        return _compared(self, other, ">=") >= 0
 
     def __float__(self) -> float:
         return self.value
@@ -89,21 +117,38 @@ def given(name: str, value: float, unit: str = "", source: str = "") -> Figure:
     return Figure(float(value), unit, name, source=source)
 
 
-def total(terms: Iterable[Operand]) -> Figure:
-    """The sum; a plain 0 of no terms."""
+def literal(value: float, unit: str) -> Figure:
+    """A number that a formula shows as it is, with its unit: the 2 FLOPs of a multiply-add."""
+    return Figure(float(value), unit, formula=f"{value:g}")
+
+
+def total(terms: Iterable[Operand], unit: str = "") -> Figure:
+    """The sum; 0 in `unit` if there are no terms.
+
+    Raises:
+        UnitError: the units of two terms are unlike.
+    """
     result = None
     for term in terms:
         result = _figure(term) if result is None else result + term
-    return Figure(0.0, formula="0") if result is None else result
+    return literal(0, unit) if result is None else result
 
 
 def largest(*operands: Operand) -> Figure:
-    """The greatest of the operands."""
+    """The greatest of the operands.
+
+    Raises:
+        UnitError: the units of two operands are unlike.
+    """
     return _function("max", operands, max(map(_value, operands)))
 
 
 def smallest(*operands: Operand) -> Figure:
-    """The least of the operands."""
+    """The least of the operands.
+
+    Raises:
+        UnitError: the units of two operands are unlike.
+    """
     return _function("min", operands, min(map(_value, operands)))
 
 
@@ -179,23 +224,66 @@ def _walk(figure: Figure, alike: _Alike) -> Iterator[tuple[int, Figure, bool]]:
             stack += [(depth + 1, each) for each in reversed(one.inputs)]
 
 
-def _figure(operand: Operand) -> Figure:
+def _figure(operand: Operand, unit: str = "") -> Figure:
+    """The operand as a figure; a bare 0 is in `unit`, and every other bare number is plain."""
     if isinstance(operand, Figure):
         return operand
-    return Figure(float(operand), formula=f"{operand:g}")
+    return literal(operand, "" if operand else unit)
 
 
 def _value(operand: Operand) -> float:
     return operand.value if isinstance(operand, Figure) else operand
 
 
-def _operation(left: Operand, right: Operand, sign: str, value: float, binding: int) -> Figure:
+def _unit(*operands: Operand) -> str:
+    """The unit of the first operand that has one."""
+    return next((one.unit for one in operands if isinstance(one, Figure) and one.unit), "")
+
+
+def _sum(left: Operand, right: Operand, sign: str) -> Figure:
+    unit = _unit(left, right)
+    a, b = _figure(left, unit), _figure(right, unit)
+    if a.unit != b.unit and not alike(a.unit, b.unit):
+        raise _unlike(a, b, sign)
+    # a - (b + c) needs brackets where a + (b + c) does not.
+    formula = f"{_term(a, _SUM)} {sign} {_term(b, _SUM + (sign == '-'))}"
+    value = a.value + b.value if sign == "+" else a.value - b.value
+    return Figure(value, unit, "", formula, _merged((a, b)), binding=_SUM)
+
+
+def _product(left: Operand, right: Operand) -> Figure:
     a, b = _figure(left), _figure(right)
-    # a - (b + c) and a / (b * c) need brackets where a + (b + c) does not.
-    strict = sign in "-/"
-    formula = f"{_term(a, binding)} {sign} {_term(b, binding + strict)}"
-    unit = a.unit if binding == _SUM else ""
-    return Figure(float(value), unit, "", formula, _merged((a, b)), binding=binding)
+    unit = product(a.unit, b.unit) if a.unit and b.unit else a.unit or b.unit
+    formula = f"{_term(a, _PRODUCT)} * {_term(b, _PRODUCT)}"
+    return Figure(a.value * b.value, unit, "", formula, _merged((a, b)), binding=_PRODUCT)
+
+
+def _quotient(left: Operand, right: Operand) -> Figure:
+    a, b = _figure(left), _figure(right)
+    unit = quotient(a.unit, b.unit) if b.unit else a.unit
+    # a / (b * c) needs brackets where a * (b * c) does not.
+    formula = f"{_term(a, _PRODUCT)} / {_term(b, _PRODUCT + 1)}"
+    return Figure(a.value / b.value, unit, "", formula, _merged((a, b)), binding=_PRODUCT)
+
+
+def _compared(left: Figure, right: Operand, sign: str) -> float:
+    """Less than 0, 0, or more than 0; NaN as NaN, which no comparison holds for."""
+    other = _figure(right, left.unit)
+    if left.unit != other.unit and not alike(left.unit, other.unit):
+        raise _unlike(left, other, sign)
+    if left.value == other.value:
+        # Equal infinities have no difference.
+        return 0.0
+    return left.value - other.value
+
+
+def _unlike(left: Figure, right: Figure, sign: str) -> UnitError:
+    terms = f" {sign} ".join(_term(one, _ATOM) for one in (left, right))
+    return UnitError(f"{terms}: the units {_shown(left.unit)} and {_shown(right.unit)} are unlike")
+
+
+def _shown(unit: str) -> str:
+    return unit or "of a plain number"
 
 
 def _term(figure: Figure, needed: int) -> str:
@@ -205,9 +293,13 @@ def _term(figure: Figure, needed: int) -> str:
 
 
 def _function(name: str, operands: Iterable[Operand], value: float) -> Figure:
-    figures = [_figure(operand) for operand in operands]
-    told = ", ".join(_term(figure, _SUM) for figure in figures)
-    return Figure(float(value), figures[0].unit, "", f"{name}({told})", _merged(figures))
+    unit = _unit(*operands)
+    figures = [_figure(operand, unit) for operand in operands]
+    for one in figures[1:]:
+        if one.unit != figures[0].unit and not alike(figures[0].unit, one.unit):
+            raise _unlike(figures[0], one, "and")
+    terms = ", ".join(_term(figure, _SUM) for figure in figures)
+    return Figure(float(value), unit, "", f"{name}({terms})", _merged(figures))
 
 
 def _merged(figures: Iterable[Figure]) -> tuple[Figure, ...]:

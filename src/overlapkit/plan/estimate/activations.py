@@ -8,7 +8,7 @@ input of a quantized GEMM is kept in its small format, and there is no dropout m
 from __future__ import annotations
 
 from megatron.bridge.models.model_shape import ModelShape
-from overlapkit.plan.figure import Figure, given, total
+from overlapkit.plan.figure import Figure, given, literal, total
 from overlapkit.plan.workload.memory_traffic import (
     attention_output,
     attention_widths,
@@ -22,7 +22,7 @@ from overlapkit.plan.workload.step import Workload
 def layer_input(workload: Workload) -> Figure:
     """Bytes of a layer's input, all that full recomputation keeps."""
     hidden = given("hidden size", workload.shape.hidden, "", "model.hidden_size")
-    size = workload.base.operand_bytes
+    size = literal(workload.base.operand_bytes, "B")
     return (shared_tokens(workload.layout) * hidden * size).called("input of a layer", "B")
 
 
@@ -55,12 +55,13 @@ def layer_activations(
         "heads x head size / TP",
     )
     # Two residual sums that the norms read, two normalized inputs of GEMMs.
-    kept = [shared * hidden * (2 * size + 2 * norms)]
+    kept = [shared * hidden * literal(2 * size + 2 * norms, "B")]
     if "core_attn" in modules:
-        kept.append(tokens * out * small)
+        kept.append(tokens * out * literal(small, "B"))
     else:
         own = 0 if low is base else small
-        kept.append(tokens * (inside + out) * size + tokens * out * own)
+        both = tokens * (inside + out) * literal(size, "B")
+        kept.append(both + tokens * out * literal(own, "B"))
     if moe and shape.experts:
         if "moe" not in modules:
             kept.append(_experts(workload, low, recompute))
@@ -82,7 +83,7 @@ def _mlp(
     middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
     activated = 0 if "moe_act" in modules else low.operand_bytes
-    return rows * middle * (wide * base.operand_bytes + activated)
+    return rows * middle * literal(wide * base.operand_bytes + activated, "B")
 
 
 def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure:
@@ -95,7 +96,7 @@ def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure
     rows = (shared_tokens(layout) * copies).called("token copies at a rank's experts", "tokens")
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     width = shape.experts.ffn / shape.expert_tp
-    return rows * hidden * low.operand_bytes + _mlp(
+    return rows * hidden * literal(low.operand_bytes, "B") + _mlp(
         shape, rows, width, workload.base, low, recompute.modules
     )
 
@@ -106,4 +107,6 @@ def logits(workload: Workload) -> Figure:
     vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     size = workload.base.operand_bytes
     # The fp32 copy that the loss works on becomes the gradient.
-    return (workload.layout.tokens * vocab * (size + 4)).called("logits and their gradient", "B")
+    return (workload.layout.tokens * vocab * literal(size + 4, "B")).called(
+        "logits and their gradient", "B"
+    )

@@ -48,8 +48,8 @@ def exchange_time(
     ):
         found = [_side(workload, machine, name, pick, on, chunk, stage) for stage in stages]
         # One stage may have most to exchange and another wait longest for it.
-        most = max((one.total for one in found), key=float)
-        longest = max((one.exposed for one in found), key=float)
+        most = max(one.total for one in found)
+        longest = max(one.exposed for one in found)
         sides.append(ExchangeTime(most, longest))
     return ExchangeTime(
         total(side.total for side in sides).called("DP communication", "s"),
@@ -85,7 +85,7 @@ def _side(
     chunks = workload.exchange.chunks[stage]
     alike = Counter(id(held) for held in chunks)
     times = {
-        id(held): total(collective_time(one, machine) for one in pick(held)).called(
+        id(held): total((collective_time(one, machine) for one in pick(held)), "s").called(
             f"{name} of chunk {number} of stage {stage}", "s"
         )
         for number, held in reversed(list(enumerate(chunks)))
@@ -127,10 +127,10 @@ def _layer_by_layer(
     stage = max(chunks, key=lambda one: sum(each.payload.value for each in one.gradients))
     layers = max(len(row[0]) for row in layout.chunk_layers)
     edge = given("share of the first layer", 1 / max(layers, 1), "", "1 / layers")
-    gather = total(collective_time(one, machine) for one in stage.parameters).called(
+    gather = total((collective_time(one, machine) for one in stage.parameters), "s").called(
         "parameters gathered once", "s"
     )
-    scatter = total(collective_time(one, machine) for one in stage.gradients).called(
+    scatter = total((collective_time(one, machine) for one in stage.gradients), "s").called(
         "gradients scattered", "s"
     )
     chunks_of_stage = given("model chunks of a stage", layout.vp, "", SCHEDULE)

@@ -85,14 +85,14 @@ def _phase(
         for gemm in work.gemms
         if gemm.forward == (phase == "forward")
     }
-    gemms = total(each.values()).called(f"{work.name} GEMMs, {phase}", "s")
+    gemms = total(each.values(), "s").called(f"{work.name} GEMMs, {phase}", "s")
     attention = given("no attention", 0, "s", "the output layer has none")
     if work.attention:
         flops = getattr(work.attention, phase)
         rate = getattr(machine, f"attention_{phase}")
         attention = (flops / rate).called(f"{work.name} attention, {phase}", "s")
     moved = (traffic_time(getattr(one, phase), machine) for one in work.traffic)
-    traffic = total(moved).called(f"{work.name} memory-bound kernels, {phase}", "s")
+    traffic = total(moved, "s").called(f"{work.name} memory-bound kernels, {phase}", "s")
 
     again = work.recompute
     repeated: list[Communication] = []
@@ -130,7 +130,7 @@ def _phase(
             exposed = _under_a_microbatch(timed, compute, overlap.ep)
         times = (_counted(time, one.count) for one, time in timed)
         communication.append(_named(dimension, work.name, phase, times, exposed, repeated))
-    hidden = total(one.total - one.exposed for one in communication)
+    hidden = total((one.total - one.exposed for one in communication), "s")
     contention = (hidden * machine.communication_share).called(
         f"{work.name} contention, {phase}", "s"
     )

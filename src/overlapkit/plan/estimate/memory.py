@@ -10,7 +10,7 @@ from overlapkit.errors import InputError
 from overlapkit.plan.estimate.activations import layer_activations, layer_input, logits
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.optimizer_time import optimizer_shard
-from overlapkit.plan.figure import Figure, given, smallest, total
+from overlapkit.plan.figure import Figure, given, literal, smallest, total
 from overlapkit.plan.workload.step import LayerWork, Workload
 
 MARGIN = 0.05
@@ -82,17 +82,17 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
 
 def _weights(run: Run, workload: Workload, stage: int) -> Figure:
     held, low = workload.parameters[stage].all, workload.precision
-    size = workload.base.operand_bytes
+    size = literal(workload.base.operand_bytes, "B")
     fp8 = given("parameters kept in FP8", held.fp8, "", COUNTED)
     other = given("other parameters per rank", held.all - held.fp8, "", COUNTED)
     # Two directions: Hopper's tensor cores want FP8 operands transposed, block scales differ.
     both = given("small copies of a weight", 2, "", "one for each direction")
-    weights = other * size + fp8 * both
+    weights = other * size + fp8 * both * literal(1, "B")
     if low is not workload.base:
         # Weights quantized for the first microbatch are kept for the others.
         layers = held.all - held.fp8 - _vocabulary(workload, stage)
         cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
-        weights = weights + cached * both * low.operand_bytes
+        weights = weights + cached * both * literal(low.operand_bytes, "B")
     if workload.exchange.per_layer:
         # The layer at work and the one gathered for it ahead are whole.
         layer = given(
@@ -163,19 +163,18 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
     warm-up of stage s is 2 (p - s - 1) + (v - 1) p chunks, and one more is at work.
     """
     layout = workload.layout
-    of_pass = total(
-        given(
-            f"{workload.layers[kind].name} layers of stage {stage}", count, "", "model.num_layers"
-        )
-        * _kept(workload, workload.layers[kind])
-        for kind, count in sorted(workload.stages[stage].items())
-    ).called("activations of a microbatch", "B")
+    of_kinds = []
+    for kind, count in sorted(workload.stages[stage].items()):
+        layer = workload.layers[kind]
+        layers = given(f"{layer.name} layers of stage {stage}", count, "", "model.num_layers")
+        of_kinds.append(layers * _kept(workload, layer))
+    of_pass = total(of_kinds, "B").called("activations of a microbatch", "B")
     if getattr(run.model, "cpu_offloading", False):
-        layers = max(sum(workload.stages[stage].values()), 1)
-        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, layers)
+        held = max(sum(workload.stages[stage].values()), 1)
+        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, held)
         of_pass = of_pass * given(
             "share of layers not offloaded",
-            1 - moved / layers,
+            1 - moved / held,
             "",
             "model.cpu_offloading_num_layers",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from overlapkit.plan.estimate.machine import Machine
-from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.parameters import Parameters
 from overlapkit.plan.workload.step import Workload
 
@@ -24,12 +24,12 @@ def optimizer_time(workload: Workload, machine: Machine) -> Figure:
     weight = given(
         "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
     )
-    moved = shard * (STATE_BYTES + NORM_BYTES + weight)
+    moved = shard * (literal(STATE_BYTES + NORM_BYTES, "B") + weight)
     if workload.layout.sharding in ("none", "optimizer"):
-        moved = moved + whole * ZEROED_BYTES
+        moved = moved + whole * literal(ZEROED_BYTES, "B")
     if workload.precision.quantize_bytes:
         # Weights are quantized for the first microbatch and kept for the others.
-        moved = moved + whole * workload.precision.quantize_bytes
+        moved = moved + whole * literal(workload.precision.quantize_bytes, "B")
     return (moved.called("optimizer bytes", "B") / machine.memory_bandwidth).called(
         "optimizer", "s"
     )

@@ -64,7 +64,7 @@ class Estimate:
     @property
     def exposed(self) -> Figure:
         """Exposed communication of all dimensions together."""
-        return total(one.exposed for one in self.communication.values()).called(
+        return total((one.exposed for one in self.communication.values()), "s").called(
             "exposed communication", "s"
         )
 
@@ -92,7 +92,7 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
     communication: dict[str, Exposure] = {}
     for name, pick in _COMPUTE.items():
         picked = [(count, pick(time)) for count, time in held[slowest]]
-        of_pass = total(count * time for count, time in picked if time.value)
+        of_pass = total((count * time for count, time in picked if time.value), "s")
         parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
     for dimension in ("TP", "CP", "EP"):
         exposure = _of_dimension(dimension, held[slowest], passes)
@@ -162,7 +162,7 @@ def _stage(
 
 
 def _stage_time(stage: int, held: _Stage) -> Figure:
-    return total(count * time.all for count, time in held).called(
+    return total((count * time.all for count, time in held), "s").called(
         f"stage {stage}, one microbatch", "s"
     )
 
@@ -172,8 +172,8 @@ def _chunk_times(held: _Stage, chunks: int) -> tuple[Figure, Figure]:
     number = given(
         "model chunks of a stage", chunks, "", "model.virtual_pipeline_model_parallel_size"
     )
-    forward = total(count * time.forward.all for count, time in held) / number
-    backward = total(count * time.backward.all for count, time in held) / number
+    forward = total((count * time.forward.all for count, time in held), "s") / number
+    backward = total((count * time.backward.all for count, time in held), "s") / number
     return forward.called("forward of a chunk", "s"), backward.called("backward of a chunk", "s")
 
 
@@ -214,7 +214,7 @@ def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: F
             given("PP hidden", 0, "s", "overlap_p2p_comm is off"),
         )
     stages = given("PP", workload.layout.pp, "stages", "model.pipeline_model_parallel_size")
-    filling = smallest(2 * (stages - 1), count).called("messages of filling and draining")
+    filling = smallest(2 * (stages - 1), count).called("messages of filling and draining", "")
     exposed = filling * each + (count - filling) * largest(each - forward, 0)
     exposed = smallest(exposed, whole).called("PP exposed", "s")
     return Exposure(whole, exposed, _hidden("PP", whole, exposed))
@@ -236,7 +236,9 @@ def _scale(workload: Workload, machine: Machine, held: _Stage) -> Figure | None:
     if machine.step_compute is None:
         return None
     passes = given("microbatches", workload.layout.microbatches, "", BATCHES)
-    of_pass = total(count * (time.forward.compute + time.backward.compute) for count, time in held)
+    of_pass = total(
+        (count * (time.forward.compute + time.backward.compute) for count, time in held), "s"
+    )
     modelled = (of_pass * passes + optimizer_time(workload, machine)).called(
         "modelled compute of a step", "s"
     )

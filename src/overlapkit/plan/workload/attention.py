@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron.bridge.models.model_shape import ModelShape
 from overlapkit.errors import InputError
-from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.layout import Layout
 
 BACKWARD_PRODUCTS = 5 / 2
@@ -52,7 +52,9 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
         "",
         "heads x head sizes / TP",
     )
-    forward = (2 * pairs * width * sequences / ranks).called("attention FLOPs, forward", "FLOP")
+    forward = (literal(2, "FLOP") * pairs * width * sequences / ranks).called(
+        "attention FLOPs, forward", "FLOP"
+    )
     return Attention(
         forward,
         (BACKWARD_PRODUCTS * forward).called(

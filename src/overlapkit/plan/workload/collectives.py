@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron.bridge.models.model_shape import Experts, ModelShape
 from overlapkit.errors import InputError
-from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.layout import Layout
 from overlapkit.plan.workload.memory_traffic import (
     attention_output,
@@ -69,15 +69,17 @@ def tensor_collectives(
     if layout.tp == 1:
         return []
     tokens, hidden = layout.tokens, given("hidden size", shape.hidden, "", "model.hidden_size")
-    wide = (tokens * hidden * base.operand_bytes).called("activation", "B")
-    narrow = (tokens * hidden * low.gather_bytes).called("activation as gathered", "B")
+    wide = (tokens * hidden * literal(base.operand_bytes, "B")).called("activation", "B")
+    narrow = (tokens * hidden * literal(low.gather_bytes, "B")).called(
+        "activation as gathered", "B"
+    )
     entry = narrow
     if shape.latent:
         rank = (shape.latent.q_rank or 0) + shape.latent.kv_rank + shape.latent.qk_position_dim
         entry = (
             tokens
             * given("latent width", rank, "", "model.q_lora_rank + model.kv_lora_rank + …")
-            * base.operand_bytes
+            * literal(base.operand_bytes, "B")
         ).called("latents", "B")
     blocks = [("qkv", "proj", entry)] + ([("fc1", "fc2", narrow)] if mlp else [])
 
@@ -109,7 +111,7 @@ def vocabulary_collectives(shape: ModelShape, layout: Layout, base: Precision) -
     if layout.tp == 1:
         return []
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    wide = (layout.tokens * hidden * base.operand_bytes).called("activation", "B")
+    wide = (layout.tokens * hidden * literal(base.operand_bytes, "B")).called("activation", "B")
     if not layout.sequence_parallel:
         return [
             Collective("TP", "output layer gradient", "all-reduce", wide, layout.tp, 1, "backward")
@@ -138,7 +140,7 @@ def context_collectives(
     if kind not in CP_KINDS:
         raise InputError(f"model.cp_comm_type={kind!r}: unknown; known are {', '.join(CP_KINDS)}")
     queries, keys, values = attention_widths(shape)
-    size, tp, cp = base.operand_bytes, layout.tp, layout.cp
+    size, tp, cp = literal(base.operand_bytes, "B"), layout.tp, layout.cp
     kv = (
         layout.tokens
         * given("key and value width per rank", (keys + values) / tp, "", "heads x head size / TP")
@@ -216,7 +218,10 @@ def expert_collectives(
     if dispatcher == "allgather":
         group *= layout.expert_tp
         everyone = (
-            tokens * given("EP x expert TP", group, "ranks", "layout") * hidden * base.operand_bytes
+            tokens
+            * given("EP x expert TP", group, "ranks", "layout")
+            * hidden
+            * literal(base.operand_bytes, "B")
         )
         everyone = everyone.called("tokens of all ranks", "B")
         result = [
@@ -231,7 +236,9 @@ def expert_collectives(
         "",
         "model.moe_router_topk, model.moe_token_dispatcher_type",
     )
-    sent = (tokens * copies * hidden * base.operand_bytes).called("dispatched tokens", "B")
+    sent = (tokens * copies * hidden * literal(base.operand_bytes, "B")).called(
+        "dispatched tokens", "B"
+    )
     if group > 1:
         result = [
             Collective("EP", name, "all-to-all", sent, group, stride, phase, beside="layer")

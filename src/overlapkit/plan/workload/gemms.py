@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.bridge.models.model_shape import Experts, LatentAttention, ModelShape
-from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.precision import Precision
 
 PASSES = ("fprop", "dgrad", "wgrad")
@@ -42,7 +42,7 @@ class Gemm:
     def flops(self) -> Figure:
         """Multiplications and additions."""
         m, n, k = self._axes
-        product = 2 * m * n * k
+        product = literal(2, "FLOP") * m * n * k
         if self.batch > 1:
             product = product * self._batch
         return product.called(f"{self.name} {self.which} FLOPs", "FLOP")
@@ -54,9 +54,9 @@ class Gemm:
         A weight gradient is added to the fp32 gradient buffer, which is read and written.
         """
         m, n, k = self._axes
-        each = self.precision.operand_bytes
-        result = 8 if self.which == "wgrad" else max(2.0, min(each, 4.0))
-        moved = (m * k + k * n) * each + m * n * result
+        size = self.precision.operand_bytes
+        result = 8 if self.which == "wgrad" else max(2.0, min(size, 4.0))
+        moved = (m * k + k * n) * literal(size, "B") + m * n * literal(result, "B")
         if self.batch > 1:
             moved = moved * self._batch
         return moved.called(f"{self.name} {self.which} bytes", "B")

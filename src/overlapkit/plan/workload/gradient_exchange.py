@@ -9,7 +9,7 @@ from typing import Any
 from megatron.bridge.models.model_shape import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from overlapkit.config.run import Run
-from overlapkit.plan.figure import given
+from overlapkit.plan.figure import given, literal
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.layout import Layout
 from overlapkit.plan.workload.parameters import Parameters, StageParameters
@@ -128,7 +128,9 @@ def _parameters(ddp: Any, layout: Layout, held: Parameters, size: float) -> tupl
         other = given(f"other {what} parameters", count - fp8, "", "counted tensor by tensor")
         payload = given(
             f"{what} parameters gathered in FP8", fp8, "", "counted tensor by tensor"
-        ) * 1 + other * given("parameter bytes", size, "B", "mixed_precision.params_dtype")
+        ) * literal(1, "B") + other * given(
+            "parameter bytes", size, "B", "mixed_precision.params_dtype"
+        )
         payload = payload.called(f"{what} parameters", "B")
         result.append(Collective("DP", payload.name, "all-gather", payload, ranks, stride, "step"))
     return tuple(result)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.bridge.models.model_shape import ModelShape
-from overlapkit.plan.figure import Figure, given
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.layout import Layout
 from overlapkit.plan.workload.precision import Precision
 
@@ -51,12 +51,12 @@ def attention_traffic(
         "heads x head size / TP",
     )
     whole, shared = layout.tokens, shared_tokens(layout)
-    size, cast = base.operand_bytes, low.quantize_bytes
+    size, cast = literal(base.operand_bytes, "B"), literal(low.quantize_bytes, "B")
     # Norm: read, write. Residual: two read, one written. Rotation: read, write.
     forward = shared * hidden * (2 + 3) * size + whole * rotated * 2 * size
     # Norm: gradient and input read, gradient written; then the residual's gradient is added.
     backward = shared * hidden * (3 + 3) * size + whole * rotated * 2 * size
-    if cast:
+    if low.quantize_bytes:
         forward = forward + (shared * hidden + whole * out) * cast
         backward = backward + (shared * hidden + whole * inside) * cast
     return Traffic(
@@ -86,11 +86,11 @@ def mlp_traffic(
     middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
     shared = shared_tokens(layout)
-    size, cast = base.operand_bytes, low.quantize_bytes
+    size, cast = literal(base.operand_bytes, "B"), literal(low.quantize_bytes, "B")
     forward = shared * hidden * (2 + 3) * size + rows * middle * (wide + 1) * size
     # The activation's gradient: that of its output and its input read, that of its input written.
     backward = shared * hidden * (3 + 3) * size + rows * middle * (1 + 2 * wide) * size
-    if cast:
+    if low.quantize_bytes:
         forward = forward + (entering * hidden + rows * middle) * cast
         backward = backward + (entering * hidden + rows * middle * wide) * cast
     return Traffic(
@@ -102,7 +102,7 @@ def mlp_traffic(
 def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Traffic:
     """Permuting token copies to their experts and back: each read and written, both ways."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    moved = routed * hidden * (2 + 2) * base.operand_bytes
+    moved = routed * hidden * (2 + 2) * literal(base.operand_bytes, "B")
     return Traffic(
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
@@ -112,10 +112,10 @@ def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Traffi
 def loss_traffic(shape: ModelShape, layout: Layout) -> Traffic:
     """Cross entropy over a rank's part of the vocabulary; its gradient is made in the forward."""
     vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
-    forward = layout.tokens * vocab * LOGIT_BYTES_FORWARD
+    forward = layout.tokens * vocab * literal(LOGIT_BYTES_FORWARD, "B")
     return Traffic(
         forward.called("loss bytes, forward", "B"),
-        (layout.tokens * vocab * 4).called("loss bytes, backward", "B"),
+        (layout.tokens * vocab * literal(4, "B")).called("loss bytes, backward", "B"),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from megatron.bridge.models.model_shape import ModelShape, UncountableModel, read_shape
 from overlapkit.config.run import Run
 from overlapkit.errors import InputError
-from overlapkit.plan.figure import Figure, given, total
+from overlapkit.plan.figure import Figure, given, literal, total
 from overlapkit.plan.workload.attention import Attention, attention_of
 from overlapkit.plan.workload.collectives import (
     Collective,
@@ -269,7 +269,9 @@ def _boundary(shape: ModelShape, layout: Layout, base: Precision) -> Collective 
     if layout.pp == 1:
         return None
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    sent = (shared_tokens(layout) * hidden * base.operand_bytes).called("boundary activation", "B")
+    sent = (shared_tokens(layout) * hidden * literal(base.operand_bytes, "B")).called(
+        "boundary activation", "B"
+    )
     stride = layout.tp * layout.cp * layout.dp
     count = layout.microbatches * layout.vp * 2
     return Collective("PP", "boundary", "send", sent, layout.pp, stride, "step", count)
