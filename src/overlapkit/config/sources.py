@@ -1,71 +1,258 @@
-"""One way in: turns what the user named into settings."""
+"""One way in: turns what the user named on the command line into settings.
+
+A command's arguments name a configuration (a YAML file, a Megatron-LM launch script, or
+Megatron-LM's own arguments), perhaps a second one to compare it with, and overrides. Every command
+reads them here, so that the same arguments mean the same and the same mistake gets the same
+message.
+"""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from overlapkit.config.overrides import is_override, parse_override
 from overlapkit.config.run import LARGEST, Settings, read_settings
-from overlapkit.config.yaml_file import read_yaml
+from overlapkit.config.schema import sections
+from overlapkit.config.text_file import exists
+from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
 
+SECOND = "b:"
+"""Marks an override of the second configuration alone."""
+
 _LAUNCHER = re.compile(r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+=")
+_SCRIPT = re.compile(r"\.(sh|bash|slurm|sbatch)(:\d{1,7})?$")
 
 
-def read_yaml_settings(path: str, overrides: list[str]) -> Settings:
-    """The settings of a YAML, with ``section.key=value`` on top."""
-    if path.endswith((".sh", ".bash", ".slurm", ".sbatch")):
-        raise InputError(f"{path}: a launch script is read with --from-megatron-lm")
-    document = read_yaml(path)
+@dataclass(frozen=True)
+class Source:
+    """One configuration as the user named it; not read yet.
+
+    Attributes:
+        kind: a YAML file, a launch script of Megatron-LM, or Megatron-LM's arguments.
+        name: the file; ``FILE:LINE`` for one of several launches in a script. Empty for arguments.
+        given: overrides ``section.key=value``, and for a script also variables ``NAME=value``.
+        arguments: Megatron-LM's arguments, after their launcher where one was given.
+    """
+
+    kind: Literal["yaml", "script", "arguments"]
+    name: str
+    given: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def read(self) -> Settings:
+        """The settings in it, with the overrides on top.
+
+        Raises:
+            InputError: it cannot be read, or holds a key or value that no run can have.
+        """
+        if self.kind == "yaml":
+            return read_document(read_yaml(self.name), self.given)
+        # Imported here: most runs read a YAML file.
+        from overlapkit.config.megatron_lm.script import (
+            read_megatron_lm,
+            read_megatron_lm_arguments,
+        )
+
+        overrides = [text for text in self.given if _is_dotted(text)]
+        if self.kind == "arguments":
+            return read_megatron_lm_arguments(self.arguments, overrides=overrides)
+        variables = dict(text.split("=", 1) for text in self.given if not _is_dotted(text))
+        return read_megatron_lm(self.name, variables, overrides=overrides)
+
+
+def read_document(document: Document, overrides: Sequence[str] = ()) -> Settings:
+    """The settings in a document, with overrides ``section.key=value`` on top.
+
+    Raises:
+        InputError: a key or value that no run can have.
+    """
     return read_settings(document, [parse_override(text, document.data) for text in overrides])
 
 
-def read_script(path: str, texts: list[str]) -> Settings:
-    """The settings of a launch script; NAME=value gives a variable, a dotted key an override."""
-    from overlapkit.config.megatron_lm.script import read_megatron_lm
+def read_sources(
+    arguments: Sequence[str],
+    *,
+    command: str,
+    from_megatron_lm: bool = False,
+    most: Literal[1, 2] = 1,
+) -> list[Settings]:
+    """The settings of every configuration that a command's arguments name; see `name_sources`.
 
-    overrides = [text for text in texts if _is_dotted(text)]
-    variables = dict(text.split("=", 1) for text in texts if not _is_dotted(text))
-    return read_megatron_lm(path, variables, overrides=overrides)
+    Raises:
+        InputError: as `name_sources`, and whatever reading them raises.
+    """
+    named = name_sources(arguments, command=command, from_megatron_lm=from_megatron_lm, most=most)
+    return [source.read() for source in named]
 
 
-def read_arguments(before: list[str], arguments: list[str]) -> Settings:
-    """The settings of Megatron-LM's arguments, with overrides in front of them."""
-    from overlapkit.config.megatron_lm.script import read_megatron_lm_arguments
+def name_sources(
+    arguments: Sequence[str],
+    *,
+    command: str,
+    from_megatron_lm: bool = False,
+    most: Literal[1, 2] = 1,
+    spell: Callable[[str], str] = str,
+) -> list[Source]:
+    """The configurations that a command's arguments name; none where there are no arguments.
 
-    own = [text for text in before if is_override(text) and _is_dotted(text)]
-    # A launcher in front of the flags tells the number of GPUs.
-    launcher = [text for text in before if text not in own]
-    for text in launcher[:1]:
-        if Path(text).is_file() or not _LAUNCHER.search(text):
+    Args:
+        arguments: configurations and overrides, as the user gave them. An override marked `SECOND`
+            belongs to the second configuration alone; without a second one, to a copy of the first.
+        command: the command's name, for messages.
+        from_megatron_lm: whether the configurations are launch scripts of Megatron-LM, or
+            Megatron-LM's arguments are among `arguments`.
+        most: how many configurations the command takes.
+        spell: writes an override out in full, where the command has short names for keys.
+
+    Raises:
+        InputError: too many configurations, an override in the place of one, or a launch script or
+            Megatron-LM's arguments without --from-megatron-lm.
+    """
+    if not arguments:
+        if from_megatron_lm:
             raise InputError(
-                f"{text}: before Megatron-LM's arguments only section.key=value or a launcher may "
-                "stand; give a script or its arguments, not both"
+                "--from-megatron-lm takes one launch script, or Megatron-LM's arguments after --: "
+                "name the launch script"
             )
-    return read_megatron_lm_arguments([*launcher, *arguments], overrides=own)
+        return []
+    flags = next((n for n, text in enumerate(arguments) if text.startswith("-")), None)
+    if flags is not None and not from_megatron_lm:
+        flag = arguments[flags]
+        raise InputError(f"{flag}: for Megatron-LM's arguments write --from-megatron-lm -- {flag}")
+    named = len(arguments) if flags is None else flags
+    if flags is None and is_override(arguments[0]) and not exists(arguments[0]):
+        raise InputError(f"{arguments[0]}: an override comes after the configuration file")
+    texts = [spell(text) if is_override(text) else text for text in arguments[:named]]
+    own = [text for text in texts if text.startswith(SECOND) and is_override(text)]
+    texts = [text for text in texts if text not in own]
+    if own and most == 1:
+        raise InputError(
+            f"{own[0]}: {SECOND} marks an override of a second configuration, and {command} takes "
+            "one configuration"
+        )
+    if flags is not None:
+        sources = [_arguments(texts, arguments[flags:])]
+    else:
+        sources = _files(texts, command, from_megatron_lm=from_megatron_lm, most=most)
+    if own:
+        extra = tuple(text.removeprefix(SECOND) for text in own)
+        sources = [sources[0], replace(sources[-1], given=(*sources[-1].given, *extra))]
+    return sources
 
 
 def _is_dotted(override: str) -> bool:
+    """Whether an override is of a setting; else it gives a script's variable."""
     return "." in override.partition("=")[0] or override.startswith(("+", "~"))
 
 
-def world_sizes_of(given: tuple[int, ...], settings: list[Settings]) -> list[int]:
-    """One number of GPUs for each of the settings: as given, else as their launch script tells."""
+def _arguments(before: list[str], arguments: Sequence[str]) -> Source:
+    """Megatron-LM's arguments, with overrides or a launcher in front of them."""
+    given = [text for text in before if is_override(text) and _is_dotted(text)]
+    # A launcher in front of the flags states the number of GPUs.
+    launcher = [text for text in before if text not in given]
+    for text in launcher[:1]:
+        if exists(text) or not _LAUNCHER.search(text):
+            raise InputError(
+                f"{text}: only section.key=value or a launcher can come before Megatron-LM's "
+                "arguments; give a script or its arguments, not both"
+            )
+    return Source("arguments", "", tuple(given), (*launcher, *arguments))
+
+
+def _files(
+    texts: Sequence[str], command: str, *, from_megatron_lm: bool, most: int
+) -> list[Source]:
+    """The files among a command's arguments, each with the overrides that are for all of them."""
+    first, *more = texts
+    overrides = tuple(text for text in more if is_override(text))
+    files = [first, *(text for text in more if not is_override(text))]
+    for text in files[1:]:
+        if text.partition(".")[0] in sections() and not exists(text):
+            raise InputError(f"{text}: an override has a value: write {text}=VALUE")
+    if len(files) > most:
+        takes = "one configuration, or two to compare" if most == 2 else "one configuration"
+        raise InputError(f"{files[most]}: {command} takes {takes}; an override is KEY=VALUE")
+    if from_megatron_lm:
+        return [Source("script", name, overrides) for name in files]
+    for name in files:
+        if _SCRIPT.search(name):
+            raise InputError(f"{name}: a launch script is read with --from-megatron-lm")
+    return [Source("yaml", name, overrides) for name in files]
+
+
+def read_configuration(name: str) -> Settings:
+    """The settings of a file that an option such as --config names.
+
+    Such an option has no --from-megatron-lm beside it, so that the file's name decides: one that
+    ends in .sh, .bash, .slurm or .sbatch is a launch script of Megatron-LM, any other is YAML.
+
+    Raises:
+        InputError: as `Source.read`.
+    """
+    if not _SCRIPT.search(name):
+        return Source("yaml", name).read()
+    from overlapkit.config.megatron_lm.arguments import UnknownValue
+
+    try:
+        return Source("script", name).read()
+    except UnknownValue as error:
+        # Beside such an option there is no NAME=value.
+        remedy = f"set {error.variable}" if error.variable else "write the value"
+        raise InputError(f"{error.fact}; {remedy} in a copy of the script") from None
+
+
+def check_world_size(size: int | None, option: str = "--world-size") -> int | None:
+    """A number of GPUs as an option gives it, if a job can have it.
+
+    Raises:
+        InputError: it is below 1, or larger than any cluster.
+    """
+    if size is not None and not 1 <= size <= LARGEST:
+        raise InputError(f"{option} {size}: must be from 1 to {LARGEST}")
+    return size
+
+
+def world_size_of(settings: Settings, given: int | None, otherwise: int | None = None) -> int:
+    """The number of GPUs of a job.
+
+    Args:
+        settings: its configuration; a launch script may state the number.
+        given: the number that the user gave, which wins.
+        otherwise: the number that is taken where neither states one, such as a profile's.
+
+    Raises:
+        InputError: nothing states it, or it is not one that a job can have.
+    """
+    if check_world_size(given) is not None:
+        return int(given or 0)
+    launch = settings.launch
+    size = launch.world_size if launch is not None else None
+    if size is not None and size > LARGEST:
+        raise InputError(f"{settings.source}: starts {size} processes; at most {LARGEST} are taken")
+    size = size or otherwise
+    if size is None:
+        why = f": {launch.world_size_unknown}" if launch is not None else ""
+        raise InputError(f"--world-size N is missing: the number of GPUs of the job{why}")
+    return size
+
+
+def world_sizes_of(settings: Sequence[Settings], given: Sequence[int]) -> list[int]:
+    """The number of GPUs for each of one or two configurations.
+
+    Args:
+        settings: the configurations.
+        given: the numbers that the user gave; one is for both.
+
+    Raises:
+        InputError: as `world_size_of`; or more numbers than configurations are given.
+    """
     for size in given:
-        if not 1 <= size <= LARGEST:
-            raise InputError(f"--world-size {size}: must be from 1 to {LARGEST}")
+        check_world_size(size)
     if len(given) > len(settings):
         raise InputError("--world-size is given more often than there are configurations")
-    if given:
-        return [given[0], given[-1]][: len(settings)]
-    sizes = []
-    for each in settings:
-        told = each.launch.world_size if each.launch is not None else None
-        if told is None:
-            why = f": {each.launch.world_size_unknown}" if each.launch is not None else ""
-            raise InputError("--world-size N is missing: the number of GPUs of the job" + why)
-        if told > LARGEST:
-            raise InputError(f"{each.source}: starts {told} processes; at most {LARGEST} are taken")
-        sizes.append(told)
-    return sizes
+    sizes = [given[0], given[-1]] if given else [None, None]
+    return [world_size_of(each, size) for each, size in zip(settings, sizes, strict=False)]

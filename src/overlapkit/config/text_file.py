@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from overlapkit.errors import InputError
@@ -11,6 +12,12 @@ MAX_BYTES = 4 * 1024 * 1024
 
 _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """What a shell hands over for ``<(command)``: a pipe, but one that somebody writes into."""
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of this name; never where no file can have the name."""
+    # Path.exists raises for a name that is too long, or holds a NUL.
+    return os.path.exists(name)  # noqa: PTH110
 
 
 def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:

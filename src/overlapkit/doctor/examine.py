@@ -9,6 +9,7 @@ from typing import Any
 from megatron.bridge.training.software import AssumedSoftware, te_version
 from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.config.run import Settings
+from overlapkit.config.sources import world_size_of
 from overlapkit.doctor.configuration import configuration_findings
 from overlapkit.doctor.environment import environment_findings
 from overlapkit.doctor.finding import Evidence, Finding, ranked
@@ -83,7 +84,9 @@ def examine(asked: Asked) -> Examination:
     report = None
     configured: list[Finding] = []
     if asked.settings is not None:
-        report = explain(asked.settings, _world_size(asked), assumptions)
+        of_profile = asked.profile["world_size"] if asked.profile is not None else None
+        size = world_size_of(asked.settings, asked.world_size, of_profile)
+        report = explain(asked.settings, size, assumptions)
         environment, source = report.assumptions.environment, report.assumptions.environment_source
         assumed += report.notes
         if not report.assumptions.gpu_given:
@@ -128,18 +131,6 @@ def _known_gpu(name: str | None) -> str | None:
         return find_gpu(name)[0]
     except InputError:
         return None
-
-
-def _world_size(asked: Asked) -> int:
-    assert asked.settings is not None
-    launch = asked.settings.launch
-    told = launch.world_size if launch is not None else None
-    of_profile = asked.profile["world_size"] if asked.profile is not None else None
-    size = asked.world_size or told or of_profile
-    if size is None:
-        why = f": {launch.world_size_unknown}" if launch is not None else ""
-        raise InputError(f"--world-size N is missing: the number of GPUs of the job{why}")
-    return int(size)
 
 
 def _hardware_findings(report: Report, machine: Machine) -> list[Finding]:

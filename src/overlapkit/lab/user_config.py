@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from overlapkit.config.run import build_run, read_settings
-from overlapkit.config.yaml_file import read_yaml
+from overlapkit.config.run import build_run
+from overlapkit.config.sources import read_configuration
 from overlapkit.errors import InputError
 from overlapkit.lab.corpus import VOCABULARY
 
@@ -67,7 +67,12 @@ def read(path: str) -> UserConfig:
     Raises:
         InputError: it cannot be read, or its layout takes more than 8 ranks.
     """
-    settings = read_settings(read_yaml(path))
+    settings = read_configuration(path)
+    if settings.framework != "megatron-bridge":
+        raise InputError(
+            f"{path}: the lab trains with Megatron-Bridge's configuration; write one with "
+            f"overlapkit plan --from-megatron-lm {path} --gpu NAME --emit yaml"
+        )
     run = build_run(settings)
     given = {section: dict(content or {}) for section, content in settings.values.items()}
     changed: list[str] = []

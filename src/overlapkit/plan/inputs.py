@@ -8,9 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overlapkit.config.overrides import is_override, parse_override
-from overlapkit.config.run import LARGEST, Settings, read_settings
+from overlapkit.config.overrides import is_override
+from overlapkit.config.run import Settings
 from overlapkit.config.schema import section_fields
+from overlapkit.config.sources import (
+    check_world_size,
+    name_sources,
+    read_document,
+    world_size_of,
+)
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
 from overlapkit.plan.models import named_model
@@ -118,26 +124,29 @@ def read_inputs(
     if from_megatron_lm:
         if model is not None:
             raise InputError(f"give --from-megatron-lm or --model {model}, not both")
-        read = _from_megatron_lm(arguments)
-        told = read.launch.world_size if read.launch is not None else None
-        size, per_node = _world_size(world_size or (None if nodes else told), nodes, domain)
+        (source,) = name_sources(arguments, command="plan", from_megatron_lm=True, spell=_spelt_out)
+        read = source.read()
+        size, per_node = _world_size(read, world_size, nodes, domain)
         # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
         settings, more = _as_bridge(read)
         notes = (*(read.launch.notes if read.launch is not None else ()), *more)
         return _filled_in(settings, read, size, per_node, notes)
-    overrides = [_spelt_out(text) for text in arguments if is_override(text)]
     files = [text for text in arguments if not is_override(text)]
-    sources = [*files, *([f"--model {model}"] if model is not None else [])]
-    if len(sources) != 1:
-        given = " and ".join(sources) or "none is given"
+    if model is not None and files:
+        given = " and ".join([*files, f"--model {model}"])
         raise InputError(f"plan takes one CONFIG, or --model NAME: {given}")
-    size, per_node = _world_size(world_size, nodes, domain)
+    if model is None and not arguments:
+        raise InputError("plan takes one CONFIG, or --model NAME: none is given")
     if model is None:
-        _check_file(files[0])
-        settings = _read(read_yaml(files[0]), overrides)
+        (source,) = name_sources(arguments, command="plan", spell=_spelt_out)
+        _check_file(source.name)
+        settings = _read(read_yaml(source.name), source.given)
+        size, per_node = _world_size(settings, world_size, nodes, domain)
         return _filled_in(settings, settings, size, per_node, ())
     data = {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}}
+    overrides = [_spelt_out(text) for text in arguments]
     settings = _read(Document(f"--model {model}", data), overrides)
+    size, per_node = _world_size(settings, world_size, nodes, domain)
     return _filled_in(settings, None, size, per_node, ())
 
 
@@ -176,40 +185,17 @@ def _read(document: Document, overrides: Sequence[str]) -> Settings:
         # A key can be fixed without the section's required one, which the plan chooses.
         data = {**document.data, "comm_overlap": {"tp_comm_overlap": False}}
         document = replace(document, data=data)
-    return read_settings(document, [parse_override(text, document.data) for text in overrides])
+    return read_document(document, overrides)
 
 
-def _from_megatron_lm(arguments: Sequence[str]) -> Settings:
-    """The settings of a launch script, or of Megatron-LM's arguments, with overrides on top.
-
-    As for `overlapkit explain`: NAME=value gives a variable that the script does not set.
-    """
-    from overlapkit.config.megatron_lm.script import read_megatron_lm, read_megatron_lm_arguments
-
-    first = next((n for n, text in enumerate(arguments) if text.startswith("-")), None)
-    if first is not None:
-        before = [_spelt_out(text) for text in arguments[:first]]
-        return read_megatron_lm_arguments(arguments[first:], overrides=before)
-    files = [text for text in arguments if not is_override(text)]
-    if len(files) != 1:
-        raise InputError(
-            f"--from-megatron-lm takes one launch script, or arguments behind --: {len(files)} "
-            "files are given"
-        )
-    spelt = [_spelt_out(text) for text in arguments if is_override(text)]
-    overrides = [text for text in spelt if "." in text.partition("=")[0]]
-    variables = dict(text.split("=", 1) for text in spelt if text not in overrides)
-    return read_megatron_lm(files[0], variables, overrides=overrides)
-
-
-def _world_size(given: int | None, nodes: int | None, domain: int) -> tuple[int, int | None]:
-    for option, value in (("--world-size", given), ("--nodes", nodes)):
-        if value is not None and not 1 <= value <= LARGEST:
-            raise InputError(f"{option} {value}: must be from 1 to {LARGEST}")
+def _world_size(
+    settings: Settings, given: int | None, nodes: int | None, domain: int
+) -> tuple[int, int | None]:
+    """GPUs of the job, and of each of its machines where --nodes states their number."""
+    check_world_size(given)
+    check_world_size(nodes, "--nodes")
     if nodes is None:
-        if given is None:
-            raise InputError("--world-size N is missing: the number of GPUs of the job")
-        return given, None
+        return world_size_of(settings, given), None
     # A rack-wide NVLink domain is made of trays of 4 GPUs (GB200 NVL72).
     usual = 4 if domain > 8 else domain
     if given is None:

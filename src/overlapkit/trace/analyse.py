@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from overlapkit.errors import InputError
 from overlapkit.output.progress import progress
@@ -31,6 +32,9 @@ from overlapkit.trace.read.parallel_read import Ahead
 from overlapkit.trace.read.recorded import Window
 from overlapkit.trace.timeline import timeline
 
+if TYPE_CHECKING:
+    from overlapkit.config.run import Settings
+
 
 def read_layout(config: str) -> Layout:
     """The parallel sizes in a run's configuration.
@@ -38,10 +42,16 @@ def read_layout(config: str) -> Layout:
     Raises:
         InputError: as `overlapkit explain`.
     """
-    from overlapkit.config.run import build_run, read_settings
-    from overlapkit.config.yaml_file import read_yaml
+    from overlapkit.config.sources import read_configuration
 
-    model = build_run(read_settings(read_yaml(config))).model
+    return layout_of(read_configuration(config))
+
+
+def layout_of(settings: Settings) -> Layout:
+    """The parallel sizes of a run."""
+    from overlapkit.config.run import build_run
+
+    model = build_run(settings).model
     return Layout(
         tp=model.tensor_model_parallel_size,
         pp=model.pipeline_model_parallel_size,

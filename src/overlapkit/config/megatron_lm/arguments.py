@@ -45,16 +45,32 @@ class Arguments:
     notes: list[str] = field(default_factory=list)
 
 
-def ask_for(unknown: Unknown, what: str, where: str) -> InputError:
-    """The error that asks for a value that a script does not tell."""
-    if unknown.name is None:
-        return InputError(
-            f"{where}: {what} has no known value: {unknown.why}; write the value in its place, or "
-            "set a variable from it and give that as NAME=value"
+class UnknownValue(InputError):
+    """A value that matters is not known from the script alone.
+
+    Attributes:
+        fact: what is not known, where, and why.
+        variable: the variable that it comes from; None where it comes from none.
+    """
+
+    def __init__(self, fact: str, variable: str | None) -> None:
+        self.fact = fact
+        self.variable = variable
+        remedy = "write the value in its place, or set a variable from it and give that as"
+        super().__init__(
+            f"{fact}; {remedy} NAME=value"
+            if variable is None
+            else f"{fact}; give it as {variable}=value"
         )
-    return InputError(
-        f"{where}: {what} takes its value from {unknown.name}, which is not known: {unknown.why}; "
-        f"give it as {unknown.name}=value"
+
+
+def ask_for(unknown: Unknown, what: str, where: str) -> UnknownValue:
+    """The error that asks for a value that a script does not state."""
+    if unknown.name is None:
+        return UnknownValue(f"{where}: {what} has no known value: {unknown.why}", None)
+    return UnknownValue(
+        f"{where}: {what} takes its value from {unknown.name}, which is not known: {unknown.why}",
+        unknown.name,
     )
 
 

@@ -27,7 +27,7 @@ from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell.follow import Followed, Started, follow_script
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.values import Array, Field, Piece, split_into_fields
-from overlapkit.config.text_file import read_text
+from overlapkit.config.text_file import exists, read_text
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
 from overlapkit.output.console import encodable
@@ -118,7 +118,7 @@ def read_megatron_lm_arguments(
 def _named(script: str) -> tuple[str, int | None]:
     """A file, and the line behind its name."""
     name, _, line = script.rpartition(":")
-    if name and line.isdecimal() and len(line) < 8 and not Path(script).exists():
+    if name and line.isdecimal() and len(line) < 8 and not exists(script):
         return name, int(line)
     return script, None
 

@@ -7,7 +7,7 @@ from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
 from overlapkit.trace.command import expand, trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
-from overlapkit.trace.compare.decisions import add_decisions, check_configs
+from overlapkit.trace.compare.decisions import add_decisions, read_configurations
 from overlapkit.trace.compare.document import compare_json
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
@@ -30,7 +30,7 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    check_configs(config_base, config_new)
+    settings = read_configurations(config_base, config_new)
     files = [expand([base]), expand([new])]
     configs = [name for name in (config_base, config_new) if name is not None]
     (page,) = trace_outputs({"--html": html}, (base, new), [*files[0], *files[1], *configs])
@@ -47,8 +47,8 @@ def run(
     for name, part in zip((base, new), reports, strict=True):
         comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
-    if config_base is not None and config_new is not None:
-        add_decisions(comparison, config_base, config_new)
+    if settings:
+        add_decisions(comparison, settings)
     document = compare_json(comparison)
     if page is not None:
         from overlapkit.trace.compare.page import compare_page

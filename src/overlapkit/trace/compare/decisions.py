@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import gpus
 from overlapkit.trace.compare.comparison import Comparison
+
+if TYPE_CHECKING:
+    from overlapkit.config.run import Settings
 
 NOTABLE = 0.005
 """Share of the base step from which a part counts as moved."""
@@ -48,14 +52,12 @@ _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[str, str | None], ...]], ...]
 )
 
 
-def add_decisions(comparison: Comparison, config_base: str, config_new: str) -> None:
-    """Fill in what the two configurations decide differently.
+def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
+    """Fill in what the base's and the new run's settings decide differently.
 
     Raises:
-        InputError: as `overlapkit explain`; or no trace tells the world size.
+        InputError: as `overlapkit explain`.
     """
-    from overlapkit.config.run import read_settings
-    from overlapkit.config.yaml_file import read_yaml
     from overlapkit.explain.assumptions import assume
     from overlapkit.explain.difference import find_difference
     from overlapkit.output.numbers import plain
@@ -69,7 +71,6 @@ def add_decisions(comparison: Comparison, config_base: str, config_new: str) -> 
             "ranks alone"
         )
         sizes = list(ranks)
-    settings = [read_settings(read_yaml(path)) for path in (config_base, config_new)]
     assumptions = assume(known_gpu(comparison.new.gpu or comparison.base.gpu), "assume", None)
     difference = find_difference(settings, [size or 1 for size in sizes], assumptions)
     rules = {d.knob: d.rule for d in difference.before.decisions}
@@ -142,12 +143,25 @@ def _explains(c: Comparison, kind: str, name: str) -> list[dict[str, Any]]:
     return sorted(moved, key=lambda m: -abs(float(str(m["change_us"]))))
 
 
-def check_configs(config_base: str | None, config_new: str | None) -> None:
-    """Refuse half a pair.
+def read_configurations(config_base: str | None, config_new: str | None) -> list[Settings]:
+    """The settings of the base's and the new run's configuration; empty where neither is given.
 
     Raises:
-        InputError: one of the two is given without the other.
+        InputError: one of the two is given without the other, one cannot be read, or they are for
+            different frameworks.
     """
-    if (config_base is None) != (config_new is None):
+    if config_base is None and config_new is None:
+        return []
+    if config_base is None or config_new is None:
         missing = "--config-new" if config_new is None else "--config-base"
         raise InputError(f"{missing} is missing: decisions are compared between two configurations")
+    # Imported here: most comparisons name no configuration.
+    from overlapkit.config.sources import read_configuration
+
+    settings = [read_configuration(name) for name in (config_base, config_new)]
+    if settings[0].framework != settings[1].framework:
+        raise InputError(
+            f"--config-new {config_new}: is for {settings[1].framework}, and --config-base "
+            f"{config_base} for {settings[0].framework}; give two configurations of one framework"
+        )
+    return settings
