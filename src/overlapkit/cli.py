@@ -206,6 +206,16 @@ def doctor(
     )
 
 
+@cli.command()
+@click.argument("name", required=False)
+def schema(name: str | None) -> None:
+    """Print the JSON Schema of a document that --json prints; without NAME, list the documents."""
+    from overlapkit.output.console import write_text
+    from overlapkit.output.schema import DOCUMENTS, schema_text
+
+    write_text("".join(f"{each}\n" for each in DOCUMENTS) if name is None else schema_text(name))
+
+
 @cli.group()
 def skill() -> None:
     """The agent skill: rendered from the source, so that it cannot rot."""

@@ -8,7 +8,7 @@ from overlapkit.config.run import Settings
 from overlapkit.config.sources import read_sources, world_sizes_of
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.explain.assumptions import assume
-from overlapkit.explain.document import report_json
+from overlapkit.explain.document import explain_document
 from overlapkit.explain.report import Assumptions, Report, explain
 from overlapkit.output.console import write_json, write_text
 
@@ -47,7 +47,7 @@ def _explain_one(
 ) -> int:
     report = explain(settings, world_size, assumptions)
     if as_json:
-        write_json(report_json(report))
+        write_json(explain_document(report))
     else:
         _show(report)
     return EXIT_FINDING if report.findings else 0
@@ -70,12 +70,12 @@ def _compare(
 ) -> int:
     from overlapkit.explain.difference import find_difference
     from overlapkit.explain.difference_tables import show_difference
-    from overlapkit.explain.document import difference_json
+    from overlapkit.explain.document import difference_document
     from overlapkit.output.console import console
 
     difference = find_difference(settings, sizes, assumptions)
     if as_json:
-        write_json(difference_json(difference))
+        write_json(difference_document(difference))
     else:
         show_difference(difference, console())
     return EXIT_FINDING if difference.after.findings else 0

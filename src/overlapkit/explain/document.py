@@ -1,51 +1,223 @@
-"""The report and the difference as JSON interfaces (docs/json.md)."""
+"""The JSON documents of `overlapkit explain`: the report, and the difference of two runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from megatron.bridge.training.decisions import RULES, Decision
-from overlapkit.explain.difference import Difference
+from msgspec import Meta, Struct
+
+from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from overlapkit.config.run import Framework
+from overlapkit.explain.difference import Change, Difference, Kind
 from overlapkit.explain.report import Report
 from overlapkit.output.numbers import plain
 
-SCHEMA = "overlapkit/explain/v1"
-DIFFERENCE_SCHEMA = "overlapkit/explain-difference/v1"
+Config = Annotated[str, Meta(description="the configuration, as the command line names it")]
+WorldSize = Annotated[int, Meta(description="GPUs of the job")]
+Findings = Annotated[
+    int, Meta(description="how many decisions have the outcome `refused` or `error`")
+]
 
 
-def difference_json(difference: Difference) -> dict[str, Any]:
-    """The difference as the JSON interface `overlapkit/explain-difference/v1` (docs/json.md)."""
-    return {
-        "schema": DIFFERENCE_SCHEMA,
-        "before": _side(difference.before),
-        "after": _side(difference.after),
-        "changes": [
-            {
-                "kind": c.of.kind,
-                "knob": c.of.knob,
-                "rule": c.of.rule,
-                "before": plain(c.before),
-                "after": plain(c.after),
-                "causes": [
-                    {"key": key, "before": plain(old), "after": plain(new)}
-                    for key in c.causes
-                    for old, new in [difference.keys[key]]
-                ],
-                "reason": c.reason,
-            }
-            for c in difference.changes
-        ],
-    }
+class ExplainGPU(Struct, frozen=True, kw_only=True):
+    """The GPU that the rules assume."""
+
+    name: Annotated[str, Meta(description="short name, such as `h100`")]
+    assumed: Annotated[bool, Meta(description="`--gpu` was not given")]
 
 
-def _side(report: Report) -> dict[str, Any]:
-    return {
-        "config": report.source,
-        "world_size": report.world_size,
-        "findings": len(report.findings),
-        "decisions": [decision_json(d) for d in report.findings],
-    }
+class ExplainSource(Struct, frozen=True, kw_only=True):
+    """Where a rule is declared."""
+
+    file: Annotated[
+        str,
+        Meta(
+            description="in a checkout relative to its root, otherwise to the folder that contains "
+            "the packages"
+        ),
+    ]
+    line: Annotated[int, Meta(description="from 1; it moves with the code")]
+
+
+class ExplainDecision(Struct, frozen=True, kw_only=True):
+    """What became of one knob.
+
+    A knob can have several decisions: a default, and a note on what Megatron-Core makes of it.
+    """
+
+    knob: Annotated[
+        str,
+        Meta(description="dotted: `model.tp_comm_overlap`; `env.NAME` for an environment variable"),
+    ]
+    requested: Annotated[Any, Meta(description="the requested value; `null` where none was")]
+    effective: Annotated[Any, Meta(description="the value that the run uses")]
+    outcome: Annotated[
+        Outcome,
+        Meta(
+            description="`granted`: requested and in effect; `default`: not requested, a default "
+            "was chosen; `refused`: requested, and the run continues without it; `error`: the run "
+            "must not start like this; `note`: a fact that follows from the settings"
+        ),
+    ]
+    reason: Annotated[str, Meta(description="why, in one sentence")]
+    remedy: Annotated[str | None, Meta(description="how to get the other outcome")]
+    rule: Annotated[str, Meta(description="id of the rule that decided: `<dimension>.<name>`")]
+    dimension: Annotated[
+        str, Meta(description="`TP`, `DP`, `PP`, `EP`, `precision`, `launch` or `any`")
+    ]
+    source: Annotated[ExplainSource, Meta(description="where that rule is declared")]
+
+
+class ExplainDocument(Struct, frozen=True, kw_only=True):
+    """Which communication overlap a run gets, and why."""
+
+    schema: Annotated[
+        Literal["overlapkit/explain/v1"], Meta(description="name and version of this document")
+    ] = "overlapkit/explain/v1"
+    config: Config
+    framework: Annotated[
+        Framework, Meta(description="whose rules were applied: `megatron-bridge` or `megatron-lm`")
+    ]
+    world_size: WorldSize
+    data_parallel_size: Annotated[int, Meta(description="`world_size` / (TP x PP x CP)")]
+    gpu: Annotated[ExplainGPU, Meta(description="the GPU that the rules assume")]
+    transformer_engine: Annotated[
+        str, Meta(description="what was assumed of Transformer Engine, or found here")
+    ]
+    environment: Annotated[
+        str, Meta(description="where the variables come from that `launch_env` is compared with")
+    ]
+    findings: Findings
+    decisions: Annotated[list[ExplainDecision], Meta(description="what was decided, by dimension")]
+    effective: Annotated[
+        dict[str, Any],
+        Meta(
+            description="every knob that decides about overlap, dotted, and the value that the run "
+            "will have"
+        ),
+    ]
+    launch_env: Annotated[
+        dict[str, str],
+        Meta(description="each environment variable that the job needs, and its value"),
+    ]
+    launch_env_reasons: Annotated[
+        dict[str, str], Meta(description="the same variables, and why they are needed")
+    ]
+    notes: Annotated[
+        list[str],
+        Meta(description="what was assumed while reading a launch script; empty for a YAML"),
+    ]
+
+
+class ExplainSide(Struct, frozen=True, kw_only=True):
+    """One of the two runs."""
+
+    config: Config
+    world_size: WorldSize
+    findings: Findings
+    decisions: Annotated[
+        list[ExplainDecision], Meta(description="the decisions that `findings` counts")
+    ]
+
+
+class ExplainCause(Struct, frozen=True, kw_only=True):
+    """A key that differs between the runs, and brought a change about."""
+
+    key: Annotated[
+        str,
+        Meta(
+            description="dotted; `comm_overlap` or `mixed_precision` where the entire section "
+            "differs; `--world-size`"
+        ),
+    ]
+    before: Annotated[
+        Any,
+        Meta(
+            description="its value in the first run; its default where it is not written; `null` "
+            "for an absent section"
+        ),
+    ]
+    after: Annotated[Any, Meta(description="the same in the second run")]
+
+
+class ExplainChange(Struct, frozen=True, kw_only=True):
+    """One outcome that differs between the runs."""
+
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="`knob`: a key of `effective`; `env`: a variable of `launch_env`; "
+            "`finding`: one that only one of the runs has; `buckets`: how many gradient buckets "
+            "the model gets"
+        ),
+    ]
+    knob: Annotated[
+        str,
+        Meta(description="dotted; `env.NAME` for a variable, `buckets` for their number"),
+    ]
+    rule: Annotated[
+        str | None, Meta(description="the rule of a finding; `null` for the other kinds")
+    ]
+    before: Annotated[
+        Any,
+        Meta(
+            description="the outcome in the first run; for a finding its `outcome`, `null` where "
+            "the run has none; for `buckets` a sentence"
+        ),
+    ]
+    after: Annotated[Any, Meta(description="the same in the second run")]
+    causes: Annotated[
+        list[ExplainCause],
+        Meta(
+            description="the key that alone brings the second outcome about; where none does, the "
+            "smallest set of keys found that does together; empty where no set was found"
+        ),
+    ]
+    reason: Annotated[
+        str | None, Meta(description="why the second run has its outcome, where a decision says so")
+    ]
+
+
+class ExplainDifferenceDocument(Struct, frozen=True, kw_only=True):
+    """What two runs decide differently, and which keys caused it."""
+
+    schema: Annotated[
+        Literal["overlapkit/explain-difference/v1"],
+        Meta(description="name and version of this document"),
+    ] = "overlapkit/explain-difference/v1"
+    before: Annotated[ExplainSide, Meta(description="the first run")]
+    after: Annotated[ExplainSide, Meta(description="the second run")]
+    changes: Annotated[list[ExplainChange], Meta(description="every outcome that differs")]
+
+
+def explain_document(report: Report) -> ExplainDocument:
+    """The report as the document `overlapkit/explain/v1`."""
+    a = report.assumptions
+    return ExplainDocument(
+        config=report.source,
+        framework=report.framework,
+        world_size=report.world_size,
+        data_parallel_size=report.data_parallel_size,
+        gpu=ExplainGPU(name=a.gpu_name, assumed=not a.gpu_given),
+        transformer_engine=a.te,
+        environment=a.environment_source,
+        findings=len(report.findings),
+        decisions=[_decision(d) for d in report.decisions],
+        effective={k: plain(v) for k, v in report.effective.items()},
+        launch_env={v.name: v.value for v in report.launch_env},
+        launch_env_reasons={v.name: v.reason for v in report.launch_env},
+        notes=list(report.notes),
+    )
+
+
+def difference_document(difference: Difference) -> ExplainDifferenceDocument:
+    """The difference as the document `overlapkit/explain-difference/v1`."""
+    return ExplainDifferenceDocument(
+        before=_side(difference.before),
+        after=_side(difference.after),
+        changes=[_change(difference, change) for change in difference.changes],
+    )
 
 
 def source_of(rule_id: str) -> tuple[str, int]:
@@ -56,38 +228,41 @@ def source_of(rule_id: str) -> tuple[str, int]:
     return ("src/" if in_checkout else "") + declared.path, declared.line
 
 
-def decision_json(decision: Decision) -> dict[str, Any]:
-    """A decision as the JSON interface shows it."""
+def _decision(decision: Decision) -> ExplainDecision:
     file, line = source_of(decision.rule)
-    return {
-        "knob": decision.knob,
-        "requested": plain(decision.requested),
-        "effective": plain(decision.effective),
-        "outcome": decision.outcome.value,
-        "reason": decision.reason,
-        "remedy": decision.remedy,
-        "rule": decision.rule,
-        "dimension": decision.dimension,
-        "source": {"file": file, "line": line},
-    }
+    return ExplainDecision(
+        knob=decision.knob,
+        requested=plain(decision.requested),
+        effective=plain(decision.effective),
+        outcome=decision.outcome,
+        reason=decision.reason,
+        remedy=decision.remedy,
+        rule=decision.rule,
+        dimension=decision.dimension,
+        source=ExplainSource(file=file, line=line),
+    )
 
 
-def report_json(report: Report) -> dict[str, Any]:
-    """The report as the JSON interface `overlapkit/explain/v1` (docs/json.md)."""
-    a = report.assumptions
-    return {
-        "schema": SCHEMA,
-        "config": report.source,
-        "framework": report.framework,
-        "world_size": report.world_size,
-        "data_parallel_size": report.data_parallel_size,
-        "gpu": {"name": a.gpu_name, "assumed": not a.gpu_given},
-        "transformer_engine": a.te,
-        "environment": a.environment_source,
-        "findings": len(report.findings),
-        "decisions": [decision_json(d) for d in report.decisions],
-        "effective": {k: plain(v) for k, v in report.effective.items()},
-        "launch_env": {v.name: v.value for v in report.launch_env},
-        "launch_env_reasons": {v.name: v.reason for v in report.launch_env},
-        "notes": list(report.notes),
-    }
+def _side(report: Report) -> ExplainSide:
+    return ExplainSide(
+        config=report.source,
+        world_size=report.world_size,
+        findings=len(report.findings),
+        decisions=[_decision(d) for d in report.findings],
+    )
+
+
+def _change(difference: Difference, change: Change) -> ExplainChange:
+    return ExplainChange(
+        kind=change.of.kind,
+        knob=change.of.knob,
+        rule=change.of.rule,
+        before=plain(change.before),
+        after=plain(change.after),
+        causes=[
+            ExplainCause(key=key, before=plain(old), after=plain(new))
+            for key in change.causes
+            for old, new in [difference.keys[key]]
+        ],
+        reason=change.reason,
+    )

@@ -26,8 +26,6 @@ from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
 from overlapkit.output.console import encodable
 
-SCHEMA = "overlapkit/explain/v1"
-
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are looked at: a sound value has three."""
 

@@ -46,7 +46,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def write_json(document: dict[str, Any]) -> None:
+def write_json(document: msgspec.Struct | dict[str, Any]) -> None:
     """One JSON document on standard output, indented."""
     write_text(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
 

@@ -53,8 +53,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in (
         "src",
         ".github/skills",
-        "docs/training",
-        "docs/evidence",
+        "docs",
         "examples",
         "tests/data/traces",
     ):
