@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from overlapkit import __version__
+from overlapkit import __version__, options
 from overlapkit.errors import EXIT_BAD_INPUT, InputError
 
 EXIT_INTERRUPTED = 130
@@ -20,7 +20,7 @@ _DEBUG_HELP = "Show a traceback for bad input."
 
 
 class _Command(click.Command):
-    """A command that takes --debug as well, so that it may stand anywhere on the line."""
+    """A command that takes --debug as well, so that it can be anywhere on the line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,93 +40,53 @@ class _Group(click.Group):
 def cli(context: click.Context) -> None:
     """Communication overlap in Megatron training: what is in effect, and why.
 
-    Exit status: 0 all is as requested, 1 a finding, 2 bad input or a missing dependency.
+    Exit status: 0 when everything is as requested, 1 when there is a finding, 2 for bad input or a
+    missing dependency.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 @cli.command()
-@click.argument("config")
-@click.argument("more", nargs=-1, metavar="[CONFIG_B] [KEY=VALUE]...")
-@click.option(
-    "--from-megatron-lm",
-    is_flag=True,
-    help="CONFIG is a launch script of Megatron-LM, read and not run, or behind -- its arguments.",
-)
-@click.option(
-    "--world-size",
-    type=int,
-    multiple=True,
-    metavar="N",
-    help="GPUs of the job. Twice, to compare two configurations on different numbers.",
-)
-@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or b200.")
-@click.option(
-    "--te",
-    default="assume",
-    show_default=True,
-    metavar="assume|here|none|VERSION",
-    help="Transformer Engine: assume it is there, look here, or state it.",
-)
-@click.option(
-    "--env-file",
-    metavar="FILE",
-    help="The job's environment as NAME=value lines, instead of the present one.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/explain/v1).")
-def explain(
-    config: str,
-    more: tuple[str, ...],
-    from_megatron_lm: bool,
-    world_size: tuple[int, ...],
-    gpu: str | None,
-    te: str,
-    env_file: str | None,
-    as_json: bool,
-) -> int:
-    """Tell which communication overlap CONFIG really gets, and why not the rest.
+@click.argument("arguments", nargs=-1, required=True, metavar="CONFIG [CONFIG_B] [KEY=VALUE]...")
+@options.from_megatron_lm
+@options.world_sizes
+@options.gpu
+@options.te("assume")
+@options.env_file
+@options.as_json("overlapkit/explain/v1")
+def explain(**given: Any) -> int:
+    """Show which overlap CONFIG really gets, and why not the rest.
 
-    CONFIG is a run_config.yaml of Megatron-Bridge or a YAML with sections such as model, ddp and
-    comm_overlap. KEY=VALUE overrides a key, e.g. model.tensor_model_parallel_size=4. With a second
-    configuration, tell only what differs, and which key caused it; b:KEY=VALUE overrides the second
-    alone, or a copy of the first: what would change.
+    CONFIG is a run_config.yaml of Megatron-Bridge, or a YAML file with sections such as model, ddp
+    and comm_overlap. KEY=VALUE overrides a key, such as model.tensor_model_parallel_size=4.
 
-    With --from-megatron-lm the rules are Megatron-LM's own. NAME=value then gives a variable that
-    the script does not set, 1=value its first argument, and section.key=value overrides.
-    FILE:LINE names one of several launches.
+    With a second configuration, show only what differs and which key caused it. b:KEY=VALUE
+    overrides the second configuration alone. Without a second one it overrides a copy of the first:
+    this shows what the change would do.
+
+    With --from-megatron-lm the rules are Megatron-LM's own. NAME=value then sets a variable that
+    the script does not set, 1=value its first argument, and section.key=value overrides a setting.
+    FILE:LINE selects one of several launches.
     """
     from overlapkit.explain.command import run
 
-    return run(
-        config,
-        more,
-        world_size,
-        gpu=gpu,
-        te=te,
-        env_file=env_file,
-        as_json=as_json,
-        from_megatron_lm=from_megatron_lm,
-    )
+    return run(**given)
 
 
 @cli.command()
-@click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
+@options.overrides
 @click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
-@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or gb200.")
-@click.option("--world-size", type=int, metavar="N", help="GPUs of the job.")
-@click.option("--nodes", type=int, metavar="N", help="Machines of the job.")
-@click.option("--network", type=float, metavar="GBPS", help="Gbit/s of network for each GPU.")
-@click.option(
-    "--from-megatron-lm",
-    is_flag=True,
-    help="CONFIG is a launch script of Megatron-LM, read and not run, or behind -- its arguments.",
-)
+@options.gpu
+@options.world_size
+@click.option("--nodes", type=int, metavar="N", help="Number of machines of the job.")
+@click.option("--network", type=float, metavar="GBPS", help="Network bandwidth per GPU, in Gbit/s.")
+@options.from_megatron_lm
 @click.option(
     "--emit",
     "form",
     metavar="FORM",
-    help="Print only the settings: bridge, yaml, hydra or megatron-lm.",
+    help="Print only the settings, as bridge, yaml, hydra or megatron-lm.",
 )
 @click.option(
     "--sweep",
@@ -135,81 +95,54 @@ def explain(
     help="Rank the layouts that fit over some of tp,pp,vp,cp,ep,mbs.",
 )
 @click.option("--show-work", is_flag=True, help="Derive every figure: formula, inputs, sources.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/plan/v1).")
-@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
-def plan(arguments: tuple[str, ...], **options: Any) -> int:
-    """Choose the overlap for a model on a cluster, with the arithmetic shown.
+@options.as_json("overlapkit/plan/v1")
+@options.html
+def plan(**given: Any) -> int:
+    """Choose the overlap for a model on a cluster, with the arithmetic.
 
-    CONFIG is what explain reads. KEY=VALUE overrides a key, for short also tp, pp, vp, cp, ep, etp,
-    mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. With --model and no layout,
-    the fastest one that fits is chosen.
+    CONFIG is what explain reads. KEY=VALUE overrides a key. Short names exist for tp, pp, vp, cp,
+    ep, etp, mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. With --model and no
+    layout, the fastest layout that fits is chosen.
     """
     from overlapkit.plan.command import run
 
-    return run(arguments, **options)
+    return run(**given)
 
 
 @cli.command()
-@click.argument("config", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
-@click.option(
-    "--from-megatron-lm",
-    is_flag=True,
-    help="CONFIG is a launch script of Megatron-LM, read and not run.",
-)
+@options.overrides
+@options.from_megatron_lm
 @click.option(
     "--trace",
     "traces",
     multiple=True,
     metavar="FILE",
-    help="A profile, or a folder with one per rank; may be given several times.",
+    help="A profile, or a folder with one profile per rank. Can be given several times.",
 )
-@click.option("--world-size", type=int, metavar="N", help="GPUs of the job.")
-@click.option("--gpu", metavar="NAME", help="The cluster's GPU, such as h100 or b200.")
-@click.option(
-    "--te",
-    metavar="assume|here|none|VERSION",
-    help="Transformer Engine; by default assumed, or looked up where a GPU is visible.",
-)
-@click.option(
-    "--env-file",
-    metavar="FILE",
-    help="The job's environment as NAME=value lines, instead of the present one.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/doctor/v1).")
-def doctor(
-    config: tuple[str, ...],
-    from_megatron_lm: bool,
-    traces: tuple[str, ...],
-    world_size: int | None,
-    gpu: str | None,
-    te: str | None,
-    env_file: str | None,
-    as_json: bool,
-) -> int:
-    """Find why communication is not hidden: at most five causes, most likely first.
+@options.world_size
+@options.gpu
+@options.te(None)
+@options.env_file
+@options.as_json("overlapkit/doctor/v1")
+def doctor(**given: Any) -> int:
+    """Find why communication is not hidden, the likeliest cause first.
 
-    Looks at the environment, the installed packages, the GPUs where they are visible, the
-    configuration, and the profile; whatever is not given is left out and said. The exit status is
-    1 when there is a finding.
+    Shows at most five causes. Examines the environment, the installed packages, the GPUs where they
+    are visible, the configuration and the profile. The answer says what was not given. The exit
+    status is 1 when there is a finding.
     """
     from overlapkit.doctor.command import run
 
-    return run(
-        config,
-        from_megatron_lm=from_megatron_lm,
-        traces=traces,
-        world_size=world_size,
-        gpu=gpu,
-        te=te,
-        env_file=env_file,
-        as_json=as_json,
-    )
+    return run(**given)
 
 
 @cli.command()
 @click.argument("name", required=False)
 def schema(name: str | None) -> None:
-    """Print the JSON Schema of a document that --json prints; without NAME, list the documents."""
+    """Print the JSON Schema of a document that --json prints.
+
+    Without NAME, list the documents.
+    """
     from overlapkit.output.console import write_text
     from overlapkit.output.schema import DOCUMENTS, schema_text
 
@@ -218,12 +151,12 @@ def schema(name: str | None) -> None:
 
 @cli.group()
 def skill() -> None:
-    """The agent skill: rendered from the source, so that it cannot rot."""
+    """The agent skill, which is rendered from the source."""
 
 
 @skill.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 and show a diff on drift.")
-@click.option("--root", metavar="DIR", help="The checkout; by default the one you are in.")
+@click.option("--root", metavar="DIR", help="The checkout; by default the current folder's.")
 def render(check: bool, root: str | None) -> int:
     """Render SKILL.md, its references and docs/ from their templates."""
     from overlapkit.skill.command import render as run
@@ -233,35 +166,25 @@ def render(check: bool, root: str | None) -> int:
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
-    "--steps",
-    default="all",
-    show_default=True,
-    metavar="all|N|A:B",
-    help="Steps by their numbers; A:B goes from A up to, not including, B.",
-)
+@options.steps
 @click.option(
     "--rank-from",
     type=click.Choice(["name", "json"]),
-    help="Where ranks stand: the files' names, or distributedInfo in them (tried first).",
+    help="Take ranks from the files' names, or from distributedInfo in them (tried first).",
 )
+@options.configuration(
+    "--config",
+    "The run's configuration, a YAML file or a launch script (.sh, .bash, .slurm, .sbatch): "
+    "parallel sizes identify dimensions.",
+)
+@options.as_json("overlapkit/trace/v1")
+@options.html
 @click.option(
-    "--config", metavar="YAML", help="The run's configuration, to tell dimensions by group sizes."
+    "--annotate",
+    metavar="OUT",
+    help="Also write the trace to OUT with tracks of exposed communication.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/trace/v1).")
-@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
-@click.option(
-    "--annotate", metavar="OUT", help="Also write the trace with tracks of exposed communication."
-)
-def trace(
-    files: tuple[str, ...],
-    steps: str,
-    rank_from: str | None,
-    config: str | None,
-    as_json: bool,
-    html: str | None,
-    annotate: str | None,
-) -> int:
+def trace(**given: Any) -> int:
     """Measure communication overlap in profiles, one FILE per rank.
 
     FILE is a trace of torch.profiler (.json, .json.gz), an Nsight Systems export (nsys export
@@ -269,130 +192,84 @@ def trace(
     """
     from overlapkit.trace.command import run
 
-    return run(
-        files,
-        steps=steps,
-        rank_from=rank_from,
-        config=config,
-        as_json=as_json,
-        html=html,
-        annotate=annotate,
-    )
+    return run(**given)
 
 
 @cli.command()
 @click.argument("base")
 @click.argument("new")
-@click.option(
-    "--steps",
-    default="all",
-    show_default=True,
-    metavar="all|N|A:B",
-    help="Steps by their numbers; A:B goes from A up to, not including, B.",
+@options.steps
+@options.configuration("--config-base", "BASE's configuration; see --config of trace.")
+@options.configuration(
+    "--config-new", "NEW's configuration: the answer then lists the decisions that differ."
 )
-@click.option("--config-base", metavar="YAML", help="BASE's configuration.")
 @click.option(
-    "--config-new", metavar="YAML", help="NEW's configuration, to name the decisions that differ."
+    "--force", is_flag=True, help="Compare different runs: other GPU, other world size ..."
 )
-@click.option("--force", is_flag=True, help="Compare unlike runs: other GPU, other world size …")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/compare/v1).")
-@click.option("--html", metavar="OUT", help="Also write one self-contained page.")
-def compare(
-    base: str,
-    new: str,
-    steps: str,
-    config_base: str | None,
-    config_new: str | None,
-    force: bool,
-    as_json: bool,
-    html: str | None,
-) -> int:
-    """Explain why the median step of profile NEW differs from that of BASE.
+@options.as_json("overlapkit/compare/v1")
+@options.html
+def compare(**given: Any) -> int:
+    """Explain why the median step of NEW differs from that of BASE.
 
-    Each is a trace file, or a folder with one per rank. The exit status is 1 when NEW is slower
-    beyond the spread of its own steps.
+    BASE and NEW are profiles: a trace file, or a folder with one per rank. The exit status is 1
+    when NEW is slower by more than the spread of its own steps.
     """
     from overlapkit.trace.compare.command import run
 
-    return run(
-        base,
-        new,
-        steps=steps,
-        config_base=config_base,
-        config_new=config_new,
-        force=force,
-        as_json=as_json,
-        html=html,
-    )
+    return run(**given)
 
 
 @cli.command()
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
-@click.option("--config", metavar="YAML", help="Train with this configuration's settings.")
-@click.option("--ranks", type=int, metavar="N", help="Processes, where a scenario leaves it open.")
+@options.configuration("--config", "Train with the settings of this YAML file.")
+@click.option(
+    "--ranks", type=int, metavar="N", help="Number of processes, for scenarios that allow a choice."
+)
 @click.option(
     "--link",
     metavar="RATE|none",
-    help="Rate of the link between ranks, such as 400mbit; by default one at which communication "
-    "is comparable with compute.",
+    help="Rate of the link between ranks, such as 400mbit. By default the rate is chosen so that "
+    "communication takes about as long as compute.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--steps", type=int, metavar="N", help="Counted steps of each variant.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What the ranks train on.",
+)
+@click.option("--steps", type=int, metavar="N", help="Measured steps of each variant.")
 @click.option("--corpus", metavar="FILE", help="A text to train on, instead of a synthetic one.")
-@click.option("--out", metavar="DIR", help="Keep results.json, the profiles and report.html there.")
+@click.option(
+    "--out", metavar="DIR", help="Keep results.json, the profiles and report.html in DIR."
+)
 @click.option(
     "--executor",
     type=click.Choice(["local", "slurm"]),
-    help="Hand the run to nemo_run; --out names its folder.",
+    help="Run through nemo_run, in the folder that --out names.",
 )
 @click.option(
     "--slurm",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the Slurm job: account, partition, nodes, gpus_per_node, time, container_image …",
+    help="An option of the Slurm job: account, partition, nodes, gpus_per_node, time, "
+    "container_image ...",
 )
 @click.option("--dry-run", is_flag=True, help="With --executor slurm: print the job's script.")
-@click.option("--collect", metavar="FOLDER", help="Show what an executor's run left in FOLDER.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document (overlapkit/lab/v1).")
-def lab(
-    scenarios: tuple[str, ...],
-    config: str | None,
-    ranks: int | None,
-    link: str | None,
-    device: str,
-    steps: int | None,
-    corpus: str | None,
-    out: str | None,
-    as_json: bool,
-    executor: str | None,
-    slurm: tuple[str, ...],
-    dry_run: bool,
-    collect: str | None,
-) -> int:
-    """Prove overlap by training a real Megatron-Core model, here, on CPUs or GPUs.
+@click.option(
+    "--collect", metavar="FOLDER", help="Show the results of an executor's run in FOLDER."
+)
+@options.as_json("overlapkit/lab/v1")
+def lab(**given: Any) -> int:
+    """Prove overlap by training a real Megatron-Core model here.
 
-    SCENARIO is one or several of dp, bucket, pp, tp, dp-pp, precision, silent and grid, or all; by
-    default dp and bucket. The exit status is 1 when a claim is not confirmed.
+    It runs on CPUs or GPUs. SCENARIO is one or more of dp, bucket, pp, tp, dp-pp, precision, silent
+    and grid, or all. The default is dp and bucket. The exit status is 1 when a claim is not
+    confirmed.
     """
     from overlapkit.lab.command import Request, run
 
-    return run(
-        Request(
-            scenarios,
-            config,
-            ranks,
-            link,
-            device,
-            steps,
-            corpus,
-            out,
-            as_json,
-            executor,
-            slurm,
-            dry_run,
-            collect,
-        )
-    )
+    return run(Request(**given))
 
 
 def main() -> NoReturn:

@@ -16,8 +16,8 @@ from overlapkit.output.console import write_json, write_text
 
 
 def run(
-    given: Sequence[str],
     *,
+    arguments: Sequence[str],
     from_megatron_lm: bool,
     traces: Sequence[str],
     world_size: int | None,
@@ -32,7 +32,7 @@ def run(
         InputError: see `overlapkit.errors`.
     """
     check_world_size(world_size)
-    named = read_sources(given, command="doctor", from_megatron_lm=from_megatron_lm)
+    named = read_sources(arguments, command="doctor", from_megatron_lm=from_megatron_lm)
     settings = named[0] if named else None
     asked = Asked(
         settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import read_sources, world_sizes_of
@@ -14,27 +15,27 @@ from overlapkit.output.console import write_json, write_text
 
 
 def run(
-    config: str,
-    more: tuple[str, ...],
-    world_sizes: tuple[int, ...],
     *,
+    arguments: Sequence[str],
+    world_sizes: Sequence[int],
     gpu: str | None,
     te: str,
     env_file: str | None,
     as_json: bool,
-    from_megatron_lm: bool = False,
+    from_megatron_lm: bool,
 ) -> int:
     """Explain one configuration, or the difference of two; returns the exit status.
 
     Args:
-        from_megatron_lm: `config` is a launch script of Megatron-LM, or its arguments begin there.
+        arguments: one or two configurations, and overrides; see `config.sources.name_sources`.
+        world_sizes: GPUs of the job, of each of two, or none where launch scripts state them.
+        gpu, te, env_file: see `explain.assumptions.assume`.
+        from_megatron_lm: the configurations are launch scripts of Megatron-LM, or its arguments.
 
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    settings = read_sources(
-        (config, *more), command="explain", from_megatron_lm=from_megatron_lm, most=2
-    )
+    settings = read_sources(arguments, command="explain", from_megatron_lm=from_megatron_lm, most=2)
     sizes = world_sizes_of(settings, world_sizes)
     assumptions = assume(gpu, te, env_file)
     if len(settings) == 1:

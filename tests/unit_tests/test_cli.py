@@ -1,0 +1,73 @@
+"""How the commands are declared: what they hand on, and how their help reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import click
+import pytest
+
+from overlapkit.cli import cli
+from overlapkit.lab.command import Request
+
+WIDTH = 80
+ROOMS = {
+    "explain": "overlapkit.explain.command",
+    "plan": "overlapkit.plan.command",
+    "doctor": "overlapkit.doctor.command",
+    "trace": "overlapkit.trace.command",
+    "compare": "overlapkit.trace.compare.command",
+}
+
+
+def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command and group, with its words."""
+    yield path, group
+    for name, command in group.commands.items():
+        words = f"{path} {name}".strip()
+        if isinstance(command, click.Group):
+            yield from commands(command, words)
+        else:
+            yield words, command
+
+
+COMMANDS = dict(commands(cli))
+
+
+def parameters(name: str) -> set[str]:
+    """The values that a command hands on."""
+    return {p.name or "" for p in COMMANDS[name].params if p.expose_value}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_takes_what_its_command_declares(name: str) -> None:
+    assert set(inspect.signature(import_module(ROOMS[name]).run).parameters) == parameters(name)
+
+
+def test_the_labs_request_has_what_its_command_declares() -> None:
+    assert {field.name for field in dataclasses.fields(Request)} == parameters("lab")
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: name or "overlapkit")
+def test_help_fits_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch, overlapkit: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    result = overlapkit(*name.split(), "--help")
+    assert result.status == 0
+    assert max(map(len, result.out.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: name or "overlapkit")
+def test_every_option_is_explained(name: str) -> None:
+    for option in COMMANDS[name].params:
+        if isinstance(option, click.Option):
+            assert (option.help or "").rstrip().endswith((".", "...")), option.name
+
+
+def test_no_summary_of_a_command_is_cut(monkeypatch: pytest.MonkeyPatch, overlapkit: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    listed = overlapkit("--help").out.partition("Commands:")[2].splitlines()
+    assert len(listed) > len(cli.commands) and not any(line.endswith("...") for line in listed)
