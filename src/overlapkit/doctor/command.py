@@ -8,7 +8,7 @@ from typing import Any
 
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import check_world_size, read_sources
-from overlapkit.doctor.document import examination_json
+from overlapkit.doctor.document import doctor_document
 from overlapkit.doctor.examine import Asked, examine
 from overlapkit.doctor.text import examination_lines
 from overlapkit.errors import EXIT_FINDING
@@ -44,7 +44,7 @@ def run(
     )
     examination = examine(asked)
     if as_json:
-        write_json(examination_json(examination))
+        write_json(doctor_document(examination))
     elif sys.stdout.isatty():
         from overlapkit.doctor.tables import show_examination
         from overlapkit.output.console import console

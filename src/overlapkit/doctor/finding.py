@@ -10,21 +10,17 @@ Kind = Literal[
     "exposed", "stops", "packages", "environment", "refused", "hardware", "off", "profile"
 ]
 
-ORDER: tuple[Kind, ...] = (
-    "exposed",
-    "stops",
-    "packages",
-    "environment",
-    "refused",
-    "hardware",
-    "off",
-    "profile",
-)
-"""Most likely first: what a profile measures as exposed communication; then, not measured, what
-keeps the job from starting or makes it train wrongly; what breaks this installation; an environment
-that takes all overlap of a kind away; what was asked for and is refused; missing hardware; what
-nobody asked for. Time that a profile finds lost elsewhere (idle, copies, slowed kernels) comes
-last. Within a kind the costliest comes first."""
+KINDS: dict[Kind, str] = {
+    "exposed": "the profile measures exposed communication for it",
+    "stops": "the job does not start like this, or trains incorrectly",
+    "packages": "the installation disables overlap, or breaks overlapkit",
+    "environment": "an environment variable disables overlap",
+    "refused": "requested, and not in effect",
+    "hardware": "the GPUs here lack what the layout needs",
+    "off": "not requested, or on without hiding anything",
+    "profile": "the profile finds time lost elsewhere: idle, copies, slowed kernels",
+}
+"""What each kind means. Their order is that of the findings: the most likely cause first."""
 
 MOST = 5
 """Findings that are told."""
@@ -45,7 +41,7 @@ class Finding:
 
     Attributes:
         id: stable name: the profile's diagnosis, or the rule that decided.
-        kind: see `ORDER`.
+        kind: see `KINDS`.
         message: what is so, in one sentence.
         evidence: what it rests on.
         remedy: what to do.
@@ -66,4 +62,5 @@ class Finding:
 
 def ranked(findings: Sequence[Finding]) -> list[Finding]:
     """Most likely first: by kind, and by measured time within it."""
-    return sorted(findings, key=lambda f: (ORDER.index(f.kind), -(f.cost_us or 0.0)))
+    order = list(KINDS)
+    return sorted(findings, key=lambda f: (order.index(f.kind), -(f.cost_us or 0.0)))

@@ -26,6 +26,7 @@ from overlapkit.errors import InputError
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
+    "doctor": "overlapkit.doctor.document:DoctorDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

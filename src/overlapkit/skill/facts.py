@@ -18,6 +18,7 @@ from megatron.bridge.training.mixed_precision_recipes import RECIPES
 from megatron.bridge.training.tp_overlap_presets import PRESETS, PresetKey, parse_preset_name
 from overlapkit.config.effective import EFFECTIVE_KNOBS
 from overlapkit.config.schema import core_table
+from overlapkit.doctor.finding import KINDS
 from overlapkit.errors import InputError
 from overlapkit.explain.document import source_of
 from overlapkit.hardware import gpus
@@ -106,6 +107,7 @@ def facts() -> dict[str, Any]:
         "bucket": bucket_size,
         "precision_recipes": list(RECIPES),
         "precision_default": {f.name: f.default for f in dataclasses.fields(MixedPrecisionConfig)},
+        "doctor_kinds": KINDS,
         "effective_knobs": ", ".join(f"`{knob}`" for knob in EFFECTIVE_KNOBS),
         "lab_scenarios": [(s.name, s.title) for s in SCENARIOS.values()],
         "core_source": core_table().source.partition(":")[0],

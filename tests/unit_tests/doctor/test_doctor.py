@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from megatron.bridge.training.decisions import RULES
-from overlapkit.doctor.finding import MOST, ORDER
+from overlapkit.doctor.finding import KINDS, MOST, Kind
+from support.documents import check_document
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 TRACES = ROOT / "tests" / "data" / "traces"
 SCRIPTS = ROOT / "tests" / "data" / "megatron_lm"
-PAGE = (ROOT / "docs" / "json-doctor.md").read_text(encoding="utf-8")
 
 SIZES = "num_layers: 4, hidden_size: 256, num_attention_heads: 4, vocab_size: 1024, seq_length: 128"
 NOT_HIDDEN = f"""\
@@ -75,7 +74,7 @@ def test_at_most_five_are_told(doctor: Any, config: Any) -> None:
     result = doctor(*arguments, "--env-file", environment, "--json")
     document = result.document
     assert len(document["findings"]) == MOST and document["more_findings"] >= 1
-    kinds = [ORDER.index(f["kind"]) for f in document["findings"]]
+    kinds = [list(KINDS).index(f["kind"]) for f in document["findings"]]
     assert kinds == sorted(kinds)
     text = doctor(*arguments, "--env-file", environment).out
     assert f"{MOST + document['more_findings']} findings, of which the 5 most likely" in text
@@ -196,17 +195,28 @@ def test_no_torch_is_imported() -> None:
     assert "heavy: []" in done.stdout
 
 
-def documented(heading: str) -> list[str]:
-    section = PAGE.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
-    return re.findall(r"^\| `(\w+)` \| [^|]+ \|", section, flags=re.MULTILINE)
+def test_every_kind_has_a_meaning() -> None:
+    assert set(KINDS) == set(get_args(Kind))
 
 
-def test_the_page_names_every_key(doctor: Any, config: Any) -> None:
+def test_a_document_with_everything_matches_its_schema(doctor: Any, config: Any) -> None:
     document = doctor(config(NOT_HIDDEN), *profile("megatron-no-overlap"), "--json").document
-    assert list(document) == documented("`overlapkit/doctor/v1`")
-    assert list(document["packages"][0]) == documented("Package")
-    assert list(document["findings"][0]) == documented("Finding")
-    kinds = PAGE.split("# The order of findings\n", 1)[1].split("\n#", 1)[0].split("|---|---|\n")[1]
-    assert tuple(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", kinds, re.MULTILINE)) == ORDER
+    check_document(document)
+    assert document["config"] and document["profile"] and document["findings"]
     for finding in document["findings"]:
         assert set(finding["rules"]) <= set(RULES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        (str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16"),
+        ("--from-megatron-lm", str(SCRIPTS / "mistakes.sh"), "GPUS=8"),
+        ("--from-megatron-lm", str(SCRIPTS / "mixtral_8x7b_moe.sh")),
+        tuple(profile("megatron-pipeline")),
+    ],
+    ids=["nothing", "configuration", "mistakes", "script", "profile"],
+)
+def test_a_document_matches_its_schema(arguments: tuple[str, ...], doctor: Any) -> None:
+    check_document(doctor(*arguments, "--json").document)
