@@ -37,11 +37,10 @@ from megatron.bridge.training.tp_overlap_presets import (
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
-from overlapkit.hardware import find_gpu
 from overlapkit.plan.advise.proposal import Proposal
-from overlapkit.plan.advise.recommend import plan_assumptions, recommend_settings
+from overlapkit.plan.advise.recommend import recommend_settings
+from overlapkit.plan.cluster import cluster_of, plan_assumptions
 from overlapkit.plan.estimate.costs import Costs, costs_of_run
-from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.inputs import PRECISIONS
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
@@ -105,17 +104,14 @@ def main() -> int:
 
 
 def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
-    domain = find_gpu(case.gpu)[1].nvlink_domain
-    machine = machine_of(case.gpu)
+    cluster = cluster_of(case.gpu, case.world_size)
 
     def costs_of(proposal: Proposal) -> Costs | str:
         if not case.whole:
             return "sizes that the estimate needs are not known"
-        return costs_of_run(proposal.run, case.world_size, machine)
+        return costs_of_run(proposal.run, case.world_size, cluster.machine)
 
-    proposal, _ = recommend_settings(
-        case.settings, case.world_size, plan_assumptions(case.gpu), domain, costs_of
-    )
+    proposal, _ = recommend_settings(case.settings, cluster, costs_of)
     name = proposal.preset.name if proposal.preset is not None else None
     return (
         next(v.value for v in proposal.report.launch_env if v.name == CONNECTIONS),

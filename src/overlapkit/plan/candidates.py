@@ -20,7 +20,7 @@ _FEWEST_LOCAL_TOKENS = 2048
 """Tokens of a sequence below which another context-parallel rank is of no use to a model."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, kw_only=True)
 class LayoutChoice:
     """How a model is divided: ranks by dimension, 1 where not divided, and the micro-batch."""
 
@@ -133,7 +133,7 @@ def candidates(
                         rows, rest = divmod(sizes.batch, mbs * (world_size // ranks))
                         if rest or not rows or (vp > 1 and rows % pp):
                             continue
-                        yield LayoutChoice(tp, pp, vp, cp, ep, mbs)
+                        yield LayoutChoice(tp=tp, pp=pp, vp=vp, cp=cp, ep=ep, mbs=mbs)
 
 
 def _pipelines(
@@ -209,10 +209,10 @@ def layout_in(run: Any) -> LayoutChoice:
     """The layout of a run."""
     m = run.model
     return LayoutChoice(
-        m.tensor_model_parallel_size or 1,
-        m.pipeline_model_parallel_size or 1,
-        m.virtual_pipeline_model_parallel_size or 1,
-        m.context_parallel_size or 1,
-        m.expert_model_parallel_size or 1,
-        run.train.micro_batch_size or 1,
+        tp=m.tensor_model_parallel_size or 1,
+        pp=m.pipeline_model_parallel_size or 1,
+        vp=m.virtual_pipeline_model_parallel_size or 1,
+        cp=m.context_parallel_size or 1,
+        ep=m.expert_model_parallel_size or 1,
+        mbs=run.train.micro_batch_size or 1,
     )

@@ -11,12 +11,11 @@ from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import find_gpu, gpus
 from overlapkit.output.console import write_json, write_text
 from overlapkit.output.files import outputs
-from overlapkit.plan.advise.recommend import plan_assumptions
 from overlapkit.plan.candidates import parse_swept
+from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.document import plan_json
-from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.inputs import read_inputs
-from overlapkit.plan.plan import Plan, domain_of, make_plan
+from overlapkit.plan.plan import Plan, make_plan
 
 
 def run(
@@ -58,9 +57,10 @@ def run(
         nodes=nodes,
         domain=data.nvlink_domain,
     )
-    domain = domain_of(data.nvlink_domain, inputs)
-    machine = machine_of(name, network_gbps=network, nvlink_domain=domain)
-    plan = make_plan(inputs, plan_assumptions(name), machine, domain, dimensions)
+    cluster = cluster_of(
+        name, inputs.world_size, gpus_per_node=inputs.gpus_per_node, network_gbps=network
+    )
+    plan = make_plan(inputs, cluster, dimensions)
     if page is not None:
         from overlapkit.plan.page import plan_page
 

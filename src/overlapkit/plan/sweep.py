@@ -1,4 +1,4 @@
-"""Layouts that fit, ranked by what they are expected to train a second."""
+"""Layouts that fit, ranked by their estimated throughput."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from overlapkit.config.effective import make_effective
-from overlapkit.config.run import Settings
-from overlapkit.explain.report import Assumptions
+from overlapkit.config.run import Run, Settings, build_run
 from overlapkit.plan.advise.dimensions import overlapped
-from overlapkit.plan.advise.proposal import draft, run_in_precision
-from overlapkit.plan.candidates import LayoutChoice, ModelSizes, candidates, with_layout
+from overlapkit.plan.advise.draft import draft, run_in_precision
+from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.checks import faults
+from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import MemoryNeed, Summary, costs_of_run
-from overlapkit.plan.estimate.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Ranking:
     Attributes:
         fitting: the layouts that fit, the fastest first.
         tried: how many divide the model and the GPUs.
-        least_over: the layout that misses the memory by least; None where some fit.
+        least_over: the layout that exceeds the memory by least; None where some fit.
         unestimated: why no estimate could be made, where none could.
     """
 
@@ -55,7 +54,7 @@ class Ranking:
         return self.fitting[0]
 
     def why_none(self) -> str:
-        """Why nothing fits, and what would mend it."""
+        """Why nothing fits, and what would fix it."""
         if self.tried == 0:
             return (
                 "no layout divides these GPUs, the model and the batch; change --world-size or "
@@ -73,7 +72,7 @@ class Ranking:
 
 
 def remedy_of(memory: MemoryNeed) -> str:
-    """What makes a run fit: recomputation only where it is activations that are too many."""
+    """What makes a run fit: recomputation helps only where activations are the problem."""
     if memory.states > memory.usable:
         return (
             f"weights, gradients and optimizer state alone take {memory.states / 1e9:.1f} GB; use "
@@ -85,63 +84,85 @@ def remedy_of(memory: MemoryNeed) -> str:
     )
 
 
-def sweep(
-    settings: Settings,
-    sizes: ModelSizes,
-    fixed: LayoutChoice,
-    world_size: int,
-    domain: int,
-    machine: Machine,
-    assumptions: Assumptions,
-    swept: tuple[str, ...],
-) -> Ranking:
+def sweep(settings: Settings, cluster: Cluster, swept: tuple[str, ...]) -> Ranking:
     """Every layout that divides, estimated with the overlap that the rules grant it.
 
     Args:
-        settings: of the run; its own layout is replaced.
-        sizes: of the model.
-        fixed: the layout as given, for what is not swept.
-        world_size: GPUs of the job.
-        domain: GPUs that NVLink joins.
-        machine: rates and links.
-        assumptions: GPU and software.
+        settings: of the run. Its own layout is used for the dimensions that are not swept.
+        cluster: the GPUs.
         swept: dimensions of `candidates.SWEPT`.
+
+    Raises:
+        InputError: a size that a sweep needs is not set.
     """
+    given = build_run(settings)
+    sizes = sizes_of(given.model, given.train)
     fitting: list[Ranked] = []
     least_over: tuple[LayoutChoice, MemoryNeed] | None = None
     failures: Counter[str] = Counter()
     tried = 0
     too_large: set[LayoutChoice] = set()
-    for layout in candidates(sizes, world_size, domain, fixed, swept):
-        # Without an estimate yet, the reach of the experts' exchange tells whether to hide it.
+    world_size, domain = cluster.world_size, cluster.nvlink_domain
+    for layout in candidates(sizes, world_size, domain, layout_in(given), swept):
+        # There is no estimate yet: the reach of the experts' exchange decides whether to hide it.
         far = layout.ep * (sizes.expert_tp or layout.tp) > domain
-        drafted = draft(with_layout(settings, layout), world_size, assumptions, expert_overlap=far)
-        # Which preset carries TP overlap makes no difference to an estimate, but takes time.
-        comm = {k: v for k, v in drafted.comm.items() if k != "tp_comm_overlap_cfg"}
-        asked = drafted.settings(comm)
-        run = run_in_precision(asked, assumptions)
-        if next(faults(run, world_size, domain), None) is not None:
+        trial = _Trial.of(settings, layout, cluster, expert_overlap=far)
+        if next(faults(trial.run, world_size, domain), None) is not None:
             continue
         tried += 1
-        alike = replace(layout, mbs=0)
-        if alike in too_large:
-            # A larger micro-batch needs more memory still.
+        of_any_batch = replace(layout, mbs=0)
+        if of_any_batch in too_large:
+            # A larger micro-batch needs even more memory.
             continue
-        costs = costs_of_run(run, world_size, machine, cut=False)
-        if isinstance(costs, str):
-            failures[costs] += 1
-            continue
-        memory = costs.memory()
-        if not memory.fits:
-            too_large.add(alike)
-            if least_over is None or memory.needed < least_over[1].needed:
-                least_over = layout, memory
-            continue
-        run, _ = make_effective(asked, world_size, assumptions.software)
-        costs = costs.with_exchange_of(run)
-        summary = costs.summary(overlapped(run))
-        fitting.append(Ranked(layout, world_size // layout.ranks, summary, memory))
-    # Of equally fast ones the plainest: fewer ranks to a model, fewer chunks, a smaller batch.
+        found = trial.estimate()
+        if isinstance(found, str):
+            failures[found] += 1
+        elif isinstance(found, MemoryNeed):
+            too_large.add(of_any_batch)
+            if least_over is None or found.needed < least_over[1].needed:
+                least_over = layout, found
+        else:
+            fitting.append(found)
+    # Of equally fast ones the simplest: fewer ranks to a model, fewer chunks, a smaller batch.
     fitting.sort(key=lambda r: (-round(r.summary.tokens_per_s_per_gpu, 1), r.layout))
     why = failures.most_common(1)[0][0] if failures else None
     return Ranking(tuple(fitting), tried, None if fitting else least_over, why)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A layout to estimate: the settings with the overlap to request, and their run."""
+
+    layout: LayoutChoice
+    cluster: Cluster
+    settings: Settings
+    run: Run
+
+    @classmethod
+    def of(
+        cls, settings: Settings, layout: LayoutChoice, cluster: Cluster, *, expert_overlap: bool
+    ) -> _Trial:
+        drafted = draft(
+            with_layout(settings, layout),
+            cluster.world_size,
+            cluster.assumptions,
+            expert_overlap=expert_overlap,
+        )
+        # Which preset TP overlap uses makes no difference to an estimate, but takes time.
+        comm = {k: v for k, v in drafted.comm.items() if k != "tp_comm_overlap_cfg"}
+        requested = drafted.settings(comm)
+        return cls(layout, cluster, requested, run_in_precision(requested, cluster.assumptions))
+
+    def estimate(self) -> Ranked | MemoryNeed | str:
+        """The layout with its estimate, the memory it needs if that is too much, or why neither."""
+        world_size = self.cluster.world_size
+        # Memory is estimated first: most layouts do not fit, and cutting buckets takes time.
+        costs = costs_of_run(self.run, world_size, self.cluster.machine, cut=False)
+        if isinstance(costs, str):
+            return costs
+        memory = costs.memory()
+        if not memory.fits:
+            return memory
+        run, _ = make_effective(self.settings, world_size, self.cluster.assumptions.software)
+        summary = costs.with_exchange_of(run).summary(overlapped(run))
+        return Ranked(self.layout, world_size // self.layout.ranks, summary, memory)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from overlapkit.output.numbers import sentence
 from overlapkit.output.tables import add_numbers, borderless
-from overlapkit.plan.advise.dimensions import Dimension
+from overlapkit.plan.advise.dimensions import DimensionAdvice
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
@@ -87,7 +87,7 @@ def _strategy(plan: Plan) -> Table:
     return table
 
 
-def _switch(d: Dimension) -> Text:
+def _switch(d: DimensionAdvice) -> Text:
     if d.ranks == 1:
         return Text("-", "dim")
     return Text("on", "green") if d.on else Text("off", "yellow")

@@ -10,7 +10,7 @@ from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
 from overlapkit.explain.text import alike
 from overlapkit.output.numbers import ms_of_s, plain, sentence, setting_text
-from overlapkit.plan.advise.dimensions import Dimension, buckets_told
+from overlapkit.plan.advise.dimensions import DimensionAdvice, buckets_told
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
@@ -113,7 +113,7 @@ def to_set(plan: Plan) -> str:
     return f"Set {' '.join(told)} (to paste: --emit {'|'.join(FORMS)})"
 
 
-def dimension_line(d: Dimension, gain: Gain | None) -> str:
+def dimension_line(d: DimensionAdvice, gain: Gain | None) -> str:
     """One dimension: on or off, the gain, the reason, the remedy."""
     if d.ranks == 1:
         return f"-   {d.name}: {d.reason}"

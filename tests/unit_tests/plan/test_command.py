@@ -20,7 +20,7 @@ from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.explain.report import explain
-from overlapkit.plan.advise.recommend import plan_assumptions
+from overlapkit.plan.cluster import plan_assumptions
 from overlapkit.plan.estimate.overlap import DIMENSIONS
 
 ROOT = Path(__file__).parents[3]

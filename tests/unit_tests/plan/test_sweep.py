@@ -8,8 +8,6 @@ import pytest
 
 from overlapkit.config.run import build_run
 from overlapkit.errors import InputError
-from overlapkit.hardware import find_gpu
-from overlapkit.plan.advise.recommend import plan_assumptions
 from overlapkit.plan.candidates import (
     SWEPT,
     LayoutChoice,
@@ -20,9 +18,9 @@ from overlapkit.plan.candidates import (
     with_layout,
 )
 from overlapkit.plan.checks import faults
-from overlapkit.plan.estimate.machine import machine_of
+from overlapkit.plan.cluster import cluster_of, nvlink_domain
 from overlapkit.plan.inputs import Inputs, read_inputs
-from overlapkit.plan.plan import Plan, domain_of, make_plan
+from overlapkit.plan.plan import Plan, make_plan
 from overlapkit.plan.sweep import Ranking, sweep
 
 
@@ -33,23 +31,12 @@ def inputs_of(*overrides: str, model: str = "llama3_70b", world_size: int = 64) 
 @cache
 def swept(*dimensions: str, overrides: tuple[str, ...] = (), gpu: str = "h100") -> Ranking:
     inputs = inputs_of(*overrides)
-    run = build_run(inputs.settings)
-    return sweep(
-        inputs.settings,
-        sizes_of(run.model, run.train),
-        layout_in(run),
-        inputs.world_size,
-        8,
-        machine_of(gpu),
-        plan_assumptions(gpu),
-        dimensions,
-    )
+    return sweep(inputs.settings, cluster_of(gpu, inputs.world_size), dimensions)
 
 
 def planned(inputs: Inputs, *, dimensions: tuple[str, ...] | None = None) -> Plan:
-    domain = domain_of(find_gpu("h100")[1].nvlink_domain, inputs)
-    machine = machine_of("h100", nvlink_domain=domain)
-    return make_plan(inputs, plan_assumptions("h100"), machine, domain, dimensions)
+    cluster = cluster_of("h100", inputs.world_size, gpus_per_node=inputs.gpus_per_node)
+    return make_plan(inputs, cluster, dimensions)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +56,14 @@ def test_every_candidate_divides(model: str, world_size: int) -> None:
 
 def test_126_layers_divide_over_16_stages_with_embedding_and_loss_counted() -> None:
     inputs = inputs_of(model="llama3_405b", world_size=512)
-    settings = with_layout(inputs.settings, LayoutChoice(8, 16, 4, 2, 1, 1))
+    settings = with_layout(inputs.settings, LayoutChoice(tp=8, pp=16, vp=4, cp=2, ep=1, mbs=1))
     model = settings.values["model"] or {}
     assert model["account_for_embedding_in_pipeline_split"] is True
     assert list(faults(build_run(settings), 512, 8)) == []
-    back = with_layout(settings, LayoutChoice(8, 7, 1, 1, 1, 1)).values["model"] or {}
+    back = (
+        with_layout(settings, LayoutChoice(tp=8, pp=7, vp=1, cp=1, ep=1, mbs=1)).values["model"]
+        or {}
+    )
     assert "account_for_embedding_in_pipeline_split" not in back
 
 
@@ -111,7 +101,9 @@ def test_without_a_layout_the_fastest_is_planned_and_that_is_told() -> None:
     assert plan.chosen_because is not None and plan.ranking is not None
     assert plan.layout == plan.ranking.best.layout
     given = planned(inputs_of("tp=8", "pp=4", "vp=5"))
-    assert given.chosen_because is None and given.layout == LayoutChoice(8, 4, 5, 1, 1, 1)
+    assert given.chosen_because is None and given.layout == LayoutChoice(
+        tp=8, pp=4, vp=5, cp=1, ep=1, mbs=1
+    )
 
 
 def test_more_memory_lets_more_fit() -> None:
@@ -135,14 +127,15 @@ def test_what_does_not_fit_names_what_does() -> None:
 
 def test_a_given_layout_that_stands_is_planned_beside_the_sweep() -> None:
     plan = planned(inputs_of("tp=8", "pp=4", "vp=5"), dimensions=("pp", "vp"))
-    assert plan.layout == LayoutChoice(8, 4, 5, 1, 1, 1)
+    assert plan.layout == LayoutChoice(tp=8, pp=4, vp=5, cp=1, ep=1, mbs=1)
     assert plan.ranking is not None and plan.ranking.best.layout != plan.layout
     assert any("fastest of the sweep" in note for note in plan.notes)
 
 
 def test_nodes_smaller_than_the_reference_bound_tensor_parallelism() -> None:
     inputs = read_inputs(("tp=8",), model="llama3_8b", world_size=16, nodes=4, domain=8)
-    assert domain_of(8, inputs) == 4 and domain_of(72, inputs) == 72
+    assert inputs.gpus_per_node == 4
+    assert (nvlink_domain(8, 4), nvlink_domain(72, 4), nvlink_domain(8, None)) == (4, 72, 8)
     with pytest.raises(InputError, match="beyond the NVLink domain of 4 GPUs"):
         planned(inputs)
 

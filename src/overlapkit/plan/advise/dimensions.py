@@ -9,12 +9,13 @@ from typing import Any
 from megatron.bridge.training.decisions import RULES, Outcome
 from megatron.bridge.training.rules.context import fsdp_switch
 from overlapkit.config.run import Run
-from overlapkit.plan.advise.proposal import EP_OVERLAP, Proposal
+from overlapkit.plan.advise.draft import EP_OVERLAP
+from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, DP_PARAMETERS, EP, PP, TP
 
 
 @dataclass(frozen=True)
-class Dimension:
+class DimensionAdvice:
     """What is recommended for one dimension.
 
     Attributes:
@@ -48,7 +49,7 @@ def overlapped(run: Run) -> frozenset[str]:
     return frozenset(name for name, value in on.items() if value)
 
 
-def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[Dimension]:
+def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[DimensionAdvice]:
     """Every dimension of a proposal, those without communication included.
 
     Args:
@@ -64,15 +65,15 @@ def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[Dim
     ]
 
 
-def _tensor(p: Proposal) -> Dimension:
+def _tensor(p: Proposal) -> DimensionAdvice:
     knob, ranks = "model.tp_comm_overlap", p.run.model.tensor_model_parallel_size or 1
     on = bool(p.effective(knob))
     if on:
-        return Dimension(TP, ranks, True, knob, p.tensor.reason)
+        return DimensionAdvice(TP, ranks, True, knob, p.tensor.reason)
     if not p.tensor.on:
-        return Dimension(TP, ranks, False, knob, p.tensor.reason, p.tensor.remedy)
+        return DimensionAdvice(TP, ranks, False, knob, p.tensor.reason, p.tensor.remedy)
     reason, remedy = _told(p, knob)
-    return Dimension(TP, ranks, False, knob, reason, remedy)
+    return DimensionAdvice(TP, ranks, False, knob, reason, remedy)
 
 
 def _told(p: Proposal, knob: str) -> tuple[str, str | None]:
@@ -83,7 +84,7 @@ def _told(p: Proposal, knob: str) -> tuple[str, str | None]:
     return reasons, remedy
 
 
-def _data(p: Proposal) -> Iterator[Dimension]:
+def _data(p: Proposal) -> Iterator[DimensionAdvice]:
     model = p.run.model
     cp = model.context_parallel_size or 1
     ranks = p.report.data_parallel_size * cp
@@ -104,35 +105,35 @@ def _data(p: Proposal) -> Iterator[Dimension]:
         ),
     ):
         if p.effective(knob):
-            yield Dimension(name, ranks, True, knob, on_reason)
+            yield DimensionAdvice(name, ranks, True, knob, on_reason)
         elif ranks == 1:
             reason = "DP x CP is 1: no other GPU holds the same parameters"
-            yield Dimension(name, ranks, False, knob, reason)
+            yield DimensionAdvice(name, ranks, False, knob, reason)
         elif p.settings.values.get("peft") is not None:
             reason = "only the adapters' gradients travel, too few to be worth cutting up"
-            yield Dimension(name, ranks, False, knob, reason)
+            yield DimensionAdvice(name, ranks, False, knob, reason)
         else:
             reason, remedy = _told(p, knob)
-            yield Dimension(name, ranks, False, knob, reason or "it was switched off", remedy)
+            yield DimensionAdvice(name, ranks, False, knob, reason or "it was switched off", remedy)
 
 
-def _pipeline(p: Proposal) -> Dimension:
+def _pipeline(p: Proposal) -> DimensionAdvice:
     knob, ranks = "model.overlap_p2p_comm", p.run.model.pipeline_model_parallel_size or 1
     on = bool(p.effective(knob))
     reason, remedy = _told(p, knob)
     if not on and ranks > 1:
         remedy = RULES["pp.not-interleaved"].remedy
-    return Dimension(PP, ranks, on, knob, reason, None if on or ranks == 1 else remedy)
+    return DimensionAdvice(PP, ranks, on, knob, reason, None if on or ranks == 1 else remedy)
 
 
-def _context(p: Proposal) -> Dimension:
+def _context(p: Proposal) -> DimensionAdvice:
     """Transformer Engine overlaps its ring by itself; no rule decides about it."""
     ranks = p.run.model.context_parallel_size or 1
     kinds = _cp_kinds(p.run.model)
     if ranks == 1:
-        return Dimension(CP, 1, False, "", "CP is 1: a GPU has whole sequences")
+        return DimensionAdvice(CP, 1, False, "", "CP is 1: a GPU has whole sequences")
     if kinds == {"p2p"}:
-        return Dimension(
+        return DimensionAdvice(
             CP,
             ranks,
             True,
@@ -140,7 +141,7 @@ def _context(p: Proposal) -> Dimension:
             "keys and values travel around the ring while attention works on the block before: "
             "built into Transformer Engine, there is no switch",
         )
-    return Dimension(
+    return DimensionAdvice(
         CP,
         ranks,
         False,
@@ -156,23 +157,23 @@ def _cp_kinds(model: Any) -> set[str]:
     return {kind} if isinstance(kind, str) else {str(each) for each in kind}
 
 
-def _experts(p: Proposal, not_worth: str | None) -> Dimension:
+def _experts(p: Proposal, not_worth: str | None) -> DimensionAdvice:
     knob, ranks = f"model.{EP_OVERLAP}", p.run.model.expert_model_parallel_size or 1
     if p.effective(knob):
         reason = "the experts' exchange of one microbatch runs beside the compute of another"
-        return Dimension(EP, ranks, True, knob, reason)
+        return DimensionAdvice(EP, ranks, True, knob, reason)
     if ranks == 1:
         why = "EP is 1: a GPU has every expert" if p.run.model.num_moe_experts else "no experts"
-        return Dimension(EP, ranks, False, knob, why)
+        return DimensionAdvice(EP, ranks, False, knob, why)
     refused = [d for d in p.refused if d.knob == knob]
     if refused:
         reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in refused))
         remedies = "; ".join(dict.fromkeys(d.remedy for d in refused if d.remedy))
-        return Dimension(EP, ranks, False, knob, reasons, remedies or None)
+        return DimensionAdvice(EP, ranks, False, knob, reasons, remedies or None)
     if not_worth:
-        return Dimension(EP, ranks, False, knob, not_worth)
+        return DimensionAdvice(EP, ranks, False, knob, not_worth)
     reason, remedy = _told(p, knob)
-    return Dimension(EP, ranks, False, knob, reason, remedy)
+    return DimensionAdvice(EP, ranks, False, knob, reason, remedy)
 
 
 def buckets_told(p: Proposal) -> str | None:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Run, Settings
-from overlapkit.explain.assumptions import assume
-from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain
+from overlapkit.explain.report import EFFECTIVE_KNOBS, explain
 from overlapkit.output.numbers import plain
-from overlapkit.plan.advise.dimensions import Dimension, dimensions, overlapped
-from overlapkit.plan.advise.proposal import (
-    EP_OVERLAP,
-    Proposal,
-    asks_for,
-    propose,
-    states_no_sequence_parallel,
-)
+from overlapkit.plan.advise.dimensions import DimensionAdvice, dimensions, overlapped
+from overlapkit.plan.advise.draft import EP_OVERLAP, requests, states_no_sequence_parallel
+from overlapkit.plan.advise.proposal import Proposal, propose
 from overlapkit.plan.candidates import candidates, layout_in, sizes_of, with_layout
+from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs
 from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, EP, PP, TP
 
@@ -62,22 +58,13 @@ class Recommendation:
     """
 
     proposal: Proposal
-    dimensions: tuple[Dimension, ...]
+    dimensions: tuple[DimensionAdvice, ...]
     overlapped: frozenset[str]
     gains: dict[str, Gain]
     costs: Costs | None
     not_estimated: str | None
     reduction: str
     changes: dict[str, tuple[object, object]]
-
-
-def plan_assumptions(gpu: str) -> Assumptions:
-    """A cluster of this GPU with a Transformer Engine new enough, and no environment as yet.
-
-    Raises:
-        InputError: the GPU is not known.
-    """
-    return replace(assume(gpu, "assume", None), environment={}, environment_source="no environment")
 
 
 CostsOf = Callable[[Proposal], "Costs | str"]
@@ -89,160 +76,166 @@ def _no_costs(_: Proposal) -> Costs | str:
 
 
 def recommend_settings(
-    settings: Settings,
-    world_size: int,
-    assumptions: Assumptions,
-    domain: int,
-    costs_of: CostsOf = _no_costs,
+    settings: Settings, cluster: Cluster, costs_of: CostsOf = _no_costs
 ) -> tuple[Proposal, str | None]:
-    """The overlap to ask for; the experts' only where it is worth its price.
+    """The overlap to request; the experts' only where its gain exceeds its cost.
 
     Args:
         settings: of the run.
-        world_size: GPUs of the job.
-        assumptions: GPU and software.
-        domain: GPUs that NVLink joins.
-        costs_of: estimates a proposal's run; without, only the reach of the exchange decides.
+        cluster: the GPUs.
+        costs_of: estimates a proposal's run; without it, only the reach of the exchange decides.
 
     Returns:
-        The proposal, and why the experts' overlap is not asked for where it could be.
+        The proposal, and why the experts' overlap is not requested although it could be.
 
     Raises:
         InputError: as `propose`.
     """
-    proposal = propose(settings, world_size, assumptions)
-    asked = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
-    if not asked or EP_OVERLAP in proposal.pinned or asks_for(settings, EP_OVERLAP):
+    proposal = propose(settings, cluster.world_size, cluster.assumptions)
+    requested = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
+    if not requested or EP_OVERLAP in proposal.pinned or requests(settings, EP_OVERLAP):
         return proposal, None
-    reach = experts_reach(proposal.run)
+    reason = _experts_not_worth(proposal, cluster, costs_of)
+    if reason is None:
+        return proposal, None
+    without = propose(settings, cluster.world_size, cluster.assumptions, expert_overlap=False)
+    return without, reason
+
+
+def _experts_not_worth(proposal: Proposal, cluster: Cluster, costs_of: CostsOf) -> str | None:
+    """Why hiding the experts' exchange would not pay; None where it does."""
+    reach, domain = experts_reach(proposal.run), cluster.nvlink_domain
     within = reach <= domain
     where = f"the exchange reaches over {reach} GPUs, " + (
         f"within the NVLink domain of {domain}" if within else f"beyond the {domain} of NVLink"
     )
-    needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
     costs = costs_of(proposal)
     if isinstance(costs, str):
         if not within:
-            return proposal, None
-        reason = f"{where}, and is short; overlapping it takes memory for another microbatch"
-    else:
-        on = overlapped(proposal.run)
-        before, after = costs.seconds(on - {EP}), costs.seconds(on)
-        share = (before - after) / before
-        if share >= needed:
-            return proposal, None
-        reason = (
-            f"{where}; hiding it would save {max(share, 0):.1%} of the step, and takes memory for "
-            f"another microbatch and finer kernels: worth it from {needed:.0%} on"
-        )
-    return propose(settings, world_size, assumptions, expert_overlap=False), reason
+            return None
+        return f"{where}, and is short; overlapping it takes memory for another microbatch"
+    needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
+    on = overlapped(proposal.run)
+    before, after = costs.seconds(on - {EP}), costs.seconds(on)
+    share = (before - after) / before
+    if share >= needed:
+        return None
+    return (
+        f"{where}; hiding it would save {max(share, 0):.1%} of the step, and takes memory for "
+        f"another microbatch and finer kernels: worth it from {needed:.0%} on"
+    )
 
 
 def experts_reach(run: Run) -> int:
-    """Consecutive GPUs over which the experts' exchange goes."""
+    """Consecutive GPUs that the experts' exchange spans."""
     m = run.model
     tp = m.tensor_model_parallel_size or 1
     return (m.expert_model_parallel_size or 1) * (m.expert_tensor_parallel_size or tp)
 
 
-def _sequence_parallel_gain(
-    settings: Settings,
-    world_size: int,
-    assumptions: Assumptions,
-    costs: Costs,
-    costs_of: CostsOf,
-) -> str | None:
-    """What model.sequence_parallel=true would save, where the configuration says false."""
-    if not states_no_sequence_parallel(settings):
-        return None
-    content = {**(settings.values.get("model") or {}), "sequence_parallel": True}
-    other = replace(settings, values={**settings.values, "model": content})
-    proposal = propose(other, world_size, assumptions)
-    if not proposal.effective("model.tp_comm_overlap"):
-        return None
-    with_it = costs_of(proposal)
-    if isinstance(with_it, str):
-        return None
-    before = costs.seconds(overlapped(costs.run))
-    saved = before - with_it.seconds(overlapped(proposal.run))
-    return (
-        f"set model.sequence_parallel=true: with the TP overlap that it allows it would save "
-        f"{1e3 * saved:,.0f} ms ({saved / before:.1%} of the step), and memory"
-    )
+@dataclass(frozen=True)
+class _Alternatives:
+    """What other settings would save, compared with the recommended run.
 
+    Attributes:
+        settings: of the run.
+        cluster: the GPUs.
+        costs: of the recommended run.
+        costs_of: estimates a proposal's run.
+    """
 
-def _interleaving_gain(
-    settings: Settings,
-    world_size: int,
-    assumptions: Assumptions,
-    costs: Costs,
-    costs_of: CostsOf,
-) -> str | None:
-    """What the best virtual pipeline size would save, where there is a pipeline and none is set."""
-    layout = layout_in(costs.run)
-    if layout.pp == 1 or layout.vp > 1:
-        return None
-    sizes = sizes_of(costs.run.model, costs.run.train)
-    before = costs.seconds(overlapped(costs.run))
-    best: tuple[float, int] | None = None
-    for choice in candidates(sizes, world_size, layout.tp, layout, ("vp",)):
-        if choice.vp == 1:
-            continue
-        proposal = propose(with_layout(settings, choice), world_size, assumptions)
-        other = costs_of(proposal)
-        if isinstance(other, str) or not other.memory().fits:
-            continue
-        saved = before - other.seconds(overlapped(proposal.run))
-        if saved > 0 and (best is None or saved > best[0]):
-            best = saved, choice.vp
-    if best is None:
-        return None
-    return (
-        f"set model.virtual_pipeline_model_parallel_size={best[1]}: overlap and a shorter bubble "
-        f"would save {1e3 * best[0]:,.0f} ms ({best[0] / before:.1%} of the step)"
-    )
+    settings: Settings
+    cluster: Cluster
+    costs: Costs
+    costs_of: CostsOf
+
+    @cached_property
+    def seconds(self) -> float:
+        """The step of the recommended run."""
+        return self.costs.seconds(overlapped(self.costs.run))
+
+    def proposal(self, settings: Settings) -> Proposal:
+        """The overlap to request with other settings."""
+        return propose(settings, self.cluster.world_size, self.cluster.assumptions)
+
+    def sequence_parallel(self) -> str | None:
+        """What model.sequence_parallel=true would save, where the configuration says false."""
+        if not states_no_sequence_parallel(self.settings):
+            return None
+        values = self.settings.values
+        model = {**(values.get("model") or {}), "sequence_parallel": True}
+        other = replace(self.settings, values={**values, "model": model})
+        proposal = self.proposal(other)
+        if not proposal.effective("model.tp_comm_overlap"):
+            return None
+        costs = self.costs_of(proposal)
+        if isinstance(costs, str):
+            return None
+        saved = self.seconds - costs.seconds(overlapped(proposal.run))
+        return (
+            f"set model.sequence_parallel=true: with the TP overlap that it allows it would save "
+            f"{1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step), and memory"
+        )
+
+    def interleaving(self) -> str | None:
+        """What the best virtual pipeline size would save, where a pipeline is not interleaved."""
+        run = self.costs.run
+        layout = layout_in(run)
+        if layout.pp == 1 or layout.vp > 1:
+            return None
+        sizes = sizes_of(run.model, run.train)
+        best: tuple[float, int] | None = None
+        for choice in candidates(sizes, self.cluster.world_size, layout.tp, layout, ("vp",)):
+            if choice.vp == 1:
+                continue
+            proposal = self.proposal(with_layout(self.settings, choice))
+            costs = self.costs_of(proposal)
+            if isinstance(costs, str) or not costs.memory().fits:
+                continue
+            saved = self.seconds - costs.seconds(overlapped(proposal.run))
+            if saved > 0 and (best is None or saved > best[0]):
+                best = saved, choice.vp
+        if best is None:
+            return None
+        saved, vp = best
+        return (
+            f"set model.virtual_pipeline_model_parallel_size={vp}: overlap and a shorter bubble "
+            f"would save {1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step)"
+        )
 
 
 def recommend(
-    settings: Settings,
-    original: Settings | None,
-    world_size: int,
-    assumptions: Assumptions,
-    domain: int,
-    costs_of: CostsOf,
+    settings: Settings, original: Settings | None, cluster: Cluster, costs_of: CostsOf
 ) -> Recommendation:
     """What is recommended for a run.
 
     Args:
         settings: of the run, defaults filled in.
-        original: as they were read, to tell what changes; None where there is nothing to compare.
-        world_size: GPUs of the job.
-        assumptions: GPU and software.
-        domain: GPUs that NVLink joins.
+        original: as they were read, to show what changes; None where there is nothing to compare.
+        cluster: the GPUs.
         costs_of: estimates a proposal's run.
 
     Raises:
         InputError: as `propose`.
     """
-    proposal, not_worth = recommend_settings(settings, world_size, assumptions, domain, costs_of)
-    told = tuple(dimensions(proposal, experts_not_worth=not_worth))
+    proposal, not_worth = recommend_settings(settings, cluster, costs_of)
+    advice = tuple(dimensions(proposal, experts_not_worth=not_worth))
     on = overlapped(proposal.run)
-    costs = costs_of(proposal)
-    gains = {} if isinstance(costs, str) else _gains(costs, on)
-    if not isinstance(costs, str):
-        for name, gain_of in ((TP, _sequence_parallel_gain), (PP, _interleaving_gain)):
-            remedy = gain_of(settings, world_size, assumptions, costs, costs_of)
-            if remedy is not None:
-                told = tuple(replace(d, remedy=remedy) if d.name == name else d for d in told)
+    found = costs_of(proposal)
+    costs, not_estimated = (None, found) if isinstance(found, str) else (found, None)
+    if costs is not None:
+        other = _Alternatives(settings, cluster, costs, costs_of)
+        remedies = {TP: other.sequence_parallel(), PP: other.interleaving()}
+        advice = tuple(replace(d, remedy=remedies.get(d.name) or d.remedy) for d in advice)
     return Recommendation(
         proposal=proposal,
-        dimensions=told,
+        dimensions=advice,
         overlapped=on,
-        gains=gains,
-        costs=None if isinstance(costs, str) else costs,
-        not_estimated=costs if isinstance(costs, str) else None,
-        reduction=_reduction(proposal, None if isinstance(costs, str) else costs, on),
-        changes=_changes(original, proposal, world_size, assumptions),
+        gains={} if costs is None else _gains(costs, on),
+        costs=costs,
+        not_estimated=not_estimated,
+        reduction=_reduction(proposal, costs, on),
+        changes=_changes(original, proposal, cluster),
     )
 
 
@@ -285,12 +278,12 @@ def _reduction(p: Proposal, costs: Costs | None, on: frozenset[str]) -> str:
 
 
 def _changes(
-    original: Settings | None, p: Proposal, world_size: int, assumptions: Assumptions
+    original: Settings | None, p: Proposal, cluster: Cluster
 ) -> dict[str, tuple[object, object]]:
     """Knobs that end up otherwise, without those that no communication depends on here."""
     if original is None:
         return {}
-    before = explain(original, world_size, assumptions).effective
+    before = explain(original, cluster.world_size, cluster.assumptions).effective
     after = p.report.effective
     idle = set(_MIRRORED)
     for knobs, switch in _BEHIND.items():

@@ -14,9 +14,9 @@ from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
 from overlapkit.plan.advise.proposal import Proposal
-from overlapkit.plan.advise.recommend import plan_assumptions, recommend_settings
+from overlapkit.plan.advise.recommend import recommend_settings
+from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.estimate.costs import Costs, costs_of_run
-from overlapkit.plan.estimate.machine import machine_of
 
 DATA = Path(__file__).parents[3] / "data"
 CONFIGS = sorted((DATA / "bridge_configs").glob("*.yaml"))
@@ -43,13 +43,13 @@ def ranks_of(settings: Settings) -> int:
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 def test_shipped_configurations(file: Path, gpu: str) -> None:
     settings = read_settings(read_yaml(file))
-    world_size = ranks_of(settings)
+    cluster = cluster_of(gpu, ranks_of(settings))
 
     def costs_of(proposal: Proposal) -> Costs | str:
-        return costs_of_run(proposal.run, world_size, machine_of(gpu))
+        return costs_of_run(proposal.run, cluster.world_size, cluster.machine)
 
-    shipped = explain(settings, world_size, plan_assumptions(gpu))
-    proposal, _ = recommend_settings(settings, world_size, plan_assumptions(gpu), 8, costs_of)
+    shipped = explain(settings, cluster.world_size, cluster.assumptions)
+    proposal, _ = recommend_settings(settings, cluster, costs_of)
     assert queues(proposal.report.launch_env) == queues(shipped.launch_env)
     knob = "model.tp_comm_overlap"
     assert proposal.effective(knob) == shipped.effective[knob]
@@ -79,7 +79,6 @@ def test_recipes_that_decide_about_tensor_overlap(recipe: dict[str, Any]) -> Non
         "mixed_precision": "bf16_mixed",
     }
     settings = read_settings(Document(recipe["recipe"], data))
-    world_size = ranks_of(settings)
-    proposal, _ = recommend_settings(settings, world_size, plan_assumptions("h100"), 8)
+    proposal, _ = recommend_settings(settings, cluster_of("h100", ranks_of(settings)))
     assert proposal.effective("model.tp_comm_overlap") == recipe["tp_comm_overlap"]
     assert proposal.preset is not None and proposal.preset.name == recipe["preset"]
