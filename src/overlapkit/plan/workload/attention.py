@@ -42,7 +42,7 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
     window = _window(model, layer)
     if window is not None and window < layout.sequence:
         span = given("window", window, "tokens", "model.window_size")
-        pairs = (length * span - span * span / 2).called("pairs of positions in the window")
+        pairs = (length * span - span * span / 2).called("pairs of positions in the window", "")
     head = shape.head_dim * 2
     if shape.latent:
         head = shape.latent.qk_head_dim + shape.latent.qk_position_dim + shape.latent.v_head_dim
