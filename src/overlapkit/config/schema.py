@@ -8,8 +8,7 @@ installed Megatron-Core.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from overlapkit.errors import InputError
+from overlapkit.errors import nearest as nearest
 
 _DATA = Path(__file__).with_name("data")
 
@@ -184,15 +184,6 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
 
 
 _NAME_LISTS = frozenset({"recompute_modules"})
-
-
-def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The candidate most like `name`, or None when none is near; one that it begins wins."""
-    begun = [c for c in candidates if len(name) > 3 and c.startswith(name)]
-    if begun:
-        return min(begun, key=len)
-    found = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=cutoff)
-    return found[0] if found else None
 
 
 def shown(value: Any) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec import inspect as types
 
-from overlapkit.errors import InputError
+from overlapkit.errors import InputError, nearest
 
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
@@ -40,8 +40,6 @@ def document_type(name: str) -> type[Struct]:
         InputError: there is no document of that name.
     """
     if name not in DOCUMENTS:
-        from overlapkit.config.schema import nearest
-
         near = nearest(name, DOCUMENTS)
         hint = f"did you mean {near}?" if near else f"choose one of {', '.join(DOCUMENTS)}"
         raise InputError(f"{name}: unknown document; {hint}")
