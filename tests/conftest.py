@@ -1,18 +1,39 @@
-"""Makes `tests/support` importable as `support`, and property tests the same in every run."""
+"""What every test shares: `tests/support` importable, compiled Python, profiles, distribution."""
+
+from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
-# A run that fails must fail again: with SEEDED set other examples are looked for. No deadline,
-# since machines are shared and no test asserts a time.
-settings.register_profile("repeatable", derandomize="SEEDED" not in os.environ, deadline=None)
-settings.load_profile("repeatable")
+from support.property_tests import load_profile  # noqa: E402
+
+BYTECODE = HERE.parent / ".pytest_cache" / "bytecode"
+
+load_profile()
+
+if sys.dont_write_bytecode:
+    # Many tests start processes that import torch, which takes twice as long where each of them
+    # compiles it anew. So what is compiled is kept, though not beside the sources.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+    sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n`, one worker runs a file's tests, whose fixtures start ranks once for all of them.
+
+    In the files' order, which begins with those that take longest: the workers end together.
+    """
+    if getattr(config.option, "dist", None) == "no" and getattr(config.option, "numprocesses", 0):
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

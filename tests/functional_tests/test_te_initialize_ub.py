@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.userbuffers.facts import GEMMS, KEYS, METHODS
 from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
+from support.property_tests import examples
 from support.te_userbuffers import (
     COMMAND,
     MISSING,
@@ -130,7 +131,7 @@ CONFIGS = st.sets(st.sampled_from([*GEMMS, "fc3_fprop"]), max_size=4).flatmap(
 
 @needs_te
 @given(CONFIGS, st.sampled_from(list(RUNS)))
-@settings(deadline=None, max_examples=500)
+@examples(500, 5000)
 def test_any_configuration_is_judged_alike(cfg: Config, run: str) -> None:
     ours = errors(cfg, run)
     try:

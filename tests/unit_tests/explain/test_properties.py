@@ -6,12 +6,13 @@ import json
 import math
 import re
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
 from megatron.bridge.models.model_shape import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
@@ -31,17 +32,10 @@ from overlapkit.explain.document import (
 from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain
 from overlapkit.hardware import find_gpu, gpus
 from support.documents import check_document
+from support.property_tests import examples
 
 ROOT = Path(__file__).parents[3]
-
-
-def examples(count: int) -> settings:
-    return settings(
-        max_examples=count,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-
+SLOW: dict[str, Any] = {"database": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 # Keys that rules look at are drawn far more often than the hundreds that none does.
 LOOKED_AT = {
@@ -164,14 +158,17 @@ def check_report(report: ExplainDocument) -> None:
     assert loaded == document or any(map(math.isnan, floats(document)))
     check_document(loaded)
     assert list(document["effective"]) == list(EFFECTIVE_KNOBS)
-    lines: dict[str, list[str]] = {}
     for decision in document["decisions"]:
         assert decision["reason"] and decision["rule"] in RULES
         file, line = decision["source"]["file"], decision["source"]["line"]
-        source = lines.setdefault(file, (ROOT / file).read_text().splitlines())
-        assert re.search(r"rule\(", source[line - 1])
+        assert re.search(r"rule\(", lines_of(file)[line - 1])
     findings = [d for d in document["decisions"] if d["outcome"] in ("refused", "error")]
     assert document["findings"] == len(findings)
+
+
+@cache
+def lines_of(file: str) -> list[str]:
+    return (ROOT / file).read_text().splitlines()
 
 
 def floats(value: Any) -> list[float]:
@@ -182,7 +179,7 @@ def floats(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-@examples(600)
+@examples(100, 3000, **SLOW)
 @given(configurations, assumptions, world_sizes)
 def test_any_configuration(data: dict[str, Any], assumed: Assumptions, size: int) -> None:
     try:
@@ -193,7 +190,7 @@ def test_any_configuration(data: dict[str, Any], assumed: Assumptions, size: int
     check_report(explain_document(report))
 
 
-@examples(200)
+@examples(40, 1000, **SLOW)
 @given(configurations, st.lists(overrides, max_size=4), world_sizes)
 def test_any_override(data: dict[str, Any], texts: list[str], size: int) -> None:
     assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
@@ -206,7 +203,7 @@ def test_any_override(data: dict[str, Any], texts: list[str], size: int) -> None
     check_report(explain_document(report))
 
 
-@examples(60)
+@examples(20, 300, **SLOW)
 @given(configurations, configurations, world_sizes)
 def test_any_difference(a: dict[str, Any], b: dict[str, Any], size: int) -> None:
     assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
@@ -222,7 +219,7 @@ def test_any_difference(a: dict[str, Any], b: dict[str, Any], size: int) -> None
         assert set(change.causes) <= set(difference.keys)
 
 
-@examples(40)
+@examples(15, 200, **SLOW)
 @given(configurations, world_sizes)
 def test_a_run_does_not_differ_from_itself(data: dict[str, Any], size: int) -> None:
     assumed = Assumptions(*find_gpu("h100"), True, AssumedSoftware(), "any", {}, "none")
@@ -233,7 +230,7 @@ def test_a_run_does_not_differ_from_itself(data: dict[str, Any], size: int) -> N
     assert difference.changes == [] and difference.keys == {}
 
 
-@examples(150)
+@examples(50, 1000, **SLOW)
 @given(st.binary(max_size=400))
 @example(b"model: {}")
 @example(b"model: \xff")
@@ -258,7 +255,7 @@ yaml_text = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@examples(400)
+@examples(80, 2000, **SLOW)
 @given(yaml_text)
 def test_any_yaml(text: str) -> None:
     try:
@@ -271,7 +268,7 @@ def test_any_yaml(text: str) -> None:
         assert set(data) >= {keys[0] for keys in lines if len(keys) == 1} - {"<<"}
 
 
-@examples(150)
+@examples(30, 750, **SLOW)
 @given(configurations)
 def test_reading_changes_nothing_of_what_was_read(data: dict[str, Any]) -> None:
     assume(not any(map(math.isnan, floats(data))))

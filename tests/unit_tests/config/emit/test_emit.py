@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from megatron.bridge.training.software import AssumedSoftware
@@ -22,6 +22,7 @@ from overlapkit.config.run import Settings, build_run, read_settings
 from overlapkit.config.shell.follow import follow_script
 from overlapkit.config.shell.values import Array
 from overlapkit.config.yaml_file import Document, read_yaml
+from support.property_tests import examples
 
 ROOT = Path(__file__).parents[4]
 CONFIGS = sorted([*ROOT.glob("examples/*.yaml"), *ROOT.glob("tests/data/bridge_configs/*.yaml")])
@@ -178,7 +179,7 @@ PRECISION = st.none() | st.sampled_from(["bf16_mixed", "fp16_mixed"])
 RUNS = st.fixed_dictionaries(
     {"model": MODEL, "ddp": DDP, "comm_overlap": COMM, "mixed_precision": PRECISION}
 )
-SLOWLY = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=80)
+SLOWLY = examples(30, 800, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SLOWLY

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from overlapkit.config.shell.follow import Followed, follow_script
 from overlapkit.errors import InputError
+from support.property_tests import examples
 
 SCRIPTS = Path(__file__).parents[3] / "data" / "megatron_lm"
 BASH = shutil.which("bash")
@@ -140,7 +141,7 @@ OPERATORS = st.sampled_from(["$A", '"$A"', "${B:-$A}", '"${B:-$A}"', "${C[@]}", 
 
 
 # Each example starts a process, which takes its time on a busy machine.
-FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+FEW = examples(40, 400, suppress_health_check=[HealthCheck.too_slow])
 
 
 @needs_bash

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given as sample
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from overlapkit.errors import InputError
@@ -21,6 +20,7 @@ from overlapkit.plan.workload.gemms import Gemm
 from overlapkit.plan.workload.precision import BF16
 from overlapkit.plan.workload.step import Workload
 from support.plan_runs import effective_run, plain_machine, work_of
+from support.property_tests import examples
 
 ALL = Overlap(True, True, True, True, True, True)
 COMPUTE = ("matrix products", "attention", "memory-bound kernels")
@@ -234,7 +234,7 @@ def built(layout: dict[str, Any]) -> Workload:
     return work_of(32, ddp=ddp, **settings)
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@examples(25, 250)
 @sample(LAYOUTS, OVERLAPS, MACHINES, st.sampled_from([100, 400]))
 def test_what_always_holds(
     layout: dict[str, Any], overlap: Overlap, gpu: str, network: float
@@ -264,7 +264,7 @@ def test_what_always_holds(
     assert estimate(work, wider, overlap).step.value <= with_overlap.step.value * (1 + 1e-9)
 
 
-@hypothesis_settings(max_examples=15, deadline=None)
+@examples(15, 150)
 @sample(LAYOUTS, st.integers(0, 5))
 def test_each_switch_alone_never_costs(layout: dict[str, Any], switch: int) -> None:
     work, machine = built(layout), machine_of("h200" if "mx" not in layout["precision"] else "b200")

@@ -8,7 +8,7 @@ import json
 import sqlite3
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import across, settle_ranks
 from overlapkit.trace.tables import show_trace
 from support import tiny_trace as tiny
+from support.property_tests import examples
 from support.trace_generator import SCENARIOS, write_kineto, write_nsys
 
 SEED = json.dumps(
@@ -69,9 +70,7 @@ def survive(path) -> None:
             assert min(times.parts.values()) >= 0
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40, 1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_mutated_text(tmp_path, data):
     text = bytearray(SEED)
@@ -85,9 +84,7 @@ def test_mutated_text(tmp_path, data):
     survive(path)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40, 800, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_mutated_values(tmp_path, data):
     """Well-formed JSON with any value anywhere."""
@@ -106,9 +103,7 @@ def test_mutated_values(tmp_path, data):
     survive(path)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40, 400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
 def test_mutated_gzip(tmp_path, place, replacement):
     packed = bytearray(gzip.compress(SEED * 1, mtime=0))

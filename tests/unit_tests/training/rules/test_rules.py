@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import megatron.bridge
@@ -33,6 +33,7 @@ from megatron.bridge.training.runtime_update import (
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
 from support.megatron_lm_cases import every_rule
+from support.property_tests import examples
 
 EVERYTHING = AssumedSoftware()
 
@@ -580,7 +581,7 @@ RANDOM_DDP = st.fixed_dictionaries(
 
 
 class TestAnyRequest:
-    @settings(max_examples=150, deadline=None)
+    @examples(75, 1500)
     @given(comm=RANDOM_COMM, model=RANDOM_MODEL, ddp=RANDOM_DDP)
     def test_setup_twice_equals_once(
         self, comm: dict[str, Any], model: dict[str, Any], ddp: dict[str, Any]
@@ -598,7 +599,7 @@ class TestAnyRequest:
         assert apply() == apply()
         assert asdict(config) == request
 
-    @settings(max_examples=150, deadline=None)
+    @examples(75, 1500)
     @given(comm=RANDOM_COMM, model=RANDOM_MODEL)
     def test_user_values_win_unless_a_decision_says_why_not(
         self, comm: dict[str, Any], model: dict[str, Any]
