@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import check_world_size, read_sources
@@ -13,6 +13,9 @@ from overlapkit.doctor.examine import Asked, examine
 from overlapkit.doctor.text import examination_lines
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json, write_text
+
+if TYPE_CHECKING:
+    from overlapkit.trace.document import TraceDocument
 
 
 def run(
@@ -55,7 +58,7 @@ def run(
     return EXIT_FINDING if examination.findings else 0
 
 
-def _profile(traces: Sequence[str], settings: Settings | None) -> dict[str, Any]:
+def _profile(traces: Sequence[str], settings: Settings | None) -> TraceDocument:
     """The document of `overlapkit trace` on these files."""
     from overlapkit.trace.command import expand
     from overlapkit.trace.read.parallel_read import read_ahead
@@ -64,11 +67,9 @@ def _profile(traces: Sequence[str], settings: Settings | None) -> dict[str, Any]
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as everything else but the profile.
     from overlapkit.trace.analyse import analyse, layout_of
-    from overlapkit.trace.document import merged_findings, trace_json
+    from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
-    from overlapkit.trace.ranks import across, settle_ranks
+    from overlapkit.trace.ranks import settle_ranks
 
     layout = None if settings is None else layout_of(settings)
-    reports = settle_ranks(analyse(paths, Options(layout=layout), ahead), None)
-    together = across(reports)
-    return trace_json(reports, together, merged_findings(reports, together))
+    return trace_document(settle_ranks(analyse(paths, Options(layout=layout), ahead), None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -11,6 +11,9 @@ from overlapkit.doctor.environment import shown_variables
 from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST, Finding, Kind, Source
 from overlapkit.doctor.packages import in_bounds
+
+if TYPE_CHECKING:
+    from overlapkit.trace.document import TraceDocument
 
 
 class DoctorEnvironment(Struct, frozen=True, kw_only=True):
@@ -175,14 +178,14 @@ def doctor_document(x: Examination) -> DoctorDocument:
     )
 
 
-def _profile(profile: dict[str, Any]) -> DoctorProfile:
-    slowest = max(profile["ranks"], key=lambda rank: rank["median"]["step_us"])
+def _profile(profile: TraceDocument) -> DoctorProfile:
+    slowest = profile.slowest
     return DoctorProfile(
-        files=profile["files"],
-        rank=slowest["rank"],
-        step_us=slowest["median"]["step_us"],
-        exposed_comm_us=slowest["median"]["exposed_comm_us"],
-        warnings=profile["warnings"],
+        files=profile.files,
+        rank=slowest.rank,
+        step_us=slowest.median.step_us,
+        exposed_comm_us=slowest.median.exposed_comm_us,
+        warnings=profile.warnings,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.training.software import AssumedSoftware, te_version
 from overlapkit.config.effective import FRAMEWORKS
@@ -20,6 +20,9 @@ from overlapkit.errors import InputError
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, Report, explain
 from overlapkit.hardware import find_gpu
+
+if TYPE_CHECKING:
+    from overlapkit.trace.document import TraceDocument
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Asked:
     gpu: str | None
     te: str | None
     env_file: str | None
-    profile: dict[str, Any] | None
+    profile: TraceDocument | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Examination:
     environment_source: str
     packages: list[Package]
     machine: Machine
-    profile: dict[str, Any] | None
+    profile: TraceDocument | None
     findings: list[Finding]
     assumed: list[str] = field(default_factory=list)
 
@@ -84,7 +87,7 @@ def examine(asked: Asked) -> Examination:
     report = None
     configured: list[Finding] = []
     if asked.settings is not None:
-        of_profile = asked.profile["world_size"] if asked.profile is not None else None
+        of_profile = asked.profile.world_size if asked.profile is not None else None
         size = world_size_of(asked.settings, asked.world_size, of_profile)
         report = explain(asked.settings, size, assumptions)
         environment, source = report.assumptions.environment, report.assumptions.environment_source
@@ -94,7 +97,7 @@ def examine(asked: Asked) -> Examination:
         configured += configuration_findings(report)
         configured += _hardware_findings(report, machine)
     findings += environment_findings(environment, source, configured=report is not None)
-    diagnoses = asked.profile["diagnoses"] if asked.profile is not None else []
+    diagnoses = asked.profile.diagnoses if asked.profile is not None else []
     findings += joined(diagnoses, configured)
     return Examination(
         report, environment, source, packages, machine, asked.profile, ranked(findings), assumed
@@ -106,7 +109,7 @@ def _assumptions(
 ) -> Assumptions:
     named = asked.gpu
     if named is None:
-        of_profile = asked.profile["gpu"] if asked.profile is not None else None
+        of_profile = asked.profile.gpu if asked.profile is not None else None
         visible = machine.gpus[0] if machine.gpus else None
         for seen, where in ((of_profile, "the profile"), (visible, "this machine")):
             known = _known_gpu(seen)
@@ -168,11 +171,10 @@ def configuration_told(report: Report) -> str:
     return f"{report.source}, {gpus}, {layout}, {te}, {rules}"
 
 
-def profile_told(profile: dict[str, Any]) -> str:
+def profile_told(profile: TraceDocument) -> str:
     """A profile in one line: ranks, and the median step of the slowest."""
-    ranks = profile["ranks"]
-    slowest = max(ranks, key=lambda rank: rank["median"]["step_us"])["median"]
-    step, exposed = slowest["step_us"], slowest["exposed_comm_us"]
+    ranks, slowest = profile.ranks, profile.slowest.median
+    step, exposed = slowest.step_us, slowest.exposed_comm_us
     share = f" ({100 * exposed / step:.1f} %)" if step else ""
     return (
         f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, median step {step / 1000:.1f} ms, "

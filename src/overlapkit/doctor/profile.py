@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from overlapkit.doctor.finding import Evidence, Finding
+
+if TYPE_CHECKING:
+    from overlapkit.trace.document import TraceDiagnosis
 
 _CAUSES: dict[str, frozenset[str]] = {
     "single-bucket": frozenset({"ddp.overlap_grad_reduce", "ddp.bucket_size"}),
@@ -25,7 +28,7 @@ NOT_EXPOSED = frozenset({"device-idle", "copies-exposed", "compute-slowed"})
 """Diagnoses of time that is lost, but not to communication that nothing hides."""
 
 
-def joined(diagnoses: Sequence[dict[str, Any]], configured: Sequence[Finding]) -> list[Finding]:
+def joined(diagnoses: Sequence[TraceDiagnosis], configured: Sequence[Finding]) -> list[Finding]:
     """Findings of a profile and of a configuration; the same cause is told once.
 
     Args:
@@ -35,33 +38,33 @@ def joined(diagnoses: Sequence[dict[str, Any]], configured: Sequence[Finding]) -
     findings = []
     taken: set[int] = set()
     for diagnosis in diagnoses:
-        knobs = _CAUSES.get(diagnosis["id"], frozenset())
+        knobs = _CAUSES.get(diagnosis.id, frozenset())
         same = [n for n, f in enumerate(configured) if n not in taken and knobs & set(f.knobs)]
         taken.update(same)
         findings.append(_of_profile(diagnosis, [configured[n] for n in same]))
     return findings + [f for n, f in enumerate(configured) if n not in taken]
 
 
-def _of_profile(diagnosis: dict[str, Any], causes: Sequence[Finding]) -> Finding:
+def _of_profile(diagnosis: TraceDiagnosis, causes: Sequence[Finding]) -> Finding:
     measured = Evidence("profile", _told(diagnosis))
-    rules = [diagnosis["rule"], *(rule for cause in causes for rule in cause.rules)]
-    remedies = [cause.remedy for cause in causes if cause.remedy] or [diagnosis["remedy"]]
+    rules = [diagnosis.rule, *(rule for cause in causes for rule in cause.rules)]
+    remedies = [cause.remedy for cause in causes if cause.remedy] or [diagnosis.remedy]
     return Finding(
-        diagnosis["id"],
-        "profile" if diagnosis["id"] in NOT_EXPOSED else "exposed",
-        diagnosis["message"].rstrip("."),
+        diagnosis.id,
+        "profile" if diagnosis.id in NOT_EXPOSED else "exposed",
+        diagnosis.message.rstrip("."),
         (measured, *(seen for cause in causes for seen in cause.evidence)),
         "; ".join(dict.fromkeys(remedies)),
-        cost_us=diagnosis["cost_us"],
+        cost_us=diagnosis.cost_us,
         rules=tuple(dict.fromkeys(rule for rule in rules if rule)),
         knobs=tuple(dict.fromkeys(knob for cause in causes for knob in cause.knobs)),
     )
 
 
-def _told(diagnosis: dict[str, Any]) -> str:
+def _told(diagnosis: TraceDiagnosis) -> str:
     """The figures of a diagnosis, in one line."""
     figures = []
-    for name, value in diagnosis["evidence"].items():
+    for name, value in diagnosis.evidence.items():
         if isinstance(value, dict) or value in ([], None):
             continue
         what, _, unit = name.rpartition("_")
@@ -72,6 +75,6 @@ def _told(diagnosis: dict[str, Any]) -> str:
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else f"{value}"
             figures.append(f"{name.replace('_', ' ')} {shown}")
-    ranks = ", ".join(map(str, diagnosis["ranks"]))
+    ranks = ", ".join(map(str, diagnosis.ranks))
     where = f" (rank{'s' if ',' in ranks else ''} {ranks})" if ranks else ""
-    return f"{diagnosis['cost_us'] / 1000:.2f} ms a step{where}: {'; '.join(figures)}"
+    return f"{diagnosis.cost_us / 1000:.2f} ms a step{where}: {'; '.join(figures)}"

@@ -47,6 +47,11 @@ def ms_of_us(us: float | None) -> str:
     return "-" if us is None else _decimals(us / 1e3, 4, least=1)
 
 
+def signed_ms_of_us(us: float) -> str:
+    """A change in microseconds as milliseconds with its sign."""
+    return f"{'+' if us >= 0 else '-'}{ms_of_us(abs(us))}"
+
+
 def ms_of_s(seconds: float | None) -> str:
     """Seconds as milliseconds, with three digits: what an estimate is worth."""
     return "-" if seconds is None else _decimals(1e3 * seconds, 3)
@@ -103,6 +108,16 @@ def _decimals(value: float, digits: int, *, least: int = 0) -> str:
 
 FILTERS = {
     f.__name__: f
-    for f in (ms_of_us, ms_of_ms, ms_of_s, mb, percent, binary_bytes, thousands, setting_text)
+    for f in (
+        ms_of_us,
+        signed_ms_of_us,
+        ms_of_ms,
+        ms_of_s,
+        mb,
+        percent,
+        binary_bytes,
+        thousands,
+        setting_text,
+    )
 }
 """What every page's templates may use, under the same names."""

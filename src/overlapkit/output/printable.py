@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+DocumentT = TypeVar("DocumentT")
 
 
 def printable(text: str) -> str:
@@ -12,12 +16,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def all_printable(value: Any) -> Any:
-    """A JSON document whose texts, which come from files, are all printable."""
+def all_printable(document: DocumentT) -> DocumentT:
+    """A JSON document, or a part of it, whose texts are all printable; they come from files."""
+    result: Any = _printable(document)
+    return result  # type: ignore[no-any-return]
+
+
+def _printable(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, Struct):
+        names = value.__struct_fields__
+        return type(value)(**{name: _printable(getattr(value, name)) for name in names})
     if isinstance(value, dict):
-        return {printable(str(k)): all_printable(v) for k, v in value.items()}
+        return {printable(str(k)): _printable(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [all_printable(item) for item in value]
+        return [_printable(item) for item in value]
     return value

@@ -27,6 +27,8 @@ DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",
+    "trace": "overlapkit.trace.document:TraceDocument",
+    "compare": "overlapkit.trace.compare.document:CompareDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

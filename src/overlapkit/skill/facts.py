@@ -93,8 +93,9 @@ def queues() -> list[dict[str, Any]]:
 
 def facts() -> dict[str, Any]:
     """Everything that a template can name."""
-    # Imported here: it brings numpy, which no other part of the skill needs.
+    # Imported here: they bring numpy, which no other part of the skill needs.
     from overlapkit.lab.scenarios import SCENARIOS
+    from overlapkit.trace.diagnose.diagnosis import DIAGNOSES
 
     return {
         "rule": rule,
@@ -110,5 +111,6 @@ def facts() -> dict[str, Any]:
         "doctor_kinds": KINDS,
         "effective_knobs": ", ".join(f"`{knob}`" for knob in EFFECTIVE_KNOBS),
         "lab_scenarios": [(s.name, s.title) for s in SCENARIOS.values()],
+        "diagnoses": DIAGNOSES,
         "core_source": core_table().source.partition(":")[0],
     }

@@ -19,7 +19,7 @@ from overlapkit.trace.measure.collectives import (
 )
 from overlapkit.trace.measure.dimensions import Known, Layout
 from overlapkit.trace.measure.step_times import (
-    Measured,
+    WorkSpans,
     confidence_by_dimension,
     contributions,
     measure,
@@ -160,7 +160,7 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     return reports
 
 
-def _report(m: Measured, options: Options, layout: Layout | None) -> RankReport:
+def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport:
     work = m.work
     windows = choose_steps(work.steps, options.steps, work.path)
     whole = m.times([work.whole])[0]
@@ -192,7 +192,7 @@ def _report(m: Measured, options: Options, layout: Layout | None) -> RankReport:
         confidence=confidence,
         collectives=collectives(m, scope),
         slowed=slowed,
-        findings=diagnose(m, scope_windows, steps or [whole], slowed, layout),
+        diagnoses=diagnose(m, scope_windows, steps or [whole], slowed, layout),
         calls=calls_by_group(m, scope),
         warnings=warnings,
     )

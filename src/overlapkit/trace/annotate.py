@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from overlapkit.errors import InputError
 from overlapkit.output.files import Output
 from overlapkit.trace.intervals import Spans, minus
-from overlapkit.trace.measure.step_times import Measured, span_of
+from overlapkit.trace.measure.step_times import WorkSpans, span_of
 from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.json_events import split_head
 
@@ -19,7 +19,7 @@ _CATEGORY = "overlapkit"
 """No category of device work, so that an annotated trace measures as the one it came from."""
 
 
-def write_annotated(path: str, measured: Sequence[Measured], target: Output) -> None:
+def write_annotated(path: str, measured: Sequence[WorkSpans], target: Output) -> None:
     """Write `target`, compressed where it is called ``.gz``: the events of `path` and new tracks.
 
     Raises:
@@ -42,7 +42,7 @@ def write_annotated(path: str, measured: Sequence[Measured], target: Output) -> 
             stream.write(block)
 
 
-def _tracks(measured: Sequence[Measured]) -> Iterator[bytes]:
+def _tracks(measured: Sequence[WorkSpans]) -> Iterator[bytes]:
     for index, m in enumerate(measured):
         process = _FIRST_PROCESS + index
         where = "CPU" if m.work.device < 0 else f"device {m.work.device}"
@@ -63,7 +63,7 @@ def _tracks(measured: Sequence[Measured]) -> Iterator[bytes]:
                 ).encode()
 
 
-def _idle(m: Measured) -> Spans:
+def _idle(m: WorkSpans) -> Spans:
     steps = m.work.steps or [m.work.whole]
     return minus(span_of(steps), m.busy)
 

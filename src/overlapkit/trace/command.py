@@ -38,16 +38,14 @@ def run(
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as reading a small file, which goes on beside it.
     from overlapkit.trace.analyse import analyse, read_layout
-    from overlapkit.trace.document import merged_findings, trace_json
+    from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
-    from overlapkit.trace.ranks import across, settle_ranks
+    from overlapkit.trace.ranks import settle_ranks
 
     layout = read_layout(config) if config is not None else None
     options = Options(steps=steps, layout=layout, timeline=page is not None, annotate=annotated)
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
-    together = across(reports)
-    findings = merged_findings(reports, together)
-    document = trace_json(reports, together, findings)
+    document = trace_document(reports)
     if page is not None:
         from overlapkit.trace.page import trace_page
 

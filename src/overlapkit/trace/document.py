@@ -1,192 +1,126 @@
-"""The report as the JSON interface `overlapkit/trace/v1` (docs/json-trace.md)."""
+"""The JSON document of `overlapkit trace`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
 
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
-from overlapkit.trace.diagnose.diagnosis import Finding
-from overlapkit.trace.measure.collectives import Collective, SlowedCompute
-from overlapkit.trace.measure.step_times import Times
-from overlapkit.trace.rank_report import RankReport, median
-from overlapkit.trace.ranks import Across
-
-SCHEMA = "overlapkit/trace/v1"
-TOP = 10
-"""Collectives that a report lists."""
-
-TIME_FIELDS = (
-    "step_us",
-    "compute_us",
-    "comm_us",
-    "exposed_comm_us",
-    "hidden_comm_us",
-    "memory_us",
-    "exposed_memory_us",
-    "idle_us",
-)
+from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.diagnose.ranks import diagnoses_of
+from overlapkit.trace.rank_document import TraceRank, rank_of
+from overlapkit.trace.rank_report import RankReport
+from overlapkit.trace.ranks import Across, across
 
 
-def trace_json(
-    reports: Sequence[RankReport], across: Across | None, findings: Sequence[Finding]
-) -> dict[str, Any]:
-    """The whole report."""
-    document = {
-        "schema": SCHEMA,
-        "files": list(dict.fromkeys(r.path for r in reports)),
-        "gpu": next((r.gpu for r in reports if r.gpu), None),
-        "world_size": next((r.world_size for r in reports if r.world_size), None),
-        "warnings": merged_warnings(reports),
-        "ranks": [rank_json(r) for r in reports],
-        "across_ranks": None if across is None else _across_json(across, reports),
-        "diagnoses": [finding_json(f) for f in findings],
-    }
-    result: dict[str, Any] = all_printable(document)
-    return result
+class TraceWaiting(Struct, frozen=True, kw_only=True):
+    """How long one rank waits for others in collectives, and others for it."""
+
+    waiting_us: Annotated[float, Meta(description="time that it waits, per step")]
+    exposed_waiting_us: Annotated[
+        float, Meta(description="the part that can be exposed communication, per step")
+    ]
+    caused_us: Annotated[float, Meta(description="time that other ranks wait for it, per step")]
+    last_to_join: Annotated[int, Meta(description="number of collectives that it joined last")]
+    matched: Annotated[
+        int, Meta(description="number of collectives that were matched with those of other ranks")
+    ]
 
 
-def times_json(times: Times, zero: int) -> dict[str, Any]:
-    """One window; `zero` is the moment that its start counts from."""
-    return {
-        "name": times.window.name,
-        "number": times.window.number,
-        "start_us": us_of_ns(times.window.start - zero),
-        "overlap_pct": _pct(times.overlap_pct),
-        "step_us": us_of_ns(times.step),
-        "compute_us": us_of_ns(times.compute),
-        "comm_us": us_of_ns(times.comm),
-        "exposed_comm_us": us_of_ns(times.exposed_comm),
-        "hidden_comm_us": us_of_ns(times.hidden_comm),
-        "memory_us": us_of_ns(times.memory),
-        "exposed_memory_us": us_of_ns(times.exposed_memory),
-        "idle_us": us_of_ns(times.idle),
-        "by_dimension": {
-            d: {
-                "comm_us": us_of_ns(t.comm),
-                "exposed_comm_us": us_of_ns(t.exposed),
-                "hidden_comm_us": us_of_ns(t.hidden),
-            }
-            for d, t in times.by_dimension.items()
-        },
-    }
+class TraceAcrossRanks(Struct, frozen=True, kw_only=True):
+    """Several ranks compared.
+
+    Waiting is determined without comparing clocks. The shortest duration of a collective among its
+    ranks is the transfer; whatever is longer on another rank is waiting.
+    """
+
+    ranks: Annotated[int, Meta(description="number of ranks")]
+    slowest_rank: Annotated[int, Meta(description="the rank with the longest median step")]
+    spread_us: Annotated[float, Meta(description="longest minus shortest median step")]
+    spread_pct: Annotated[float, Meta(description="the same in percent of the shortest")]
+    step_us: Annotated[dict[str, float], Meta(description="each rank, and its median step")]
+    late_rank: Annotated[
+        int | None,
+        Meta(description="the rank that the others wait for; `null` where there is none"),
+    ]
+    exposed_waiting_pct: Annotated[
+        float | None,
+        Meta(
+            description="exposed waiting in percent of all exposed communication; `null` where no "
+            "collectives could be matched"
+        ),
+    ]
+    waiting: Annotated[
+        dict[str, TraceWaiting],
+        Meta(description="each rank, and its waiting; empty where no collectives could be matched"),
+    ]
+    notes: Annotated[list[str], Meta(description="what could not be compared")]
 
 
-def median_json(measured: Sequence[Times]) -> dict[str, Any]:
-    """The median of each figure over the steps; each by itself, so that parts need not add up."""
-    rows = [times_json(t, t.window.start) for t in measured]
-    overlap = [row["overlap_pct"] for row in rows if row["overlap_pct"] is not None]
-    return {
-        "steps": len(rows),
-        "overlap_pct": round(median(overlap), 4) if overlap else None,
-        **{key: round(median([row[key] for row in rows]), 4) for key in TIME_FIELDS},
-        "by_dimension": {
-            d: {
-                key: round(median([row["by_dimension"][d][key] for row in rows]), 4)
-                for key in ("comm_us", "exposed_comm_us", "hidden_comm_us")
-            }
-            for d in rows[0]["by_dimension"]
-        },
-    }
+class TraceDiagnosis(Struct, frozen=True, kw_only=True):
+    """One cause of lost time."""
+
+    id: Annotated[str, Meta(description="stable name, listed under Diagnoses")]
+    rule: Annotated[
+        str | None, Meta(description="id of the rule of `overlapkit explain` that applies")
+    ]
+    message: Annotated[str, Meta(description="what the profile shows, in one sentence")]
+    evidence: Annotated[dict[str, Any], Meta(description="the figures that it rests on")]
+    cost_us: Annotated[float, Meta(description="time per step that it accounts for")]
+    remedy: Annotated[str, Meta(description="what to try")]
+    confidence: Annotated[
+        Literal["likely", "possible"],
+        Meta(description="how certain it is: `likely` or `possible`"),
+    ]
+    ranks: Annotated[list[int], Meta(description="the ranks whose profiles show it")]
 
 
-def rank_json(report: RankReport) -> dict[str, Any]:
-    """One rank."""
-    zero = report.whole.window.start
-    return {
-        "rank": report.rank,
-        "device": report.device,
-        "file": report.path,
-        "source": report.source,
-        "gpu": report.gpu,
-        "device_events": report.kernels,
-        "whole": times_json(report.whole, zero),
-        "steps": [times_json(t, zero) for t in report.steps],
-        "median": median_json(report.measured),
-        "dimension_confidence": report.confidence,
-        "exposed_collectives": [_collective_json(c) for c in report.collectives[:TOP]],
-        "slowed_compute": _slowed_json(report.slowed),
-        "warnings": report.warnings,
-    }
+class TraceDocument(Struct, frozen=True, kw_only=True):
+    """Where the time of each step goes, and what communication is left exposed."""
+
+    schema: Annotated[
+        Literal["overlapkit/trace/v1"], Meta(description="name and version of this document")
+    ] = "overlapkit/trace/v1"
+    files: Annotated[list[str], Meta(description="the traces that were read")]
+    gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
+    world_size: Annotated[
+        int | None, Meta(description="number of ranks of the job; `null` where not recorded")
+    ]
+    warnings: Annotated[list[str], Meta(description="what was omitted or assumed, each once")]
+    ranks: Annotated[list[TraceRank], Meta(description="the ranks, in order")]
+    across_ranks: Annotated[
+        TraceAcrossRanks | None, Meta(description="the ranks compared; `null` for a single rank")
+    ]
+    diagnoses: Annotated[
+        list[TraceDiagnosis], Meta(description="the causes of lost time, the costliest first")
+    ]
+
+    @property
+    def slowest(self) -> TraceRank:
+        """The rank with the longest median step, which reports describe in detail."""
+        return max(self.ranks, key=lambda rank: rank.median.step_us)
 
 
-def _pct(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def trace_document(reports: Sequence[RankReport]) -> TraceDocument:
+    """The document of ranks that are in order.
 
-
-def _collective_json(c: Collective) -> dict[str, Any]:
-    return {
-        "name": c.sort.name,
-        "operation": c.sort.operation,
-        "dimension": c.sort.dimension,
-        "confidence": c.sort.confidence,
-        "group": c.sort.group,
-        "count": c.count,
-        "bytes": c.bytes,
-        "comm_us": us_of_ns(c.busy_ns),
-        "exposed_comm_us": us_of_ns(c.exposed_ns),
-        "bus_gb_per_s": None if c.bus_gb_s is None else round(c.bus_gb_s, 2),
-    }
-
-
-def _slowed_json(slowed: SlowedCompute) -> dict[str, Any]:
-    return {
-        "ratio": None if slowed.ratio is None else round(slowed.ratio, 4),
-        "during_us": us_of_ns(slowed.during_ns),
-        "expected_us": us_of_ns(slowed.expected_ns),
-        "lost_us": us_of_ns(slowed.lost_ns),
-        "kernels": [
-            {
-                "name": k.name,
-                "count": k.count,
-                "median_during_us": us_of_ns(k.median_during),
-                "median_alone_us": us_of_ns(k.median_alone),
-                "ratio": round(k.ratio, 4),
-                "lost_us": us_of_ns(k.lost_ns),
-            }
-            for k in slowed.kernels
-        ],
-    }
-
-
-def _across_json(a: Across, reports: Sequence[RankReport]) -> dict[str, Any]:
-    steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
-    return {
-        "ranks": len(a.step_ns),
-        "slowest_rank": a.slowest,
-        "spread_us": us_of_ns(a.spread_ns),
-        "spread_pct": round(a.spread_pct, 3),
-        "step_us": {str(rank): us_of_ns(ns) for rank, ns in a.step_ns.items()},
-        "late_rank": a.late_rank,
-        "exposed_waiting_pct": _pct(a.exposed_waiting_pct),
-        "waiting": {
-            str(rank): {
-                "waiting_us": us_of_ns(w.waiting_ns / steps[rank]),
-                "exposed_waiting_us": us_of_ns(w.exposed_ns / steps[rank]),
-                "caused_us": us_of_ns(w.caused_ns / steps[rank]),
-                "last_to_join": w.last_to_join,
-                "matched": w.matched,
-            }
-            for rank, w in a.waiting.items()
-        },
-        "notes": a.notes,
-    }
-
-
-def finding_json(f: Finding) -> dict[str, Any]:
-    """One diagnosis."""
-    return {
-        "id": f.id,
-        "rule": f.rule,
-        "message": f.message,
-        "evidence": f.evidence,
-        "cost_us": f.cost_us,
-        "remedy": f.remedy,
-        "confidence": f.confidence,
-        "ranks": f.ranks,
-    }
+    Texts from the files are made printable.
+    """
+    together = across(reports)
+    return all_printable(
+        TraceDocument(
+            files=list(dict.fromkeys(r.path for r in reports)),
+            gpu=next((r.gpu for r in reports if r.gpu), None),
+            world_size=next((r.world_size for r in reports if r.world_size), None),
+            warnings=merged_warnings(reports),
+            ranks=[rank_of(r) for r in reports],
+            across_ranks=None if together is None else _across_ranks(together, reports),
+            diagnoses=[_diagnosis(d) for d in diagnoses_of(reports, together)],
+        )
+    )
 
 
 def merged_warnings(reports: Sequence[RankReport]) -> list[str]:
@@ -203,47 +137,40 @@ def merged_warnings(reports: Sequence[RankReport]) -> list[str]:
     ]
 
 
-def merged_findings(reports: Sequence[RankReport], across: Across | None) -> list[Finding]:
-    """Diagnoses of all ranks, each once with its costliest evidence, and those across ranks."""
-    by_id: dict[str, list[tuple[RankReport, Finding]]] = {}
-    for report in reports:
-        for finding in report.findings:
-            by_id.setdefault(finding.id, []).append((report, finding))
-    merged = []
-    for found in by_id.values():
-        worst = max((f for _, f in found), key=lambda f: f.cost_us)
-        merged.append(replace(worst, ranks=sorted({r.rank or 0 for r, _ in found})))
-    if across is not None and across.late_rank is not None:
-        late = across.late_rank
-        waits = {rank: w for rank, w in across.waiting.items() if rank != late}
-        steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
-        cost = max((us_of_ns(w.exposed_ns / steps[rank]) for rank, w in waits.items()), default=0.0)
-        merged.append(
-            Finding(
-                "late-rank",
-                None,
-                f"Other ranks wait for rank {late}: it is the last to join, and "
-                f"waiting is {across.exposed_waiting_pct:.0f} % of all exposed communication.",
-                {
-                    "late_rank": late,
-                    "waiting_us": {
-                        str(rank): us_of_ns(w.waiting_ns / steps[rank]) for rank, w in waits.items()
-                    },
-                    "last_to_join": across.waiting[late].last_to_join,
-                    "matched": across.waiting[late].matched,
-                },
-                cost,
-                "look at that rank: clocks and temperature, data loading, an uneven stage or "
-                "expert load; more overlap does not help",
-                ranks=sorted(waits),
+def _across_ranks(a: Across, reports: Sequence[RankReport]) -> TraceAcrossRanks:
+    steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
+    return TraceAcrossRanks(
+        ranks=len(a.step_ns),
+        slowest_rank=a.slowest,
+        spread_us=us_of_ns(a.spread_ns),
+        spread_pct=round(a.spread_pct, 3),
+        step_us={str(rank): us_of_ns(ns) for rank, ns in a.step_ns.items()},
+        late_rank=a.late_rank,
+        exposed_waiting_pct=None
+        if a.exposed_waiting_pct is None
+        else round(a.exposed_waiting_pct, 4),
+        waiting={
+            str(rank): TraceWaiting(
+                waiting_us=us_of_ns(w.waiting_ns / steps[rank]),
+                exposed_waiting_us=us_of_ns(w.exposed_ns / steps[rank]),
+                caused_us=us_of_ns(w.caused_ns / steps[rank]),
+                last_to_join=w.last_to_join,
+                matched=w.matched,
             )
-        )
-    return sorted(merged, key=lambda f: -f.cost_us)
+            for rank, w in a.waiting.items()
+        },
+        notes=a.notes,
+    )
 
 
-TITLES = {
-    "compute": "compute",
-    "exposed_comm": "exposed communication",
-    "exposed_memory": "exposed memory",
-    "idle": "idle",
-}
+def _diagnosis(d: Diagnosis) -> TraceDiagnosis:
+    return TraceDiagnosis(
+        id=d.id,
+        rule=d.rule,
+        message=d.message,
+        evidence=d.evidence,
+        cost_us=d.cost_us,
+        remedy=d.remedy,
+        confidence=d.confidence,
+        ranks=d.ranks,
+    )

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from overlapkit.output.files import Output
-from overlapkit.trace.diagnose.diagnosis import Finding
-from overlapkit.trace.measure.collectives import (
-    Collective,
-    SlowedCompute,
-)
-from overlapkit.trace.measure.dimensions import Layout
-from overlapkit.trace.measure.step_times import (
-    Times,
-)
+from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.measure.collectives import Collective, SlowedCompute
+from overlapkit.trace.measure.dimensions import Confidence, Layout
+from overlapkit.trace.measure.step_times import Part, Times
+from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.timeline import Timeline
 
 
@@ -52,14 +48,14 @@ class RankReport:
         confidence: how sure each dimension is.
         collectives: every sort of communication in the steps, the most exposed first.
         slowed: compute beside communication.
-        findings: what the profile shows.
+        diagnoses: what the profile shows.
         calls: durations and exposed times of each group's collectives.
         owners: part to label to time per step; filled where asked.
         timeline: one step's spans; filled where asked.
     """
 
     path: str
-    source: str
+    source: Source
     device: int
     rank: int | None
     world_size: int | None
@@ -67,13 +63,13 @@ class RankReport:
     kernels: int
     whole: Times
     steps: list[Times]
-    confidence: dict[str, str]
+    confidence: dict[str, Confidence]
     collectives: list[Collective]
     slowed: SlowedCompute
-    findings: list[Finding]
+    diagnoses: list[Diagnosis]
     calls: dict[str, tuple[list[int], list[int]]]
     warnings: list[str]
-    owners: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
 
     @property

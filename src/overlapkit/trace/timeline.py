@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from overlapkit.trace.intervals import Spans, both, union
-from overlapkit.trace.measure.step_times import Measured
+from overlapkit.trace.measure.step_times import WorkSpans
 from overlapkit.trace.read.recorded import Window
 
 RESOLUTION = 1600
@@ -31,7 +31,7 @@ class Timeline:
     rows: list[tuple[str, str, list[tuple[int, int]]]]
 
 
-def timeline(m: Measured, window: Window) -> Timeline:
+def timeline(m: WorkSpans, window: Window) -> Timeline:
     """The window's compute, communication by dimension, what of it is exposed, and memory."""
     rows = [("compute", "compute", _coarse(m.compute, window))]
     for dimension, spans in m.dimension_comm.items():

@@ -10,7 +10,7 @@ import pytest
 
 from overlapkit.errors import InputError
 from overlapkit.trace.analyse import analyse_file
-from overlapkit.trace.document import trace_json
+from overlapkit.trace.document import trace_document
 from overlapkit.trace.rank_report import Options, RankReport
 from overlapkit.trace.ranks import rank_in_name, settle_ranks
 from support import tiny_trace as tiny
@@ -178,7 +178,7 @@ def test_names_that_no_terminal_and_no_encoding_should_get(tmp_path):
     text = json.dumps(tiny.document([*PAIR, tiny.kernel("odd", 1200, 10)]))
     report = of_text(tmp_path, text.replace("odd", nasty))
     assert figures(report) == (100, 60, 50)
-    written = msgspec.json.encode(trace_json([report], None, []))
+    written = msgspec.json.encode(trace_document([report]))
     assert b"\\u001b" not in written and "\ufffd".encode() in written
 
 

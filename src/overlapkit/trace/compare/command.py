@@ -8,7 +8,7 @@ from overlapkit.trace.analyse import analyse_each
 from overlapkit.trace.command import expand, trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
 from overlapkit.trace.compare.decisions import add_decisions, read_configurations
-from overlapkit.trace.compare.document import compare_json
+from overlapkit.trace.compare.document import compare_document
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
@@ -49,7 +49,7 @@ def run(
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
     if settings:
         add_decisions(comparison, settings)
-    document = compare_json(comparison)
+    document = compare_document(comparison)
     if page is not None:
         from overlapkit.trace.compare.page import compare_page
 

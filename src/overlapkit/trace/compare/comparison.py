@@ -7,15 +7,19 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from overlapkit.errors import InputError
 from overlapkit.output.numbers import us_of_ns
-from overlapkit.trace.measure.step_times import PARTS
+from overlapkit.trace.measure.step_times import PARTS, Part
 from overlapkit.trace.rank_report import RankReport
+from overlapkit.trace.read.device_work import Source
 
 TOP = 5
 """Movers that are named in each part."""
+
+Verdict = Literal["slower", "faster", "same"]
+DecisionKind = Literal["knob", "env", "finding", "buckets"]
 
 UNKNOWN_SPREAD = 0.01
 """Spread taken, as a share of the step, where fewer than three steps show none."""
@@ -42,11 +46,11 @@ class Side:
     ranks: int
     gpu: str | None
     world_size: int | None
-    source: str
+    source: Source
     steps: list[float]
     step: float
-    parts: dict[str, float]
-    owners: dict[str, dict[str, float]]
+    parts: dict[Part, float]
+    owners: dict[Part, dict[str, float]]
     exposed: dict[str, float]
     spread: float | None
     kernels: float
@@ -68,6 +72,47 @@ class Mover:
         return self.new - self.base
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """A part that changed and on which a decision acts.
+
+    Attributes:
+        part: the exclusive part.
+        dimension: the dimension of communication; None where the entire part is meant.
+        operations: its operations; empty where all of them are meant.
+        change: of that time, in nanoseconds.
+    """
+
+    part: Part
+    dimension: str | None
+    operations: tuple[str, ...]
+    change: float
+
+
+@dataclass(frozen=True)
+class DecisionChange:
+    """Something that the two configurations decide differently.
+
+    Attributes:
+        kind: what is decided.
+        knob: its name, dotted.
+        base, new: its value in each run.
+        causes: the configuration keys that caused it.
+        reason: why the new run has its value; None where no decision says.
+        rule: the rule that decided; None where no rule did.
+        explains: the changed parts that it acts on, the largest first.
+    """
+
+    kind: DecisionKind
+    knob: str
+    base: Any
+    new: Any
+    causes: tuple[str, ...]
+    reason: str | None
+    rule: str | None
+    explains: tuple[Explanation, ...]
+
+
 @dataclass
 class Comparison:
     """Two runs held against each other.
@@ -83,9 +128,9 @@ class Comparison:
 
     base: Side
     new: Side
-    movers: dict[str, list[Mover]]
+    movers: dict[Part, list[Mover]]
     spread: float
-    decisions: list[dict[str, Any]] | None = None
+    decisions: list[DecisionChange] | None = None
     keys: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -95,13 +140,13 @@ class Comparison:
         return self.new.step - self.base.step
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """Slower or faster beyond the spread of the new run's steps, or the same."""
         if abs(self.change) <= self.spread:
             return "same"
         return "slower" if self.change > 0 else "faster"
 
-    def part_change(self, part: str) -> float:
+    def part_change(self, part: Part) -> float:
         """Change of one exclusive part."""
         return self.new.parts[part] - self.base.parts[part]
 
@@ -119,7 +164,7 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
     chosen = [order[half]] if count % 2 else [order[half - 1], order[half]]
     weight = 1.0 / (ranks * len(chosen))
     parts = dict.fromkeys(PARTS, 0.0)
-    owners: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    owners: dict[Part, dict[str, float]] = {part: {} for part in PARTS}
     exposed: dict[str, float] = {}
     for report in reports:
         for i in chosen:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import gpus
-from overlapkit.trace.compare.comparison import Comparison
+from overlapkit.trace.compare.comparison import (
+    Comparison,
+    DecisionChange,
+    DecisionKind,
+    Explanation,
+)
+from overlapkit.trace.measure.step_times import Part
 
 if TYPE_CHECKING:
     from overlapkit.config.run import Settings
@@ -19,7 +25,7 @@ NOTABLE = 0.005
 _OPERATIONS = {"reduce": ("reduce_scatter", "all_reduce"), "gather": ("all_gather",)}
 # Knob to the parts of the step that it acts on, a dimension (and what
 # it does) for communication; the first that fits.
-_ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[str, str | None], ...]], ...] = (
+_ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[Part, str | None], ...]], ...] = (
     (
         re.compile(r"LAYERNORM_SM_MARGIN"),
         (("exposed_comm", "DP"), ("compute", None), ("idle", None)),
@@ -77,25 +83,25 @@ def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
     rules |= {d.knob: d.rule for d in difference.after.decisions}
     rules |= {v.name: v.rule for v in difference.after.launch_env}
     comparison.decisions = [
-        {
-            "kind": change.of.kind,
-            "knob": change.of.knob,
-            "base": plain(change.before),
-            "new": plain(change.after),
-            "causes": list(change.causes),
-            "reason": change.reason,
-            "rule": "core.bucket-count"
+        DecisionChange(
+            kind=change.of.kind,
+            knob=change.of.knob,
+            base=plain(change.before),
+            new=plain(change.after),
+            causes=change.causes,
+            reason=change.reason,
+            rule="core.bucket-count"
             if change.of.kind == "buckets"
             else change.of.rule or rules.get(change.of.knob),
-            "explains": _explains(comparison, change.of.kind, change.of.knob),
-        }
+            explains=_explains(comparison, change.of.kind, change.of.knob),
+        )
         for change in difference.changes
     ]
-    order = {"knob": 0, "env": 1, "finding": 2, "buckets": 3}
+    order = get_args(DecisionKind)
     comparison.decisions.sort(
         key=lambda d: (
-            order.get(d["kind"], 4),
-            -max((abs(e["change_us"]) for e in d["explains"]), default=0.0),
+            order.index(d.kind),
+            -max((abs(e.change) for e in d.explains), default=0.0),
         )
     )
     comparison.keys = {k: (plain(a), plain(b)) for k, (a, b) in difference.keys.items()}
@@ -118,7 +124,7 @@ def _of_operations(c: Comparison, dimension: str, operations: tuple[str, ...]) -
     return new - base
 
 
-def _explains(c: Comparison, kind: str, name: str) -> list[dict[str, Any]]:
+def _explains(c: Comparison, kind: str, name: str) -> tuple[Explanation, ...]:
     """The moved parts that this knob acts on, the largest first."""
     knob = f"env.{name}" if kind == "env" else name
     targets = next((parts for pattern, parts in _ACTS_ON if pattern.search(knob)), ())
@@ -133,14 +139,9 @@ def _explains(c: Comparison, kind: str, name: str) -> list[dict[str, Any]]:
             change = c.new.exposed.get(dimension, 0.0) - c.base.exposed.get(dimension, 0.0)
         if abs(change) > max(NOTABLE * c.base.step, 0.05 * abs(c.change)):
             moved.append(
-                {
-                    "part": part,
-                    "dimension": dimension or None,
-                    "operations": list(_OPERATIONS.get(operations, ())),
-                    "change_us": round(change / 1000, 3),
-                }
+                Explanation(part, dimension or None, _OPERATIONS.get(operations, ()), change)
             )
-    return sorted(moved, key=lambda m: -abs(float(str(m["change_us"]))))
+    return tuple(sorted(moved, key=lambda e: -abs(e.change)))
 
 
 def read_configurations(config_base: str | None, config_new: str | None) -> list[Settings]:

@@ -1,73 +1,245 @@
-"""The comparison as the JSON interface `overlapkit/compare/v1` (docs/json-trace.md)."""
+"""The JSON document of `overlapkit compare`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
-from overlapkit.trace.compare.comparison import Comparison, Side
-from overlapkit.trace.measure.step_times import PARTS
+from overlapkit.trace.compare.comparison import (
+    Comparison,
+    DecisionChange,
+    DecisionKind,
+    Side,
+    Verdict,
+)
+from overlapkit.trace.measure.step_times import PARTS, Part
 
-SCHEMA = "overlapkit/compare/v1"
+BaseUs = Annotated[float, Meta(description="time in the median step of the base run")]
+NewUs = Annotated[float, Meta(description="time in the median step of the new run")]
+ChangeUs = Annotated[float, Meta(description="`new_us` - `base_us`")]
+PartName = Annotated[
+    Part, Meta(description="`compute`, `exposed_comm`, `exposed_memory` or `idle`")
+]
 
 
-def compare_json(c: Comparison) -> dict[str, Any]:
-    """The comparison as the JSON interface `overlapkit/compare/v1` (docs/json-trace.md)."""
-    dimensions = list({**c.base.exposed, **c.new.exposed})
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "verdict": c.verdict,
-        "base": _side_json(c.base),
-        "new": _side_json(c.new),
-        "change_us": us_of_ns(c.change),
-        "change_pct": round(100 * c.change / c.base.step, 4) if c.base.step else None,
-        "spread_us": us_of_ns(c.spread),
-        "parts": [
-            {
-                "part": part,
-                "base_us": us_of_ns(c.base.parts[part]),
-                "new_us": us_of_ns(c.new.parts[part]),
-                "change_us": us_of_ns(c.part_change(part)),
-                "moved": [
-                    {
-                        "name": m.name,
-                        "base_us": us_of_ns(m.base),
-                        "new_us": us_of_ns(m.new),
-                        "change_us": us_of_ns(m.change),
-                    }
-                    for m in c.movers[part]
-                    if abs(m.change) >= 0.5
-                ],
-            }
-            for part in PARTS
+class CompareSide(Struct, frozen=True, kw_only=True):
+    """One of the two runs."""
+
+    name: Annotated[str, Meta(description="the file or folder, as the command line names it")]
+    ranks: Annotated[int, Meta(description="number of ranks that were read")]
+    steps: Annotated[int, Meta(description="number of steps")]
+    gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
+    world_size: Annotated[
+        int | None, Meta(description="number of ranks of the job; `null` where not recorded")
+    ]
+    step_us: Annotated[float, Meta(description="the median step")]
+    spread_us: Annotated[
+        float | None,
+        Meta(description="range of the middle half of the steps; `null` for fewer than three"),
+    ]
+
+
+class CompareMoved(Struct, frozen=True, kw_only=True):
+    """A kernel or a kind of communication inside a part.
+
+    Each moment has one owner (of kernels that run at the same time, the one that began first), so
+    the owners of a part add up to it. Idle time is owned by the work that ends it.
+    """
+
+    name: Annotated[str, Meta(description="name of the owner")]
+    base_us: BaseUs
+    new_us: NewUs
+    change_us: ChangeUs
+
+
+class ComparePart(Struct, frozen=True, kw_only=True):
+    """One of the exclusive parts of the step."""
+
+    part: PartName
+    base_us: BaseUs
+    new_us: NewUs
+    change_us: ChangeUs
+    moved: Annotated[
+        list[CompareMoved], Meta(description="what changed most inside the part, at most five")
+    ]
+
+
+class CompareDimension(Struct, frozen=True, kw_only=True):
+    """The exposed communication of one parallel dimension."""
+
+    base_us: BaseUs
+    new_us: NewUs
+    change_us: ChangeUs
+
+
+class CompareExplanation(Struct, frozen=True, kw_only=True):
+    """A part that changed and on which a decision acts."""
+
+    part: PartName
+    dimension: Annotated[
+        str | None,
+        Meta(description="the parallel dimension; `null` where the entire part is meant"),
+    ]
+    operations: Annotated[
+        list[str],
+        Meta(description="the operations of that dimension; empty where all of them are meant"),
+    ]
+    change_us: Annotated[float, Meta(description="change of that time")]
+
+
+class CompareDecision(Struct, frozen=True, kw_only=True):
+    """Something that the two configurations decide differently."""
+
+    kind: Annotated[
+        DecisionKind,
+        Meta(
+            description="`knob`: a setting; `env`: a variable of the launch environment; "
+            "`finding`: a refused request or an error; `buckets`: the number of gradient buckets"
+        ),
+    ]
+    knob: Annotated[str, Meta(description="what is decided, dotted")]
+    base: Annotated[Any, Meta(description="its value in the base run")]
+    new: Annotated[Any, Meta(description="its value in the new run")]
+    causes: Annotated[list[str], Meta(description="the configuration keys that caused it")]
+    reason: Annotated[str | None, Meta(description="why, in one sentence")]
+    rule: Annotated[str | None, Meta(description="id of the rule that decided")]
+    explains: Annotated[
+        list[CompareExplanation],
+        Meta(description="the changed parts that it acts on, the largest first"),
+    ]
+
+
+class CompareKey(Struct, frozen=True, kw_only=True):
+    """A key that differs between the configurations."""
+
+    key: Annotated[str, Meta(description="dotted")]
+    base: Annotated[Any, Meta(description="its value in the base configuration")]
+    new: Annotated[Any, Meta(description="its value in the new configuration")]
+
+
+class CompareDocument(Struct, frozen=True, kw_only=True):
+    """What changed in the median step between two runs.
+
+    The changes of the parts add up to `change_us`. For this the parts are those of the median step
+    itself (of an even number of steps, the mean of the two middle ones), averaged over the ranks
+    step by step. They are not medians of each part.
+    """
+
+    schema: Annotated[
+        Literal["overlapkit/compare/v1"], Meta(description="name and version of this document")
+    ] = "overlapkit/compare/v1"
+    verdict: Annotated[
+        Verdict,
+        Meta(description="`slower` or `faster`; `same` where the change is within `spread_us`"),
+    ]
+    base: Annotated[CompareSide, Meta(description="the base run")]
+    new: Annotated[CompareSide, Meta(description="the new run")]
+    change_us: Annotated[float, Meta(description="`new.step_us` - `base.step_us`")]
+    change_pct: Annotated[
+        float | None,
+        Meta(description="the same in percent of the base step; `null` where that is 0"),
+    ]
+    spread_us: Annotated[
+        float,
+        Meta(
+            description="`new.spread_us`; 1 % of the base step where the new run has fewer than "
+            "three steps"
+        ),
+    ]
+    parts: Annotated[list[ComparePart], Meta(description="the exclusive parts of the median step")]
+    exposed_by_dimension: Annotated[
+        dict[str, CompareDimension],
+        Meta(description="each parallel dimension, and its exposed communication"),
+    ]
+    warnings: Annotated[list[str], Meta(description="what to keep in mind")]
+    decisions: Annotated[
+        list[CompareDecision] | UnsetType,
+        Meta(description="with both configurations: what they decide differently"),
+    ] = UNSET
+    keys: Annotated[
+        list[CompareKey] | UnsetType,
+        Meta(description="with both configurations: the keys that differ"),
+    ] = UNSET
+
+
+def compare_document(c: Comparison) -> CompareDocument:
+    """The document of a comparison. Texts from the files are made printable."""
+    return all_printable(
+        CompareDocument(
+            verdict=c.verdict,
+            base=_side(c.base),
+            new=_side(c.new),
+            change_us=us_of_ns(c.change),
+            change_pct=round(100 * c.change / c.base.step, 4) if c.base.step else None,
+            spread_us=us_of_ns(c.spread),
+            parts=[_part(c, part) for part in PARTS],
+            exposed_by_dimension={
+                d: CompareDimension(
+                    base_us=us_of_ns(c.base.exposed.get(d, 0.0)),
+                    new_us=us_of_ns(c.new.exposed.get(d, 0.0)),
+                    change_us=us_of_ns(c.new.exposed.get(d, 0.0) - c.base.exposed.get(d, 0.0)),
+                )
+                for d in {**c.base.exposed, **c.new.exposed}
+            },
+            warnings=c.warnings,
+            decisions=UNSET if c.decisions is None else [_decision(d) for d in c.decisions],
+            keys=UNSET
+            if c.decisions is None
+            else [CompareKey(key=key, base=a, new=b) for key, (a, b) in c.keys.items()],
+        )
+    )
+
+
+def _side(side: Side) -> CompareSide:
+    return CompareSide(
+        name=side.name,
+        ranks=side.ranks,
+        steps=len(side.steps),
+        gpu=side.gpu,
+        world_size=side.world_size,
+        step_us=us_of_ns(side.step),
+        spread_us=None if side.spread is None else us_of_ns(side.spread),
+    )
+
+
+def _part(c: Comparison, part: Part) -> ComparePart:
+    return ComparePart(
+        part=part,
+        base_us=us_of_ns(c.base.parts[part]),
+        new_us=us_of_ns(c.new.parts[part]),
+        change_us=us_of_ns(c.part_change(part)),
+        moved=[
+            CompareMoved(
+                name=m.name,
+                base_us=us_of_ns(m.base),
+                new_us=us_of_ns(m.new),
+                change_us=us_of_ns(m.change),
+            )
+            for m in c.movers[part]
+            if abs(m.change) >= 0.5
         ],
-        "exposed_by_dimension": {
-            d: {
-                "base_us": us_of_ns(c.base.exposed.get(d, 0.0)),
-                "new_us": us_of_ns(c.new.exposed.get(d, 0.0)),
-                "change_us": us_of_ns(c.new.exposed.get(d, 0.0) - c.base.exposed.get(d, 0.0)),
-            }
-            for d in dimensions
-        },
-        "warnings": c.warnings,
-    }
-    if c.decisions is not None:
-        document["decisions"] = c.decisions
-        document["keys"] = [
-            {"key": key, "base": before, "new": after} for key, (before, after) in c.keys.items()
-        ]
-    result: dict[str, Any] = all_printable(document)
-    return result
+    )
 
 
-def _side_json(side: Side) -> dict[str, Any]:
-    return {
-        "name": side.name,
-        "ranks": side.ranks,
-        "steps": len(side.steps),
-        "gpu": side.gpu,
-        "world_size": side.world_size,
-        "step_us": us_of_ns(side.step),
-        "spread_us": None if side.spread is None else us_of_ns(side.spread),
-    }
+def _decision(d: DecisionChange) -> CompareDecision:
+    return CompareDecision(
+        kind=d.kind,
+        knob=d.knob,
+        base=d.base,
+        new=d.new,
+        causes=list(d.causes),
+        reason=d.reason,
+        rule=d.rule,
+        explains=[
+            CompareExplanation(
+                part=e.part,
+                dimension=e.dimension,
+                operations=list(e.operations),
+                change_us=us_of_ns(e.change),
+            )
+            for e in d.explains
+        ],
+    )

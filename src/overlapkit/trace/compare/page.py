@@ -1,28 +1,23 @@
-"""The page of `overlapkit compare`."""
+"""The page of `overlapkit compare`: self-contained, no network, no script, every name escaped."""
 
 from __future__ import annotations
 
-from typing import Any
+from overlapkit.output.html import environment
+from overlapkit.trace.compare import text
+from overlapkit.trace.compare.document import CompareDocument
+from overlapkit.trace.step_bars import KEY, StepTime, step_bars
 
-from overlapkit.trace.compare.tables import headline
-from overlapkit.trace.page import _bars, _render
 
-
-def compare_page(document: dict[str, Any]) -> str:
-    """The page of `overlapkit compare`: both steps as bars, what moved, decisions."""
-    rows = [
-        (
-            f"{side}: {document[side]['name']}",
-            {
-                "step_us": document[side]["step_us"],
-                **{f"{part['part']}_us": part[f"{side}_us"] for part in document["parts"]},
-            },
-        )
-        for side in ("base", "new")
+def compare_page(document: CompareDocument) -> str:
+    """Both steps as bars, what moved, exposed communication by dimension, decisions."""
+    base = {part.part: part.base_us for part in document.parts}
+    new = {part.part: part.new_us for part in document.parts}
+    steps = [
+        StepTime(f"base: {document.base.name}", document.base.step_us, base),
+        StepTime(f"new: {document.new.name}", document.new.step_us, new),
     ]
-    return _render(
-        "compare.html",
-        document=document,
-        headline=headline(document),
-        bars=_bars(rows),
+    return (
+        environment("overlapkit.trace.compare")
+        .get_template("compare.html")
+        .render(document=document, text=text, bars=step_bars(steps), kinds=KEY)
     )

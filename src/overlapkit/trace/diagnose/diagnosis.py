@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,32 @@ from numpy.typing import NDArray
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
-from overlapkit.trace.measure.step_times import Measured, Times
+from overlapkit.trace.measure.step_times import Times, WorkSpans
 from overlapkit.trace.read.recorded import Window
 
 NOTABLE = 0.02
 """Share of the step below which nothing is worth a word."""
 
 
+DIAGNOSES: dict[str, tuple[str, ...]] = {
+    "single-bucket": ("core.single-bucket",),
+    "grad-reduce-after-backward": ("dp.defaults",),
+    "param-gather-exposed": ("core.param-gather-needs",),
+    "one-queue": ("launch.env-one-queue",),
+    "layernorm-waits": ("launch.layernorm-margin",),
+    "tp-overlap-off": ("tp.off-unless-asked", "tp.needs-sequence-parallel"),
+    "pipeline-exposed": ("pp.not-interleaved", "pp.interleaved"),
+    "expert-exchange-exposed": ("ep.off-unless-asked",),
+    "compute-slowed": (),
+    "copies-exposed": (),
+    "device-idle": (),
+    "late-rank": (),
+}
+"""Every diagnosis by its id, and the rules of `explain` that it can refer to."""
+
+
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One diagnosis.
 
     Attributes:
@@ -40,7 +57,7 @@ class Finding:
     evidence: dict[str, Any]
     cost_us: float
     remedy: str
-    confidence: str = "likely"
+    confidence: Literal["likely", "possible"] = "likely"
     ranks: list[int] = field(default_factory=list)
 
 
@@ -48,7 +65,7 @@ class Finding:
 class Case:
     """One rank's profile, and questions about it."""
 
-    m: Measured
+    m: WorkSpans
     windows: Sequence[Window]
     times: Sequence[Times]
     scope: Spans

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 from numpy.typing import NDArray
 
-from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Finding
+from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.read.device_work import COMPUTE
 
@@ -25,7 +25,7 @@ def _gradient_reductions(case: Case) -> NDArray[np.intp]:
     return events if len(events) or case.has("DP") else case.events(("other",), _REDUCTIONS[:1])
 
 
-def gradient_reduction(case: Case) -> Finding | None:
+def gradient_reduction(case: Case) -> Diagnosis | None:
     """Gradients that are reduced when the backward is over, at once or in buckets."""
     work = case.m.work
     events = _gradient_reductions(case)
@@ -54,7 +54,7 @@ def gradient_reduction(case: Case) -> Finding | None:
         "compute_after_first_pct": round(100 * statistics.median(late), 1),
     }
     if per_step <= 1:
-        return Finding(
+        return Diagnosis(
             "single-bucket",
             "core.single-bucket",
             "The gradients are reduced once, after the backward: they lie in one bucket, or "
@@ -64,7 +64,7 @@ def gradient_reduction(case: Case) -> Finding | None:
             'set comm_overlap.bucket_size="auto" (or well below the parameters per rank), with '
             "overlap_grad_reduce on",
         )
-    return Finding(
+    return Diagnosis(
         "grad-reduce-after-backward",
         "dp.defaults",
         f"All {per_step:g} gradient reductions of a step start when the backward is over: "
@@ -100,7 +100,7 @@ def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, in
     return result
 
 
-def one_queue(case: Case) -> Finding | None:
+def one_queue(case: Case) -> Diagnosis | None:
     """Compute that stands still until a queued collective has started."""
     if case.has("TP", "CP"):
         return None
@@ -131,7 +131,7 @@ def one_queue(case: Case) -> Finding | None:
         times += 1
     if times < 2 or not case.notable(cost, NOTABLE / 2):
         return None
-    return Finding(
+    return Diagnosis(
         "one-queue",
         "launch.env-one-queue",
         "Compute stands still until a queued collective has started: kernels start only in the "
@@ -144,7 +144,7 @@ def one_queue(case: Case) -> Finding | None:
     )
 
 
-def layernorm_waits(case: Case) -> Finding | None:
+def layernorm_waits(case: Case) -> Diagnosis | None:
     """LayerNorm that waits for SMs which a reduction holds."""
     work = case.m.work
     reductions = _gradient_reductions(case)
@@ -167,7 +167,7 @@ def layernorm_waits(case: Case) -> Finding | None:
     if not (waits or slowed) or not case.notable(cost * waits + lost, NOTABLE / 2):
         return None
     total = cost * waits + lost
-    return Finding(
+    return Diagnosis(
         "layernorm-waits",
         "launch.layernorm-margin",
         "LayerNorm kernels wait until a running gradient reduction ends: they claim every SM, and "
@@ -182,7 +182,7 @@ def layernorm_waits(case: Case) -> Finding | None:
     )
 
 
-def parameter_gather(case: Case) -> Finding | None:
+def parameter_gather(case: Case) -> Diagnosis | None:
     """All-gathers of parameters that run while nothing computes."""
     work = case.m.work
     events = case.events(("DP",), ("all_gather",))
@@ -192,7 +192,7 @@ def parameter_gather(case: Case) -> Finding | None:
     total = both(union(work.start[events], work.end[events]), case.scope).total
     if not case.notable(exposed, 2 * NOTABLE) or exposed < 0.6 * total:
         return None
-    return Finding(
+    return Diagnosis(
         "param-gather-exposed",
         "core.param-gather-needs",
         "The parameters' all-gathers run while nothing computes: overlap_param_gather is off or "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Finding
+from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
 from overlapkit.trace.diagnose.gradients import (
     gradient_reduction,
     layernorm_waits,
@@ -16,20 +16,20 @@ from overlapkit.trace.diagnose.gradients import (
 from overlapkit.trace.intervals import both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
-from overlapkit.trace.measure.step_times import Measured, Times, span_of
+from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
 from overlapkit.trace.read.recorded import Window
 
 
 def diagnose(
-    m: Measured,
+    m: WorkSpans,
     windows: Sequence[Window],
     times: Sequence[Times],
     slowed: SlowedCompute,
     layout: Layout | None,
-) -> list[Finding]:
+) -> list[Diagnosis]:
     """Everything that one rank's profile shows, the costliest first."""
     case = Case(m, windows, times, span_of(windows), slowed, layout)
-    checks: list[Callable[[Case], Finding | None]] = [
+    checks: list[Callable[[Case], Diagnosis | None]] = [
         gradient_reduction,
         one_queue,
         layernorm_waits,
@@ -41,11 +41,11 @@ def diagnose(
         _copies,
         _idle,
     ]
-    found = [finding for check in checks if (finding := check(case)) is not None]
+    found = [diagnosis for check in checks if (diagnosis := check(case)) is not None]
     return sorted(found, key=lambda f: -f.cost_us)
 
 
-def _tensor_parallel(case: Case) -> Finding | None:
+def _tensor_parallel(case: Case) -> Diagnosis | None:
     libraries = {t.name.lower() for t in case.m.traffic if t.dimension == "TP"}
     if any("userbuffers" in name or "ptop" in name for name in libraries):
         return None
@@ -58,7 +58,7 @@ def _tensor_parallel(case: Case) -> Finding | None:
     remedy = "set comm_overlap.tp_comm_overlap=true"
     if reduce_only:
         remedy = "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true"
-    return Finding(
+    return Diagnosis(
         "tp-overlap-off",
         rule,
         "Tensor-parallel collectives run through NCCL and no userbuffers kernel is seen: TP "
@@ -70,7 +70,7 @@ def _tensor_parallel(case: Case) -> Finding | None:
     )
 
 
-def _pipeline(case: Case) -> Finding | None:
+def _pipeline(case: Case) -> Diagnosis | None:
     events = case.events(("PP",))
     exposed = case.exposed_of(events)
     # The first and last sixth of a step hold the pipeline's fill and drain.
@@ -83,7 +83,7 @@ def _pipeline(case: Case) -> Finding | None:
     if len(events) < 4 * case.steps or not case.notable(steady):
         return None
     interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
-    return Finding(
+    return Diagnosis(
         "pipeline-exposed",
         "pp.interleaved" if interleaved else "pp.not-interleaved",
         "Send and receive are exposed in the steady state of the pipeline"
@@ -105,11 +105,11 @@ def _pipeline(case: Case) -> Finding | None:
     )
 
 
-def _experts(case: Case) -> Finding | None:
+def _experts(case: Case) -> Diagnosis | None:
     exposed = case.dimension_exposed("EP")
     if not case.notable(exposed, 2 * NOTABLE):
         return None
-    return Finding(
+    return Diagnosis(
         "expert-exchange-exposed",
         "ep.off-unless-asked",
         "The exchange of tokens between experts is exposed.",
@@ -121,11 +121,11 @@ def _experts(case: Case) -> Finding | None:
     )
 
 
-def _slowed_compute(case: Case) -> Finding | None:
+def _slowed_compute(case: Case) -> Diagnosis | None:
     slowed = case.slowed
     if slowed.ratio is None or slowed.ratio < 1.05 or not case.notable(slowed.lost_ns):
         return None
-    return Finding(
+    return Diagnosis(
         "compute-slowed",
         None,
         f"Kernels take {slowed.ratio:.2f} times as long while communication runs: they share SMs "
@@ -140,11 +140,11 @@ def _slowed_compute(case: Case) -> Finding | None:
     )
 
 
-def _copies(case: Case) -> Finding | None:
+def _copies(case: Case) -> Diagnosis | None:
     exposed = sum(t.exposed_memory for t in case.times)
     if not case.notable(exposed, 2.5 * NOTABLE):
         return None
-    return Finding(
+    return Diagnosis(
         "copies-exposed",
         None,
         "Copies and memsets run while nothing computes or communicates.",
@@ -154,14 +154,14 @@ def _copies(case: Case) -> Finding | None:
     )
 
 
-def _idle(case: Case) -> Finding | None:
+def _idle(case: Case) -> Diagnosis | None:
     idle = sum(t.idle for t in case.times)
     between = sum(
         max(0, b.start - a.end) for a, b in zip(case.windows, case.windows[1:], strict=False)
     )
     if not case.notable(idle + between, 0.15):
         return None
-    return Finding(
+    return Diagnosis(
         "device-idle",
         None,
         "The device stands idle: the host launches too slowly, waits for data, or a pipeline "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, minus, union
-from overlapkit.trace.measure.step_times import Measured, Traffic
+from overlapkit.trace.measure.step_times import Traffic, WorkSpans
 from overlapkit.trace.read.device_work import COMPUTE
 from overlapkit.trace.read.kernel_names import short
 from overlapkit.trace.read.recorded import Call
@@ -104,7 +104,7 @@ def bus_factor(what: str, ranks: int | None) -> float | None:
     return 1.0
 
 
-def collectives(m: Measured, scope: Spans) -> list[Collective]:
+def collectives(m: WorkSpans, scope: Spans) -> list[Collective]:
     """Every sort of communication that runs in `scope`, the most exposed first."""
     work = m.work
     result = []
@@ -153,7 +153,7 @@ def _inside(scope: Spans, when: Ints) -> NDArray[np.bool_]:
     return np.asarray(scope.within(when, when + one) > 0)
 
 
-def slowed_compute(m: Measured, scope: Spans, limit: int = 10) -> SlowedCompute:
+def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute:
     """Kernels of one name, launch grid and launching thread: beside communication against alone.
 
     A kernel counts as beside communication when that covers half of it or more, and as alone when
@@ -216,7 +216,7 @@ def median(ordered: Ints) -> float:
     return (float(ordered[half - 1]) + float(ordered[half])) / 2
 
 
-def calls_by_group(m: Measured, scope: Spans) -> dict[str, tuple[list[int], list[int]]]:
+def calls_by_group(m: WorkSpans, scope: Spans) -> dict[str, tuple[list[int], list[int]]]:
     """Durations and exposed times of the collectives of each group, in the order of their starts.
 
     Point-to-point work is left out: its two sides do not wait for each other alike.

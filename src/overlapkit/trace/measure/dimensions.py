@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.trace.read.device_work import DIMENSIONS
 from overlapkit.trace.read.kernel_names import Nature, operation
 from overlapkit.trace.read.recorded import Call, Group
 
-CONFIDENCE = ("certain", "likely", "guess", "unknown")
+Confidence = Literal["certain", "likely", "guess", "unknown"]
 """From a description or a library of one use; from sizes; from the operation alone; not at all."""
+
+CONFIDENCE: tuple[Confidence, ...] = get_args(Confidence)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def described(description: str | None) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def dimension_of(nature: Nature, call: Call | None, known: Known) -> tuple[str, str]:
+def dimension_of(nature: Nature, call: Call | None, known: Known) -> tuple[str, Confidence]:
     """A communication's dimension and the confidence in it."""
     if nature.library == "userbuffers":
         return "TP", "certain"
@@ -170,7 +173,7 @@ _FITTING = {
 _REDUCING = ("TP", "DP", "CP", "EP", "embedding")
 
 
-def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, str]:
+def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confidence]:
     sizes = known.sizes()
     fitting = _FITTING.get(what, _REDUCING)
     candidates = [d for d in fitting if d in sizes]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
-from overlapkit.trace.measure.dimensions import CONFIDENCE, Known, dimension_of
+from overlapkit.trace.measure.dimensions import CONFIDENCE, Confidence, Known, dimension_of
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
     COMPUTE,
@@ -22,8 +22,10 @@ from overlapkit.trace.read.device_work import (
 from overlapkit.trace.read.kernel_names import Nature, nature, operation, short
 from overlapkit.trace.read.recorded import Call, Window
 
-PARTS = ("compute", "exposed_comm", "exposed_memory", "idle")
+Part = Literal["compute", "exposed_comm", "exposed_memory", "idle"]
 """The exclusive parts of a step, in order of precedence; they add up to it."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Times:
         return 100.0 * self.hidden_comm / self.comm if self.comm else None
 
     @property
-    def parts(self) -> dict[str, int]:
+    def parts(self) -> dict[Part, int]:
         """The exclusive parts."""
         return {
             "compute": self.compute,
@@ -97,19 +99,19 @@ class Traffic:
         name: the kernel, short.
         operation: "all_gather", "send", …
         dimension: one of `DIMENSIONS`.
-        confidence: how sure the dimension is, one of `CONFIDENCE`.
+        confidence: how sure the dimension is, see `Confidence`.
         group: the process group's description or name; None where it is not known.
     """
 
     name: str
     operation: str
     dimension: str
-    confidence: str
+    confidence: Confidence
     group: str | None
 
 
 @dataclass
-class Measured:
+class WorkSpans:
     """A device's work with everything that reports ask of it.
 
     Attributes:
@@ -167,14 +169,14 @@ class Measured:
         ]
 
 
-def measure(work: Work, known: Known) -> Measured:
+def measure(work: Work, known: Known) -> WorkSpans:
     """Classify a device's communication and form the sets of time that reports measure."""
     is_comm = work.kind == COMMUNICATION
     traffic, traffic_of = _traffic(work, np.flatnonzero(is_comm), known)
     compute = _of(work, work.kind == COMPUTE)
     comm = _of(work, is_comm)
     memory = _of(work, work.kind == MEMORY)
-    result = Measured(
+    result = WorkSpans(
         work=work,
         traffic=traffic,
         traffic_of=traffic_of,
@@ -250,16 +252,16 @@ def span_of(windows: Sequence[Window]) -> Spans:
     )
 
 
-def confidence_by_dimension(traffic: Sequence[Traffic]) -> dict[str, str]:
+def confidence_by_dimension(traffic: Sequence[Traffic]) -> dict[str, Confidence]:
     """The weakest confidence among each dimension's communication."""
-    result: dict[str, str] = {}
+    result: dict[str, Confidence] = {}
     for sort in traffic:
-        known = result.get(sort.dimension, "certain")
+        known: Confidence = result.get(sort.dimension, "certain")
         result[sort.dimension] = max(known, sort.confidence, key=CONFIDENCE.index)
     return {d: result[d] for d in DIMENSIONS if d in result}
 
 
-def contributions(m: Measured, windows: Sequence[Window]) -> dict[str, dict[str, Ints]]:
+def contributions(m: WorkSpans, windows: Sequence[Window]) -> dict[Part, dict[str, Ints]]:
     """Who makes up each exclusive part: part to label to nanoseconds per window.
 
     Every moment has one owner (of kernels that run at once, the one that began first), so the
@@ -269,12 +271,12 @@ def contributions(m: Measured, windows: Sequence[Window]) -> dict[str, dict[str,
     label = np.asarray([short(name) for name in work.names], dtype=object)[work.name]
     for index, sort in enumerate(m.traffic):
         label[m.traffic_of == index] = f"{sort.dimension} {sort.operation} ({sort.name})"
-    before: dict[str, tuple[int, Spans | None]] = {
+    before: dict[Part, tuple[int, Spans | None]] = {
         "compute": (COMPUTE, None),
         "exposed_comm": (COMMUNICATION, m.compute),
         "exposed_memory": (MEMORY, either(m.compute, m.comm)),
     }
-    result: dict[str, dict[str, Ints]] = {}
+    result: dict[Part, dict[str, Ints]] = {}
     for part, (kind, above) in before.items():
         chosen = np.flatnonzero(work.kind == kind)
         start, end, owner = shares(work.start[chosen], work.end[chosen])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, distinct
-from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.device_work import Source, Work
 from overlapkit.trace.read.kernel_names import nature
 from overlapkit.trace.read.recorded import Call, WorkColumns
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns, whole_numbers
@@ -21,7 +21,7 @@ _DAY_NS = 24 * 3600 * 10**9
 def finish_columns(
     columns: WorkColumns,
     path: str,
-    source: str,
+    source: Source,
     device: int,
     names: list[str],
     calls: list[Call],

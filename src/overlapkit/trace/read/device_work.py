@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints
 from overlapkit.trace.read.recorded import Call, Group, Window
+
+Source = Literal["kineto", "nsys", "cpu"]
+"""Where device work was read: torch.profiler; Nsight Systems; torch.profiler without a device."""
 
 COMPUTE, COMMUNICATION, MEMORY = 0, 1, 2
 """Kinds of device work."""
@@ -71,7 +75,7 @@ class Work:
     """
 
     path: str
-    source: str
+    source: Source
     device: int
     start: Ints
     end: Ints

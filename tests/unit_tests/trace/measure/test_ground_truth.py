@@ -6,7 +6,7 @@ import pytest
 
 from overlapkit.trace.analyse import analyse
 from overlapkit.trace.compare.comparison import compare, side_of
-from overlapkit.trace.document import merged_findings
+from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.rank_report import Options, RankReport
 from overlapkit.trace.ranks import across, settle_ranks
 from support.trace_generator import (
@@ -93,7 +93,7 @@ def test_collectives_are_counted_with_their_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "finding", "rule"),
+    ("name", "diagnosis", "rule"),
     [
         ("one bucket", "single-bucket", "core.single-bucket"),
         ("dp exposed", "grad-reduce-after-backward", "dp.defaults"),
@@ -106,13 +106,13 @@ def test_collectives_are_counted_with_their_bytes(tmp_path):
         ("late rank", "late-rank", None),
     ],
 )
-def test_what_is_wrong_is_told_with_its_rule(name, finding, rule, tmp_path):
+def test_what_is_wrong_is_told_with_its_rule(name, diagnosis, rule, tmp_path):
     reports = analysed(write_kineto(quick(name), tmp_path))
-    findings = {f.id: f for f in merged_findings(reports, across(reports))}
-    assert finding in findings
-    assert findings[finding].rule == rule
-    assert findings[finding].cost_us > 0
-    assert findings[finding].evidence
+    found = {d.id: d for d in diagnoses_of(reports, across(reports))}
+    assert diagnosis in found
+    assert found[diagnosis].rule == rule
+    assert found[diagnosis].cost_us > 0
+    assert found[diagnosis].evidence
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_told_with_its_rule(name, finding, rule, tmp_path):
 )
 def test_nothing_is_told_of_a_sound_run(name, tmp_path):
     reports = analysed(write_kineto(quick(name), tmp_path))
-    assert merged_findings(reports, across(reports)) == []
+    assert diagnoses_of(reports, across(reports)) == []
 
 
 def test_the_late_rank_is_named(tmp_path):

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from overlapkit.errors import InputError
 from overlapkit.trace.analyse import analyse_file
-from overlapkit.trace.document import merged_findings, trace_json
+from overlapkit.trace.document import trace_document
 from overlapkit.trace.page import trace_page
 from overlapkit.trace.rank_report import Options
-from overlapkit.trace.ranks import across, settle_ranks
+from overlapkit.trace.ranks import settle_ranks
 from overlapkit.trace.tables import show_trace
 from support import tiny_trace as tiny
 from support.property_tests import examples
@@ -58,9 +58,8 @@ def survive(path) -> None:
         assert "\n" not in str(error)
         return
     reports = settle_ranks(reports, None)
-    together = across(reports)
-    document = trace_json(reports, together, merged_findings(reports, together))
-    json.dumps(document, allow_nan=False)
+    document = trace_document(reports)
+    json.dumps(msgspec.to_builtins(document), allow_nan=False)
     msgspec.json.encode(document)
     show_trace(document, Console(file=io.StringIO(), width=100))
     trace_page(document, [report.timeline for report in reports]).encode()

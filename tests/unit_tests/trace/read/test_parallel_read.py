@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overlapkit.trace.analyse import analyse_file
-from overlapkit.trace.document import rank_json
+from overlapkit.trace.rank_document import rank_of
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.read import parallel_read as ahead
 from support.trace_generator import SCENARIOS, write_kineto
@@ -33,7 +33,7 @@ def both_ways(path: str) -> tuple[object, object, bool]:
     several = analyse_file(path, Options(), Watched(begun.children))
     alone = analyse_file(path, Options())
     used = bool(collected) and collected[-1] is not None
-    return list(map(rank_json, several)), list(map(rank_json, alone)), used
+    return list(map(rank_of, several)), list(map(rank_of, alone)), used
 
 
 @pytest.mark.parametrize("gz", [False, True])
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_read_by_one(old, processes, tmp_path):
     path.write_text(text[:middle])
     several, alone, _ = both_ways(truth.path)
     assert several == alone
-    assert "ends in the middle" in several[0]["warnings"][0]
+    assert "ends in the middle" in several[0].warnings[0]
 
 
 def test_small_files_and_others_are_not_read_ahead(tmp_path):

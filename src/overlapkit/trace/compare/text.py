@@ -1,0 +1,54 @@
+"""The wording of a comparison, for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overlapkit.output.numbers import ms_of_us, setting_text, signed_ms_of_us
+from overlapkit.trace.compare.comparison import Verdict
+from overlapkit.trace.compare.document import (
+    CompareDecision,
+    CompareDocument,
+    CompareExplanation,
+)
+from overlapkit.trace.text import PART_TITLES
+
+VERDICTS: dict[Verdict, str] = {
+    "slower": "Slower beyond the spread of its steps",
+    "faster": "Faster beyond the spread of its steps",
+    "same": "No change beyond the spread of its steps",
+}
+
+NO_DECISIONS = "The configurations decide alike: no overlap setting explains the change."
+NOTHING_EXPLAINED = "no part that it acts on has moved"
+
+
+def headline(document: CompareDocument) -> str:
+    """The change of the median step, and the verdict."""
+    base, new = document.base, document.new
+    relative = "" if document.change_pct is None else f", {document.change_pct:+.1f} %"
+    return (
+        f"Median step {ms_of_us(base.step_us)} -> {ms_of_us(new.step_us)} ms "
+        f"({signed_ms_of_us(document.change_us)} ms{relative}). "
+        f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
+    )
+
+
+def decisions(document: CompareDocument) -> Sequence[CompareDecision] | None:
+    """What is decided differently; None where no configurations were given."""
+    return document.decisions or [] if isinstance(document.decisions, list) else None
+
+
+def change(decision: CompareDecision) -> str:
+    """Both values, and the keys that caused the difference where they are not the knob itself."""
+    text = f"{setting_text(decision.base)} -> {setting_text(decision.new)}"
+    causes = ", ".join(decision.causes)
+    return f"{text} (by {causes})" if causes and causes != decision.knob else text
+
+
+def explanation(explained: CompareExplanation) -> str:
+    """A part that changed, and by how much."""
+    where = f"{explained.dimension} " if explained.dimension else ""
+    if explained.operations:
+        where += f"{' and '.join(explained.operations)}, "
+    return f"{where}{PART_TITLES[explained.part]} {signed_ms_of_us(explained.change_us)} ms"

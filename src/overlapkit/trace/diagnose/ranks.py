@@ -1,0 +1,55 @@
+"""The diagnoses of several ranks, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from overlapkit.output.numbers import us_of_ns
+from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.rank_report import RankReport
+from overlapkit.trace.ranks import Across
+
+
+def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[Diagnosis]:
+    """The diagnoses of all ranks and the one across them, the costliest first.
+
+    A diagnosis that several ranks share appears once, with the evidence of the rank that it costs
+    most.
+    """
+    by_id: dict[str, list[tuple[RankReport, Diagnosis]]] = {}
+    for report in reports:
+        for diagnosis in report.diagnoses:
+            by_id.setdefault(diagnosis.id, []).append((report, diagnosis))
+    merged = []
+    for found in by_id.values():
+        worst = max((d for _, d in found), key=lambda d: d.cost_us)
+        merged.append(replace(worst, ranks=sorted({r.rank or 0 for r, _ in found})))
+    if across is not None and across.late_rank is not None:
+        merged.append(_late_rank(reports, across, across.late_rank))
+    return sorted(merged, key=lambda d: -d.cost_us)
+
+
+def _late_rank(reports: Sequence[RankReport], across: Across, late: int) -> Diagnosis:
+    """The other ranks wait for the rank `late`."""
+    waits = {rank: w for rank, w in across.waiting.items() if rank != late}
+    steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
+    exposed = [us_of_ns(w.exposed_ns / steps[rank]) for rank, w in waits.items()]
+    return Diagnosis(
+        id="late-rank",
+        rule=None,
+        message=f"Other ranks wait for rank {late}: it is the last to join, and "
+        f"waiting is {across.exposed_waiting_pct:.0f} % of all exposed communication.",
+        evidence={
+            "late_rank": late,
+            "waiting_us": {
+                str(rank): us_of_ns(w.waiting_ns / steps[rank]) for rank, w in waits.items()
+            },
+            "last_to_join": across.waiting[late].last_to_join,
+            "matched": across.waiting[late].matched,
+        },
+        cost_us=max(exposed, default=0.0),
+        remedy="look at that rank: clocks and temperature, data loading, an uneven stage or "
+        "expert load; more overlap does not help",
+        ranks=sorted(waits),
+    )

@@ -1,0 +1,60 @@
+"""The wording of a report, for the terminal and the page."""
+
+from __future__ import annotations
+
+from overlapkit.output.numbers import ms_of_us
+from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
+from overlapkit.trace.measure.step_times import Part
+from overlapkit.trace.rank_document import TraceSlowedCompute
+
+PART_TITLES: dict[Part, str] = {
+    "compute": "compute",
+    "exposed_comm": "exposed communication",
+    "exposed_memory": "exposed memory",
+    "idle": "idle",
+}
+"""What the exclusive parts of a step are called."""
+
+NOTABLE_SLOWDOWN = 1.02
+"""Ratio from which slowed compute is mentioned."""
+
+NO_DIAGNOSES = "Nothing stands out."
+
+
+def headline(document: TraceDocument) -> str:
+    """How many ranks were read, of how many, and on what."""
+    count = len(document.ranks)
+    text = f"{count} rank{'s' if count > 1 else ''}"
+    if document.world_size:
+        text += f" of {document.world_size}"
+    return f"{text}  {document.gpu}" if document.gpu else text
+
+
+def slowed_sentence(slowed: TraceSlowedCompute, rank: int) -> str | None:
+    """How much longer compute takes beside communication; None where it is too little to say."""
+    if slowed.ratio is None or slowed.ratio < NOTABLE_SLOWDOWN:
+        return None
+    return (
+        f"Compute beside communication takes {slowed.ratio:.2f} times as long as alone "
+        f"(rank {rank}: {ms_of_us(slowed.lost_us)} ms lost over all steps)."
+    )
+
+
+def across_sentence(across: TraceAcrossRanks) -> str:
+    """The slowest rank, the spread, and who waits for whom."""
+    text = (
+        f"rank {across.slowest_rank} is slowest, spread {ms_of_us(across.spread_us)} ms "
+        f"({across.spread_pct:.1f} %)."
+    )
+    share = across.exposed_waiting_pct
+    if share is not None:
+        late = across.late_rank
+        text += f" Waiting for late ranks is {share:.0f} % of exposed communication"
+        text += "." if late is None else f"; the late one is rank {late}."
+    return text
+
+
+def cost(diagnosis: TraceDiagnosis) -> str:
+    """What a diagnosis costs, and how certain it is where that is less than likely."""
+    text = f"{ms_of_us(diagnosis.cost_us)} ms a step"
+    return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"
