@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Any, NoReturn
 
@@ -10,6 +9,8 @@ import click
 
 from overlapkit import __version__, options
 from overlapkit.errors import EXIT_BAD_INPUT, InputError
+from overlapkit.output.streams import open_standard_streams
+from overlapkit.processes import ends_on_signals
 
 EXIT_INTERRUPTED = 130
 
@@ -273,32 +274,25 @@ def lab(**given: Any) -> int:
 
 
 def main() -> NoReturn:
-    """Run the command line; bad input ends in one line on standard error and exit status 2."""
+    """Run the command line; an error ends in one line on standard error and exit status 2."""
     debug = "--debug" in sys.argv
+    open_standard_streams()
     status = 0
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file may have a name that the terminal cannot show: show its bytes.
-            stream.reconfigure(errors="backslashreplace")
     try:
-        result: Any = cli.main(standalone_mode=False)
+        with ends_on_signals():
+            result: Any = cli.main(standalone_mode=False)
+            sys.stdout.flush()
         status = result if isinstance(result, int) else 0
-        sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        status = stop.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
         status = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        from overlapkit.output.console import discard_output
-
-        discard_output()
     except Exception as error:
+        status = EXIT_BAD_INPUT
         if debug:
             import traceback
 
             traceback.print_exc()
-            sys.exit(EXIT_BAD_INPUT)
-        _fail(_told(error))
+        else:
+            print(f"overlapkit: {InputError(_told(error))}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -324,11 +318,6 @@ def _missing(error: ImportError) -> str:
 
     mend = foreign_megatron_bridge() or "a dependency is missing: reinstall overlapkit"
     return f"{error}; {mend}"
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"overlapkit: {InputError(message)}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from overlapkit.lab.cluster import executor
 from overlapkit.lab.cluster.slurm_options import slurm_options
 from overlapkit.lab.document import lab_json
 from overlapkit.lab.experiment import Plan, judged, link_told, plan, run_here, write_jobs
-from overlapkit.lab.launch.start import ends_on_signals
 from overlapkit.lab.output_folder import empty_folder, keep
 from overlapkit.lab.progress import progress
 from overlapkit.lab.scenario import Scenario, Setting
@@ -67,7 +66,7 @@ def run(request: Request) -> int:
         return _local(request, experiment)
     start = time.monotonic()
     out = None if request.out is None else empty_folder(request.out)
-    with ends_on_signals(), tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
         folder = Path(scratch)
         write_jobs(experiment, folder)
         with progress(sum(group.turns for group in experiment.groups)) as advance:
@@ -80,10 +79,7 @@ def _local(request: Request, experiment: Plan) -> int:
     folder = _folder_of(request)
     start = time.monotonic()
     executor.prepare(experiment, folder)
-    with (
-        ends_on_signals(),
-        progress(sum(group.turns for group in experiment.groups)) as advance,
-    ):
+    with progress(sum(group.turns for group in experiment.groups)) as advance:
         executor.run_locally(experiment, folder, advance)
     link = link_told(experiment, None)
     return _shown(request, experiment, folder, link, folder / executor.RESULTS, start)
@@ -108,8 +104,7 @@ def _slurm(request: Request, chosen: Sequence[Scenario]) -> int:
     if not request.dry_run:
         executor.need_sbatch()
     executor.prepare(experiment, folder)
-    with ends_on_signals():
-        outcome = executor.submit(experiment, folder, options, dry_run=request.dry_run)
+    outcome = executor.submit(experiment, folder, options, dry_run=request.dry_run)
     assert outcome.script is not None
     document = {
         "schema": SUBMITTED,

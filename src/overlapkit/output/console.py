@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,8 @@ def console() -> Console:
     # Imported here: a program that asks for JSON should not wait for it.
     from rich.console import Console
 
-    class Output(Console):
-        def on_broken_pipe(self) -> None:
-            # rich would exit with 1, which here means a finding.
-            discard_output()
-
     terminal = sys.stdout.isatty()
-    return Output(
+    return Console(
         width=None if terminal else 120,
         soft_wrap=not terminal,
         highlight=False,
@@ -34,11 +28,6 @@ def console() -> Console:
         markup=False,
         emoji=False,
     )
-
-
-def discard_output() -> None:
-    """Let standard output go nowhere: who read it had enough, which changes no exit status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def encodable(text: str) -> str:
@@ -52,10 +41,6 @@ def write_json(document: msgspec.Struct | dict[str, Any]) -> None:
 
 
 def write_text(text: str) -> None:
-    """Text on standard output, whole; a reader that had enough changes no exit status."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # click would exit with 1, which here means a finding.
-        discard_output()
+    """Text on standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

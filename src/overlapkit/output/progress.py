@@ -16,6 +16,10 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    # Without a thread that refreshes the bar: a process that is forked meanwhile could inherit its
+    # locks.
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        bar.refresh()
+        yield lambda: bar.update(task, advance=1, refresh=True)

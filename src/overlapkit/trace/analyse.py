@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from overlapkit.errors import InputError
 from overlapkit.output.progress import progress
+from overlapkit.processes import WorkerLost, in_workers
 from overlapkit.trace.diagnose.profile import diagnose
 from overlapkit.trace.measure.collectives import (
     SlowedCompute,
@@ -81,29 +82,19 @@ def analyse_each(
     """The devices of each file, otherwise as `analyse`."""
     if len(paths) == 1:
         return [analyse_file(paths[0], options, ahead)]
-    # Imported here: the most common run reads one file, and this costs a tenth of its start.
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(paths), cores or 1)
     found: dict[int, list[RankReport]] = {}
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        waiting = {
-            pool.submit(analyse_file, path, options): index for index, path in enumerate(paths)
-        }
-        try:
-            with progress(len(paths), "Reading traces") as advance:
-                for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
-                    advance()
-        except BrokenProcessPool:
-            raise InputError(
-                "a process reading a trace was ended by the system, most likely for lack of "
-                "memory; name fewer files at a time"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    calls = [(path, options) for path in paths]
+    try:
+        with progress(len(paths), "Reading traces") as advance:
+            for index, reports in in_workers(analyse_file, calls, cores or 1):
+                found[index] = reports
+                advance()
+    except WorkerLost:
+        raise InputError(
+            "a process reading a trace was ended by the system, most likely for lack of "
+            "memory; name fewer files at a time"
+        ) from None
     return [found[index] for index in sorted(found)]
 
 

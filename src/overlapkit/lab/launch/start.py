@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import msgspec
@@ -23,8 +20,9 @@ from overlapkit.lab.events import FAILED, FOLDER_VARIABLE, JOINED, Event, Tail, 
 from overlapkit.lab.launch.failure import LabError, failed, standing
 from overlapkit.lab.launch.supervise import SCRATCH, STOP, Order, Report
 from overlapkit.lab.link.kind import LinkUsed
+from overlapkit.processes import ends_on_signals, uninterrupted
 
-__all__ = ["Event", "LabError", "Launch", "LinkUsed", "emit", "ends_on_signals", "run_ranks"]
+__all__ = ["Event", "LabError", "Launch", "LinkUsed", "emit", "run_ranks"]
 
 SUPERVISOR_LOG = "supervisor.log"
 
@@ -77,33 +75,6 @@ def run_ranks(launch: Launch, on_event: Callable[[Event], None]) -> LinkUsed:
     """
     with ends_on_signals(), _supervised(launch) as supervisor:
         return _Run(launch, supervisor, on_event).to_the_end()
-
-
-@contextmanager
-def ends_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP become SystemExit, so that folders and processes are cleaned up.
-
-    Only in the main thread, and only where they would end the process at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    changed = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL
-    ]
-    for number in changed:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass
@@ -209,7 +180,7 @@ def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
             supervisor.stdin.flush()
         yield supervisor
     finally:
-        with _uninterrupted():
+        with uninterrupted():
             with suppress(OSError):
                 supervisor.stdin.write(STOP)
                 supervisor.stdin.close()
@@ -219,17 +190,6 @@ def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
             supervisor.wait()
             supervisor.stdout.close()
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Signals that would end the process wait for a moment."""
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment(launch: Launch) -> dict[str, str]:

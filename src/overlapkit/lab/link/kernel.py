@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from overlapkit.processes import die_with_parent as die_with_parent
 
 NEW_MOUNTS = 0x00020000
 NEW_USER = 0x10000000
 NEW_PIDS = 0x20000000
 NEW_NETWORK = 0x40000000
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
@@ -81,11 +81,6 @@ def mount_privately() -> None:
         _libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", ctypes.c_ulong(hardened), b"mode=1777"),
         "mounting /dev/shm",
     )
-
-
-def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
-    """Be sent a signal when the parent dies; the kernel keeps this over exec, not over fork."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(how), 0, 0, 0), "prctl")
 
 
 def adopt_orphans() -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlapkit.errors import InputError
+from overlapkit.processes import Worker
 from overlapkit.trace.read.byte_source import GZIP_MAGIC, SQLITE_MAGIC
-from overlapkit.trace.read.json_events import NotInShares
 from overlapkit.trace.read.kineto_events import DigitsNeeded, read_events
 from overlapkit.trace.read.recorded import Reading
 
@@ -28,28 +26,33 @@ MAX_PROCESSES = 4
 
 @dataclass(frozen=True)
 class Ahead:
-    """Processes that are reading a file: process id and the end of its pipe that is read."""
+    """Processes that are reading shares of one file."""
 
-    children: list[tuple[int, int]]
+    workers: list[Worker[Reading]]
 
     def collect(self) -> Reading | None:
-        """What they have read; None where the file must be read here.
+        """Everything that they have read; None where the file must be read here.
 
         Raises:
             DigitsNeeded: times have digits that were not kept.
         """
-        results = [_result(process, pipe) for process, pipe in self.children]
-        if "digits" in results:
-            raise DigitsNeeded
-        whole: Reading | None = None
-        for result in results:
-            if not isinstance(result, Reading):
-                return None
-            if whole is None:
-                whole = result
+        complete: Reading | None = None
+        alone = digits = False
+        for worker in self.workers:
+            try:
+                share = worker.result()
+            except DigitsNeeded:
+                digits = True
+            except Exception:  # whatever it is, reading here shows it
+                alone = True
             else:
-                whole.add(result)
-        return whole
+                if complete is None:
+                    complete = share
+                else:
+                    complete.add(share)
+        if digits:
+            raise DigitsNeeded
+        return None if alone else complete
 
 
 def read_ahead(path: str, *, exact: bool = False) -> Ahead | None:
@@ -58,16 +61,16 @@ def read_ahead(path: str, *, exact: bool = False) -> Ahead | None:
     if cores < 2 or not hasattr(os, "fork") or not _is_large(path):
         return None
     shares = min(cores, MAX_PROCESSES)
-    children = []
-    for index in range(shares):
-        ours, theirs = os.pipe()
-        process = os.fork()
-        if process == 0:
-            os.close(ours)
-            _child(path, exact, (index, shares), theirs)
-        os.close(theirs)
-        children.append((process, ours))
-    return Ahead(children)
+    try:
+        return Ahead([Worker(_read_share, path, exact, (n, shares)) for n in range(shares)])
+    except OSError:
+        return None
+
+
+def _read_share(path: str, exact: bool, share: tuple[int, int]) -> Reading:
+    # Millions of short-lived objects, none in a cycle.
+    gc.disable()
+    return read_events(path, exact=exact, share=share)
 
 
 def _is_large(path: str) -> bool:
@@ -81,31 +84,3 @@ def _is_large(path: str) -> bool:
     if start.startswith(SQLITE_MAGIC):
         return False
     return size * (10 if start.startswith(GZIP_MAGIC) else 1) >= LARGE
-
-
-def _child(path: str, exact: bool, share: tuple[int, int], pipe: int) -> None:
-    """Read one share, write it to the pipe, and end this process."""
-    try:
-        gc.disable()
-        result: Reading | str
-        try:
-            result = read_events(path, exact=exact, share=share)
-        except DigitsNeeded:
-            result = "digits"
-        except (InputError, NotInShares):
-            result = "alone"
-        with os.fdopen(pipe, "wb") as stream:
-            pickle.dump(result, stream, protocol=pickle.HIGHEST_PROTOCOL)
-    finally:
-        # Whatever happened: nothing of the parent's may run here, and it reads the file itself.
-        os._exit(0)
-
-
-def _result(process: int, pipe: int) -> object:
-    try:
-        with os.fdopen(pipe, "rb") as stream:
-            return pickle.load(stream)
-    except (EOFError, pickle.UnpicklingError, MemoryError):
-        return "alone"
-    finally:
-        os.waitpid(process, 0)

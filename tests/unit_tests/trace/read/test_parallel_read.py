@@ -21,7 +21,7 @@ def processes(monkeypatch):
 
 def both_ways(path: str) -> tuple[object, object, bool]:
     begun = ahead.read_ahead(path)
-    assert begun is not None and len(begun.children) == 3
+    assert begun is not None and len(begun.workers) == 3
     collected = []
     collect = type(begun).collect
 
@@ -30,7 +30,7 @@ def both_ways(path: str) -> tuple[object, object, bool]:
             collected.append(collect(self))
             return collected[-1]
 
-    several = analyse_file(path, Options(), Watched(begun.children))
+    several = analyse_file(path, Options(), Watched(begun.workers))
     alone = analyse_file(path, Options())
     used = bool(collected) and collected[-1] is not None
     return list(map(rank_of, several)), list(map(rank_of, alone)), used
