@@ -26,6 +26,7 @@ from overlapkit.errors import InputError, nearest
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
+    "plan": "overlapkit.plan.document:PlanDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",
     "trace": "overlapkit.trace.document:TraceDocument",
     "compare": "overlapkit.trace.compare.document:CompareDocument",

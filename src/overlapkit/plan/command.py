@@ -13,7 +13,7 @@ from overlapkit.output.console import write_json, write_text
 from overlapkit.output.files import outputs
 from overlapkit.plan.candidates import parse_swept
 from overlapkit.plan.cluster import cluster_of
-from overlapkit.plan.document import plan_json
+from overlapkit.plan.document import plan_document
 from overlapkit.plan.inputs import read_inputs
 from overlapkit.plan.plan import Plan, make_plan
 
@@ -68,7 +68,7 @@ def run(
     if form is not None:
         _emit(plan, form)
     elif as_json:
-        write_json(plan_json(plan, show_work=show_work))
+        write_json(plan_document(plan, show_work=show_work))
     else:
         _show(plan, show_work=show_work, ranking=swept is not None)
     return EXIT_FINDING if plan.recommendation.proposal.report.findings else 0

@@ -1,156 +1,441 @@
-"""The JSON interface of `overlapkit plan`: `overlapkit/plan/v1` (docs/json-plan.md)."""
+"""The JSON document of `overlapkit plan`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from overlapkit.plan.advise.dimensions import buckets_told
+from msgspec import Meta, Struct, field
+
+from overlapkit.output.numbers import plain
+from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
-from overlapkit.plan.estimate.costs import Summary
-from overlapkit.plan.figure import figure_json
+from overlapkit.plan.advise.proposal import Proposal
+from overlapkit.plan.advise.recommend import Gain
+from overlapkit.plan.estimate.costs import MemoryNeed, Summary
+from overlapkit.plan.figure import Figure, derivation
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
-from overlapkit.plan.text import recommended_settings, title
-
-SCHEMA = "overlapkit/plan/v1"
 
 LISTED = 20
-"""Layouts of a sweep that the document holds: the fastest."""
+"""Layouts of a sweep that the document contains: the fastest."""
+
+TP = Annotated[int, Meta(description="tensor-parallel ranks")]
+PP = Annotated[int, Meta(description="pipeline-parallel ranks")]
+VP = Annotated[int, Meta(description="virtual stages on each pipeline rank; 1 if not interleaved")]
+CP = Annotated[int, Meta(description="context-parallel ranks")]
+EP = Annotated[int, Meta(description="expert-parallel ranks")]
+DP = Annotated[int, Meta(description="data-parallel ranks: `world_size` / (TP x PP x CP)")]
+MicroBatch = Annotated[int, Meta(description="sequences of a microbatch")]
 
 
-def plan_json(plan: Plan, *, show_work: bool = False) -> dict[str, Any]:
-    """The plan as the JSON interface shows it.
+class PlanLayout(Struct, frozen=True, kw_only=True):
+    """How the model and the batch are divided over the GPUs. Ranks are 1 where not divided."""
+
+    tp: TP
+    pp: PP
+    vp: VP
+    cp: CP
+    ep: EP
+    dp: DP
+    micro_batch: MicroBatch
+    global_batch: Annotated[int, Meta(description="sequences of a step, over all ranks")]
+    sequence: Annotated[int | None, Meta(description="tokens of a sequence")]
+    chosen: Annotated[
+        str | None, Meta(description="how the layout was chosen; `null` where it was given")
+    ]
+
+
+class PlanTimes(Struct, frozen=True, kw_only=True):
+    """Milliseconds without overlap and with it."""
+
+    without: Annotated[float, Meta(description="ms with every overlap off")]
+    with_: Annotated[float, Meta(description="ms with the recommended overlap")] = field(
+        name="with"
+    )
+
+
+class PlanThroughput(Struct, frozen=True, kw_only=True):
+    """Throughput without overlap and with it."""
+
+    without: Annotated[int, Meta(description="tokens/s/GPU with every overlap off")]
+    with_: Annotated[int, Meta(description="tokens/s/GPU with the recommended overlap")] = field(
+        name="with"
+    )
+
+
+class PlanEstimate(Struct, frozen=True, kw_only=True):
+    """What a step is expected to take."""
+
+    step_ms: Annotated[PlanTimes, Meta(description="the step")]
+    tokens_per_s_per_gpu: Annotated[PlanThroughput, Meta(description="tokens trained per second")]
+    parts_ms: Annotated[
+        dict[str, PlanTimes],
+        Meta(
+            description="the parts that take any time, which add up to the step. Exposed "
+            "communication is one part per dimension; `contention` is by how much hidden "
+            "communication slows compute"
+        ),
+    ]
+
+
+class PlanMemory(Struct, frozen=True, kw_only=True):
+    """Memory of the fullest GPU, in GB of 10^9 bytes."""
+
+    needed: Annotated[float, Meta(description="GB that the run needs, by estimate")]
+    usable: Annotated[float, Meta(description="GB that a run can use: the capacity less a margin")]
+    capacity: Annotated[float, Meta(description="GB of the GPU")]
+
+
+class PlanDimension(Struct, frozen=True, kw_only=True):
+    """Whether the communication of one parallel dimension is overlapped.
+
+    All dimensions are listed, in this order: `TP`, `DP gradients`, `DP parameters`, `PP`, `CP`,
+    `EP`. The gains of two dimensions need not add up.
+    """
+
+    dimension: Annotated[str, Meta(description="name of the dimension")]
+    ranks: Annotated[int, Meta(description="GPUs that communicate; 1: nothing is exchanged")]
+    on: Annotated[bool, Meta(description="whether it is overlapped, as the rules grant it")]
+    gain_ms: Annotated[
+        float | None,
+        Meta(
+            description="ms that this overlap saves, all others being as recommended; `null` where "
+            "it is off, has no switch, or there is no estimate"
+        ),
+    ]
+    gain_pct: Annotated[
+        float | None, Meta(description="the same in percent of the step without this overlap")
+    ]
+    reason: Annotated[str, Meta(description="why, in one sentence")]
+    remedy: Annotated[
+        str | None,
+        Meta(description="what would turn it on; `null` where nothing would, or it is on"),
+    ]
+
+
+class PlanPreset(Struct, frozen=True, kw_only=True):
+    """The userbuffers settings of TP overlap."""
+
+    name: Annotated[
+        str | None, Meta(description="the preset; `null` means Transformer Engine's own settings")
+    ]
+    match: Annotated[
+        str, Meta(description="how well the preset fits this run: `exact`, `nearest` or `none`")
+    ]
+    differs: Annotated[
+        list[str], Meta(description="what the preset was tuned for that this run is not")
+    ]
+    reason: Annotated[str, Meta(description="why this preset, or why none")]
+
+
+class PlanBucket(Struct, frozen=True, kw_only=True):
+    """The buckets that gradients are reduced in."""
+
+    parameters: Annotated[int, Meta(description="parameters of a bucket, not bytes")]
+    reason: Annotated[str, Meta(description="why this size")]
+    count: Annotated[
+        str | None, Meta(description="how many buckets there are, in a sentence; `null` if unknown")
+    ]
+
+
+class PlanChange(Struct, frozen=True, kw_only=True):
+    """A knob whose effective value differs from that of the configuration as given."""
+
+    from_: Annotated[Any, Meta(description="its value in the configuration as given")] = field(
+        name="from"
+    )
+    to: Annotated[Any, Meta(description="its recommended value")]
+
+
+class PlanNextStep(Struct, frozen=True, kw_only=True):
+    """What to try when a profile contradicts the plan."""
+
+    shows: Annotated[str, Meta(description="what the profile shows")]
+    change: Annotated[str, Meta(description="what to set then, and why it helps")]
+
+
+class PlanSweptLayout(Struct, frozen=True, kw_only=True):
+    """One layout of a sweep, with its estimate."""
+
+    tp: TP
+    pp: PP
+    vp: VP
+    cp: CP
+    ep: EP
+    dp: DP
+    micro_batch: MicroBatch
+    step_ms: Annotated[float, Meta(description="ms of a step with the overlap that rules grant")]
+    tokens_per_s_per_gpu: Annotated[int, Meta(description="tokens trained per second by each GPU")]
+    memory_gb: Annotated[float, Meta(description="GB needed on the fullest GPU")]
+
+
+class PlanSweep(Struct, frozen=True, kw_only=True):
+    """The layouts that were compared."""
+
+    tried: Annotated[int, Meta(description="how many layouts divide the model and the GPUs")]
+    fit: Annotated[int, Meta(description="how many of them fit into memory")]
+    layouts: Annotated[
+        list[PlanSweptLayout], Meta(description=f"the {LISTED} fastest that fit, by estimate")
+    ]
+
+
+class PlanFigure(Struct, frozen=True, kw_only=True):
+    """A number with its derivation."""
+
+    value: Annotated[float, Meta(description="in `unit`")]
+    unit: Annotated[str, Meta(description="empty for a plain number")]
+    formula: Annotated[str, Meta(description="in the names of `inputs`; empty for a fact")]
+    inputs: Annotated[list[str], Meta(description="names of the figures in the formula")]
+    source: Annotated[str, Meta(description="where the fact, or the formula, comes from")]
+
+
+class PlanDerivation(Struct, frozen=True, kw_only=True):
+    """One result, and everything that it was computed from."""
+
+    name: Annotated[str, Meta(description="of the result, a key of `figures`")]
+    figures: Annotated[
+        dict[str, PlanFigure],
+        Meta(
+            description="by name; figures that share a name and differ in their derivation are "
+            "numbered, such as `tokens #2`"
+        ),
+    ]
+
+
+class PlanDocument(Struct, frozen=True, kw_only=True):
+    """What to set for a model on a cluster, why, and what to expect."""
+
+    schema: Annotated[
+        Literal["overlapkit/plan/v1"], Meta(description="name and version of this document")
+    ] = "overlapkit/plan/v1"
+    config: Annotated[
+        str, Meta(description="the configuration or the model, as the command line names it")
+    ]
+    world_size: Annotated[int, Meta(description="GPUs of the job")]
+    gpu: Annotated[str, Meta(description="short name of the GPU, such as `h100`")]
+    precision: Annotated[
+        str,
+        Meta(
+            description="of the linear layers: `bf16`, `fp8 current`, `fp8 delayed`, "
+            "`fp8 blockwise`, `mxfp8`, `nvfp4` or `fp32`"
+        ),
+    ]
+    layout: Annotated[PlanLayout, Meta(description="how model and batch are divided")]
+    estimate: Annotated[
+        PlanEstimate | None,
+        Meta(description="what a step is expected to take; `null` if it cannot be estimated"),
+    ]
+    not_estimated: Annotated[str | None, Meta(description="why there is no estimate")]
+    memory_gb: Annotated[
+        PlanMemory | None, Meta(description="of the fullest GPU; `null` without an estimate")
+    ]
+    dimensions: Annotated[list[PlanDimension], Meta(description="the overlap, by dimension")]
+    preset: Annotated[
+        PlanPreset | None, Meta(description="the userbuffers settings; `null` without TP overlap")
+    ]
+    bucket: Annotated[
+        PlanBucket | None,
+        Meta(description="the gradient buckets; `null` where gradients are not overlapped"),
+    ]
+    gradient_reduction: Annotated[
+        str, Meta(description="the precision that gradients are summed in, and the alternative")
+    ]
+    environment: Annotated[
+        dict[str, str],
+        Meta(description="each environment variable that the job needs, and its value"),
+    ]
+    environment_reasons: Annotated[
+        dict[str, str], Meta(description="the same variables, and why they are needed")
+    ]
+    settings: Annotated[
+        dict[str, Any],
+        Meta(description="dotted keys that carry the recommendation, usable as overrides"),
+    ]
+    changes: Annotated[
+        dict[str, PlanChange],
+        Meta(
+            description="knobs whose effective value differs from that of the configuration as "
+            "given; empty for a published model"
+        ),
+    ]
+    next_steps: Annotated[
+        list[PlanNextStep], Meta(description="what to try when a profile contradicts the plan")
+    ]
+    notes: Annotated[list[str], Meta(description="what was assumed or not applied")]
+    sweep: Annotated[
+        PlanSweep | None,
+        Meta(description="with `--sweep`, or where the layout was chosen: what was compared"),
+    ]
+    work: Annotated[
+        list[PlanDerivation] | None,
+        Meta(
+            description="with `--show-work`: the derivations of the tokens per second with overlap "
+            "and without, and of the memory"
+        ),
+    ]
+
+
+def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
+    """The plan as the document `overlapkit/plan/v1`.
 
     Args:
         plan: what to show.
         show_work: with the derivation of every figure, which is long.
     """
     r, p = plan.recommendation, plan.recommendation.proposal
-    summaries = plan.estimates
-    return {
-        "schema": SCHEMA,
-        "config": title(plan)[0],
-        "world_size": plan.world_size,
-        "gpu": plan.gpu,
-        "precision": plan.precision,
-        "layout": layout_json(plan),
-        "estimate": _estimate(summaries) if summaries else None,
-        "not_estimated": r.not_estimated,
-        "memory_gb": _memory(plan),
-        "dimensions": [
-            {
-                "dimension": d.name,
-                "ranks": d.ranks,
-                "on": d.on,
-                "gain_ms": _ms(r.gains[d.name].seconds) if d.name in r.gains else None,
-                "gain_pct": _pct(r.gains[d.name].share) if d.name in r.gains else None,
-                "reason": d.reason,
-                "remedy": d.remedy,
-            }
-            for d in r.dimensions
-        ],
-        "preset": None
-        if p.preset is None
-        else {
-            "name": p.preset.name,
-            "match": p.preset.match,
-            "differs": list(p.preset.differs),
-            "reason": p.preset.reason,
+    preset = p.preset
+    return PlanDocument(
+        config=plan.name,
+        world_size=plan.world_size,
+        gpu=plan.gpu,
+        precision=plan.precision,
+        layout=_layout(plan),
+        estimate=_estimate(*plan.estimates) if plan.estimates else None,
+        not_estimated=r.not_estimated,
+        memory_gb=None if plan.memory is None else _memory(plan.memory),
+        dimensions=[_dimension(d, r.gains.get(d.name)) for d in r.dimensions],
+        preset=None
+        if preset is None
+        else PlanPreset(
+            name=preset.name,
+            match=preset.match,
+            differs=list(preset.differs),
+            reason=preset.reason,
+        ),
+        bucket=_bucket(p),
+        gradient_reduction=r.reduction,
+        environment={v.name: v.value for v in p.report.launch_env},
+        environment_reasons={v.name: v.reason for v in p.report.launch_env},
+        settings=recommended_settings(p),
+        changes={
+            knob: PlanChange(from_=before, to=after) for knob, (before, after) in r.changes.items()
         },
-        "bucket": _bucket(plan),
-        "gradient_reduction": r.reduction,
-        "environment": {v.name: v.value for v in p.report.launch_env},
-        "environment_reasons": {v.name: v.reason for v in p.report.launch_env},
-        "settings": recommended_settings(p),
-        "changes": {
-            knob: {"from": before, "to": after} for knob, (before, after) in r.changes.items()
+        next_steps=[PlanNextStep(shows=s.shows, change=s.change) for s in next_steps(p)],
+        notes=list(plan.notes),
+        sweep=None if plan.ranking is None else _sweep(plan.ranking),
+        work=[derivation_document(figure) for figure in plan.figures()] if show_work else None,
+    )
+
+
+def recommended_settings(p: Proposal) -> dict[str, Any]:
+    """The keys that carry the recommendation, dotted, usable as overrides."""
+    flat = p.settings.flat()
+    keys = [key for key in flat if key.startswith("comm_overlap.")]
+    keys += [
+        key
+        for key in (
+            "model.sequence_parallel",
+            "ddp.use_distributed_optimizer",
+            "optimizer.use_distributed_optimizer",
+        )
+        if flat.get(key)
+    ]
+    return {key: plain(flat[key]) for key in keys}
+
+
+def derivation_document(figure: Figure) -> PlanDerivation:
+    """A figure and all that it was computed from, each once."""
+    derived = derivation(figure)
+    return PlanDerivation(
+        name=next(iter(derived)),
+        figures={
+            name: PlanFigure(
+                value=one.value,
+                unit=one.unit,
+                formula=one.formula,
+                inputs=inputs,
+                source=one.source,
+            )
+            for name, (one, inputs) in derived.items()
         },
-        "next_steps": [{"shows": s.shows, "change": s.change} for s in next_steps(p)],
-        "notes": list(plan.notes),
-        "sweep": None if plan.ranking is None else ranking_json(plan.ranking),
-        "work": [figure_json(figure) for figure in plan.figures()] if show_work else None,
-    }
+    )
 
 
-def layout_json(plan: Plan) -> dict[str, Any]:
-    """The layout, and why this one where it was chosen."""
-    chosen = plan.layout
-    return {
-        "tp": chosen.tp,
-        "pp": chosen.pp,
-        "vp": chosen.vp,
-        "cp": chosen.cp,
-        "ep": chosen.ep,
-        "dp": plan.data_parallel_size,
-        "micro_batch": chosen.mbs,
-        "global_batch": plan.recommendation.proposal.run.train.global_batch_size,
-        "sequence": plan.recommendation.proposal.run.model.seq_length,
-        "chosen": plan.chosen_because,
-    }
+def _layout(plan: Plan) -> PlanLayout:
+    layout, run = plan.layout, plan.recommendation.proposal.run
+    return PlanLayout(
+        tp=layout.tp,
+        pp=layout.pp,
+        vp=layout.vp,
+        cp=layout.cp,
+        ep=layout.ep,
+        dp=plan.data_parallel_size,
+        micro_batch=layout.mbs,
+        global_batch=run.train.global_batch_size,
+        sequence=run.model.seq_length,
+        chosen=plan.chosen_because,
+    )
 
 
-def _estimate(summaries: tuple[Summary, ...]) -> dict[str, Any]:
-    after, before = summaries
-    return {
-        "step_ms": {"without": _ms(before.step_s), "with": _ms(after.step_s)},
-        "tokens_per_s_per_gpu": {
-            "without": round(before.tokens_per_s_per_gpu),
-            "with": round(after.tokens_per_s_per_gpu),
-        },
-        "parts_ms": {
-            name: {"without": _ms(before.parts.get(name, 0)), "with": _ms(after.parts.get(name, 0))}
+def _estimate(after: Summary, before: Summary) -> PlanEstimate:
+    return PlanEstimate(
+        step_ms=_times(before.step_s, after.step_s),
+        tokens_per_s_per_gpu=PlanThroughput(
+            without=round(before.tokens_per_s_per_gpu), with_=round(after.tokens_per_s_per_gpu)
+        ),
+        parts_ms={
+            name: _times(before.parts.get(name, 0), after.parts.get(name, 0))
             for name in before.parts | after.parts
             if before.parts.get(name) or after.parts.get(name)
         },
-    }
+    )
 
 
-def _memory(plan: Plan) -> dict[str, Any] | None:
-    if plan.memory is None:
-        return None
-    return {
-        "needed": round(plan.memory.needed / 1e9, 1),
-        "usable": round(plan.memory.usable / 1e9, 1),
-        "capacity": round(plan.memory.capacity / 1e9, 1),
-    }
+def _times(before_s: float, after_s: float) -> PlanTimes:
+    return PlanTimes(without=_ms(before_s), with_=_ms(after_s))
 
 
-def _bucket(plan: Plan) -> dict[str, Any] | None:
-    p = plan.recommendation.proposal
+def _memory(memory: MemoryNeed) -> PlanMemory:
+    return PlanMemory(
+        needed=_gb(memory.needed), usable=_gb(memory.usable), capacity=_gb(memory.capacity)
+    )
+
+
+def _dimension(d: DimensionAdvice, gain: Gain | None) -> PlanDimension:
+    return PlanDimension(
+        dimension=d.name,
+        ranks=d.ranks,
+        on=d.on,
+        gain_ms=None if gain is None else _ms(gain.seconds),
+        gain_pct=None if gain is None else round(100 * gain.share, 1),
+        reason=d.reason,
+        remedy=d.remedy,
+    )
+
+
+def _bucket(p: Proposal) -> PlanBucket | None:
     size = p.effective("ddp.bucket_size")
     if size is None or not p.effective("ddp.overlap_grad_reduce"):
         return None
-    return {
-        "parameters": size,
-        "reason": p.bucket.reason if p.bucket is not None else "given on the command line",
-        "count": buckets_told(p),
-    }
+    return PlanBucket(
+        parameters=size,
+        reason=p.bucket.reason if p.bucket is not None else "given on the command line",
+        count=bucket_count(p),
+    )
 
 
-def ranking_json(ranking: Ranking) -> dict[str, Any]:
-    """The fastest layouts of a sweep, and how many there were."""
-    return {
-        "tried": ranking.tried,
-        "fit": len(ranking.fitting),
-        "layouts": [ranked_json(each) for each in ranking.fitting[:LISTED]],
-    }
+def _sweep(ranking: Ranking) -> PlanSweep:
+    return PlanSweep(
+        tried=ranking.tried,
+        fit=len(ranking.fitting),
+        layouts=[_swept(each) for each in ranking.fitting[:LISTED]],
+    )
 
 
-def ranked_json(each: Ranked) -> dict[str, Any]:
-    """One layout of a sweep."""
+def _swept(each: Ranked) -> PlanSweptLayout:
     layout = each.layout
-    return {
-        "tp": layout.tp,
-        "pp": layout.pp,
-        "vp": layout.vp,
-        "cp": layout.cp,
-        "ep": layout.ep,
-        "dp": each.data_parallel_size,
-        "micro_batch": layout.mbs,
-        "step_ms": _ms(each.summary.step_s),
-        "tokens_per_s_per_gpu": round(each.summary.tokens_per_s_per_gpu),
-        "memory_gb": round(each.memory.needed / 1e9, 1),
-    }
+    return PlanSweptLayout(
+        tp=layout.tp,
+        pp=layout.pp,
+        vp=layout.vp,
+        cp=layout.cp,
+        ep=layout.ep,
+        dp=each.data_parallel_size,
+        micro_batch=layout.mbs,
+        step_ms=_ms(each.summary.step_s),
+        tokens_per_s_per_gpu=round(each.summary.tokens_per_s_per_gpu),
+        memory_gb=_gb(each.memory.needed),
+    )
 
 
 def _ms(seconds: float) -> float:
@@ -158,5 +443,5 @@ def _ms(seconds: float) -> float:
     return round(value, 1) if value >= 1000 else float(f"{value:.4g}")
 
 
-def _pct(share: float) -> float:
-    return round(100 * share, 1)
+def _gb(count: float) -> float:
+    return round(count / 1e9, 1)

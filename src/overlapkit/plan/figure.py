@@ -157,70 +157,62 @@ def rounded_up(operand: Figure) -> Figure:
     return _function("ceil", (operand,), float(math.ceil(operand.value - 1e-9)))
 
 
-def figure_json(figure: Figure) -> dict[str, Any]:
-    """The figure and all that it was computed from, each once: ``{name, figures: {...}}``.
+def derivation(figure: Figure) -> dict[str, tuple[Figure, list[str]]]:
+    """The figure and all that it was computed from, each once, with the names of its inputs.
 
-    Figures of one name but unlike derivations are told apart by a number behind the name.
+    The figure itself comes first. Figures that share a name and differ in their derivation are
+    numbered.
     """
-    alike = _Alike()
-    each = [one for _, one, before in _walk(figure, alike) if not before]
+    numbers = _Numbers()
+    each = [one for _, one, before in _walk(figure, numbers) if not before]
     names: dict[int, str] = {}
     taken: dict[str, int] = {}
     for one in each:
         name = one.name or one.formula
         count = taken[name] = taken.get(name, 0) + 1
-        names[alike.key(one)] = name if count == 1 else f"{name} #{count}"
+        names[numbers.of(one)] = name if count == 1 else f"{name} #{count}"
     return {
-        "name": names[alike.key(figure)],
-        "figures": {
-            names[alike.key(one)]: {
-                "value": one.value,
-                "unit": one.unit,
-                "formula": one.formula,
-                "inputs": [names[alike.key(given)] for given in one.inputs],
-                "source": one.source,
-            }
-            for one in each
-        },
+        names[numbers.of(one)]: (one, [names[numbers.of(input_)] for input_ in one.inputs])
+        for one in each
     }
 
 
 def work(figure: Figure) -> Iterator[tuple[int, Figure, bool]]:
-    """The derivation as a tree, root first: depth, figure, and whether it was told before.
+    """The derivation as a tree, root first: depth, figure, and whether it came before.
 
-    What was told before is not told again, so a shared input has its own inputs once. Figures that
-    were derived in the same way from the same facts are one.
+    The inputs of a figure that came before are not repeated. Figures that were derived in the same
+    way from the same facts are one.
     """
-    return _walk(figure, _Alike())
+    return _walk(figure, _Numbers())
 
 
-class _Alike:
-    """Numbers figures so that those of one derivation have one number."""
+class _Numbers:
+    """Numbers figures: those with the same derivation have the same number."""
 
     def __init__(self) -> None:
         self._of_object: dict[int, int] = {}
         self._of_content: dict[tuple[Any, ...], int] = {}
 
-    def key(self, figure: Figure) -> int:
+    def of(self, figure: Figure) -> int:
         known = self._of_object.get(id(figure))
         if known is None:
-            inputs = tuple(self.key(one) for one in figure.inputs)
+            inputs = tuple(self.of(one) for one in figure.inputs)
             content = figure.name, figure.value, figure.unit, figure.formula, figure.source, inputs
             known = self._of_content.setdefault(content, len(self._of_content))
             self._of_object[id(figure)] = known
         return known
 
 
-def _walk(figure: Figure, alike: _Alike) -> Iterator[tuple[int, Figure, bool]]:
-    told: set[int] = set()
+def _walk(figure: Figure, numbers: _Numbers) -> Iterator[tuple[int, Figure, bool]]:
+    visited: set[int] = set()
     stack = [(0, figure)]
     while stack:
         depth, one = stack.pop()
-        key = alike.key(one)
-        before = key in told
+        number = numbers.of(one)
+        before = number in visited
         yield depth, one, before
         if not before:
-            told.add(key)
+            visited.add(number)
             stack += [(depth + 1, each) for each in reversed(one.inputs)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from overlapkit.output.html import environment
 from overlapkit.output.numbers import ms_of_s
 from overlapkit.output.svg import WIDTH, Piece, stacked, ticks
-from overlapkit.plan.document import plan_json
+from overlapkit.plan.document import plan_document
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import expectation, fit, part_rows, title
@@ -52,13 +52,12 @@ class Plot:
 
 def plan_page(plan: Plan) -> str:
     """The page of `overlapkit plan`: the strategy, where the step goes, and the sweep."""
-    document = plan_json(plan) | {"warnings": list(plan.notes)}
     ranking = plan.ranking
     return (
         environment("overlapkit.plan")
         .get_template("plan.html")
         .render(
-            document=document,
+            document=plan_document(plan),
             title=title(plan),
             headline=expectation(plan) if plan.estimates else None,
             fit=fit(plan) if plan.memory is not None else None,

@@ -63,6 +63,11 @@ class Plan:
     ranking: Ranking | None
     notes: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The configuration, or the model without the option that names it."""
+        return self.source.removeprefix("--model ")
+
     def figures(self) -> Iterator[Figure]:
         """Every figure that the plan states, with its derivation."""
         for summary in self.estimates:

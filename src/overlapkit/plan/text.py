@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
 from overlapkit.explain.text import alike
-from overlapkit.output.numbers import ms_of_s, plain, sentence, setting_text
-from overlapkit.plan.advise.dimensions import DimensionAdvice, buckets_told
+from overlapkit.output.numbers import ms_of_s, sentence, setting_text
+from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
-from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
+from overlapkit.plan.document import recommended_settings
 from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranking
@@ -65,7 +64,7 @@ def header(plan: Plan) -> Iterator[str]:
 def title(plan: Plan) -> tuple[str, str]:
     """What is planned, and on what."""
     layout = f"{plan.layout}, DP {plan.data_parallel_size}, {plan.precision}"
-    return plan.source.removeprefix("--model "), f"on {plan.world_size} x {plan.gpu}: {layout}"
+    return plan.name, f"on {plan.world_size} x {plan.gpu}: {layout}"
 
 
 def expectation(plan: Plan) -> str:
@@ -88,22 +87,6 @@ def fit(plan: Plan) -> str:
         f"(estimate; {memory.margin:.0%} is kept free)"
     )
     return told if memory.fits else f"{told}: may not fit, see the notes"
-
-
-def recommended_settings(p: Proposal) -> dict[str, Any]:
-    """The keys that carry the recommendation, dotted, ready to be used as overrides."""
-    flat = p.settings.flat()
-    keys = [key for key in flat if key.startswith("comm_overlap.")]
-    keys += [
-        key
-        for key in (
-            "model.sequence_parallel",
-            "ddp.use_distributed_optimizer",
-            "optimizer.use_distributed_optimizer",
-        )
-        if flat.get(key)
-    ]
-    return {key: plain(flat[key]) for key in keys}
 
 
 def to_set(plan: Plan) -> str:
@@ -139,7 +122,7 @@ def how(plan: Plan) -> Iterator[str]:
     size = p.effective("ddp.bucket_size")
     if size is not None and p.effective("ddp.overlap_grad_reduce"):
         why = p.bucket.reason if p.bucket is not None else "given on the command line"
-        counted = buckets_told(p)
+        counted = bucket_count(p)
         told = f"bucket_size: {size:,} parameters: {why}"
         yield told + (f"; {counted}" if counted else "")
     yield f"gradient reduction: {plan.recommendation.reduction}"

@@ -176,8 +176,8 @@ def _experts(p: Proposal, not_worth: str | None) -> DimensionAdvice:
     return DimensionAdvice(EP, ranks, False, knob, reason, remedy)
 
 
-def buckets_told(p: Proposal) -> str | None:
-    """Into how many buckets the gradients are cut, as the rules count them; None if unknown."""
+def bucket_count(p: Proposal) -> str | None:
+    """How many buckets the gradients have, in a sentence of the rules; None if unknown."""
     for d in p.report.decisions:
         if d.rule == "core.bucket-count" and d.outcome is Outcome.NOTE:
             return d.reason

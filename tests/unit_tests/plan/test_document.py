@@ -1,0 +1,61 @@
+"""The documents that `overlapkit plan --json` prints match their schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overlapkit.plan.document import LISTED, derivation_document
+from overlapkit.plan.figure import given
+from support.documents import check_document
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "tests/data/bridge_configs"
+ON_64 = ("--gpu", "h100", "--world-size", "64")
+NAMED = ("--model", "llama3_70b", *ON_64, "tp=4", "pp=4", "vp=5", "cp=2")
+RUNS = {
+    "a named model": NAMED,
+    "with its arithmetic": (*NAMED, "--show-work"),
+    "a sweep": (*NAMED, "--sweep", "pp,vp"),
+    "a chosen layout": ("--model", "llama3_8b", "--gpu", "h100", "--world-size", "8"),
+    "no overlap at all": ("--model", "llama3_8b", "--gpu", "h200", "--world-size", "2", "tp=2"),
+    "adapters": (str(CONFIGS / "llama3_8b_peft_config.yaml"), "--gpu", "h100", "--world-size", "8"),
+    "a hybrid": (str(CONFIGS / "nemotronh_8b_pretrain_config.yaml"), *ON_64),
+    "experts": (str(ROOT / "examples/qwen3_30b_a3b_64xb200.yaml"), *ON_64),
+    "changes": (str(ROOT / "examples/pitfalls_16xh100.yaml"), *ON_64, "--show-work"),
+    "a launch script": (
+        "--from-megatron-lm",
+        str(ROOT / "tests/data/megatron_lm/llama3_8b_fsdp.sh"),
+        *ON_64,
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
+def test_a_document_matches_its_schema(
+    plan: Callable[..., Any], arguments: tuple[str, ...]
+) -> None:
+    done = plan(*arguments, "--json")
+    assert done.status == 0, done.err
+    check_document(done.document)
+
+
+def test_a_sweep_lists_the_fastest(plan: Callable[..., Any]) -> None:
+    found = plan(*ON_64, "--model", "llama3_70b", "--json").document["sweep"]
+    assert len(found["layouts"]) == LISTED < found["fit"] < found["tried"]
+    rates = [layout["tokens_per_s_per_gpu"] for layout in found["layouts"]]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_derivation_names_every_input() -> None:
+    time = (given("bytes", 6, "B", "a test") / given("rate", 2, "B/s", "a test")).called("time")
+    document = derivation_document(time)
+    assert document.name == "time"
+    assert list(document.figures) == ["time", "bytes", "rate"]
+    shown = document.figures["time"]
+    assert (shown.value, shown.unit, shown.formula) == (3, "s", "bytes / rate")
+    assert shown.inputs == ["bytes", "rate"]
+    assert document.figures["rate"].source == "a test"
