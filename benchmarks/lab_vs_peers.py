@@ -1,17 +1,18 @@
-"""Megatron-Core as the lab configures it beside PyTorch's DDP and FSDP2, over the same slow link.
+"""Compares Megatron-Core, as the lab configures it, with PyTorch's DDP and FSDP2.
 
     uv run python benchmarks/lab_vs_peers.py                 # two or three minutes on two cores
     uv run python benchmarks/lab_vs_peers.py --rounds 8 --link 400mbit --json
 
-Two ranks train the lab's GPT on the same data, from the same weights, with the same AdamW, one
-microbatch a step, over one link, whose rate is chosen as the lab does. The variants take turns, so
-that what else the machine does meets them all; ratios are of medians over all turns. Printed too is
-how far the losses of each are from those of the first.
+Two ranks train the lab's GPT on the same data, from the same weights, with the same AdamW and one
+microbatch a step, over the same slow link. Its rate is chosen as in the lab. The variants take
+turns, so that other load on the machine affects all of them; ratios are those of medians over all
+turns. The table also shows how far the losses of each variant are from those of the first.
 
-What differs on purpose: DDP all-reduces gradients and keeps the whole optimizer on every rank;
-Megatron-Core's distributed optimizer and FSDP2 reduce-scatter gradients and gather parameters,
-FSDP2 twice, because it frees them after the forward ("kept": it does not). FSDP2 hides
-communication by CUDA streams, which a CPU has not: there it waits for every collective.
+Intended differences: DDP all-reduces gradients and keeps the full optimizer on every rank.
+Megatron-Core's distributed optimizer and FSDP2 reduce-scatter gradients and gather parameters.
+FSDP2 gathers them twice, because it frees them after the forward, except in the variant "kept".
+FSDP2 hides communication with CUDA streams, which a CPU does not have: it waits for every
+collective.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and sys.argv[1:2] == ["--rank"]:
-    # In a rank, before torch is imported: threads that exist already would not change the network.
+    # In a rank, before torch is imported: existing threads would stay in the old network.
     from overlapkit.lab.link import rank_side as network
 
     network.join()
@@ -37,21 +38,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 HERE = Path(__file__).resolve()
 RANKS = 2
 LINK_RATIO = 0.75
-"""Communication over compute that the link's rate is chosen for; the lab's own."""
+"""Communication over compute at the chosen rate of the link; the same as in the lab."""
 FIRST = "megatron, no overlap"
 BUCKET_MB = 1.0
-"""For the variants of DDP with small buckets; its default, 25 MB, holds the whole model."""
+"""For DDP with small buckets; with its default, 25 MB, the model is one bucket."""
 
 
 def measure(rounds: int, steps: int, link: str | None) -> dict[str, Any]:
-    """Run the ranks and put together what they saw."""
-    from overlapkit.lab.command import _rate
+    """Run the ranks and combine their measurements."""
+    from overlapkit.lab.document import lab_link
     from overlapkit.lab.launch.start import Launch, run_ranks
+    from overlapkit.lab.request import link_rate
 
-    rate = _rate(link)
+    rate = link_rate(link)
     with tempfile.TemporaryDirectory(prefix="lab-vs-peers-") as name:
         folder = Path(name)
         order = {"rounds": rounds, "steps": steps, "rate_mbit": rate}
@@ -94,7 +98,10 @@ def measure(rounds: int, steps: int, link: str | None) -> dict[str, Any]:
             "load_before": ranks[0]["load"],
             **{package: version(package) for package in ("torch", "megatron-core", "overlapkit")},
         },
-        "link": {**used.document(), "rate_mbit": ranks[0]["rate_mbit"] if used.shaped else None},
+        "link": {
+            **msgspec.structs.asdict(lab_link(used)),
+            "rate_mbit": ranks[0]["rate_mbit"] if used.shaped else None,
+        },
         "parameters": ranks[0]["parameters"],
         "variants": variants,
     }
@@ -116,7 +123,7 @@ def _progress(rank: int, event: dict[str, Any]) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The document as Markdown, to be kept beside the command."""
+    """Print the document as Markdown."""
     machine, link = found["machine"], found["link"]
     rate = "unlimited" if link["rate_mbit"] is None else f"{link['rate_mbit']:.0f} Mbit/s"
     print(f"- {machine['processor']}, {machine['cores']} cores, {machine['platform']}")
@@ -135,7 +142,7 @@ def show(found: dict[str, Any]) -> None:
 
 @dataclass
 class Peer:
-    """A way to train: one step, and the losses so far."""
+    """A way to train: makes one step at a time, and has the losses so far."""
 
     step: Callable[[], None]
     losses: list[Any]
@@ -144,7 +151,7 @@ class Peer:
 
 
 def rank(folder: Path) -> None:
-    """What each of the two processes does."""
+    """Train all variants; run by each of the two processes."""
     import torch
     import torch.distributed as dist
 
@@ -168,12 +175,12 @@ def rank(folder: Path) -> None:
     network.set_rate(None if rate == "auto" else rate)
     if rate == "auto":
         rate = _chosen(peers[FIRST])
-        # Every variant has made as many steps.
+        # So that every variant makes the same number of steps.
         for name, peer in peers.items():
             if name != FIRST:
                 _unlimited(peer)
         network.set_rate(rate)
-    seen: dict[str, Any] = {name: {"steps": [], "sent": None} for name in peers}
+    measured: dict[str, Any] = {name: {"steps": [], "sent": None} for name in peers}
     for turn in range(order["rounds"]):
         for name, peer in peers.items():
             emit({"event": "turn", "what": f"{turn + 1} of {order['rounds']}: {name}"})
@@ -184,21 +191,21 @@ def rank(folder: Path) -> None:
             for _ in range(order["steps"]):
                 start = time.perf_counter()
                 peer.step()
-                seen[name]["steps"].append(time.perf_counter() - start)
+                measured[name]["steps"].append(time.perf_counter() - start)
             after = network.sent_bytes()
             if before is not None and after is not None:
-                seen[name]["sent"] = (after - before) / order["steps"]
+                measured[name]["sent"] = (after - before) / order["steps"]
             dist.barrier()
     for name, peer in peers.items():
-        seen[name]["losses"] = [float(loss) for loss in peer.losses]
-    result = {"variants": seen, "rate_mbit": rate, "load": load}
+        measured[name]["losses"] = [float(loss) for loss in peer.losses]
+    result = {"variants": measured, "rate_mbit": rate, "load": load}
     result["parameters"] = peers[FIRST].parameters
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
 def _unlimited(peer: Peer) -> tuple[float, int | None]:
-    """Seconds of a step, and bytes that it sends; makes three."""
+    """Seconds of a step, and bytes that it sends; makes three steps."""
     from overlapkit.lab.link import rank_side as network
 
     peer.enter()
@@ -211,7 +218,7 @@ def _unlimited(peer: Peer) -> tuple[float, int | None]:
 
 
 def _chosen(peer: Peer) -> float | None:
-    """The rate at which what the peer sends takes LINK_RATIO of its step; the same on all ranks."""
+    """The rate at which sending takes LINK_RATIO of the peer's step; the same on all ranks."""
     import torch
     import torch.distributed as dist
 
@@ -242,7 +249,7 @@ def _configured(*layers: Any) -> Any:
     from overlapkit.lab.rank import build
     from overlapkit.lab.scenario import Setting, variant
 
-    # One weight decay for all parameters would need the same exceptions everywhere.
+    # With weight decay, the same parameters would have to be exempt from it everywhere.
     plain = {"optimizer": {"weight_decay": 0.0}}
     return build.configure(variant("peer", Setting(), plain, *layers), "cpu", RANKS)
 
@@ -323,18 +330,18 @@ def _fsdp(tokens: Any, *, reshard: bool) -> Peer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each variant")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of a turn")
-    parser.add_argument("--link", help="its rate, such as 400mbit, or none")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a turn")
+    parser.add_argument("--link", help="rate of the link, such as 400mbit, or none")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.rank:
-        rank(Path(asked.rank))
+    given = parser.parse_args()
+    if given.rank:
+        rank(Path(given.rank))
         return
-    found = measure(asked.rounds, asked.steps, asked.link)
+    found = measure(given.rounds, given.steps, given.link)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    if asked.json:
+    if given.json:
         print(json.dumps(found, indent=2))
     else:
         show(found)

@@ -239,10 +239,10 @@ def compare(**given: Any) -> int:
     show_default=True,
     help="What the ranks train on.",
 )
-@click.option("--steps", type=int, metavar="N", help="Measured steps of each variant.")
-@click.option("--corpus", metavar="FILE", help="A text to train on, instead of a synthetic one.")
+@click.option("--steps", type=int, metavar="N", help="Timed steps of each variant.")
+@click.option("--corpus", metavar="FILE", help="A text file to train on instead of synthetic data.")
 @click.option(
-    "--out", metavar="DIR", help="Keep results.json, the profiles and report.html in DIR."
+    "--out", metavar="DIR", help="Write results.json, the profiles and report.html to DIR."
 )
 @click.option(
     "--executor",
@@ -257,20 +257,19 @@ def compare(**given: Any) -> int:
     "container_image ...",
 )
 @click.option("--dry-run", is_flag=True, help="With --executor slurm: print the job's script.")
-@click.option(
-    "--collect", metavar="FOLDER", help="Show the results of an executor's run in FOLDER."
-)
+@click.option("--collect", metavar="FOLDER", help="Show the results of a finished run in FOLDER.")
 @options.as_json("overlapkit/lab/v1")
 def lab(**given: Any) -> int:
     """Prove overlap by training a real Megatron-Core model here.
 
-    It runs on CPUs or GPUs. SCENARIO is one or more of dp, bucket, pp, tp, dp-pp, precision, silent
-    and grid, or all. The default is dp and bucket. The exit status is 1 when a claim is not
-    confirmed.
+    It runs on CPUs or GPUs. SCENARIO is one or more of dp, bucket, pp, tp, dp-pp, precision,
+    silent, grid and predict, or all. The default is dp and bucket. The exit status is 1 when a
+    claim is not confirmed.
     """
-    from overlapkit.lab.command import Request, run
+    from overlapkit.lab.command import run
+    from overlapkit.lab.request import LabRequest
 
-    return run(Request(**given))
+    return run(LabRequest(**given))
 
 
 def main() -> NoReturn:

@@ -8,7 +8,10 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+
 from overlapkit.errors import InputError
+from overlapkit.lab.document import lab_link
 from overlapkit.lab.launch.start import Event, Launch, run_ranks
 from overlapkit.lab.link import kernel
 
@@ -56,7 +59,7 @@ def main() -> None:
     except InputError as error:
         print(json.dumps({"event": "error", "message": str(error)}), flush=True)
         sys.exit(2)
-    print(json.dumps({"event": "link", **link.document()}), flush=True)
+    print(json.dumps({"event": "link", **msgspec.structs.asdict(lab_link(link))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _variants(document: dict[str, Any], block: str) -> dict[str, dict[str, Any]]
 def test_data_parallel_overlap_hides_communication_and_keeps_every_bit(tmp_path: Path) -> None:
     out = tmp_path / "kept"
     _, document = _lab("dp", "--steps", "3", "--out", str(out))
-    assert _outcome(document, "bit by bit") == "confirmed"
+    assert _outcome(document, "bit for bit") == "confirmed"
     variants = _variants(document, "dp")
     assert [v["effective"]["ddp.overlap_grad_reduce"] for v in variants.values()] == [
         False,
@@ -77,7 +77,7 @@ def test_data_parallel_overlap_hides_communication_and_keeps_every_bit(tmp_path:
 def test_one_bucket_hides_nothing(tmp_path: Path) -> None:
     _, document = _lab("bucket", "--steps", "2")
     assert _outcome(document, "one bucket") == "confirmed"
-    assert _outcome(document, "no number") == "confirmed"
+    assert _outcome(document, "results") == "confirmed"
     buckets = {name: sum(v["buckets"]) for name, v in _variants(document, "bucket").items()}
     assert buckets["default"] == 1 < buckets["1_000_000"] < buckets["500_000"] < buckets["150_000"]
 
@@ -104,7 +104,7 @@ def test_tensor_parallel_does_what_the_rules_say() -> None:
 def test_data_and_pipeline_parallel_overlap_together() -> None:
     _, document = _lab("dp-pp", "--steps", "2")
     assert _outcome(document, "in effect") == "confirmed"
-    assert _outcome(document, "changes a number") == "confirmed"
+    assert _outcome(document, "alignment changes") == "confirmed"
 
 
 @pytest.mark.whole_lab
@@ -119,7 +119,7 @@ def test_fp32_reduction_doubles_the_bytes_and_ddp_alone_does_not_decide() -> Non
 def test_a_users_configuration_is_trained_small() -> None:
     example = Path(__file__).parents[2] / "examples" / "gpt_1b_8xh100.yaml"
     _, document = _lab("--config", str(example), "--steps", "2")
-    assert _outcome(document, "no number") == "confirmed"
+    assert _outcome(document, "results") == "confirmed"
     assert _outcome(document, "as written") == "not testable here"
 
 
@@ -129,7 +129,7 @@ def test_a_users_configuration_is_trained_small() -> None:
         (["dpp"], "unknown scenario 'dpp'"),
         (["dp", "--link", "fast"], "--link fast"),
         (["dp", "--steps", "0"], "--steps 0"),
-        (["pp", "--ranks", "4"], "has a layout of its own"),
+        (["pp", "--ranks", "4"], "fixed layout"),
         (["dp", "--ranks", "1"], "overlap needs at least 2"),
         (["dp", "--corpus", "/no/such/file"], "no such file"),
         (["config"], "--config FILE"),

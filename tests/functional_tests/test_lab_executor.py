@@ -168,7 +168,7 @@ def test_a_local_executor_trains_and_shows_at_once(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     (scenario,) = document["scenarios"]
     claims = {claim["claim"]: claim["outcome"] for claim in scenario["claims"]}
-    (same,) = [outcome for claim, outcome in claims.items() if "bit by bit" in claim]
+    (same,) = [outcome for claim, outcome in claims.items() if "bit for bit" in claim]
     assert same == "confirmed"
     assert json.loads((out / "results" / "results.json").read_bytes()) == document
     assert list((out / "logs").glob("*/attempt_0/1/stderr.log"))

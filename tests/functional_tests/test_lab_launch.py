@@ -231,7 +231,7 @@ def test_a_hanging_rank_is_named_with_the_place_where_it_stands(tmp_path: Path) 
     lab = Lab(tmp_path, what="hang", silence_s=20.0)
     with lab.running():
         message = lab.until("error")["message"]
-    assert message.startswith("no rank has told anything for 20 s")
+    assert message.startswith("no rank has sent an event for 20 s")
     assert "rank 1" in message and "waits_forever (lab_worker.py:" in message
     assert "all_reduce" in message
     lab.assert_nothing_is_left()
@@ -241,7 +241,7 @@ def test_a_run_is_bounded_in_time(tmp_path: Path) -> None:
     lab = Lab(tmp_path, what="loop", timeout_s=0.5)
     with lab.running():
         message = lab.until("error")["message"]
-    assert message.startswith("the ranks were not done after 0.5 s")
+    assert message.startswith("the ranks did not finish within 0.5 s")
     lab.assert_nothing_is_left()
     lab.assert_only_logs_and_events()
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from overlapkit.lab.launch.start import Launch, run_ranks
-from overlapkit.lab.measurements import Seen, read_blocks
+from overlapkit.lab.measurements import Observations, read_blocks
 from overlapkit.lab.protocol import JOB_FILE, Block, Job, Variant
 from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE, Setting
 from overlapkit.lab.scenarios import grid, silent
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.functional
 LIMIT_S = 420.0
 
 
-def trained(blocks: Iterable[Block], folder: Path) -> Seen:
+def trained(blocks: Iterable[Block], folder: Path) -> Observations:
     """What ranks saw of blocks, untimed."""
     together: dict[int, list[Block]] = {}
     for block in blocks:
         together.setdefault(block.ranks, []).append(msgspec.structs.replace(block, rounds=0))
-    seen = Seen({}, {})
+    observed = Observations({}, {})
     for ranks, alike in together.items():
         place = folder / str(ranks)
         place.mkdir()
@@ -50,9 +50,9 @@ def trained(blocks: Iterable[Block], folder: Path) -> Seen:
             lambda event: None,
         )
         for block, found in zip(alike, read_blocks(place, job, ranks), strict=True):
-            seen.blocks[block.name] = found
-            seen.folders[block.name] = place
-    return seen
+            observed.blocks[block.name] = found
+            observed.folders[block.name] = place
+    return observed
 
 
 GRANTED = silent.Case(
@@ -80,13 +80,13 @@ def test_a_silent_refusal_leaves_the_step_as_it_was(
     cases = (*(case for case in silent.CASES if case.name in SHOWN), GRANTED)
     assert len(cases) == len(SHOWN) + 1
     monkeypatch.setattr(silent, "CASES", cases)
-    seen = trained(silent.blocks(Setting()), tmp_path)
-    verdicts = [v for v in silent.judge(seen, Setting()) if v.outcome != NOT_TESTABLE]
+    observed = trained(silent.blocks(Setting()), tmp_path)
+    verdicts = [v for v in silent.judge(observed, Setting()) if v.outcome != NOT_TESTABLE]
     *refused, granted = sorted(verdicts, key=lambda v: "in the right place" in v.claim)
     assert [(v.claim, v.evidence) for v in refused if v.outcome != CONFIRMED] == []
     # What is granted is told from what is refused: by the decision, and by what is sent.
     assert granted.outcome == NOT_CONFIRMED
-    variants = seen.variants("silent-dp")
+    variants = observed.variants("silent-dp")
     asks, twin = (variants[name].ranks[0] for name in (GRANTED.name, GRANTED.twin))
     calls = [sum(count for count, _ in rank.collectives.values()) for rank in (asks, twin)]
     assert calls[0] > calls[1]
@@ -95,7 +95,7 @@ def test_a_silent_refusal_leaves_the_step_as_it_was(
 
 def test_counted_bytes_are_those_of_the_gradients(tmp_path: Path) -> None:
     case = next(case for case in silent.CASES if case.rule == "dp.needs-distributed-optimizer")
-    variant = Variant(name="plain", settings=case.settings(asks=False), collectives=True)
+    variant = Variant(name="plain", settings=case.settings(requested=False), collectives=True)
     block = Block(name="dp", ranks=2, variants=(variant,), steps=1)
     for rank in trained([block], tmp_path).variants("dp")["plain"].ranks:
         assert rank.collectives["allreduce_coalesced_"] == (1, 4 * rank.parameters)
@@ -117,10 +117,10 @@ COMBINATIONS = [
 @pytest.mark.whole_lab
 def test_a_few_combinations_train_as_the_unpartitioned_model(tmp_path: Path) -> None:
     assert all(map(grid.allowed, COMBINATIONS))
-    seen = trained(grid.blocks_of(COMBINATIONS, 2), tmp_path)
-    verdicts = grid.judge_of(COMBINATIONS, seen)
+    observed = trained(grid.blocks_of(COMBINATIONS, 2), tmp_path)
+    verdicts = grid.judge_of(COMBINATIONS, observed)
     assert [(v.claim, v.evidence) for v in verdicts if v.outcome != CONFIRMED] == []
-    for block in seen.blocks.values():
+    for block in observed.blocks.values():
         for variant in block.variants.values():
             losses = next(iter(variant.losses.values()))
             assert len(losses) == 2

@@ -1,8 +1,8 @@
-"""A small real run of the lab, kept in tests/data/lab: recorded here, and read back by tests.
+"""A small real run of the lab, kept in tests/data/lab: recorded here, and read by tests.
 
     uv run python tests/support/lab_run.py tests/data/lab
 
-trains it on two CPU ranks over a shaped link (as root on Linux) and replaces what is there.
+trains it on two CPU ranks over a shaped link (as root on Linux) and replaces the recorded files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 
 import msgspec
 
-from overlapkit.lab.document import Told, lab_json
-from overlapkit.lab.measurements import Seen, read_blocks, with_profiles
+from overlapkit.lab.document import LabDocument, LabLink, lab_document, lab_link
+from overlapkit.lab.measurements import Observations, read_blocks, with_profiles
 from overlapkit.lab.protocol import JOB_FILE, Block, Job, Variant
 from overlapkit.lab.scenario import (
     DISTRIBUTED_OPTIMIZER,
     NO_OVERLAP,
     NOT_CONFIRMED,
     NOT_TESTABLE,
+    JudgedScenario,
     Scenario,
     Setting,
     Settings,
@@ -67,7 +68,7 @@ BATCHED: Settings = {"model": {"overlap_p2p_comm": False, "batch_p2p_comm": True
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """Data parallelism off and on; pipeline stages; and what is trained for its numbers only."""
+    """Data parallelism without and with overlap, pipeline stages, and variants without timing."""
 
     def of(name: str, *layers: Settings, **more: Any) -> Variant:
         return variant(name, setting, SMALL, *layers, **more)
@@ -109,11 +110,11 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """One verdict of each outcome, from what was seen."""
-    refused = seen.variants("pp")["<by hand> & refused"]
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """One verdict of each outcome."""
+    refused = observed.variants("pp")["<by hand> & refused"]
     return [
-        identical(list(seen.variants("dp").values()), "No number changes."),
+        identical(list(observed.variants("dp").values()), "No number changes."),
         Verdict("<b>It</b> is trained.", NOT_CONFIRMED, refused.error or "it was"),
         Verdict("It runs on GPUs.", NOT_TESTABLE, "this ran on CPUs"),
     ]
@@ -130,21 +131,31 @@ def job() -> Job:
 
 
 @cache
-def told() -> tuple[Told, ...]:
+def judged() -> tuple[JudgedScenario, ...]:
     """The recorded run, profiles analysed and judged."""
     found = read_blocks(FOLDER, job(), RANKS)
     names = [block.name for block in job().blocks]
-    seen = Seen(
+    observed = Observations(
         {name: with_profiles(FOLDER, block) for name, block in zip(names, found, strict=True)},
         dict.fromkeys(names, FOLDER),
     )
-    return (Told(SCENARIO, job().blocks, seen, SCENARIO.judge(seen, Setting())),)
+    return (JudgedScenario(SCENARIO, job().blocks, observed, SCENARIO.judge(observed, Setting())),)
 
 
-def document() -> dict[str, Any]:
-    """The recorded run as the lab's document."""
-    link = msgspec.json.decode((FOLDER / LINK_FILE).read_bytes())
-    return lab_json(told(), link, "cpu", SECONDS)
+def link() -> LabLink:
+    """The link of the recorded run."""
+    return msgspec.json.decode((FOLDER / LINK_FILE).read_bytes(), type=LabLink)
+
+
+def document() -> LabDocument:
+    """The document of the recorded run."""
+    return lab_document(judged(), link=link(), device="cpu", seconds=SECONDS)
+
+
+def plain() -> dict[str, Any]:
+    """The same as a program reads it."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document()))
+    return found
 
 
 def record(target: Path) -> None:
@@ -176,7 +187,7 @@ def record(target: Path) -> None:
             if file.suffix == ".gz":
                 content = gzip.compress(gzip.decompress(content), 9, mtime=0)
             (target / file.name).write_bytes(content)
-        (target / LINK_FILE).write_bytes(msgspec.json.encode(used.document()))
+        (target / LINK_FILE).write_bytes(msgspec.json.encode(lab_link(used)))
 
 
 if __name__ == "__main__":

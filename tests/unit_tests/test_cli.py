@@ -12,7 +12,7 @@ import click
 import pytest
 
 from overlapkit.cli import cli
-from overlapkit.lab.command import Request
+from overlapkit.lab.request import LabRequest
 
 WIDTH = 80
 ROOMS = {
@@ -49,7 +49,7 @@ def test_a_room_takes_what_its_command_declares(name: str) -> None:
 
 
 def test_the_labs_request_has_what_its_command_declares() -> None:
-    assert {field.name for field in dataclasses.fields(Request)} == parameters("lab")
+    assert {field.name for field in dataclasses.fields(LabRequest)} == parameters("lab")
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=lambda name: name or "overlapkit")

@@ -1,1 +1,1 @@
-"""Proves overlap by running real Megatron-Core: what is hidden, and that the numbers stay."""
+"""Tests overlap by training with real Megatron-Core: what is hidden, and that results are equal."""

@@ -1,195 +1,228 @@
-"""`overlapkit lab`: starts the ranks, reads what they leave, judges it and shows it."""
+"""`overlapkit lab`: starts the ranks, judges what they measured, and shows it."""
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.lab.cluster import executor
 from overlapkit.lab.cluster.slurm_options import slurm_options
-from overlapkit.lab.document import lab_json
-from overlapkit.lab.experiment import Plan, judged, link_told, plan, run_here, write_jobs
+from overlapkit.lab.document import (
+    RESULTS_FILE,
+    LabDocument,
+    LabJobDocument,
+    LabLink,
+    lab_document,
+    printable_document,
+    read_results,
+)
+from overlapkit.lab.experiment import (
+    Experiment,
+    experiment_link,
+    judge_experiment,
+    make_experiment,
+    run_here,
+    write_jobs,
+)
 from overlapkit.lab.output_folder import empty_folder, keep
 from overlapkit.lab.progress import progress
-from overlapkit.lab.scenario import Scenario, Setting
-from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
-from overlapkit.lab.user_config import UserConfig, read
+from overlapkit.lab.request import (
+    LabRequest,
+    chosen_scenarios,
+    installed,
+    link_rate,
+    make_setting,
+    need_megatron,
+    visible_gpus,
+)
+from overlapkit.lab.scenario import Scenario
 from overlapkit.output.console import console, write_json, write_text
 
-SUBMITTED = "overlapkit/lab-job/v1"
 
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; see `overlapkit lab --help`."""
-
-    scenarios: tuple[str, ...] = ()
-    config: str | None = None
-    ranks: int | None = None
-    link: str | None = None
-    device: str = "cpu"
-    steps: int | None = None
-    corpus: str | None = None
-    out: str | None = None
-    as_json: bool = False
-    executor: str | None = None
-    slurm: tuple[str, ...] = ()
-    dry_run: bool = False
-    collect: str | None = None
-
-
-def run(request: Request) -> int:
+def run(request: LabRequest) -> int:
     """The command; its exit status.
 
     Raises:
         InputError: bad input, a missing dependency, or ranks that failed.
     """
     if request.collect is not None:
-        return _collect(request)
-    _need_megatron()
-    chosen = _chosen(request)
+        return _collect(request, Path(request.collect))
+    need_megatron()
+    scenarios = chosen_scenarios(request)
     if request.executor == "slurm":
-        return _slurm(request, chosen)
-    _only_with_slurm(request)
-    setting = _setting(request, chosen, *(_gpus() if request.device == "cuda" else (0, None)))
-    rate = _rate(request.link) if setting.shaped else None
-    experiment = plan(chosen, setting, rate, request.corpus)
-    _enough_gpus(chosen, experiment)
+        return _submit(request, scenarios)
+    for option, value in (("--slurm", request.slurm), ("--dry-run", request.dry_run)):
+        if value:
+            raise InputError(f"{option}: needs --executor slurm")
+    gpus, capability = visible_gpus() if request.device == "cuda" else (0, None)
+    setting = make_setting(request, scenarios, gpus=gpus, compute_capability=capability)
+    experiment = make_experiment(
+        scenarios,
+        setting,
+        rate_mbit=link_rate(request.link) if setting.shaped else None,
+        corpus=request.corpus,
+    )
+    _enough_gpus(scenarios, experiment)
     if request.executor == "local":
-        return _local(request, experiment)
+        return _run_through_nemo(request, experiment)
+    return _run_here(request, experiment)
+
+
+def _run_here(request: LabRequest, experiment: Experiment) -> int:
+    """Start the ranks on this machine."""
     start = time.monotonic()
     out = None if request.out is None else empty_folder(request.out)
     with tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
         folder = Path(scratch)
         write_jobs(experiment, folder)
-        with progress(sum(group.turns for group in experiment.groups)) as advance:
-            used = run_here(experiment, folder, folder, advance)
-        return _shown(request, experiment, folder, link_told(experiment, used), out, start)
+        with progress(experiment.turns) as advance:
+            used = run_here(experiment, folder, scratch=folder, on_event=advance)
+        link = experiment_link(experiment, used)
+        return _judge_and_show(request, experiment, folder, link=link, out=out, start=start)
 
 
-def _local(request: Request, experiment: Plan) -> int:
-    """Through nemo_run's local executor, on this machine."""
-    folder = _folder_of(request)
+def _run_through_nemo(request: LabRequest, experiment: Experiment) -> int:
+    """Start the ranks on this machine, through nemo_run's local executor."""
+    folder = _executor_folder(request)
     start = time.monotonic()
     executor.prepare(experiment, folder)
-    with progress(sum(group.turns for group in experiment.groups)) as advance:
+    with progress(experiment.turns) as advance:
         executor.run_locally(experiment, folder, advance)
-    link = link_told(experiment, None)
-    return _shown(request, experiment, folder, link, folder / executor.RESULTS, start)
+    link, out = experiment_link(experiment, None), folder / executor.RESULTS
+    return _judge_and_show(request, experiment, folder, link=link, out=out, start=start)
 
 
-def _slurm(request: Request, chosen: Sequence[Scenario]) -> int:
-    """As a Slurm job: written and, unless --dry-run, submitted."""
-    folder = _folder_of(request).resolve()
+def _submit(request: LabRequest, scenarios: Sequence[Scenario]) -> int:
+    """Write a Slurm job and, unless --dry-run, submit it."""
+    folder = _executor_folder(request).resolve()
     options = slurm_options(request.slurm, folder)
-    if request.ranks is None and all(scenario.flexible for scenario in chosen):
+    if request.ranks is None and all(scenario.flexible for scenario in scenarios):
         request = replace(request, ranks=options.ranks)
-    gpus = options.ranks if request.device == "cuda" else 0
-    setting = _setting(request, chosen, gpus, options.compute_capability)
-    # Between nodes there is a network, which nothing here makes slower.
+    setting = make_setting(
+        request,
+        scenarios,
+        gpus=options.ranks if request.device == "cuda" else 0,
+        compute_capability=options.compute_capability,
+    )
+    # Nodes are connected by a network, which the lab does not slow down.
     setting = replace(setting, shaped=False)
-    experiment = plan(chosen, setting, None, request.corpus)
+    experiment = make_experiment(scenarios, setting, rate_mbit=None, corpus=request.corpus)
     if experiment.ranks > options.ranks:
         raise InputError(
             f"--slurm: {options.nodes} nodes x {options.per_node} ranks are {options.ranks}; "
-            f"{', '.join(experiment.scenarios)} takes {experiment.ranks}: give more of either"
+            f"{', '.join(experiment.scenarios)} takes {experiment.ranks}: increase one of them"
         )
     if not request.dry_run:
         executor.need_sbatch()
     executor.prepare(experiment, folder)
-    outcome = executor.submit(experiment, folder, options, dry_run=request.dry_run)
-    assert outcome.script is not None
-    document = {
-        "schema": SUBMITTED,
-        "folder": str(folder),
-        "script": outcome.script,
-        "job": outcome.job,
-        "ranks": options.ranks,
-        "collect": f"overlapkit lab --collect {shlex.quote(str(folder))}",
-    }
+    job = executor.submit(experiment, folder, options, dry_run=request.dry_run)
+    assert job.script is not None
+    document = LabJobDocument(
+        folder=str(folder),
+        script=job.script,
+        job=job.job,
+        ranks=options.ranks,
+        collect=f"overlapkit lab --collect {shlex.quote(str(folder))}",
+    )
     if request.as_json:
         write_json(document)
     elif request.dry_run:
-        write_text(Path(outcome.script).read_text(encoding="utf-8"))
+        write_text(Path(job.script).read_text(encoding="utf-8"))
     else:
-        console().print(f"Slurm job {outcome.job}: {outcome.script}")
-        console().print(f"when it has ended: {document['collect']}")
+        console().print(f"Slurm job {document.job}: {document.script}")
+        console().print(f"when it has ended: {document.collect}")
     return 0
 
 
-def _collect(request: Request) -> int:
-    """Show what a job has left in its folder."""
-    assert request.collect is not None
-    given = [name for name, value in vars(request).items() if value != getattr(Request(), name)]
-    other = set(given) - {"collect", "out", "as_json"}
+def _collect(request: LabRequest, folder: Path) -> int:
+    """Show what an executor's run, or a run with --out, left in its folder."""
+    other = sorted(set(request.given()) - {"collect", "out", "as_json"})
     if other:
         raise InputError(
-            f"--collect {request.collect}: shows a run that is done; leave "
-            f"{', '.join(sorted(other))} away"
+            f"--collect {folder}: shows a finished run; omit the other options: {', '.join(other)}"
         )
+    if (folder / RESULTS_FILE).is_file():
+        if request.out is not None:
+            raise InputError(f"--collect {folder}: contains {RESULTS_FILE} already; omit --out")
+        document = read_results(folder)
+        return _show(request, document if request.as_json else printable_document(document))
     out = None if request.out is None else empty_folder(request.out)
-    folder = Path(request.collect)
     experiment = executor.collected(folder)
-    link = link_told(experiment, None)
-    return _shown(request, experiment, folder, link, out, time.monotonic())
+    link, start = experiment_link(experiment, None), time.monotonic()
+    return _judge_and_show(request, experiment, folder, link=link, out=out, start=start)
 
 
-def _shown(
-    request: Request,
-    experiment: Plan,
+def _judge_and_show(
+    request: LabRequest,
+    experiment: Experiment,
     folder: Path,
-    link: dict[str, Any],
+    *,
+    link: LabLink,
     out: Path | None,
     start: float,
 ) -> int:
-    """Judge what the ranks left, keep it, show it; the exit status."""
-    told = judged(experiment, folder, shaped=link["shaped"])
-    document = lab_json(told, link, experiment.setting.device, time.monotonic() - start)
+    """Judge what the ranks left in `folder`, keep it in `out`, show it; the exit status.
+
+    Args:
+        request: the user's.
+        experiment: what was run.
+        folder: where the ranks left their files.
+        link: the link between the ranks.
+        out: folder for results, profiles and page; None: they are not kept.
+        start: when the run began, by the monotonic clock.
+    """
+    judged = judge_experiment(experiment, folder, shaped=link.shaped)
+    document = lab_document(
+        judged,
+        link=link,
+        device=experiment.setting.device,
+        seconds=time.monotonic() - start,
+    )
     if out is not None:
-        keep(document, told, out)
+        keep(document, judged, out)
+    return _show(request, document)
+
+
+def _show(request: LabRequest, document: LabDocument) -> int:
     if request.as_json:
         write_json(document)
     else:
         from overlapkit.lab.tables import show_lab
 
         show_lab(document, console())
-    return 0 if document["confirmed"] else EXIT_FINDING
+    return 0 if document.confirmed else EXIT_FINDING
 
 
-def _folder_of(request: Request) -> Path:
-    """The folder that a run through nemo_run fills."""
-    if not _installed("nemo_run"):
+def _executor_folder(request: LabRequest) -> Path:
+    """The folder for a run through nemo_run.
+
+    Raises:
+        InputError: nemo_run is not installed, or an option is missing or does not apply.
+    """
+    if not installed("nemo_run"):
         raise InputError(
             f"--executor {request.executor}: nemo_run is not installed; install "
             "overlapkit[nemo-run]"
         )
     if request.out is None:
         raise InputError(
-            f"--executor {request.executor}: name the run's folder with --out, on Slurm one that "
-            "every node sees"
+            f"--executor {request.executor}: give the run's folder with --out; on Slurm every "
+            "node must see it"
         )
     if request.link not in (None, "none"):
         raise InputError(
-            f"--link {request.link}: an executor's ranks use the machines' own links; leave it away"
+            f"--link {request.link}: an executor's ranks use the machines' own links; omit it"
         )
     return empty_folder(request.out)
 
 
-def _only_with_slurm(request: Request) -> None:
-    for option, given in (("--slurm", request.slurm), ("--dry-run", request.dry_run)):
-        if given:
-            raise InputError(f"{option}: needs --executor slurm")
-
-
-def _enough_gpus(chosen: Sequence[Scenario], experiment: Plan) -> None:
-    """Ranks may share a GPU for data parallelism alone.
+def _enough_gpus(scenarios: Sequence[Scenario], experiment: Experiment) -> None:
+    """Check that each rank has a GPU, unless the scenario lets ranks share one.
 
     Raises:
         InputError: a scenario needs more GPUs than there are.
@@ -197,108 +230,10 @@ def _enough_gpus(chosen: Sequence[Scenario], experiment: Plan) -> None:
     setting = experiment.setting
     if setting.device != "cuda":
         return
-    for scenario in chosen:
+    for scenario in scenarios:
         needed = max(block.ranks for block in scenario.blocks(setting))
         if needed > setting.gpus and not scenario.flexible:
             raise InputError(
-                f"scenario {scenario.name}: takes {needed} GPUs, here are {setting.gpus}; data "
-                "parallelism alone (dp, bucket, precision) can share one"
+                f"scenario {scenario.name}: needs {needed} GPUs, this machine has {setting.gpus}; "
+                "dp, bucket and precision can share one"
             )
-
-
-def _need_megatron() -> None:
-    missing = [name for name in ("torch", "megatron.core") if not _installed(name)]
-    if missing:
-        raise InputError(
-            f"overlapkit lab trains with {' and '.join(missing)}, which is not installed; "
-            "install overlapkit[megatron]"
-        )
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _chosen(request: Request) -> list[Scenario]:
-    names = request.scenarios or ((OWN,) if request.config else DEFAULT)
-    if "all" in names:
-        names = tuple(name for name in SCENARIOS if name != OWN or request.config)
-    if OWN in names and request.config is None:
-        raise InputError(f"scenario {OWN}: give the configuration with --config FILE")
-    return [find(name) for name in dict.fromkeys(names)]
-
-
-def _setting(
-    request: Request, chosen: Sequence[Scenario], gpus: int, capability: str | None
-) -> Setting:
-    if request.steps is not None and request.steps < 1:
-        raise InputError(f"--steps {request.steps}: give at least 1")
-    if request.ranks is not None:
-        if request.ranks < 2:
-            raise InputError(f"--ranks {request.ranks}: overlap needs at least 2")
-        fixed = [scenario.name for scenario in chosen if not scenario.flexible]
-        if fixed:
-            raise InputError(
-                f"--ranks {request.ranks}: {', '.join(fixed)} has a layout of its own; "
-                "name dp or bucket with --ranks"
-            )
-    if request.corpus is not None and not Path(request.corpus).is_file():
-        raise InputError(f"--corpus {request.corpus}: no such file")
-    user = None if request.config is None else read(request.config)
-    if request.device == "cuda" and not gpus:
-        raise InputError("--device cuda: no CUDA GPU is visible; leave --device away for the CPU")
-    return Setting(
-        device=request.device,
-        ranks=request.ranks,
-        steps=request.steps,
-        base=_kept(user),
-        user=user,
-        shaped=request.device == "cpu" and request.link != "none" and request.executor is None,
-        te=_installed("transformer_engine"),
-        compute_capability=capability,
-        gpus=gpus,
-    )
-
-
-def _kept(user: UserConfig | None) -> dict[str, dict[str, Any]]:
-    """What scenarios with a layout and an overlap of their own take of a configuration."""
-    if user is None:
-        return {}
-    own = ("parallel", "overlap", "p2p")
-    model = {k: v for k, v in user.settings["model"].items() if not any(w in k for w in own)}
-    kept = {"model": model}
-    if "mixed_precision" in user.settings:
-        kept["mixed_precision"] = user.settings["mixed_precision"]
-    return kept
-
-
-def _gpus() -> tuple[int, str | None]:
-    """How many GPUs there are, and the first one's compute capability."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0, None
-    major, minor = torch.cuda.get_device_capability(0)
-    return torch.cuda.device_count(), f"{major}.{minor}"
-
-
-def _rate(link: str | None) -> float | str | None:
-    """Mbit/s of --link; "auto" where it is not given."""
-    if link is None:
-        return "auto"
-    if link == "none":
-        return None
-    text = link.lower().removesuffix("bit")
-    scale = {"k": 1e-3, "m": 1.0, "g": 1e3}.get(text[-1:])
-    try:
-        rate = float(text[:-1]) * scale if scale else float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0.1 <= rate <= 1e6:
-        raise InputError(
-            f"--link {link}: give a rate from 0.1mbit to 1000gbit, such as 400mbit, or none"
-        )
-    return rate

@@ -1,4 +1,4 @@
-"""Tokens to train on: bytes of a text, or a small synthetic one; the same on every rank."""
+"""Tokens to train on: the bytes of a text, or a small synthetic one; the same on every rank."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from overlapkit.errors import InputError
 VOCABULARY = 256
 """A token is a byte."""
 
+LEAST_BYTES = 4096
+"""Shortest text to sample from."""
+
 _SYNTHETIC_TOKENS = 1 << 16
 
 
 def synthetic() -> NDArray[np.int64]:
-    """Tokens of a first-order Markov chain: learnable, so that a loss falls; deterministic."""
+    """Tokens of a deterministic first-order Markov chain, which a model can learn."""
     generator = np.random.default_rng(2024)
     # Each token has four likely followers; one token in eight is noise.
     followers = generator.integers(VOCABULARY, size=(VOCABULARY, 4))
@@ -38,16 +41,18 @@ def read(path: str) -> NDArray[np.int64]:
     try:
         text = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"--corpus {path}: {error.strerror}; name a readable text file") from None
-    if len(text) < 4096:
-        raise InputError(f"--corpus {path}: {len(text)} bytes; at least 4096 are needed")
+        raise InputError(f"--corpus {path}: {error.strerror}; give a readable text file") from None
+    if len(text) < LEAST_BYTES:
+        raise InputError(
+            f"--corpus {path}: the text has {len(text)} bytes; give one of at least {LEAST_BYTES}"
+        )
     return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
 
 
 def sample(tokens: NDArray[np.int64], index: int, length: int) -> NDArray[np.int64]:
-    """Sample `index`: `length` + 1 tokens, inputs and labels one apart.
+    """Sample `index`: `length` + 1 tokens, of which inputs and labels are taken one apart.
 
-    Consecutive samples start far apart in the text, at a stride prime to its length.
+    Consecutive samples start far apart in the text: the stride is a prime.
     """
     starts = max(1, len(tokens) - length - 1)
     start = (index * 7919) % starts

@@ -1,4 +1,4 @@
-"""What ranks tell while they run: one JSON line each, in a file per rank of the work folder."""
+"""Events that ranks report while they run: JSON lines, in one file for each rank."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import msgspec
 from overlapkit.errors import InputError
 
 FOLDER_VARIABLE = "OVERLAPKIT_LAB_FOLDER"
-"""Names the work folder to every rank, whatever started it."""
+"""Environment variable with the path of the work folder, set in every rank."""
 
 JOINED = "joined"
-"""The first event of every rank, with its process id; `lab.link.rank_side.join` sends it."""
+"""The first event of every rank, with its process id; sent by `lab.link.rank_side.join`."""
 FAILED = "failed"
-"""Sent when an exception ends a rank, before its connections close and others fail of that."""
+"""Sent when an exception ends a rank, before its connections close and other ranks fail."""
 
 _CHUNK = 1 << 20
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One thing that a rank told.
+    """One report of a rank.
 
     Attributes:
         rank: the rank in the job.
-        time: when it was told, in seconds since the epoch, by the rank's clock.
-        data: what `emit` was given.
+        time: when it was sent, in seconds since the epoch, by the rank's clock.
+        data: what `emit` was called with.
     """
 
     rank: int
@@ -38,23 +38,24 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def events_file(folder: Path, rank: int) -> Path:
-    """Where a rank's events stand."""
+    """The file with a rank's events."""
     return folder / f"events.rank{rank}.jsonl"
 
 
 def emit(event: dict[str, Any]) -> None:
-    """In a rank: tell the lab something that JSON can hold.
+    """In a rank: report an event, which can be anything that JSON can represent.
 
     Raises:
-        InputError: the process is no rank of a lab: no work folder or no rank in its environment.
+        InputError: the process is not a rank of a lab: its environment has no work folder or no
+            rank.
     """
     folder, rank = os.environ.get(FOLDER_VARIABLE), os.environ.get("RANK", "")
     if not folder:
-        raise InputError(f"{FOLDER_VARIABLE} is not set: name the work folder of the ranks in it")
+        raise InputError(f"{FOLDER_VARIABLE} is not set: set it to the work folder of the ranks")
     if not rank.isdigit():
-        raise InputError(f"RANK={rank!r} is no rank: start the module under torchrun")
+        raise InputError(f"RANK={rank!r} is not a rank: start the module under torchrun")
     line = msgspec.json.encode(Event(int(rank), time.time(), event)) + b"\n"
-    # One write of a whole line, appended: threads of a rank do not mix their lines.
+    # One write per line, appended: lines of a rank's threads are not interleaved.
     file = os.open(
         events_file(Path(folder), int(rank)), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644
     )

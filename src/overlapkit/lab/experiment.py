@@ -1,4 +1,4 @@
-"""What is run for some scenarios, on how many ranks and in which environment; and its judging."""
+"""An experiment: what is run for some scenarios, on how many ranks, in which environment."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import msgspec
 
 from megatron.bridge.recipes.launch_env import LaunchSettings, launch_environment
 from overlapkit.errors import InputError
-from overlapkit.lab.document import Told
+from overlapkit.lab.document import LabLink, lab_link
 from overlapkit.lab.launch.start import Launch, run_ranks
 from overlapkit.lab.link.kind import LinkUsed
-from overlapkit.lab.measurements import Seen, SeenBlock, read_blocks, with_profiles
+from overlapkit.lab.measurements import Observations, ObservedBlock, read_blocks, with_profiles
 from overlapkit.lab.progress import turns
 from overlapkit.lab.protocol import JOB_FILE, Block, Job
-from overlapkit.lab.scenario import Scenario, Setting
+from overlapkit.lab.scenario import JudgedScenario, Scenario, Setting
 from overlapkit.lab.scenarios import find
 
-PLAN_FILE = "plan.json"
-"""In the folder of a run that is collected later: its `Plan`."""
-
+EXPERIMENT_FILE = "plan.json"
+"""In the folder of a run that is collected later: its `Experiment`."""
 
 START_S = 240.0
-"""Longest that ranks may take to import torch and Megatron-Core on a slow disk."""
+"""Longest time for ranks to import torch and Megatron-Core, on a slow disk."""
 
 TURN_S = 120.0
-"""Longest that one turn of a variant may take."""
+"""Longest time for one turn of a variant."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -40,12 +39,12 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Blocks that the same processes do, one after the other.
+    """Blocks that the same processes run, one after the other.
 
     Attributes:
         name: of its folder.
-        ranks: how many processes.
-        layout: that its environment follows from.
+        ranks: number of processes.
+        layout: determines its environment.
         environment: variables to set before the processes start.
         job: what they do.
     """
@@ -58,17 +57,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def turns(self) -> int:
-        """Events of progress that its rank 0 sends."""
+        """Number of progress events that its rank 0 sends."""
         return sum(map(turns, self.job.blocks))
 
     @property
     def limit_s(self) -> float:
-        """Longest that it may take, in seconds."""
+        """Longest time that it may take, in seconds."""
         return START_S + TURN_S * self.turns
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run of the lab.
+class Experiment(msgspec.Struct, frozen=True, kw_only=True):
+    """A complete run of the lab.
 
     Attributes:
         scenarios: names, in the user's order.
@@ -85,30 +84,43 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Processes of the largest group."""
         return max(group.ranks for group in self.groups)
 
+    @property
+    def turns(self) -> int:
+        """Number of progress events of all groups."""
+        return sum(group.turns for group in self.groups)
 
-def plan(
-    chosen: Sequence[Scenario],
+
+def make_experiment(
+    scenarios: Sequence[Scenario],
     setting: Setting,
+    *,
     rate_mbit: float | str | None,
     corpus: str | None,
-) -> Plan:
-    """Blocks put together by ranks and, on GPUs, by the environment that their layout needs."""
-    together: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[Layout, list[Block]]] = {}
-    for scenario in chosen:
+) -> Experiment:
+    """Group the scenarios' blocks by ranks and, on GPUs, by the environment of their layout.
+
+    Args:
+        scenarios: in the user's order.
+        setting: what the variants are built from.
+        rate_mbit: rate of the link in Mbit/s; "auto": chosen for each block; None: not limited.
+        corpus: a text file to train on; None: the synthetic one.
+    """
+    grouped: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[Layout, list[Block]]] = {}
+    for scenario in scenarios:
         for block in scenario.blocks(setting):
             layout = _layout(block)
             environment = _environment(layout, block.ranks, setting)
             key = (block.ranks, tuple(environment.items()))
-            _, blocks = together.setdefault(key, (layout, []))
+            _, blocks = grouped.setdefault(key, (layout, []))
             if block not in blocks:
                 blocks.append(block)
     groups: list[Group] = []
-    # A stable sort: among as many ranks, the order in which they were asked for.
-    for (ranks, variables), (layout, blocks) in sorted(together.items(), key=lambda it: it[0][0]):
-        alike = sum(group.ranks == ranks for group in groups)
+    # The sort is stable: groups of equally many ranks stay in the user's order.
+    for (ranks, variables), (layout, blocks) in sorted(grouped.items(), key=lambda it: it[0][0]):
+        before = sum(group.ranks == ranks for group in groups)
         groups.append(
             Group(
-                name=f"ranks{ranks}" + (f"-{alike + 1}" if alike else ""),
+                name=f"ranks{ranks}" + (f"-{before + 1}" if before else ""),
                 ranks=ranks,
                 layout=layout,
                 environment=dict(variables),
@@ -120,15 +132,15 @@ def plan(
                 ),
             )
         )
-    return Plan(
-        scenarios=tuple(scenario.name for scenario in chosen),
+    return Experiment(
+        scenarios=tuple(scenario.name for scenario in scenarios),
         setting=setting,
         groups=tuple(groups),
     )
 
 
 def _layout(block: Block) -> Layout:
-    """The layout of a block's variants; where they have several, nothing in it is timed."""
+    """The layout of a block's variants; blocks with several layouts are not timed."""
     model: Mapping[str, Any] = block.variants[0].settings.get("model", {})
     return Layout(
         tp=model.get("tensor_model_parallel_size") or 1,
@@ -138,9 +150,9 @@ def _layout(block: Block) -> Layout:
 
 
 def _environment(layout: Layout, ranks: int, setting: Setting) -> dict[str, str]:
-    """What overlap needs on GPUs; on CPUs nothing reads any of that."""
+    """Variables that overlap needs on GPUs; on CPUs none of them is read."""
     if setting.device != "cuda":
-        # Nothing is compiled there, and importing the compiler takes a quarter of a rank's start.
+        # Nothing is compiled on CPUs, and importing the compiler takes a quarter of a rank's start.
         return {"TORCHDYNAMO_DISABLE": "1"}
     settings = LaunchSettings(
         gpu_sm100_or_newer=blackwell(setting),
@@ -154,38 +166,40 @@ def _environment(layout: Layout, ranks: int, setting: Setting) -> dict[str, str]
 
 
 _SAME_BITS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"}
-"""Let cuBLAS and Transformer Engine compute the same bits in every run."""
+"""Make cuBLAS and Transformer Engine compute the same bits in every run."""
 
 
 def blackwell(setting: Setting) -> bool:
-    """Whether the GPU is of compute capability 10.0 or above."""
+    """Whether the GPU has compute capability 10.0 or above."""
     major = (setting.compute_capability or "0").partition(".")[0]
     return int(major) >= 10
 
 
-def write_jobs(run: Plan, folder: Path) -> None:
-    """A folder per group with its job, and the plan beside them."""
-    for group in run.groups:
+def write_jobs(experiment: Experiment, folder: Path) -> None:
+    """Write a folder for each group with its job, and the experiment next to them."""
+    for group in experiment.groups:
         place = folder / group.name
         place.mkdir()
         (place / JOB_FILE).write_bytes(msgspec.json.encode(group.job))
-    (folder / PLAN_FILE).write_bytes(msgspec.json.encode(run))
+    (folder / EXPERIMENT_FILE).write_bytes(msgspec.json.encode(experiment))
 
 
-def run_here(run: Plan, folder: Path, scratch: Path, on_event: Callable[[Any], None]) -> LinkUsed:
-    """Run every group on this machine; how the ranks of the largest were connected.
+def run_here(
+    experiment: Experiment, folder: Path, *, scratch: Path, on_event: Callable[[Any], None]
+) -> LinkUsed:
+    """Run every group on this machine; the link between the ranks of the largest.
 
     Args:
-        run: what `write_jobs` has written.
-        folder: where it has.
+        experiment: what `write_jobs` wrote.
+        folder: where `write_jobs` wrote it.
         scratch: removed by the caller; see `Launch`.
-        on_event: takes what the ranks tell.
+        on_event: called with each event of a rank.
 
     Raises:
         LabError: a rank failed, hangs or was killed.
     """
     used = None
-    for group in run.groups:
+    for group in experiment.groups:
         used = run_ranks(
             Launch(
                 ranks=group.ranks,
@@ -193,7 +207,7 @@ def run_here(run: Plan, folder: Path, scratch: Path, on_event: Callable[[Any], N
                 args=(str(folder / group.name),),
                 folder=folder / group.name,
                 environment=group.environment,
-                link="shaped" if run.setting.shaped and group.ranks > 1 else "none",
+                link="shaped" if experiment.setting.shaped and group.ranks > 1 else "none",
                 timeout_s=group.limit_s,
                 silence_s=START_S,
                 scratch=scratch,
@@ -204,95 +218,97 @@ def run_here(run: Plan, folder: Path, scratch: Path, on_event: Callable[[Any], N
     return used
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan in a folder.
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment in a folder.
 
     Raises:
-        InputError: there is none, or it is of another version.
+        InputError: there is none, or it was written by another version.
     """
+    path = folder / EXPERIMENT_FILE
     try:
-        return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=Plan)
+        return msgspec.json.decode(path.read_bytes(), type=Experiment)
     except OSError as error:
         raise InputError(
-            f"{folder}: holds no run of the lab ({PLAN_FILE}: {error.strerror}); name the folder "
-            "that --executor was given with --out"
+            f"{folder}: contains no run of the lab ({EXPERIMENT_FILE}: {error.strerror}); name "
+            "the folder that was given with --out"
         ) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
-            f"{folder / PLAN_FILE}: {error}; it was written by another version of overlapkit: "
-            "collect with that one"
+            f"{path}: {error}; it is damaged, or another version of overlapkit wrote it: collect "
+            "with that one"
         ) from None
 
 
-def link_told(run: Plan, used: LinkUsed | None) -> dict[str, Any]:
-    """What connected the ranks, as plain data.
+def experiment_link(experiment: Experiment, used: LinkUsed | None) -> LabLink:
+    """The link between the ranks of an experiment.
 
     Args:
-        run: the run.
-        used: of ranks on this machine; None where nemo_run started them.
+        experiment: what was run.
+        used: the link that the launcher made; None where nemo_run started the ranks.
     """
-    started = "the ranks were started by nemo_run's executor"
-    kept = used.document()["isolation"] if used is not None else f"{started}, which ends them"
-    if run.setting.device == "cuda":
-        own = run.setting.gpus >= run.ranks
-        return {
-            "kind": "nccl" if own else "shared-gpu",
-            "shaped": True,
-            "reason": f"{run.setting.gpus} GPUs for {run.ranks} ranks",
-            "meaning": (
-                "each rank has a GPU of its own, and NCCL exchanges data over the links between "
-                "them"
+    started = "nemo_run's executor started the ranks"
+    isolation = used.isolated if used is not None else f"{started} and ends them"
+    if experiment.setting.device == "cuda":
+        own = experiment.setting.gpus >= experiment.ranks
+        return LabLink(
+            kind="nccl" if own else "shared-gpu",
+            shaped=True,
+            reason=f"{experiment.setting.gpus} GPUs for {experiment.ranks} ranks",
+            meaning=(
+                "each rank has a GPU, and NCCL communicates over the links between the GPUs"
                 if own
-                else "ranks share a GPU, where NCCL refuses to connect them: data is copied to "
-                "this machine's memory and exchanged by gloo"
+                else "ranks share a GPU, and NCCL does not support that: data is copied to host "
+                "memory and gloo communicates from there"
             ),
-            "isolation": kept,
-        }
+            isolation=isolation,
+        )
     if used is not None:
-        return used.document()
-    return {
-        **LinkUsed(kind="unshaped", isolation="tree").document(),
-        "reason": f"{started}, which makes no slow link",
-        "isolation": kept,
-    }
+        return lab_link(used)
+    unshaped = lab_link(LinkUsed(kind="unshaped", isolation="tree"))
+    return msgspec.structs.replace(
+        unshaped, reason=f"{started}, without a slow link", isolation=isolation
+    )
 
 
-def judged(run: Plan, folder: Path, *, shaped: bool) -> list[Told]:
+def judge_experiment(experiment: Experiment, folder: Path, *, shaped: bool) -> list[JudgedScenario]:
     """Read what every group left in its folder, analyse the profiles and judge the scenarios.
 
     Args:
-        run: the run.
+        experiment: what was run.
         folder: where its groups left their files.
-        shaped: whether communication took a time that is worth hiding.
+        shaped: whether communication took long enough to be worth hiding.
 
     Raises:
-        InputError: a profile cannot be read, or the scenarios are no longer those of the plan.
+        InputError: a result or a profile cannot be read, or this version's scenarios train other
+            variants.
     """
-    seen: dict[str, SeenBlock] = {}
+    observed: dict[str, ObservedBlock] = {}
     folders: dict[str, Path] = {}
-    for group in run.groups:
+    for group in experiment.groups:
         place = folder / group.name
         for found in read_blocks(place, group.job, group.ranks):
             name = group.job.blocks[found.number].name
-            seen[name] = with_profiles(place, found)
+            observed[name] = with_profiles(place, found)
             folders[name] = place
-    versions = next((block.versions for block in seen.values()), {})
-    # Known for certain only where the ranks ran.
+    versions = next((block.versions for block in observed.values()), {})
+    # Where the ranks ran, this is known for certain.
     setting = replace(
-        run.setting,
+        experiment.setting,
         shaped=shaped,
-        te=run.setting.te or (run.setting.device == "cuda" and "transformer-engine" in versions),
+        te=experiment.setting.te
+        or (experiment.setting.device == "cuda" and "transformer-engine" in versions),
     )
-    trained = {block.name: block for group in run.groups for block in group.job.blocks}
-    told = []
-    for name in run.scenarios:
+    trained = {block.name: block for group in experiment.groups for block in group.job.blocks}
+    judged = []
+    for name in experiment.scenarios:
         scenario = find(name)
-        blocks = scenario.blocks(run.setting)
+        blocks = scenario.blocks(experiment.setting)
         if any(trained.get(block.name) != block for block in blocks):
             raise InputError(
                 f"{folder}: scenario {name} trains other variants in this version of overlapkit; "
                 "collect with the version that ran it"
             )
-        one = Seen({block.name: seen[block.name] for block in blocks}, folders)
-        told.append(Told(scenario, blocks, one, scenario.judge(one, setting)))
-    return told
+        observations = Observations({block.name: observed[block.name] for block in blocks}, folders)
+        verdicts = scenario.judge(observations, setting)
+        judged.append(JudgedScenario(scenario, blocks, observations, verdicts))
+    return judged

@@ -1,4 +1,4 @@
-"""Whole tensors put together from the ranks' pieces, and how far two models are apart."""
+"""Full tensors assembled from the pieces of the ranks, and the distance between two models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Distance:
     Attributes:
         differing: tensors that differ in at least one bit.
         tensors: tensors compared.
-        relative: the largest ||a - b|| / ||b|| of a tensor, b the reference; infinite where a
-            number is none.
+        relative: the largest ||a - b|| / ||b|| of a tensor, with b the reference; infinite where
+            an element is NaN.
         worst: the name of that tensor.
     """
 
@@ -33,19 +33,19 @@ class Distance:
 
     @property
     def identical(self) -> bool:
-        """Not a bit differs."""
+        """No bit differs."""
         return self.differing == 0
 
 
-def whole(paths: Iterable[Path], kind: str) -> Tensors:
-    """Tensors put together from what ranks saved.
+def assembled(paths: Iterable[Path], kind: str) -> Tensors:
+    """Full tensors from what the ranks saved.
 
     Args:
         paths: one .npz file per rank, as `overlapkit.lab.rank.weights.save` writes them.
         kind: "weight" or "gradient".
 
     Raises:
-        ValueError: two ranks hold the same piece and disagree on it, or a piece is missing.
+        ValueError: two ranks have different values for the same piece, or a piece is missing.
     """
     found: Tensors = {}
     filled: dict[str, NDArray[np.bool_]] = {}
@@ -54,18 +54,18 @@ def whole(paths: Iterable[Path], kind: str) -> Tensors:
             for label in arrays.files:
                 of_kind, key, offset, shape = label.split("|")
                 if of_kind == kind:
-                    _lay(found, filled, key, _numbers(offset), _numbers(shape), arrays[label])
+                    _place(found, filled, key, _integers(offset), _integers(shape), arrays[label])
     for key, covered in filled.items():
         if not covered.all():
-            raise ValueError(f"{key}: no rank holds {np.count_nonzero(~covered)} of its numbers")
+            raise ValueError(f"{key}: no rank has {np.count_nonzero(~covered)} of its elements")
     return found
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number)
 
 
-def _lay(
+def _place(
     found: Tensors,
     filled: dict[str, NDArray[np.bool_]],
     key: str,
@@ -76,12 +76,12 @@ def _lay(
     if key not in found:
         found[key] = np.zeros(shape, dtype=np.float32)
         filled[key] = np.zeros(shape, dtype=bool)
-    # Layers are stacked along axes in front of the piece's own.
+    # Layers are stacked along axes before the piece's own.
     piece = piece.reshape((1,) * (len(shape) - piece.ndim) + piece.shape)
     sizes: tuple[int, ...] = piece.shape
     window = tuple(slice(start, start + size) for start, size in zip(offset, sizes, strict=True))
     if filled[key][window].any() and not np.array_equal(found[key][window], piece, equal_nan=True):
-        raise ValueError(f"{key}: ranks that hold the same piece of it disagree")
+        raise ValueError(f"{key}: ranks that have the same piece of it disagree")
     found[key][window] = piece
     filled[key][window] = True
 
@@ -90,7 +90,7 @@ def distance(tensors: Tensors, reference: Tensors) -> Distance:
     """How far `tensors` are from `reference`.
 
     Raises:
-        ValueError: they have not the same names and shapes.
+        ValueError: their names or shapes differ.
     """
     if tensors.keys() != reference.keys():
         raise ValueError(f"different tensors: {sorted(tensors.keys() ^ reference.keys())}")
@@ -104,7 +104,7 @@ def distance(tensors: Tensors, reference: Tensors) -> Distance:
         differing += 1
         norm = float(np.linalg.norm(theirs)) or 1.0
         relative = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
-        # A difference that is no number is the largest of all.
+        # A NaN is farther away than any number.
         relative = math.inf if math.isnan(relative) else relative
         if relative > largest or not worst:
             largest, worst = relative, name

@@ -1,4 +1,4 @@
-"""What the ranks' results and profiles say of each variant, put together."""
+"""Results and profiles of all ranks, combined for each variant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from overlapkit.lab.full_tensors import Tensors, whole
+from overlapkit.errors import InputError
+from overlapkit.lab.full_tensors import Tensors, assembled
 from overlapkit.lab.protocol import (
     BlockResult,
     Calibration,
@@ -23,17 +24,17 @@ from overlapkit.trace.rank_report import Options, RankReport
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A variant's profiled steps: seconds, each the mean over the ranks of their median step.
+class ProfiledStep:
+    """A variant's profiled step, in seconds: the mean over ranks of each rank's median step.
 
     Attributes:
-        step: length of a step; compute + exposed + other.
+        step: length of the step; compute + exposed + other.
         compute: operators of the model.
-        comm: communication, exposed or not.
-        exposed: communication without compute.
+        comm: communication, exposed or hidden.
+        exposed: communication while nothing computes.
         other: neither, such as the interpreter's own time.
         by_dimension: dimension to (communication, exposed).
-        step_spread: half of the range of the profiled steps' lengths.
+        step_spread: half of the range of the profiled steps' lengths, largest over the ranks.
     """
 
     step: float
@@ -46,52 +47,50 @@ class Profile:
 
     @property
     def hidden(self) -> float:
-        """Communication at once with compute."""
+        """Communication while something computes."""
         return self.comm - self.exposed
 
     @property
     def overlap(self) -> float | None:
-        """Hidden share of the communication; None where there is none."""
+        """Hidden share of the communication; None without communication."""
         return self.hidden / self.comm if self.comm else None
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredVariant:
     """One variant over all its ranks. Times in seconds, sizes in bytes.
 
     Attributes:
         name: the variant's.
-        error: why it was refused; nothing else is filled in then.
-        steps: length of each counted step, the slowest rank's.
-        profile: its profiled steps; None where it was not profiled.
-        reports: per rank what `overlapkit trace` says of its profile.
-        losses: rank to its losses; only ranks of the last pipeline stage have any.
-        digests: rank to the hash of its weights.
         ranks: each rank's own result.
+        profile: its profiled step; None where it was not profiled.
+        reports: for each rank the analysis of its profile by `overlapkit trace`.
     """
 
     name: str
     ranks: list[VariantResult]
-    profile: Profile | None = None
+    profile: ProfiledStep | None = None
     reports: list[RankReport] = field(default_factory=list)
 
     @property
     def error(self) -> str | None:
+        """Why it was refused; it has no measurements then."""
         return next((rank.error for rank in self.ranks if rank.error), None)
 
     @property
     def steps(self) -> list[float]:
+        """Length of each timed step, on the slowest rank."""
         flat = [[step for turn in rank.turns for step in turn] for rank in self.ranks]
         return [max(lengths) for lengths in zip(*flat, strict=True)]
 
     @property
     def step(self) -> float:
-        """Median step."""
+        """Median of the timed steps; NaN without any."""
         return statistics.median(self.steps) if self.steps else float("nan")
 
     @property
     def spread(self) -> float:
-        """Half of the interquartile range of the steps: half of them lie within it."""
+        """Half of the interquartile range of the timed steps; NaN without any."""
         if len(self.steps) < 3:
             return (max(self.steps) - min(self.steps)) / 2 if self.steps else float("nan")
         low, _, high = statistics.quantiles(self.steps, n=4, method="inclusive")
@@ -99,16 +98,18 @@ class Measured:
 
     @property
     def last_turn(self) -> list[float]:
-        """The counted steps right before the profiled ones, the slowest rank's."""
+        """The timed steps directly before the profiled ones, on the slowest rank."""
         turns = [rank.turns[-1] for rank in self.ranks]
         return [max(lengths) for lengths in zip(*turns, strict=True)]
 
     @property
     def losses(self) -> dict[int, list[float | None]]:
+        """Rank to its losses; only ranks of the last pipeline stage have any."""
         return {number: rank.losses for number, rank in enumerate(self.ranks) if rank.losses}
 
     @property
     def digests(self) -> list[str]:
+        """Each rank's hash of its final weights."""
         return [rank.digest for rank in self.ranks]
 
     @property
@@ -123,86 +124,115 @@ class Measured:
 
     @property
     def wire_bytes(self) -> float | None:
-        """Bytes that a rank's link sent per step, the busiest rank's."""
+        """Bytes that the busiest rank's link sent per step."""
         sent = [rank.wire_bytes for rank in self.ranks if rank.wire_bytes is not None]
         return max(sent, default=None)
 
     @property
     def peak_bytes(self) -> int:
-        """Weights, gradients, optimizer state and growth while stepping; the largest rank's."""
+        """Weights, gradients, optimizer state and growth while stepping, on the largest rank."""
         return max(rank.persistent_bytes + rank.transient_bytes for rank in self.ranks)
 
     def decision(self, rule: str, knob: str | None = None) -> DecisionRecord | None:
-        """The decision of a rule, on a knob where given; None where it did not speak."""
+        """The decision of a rule, on a knob if given; None where the rule did not fire."""
         return next((d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None)
 
 
 @dataclass(frozen=True)
-class SeenBlock:
-    """A block's variants by name, and its link's rate in Mbit/s."""
+class ObservedBlock:
+    """A block's measurements.
+
+    Attributes:
+        number: the block's place in its job.
+        rate_mbit: rate of the link in Mbit/s; None: not limited.
+        variants: by name.
+        versions: of the packages that ran.
+        device_name: the accelerator's, or "cpu".
+        calibration: where the block requests one.
+    """
 
     number: int
     rate_mbit: float | None
-    variants: dict[str, Measured]
+    variants: dict[str, MeasuredVariant]
     versions: dict[str, str]
     device_name: str
     calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of a scenario's blocks, by their names.
+class Observations:
+    """What was observed of a scenario's blocks.
 
     Attributes:
-        folders: where each block's ranks left their files.
+        blocks: by name.
+        folders: by the same names, the folder where the ranks left their files.
     """
 
-    blocks: dict[str, SeenBlock]
+    blocks: dict[str, ObservedBlock]
     folders: dict[str, Path]
 
-    def variants(self, block: str) -> dict[str, Measured]:
-        """A block's variants."""
+    def variants(self, block: str) -> dict[str, MeasuredVariant]:
+        """A block's variants by name."""
         return self.blocks[block].variants
 
     def tensors(self, block: str, variant: str, kind: str) -> Tensors:
-        """A variant's whole weights or first gradients; `kind` is "weight" or "gradient".
+        """A variant's full weights or first gradients; `kind` is "weight" or "gradient".
 
         Raises:
-            ValueError: ranks that hold the same piece of a tensor disagree on it.
+            ValueError: two ranks have different values for the same piece of a tensor.
         """
-        seen = self.blocks[block]
-        ranks = range(len(seen.variants[variant].ranks))
+        observed = self.blocks[block]
+        ranks = range(len(observed.variants[variant].ranks))
         folder = self.folders[block]
-        return whole([folder / weights_file(seen.number, variant, rank) for rank in ranks], kind)
+        return assembled(
+            [folder / weights_file(observed.number, variant, rank) for rank in ranks], kind
+        )
 
 
-def read_blocks(folder: Path, job: Job, ranks: int) -> list[SeenBlock]:
-    """What one set of ranks left in its folder, profiles not yet analysed."""
+def read_blocks(folder: Path, job: Job, ranks: int) -> list[ObservedBlock]:
+    """What one set of ranks left in its folder, profiles not yet analysed.
+
+    Raises:
+        InputError: a result is missing or damaged.
+    """
     found = []
     for number, block in enumerate(job.blocks):
-        results = [
-            msgspec.json.decode((folder / result_file(number, rank)).read_bytes(), type=BlockResult)
-            for rank in range(ranks)
-        ]
+        names = [variant.name for variant in block.variants]
+        results = [_read_result(folder / result_file(number, rank), names) for rank in range(ranks)]
         variants = {
-            variant.name: Measured(variant.name, [result.variants[place] for result in results])
-            for place, variant in enumerate(block.variants)
+            name: MeasuredVariant(name, [result.variants[place] for result in results])
+            for place, name in enumerate(names)
         }
         found.append(
-            SeenBlock(
-                number,
-                results[0].rate_mbit,
-                variants,
-                results[0].versions,
-                results[0].device_name,
-                results[0].calibration,
+            ObservedBlock(
+                number=number,
+                rate_mbit=results[0].rate_mbit,
+                variants=variants,
+                versions=results[0].versions,
+                device_name=results[0].device_name,
+                calibration=results[0].calibration,
             )
         )
     return found
 
 
-def with_profiles(folder: Path, block: SeenBlock) -> SeenBlock:
-    """The block with its variants' profiles analysed, several files in processes.
+def _read_result(path: Path, names: list[str]) -> BlockResult:
+    """One rank's result, which must be of the variants `names`."""
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=BlockResult)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run the scenario again") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged: {error}; run the scenario again") from None
+    if [variant.name for variant in result.variants] != names:
+        raise InputError(
+            f"{path}: damaged: its variants are not {', '.join(names)}; run the scenario again"
+        )
+    return result
+
+
+def with_profiles(folder: Path, block: ObservedBlock) -> ObservedBlock:
+    """The block with its variants' profiles analysed, several files in parallel.
 
     Raises:
         InputError: a profile cannot be read.
@@ -224,7 +254,7 @@ def with_profiles(folder: Path, block: SeenBlock) -> SeenBlock:
     for (name, _), found in zip(wanted, analysed, strict=True):
         reports.setdefault(name, []).extend(found)
     variants = {
-        name: Measured(name, variant.ranks, profile_of(reports[name]), reports[name])
+        name: replace(variant, profile=profiled_step(reports[name]), reports=reports[name])
         if name in reports
         else variant
         for name, variant in block.variants.items()
@@ -232,8 +262,8 @@ def with_profiles(folder: Path, block: SeenBlock) -> SeenBlock:
     return replace(block, variants=variants)
 
 
-def profile_of(reports: Iterable[RankReport]) -> Profile:
-    """The mean over ranks of each one's median step, by parts."""
+def profiled_step(reports: Iterable[RankReport]) -> ProfiledStep:
+    """The mean over ranks of each rank's median step, by parts."""
     medians = []
     spreads = []
     for report in reports:
@@ -242,22 +272,22 @@ def profile_of(reports: Iterable[RankReport]) -> Profile:
         spreads.append((ordered[-1].step - ordered[0].step) / 2)
     dimensions = {name for times in medians for name in times.by_dimension}
 
-    def mean(values: Iterable[int]) -> float:
-        return statistics.fmean(values) / 1e9
+    def mean_s(values_ns: Iterable[int]) -> float:
+        return statistics.fmean(values_ns) / 1e9
 
-    step = mean(times.step for times in medians)
-    compute = mean(times.compute for times in medians)
-    exposed = mean(times.exposed_comm for times in medians)
-    return Profile(
+    step = mean_s(times.step for times in medians)
+    compute = mean_s(times.compute for times in medians)
+    exposed = mean_s(times.exposed_comm for times in medians)
+    return ProfiledStep(
         step=step,
         compute=compute,
-        comm=mean(times.comm for times in medians),
+        comm=mean_s(times.comm for times in medians),
         exposed=exposed,
         other=step - compute - exposed,
         by_dimension={
             name: (
-                mean(t.by_dimension[name].comm if name in t.by_dimension else 0 for t in medians),
-                mean(
+                mean_s(t.by_dimension[name].comm if name in t.by_dimension else 0 for t in medians),
+                mean_s(
                     t.by_dimension[name].exposed if name in t.by_dimension else 0 for t in medians
                 ),
             )

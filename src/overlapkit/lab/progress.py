@@ -1,4 +1,4 @@
-"""Shows what the ranks are at while they run."""
+"""Shows what the ranks do while they run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from overlapkit.lab.protocol import Block
 
 
 def turns(block: Block) -> int:
-    """Events of progress that a block's rank 0 sends."""
+    """Number of progress events that a block's rank 0 sends."""
     steps = len(block.variants) * (1 + block.rounds)
     return steps + (len(block.variants) if block.rounds and block.profiled else 0)
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[Any], None]]:
-    """Shows on a terminal's standard error what rank 0 is at; takes the ranks' events."""
+    """Show on standard error, if that is a terminal, what rank 0 does; takes the ranks' events."""
     if not sys.stderr.isatty():
         yield lambda event: None
         return

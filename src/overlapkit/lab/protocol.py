@@ -1,4 +1,4 @@
-"""What the ranks are told to do, and what they tell of it. Plain data: no torch here."""
+"""What the ranks are given to do, and what they report. Plain data: no torch here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: unique in its scenario.
-        settings: section to keys and values, as in a configuration's YAML.
-        force: dotted keys that are set after the rules have been applied: what nobody should do,
-            to show what the rule prevents.
-        weights: keep the final weights, whole, to compare them between layouts.
-        gradients: keep the first step's gradients as well; they are whole only without
-            data parallelism.
-        collectives: make one step more at the end, and count what it communicates.
+        settings: section to keys and values, as in a YAML configuration.
+        force: dotted keys that are set after the rules were applied. A run must never do this; it
+            shows what the rule prevents.
+        weights: save the final weights, so that they can be compared across layouts.
+        gradients: also save the gradients of the first step. They are complete only without data
+            parallelism.
+        collectives: run one more step at the end, and count what it communicates.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     """Variants that are measured together.
 
     Attributes:
-        name: the scenario, or a part of it.
-        ranks: processes that it takes.
-        variants: all of one layout, but for virtual stages, where they are interleaved.
-        rounds: how often each variant gets its turn. With 0 the variants train one after the
-            other, `warmup` + `steps` steps each, and only numbers are kept.
-        warmup: steps at the start of each turn that are not counted.
-        steps: counted steps of a turn.
+        name: the scenario's, or that of a part of it.
+        ranks: how many processes it needs.
+        variants: all have the same layout, except for virtual stages, where they take turns.
+        rounds: how many turns each variant gets. With 0 the variants train one after the other,
+            `warmup` + `steps` steps each, and nothing is timed.
+        warmup: steps at the start of each turn that are not timed.
+        steps: timed steps of a turn.
         profiled: steps recorded with torch.profiler at the end, without their warm-up; 0 for none.
-        link_of: the variant whose compute and bytes decide the link's rate; None leaves the rate
-            as it is.
-        link_ratio: communication alone over compute alone that the rate is chosen for.
+        link_of: the variant whose compute and bytes determine the rate of the link; None leaves
+            the rate as it is.
+        link_ratio: target for the rate: communication alone over compute alone.
         calibrate: measure the machine first, with the model of `link_of`; see `Calibration`.
     """
 
@@ -63,14 +63,13 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything one set of ranks does.
+    """Everything that one set of ranks does.
 
     Attributes:
         blocks: in order.
         device: "cpu" or "cuda".
         corpus: a text file to train on; None: the synthetic one.
-        rate_mbit: the link's rate in Mbit/s; None: unshaped; "auto": chosen by each block.
-        trace: keep the profiles under their variants' names in the work folder.
+        rate_mbit: rate of the link in Mbit/s; None: not limited; "auto": chosen for each block.
     """
 
     blocks: tuple[Block, ...]
@@ -91,7 +90,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
 
 
 class VariantResult(msgspec.Struct, kw_only=True):
-    """What one rank saw of one variant.
+    """What one rank measured of one variant.
 
     Attributes:
         name: the variant's.
@@ -100,18 +99,18 @@ class VariantResult(msgspec.Struct, kw_only=True):
         effective: dotted overlap knobs and their values in the configurations that trained.
         buckets: gradient buckets of each model chunk, in parameters.
         parameters: of this rank.
-        turns: per round the seconds of each counted step.
+        turns: for each turn the seconds of each timed step.
         losses: mean loss of each step over the rank's microbatches, None where it is not finite;
-            empty but on the last stage.
+            empty except on the last stage.
         digest: of this rank's final weights.
-        wire_bytes: bytes that this rank's link sent per step, in the counted steps; None where the
-            link is not the rank's own.
-        collectives: operator of torch.distributed to calls and bytes in a step, where counted.
+        wire_bytes: bytes that this rank's link sent per timed step; None where the rank does
+            not have a link of its own.
+        collectives: operator of torch.distributed to calls and bytes of a step, where counted.
         persistent_bytes: weights, gradient buffers and optimizer state.
-        transient_bytes: growth of the resident memory while stepping.
-        trace: the profile's file name in the work folder.
-        error: why the variant could not be built or run, where that is a finding rather than a
-            fault: a refusal by a rule or by Megatron-Core.
+        transient_bytes: growth of the resident memory during a turn.
+        trace: file name of the profile in the work folder.
+        error: why the variant could not be built or run, where that is a finding and not a
+            failure: a rule or Megatron-Core refused it.
     """
 
     name: str
@@ -132,15 +131,15 @@ class VariantResult(msgspec.Struct, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What this machine does, measured apart from what is to be predicted. Seconds.
+    """Properties of this machine, measured apart from the steps to be predicted. Seconds.
 
     Attributes:
-        compute: a step of the model without communication: on an unlimited link, less what its
-            collectives take there.
+        compute: a step of the model without communication: on an unlimited link, minus the time
+            of its collectives there.
         payload_bytes: of the collectives that were timed.
-        pair: a reduce-scatter and an all-gather of that payload, over the link as it is used.
-        small: the same of one element per rank: latency.
-        slowed: by how much more time compute takes while a collective runs beside it, as a share.
+        pair: a reduce-scatter and an all-gather of that payload, over the link at its rate.
+        small: the same with one element per rank: the latency.
+        slowed: by how much longer compute takes while a collective runs, as a share.
     """
 
     compute: float
@@ -151,15 +150,15 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockResult(msgspec.Struct, kw_only=True):
-    """What one rank saw of one block.
+    """What one rank measured of one block.
 
     Attributes:
         name, rank: the block's and the rank's.
-        rate_mbit: the link's rate that was used; None: unshaped.
+        rate_mbit: rate of the link; None: not limited.
         variants: in the block's order.
         versions: of the packages that ran.
         device_name: the accelerator's, or "cpu".
-        calibration: where the block asked for it; the same on every rank.
+        calibration: where the block requests one; the same on every rank.
     """
 
     name: str
@@ -177,10 +176,10 @@ def result_file(block: int, rank: int) -> str:
 
 
 def weights_file(block: int, variant: str, rank: int) -> str:
-    """Name of the file of a variant's weights of one rank, in the work folder."""
+    """Name of the file with one rank's weights of a variant, in the work folder."""
     return f"block{block}.{variant}.rank{rank}.npz"
 
 
 def trace_file(block: str, variant: str, rank: int) -> str:
-    """Name of a variant's profile of one rank; the rank stands where `overlapkit trace` looks."""
+    """Name of one rank's profile of a variant; `overlapkit trace` reads the rank from it."""
     return f"{block}.{variant}.rank{rank}.json.gz"

@@ -1,4 +1,4 @@
-"""A scenario: what it claims, which variants it trains, and how it judges what was seen."""
+"""A scenario: what it claims, which variants it trains, and how it judges the measurements."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from overlapkit.lab.corpus import VOCABULARY
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.user_config import UserConfig
 
-Outcome = Literal["confirmed", "not confirmed", "not testable here"]
-CONFIRMED: Outcome = "confirmed"
-NOT_CONFIRMED: Outcome = "not confirmed"
-NOT_TESTABLE: Outcome = "not testable here"
+ClaimOutcome = Literal["confirmed", "not confirmed", "not testable here"]
+CONFIRMED: ClaimOutcome = "confirmed"
+NOT_CONFIRMED: ClaimOutcome = "not confirmed"
+NOT_TESTABLE: ClaimOutcome = "not testable here"
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,33 @@ class Verdict:
     """What became of a claim.
 
     Attributes:
-        claim: what was to be shown, in one sentence.
-        outcome: whether it was.
-        evidence: the figures that decided, in one sentence; for what is not testable, why.
+        claim: the statement that was tested, in one sentence.
+        outcome: whether it holds.
+        evidence: the figures that decided; where it is not testable, why.
     """
 
     claim: str
-    outcome: Outcome
+    outcome: ClaimOutcome
     evidence: str
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the user chose, for scenarios to build their variants from.
+    """What the user chose, and the machine: scenarios build their variants from it.
 
     Attributes:
         device: "cpu" or "cuda".
         ranks: --ranks; None: each scenario's own.
-        steps: --steps, counted steps of a variant in all; None: each scenario's own.
-        base: of the user's configuration what a scenario keeps under its own settings: sizes,
-            precision, optimizer.
-        user: the user's configuration, whole.
-        shaped: whether the link between ranks is a slow one, or what connects GPUs: whether
-            communication takes a time that is worth hiding.
+        steps: --steps, timed steps of a variant over all turns; None: each scenario's own.
+        base: the part of the user's configuration to which scenarios add their own settings:
+            sizes, precision, optimizer.
+        user: the user's configuration, complete.
+        shaped: whether communication takes long enough to be worth hiding: the link between ranks
+            is a slow one, or the one between GPUs.
         te: whether Transformer Engine can be imported.
-        compute_capability: of the GPU; None without.
-        gpus: how many there are.
-        cores: of this machine that may be used.
+        compute_capability: of the GPU; None without one.
+        gpus: number of GPUs.
+        cores: CPU cores that the lab may use.
     """
 
     device: str = "cpu"
@@ -65,7 +65,7 @@ class Setting:
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def turns(self, rounds: int, steps: int) -> tuple[int, int]:
-        """Rounds and counted steps of each that come to --steps, or the scenario's own."""
+        """Turns, and timed steps of each, that add up to --steps; by default the scenario's."""
         if self.steps is None:
             return rounds, steps
         rounds = min(rounds, self.steps)
@@ -74,14 +74,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One thing to prove.
+    """A set of claims and the training that tests them.
 
     Attributes:
         name: as on the command line.
         title: what it shows, in a few words.
-        ranks: processes that it takes unless --ranks says otherwise.
-        blocks: its variants, in blocks that are each measured together.
-        judge: verdicts from what was seen of those blocks.
+        ranks: processes that it needs unless --ranks says otherwise.
+        blocks: its variants, in blocks that are measured together.
+        judge: verdicts from the observations of those blocks.
         flexible: whether --ranks may change the number of ranks.
     """
 
@@ -89,8 +89,18 @@ class Scenario:
     title: str
     ranks: int
     blocks: Callable[[Setting], tuple[Block, ...]]
-    judge: Callable[[Seen, Setting], list[Verdict]]
+    judge: Callable[[Observations, Setting], list[Verdict]]
     flexible: bool = False
+
+
+@dataclass(frozen=True)
+class JudgedScenario:
+    """A scenario with its observations and verdicts."""
+
+    scenario: Scenario
+    blocks: tuple[Block, ...]
+    observations: Observations
+    verdicts: list[Verdict]
 
 
 Settings = dict[str, dict[str, Any]]
@@ -107,7 +117,7 @@ MODEL: Settings = {
     "optimizer": {"optimizer": "adam", "lr": 1e-3, "clip_grad": 0.0},
     "train": {"micro_batch_size": 4, "global_batch_size": 8},
 }
-"""3.3 million parameters: a step of a few tenths of a second on one core."""
+"""3.3 million parameters: a step takes a few tenths of a second on one core."""
 
 GPU_MODEL: Settings = {
     "model": {
@@ -128,9 +138,9 @@ GPU_MODEL: Settings = {
 }
 """0.4 billion parameters, a sequence of 2,048 tokens on each rank.
 
-Per parameter a step computes 6 x 2,048 operations, 3e-11 s at 400 TFLOP/s, and a rank of two sends
-2 bytes of gradients and 1 of weights, 1e-11 s at 300 GB/s: communication that is worth hiding and
-can be hidden.
+Per parameter, a step computes 6 x 2,048 operations: 3e-11 s at 400 TFLOP/s. With two ranks, each
+sends 2 bytes of gradients and 1 of weights per parameter: 1e-11 s at 300 GB/s. So the communication
+is worth hiding, and there is enough compute to hide it.
 """
 
 SHARED_GPU_MODEL: Settings = {
@@ -146,9 +156,9 @@ SHARED_GPU_MODEL: Settings = {
 }
 """51 million parameters in fp32, 32,768 tokens on each rank: for ranks that share a GPU.
 
-Through gloo on the host a byte takes a hundred times as long as over NVLink, so there is a hundred
-times as much to compute: 6 x 32,768 operations a parameter, 8e-9 s at half of 50 TFLOP/s (fp32
-without tensor cores), against 8 bytes of gradients and weights, 4e-9 s at 2 GB/s.
+Through gloo on the host a byte takes a hundred times as long as over NVLink, so the model computes
+a hundred times as much: 6 x 32,768 operations per parameter, 8e-9 s at half of 50 TFLOP/s (fp32
+without tensor cores), for 8 bytes of gradients and weights, 4e-9 s at 2 GB/s.
 """
 
 TINY: Settings = {
@@ -160,12 +170,12 @@ TINY: Settings = {
         "vocab_size": VOCABULARY,
         "share_embeddings_and_output_weights": False,
     },
-    # Plain gradient descent: a wrong gradient shows in the weights at its own size, which Adam
-    # would normalize away.
+    # Plain gradient descent: a wrong gradient changes the weights in proportion to its size, which
+    # Adam would normalize away.
     "optimizer": {"optimizer": "sgd", "lr": 0.5, "sgd_momentum": 0.0, "clip_grad": 0.0},
     "train": {"micro_batch_size": 1, "global_batch_size": 8},
 }
-"""For comparing numbers only."""
+"""For comparing numbers only, not times."""
 
 NO_OVERLAP: Settings = {
     "comm_overlap": {
@@ -182,7 +192,7 @@ DISTRIBUTED_OPTIMIZER: Settings = {
 
 
 def layered(*layers: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """Sections put on top of each other, later keys winning."""
+    """Sections merged in order; a later value of a key replaces an earlier one."""
     result: Settings = {}
     for layer in layers:
         for section, content in layer.items():
@@ -193,7 +203,14 @@ def layered(*layers: Mapping[str, Mapping[str, Any]]) -> Settings:
 def variant(
     name: str, setting: Setting, *layers: Mapping[str, Mapping[str, Any]], **more: Any
 ) -> Variant:
-    """A variant of the user's base, or of the lab's model, with layers on top."""
+    """A variant: the lab's model, then the user's base, then `layers`.
+
+    Args:
+        name: the variant's.
+        setting: what the user chose.
+        layers: settings, the later ones winning.
+        more: further fields of `Variant`.
+    """
     return Variant(name=name, settings=layered(_model(setting), setting.base, *layers), **more)
 
 
@@ -204,37 +221,41 @@ def _model(setting: Setting) -> Settings:
 
 
 def one_microbatch(setting: Setting, ranks: int) -> Settings:
-    """A global batch of one microbatch for each of as many data-parallel ranks."""
+    """A global batch with one microbatch for each of `ranks` data-parallel ranks."""
     size = _model(setting)["train"]["micro_batch_size"]
     return {"train": {"micro_batch_size": size, "global_batch_size": size * ranks}}
 
 
 BUSY = 0.2
-"""Spread of a variant's steps over their median, beyond which the machine is doing other things."""
+"""Spread of a variant's steps over their median; above it, the machine is busy with other work."""
 
 
-def timed(claim: str, holds: bool, evidence: str, variants: Iterable[Measured]) -> Verdict:
-    """A verdict on a claim about time: a machine that is busy otherwise can confirm it only."""
+def timed(claim: str, holds: bool, evidence: str, variants: Iterable[MeasuredVariant]) -> Verdict:
+    """A verdict on a claim about time. Measurements on a busy machine never refute one."""
     if holds:
         return Verdict(claim, CONFIRMED, evidence)
     busy = [
-        f"{one.name} by {one.spread / one.step:.0%}"
+        f"{one.name} {one.spread / one.step:.0%}"
         for one in variants
         if one.spread > BUSY * one.step
     ]
     if busy:
-        why = f"the machine is busy: half of the steps vary beyond that, {', '.join(busy)}; "
+        why = f"the machine is busy: the step times vary too much ({', '.join(busy)}); "
         return Verdict(claim, NOT_TESTABLE, why + evidence)
     return Verdict(claim, NOT_CONFIRMED, evidence)
 
 
-def exposes_less(variants: Sequence[Measured], claim: str, dimension: str | None = None) -> Verdict:
-    """Whether the last variant exposes less communication than the first, and none more on the way.
+def exposes_less(
+    variants: Sequence[MeasuredVariant], claim: str, dimension: str | None = None
+) -> Verdict:
+    """Whether the last variant exposes less communication than the first, with no rise on the way.
+
+    A rise counts only if it exceeds the spread of the two profiled steps.
 
     Args:
-        variants: in the order in which exposed communication is to fall.
+        variants: in the order in which exposed communication should fall.
         claim: what is claimed.
-        dimension: only this one's communication; None for all.
+        dimension: only this dimension's communication; None for all.
     """
     profiles = [one.profile for one in variants if one.profile is not None]
     exposed = [
@@ -246,23 +267,23 @@ def exposes_less(variants: Sequence[Measured], claim: str, dimension: str | None
         for (before, later), (a, b) in zip(pairwise(profiles), pairwise(exposed), strict=True)
     )
     shown = " -> ".join(f"{seconds * 1e3:.0f}" for seconds in exposed)
-    evidence = f"{shown} ms a step exposed ({', '.join(one.name for one in variants)})"
+    evidence = f"exposed per step: {shown} ms ({', '.join(one.name for one in variants)})"
     return timed(claim, exposed[-1] < exposed[0] and not rises, evidence, variants)
 
 
-def shorter(off: Measured, on: Measured, claim: str) -> Verdict:
-    """Whether a variant's step is shorter than another's beyond what both vary by."""
+def shorter(off: MeasuredVariant, on: MeasuredVariant, claim: str) -> Verdict:
+    """Whether `on` has a shorter step than `off`, by more than the spreads of both together."""
     gain = off.step - on.step
     noise = off.spread + on.spread
     evidence = (
         f"median step {off.step * 1e3:.0f} -> {on.step * 1e3:.0f} ms, "
-        f"{on.step / off.step:.2f} x; both vary by {noise * 1e3:.0f} ms"
+        f"{on.step / off.step:.2f} x; the two spreads add up to {noise * 1e3:.0f} ms"
     )
     return timed(claim, gain > noise, evidence, (off, on))
 
 
-def identical(variants: list[Measured], claim: str) -> Verdict:
-    """Whether variants of one layout ended in the same weights and went through the same losses."""
+def identical(variants: list[MeasuredVariant], claim: str) -> Verdict:
+    """Whether variants of one layout have the same final weights and the same losses."""
     first = variants[0]
     differ = [
         one.name
@@ -270,11 +291,15 @@ def identical(variants: list[Measured], claim: str) -> Verdict:
         if one.digests != first.digests or one.losses != first.losses
     ]
     if differ:
-        return Verdict(claim, NOT_CONFIRMED, f"{', '.join(differ)}: not those of {first.name}")
+        return Verdict(
+            claim,
+            NOT_CONFIRMED,
+            f"weights or losses differ from those of {first.name}: {', '.join(differ)}",
+        )
     steps = len(next(iter(first.losses.values()), []))
     return Verdict(
         claim,
         CONFIRMED,
-        f"{len(variants)} variants, {steps} steps each: every bit of the weights of "
-        f"{len(first.digests)} ranks, and every loss, is the same",
+        f"{len(variants)} variants, {steps} steps each: the weights of {len(first.digests)} ranks "
+        "and all losses are the same in every bit",
     )

@@ -1,18 +1,18 @@
-"""Timelines of a block's variants on one axis, so that communication is seen to slide."""
+"""Timelines of a block's variants on one axis, so that the difference can be seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from overlapkit.lab.measurements import Measured
+from overlapkit.lab.measurements import MeasuredVariant
 from overlapkit.output.svg import WIDTH, ticks
 from overlapkit.trace.timeline import Timeline
 
 Layer = tuple[str, list[tuple[int, int]]]
 
 UNFOLDED = 8
-"""Ranks of a pipeline that are shown at once; the rest is there to be unfolded."""
+"""Up to how many ranks of a pipeline are shown unfolded."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Lane:
     """One row of a rank.
 
     Attributes:
-        label: beside it.
+        label: its caption.
         layers: colour class and spans, drawn over each other; in nanoseconds from `start`.
-        start: where the rank's step begins on the axis.
-        length: of the rank's step.
+        start: where the rank's step begins on the axis, in nanoseconds.
+        length: of the rank's step, in nanoseconds.
     """
 
     label: str
@@ -34,7 +34,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Strip:
-    """One variant: the lanes of each rank that is shown, and of those to be unfolded."""
+    """One variant: the lanes of each rank, shown and folded."""
 
     name: str
     shown: list[list[Lane]]
@@ -47,10 +47,10 @@ class Picture:
 
     Attributes:
         strips: its variants.
-        width: nanoseconds that the axis holds.
-        ticks: places on the axis, of `WIDTH`, and their milliseconds.
-        one_clock: whether the ranks of a pipeline are drawn by one clock, so that one is seen to
-            wait for the other. None: there is no pipeline, and each rank begins at 0.
+        width: length of the axis, in nanoseconds.
+        ticks: places on the axis, from 0 to `WIDTH`, and their milliseconds.
+        one_clock: whether the ranks of a pipeline are drawn by one clock, so that a rank's wait
+            for another can be seen. None: there is no pipeline, and each rank begins at 0.
     """
 
     strips: list[Strip]
@@ -59,7 +59,7 @@ class Picture:
     one_clock: bool | None
 
 
-def picture(variants: Mapping[str, Measured]) -> Picture | None:
+def picture(variants: Mapping[str, MeasuredVariant]) -> Picture | None:
     """The timelines of variants that were profiled; None without any."""
     timelines = {
         name: found
@@ -93,12 +93,12 @@ def _ticks(width: int) -> list[tuple[float, str]]:
 
 
 def _one_clock(timelines: Sequence[Timeline]) -> bool:
-    """Whether the ranks' clocks can be one: on one machine all are in the same step at once."""
+    """Whether the ranks can have one clock: on one machine all are in the same step at once."""
     starts = [each.start for each in timelines]
     return max(starts) - min(starts) < min(each.length for each in timelines)
 
 
-def _stages(variant: Measured) -> int:
+def _stages(variant: MeasuredVariant) -> int:
     return variant.ranks[0].layout.get("pp", 1)
 
 
@@ -109,13 +109,13 @@ def _strip(name: str, timelines: Sequence[Timeline], *, pipeline: bool, one_cloc
         _lanes(rank, each, each.start - origin if together else 0)
         for rank, each in enumerate(timelines)
     ]
-    # Ranks of one pipeline stage do the same at the same time.
+    # Without a pipeline all ranks do the same at the same time.
     shown = UNFOLDED if pipeline else 1
     return Strip(name, ranks[:shown], ranks[shown:])
 
 
 def _lanes(rank: int, timeline: Timeline, start: int) -> list[Lane]:
-    """Compute, then each dimension's communication with what of it is exposed drawn over it."""
+    """Compute, then each dimension's communication with its exposed part drawn over it."""
     rows: list[tuple[str, list[Layer]]] = []
     for label, kind, spans in timeline.rows:
         if kind == "exposed":

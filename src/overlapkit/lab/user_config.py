@@ -1,21 +1,29 @@
-"""A user's configuration made small enough to train here: layout and knobs stay, sizes shrink."""
+"""A user's configuration, reduced to train here: layout and knobs are kept, sizes shrink."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from overlapkit.config.run import build_run
+from overlapkit.config.run import Run, build_run
 from overlapkit.config.sources import read_configuration
 from overlapkit.errors import InputError
 from overlapkit.lab.corpus import VOCABULARY
 
+MOST_RANKS = 8
+"""Processes; a layout that needs more cannot be trained here."""
+
 LARGEST = 20_000_000
-"""Parameters beyond which the lab's own sizes replace the configuration's on a CPU."""
+"""Parameters. Larger configurations are trained with the lab's own sizes."""
+
+LONGEST = 512
+"""Tokens. Configurations with longer sequences are trained with the lab's own sizes."""
 
 HEADS = 8
 CHANNELS = 32
-"""Of a head, in the model that replaces a large one."""
+SEQUENCE = 128
+LAYERS = 4
+"""Sizes of the model that replaces a large one: heads, channels of each, tokens and layers."""
 
 _LAYOUT = (
     "tensor_model_parallel_size",
@@ -40,19 +48,18 @@ _KNOBS = (
 )
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
 _NOT_ON_CPU = {
-    "context_parallel_size": "context parallelism needs Transformer Engine's attention",
-    "expert_model_parallel_size": "experts are left out",
+    "context_parallel_size": "context parallelism needs the attention of Transformer Engine",
+    "expert_model_parallel_size": "the lab does not train experts",
 }
 
 
 @dataclass(frozen=True)
 class UserConfig:
-    """What of a configuration is trained here.
+    """The part of a configuration that is trained here.
 
     Attributes:
         settings: the sections to train with.
-        ranks: the fewest ranks that its layout takes, with data parallelism of 2 where it asks
-            for an overlap of gradients.
+        ranks: number of ranks for its layout, with data parallelism of 2.
         changed: what was changed, and why, in words.
     """
 
@@ -62,10 +69,11 @@ class UserConfig:
 
 
 def read(path: str) -> UserConfig:
-    """The configuration in a file, cut down to what trains on a few ranks of a CPU.
+    """The configuration in a file, reduced to what trains on a few CPU ranks.
 
     Raises:
-        InputError: it cannot be read, or its layout takes more than 8 ranks.
+        InputError: it cannot be read, it is not Megatron-Bridge's, or its layout needs more than 8
+            ranks.
     """
     settings = read_configuration(path)
     if settings.framework != "megatron-bridge":
@@ -75,46 +83,23 @@ def read(path: str) -> UserConfig:
         )
     run = build_run(settings)
     given = {section: dict(content or {}) for section, content in settings.values.items()}
-    changed: list[str] = []
-    model = {
-        key: given.get("model", {})[key]
-        for key in (*_LAYOUT, *_KNOBS)
-        if given.get("model", {}).get(key) is not None
-    }
-    for key, why in _NOT_ON_CPU.items():
-        if (getattr(run.model, key, None) or 1) > 1:
-            changed.append(f"{key}={getattr(run.model, key)} -> 1: {why}")
     tp = run.model.tensor_model_parallel_size
     pp = run.model.pipeline_model_parallel_size
-    vpp = run.model.virtual_pipeline_model_parallel_size or 1
     ranks = tp * pp * 2
-    if ranks > 8:
+    if ranks > MOST_RANKS:
         raise InputError(
-            f"{path}: TP={tp} x PP={pp} x DP=2 takes {ranks} processes; the lab trains with up to "
-            "8: make the layout smaller, e.g. in a copy of the file"
+            f"{path}: TP={tp} x PP={pp} x DP=2 needs {ranks} processes; the lab trains with at "
+            f"most {MOST_RANKS}: reduce the layout in a copy of the file"
         )
-    shape = {key: getattr(run.model, key, None) for key in _SIZES}
-    if _small(shape, run.model.vocab_size):
-        model |= {key: value for key, value in shape.items() if value}
-        model["vocab_size"] = max(VOCABULARY, run.model.vocab_size or 0)
-    else:
-        heads = max(HEADS, tp)
-        stages = pp * vpp
-        model |= {
-            "num_layers": stages * max(1, 4 // stages),
-            "hidden_size": heads * CHANNELS,
-            "num_attention_heads": heads,
-            "seq_length": 128,
-        }
-        changed.append(
-            f"sizes: {model['num_layers']} layers of {model['hidden_size']}, sequences of 128, so "
-            "that a step takes a fraction of a second"
-        )
-    precision = dict(given.get("mixed_precision") or {})
-    if run.mixed_precision is not None and (run.mixed_precision.fp8 or run.mixed_precision.fp4):
-        precision = {"bf16": True, "params_dtype": "bfloat16"}
-        precision["grad_reduce_in_fp32"] = run.mixed_precision.grad_reduce_in_fp32
-        changed.append("mixed_precision: FP8 needs Transformer Engine; bf16 instead")
+    changed = [
+        f"{key}={getattr(run.model, key)} -> 1: {why}"
+        for key, why in _NOT_ON_CPU.items()
+        if (getattr(run.model, key, None) or 1) > 1
+    ]
+    model, changes = _model(run, given.get("model", {}))
+    changed += changes
+    precision, changes = _precision(run, given.get("mixed_precision", {}))
+    changed += changes
     sections: dict[str, dict[str, Any]] = {
         "model": model,
         "ddp": _plain(given.get("ddp", {})),
@@ -130,13 +115,51 @@ def read(path: str) -> UserConfig:
     return UserConfig(sections, ranks, tuple(changed))
 
 
-def _small(shape: dict[str, Any], vocab_size: int | None) -> bool:
-    layers, hidden = shape["num_layers"], shape["hidden_size"]
-    if not layers or not hidden or not shape["num_attention_heads"]:
+def _model(run: Run, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The section `model`, and what was changed in it."""
+    model = {key: given[key] for key in (*_LAYOUT, *_KNOBS) if given.get(key) is not None}
+    sizes = {key: getattr(run.model, key, None) for key in _SIZES}
+    if _small(sizes, run.model.vocab_size):
+        model |= {key: value for key, value in sizes.items() if value}
+        model["vocab_size"] = max(VOCABULARY, run.model.vocab_size or 0)
+        return model, []
+    heads = max(HEADS, run.model.tensor_model_parallel_size)
+    stages = run.model.pipeline_model_parallel_size * (
+        run.model.virtual_pipeline_model_parallel_size or 1
+    )
+    model |= {
+        "num_layers": stages * max(1, LAYERS // stages),
+        "hidden_size": heads * CHANNELS,
+        "num_attention_heads": heads,
+        "seq_length": SEQUENCE,
+    }
+    return model, [
+        f"sizes: {model['num_layers']} layers of {model['hidden_size']}, sequences of {SEQUENCE}, "
+        "so that a step takes a fraction of a second"
+    ]
+
+
+def _precision(run: Run, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The section `mixed_precision`, empty for none, and what was changed in it."""
+    requested = run.mixed_precision
+    if requested is None or not (requested.fp8 or requested.fp4):
+        return given, []
+    return {
+        "bf16": True,
+        "params_dtype": "bfloat16",
+        "grad_reduce_in_fp32": requested.grad_reduce_in_fp32,
+    }, ["mixed_precision: bf16 instead of FP8, which needs Transformer Engine"]
+
+
+def _small(sizes: dict[str, Any], vocab_size: int | None) -> bool:
+    """Whether a step of these sizes takes a fraction of a second on a CPU."""
+    layers, hidden = sizes["num_layers"], sizes["hidden_size"]
+    if not layers or not hidden or not sizes["num_attention_heads"]:
         return False
     matrices = 12 * layers * hidden * hidden + 2 * (vocab_size or 0) * hidden
-    return matrices <= LARGEST and (shape["seq_length"] or 0) <= 512
+    return matrices <= LARGEST and (sizes["seq_length"] or 0) <= LONGEST
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """The values that a rank can be given: switches, numbers and names."""
     return {k: v for k, v in content.items() if isinstance(v, bool | int | float | str)}

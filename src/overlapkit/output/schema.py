@@ -30,6 +30,8 @@ DOCUMENTS = {
     "doctor": "overlapkit.doctor.document:DoctorDocument",
     "trace": "overlapkit.trace.document:TraceDocument",
     "compare": "overlapkit.trace.compare.document:CompareDocument",
+    "lab": "overlapkit.lab.document:LabDocument",
+    "lab-job": "overlapkit.lab.document:LabJobDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

@@ -1,10 +1,9 @@
-"""The lab's document of a recorded run: its figures, and that docs/json-lab.md names each field."""
+"""The lab's document of a recorded run: its keys and figures, and what is said of a damaged one."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from dataclasses import replace
 from itertools import chain
@@ -13,29 +12,27 @@ from typing import Any
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
-from overlapkit.lab.document import ideal, lab_json
-from overlapkit.lab.link.kind import LinkUsed
-from overlapkit.lab.measurements import Measured
+from overlapkit.errors import InputError
+from overlapkit.lab.document import (
+    RESULTS_FILE,
+    LabDocument,
+    LabLink,
+    ideal,
+    lab_document,
+    lab_link,
+    read_results,
+)
+from overlapkit.lab.link.kind import LinkKind, LinkUsed
+from overlapkit.lab.measurements import MeasuredVariant
+from overlapkit.output.schema import json_schema
 from support import lab_run
-
-ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "json-lab.md").read_text(encoding="utf-8")
-KINDS: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "object": (dict,),
-    "list": (list,),
-    "null": (type(None),),
-    "any": (object,),
-}
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return lab_run.document()
+    return lab_run.plain()
 
 
 @pytest.fixture(scope="module")
@@ -44,68 +41,41 @@ def blocks(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {block["name"]: block for block in scenario["blocks"]}
 
 
-def section(heading: str) -> dict[str, str]:
-    """Key to type in the table below a heading of the page."""
-    text = re.split(rf"^#+ {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
-    text = text.split("\n#", 1)[0]
-    found = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, flags=re.MULTILINE))
-    assert found, heading
-    return found
-
-
-def check(item: dict[str, Any], *headings: str) -> None:
-    table = {key: told for heading in headings for key, told in section(heading).items()}
-    assert list(item) == list(table), headings
-    for key, told in table.items():
-        kinds = [kind.split()[0] for kind in told.split(" or ")]
-        fits = [
-            isinstance(item[key], KINDS[kind])
-            and (kind not in ("integer", "number") or not isinstance(item[key], bool))
-            for kind in kinds
-        ]
-        assert any(fits), (key, told, item[key])
-
-
-def test_the_page_names_every_field_with_its_type(document: dict[str, Any]) -> None:
-    check(document, "`overlapkit/lab/v1`")
-    check(document["machine"], "Machine")
-    check(document["link"], "Link")
-    seen = set()
-    for scenario in document["scenarios"]:
-        check(scenario, "Scenario")
-        for claim in scenario["claims"]:
-            check(claim, "Claim")
-        for block in scenario["blocks"]:
-            check(block, "Block")
-            for variant in block["variants"]:
-                if "error" in variant:
-                    assert list(variant) == ["name", "error"]
-                    seen.add("error")
-                    continue
-                headings = ("Variant", "A timed variant") if block["timed"] else ("Variant",)
-                check(variant, *headings)
-                seen.add(headings)
-                for refused in variant["refused"]:
-                    check(refused, "Refused")
-                    seen.add("refused")
-                if block["timed"]:
-                    check(variant["profile"], "Profile")
-    assert seen == {"error", "refused", ("Variant",), ("Variant", "A timed variant")}
-
-
-def test_the_page_names_every_outcome_and_kind_of_link(document: dict[str, Any]) -> None:
-    told = PAGE.split("### Claim", 1)[1].split("\n#", 1)[0]
-    for claim in document["scenarios"][0]["claims"]:
-        assert f"`{claim['outcome']}`" in told
-    told = PAGE.split("### Link", 1)[1].split("\n#", 1)[0]
-    for kind in ("kernel", "paced", "unshaped"):
-        assert list(LinkUsed(kind, "tree").document()) == list(document["link"])
-        assert f"`{kind}`" in told
-
-
-def test_it_is_json_without_nan(document: dict[str, Any]) -> None:
-    assert json.loads(msgspec.json.encode(document)) == document
+def test_it_follows_its_schema_and_is_read_as_it_was_written(document: dict[str, Any]) -> None:
+    Draft202012Validator(json_schema("lab")).validate(document)
     json.dumps(document, allow_nan=False)
+    written = msgspec.json.encode(lab_run.document())
+    assert msgspec.json.encode(msgspec.json.decode(written, type=LabDocument)) == written
+
+
+def test_variants_have_the_keys_of_what_was_done_with_them(
+    blocks: dict[str, dict[str, Any]],
+) -> None:
+    trained = (
+        *("name", "layout", "effective", "refused", "buckets", "parameters", "peak_mb"),
+        *("wire_mb", "losses", "weights"),
+    )
+    timed = (*trained, "step_ms", "spread_ms", "ratio", "of_ideal", "steps_ms", "profile")
+    keys = {
+        (block["name"], variant["name"]): tuple(variant)
+        for block in blocks.values()
+        for variant in block["variants"]
+    }
+    assert keys == {
+        ("dp", "off"): timed,
+        ("dp", "both"): timed,
+        ("pp", "vpp2"): timed,
+        ("pp", "<by hand> & refused"): ("name", "error"),
+        ("numbers", "vpp1"): trained,
+        ("numbers", "refused"): ("name", "error"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["kernel", "paced", "unshaped"])
+def test_every_link_of_the_launcher_has_a_place_in_the_document(kind: LinkKind) -> None:
+    link = lab_link(LinkUsed(kind, "tree"))
+    assert link.kind == kind
+    assert msgspec.convert(msgspec.to_builtins(link), LabLink) == link
 
 
 def test_the_parts_of_a_profile_add_up(blocks: dict[str, dict[str, Any]]) -> None:
@@ -150,7 +120,7 @@ def test_ratios_are_to_the_first_variant_and_to_the_ideal(
     assert both["of_ideal"] == pytest.approx(both["step_ms"] / best, abs=2e-3)
 
 
-def test_what_was_only_trained_has_numbers_and_no_times(
+def test_what_was_only_trained_has_results_and_no_times(
     blocks: dict[str, dict[str, Any]],
 ) -> None:
     block = blocks["numbers"]
@@ -172,28 +142,94 @@ def test_equal_weights_have_equal_hashes(blocks: dict[str, dict[str, Any]]) -> N
 
 
 def test_confirmed_means_that_no_claim_failed(document: dict[str, Any]) -> None:
-    (told,) = lab_run.told()
+    (judged,) = lab_run.judged()
     assert document["confirmed"] is False
-    passed = [v for v in told.verdicts if v.outcome != "not confirmed"]
-    told = type(told)(told.scenario, told.blocks, told.seen, passed)
-    again = lab_json([told], document["link"], "cpu", 1.0)
+    passed = [v for v in judged.verdicts if v.outcome != "not confirmed"]
     assert {v.outcome for v in passed} == {"confirmed", "not testable here"}
-    assert again["confirmed"] is True
+    again = lab_document(
+        [replace(judged, verdicts=passed)], link=lab_run.link(), device="cpu", seconds=1.0
+    )
+    assert again.confirmed is True
 
 
 def test_nothing_is_ideal_without_a_profile() -> None:
-    (told,) = lab_run.told()
-    off = told.seen.variants("dp")["off"]
-    assert ideal(Measured("off", off.ranks)) is None
-    refused = told.seen.variants("pp")["<by hand> & refused"]
+    (judged,) = lab_run.judged()
+    off = judged.observations.variants("dp")["off"]
+    assert ideal(MeasuredVariant("off", off.ranks)) is None
+    refused = judged.observations.variants("pp")["<by hand> & refused"]
     assert ideal(refused) is None
     assert math.isnan(refused.step)
 
 
-def test_a_profile_that_contradicts_the_clock_tells_no_ideal() -> None:
-    (told,) = lab_run.told()
-    off = told.seen.variants("dp")["off"]
+def test_a_profile_that_contradicts_the_clock_gives_no_ideal() -> None:
+    (judged,) = lab_run.judged()
+    off = judged.observations.variants("dp")["off"]
     assert off.profile is not None
     assert ideal(off) is not None
     longer = replace(off.profile, comm=1.01 * off.step, step=2 * off.step)
     assert ideal(replace(off, profile=longer)) is None
+
+
+def test_kept_results_are_read_back(tmp_path: Path) -> None:
+    (tmp_path / RESULTS_FILE).write_bytes(msgspec.json.encode(lab_run.document()))
+    assert read_results(tmp_path) == lab_run.document()
+
+
+VARIANT = ("scenarios", 0, "blocks", 0, "variants", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("schema",), "overlapkit/lab/v9", "$.schema"),
+        (("machine", "cores"), "two", "$.machine.cores"),
+        (("scenarios", 0, "claims", 0, "outcome"), "perhaps", "$.scenarios[0].claims[0].outcome"),
+        ((*VARIANT, "losses"), None, "$.scenarios[0].blocks[0].variants[0].losses"),
+        ((*VARIANT, "error"), "refused", "variant off: has `error` and results"),
+        ((*VARIANT, "profile", "step_ms"), "long", "variants[0].profile.step_ms"),
+    ],
+)
+def test_a_damaged_value_is_named_with_its_place(
+    tmp_path: Path, document: dict[str, Any], place: tuple[str | int, ...], value: Any, said: str
+) -> None:
+    damaged = json.loads(json.dumps(document))
+    inner = damaged
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert said in damaged_line(tmp_path, json.dumps(damaged).encode())
+
+
+@pytest.mark.parametrize("key", ["layout", "weights", "step_ms", "steps_ms"])
+def test_a_key_that_is_missing_among_others_is_damage(
+    tmp_path: Path, document: dict[str, Any], key: str
+) -> None:
+    damaged = json.loads(json.dumps(document))
+    del damaged["scenarios"][0]["blocks"][0]["variants"][1][key]
+    assert "variant both" in damaged_line(tmp_path, json.dumps(damaged).encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b"null", b'{"schema":"overlapkit/lab/v1"}', b"[" * 100_000],
+    ids=["empty", "cut", "list", "not UTF-8", "null", "keys missing", "deep"],
+)
+def test_a_file_that_is_not_the_document_is_one_line(tmp_path: Path, content: bytes) -> None:
+    damaged_line(tmp_path, content)
+
+
+def damaged_line(folder: Path, content: bytes) -> str:
+    """What is said of a results file with this content: one line with its path and a remedy."""
+    (folder / RESULTS_FILE).write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read_results(folder)
+    line = str(raised.value)
+    assert line.startswith(f"{folder / RESULTS_FILE}: damaged: ")
+    assert line.endswith("; run the lab again")
+    assert "\n" not in line
+    return line
+
+
+def test_a_folder_without_results_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=RESULTS_FILE):
+        read_results(tmp_path)

@@ -1,4 +1,4 @@
-"""Whole tensors from pieces of ranks, and how far two models are apart."""
+"""Full tensors from the pieces of the ranks, and the distance between two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overlapkit.lab.full_tensors import distance, whole
+from overlapkit.lab.full_tensors import assembled, distance
 
 FULL = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -20,34 +20,34 @@ def saved(folder: Path, rank: int, **pieces: Any) -> Path:
     return path
 
 
-def test_shards_make_a_whole(tmp_path: Path) -> None:
+def test_shards_are_assembled(tmp_path: Path) -> None:
     paths = [
         saved(tmp_path, 0, **{"weight|w|0,0|4,3": FULL[:2], "gradient|w|0,0|4,3": FULL[:2] * 2}),
         saved(tmp_path, 1, **{"weight|w|2,0|4,3": FULL[2:], "gradient|w|2,0|4,3": FULL[2:] * 2}),
     ]
-    assert np.array_equal(whole(paths, "weight")["w"], FULL)
-    assert np.array_equal(whole(paths, "gradient")["w"], 2 * FULL)
+    assert np.array_equal(assembled(paths, "weight")["w"], FULL)
+    assert np.array_equal(assembled(paths, "gradient")["w"], 2 * FULL)
 
 
-def test_layers_are_stacked_in_front(tmp_path: Path) -> None:
+def test_layers_are_stacked_along_the_first_axis(tmp_path: Path) -> None:
     paths = [saved(tmp_path, rank, **{f"weight|w|{rank},0|4,3": FULL[rank]}) for rank in range(4)]
-    assert np.array_equal(whole(paths, "weight")["w"], FULL)
+    assert np.array_equal(assembled(paths, "weight")["w"], FULL)
 
 
 def test_copies_must_agree(tmp_path: Path) -> None:
     label = "weight|w|0,0|4,3"
     paths = [saved(tmp_path, 0, **{label: FULL}), saved(tmp_path, 1, **{label: FULL})]
-    assert np.array_equal(whole(paths, "weight")["w"], FULL)
+    assert np.array_equal(assembled(paths, "weight")["w"], FULL)
     other = FULL.copy()
     other[3, 2] = np.nextafter(other[3, 2], np.float32(0))
-    with pytest.raises(ValueError, match="w: ranks that hold the same piece of it disagree"):
-        whole([paths[0], saved(tmp_path, 1, **{label: other})], "weight")
+    with pytest.raises(ValueError, match="w: ranks that have the same piece of it disagree"):
+        assembled([paths[0], saved(tmp_path, 1, **{label: other})], "weight")
 
 
 def test_nothing_may_be_missing(tmp_path: Path) -> None:
     path = saved(tmp_path, 0, **{"weight|w|0,0|4,3": FULL[:3]})
-    with pytest.raises(ValueError, match="w: no rank holds 3 of its numbers"):
-        whole([path], "weight")
+    with pytest.raises(ValueError, match="w: no rank has 3 of its elements"):
+        assembled([path], "weight")
 
 
 def test_one_bit_is_a_difference() -> None:
@@ -67,7 +67,7 @@ def test_distance_is_relative_to_the_reference() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_number_is_the_largest_distance(value: float) -> None:
+def test_what_is_not_a_number_is_the_largest_distance(value: float) -> None:
     broken = FULL.copy()
     broken[0, 0] = value
     apart = distance({"a": broken, "b": 100 * FULL}, {"a": FULL, "b": FULL})

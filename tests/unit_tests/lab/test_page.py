@@ -1,4 +1,4 @@
-"""The lab's page of a recorded run: safe, whole, and true to the document."""
+"""The lab's page of a recorded run: safe, complete, and true to the document."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from overlapkit.lab.document import Told, lab_json
-from overlapkit.lab.measurements import SeenBlock
-from overlapkit.lab.page import bars, lab_page
-from overlapkit.lab.scenario import Verdict
+from overlapkit.lab.document import LabBlock, LabDocument, lab_document
+from overlapkit.lab.page import Bar, bars, lab_page
+from overlapkit.lab.scenario import JudgedScenario, Verdict
 from overlapkit.lab.tables import show_lab
 from overlapkit.lab.timelines import picture
 from support import lab_run
@@ -56,12 +56,16 @@ def read(page: str) -> Nesting:
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return lab_run.document()
+    return lab_run.plain()
 
 
 @pytest.fixture(scope="module")
-def page(document: dict[str, Any]) -> str:
-    return lab_page(document, lab_run.told())
+def page() -> str:
+    return lab_page(lab_run.document(), lab_run.judged())
+
+
+def bars_of(block: dict[str, Any]) -> list[Bar]:
+    return bars(msgspec.convert(block, LabBlock))
 
 
 def test_it_loads_nothing_and_runs_nothing(page: str) -> None:
@@ -73,9 +77,9 @@ def test_it_loads_nothing_and_runs_nothing(page: str) -> None:
 
 def test_names_and_sentences_are_escaped(page: str) -> None:
     text = " ".join(read(page).text)
-    for told in ("<by hand> & refused", "a recorded run, <small> & real", "<b>It</b> is trained."):
-        assert told in text
-        assert told not in page
+    for name in ("<by hand> & refused", "a recorded run, <small> & real", "<b>It</b> is trained."):
+        assert name in text
+        assert name not in page
 
 
 def test_hostile_names_of_a_users_configuration_stay_text(document: dict[str, Any]) -> None:
@@ -92,14 +96,14 @@ def test_hostile_names_of_a_users_configuration_stay_text(document: dict[str, An
             variant["error" if "error" in variant else "name"] = hostile
             for refused in variant.get("refused", []):
                 refused["requested"] = refused["reason"] = refused["rule"] = hostile
-    text = lab_page(changed, lab_run.told())
+    text = lab_page(msgspec.convert(changed, LabDocument), lab_run.judged())
     text.encode("utf-8")
     assert "script" not in read(text).tags
     assert "\x1b" not in text
     assert "7*7" in text
 
 
-def test_it_tells_every_claim_outcome_and_figure(page: str, document: dict[str, Any]) -> None:
+def test_it_shows_every_claim_outcome_and_figure(page: str, document: dict[str, Any]) -> None:
     text = " ".join(" ".join(read(page).text).split())
     (scenario,) = document["scenarios"]
     for claim in scenario["claims"]:
@@ -121,7 +125,7 @@ def test_a_bar_is_as_long_as_the_profiled_step_and_marks_clock_and_ideal(
     document: dict[str, Any],
 ) -> None:
     block = document["scenarios"][0]["blocks"][0]
-    found = bars(block)
+    found = bars_of(block)
     profiles = [variant["profile"] for variant in block["variants"]]
     lengths = [sum(piece.width for piece in bar.pieces) for bar in found]
     ratio = profiles[1]["step_ms"] / profiles[0]["step_ms"]
@@ -144,14 +148,14 @@ def test_a_variant_without_a_profile_has_a_plain_bar(document: dict[str, Any]) -
     for variant in block["variants"]:
         del variant["profile"]
     block["ideal_ms"] = None
-    found = bars(block)
+    found = bars_of(block)
     assert [[piece.kind for piece in bar.pieces] for bar in found] == [["ground"]] * 2
     assert {kind for bar in found for kind, *_ in bar.marks} == {"clock"}
 
 
 def test_timelines_of_a_block_share_one_axis() -> None:
-    (told,) = lab_run.told()
-    variants = told.seen.variants("dp")
+    (judged,) = lab_run.judged()
+    variants = judged.observations.variants("dp")
     found = picture(variants)
     assert found is not None
     assert [strip.name for strip in found.strips] == ["off", "both"]
@@ -170,9 +174,9 @@ def test_timelines_of_a_block_share_one_axis() -> None:
 
 
 def test_exposed_communication_lies_inside_communication_and_beside_no_compute() -> None:
-    (told,) = lab_run.told()
+    (judged,) = lab_run.judged()
     for block in ("dp", "pp"):
-        found = picture(told.seen.variants(block))
+        found = picture(judged.observations.variants(block))
         assert found is not None
         for strip in found.strips:
             for compute, *comms in (*strip.shown, *strip.folded):
@@ -189,8 +193,8 @@ def test_exposed_communication_lies_inside_communication_and_beside_no_compute()
 
 
 def test_stages_of_a_pipeline_are_drawn_by_one_clock() -> None:
-    (told,) = lab_run.told()
-    variants = told.seen.variants("pp")
+    (judged,) = lab_run.judged()
+    variants = judged.observations.variants("pp")
     found = picture(variants)
     assert found is not None
     assert found.one_clock
@@ -203,8 +207,8 @@ def test_stages_of_a_pipeline_are_drawn_by_one_clock() -> None:
 
 
 def test_ranks_whose_clocks_differ_begin_together() -> None:
-    (told,) = lab_run.told()
-    variant = told.seen.variants("pp")["vpp2"]
+    (judged,) = lab_run.judged()
+    variant = judged.observations.variants("pp")["vpp2"]
     first, second = variant.reports
     assert second.timeline is not None
     hour = 3_600_000_000_000
@@ -216,39 +220,41 @@ def test_ranks_whose_clocks_differ_begin_together() -> None:
     assert found.width < hour
 
 
-def _without_profiles(told: Told) -> Told:
-    seen = replace(
-        told.seen,
-        blocks={
-            name: SeenBlock(
-                block.number,
-                None,
-                {v.name: replace(v, profile=None, reports=[]) for v in block.variants.values()},
-                {},
-                block.device_name,
-            )
-            for name, block in told.seen.blocks.items()
-        },
+def _without_profiles(judged: JudgedScenario) -> JudgedScenario:
+    blocks = {
+        name: replace(
+            block,
+            rate_mbit=None,
+            variants={
+                v.name: replace(v, profile=None, reports=[]) for v in block.variants.values()
+            },
+        )
+        for name, block in judged.observations.blocks.items()
+    }
+    return replace(
+        judged,
+        observations=replace(judged.observations, blocks=blocks),
+        verdicts=[Verdict("C.", "not testable here", "no profile")],
     )
-    return replace(told, seen=seen, verdicts=[Verdict("C.", "not testable here", "no profile")])
 
 
 def test_without_profiles_there_are_still_steps() -> None:
-    told = [_without_profiles(one) for one in lab_run.told()]
-    document = lab_json(told, lab_run.document()["link"], "cpu", 1.0)
-    text = " ".join(read(lab_page(document, told)).text)
+    judged = [_without_profiles(one) for one in lab_run.judged()]
+    document = lab_document(judged, link=lab_run.link(), device="cpu", seconds=1.0)
+    text = " ".join(read(lab_page(document, judged)).text)
     assert "not profiled" in text
     assert "One step of each variant" not in text
     assert "1 claim" not in text.replace("claim not testable here", "")
 
 
 def test_a_variant_that_was_the_first_may_be_refused() -> None:
-    (told,) = lab_run.told()
-    block = told.seen.blocks["pp"]
-    turned = replace(block, variants=dict(reversed(block.variants.items())))
-    told = replace(told, seen=replace(told.seen, blocks={**told.seen.blocks, "pp": turned}))
-    document = lab_json([told], lab_run.document()["link"], "cpu", 1.0)
-    timed = document["scenarios"][0]["blocks"][1]["variants"][1]
-    assert (timed["name"], timed["ratio"], timed["of_ideal"]) == ("vpp2", None, None)
-    assert "vpp2" in lab_page(document, [told])
+    (judged,) = lab_run.judged()
+    blocks = judged.observations.blocks
+    turned = replace(blocks["pp"], variants=dict(reversed(blocks["pp"].variants.items())))
+    observations = replace(judged.observations, blocks={**blocks, "pp": turned})
+    judged = replace(judged, observations=observations)
+    document = lab_document([judged], link=lab_run.link(), device="cpu", seconds=1.0)
+    timed = document.scenarios[0].blocks[1].variants[1]
+    assert (timed.name, timed.ratio, timed.of_ideal) == ("vpp2", None, None)
+    assert "vpp2" in lab_page(document, [judged])
     show_lab(document, Console(file=io.StringIO(), width=100))

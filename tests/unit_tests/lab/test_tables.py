@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from overlapkit.lab.document import LabDocument
 from overlapkit.lab.tables import ASCII, BLOCKS, show_lab
 from support import lab_run
 
@@ -31,13 +32,14 @@ def shown(
 ) -> str:
     stream = Stream(encoding)
     options = {"highlight": False, "markup": False, "emoji": False} | options
-    show_lab(document, Console(file=stream, width=width, **options))
+    found = msgspec.convert(document, LabDocument)
+    show_lab(found, Console(file=stream, width=width, **options))
     return stream.getvalue()
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return copy.deepcopy(lab_run.document())
+    return lab_run.plain()
 
 
 def _row(text: str, name: str) -> str:
@@ -102,7 +104,7 @@ def test_an_encoding_without_blocks_gets_plain_signs(document: dict[str, Any]) -
     assert ASCII.compute * 3 in _row(text, "off")
 
 
-def test_columns_that_tell_nothing_apart_are_left_out(document: dict[str, Any]) -> None:
+def test_columns_that_are_the_same_for_all_variants_are_omitted(document: dict[str, Any]) -> None:
     block = document["scenarios"][0]["blocks"][0]
     off, both = block["variants"]
     assert "buckets" in _row(shown(document, 200), "ms a step")
@@ -146,7 +148,7 @@ def test_on_a_terminal_sentences_wrap_below_themselves(document: dict[str, Any])
     assert lines[start + 2].startswith(" " * indent) and lines[start + 2].strip()
 
 
-def test_the_last_line_is_the_sum(document: dict[str, Any]) -> None:
+def test_the_last_line_counts_the_claims(document: dict[str, Any]) -> None:
     last = shown(document).splitlines()[-1]
     assert last == "3 claims: 1 confirmed, 1 not confirmed, 1 not testable here (12 s)"
     claims = document["scenarios"][0]["claims"]
@@ -156,7 +158,7 @@ def test_the_last_line_is_the_sum(document: dict[str, Any]) -> None:
     assert shown(document).splitlines()[-1] == "all 3 claims confirmed (12 s)"
 
 
-def test_a_refused_variant_is_told_in_one_line(document: dict[str, Any]) -> None:
+def test_a_refused_variant_is_shown_in_one_line(document: dict[str, Any]) -> None:
     text = shown(document, 100)
     (line,) = [one for one in text.splitlines() if one.startswith("<by hand> & refused")]
     assert "refused: OverlapConfigError" in line

@@ -1,1 +1,1 @@
-"""What needs nemo_run or Slurm."""
+"""Runs of the lab through nemo_run, on this machine or on Slurm."""

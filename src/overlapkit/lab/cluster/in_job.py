@@ -1,11 +1,11 @@
-"""What each process of a job that nemo_run started does.
+"""What each process of a job started by nemo_run does.
 
 Run as `python -m overlapkit.lab.cluster.in_job FOLDER`.
 
-A job has one torchrun with as many processes as its largest group of blocks takes. The groups take
-their turns: each process that belongs to a group starts a rank of it, in the group's environment,
-as a child, and all wait until the group is done. Nothing of torch is imported here, so that a rank
-finds the GPU and its environment untouched.
+A job has one torchrun with as many processes as its largest group of blocks needs. The groups run
+one after the other: each process that belongs to a group starts a rank of it, in the group's
+environment, as a child, and all processes wait until the group has finished. torch is not imported
+here, so that each rank initializes the GPU in the environment of its group.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from overlapkit.lab.events import FOLDER_VARIABLE
-from overlapkit.lab.experiment import Group, Plan, read_plan
+from overlapkit.lab.experiment import Experiment, Group, read_experiment
 from overlapkit.lab.link import kernel
 
 STARTER_VARIABLE = "OVERLAPKIT_LAB_STARTER"
-"""Process id, on this machine, without which the job has nobody to report to and ends."""
+"""Id of the process that waits for the job on this machine; when it ends, so does the job."""
 
 _POLL_S = 0.2
 _LOOPBACK = "127.0.0.1"
 
 
 def run(folder: Path) -> int:
-    """Do this process's part of every group; the first exit status that is not 0."""
-    plan: Plan = read_plan(folder)
+    """Run this process's part of every group; the first exit status other than 0, or 0."""
+    experiment: Experiment = read_experiment(folder)
     rank = int(os.environ["RANK"])
-    for group in plan.groups:
+    for group in experiment.groups:
         if rank < group.ranks:
             status = _rank(group, folder / group.name, rank)
             if status != 0:
@@ -51,13 +51,13 @@ def _rank(group: Group, folder: Path, rank: int) -> int:
     _until(lambda: child.poll() is not None)
     if child.returncode == 0:
         _finished(folder, rank).touch()
-    # A signal's negative number is no exit status.
+    # A negative number, for a signal, is not an exit status.
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _environment(group: Group, folder: Path, rank: int) -> dict[str, str]:
-    """A rank's environment: torchrun's, cut down to the group, and the group's own variables."""
-    # What torchrun tells of its own store and restarts is not true of the children.
+    """A rank's environment: torchrun's, reduced to the group, and the group's own variables."""
+    # torchrun's variables about its store and restarts do not apply to the children.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
     here = int(inherited["LOCAL_WORLD_SIZE"])
     alone = here == int(inherited["WORLD_SIZE"])
@@ -65,7 +65,7 @@ def _environment(group: Group, folder: Path, rank: int) -> dict[str, str]:
         **inherited,
         "WORLD_SIZE": str(group.ranks),
         "LOCAL_WORLD_SIZE": str(min(here, group.ranks)),
-        # The name of a single machine may resolve to an address that nothing listens on.
+        # The name of a single machine can resolve to an address that nothing listens on.
         **({"MASTER_ADDR": _LOOPBACK} if alone else {}),
         "MASTER_PORT": _port(folder, rank),
         FOLDER_VARIABLE: str(folder),
@@ -74,7 +74,7 @@ def _environment(group: Group, folder: Path, rank: int) -> dict[str, str]:
 
 
 def _port(folder: Path, rank: int) -> str:
-    """A port for the group's store, chosen by rank 0, beside which the others read it."""
+    """A port for the group's store. Rank 0 chooses it; the others read it from a file."""
     file = folder / f"port{_attempt()}"
     if rank == 0:
         with socket.socket() as free:
@@ -95,16 +95,16 @@ def _finished(folder: Path, rank: int) -> Path:
 
 
 def _attempt() -> str:
-    """Tells the files of a job that Slurm started again from those of its first start."""
+    """Distinguishes files of a job that Slurm restarted from those of its first start."""
     return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 def _until(done: Callable[[], bool]) -> None:
-    """Wait; the end of the whole job comes from torchrun, when another process fails."""
+    """Wait. When another process fails, torchrun ends this one."""
     starter = os.environ.get(STARTER_VARIABLE)
     while not done():
         if starter is not None and not Path(f"/proc/{starter}").exists():
-            sys.exit(f"process {starter}, which started this job, is gone")
+            sys.exit(f"process {starter}, which started this job, has ended")
         time.sleep(_POLL_S)
 
 

@@ -1,8 +1,8 @@
-"""Hands a run to nemo_run: `python -m overlapkit.lab.cluster.nemo`, an `Order` on standard input.
+"""Starts a run through nemo_run: `python -m overlapkit.lab.cluster.nemo`.
 
-A process of its own, because nemo_run reads NEMORUN_HOME once, when it is imported, and because
-what it starts can then be ended with it. What it prints goes to standard error; the `Outcome` is
-the only line on standard output.
+Reads a `JobOrder` from standard input and writes a `JobReport`, one line, to standard output.
+Everything that nemo_run prints goes to standard error. This is a separate process, because nemo_run
+reads NEMORUN_HOME only when it is imported, and so that everything it starts can be ended with it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from overlapkit.lab.link import kernel
 EXPERIMENT = "overlapkit-lab"
 TASK = "lab"
 LOGS = "logs"
-"""In the run's folder: torchrun's logs, a file per rank."""
+"""In the run's folder: torchrun's logs, one file for each rank."""
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What nemo_run is to start.
+class JobOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What nemo_run must start.
 
     Attributes:
-        folder: the run's, absolute, on every node.
-        ranks: processes in all.
-        layout: the model's, from which PerfEnvPlugin takes the environment.
-        blackwell: GPUs of compute capability 10.0 or above.
-        slurm: fields of nemo_run's SlurmExecutor; None: on this machine.
+        folder: the run's; an absolute path that every node sees.
+        ranks: number of processes.
+        layout: the model's; PerfEnvPlugin derives the environment from it.
+        blackwell: whether GPUs have compute capability 10.0 or above.
+        slurm: fields of nemo_run's SlurmExecutor; None: run on this machine.
         setup: shell lines that run before the ranks, on Slurm.
-        environment: variables of the job beside PerfEnvPlugin's.
+        environment: variables of the job in addition to PerfEnvPlugin's.
         dry_run: write the job's script and start nothing.
     """
 
@@ -52,13 +52,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class JobReport(msgspec.Struct, kw_only=True):
     """What became of an order.
 
     Attributes:
-        script: the path of the Slurm job's script.
-        job: the Slurm job's id.
-        state: of a job on this machine when it ended, as nemo_run calls it.
+        script: path of the Slurm job's script; None on this machine.
+        job: the Slurm job's id; None on this machine and where it was not submitted.
+        state: nemo_run's name for the state in which a job on this machine ended; None on Slurm.
     """
 
     script: str | None = None
@@ -66,8 +66,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     state: str | None = None
 
 
-def fulfil(order: Order) -> Outcome:
-    """Start the job; on this machine, also wait for its end."""
+def fulfil(order: JobOrder) -> JobReport:
+    """Start the job; on this machine, also wait until it ends."""
     import nemo_run as run
 
     from megatron.bridge.recipes.run_plugins import PerfEnvPlugin
@@ -81,7 +81,7 @@ def fulfil(order: Order) -> Outcome:
         pp_size=order.layout.pp,
         num_gpus=order.ranks,
         gpu_sm100_or_newer=order.blackwell,
-        # The lab's ranks collect garbage between blocks, never within a turn.
+        # The lab's ranks already collect garbage between blocks only.
         enable_manual_gc=False,
     )
     experiment = run.Experiment(
@@ -99,12 +99,12 @@ def fulfil(order: Order) -> Outcome:
             experiment.run(detach=order.slurm is not None)
     (job,) = experiment.jobs
     if order.slurm is None:
-        return Outcome(state=job.state.name)
+        return JobReport(state=job.state.name)
     (script,) = Path(job.executor.experiment_dir).glob("*_sbatch.sh")
-    return Outcome(script=str(script), job=_slurm_id(job.handle))
+    return JobReport(script=str(script), job=_slurm_id(job.handle))
 
 
-def _executor(order: Order, run: Any) -> Any:
+def _executor(order: JobOrder, run: Any) -> Any:
     if order.slurm is None:
         return run.LocalExecutor(
             ntasks_per_node=order.ranks,
@@ -117,7 +117,7 @@ def _executor(order: Order, run: Any) -> Any:
         packager=run.Packager(),
         tunnel=run.LocalTunnel(job_dir=""),
         job_name_prefix="overlapkit-",
-        # The script's lines are export NAME=value, as they come.
+        # nemo_run writes values into the script unquoted: export NAME=value.
         env_vars={name: shlex.quote(value) for name, value in order.environment.items()},
         setup_lines="\n".join(order.setup) or None,
         poll_estimated_start_time=False,
@@ -131,7 +131,7 @@ def _slurm_id(handle: str) -> str | None:
 
 
 def _end_all(number: int, frame: FrameType | None) -> None:
-    """Kill what was started, torchrun and its ranks, and end."""
+    """Kill everything that was started, torchrun and its ranks, and exit."""
     for _ in range(2):
         for pid in kernel.descendants(os.getpid()):
             with suppress(ProcessLookupError, PermissionError):
@@ -145,7 +145,7 @@ def main() -> None:
     kernel.die_with_parent(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _end_all)
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=JobOrder)
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     outcome = fulfil(order)

@@ -1,4 +1,4 @@
-"""`--slurm KEY=VALUE`: what of a Slurm job the user chooses."""
+"""`--slurm KEY=VALUE`: the options of a Slurm job."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class SlurmOptions:
     """A Slurm job.
 
     Attributes:
+        nodes: number of nodes.
+        per_node: ranks on each node.
         fields: of nemo_run's SlurmExecutor.
-        nodes, per_node: nodes, and ranks on each.
-        setup: shell lines before the ranks start.
-        compute_capability: of the GPU that was named; None where none was.
+        setup: shell lines that run before the ranks start.
+        compute_capability: of the GPU given with `gpu`; None without.
     """
 
     nodes: int
@@ -35,7 +36,7 @@ class SlurmOptions:
 
     @property
     def ranks(self) -> int:
-        """Processes in all."""
+        """Number of processes."""
         return self.nodes * self.per_node
 
 
@@ -47,7 +48,7 @@ def _count(key: str, value: str) -> int:
 
 def _text(key: str, value: str) -> str:
     if not value:
-        raise InputError(f"--slurm {key}=: give a value, or leave the option away")
+        raise InputError(f"--slurm {key}=: give a value, or omit the option")
     return value
 
 
@@ -92,10 +93,10 @@ REQUIRED = "account"
 
 
 def slurm_options(pairs: Sequence[str], folder: Path) -> SlurmOptions:
-    """What the user's KEY=VALUE pairs say.
+    """The job that the user's KEY=VALUE pairs describe.
 
     Args:
-        pairs: as on the command line; `setup` may come several times.
+        pairs: as on the command line; `setup` may occur several times.
         folder: the run's, which a container must see under the same path.
 
     Raises:
@@ -103,15 +104,15 @@ def slurm_options(pairs: Sequence[str], folder: Path) -> SlurmOptions:
     """
     given, setup = _parse(pairs)
     if REQUIRED not in given:
-        raise InputError("--executor slurm: name the account with --slurm account=NAME")
+        raise InputError("--executor slurm: give the account with --slurm account=NAME")
     fields = {key: _FIELDS[key](key, value) for key, value in given.items() if key in _FIELDS}
     per_node = fields.get("gpus_per_node")
     if "ranks_per_node" in given:
         per_node = _count("ranks_per_node", given["ranks_per_node"])
     if per_node is None:
         raise InputError(
-            "--executor slurm: give --slurm gpus_per_node=N, or --slurm ranks_per_node=N where "
-            "the cluster takes no request for GPUs"
+            "--executor slurm: give --slurm gpus_per_node=N, or --slurm ranks_per_node=N on a "
+            "cluster that does not accept requests for GPUs"
         )
     fields["torchrun_nproc_per_node"] = per_node
     if fields.get("exclusive") is False:
@@ -125,7 +126,7 @@ def slurm_options(pairs: Sequence[str], folder: Path) -> SlurmOptions:
     elif "container_mounts" in fields:
         raise InputError("--slurm container_mounts=…: needs --slurm container_image=IMAGE")
     else:
-        # The nodes see the installation that is running now, as they see the folder.
+        # The nodes see the current installation, just as they see the folder.
         quoted = str(Path(sys.executable).parent).replace("'", "'\\''")
         setup = [*setup, f"export PATH='{quoted}':\"$PATH\""]
     gpu = find_gpu(given["gpu"])[1] if "gpu" in given else None
@@ -154,5 +155,5 @@ def _parse(pairs: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             given[key] = value
         else:
             known = ", ".join(sorted((*_FIELDS, *_OWN)))
-            raise InputError(f"--slurm {pair}: unknown key {key}; known are {known}")
+            raise InputError(f"--slurm {pair}: unknown key {key}; choose from {known}")
     return given, setup

@@ -1,1 +1,1 @@
-"""Processes of a run: started, supervised, and why they failed."""
+"""Processes of a run: starts and supervises them, and determines why they failed."""

@@ -2,9 +2,9 @@
 
 Run as `python -m overlapkit.lab.launch.agent FOLDER FD ARGUMENT...`.
 
-Runs what the torchrun command runs, with its ARGUMENTs, and leaves in FOLDER which ranks failed and
-how: torchrun's own account of it is a text for people. Waits, once torch is imported, until
-something can be read from the descriptor FD: the link between the ranks is made meanwhile.
+Runs torchrun with the ARGUMENTs, and writes to FOLDER which ranks failed and how: torchrun itself
+reports that only as text. Once torch is imported, waits until something can be read from the
+descriptor FD: the link between the ranks is made in the meantime.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import msgspec
 from overlapkit.lab.link import kernel
 
 FAILURES_FILE = "failures.json"
-"""In the work folder: exit codes by rank, negative for a signal; only if a rank failed."""
+"""In the work folder, only if a rank failed: exit codes by rank, negative for a signal."""
 
 
 def main() -> None:
-    """Run torchrun; its own exit status."""
+    """Run torchrun, and exit with its status."""
     # Before torch is imported, which takes seconds.
     kernel.die_with_parent()
     folder, go, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -44,7 +44,7 @@ def main() -> None:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Taking torch apart takes a third of a second, for which the lab would wait.
+    # A normal exit first destroys torch's objects, and the lab would wait a third of a second.
     os._exit(status)
 
 

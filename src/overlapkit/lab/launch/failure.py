@@ -1,4 +1,4 @@
-"""Says which rank failed or hangs, and shows its last lines."""
+"""Determines which rank failed or hangs, and shows its last lines."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function
 
 
 class LabError(InputError):
-    """Ranks could not be run to their end.
+    """The ranks did not finish.
 
     Attributes:
         summary: what happened, in one sentence.
-        lines: the last lines of the log that tells most of it; they follow the summary in the
-            message, on the same line.
+        lines: the last lines of the most relevant log; in the message they follow the summary, on
+            the same line.
     """
 
     def __init__(self, summary: str, log: Path | None, end: int | None = None) -> None:
@@ -44,7 +44,7 @@ class LabError(InputError):
 
 
 def last_lines(log: Path, end: int | None = None) -> list[str]:
-    """The last lines of a log of any size, or of its first `end` bytes; none without a log."""
+    """The last lines of a log of any size, or of its first `end` bytes; none if it is missing."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, os.SEEK_END) if end is None else end
@@ -56,16 +56,17 @@ def last_lines(log: Path, end: int | None = None) -> list[str]:
 
 
 def rank_log(folder: Path, rank: int, stream: str = "stderr") -> Path | None:
-    """A rank's standard error or output, which torchrun redirected; None if it never started."""
+    """The log of a rank's standard error or output; None if the rank never started."""
     return next(iter(folder.glob(f"logs/*/attempt_0/{rank}/{stream}.log")), None)
 
 
 def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> LabError:
-    """The error for ranks that torchrun saw fail.
+    """The error for ranks that failed under torchrun.
 
     Args:
+        folder: the work folder.
         status: torchrun's own exit status.
-        raised: when each rank told of an exception that ended it.
+        raised: rank to the time when it reported the exception that ended it.
     """
     try:
         codes = msgspec.json.decode((folder / FAILURES_FILE).read_bytes(), type=dict[int, int])
@@ -75,7 +76,7 @@ def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> Lab
     others = [
         f"rank {other} {_end(code)} after it"
         for other, code in codes.items()
-        # What torchrun sends to those that are left.
+        # torchrun sends SIGTERM to the remaining ranks.
         if other != rank and code != -signal.SIGTERM
     ]
     summary = ", ".join([f"rank {rank} {_end(codes[rank])}", *others])
@@ -83,11 +84,11 @@ def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> Lab
 
 
 def _lateness(code: int, raised: float | None) -> tuple[int, float]:
-    """Sorts the rank that failed of itself before those that failed of losing it.
+    """Sorts the rank that failed first before those that failed because of it.
 
-    One that was killed, or left with a status of its own choice, did not fail of another; an
-    exception may come of a lost connection, and then comes later; an abort is what libraries do
-    when a peer is gone, and SIGTERM what torchrun sends to the rest.
+    A rank that was killed, or that exited with a status of its own, did not fail because of another
+    one. An exception can follow from a lost connection, and is then later than its cause. Libraries
+    abort when a peer has ended, and torchrun sends SIGTERM to the remaining ranks.
     """
     if code in (-signal.SIGABRT, -signal.SIGTERM):
         return 2, 0.0
@@ -103,42 +104,44 @@ def _end(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def standing(
+def hanging(
     what: str,
     folder: Path,
+    *,
     ranks: int,
     supervisor: int,
     pids: Mapping[int, int],
-    told: Mapping[int, float],
+    last_events: Mapping[int, float],
 ) -> LabError:
-    """The error for ranks that do not end, with where each stands in its program.
+    """The error for ranks that do not end, with the place in the program where each of them is.
 
     Args:
         what: what is wrong.
-        ranks: how many there should be.
+        folder: the work folder.
+        ranks: their number.
         supervisor: process id of the supervisor.
-        pids: each rank's process id in its own namespace, once it has joined.
-        told: when each rank told something last, in seconds since the epoch.
+        pids: rank to its process id in its own namespace, once it has joined.
+        last_events: rank to the time of its last event, in seconds since the epoch.
     """
-    if not told:
+    if not last_events:
         return LabError(f"{what}; none has started", folder / AGENT_LOG)
     logs = {rank: rank_log(folder, rank) for rank in range(ranks)}
     written = {rank: log.stat().st_size for rank, log in logs.items() if log is not None}
     places = _places(logs, written, supervisor, pids)
     now = time.time()
-    oldest = min(told.values())
-    # A rank that never joined has been silent longest of all.
-    silent = [rank for rank in range(ranks) if rank not in told] or sorted(
-        rank for rank in told if told[rank] - oldest < _SAME_TIME_S
+    oldest = min(last_events.values())
+    # A rank that never joined has been silent for longest.
+    silent = [rank for rank in range(ranks) if rank not in last_events] or sorted(
+        rank for rank, last in last_events.items() if last - oldest < _SAME_TIME_S
     )
-    named = ", ".join(
-        f"rank {rank}, silent for {now - told[rank]:.0f} s, {places[rank]}"
-        if rank in told
+    shown = ", ".join(
+        f"rank {rank}, silent for {now - last_events[rank]:.0f} s, {places[rank]}"
+        if rank in last_events
         else f"rank {rank} has not started"
         for rank in silent
     )
-    rest = [f"rank {rank} {places[rank]}" for rank in sorted(told) if rank not in silent]
-    return LabError("; ".join([f"{what}: {named}", *rest]), logs[silent[0]], written.get(silent[0]))
+    rest = [f"rank {rank} {places[rank]}" for rank in sorted(last_events) if rank not in silent]
+    return LabError("; ".join([f"{what}: {shown}", *rest]), logs[silent[0]], written.get(silent[0]))
 
 
 def _places(
@@ -147,11 +150,13 @@ def _places(
     supervisor: int,
     pids: Mapping[int, int],
 ) -> dict[int, str]:
-    """Where each rank stands, as it says itself when it is sent STACK_SIGNAL.
+    """Where each rank is in its program, as it writes when it receives STACK_SIGNAL.
 
     Args:
-        logs: each rank's standard error.
-        written: how long it is before that.
+        logs: rank to the log of its standard error.
+        written: rank to the size of that log before the signal.
+        supervisor: process id of the supervisor.
+        pids: rank to its process id in its own namespace.
     """
     hosts = {kernel.id_in_namespace(pid): pid for pid in kernel.descendants(supervisor)}
     for rank in pids:
@@ -169,12 +174,12 @@ def _places(
     for rank in logs:
         host = hosts.get(pids[rank]) if rank in pids else None
         state = None if host is None else kernel.state(host)
-        places.setdefault(rank, f"is {state} and does not answer" if state else "has ended")
+        places.setdefault(rank, f"is {state} and does not respond" if state else "has ended")
     return places
 
 
 def _place(log: Path, start: int) -> str | None:
-    """The innermost calls of the thread that faulthandler wrote last; None if it is not done."""
+    """The innermost calls of the thread that faulthandler writes last; None if still incomplete."""
     with log.open("rb") as file:
         file.seek(start)
         text = file.read(_TAIL_BYTES).decode(errors="replace")
@@ -186,4 +191,4 @@ def _place(log: Path, start: int) -> str | None:
         f"{frame['function']} ({Path(frame['file']).name}:{frame['line']})"
         for frame in frames[:_FRAMES]
     ]
-    return f"stands in {' < '.join(calls)}"
+    return f"is in {' < '.join(calls)}"

@@ -1,4 +1,4 @@
-"""Starts ranks under torchrun, listens to them, and leaves nothing of them behind."""
+"""Starts ranks under torchrun, reads their events, and ends all their processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from overlapkit.lab.events import FAILED, FOLDER_VARIABLE, JOINED, Event, Tail, emit
-from overlapkit.lab.launch.failure import LabError, failed, standing
+from overlapkit.lab.launch.failure import LabError, failed, hanging
 from overlapkit.lab.launch.supervise import SCRATCH, STOP, Order, Report
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.processes import ends_on_signals, uninterrupted
@@ -34,22 +34,23 @@ _GRACE_S = 5
 
 @dataclass(frozen=True)
 class Launch:
-    """What is to run, and for how long at most.
+    """What to run, and for how long at most.
 
     Attributes:
-        ranks: processes, under one torchrun agent on this machine.
+        ranks: number of processes, under one torchrun agent on this machine.
         module: run as ``python -m module *args`` in each of them, with `folder` as its current
-            folder; calls `overlapkit.lab.link.rank_side.join` before all else.
+            folder. It calls `overlapkit.lab.link.rank_side.join` before anything else.
         args: its arguments.
-        folder: an existing folder for logs and events, of this run alone.
+        folder: an existing folder for logs and events, used only by this run.
         environment: added to the ranks' environment.
         link: "shaped": connect the ranks by a link whose rate
-            `overlapkit.lab.link.rank_side.set_rate` sets, as far as the system permits it;
-            "none": leave them as they are.
-        timeout_s: longest that the whole run may take, in seconds.
-        silence_s: longest that no rank may tell anything, in seconds.
-        scratch: a folder that the caller removes when it is done: removed for it if it is killed.
-            Compiled Python is kept there for further runs where the installation keeps none.
+            `overlapkit.lab.link.rank_side.set_rate` sets, where the system permits it; "none":
+            connect them through the machine's memory.
+        timeout_s: longest time for the run, in seconds.
+        silence_s: longest time without an event of any rank, in seconds.
+        scratch: a folder that the caller removes at the end; if the caller is killed, it is removed
+            as well. Compiled Python is kept there for further runs where the installation does not
+            keep it.
     """
 
     ranks: int
@@ -64,14 +65,14 @@ class Launch:
 
 
 def run_ranks(launch: Launch, on_event: Callable[[Event], None]) -> LinkUsed:
-    """Run ranks to their end, handing on what they tell; how they were connected.
+    """Run ranks until they end, passing on their events; how the ranks were connected.
 
-    In the main thread SIGTERM and SIGHUP end it with SystemExit, as Ctrl-C does with
-    KeyboardInterrupt. However it ends, none of the processes is left.
+    In the main thread SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt.
+    However it ends, none of the processes survives.
 
     Raises:
-        LabError: a rank failed, was killed or went silent; the run took too long; or nothing could
-            be started.
+        LabError: a rank failed, was killed or is silent; the run took too long; or nothing could be
+            started.
     """
     with ends_on_signals(), _supervised(launch) as supervisor:
         return _Run(launch, supervisor, on_event).to_the_end()
@@ -85,7 +86,7 @@ class _Run:
     link: LinkUsed | None = None
     pids: dict[int, int] = field(default_factory=dict)
     raised: dict[int, float] = field(default_factory=dict)
-    told: dict[int, float] = field(default_factory=dict)
+    last_events: dict[int, float] = field(default_factory=dict)
 
     def to_the_end(self) -> LinkUsed:
         start = self.heard = time.monotonic()
@@ -93,7 +94,7 @@ class _Run:
         reports = self._reports()
         while True:
             report = next(reports)
-            # After the report: what a rank told before its end is there by now.
+            # After the report: everything that a rank sent before its end can be read by now.
             for event in tail.new():
                 self._hear(event)
             if report is not None and report.link is not None:
@@ -102,15 +103,15 @@ class _Run:
                 return self._judged(report)
             now = time.monotonic()
             if now - start > self.launch.timeout_s:
-                raise self._stuck(f"the ranks were not done after {self.launch.timeout_s:g} s")
+                raise self._stuck(f"the ranks did not finish within {self.launch.timeout_s:g} s")
             if now - self.heard > self.launch.silence_s:
-                raise self._stuck(f"no rank has told anything for {self.launch.silence_s:g} s")
+                raise self._stuck(f"no rank has sent an event for {self.launch.silence_s:g} s")
             if report is None:
                 time.sleep(_POLL_S)
 
     def _hear(self, event: Event) -> None:
         self.heard = time.monotonic()
-        self.told[event.rank] = event.time
+        self.last_events[event.rank] = event.time
         if event.data.get("event") == JOINED:
             self.pids[event.rank] = event.data["pid"]
         elif event.data.get("event") == FAILED:
@@ -118,7 +119,7 @@ class _Run:
         self.on_event(event)
 
     def _reports(self) -> Iterator[Report | None]:
-        """What the supervisor says; None whenever it has nothing to say."""
+        """The supervisor's reports; None whenever there is no new one."""
         pipe = self.supervisor.stdout
         assert pipe is not None
         os.set_blocking(pipe.fileno(), False)
@@ -145,12 +146,19 @@ class _Run:
 
     def _stuck(self, what: str) -> LabError:
         folder, ranks = self.launch.folder, self.launch.ranks
-        return standing(what, folder, ranks, self.supervisor.pid, self.pids, self.told)
+        return hanging(
+            what,
+            folder,
+            ranks=ranks,
+            supervisor=self.supervisor.pid,
+            pids=self.pids,
+            last_events=self.last_events,
+        )
 
 
 @contextmanager
 def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
-    """The supervisor of a launch; afterwards it and all below it have ended."""
+    """The supervisor of a launch; it and its descendants are ended at the end of the block."""
     folder = launch.folder.resolve()
     scratch = folder / SCRATCH
     scratch.mkdir(exist_ok=True)
@@ -170,7 +178,7 @@ def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            # A terminal's Ctrl-C goes to the lab alone, which ends the rest in order.
+            # Ctrl-C in a terminal reaches only the lab, which ends the other processes in order.
             start_new_session=True,
         )
     assert supervisor.stdin is not None and supervisor.stdout is not None
@@ -194,7 +202,7 @@ def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
 
 def _environment(launch: Launch) -> dict[str, str]:
     """The environment of the supervisor, of torchrun and of the ranks."""
-    # A lab started by a job's torchrun, or from a shell set up for one, is a job of its own.
+    # A lab that is started by a job's torchrun, or from such a shell, is a separate job.
     foreign = ("PET_", "TORCHELASTIC_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     if "PYTHONPATH" in inherited:
@@ -204,9 +212,9 @@ def _environment(launch: Launch) -> dict[str, str]:
     folder = launch.folder.resolve()
     usual = {
         "OMP_NUM_THREADS": "1",
-        # A host's name may resolve to an address that nothing listens on.
+        # A host's name can resolve to an address that nothing listens on.
         "GLOO_SOCKET_IFNAME": "lo",
-        # It warns of every address without a name, as all are in a namespace.
+        # torch warns about every address without a name, and in a namespace none has one.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE_S),
     }
@@ -221,9 +229,9 @@ def _environment(launch: Launch) -> dict[str, str]:
 
 
 def _bytecode(scratch: Path) -> dict[str, str]:
-    """Where compiled Python goes if torch's is not there and may not be kept beside it.
+    """Variables that keep compiled Python in `scratch`, if torch's folder has none and keeps none.
 
-    Every process would compile torch anew, which takes longer than the rest of its import.
+    Otherwise every process would compile torch, which takes longer than the rest of its import.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:

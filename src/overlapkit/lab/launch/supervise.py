@@ -1,12 +1,12 @@
 """Between the lab and torchrun: `python -m overlapkit.lab.launch.supervise`, started by `launch`.
 
-Whatever happens to the lab, to torchrun or to a rank, this process ends what was started:
+Whatever happens to the lab, to torchrun or to a rank, this process ends all that was started:
 
     lab -> supervisor -> keeper of the namespaces -> first process in them -> torchrun -> ranks
 
 The first process in a process-id namespace is its init: when it dies, the kernel kills all others
-in the namespace. It is told to die with its keeper, the keeper with the supervisor, and the
-supervisor ends all of them when its standard input closes, which a lab's death does as well.
+in the namespace. It dies with its keeper, and the keeper with the supervisor. The supervisor ends
+all of them when its standard input closes, which also happens when the lab dies.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from overlapkit.lab.link.kind import Isolation, LinkKind, LinkUsed
 from overlapkit.lab.link.rank_side import LINK_VARIABLE
 
 STOP = b"stop"
-"""Sent by the lab before it closes standard input, so that its death can be told from its wish."""
+"""Sent by the lab before it closes standard input; without it, the lab died."""
 
 AGENT_LOG = "torchrun.log"
 SCRATCH = "tmp"
-"""In the work folder: temporary files of torchrun and the ranks."""
+"""In the work folder: temporary files of torchrun and of the ranks."""
 
 _POLL_S = 0.02
 _KILL_S = 10.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to run: the first line of standard input.
+    """What to run: the first line of standard input.
 
     Attributes:
         ranks, module, args, folder: as in `overlapkit.lab.launch.start.Launch`.
-        shaped: whether the link between ranks is to be a slow one.
+        shaped: whether to make a slow link between the ranks.
         orphaned: folder to remove if the lab dies; None for none.
     """
 
@@ -63,10 +63,10 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A line of standard output.
 
     Attributes:
-        link: how the ranks are connected; comes first.
-        status: torchrun's exit status; comes last.
-        refused: why the system did not permit what was tried; never leaves the supervisor.
-        broken: why nothing could be started at all.
+        link: how the ranks are connected; sent first.
+        status: torchrun's exit status; sent last.
+        refused: why the system did not permit a level; sent only within the supervisor.
+        broken: why nothing could be started.
     """
 
     link: LinkUsed | None = None
@@ -76,7 +76,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class _Level(msgspec.Struct, frozen=True):
-    """What the system is asked for."""
+    """Namespaces that are requested from the system."""
 
     network: bool
     pids: bool
@@ -84,7 +84,7 @@ class _Level(msgspec.Struct, frozen=True):
 
 
 def _levels(shaped: bool) -> list[_Level]:
-    """What to try, the best first: without and with a user namespace."""
+    """What to try, the best first; each level without and then with a user namespace."""
     wanted = [(True, True), (True, False)] if shaped else []
     wanted.append((False, True))
     levels = [_Level(net, pids, user) for net, pids in wanted for user in (False, True)]
@@ -92,8 +92,8 @@ def _levels(shaped: bool) -> list[_Level]:
 
 
 def main() -> None:
-    """Run one order; the exit status says only whether that was possible."""
-    # A terminal's Ctrl-C is for the lab, which then closes standard input.
+    """Run one order; the exit status only shows whether that was possible."""
+    # Ctrl-C in a terminal is for the lab, which then closes standard input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kernel.die_with_parent(signal.SIGTERM)
     kernel.adopt_orphans()
@@ -112,7 +112,7 @@ class _Supervisor:
         for level in _levels(self.order.shaped):
             reports, writing = os.pipe()
             if os.fork() == 0:
-                # Exceptions of the keeper must not run the supervisor's code.
+                # Exceptions in the keeper must not run the supervisor's code.
                 with suppress(BaseException):
                     os.close(reports)
                     _keep(self.order, level, writing, tuple(refusals))
@@ -128,7 +128,7 @@ class _Supervisor:
         _say(1, Report(broken=refused))
 
     def _watch(self, reports: int) -> str | None:
-        """Pass reports on until the keeper is done; why it was refused, if it was."""
+        """Pass on reports until the keeper has finished; why it was refused, if it was."""
         selector = selectors.DefaultSelector()
         selector.register(0, selectors.EVENT_READ)
         selector.register(reports, selectors.EVENT_READ)
@@ -156,7 +156,7 @@ class _Supervisor:
                     return None
 
     def abandon(self) -> NoReturn:
-        """The lab is dead: end everything, and remove what it would have removed."""
+        """The lab has died: end everything, and remove what it would have removed."""
         _end_descendants()
         shutil.rmtree(Path(self.order.folder, SCRATCH), ignore_errors=True)
         if self.order.orphaned is not None:
@@ -176,7 +176,7 @@ def _keep(order: Order, level: _Level, reports: int, refusals: Sequence[str]) ->
             flags |= kernel.NEW_PIDS | kernel.NEW_MOUNTS
         if flags:
             kernel.unshare(flags)
-        # Last: a change of credentials would undo it.
+        # Last, because a change of credentials would undo it.
         kernel.die_with_parent()
     except OSError as error:
         _say(reports, Report(refused=str(error.strerror)))
@@ -192,7 +192,7 @@ def _keep(order: Order, level: _Level, reports: int, refusals: Sequence[str]) ->
 
 
 def _first(order: Order, level: _Level, reports: int, refusals: Sequence[str]) -> NoReturn:
-    """The first process in the namespaces: starts torchrun, makes the link, buries the dead."""
+    """The first process in the namespaces: starts torchrun, makes the link, reaps processes."""
     kernel.die_with_parent()
     try:
         if level.pids:
@@ -201,13 +201,13 @@ def _first(order: Order, level: _Level, reports: int, refusals: Sequence[str]) -
         if order.shaped and not level.network and pacing.works():
             kind = "paced"
         waiting, go = os.pipe()
-        # torchrun imports torch, which takes seconds, while the link is being made.
+        # While torchrun imports torch, which takes seconds, the link is made.
         agent = _start_agent(order, kind, waiting)
         os.close(waiting)
         selector = selectors.DefaultSelector()
         if level.network:
             Hub(order.ranks).register(selector)
-    except Exception as error:  # whatever the system does not permit or lacks
+    except Exception as error:  # anything that the system does not permit or have
         what = error.strerror if isinstance(error, OSError) else None
         _say(reports, Report(refused=what or f"{type(error).__name__}: {error}"))
         os._exit(0)
@@ -221,13 +221,13 @@ def _first(order: Order, level: _Level, reports: int, refusals: Sequence[str]) -
         for key, _ in selector.select(_POLL_S):
             serve: Callable[[], None] = key.data
             serve()
-        status = _buried(agent)
+        status = _reaped(agent)
     _say(reports, Report(status=status))
     os._exit(0)
 
 
-def _buried(agent: int) -> int | None:
-    """Wait for everyone who has ended; the agent's exit status, if it is among them."""
+def _reaped(agent: int) -> int | None:
+    """Reap all children that have ended; the agent's exit status, if it is among them."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
             if ended[0] == agent:
@@ -236,13 +236,13 @@ def _buried(agent: int) -> int | None:
 
 
 def _start_agent(order: Order, kind: LinkKind, waiting: int) -> int:
-    """torchrun, with one log per rank and stream; its process id."""
+    """Start torchrun, with one log for each rank and stream; its process id."""
     folder = Path(order.folder)
     host, port = (HUB_ADDRESS, STORE_PORT) if kind == "kernel" else ("127.0.0.1", 0)
     command = [
         *(sys.executable, "-m", "overlapkit.lab.launch.agent", str(folder), str(waiting)),
         *("--nnodes", "1", "--nproc-per-node", str(order.ranks), "--max-restarts", "0"),
-        # The store takes a free port for itself where the port is 0.
+        # With port 0 the store chooses a free port.
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{port}", "--rdzv-id", "lab"),
         *("--rdzv-conf", "is_host=1", "--local-addr", host),
         *("--log-dir", str(folder / "logs"), "--redirects", "3"),
@@ -263,9 +263,9 @@ def _start_agent(order: Order, kind: LinkKind, waiting: int) -> int:
 
 
 def _end_descendants() -> None:
-    """Kill every process below this one and wait until there is none.
+    """Kill all descendants of this process and wait until they have ended.
 
-    Killing the first process of a namespace kills all others in it, which is waited for here.
+    Killing the first process of a namespace kills all others in it; this function waits for them.
     """
     deadline = time.monotonic() + _KILL_S
     while time.monotonic() < deadline:
@@ -287,7 +287,7 @@ def _say(descriptor: int, report: Report) -> None:
 
 
 def _line(descriptor: int) -> bytes:
-    """The first line, read byte by byte: what follows it is for others to read."""
+    """The first line, read byte by byte, so that what follows it can still be read."""
     line = b""
     while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
         line += byte

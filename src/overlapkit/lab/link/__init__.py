@@ -1,1 +1,1 @@
-"""The slow link between ranks and its kernel calls; imports no torch."""
+"""The slow link between ranks and its kernel calls; does not import torch."""

@@ -1,9 +1,9 @@
-"""The link between ranks, made by the kernel: a bridge, and for each rank a namespace and a cable.
+"""The link between ranks, made by the kernel: a bridge, and a namespace and veth pair per rank.
 
-The hub is a network namespace with a bridge, where torchrun's store listens. Each rank's namespace
-holds one end of a veth pair, the bridge the other; a token bucket (tc-tbf) at both ends limits
-what the rank sends and what it receives. Namespaces are held by descriptors of this process alone,
-so that they end with it, whatever ends it.
+The hub is a network namespace with a bridge, where torchrun's store listens. One end of a veth pair
+is in the rank's namespace, the other one on the bridge. A token bucket (tc-tbf) at both ends limits
+what the rank sends and receives. Only descriptors of this process keep the namespaces alive, so
+they end with it, however it ends.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from overlapkit.lab.link import kernel
 
 HUB_ADDRESS = "10.77.0.1"
 STORE_PORT = 29400
-"""Fixed: nobody else listens in the hub's namespace."""
+"""Fixed: no other process listens in the hub's namespace."""
 RANK_INTERFACE = "eth0"
 SOCKET_NAME = b"\0overlapkit-lab"
-"""An abstract Unix socket's name, which is known within one network namespace only."""
+"""Name of an abstract Unix socket, which is visible only within its network namespace."""
 
 _PREFIX = 16
 _MTU = 9000
@@ -34,19 +34,19 @@ _MOST_RANKS = 60_000
 _BURST_S = 0.005
 _LEAST_BURST = 32 * 1024
 _QUEUE_BYTES = 64 * 2**20
-"""More than TCP ever has under way: a full queue would drop, and what is sent again was not asked
-for. Links between GPUs do not drop either."""
+"""More than TCP ever has in flight: a full queue would drop packets, and sending them again would
+count as traffic. Links between GPUs do not drop packets either."""
 _MOST_BYTES_PER_S = 2**32 - 1
-"""tbf's rate is a 32-bit number of bytes per second (34 Gbit/s): more is no limit at all."""
+"""tbf's rate is a 32-bit number of bytes per second (34 Gbit/s): above it, no limit is set."""
 _LONGEST_REQUEST = 4096
 
 
 class Hub:
-    """Made in the network namespace that becomes the hub; serves ranks that ask to join.
+    """Turns the current network namespace into the hub, and serves ranks that join.
 
     Raises:
         OSError, ImportError, pyroute2.netlink.exceptions.NetlinkError: the system does not permit
-            it, lacks bridges, veth pairs or tbf, or pyroute2 is not installed.
+            it or has no bridges, veth pairs or tbf, or pyroute2 is not installed.
     """
 
     def __init__(self, ranks: int) -> None:
@@ -55,7 +55,7 @@ class Hub:
         if ranks > _MOST_RANKS:
             raise OSError(f"{ranks} ranks on one bridge: at most {_MOST_RANKS}")
         home = _namespace()
-        _like_everywhere()
+        _set_defaults()
         self._hub: Any = IPRoute()
         self._up(self._hub, "lo")
         self._hub.link("add", ifname="bridge", kind="bridge")
@@ -66,7 +66,7 @@ class Hub:
         for rank in range(ranks):
             kernel.unshare(kernel.NEW_NETWORK)
             namespace = _namespace()
-            _like_everywhere()
+            _set_defaults()
             inside: Any = IPRoute()
             kernel.enter_network(home)
             self._up(inside, "lo")
@@ -80,7 +80,7 @@ class Hub:
             self._namespaces.append(namespace)
             self._ends.append((inside, inner, outer))
         if ranks:
-            # Whether the kernel has tbf is better known now than in the middle of the run.
+            # Finds out now, and not during the run, whether the kernel has tbf.
             self._limit(0, 1000.0)
             self._limit(0, None)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -88,7 +88,7 @@ class Hub:
         self._listener.listen(ranks)
 
     def register(self, selector: selectors.BaseSelector) -> None:
-        """Serve ranks whenever `selector`'s data, a function, is called for a ready socket."""
+        """Add sockets to `selector`; the data of each is a function to call when it is ready."""
 
         def accept() -> None:
             connection, _ = self._listener.accept()
@@ -124,7 +124,7 @@ class Hub:
         return {}, []
 
     def _limit(self, rank: int, mbit: float | None) -> None:
-        """Limit a rank's cable in both directions, or lift the limit."""
+        """Limit a rank's link in both directions, or remove the limit."""
         inside, inner, outer = self._ends[rank]
         bytes_per_s = None if mbit is None else max(1, round(mbit * 1e6 / 8))
         for route, index in ((inside, inner), (self._hub, outer)):
@@ -146,13 +146,13 @@ def _namespace() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _like_everywhere() -> None:
-    """Settings of a network namespace that would otherwise be those of the machine."""
+def _set_defaults() -> None:
+    """Settings of a network namespace that would otherwise depend on the machine."""
     settings = Path("/proc/sys/net")
     for scope in ("default", "all"):
-        # One address per interface, of one family: gloo takes whichever it finds first.
+        # One address of one family for each interface: gloo uses the first that it finds.
         with suppress(OSError):
             (settings / f"ipv6/conf/{scope}/disable_ipv6").write_text("1")
-    # BBR, the default on some machines, sends again what only waits in a slow link's queue.
+    # BBR, the default on some machines, resends packets that only wait in a slow link's queue.
     with suppress(OSError):
         (settings / "ipv4/tcp_congestion_control").write_text("cubic")

@@ -32,7 +32,7 @@ def _checked(status: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces named by `flags` for new ones; only children enter NEW_PIDS.
+    """Leave the namespaces given by `flags` for new ones; only children enter NEW_PIDS.
 
     Raises:
         OSError: the system does not permit it.
@@ -46,23 +46,23 @@ def enter_network(namespace: int) -> None:
 
 
 def become_root_of_a_user_namespace() -> None:
-    """A new user namespace in which the caller is root; outside it stays who it was.
+    """Enter a new user namespace in which the caller is root; outside it keeps its identity.
 
     Raises:
         OSError: the system does not permit it.
     """
     user, group = os.geteuid(), os.getegid()
     unshare(NEW_USER)
-    # A group map without privilege is taken only once setgroups is given up: user_namespaces(7).
+    # Without privileges a group map needs setgroups to be denied: user_namespaces(7).
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
 def mount_privately() -> None:
-    """In a new mount namespace: a /proc of the new process ids, and a /dev/shm of its own.
+    """In a new mount namespace, mount a /proc for the new process ids, and a new /dev/shm.
 
-    What a killed process leaves in /dev/shm then ends with the namespace.
+    What a killed process leaves in /dev/shm is then removed with the namespace.
 
     Raises:
         OSError: the system does not permit it.
@@ -84,12 +84,12 @@ def mount_privately() -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent dies, instead of init."""
+    """Become the parent, instead of init, of every descendant whose own parent dies."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0), "prctl")
 
 
 def descendants(of: int) -> set[int]:
-    """Process ids below a process, as its own /proc shows them."""
+    """Process ids of all descendants of a process, as its own /proc shows them."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
@@ -107,13 +107,13 @@ def _parents() -> Iterator[tuple[int, int]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError, ValueError):
-                # The command's name stands in parentheses and may hold spaces: proc(5).
+                # The command's name is in parentheses and can contain spaces: proc(5).
                 after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
                 yield int(entry.name), int(after_name.split()[1])
 
 
 def id_in_namespace(pid: int) -> int | None:
-    """The id that a process has in its own process-id namespace; None where it is gone."""
+    """The id of a process in its own process-id namespace; None where it has ended."""
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):

@@ -1,7 +1,7 @@
-"""A slow link without privileges: the kernel paces each TCP connection of this process by itself.
+"""A slow link without privileges: the kernel paces each TCP connection of this process separately.
 
-SO_MAX_PACING_RATE (socket(7)) limits what one connection sends. Unlike a link, connections do not
-share the rate: a rank that talks over three of them at once may send three times as much.
+SO_MAX_PACING_RATE (socket(7)) limits what one connection sends. Unlike on a link, connections do
+not share the rate: a rank that uses three of them at once can send three times as much.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_SO_MAX_PACING_RATE = 47  # Linux's asm-generic/socket.h; Python has no name for it
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h of Linux; Python does not define it
 _UNLIMITED = 2 ** (8 * struct.calcsize("@L")) - 1
 _TCP_INFO_SIZE = 256
 _BYTES_SENT_OFFSET = 200  # tcpi_bytes_sent in struct tcp_info of linux/tcp.h, since Linux 4.19
@@ -23,7 +23,7 @@ _AGAIN_S = 0.2
 
 
 def own_connections() -> Iterator[socket.socket]:
-    """The process's open TCP connections, each as a socket that is closed when the next comes."""
+    """The process's open TCP connections, each as a socket that is closed before the next one."""
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
             if not str(entry.readlink()).startswith("socket:"):
@@ -39,15 +39,15 @@ def own_connections() -> Iterator[socket.socket]:
 
 
 def pace_connection(connection: socket.socket, bytes_per_s: int | None) -> None:
-    """Limit what a connection sends; None lifts the limit."""
+    """Limit what a connection sends; None removes the limit."""
     rate = _UNLIMITED if bytes_per_s is None else bytes_per_s
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("@L", rate))
 
 
 def sent_bytes() -> int | None:
-    """Bytes sent over the open connections, headers not counted; None where the kernel is old.
+    """Bytes sent over the open connections, without headers; None where the kernel is too old.
 
-    A connection that closes takes its count along: compare only between two points in time with
+    Closed connections are not counted: a difference is valid only between two points in time with
     the same connections.
     """
     total = 0
@@ -60,14 +60,14 @@ def sent_bytes() -> int | None:
 
 
 class Pacer:
-    """Keeps every TCP connection of the process at one rate, later ones too."""
+    """Keeps every TCP connection of the process at one rate, including later ones."""
 
     def __init__(self) -> None:
         self._rate: int | None = None
         self._thread: threading.Thread | None = None
 
     def set_rate(self, bytes_per_s: int | None) -> None:
-        """Limit each connection, now and when new ones are made; None lifts the limit."""
+        """Limit each connection, also those made later; None removes the limit."""
         self._rate = bytes_per_s
         self._apply()
         if self._thread is None and bytes_per_s is not None:
@@ -87,7 +87,7 @@ class Pacer:
 
 
 def works() -> bool:
-    """Whether this kernel paces a connection over loopback: tries it for a tenth of a second."""
+    """Whether this kernel paces a connection over loopback; a test takes a tenth of a second."""
     amount, bytes_per_s = 1_000_000, 10_000_000
     try:
         with (
@@ -106,5 +106,5 @@ def works() -> bool:
             sending.join()
     except OSError:
         return False
-    # A first burst goes unpaced: half the time is proof enough, and unpaced it takes a hundredth.
+    # A first burst is not paced: half the time is enough. Without pacing it takes a hundredth.
     return seconds > 0.5 * amount / bytes_per_s

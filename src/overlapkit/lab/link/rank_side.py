@@ -1,6 +1,7 @@
 """A rank's side of the link: entering it, changing its rate, counting what was sent.
 
-`join()` and all else here work, unshaped, under any torchrun that sets OVERLAPKIT_LAB_FOLDER.
+Without the lab's launcher, everything here works, on an unshaped link, under any torchrun whose
+environment has OVERLAPKIT_LAB_FOLDER.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from overlapkit.lab.link import kernel, pacing
 from overlapkit.lab.link.hub import RANK_INTERFACE, SOCKET_NAME
 
 LINK_VARIABLE = "OVERLAPKIT_LAB_LINK"
-"""Tells a rank which link it has: a `LinkKind`; "unshaped" where it is not set."""
+"""Environment variable with the kind of a rank's link, a `LinkKind`; without it "unshaped"."""
 
 STACK_SIGNAL = signal.SIGUSR1
-"""A rank writes the Python stacks of its threads to standard error when sent this."""
+"""On this signal a rank writes the Python stacks of its threads to standard error."""
 
 _LONGEST_ANSWER = 4096
 
@@ -35,25 +36,25 @@ _pacer = pacing.Pacer()
 
 
 def join() -> None:
-    """First thing in a rank, before torch is imported: enter its network namespace, if any.
+    """Enter the rank's network namespace, if any. Call it first in a rank, before importing torch.
 
-    Also makes the rank die with torchrun's agent, write its stacks when it crashes or is asked to,
-    and tell of its start and of the exception that ends it.
+    It also makes the rank die with torchrun's agent, write its stacks when it crashes or receives
+    `STACK_SIGNAL`, and report its start and the exception that ends it.
 
     Raises:
-        InputError: the environment is no rank's, or torch has been imported already.
-        OSError: the hub is gone.
+        InputError: the environment is not a rank's, or torch was imported already.
+        OSError: the hub has ended.
     """
     global _hub
     kernel.die_with_parent()
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, all_threads=True)
-    _tell_of_exceptions()
+    _report_exceptions()
     if _kind() == "kernel":
         if "torch" in sys.modules:
             raise InputError(
-                "overlapkit.lab.link.rank_side.join() came after torch was imported: threads that "
-                "exist already stay in the old network namespace; call it first"
+                "overlapkit.lab.link.rank_side.join() was called after torch was imported: "
+                "existing threads stay in the old network namespace; call it first"
             )
         _hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         _hub.connect(SOCKET_NAME)
@@ -66,9 +67,9 @@ def join() -> None:
 
 
 def leave() -> NoReturn:
-    """Last thing in a rank that has done its work: end the process, with status 0, at once.
+    """End the process of a rank that has finished its work immediately, with status 0.
 
-    Python's own way takes torch apart first, which takes a third of a second of each rank.
+    A normal exit of Python first destroys torch's objects, which takes a third of a second.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -76,30 +77,32 @@ def leave() -> NoReturn:
 
 
 def set_rate(mbit: float | None) -> None:
-    """Limit this rank's link to `mbit` Mbit/s in each direction; None lifts the limit.
+    """Limit this rank's link to `mbit` Mbit/s in each direction; None removes the limit.
 
-    Where connections are paced instead of a link, each one is limited, and only in what it sends;
-    where the link is unshaped, nothing happens. May be called at any time.
+    A paced link limits each connection, and only what it sends. On an unshaped link this does
+    nothing. It can be called at any time.
 
     Raises:
         InputError: the rate is not positive, or the kernel refused it.
     """
     if mbit is not None and not mbit > 0:
-        raise InputError(f"a link of {mbit} Mbit/s carries nothing; give a positive rate or None")
+        raise InputError(f"a link of {mbit} Mbit/s is not possible; give a positive rate or None")
     if _kind() == "paced":
         _pacer.set_rate(None if mbit is None else max(1, round(mbit * 1e6 / 8)))
     elif _hub is not None:
         _hub.send(msgspec.json.encode({"ask": "rate", "rank": _rank(), "mbit": mbit}))
-        answer = msgspec.json.decode(_hub.recv(_LONGEST_ANSWER) or b'{"error": "the hub is gone"}')
+        answer = msgspec.json.decode(
+            _hub.recv(_LONGEST_ANSWER) or b'{"error": "the hub has ended"}'
+        )
         if "error" in answer:
             raise InputError(f"the kernel refused a link of {mbit} Mbit/s: {answer['error']}")
 
 
 def sent_bytes() -> int | None:
-    """Bytes that this rank has sent since it started, for differences; None where nobody counts.
+    """Bytes that this rank has sent so far; only differences are meaningful. None if unknown.
 
-    On a shaped link all that went over it, headers and acknowledgements included. Otherwise what
-    the open TCP connections carried, headers not included, and NCCL's traffic not seen.
+    On a link made by the kernel, everything that was sent, headers and acknowledgements included.
+    Otherwise what the open TCP connections sent, without headers; NCCL's traffic is not counted.
     """
     if _hub is None:
         return pacing.sent_bytes()
@@ -119,10 +122,10 @@ def _rank() -> int:
     return int(os.environ["RANK"])
 
 
-def _tell_of_exceptions() -> None:
+def _report_exceptions() -> None:
     """Report the exception that ends the process while its connections are still open.
 
-    Other ranks fail of the closed connections a moment later, with exceptions of their own.
+    A moment later the closed connections make other ranks fail, with exceptions of their own.
     """
     shown = sys.excepthook
 

@@ -1,1 +1,1 @@
-"""What runs in every rank; nothing else in the lab imports torch."""
+"""What runs in every rank; only these modules of the lab import torch."""

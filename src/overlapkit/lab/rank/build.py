@@ -1,4 +1,4 @@
-"""From a variant's settings to real Megatron-Core objects, through our own configuration."""
+"""Builds real Megatron-Core objects from a variant's settings, through `ConfigContainer`."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ _OWN_KERNELS = {
     "cross_entropy_loss_fusion": False,
     "persist_layer_norm": False,
 }
-"""Off: what Megatron-Core would run as CUDA kernels of Apex or Transformer Engine, or compile."""
+"""Without CUDA kernels of Apex or Transformer Engine, and without compilation."""
 
 
 @dataclass
 class Built:
-    """What trains.
+    """What a rank trains.
 
     Attributes:
-        config: the configurations, with everything in effect.
+        config: the configurations, after all rules.
         chunks: the rank's model chunks, wrapped by Megatron-Core's DistributedDataParallel.
         optimizer: Megatron-Core's.
     """
@@ -64,10 +64,10 @@ class Built:
 
 
 def container(variant: Variant, device: str) -> ConfigContainer:
-    """The variant's configurations, before any rule has been applied.
+    """The variant's configurations, before any rule was applied.
 
     Raises:
-        InputError: the settings hold what no run can have.
+        InputError: the settings contain a value that no run can have.
     """
     settings = read_settings(Document(f"variant {variant.name}", variant.settings))
     run = build_run(settings)
@@ -84,7 +84,7 @@ def container(variant: Variant, device: str) -> ConfigContainer:
         model |= _OWN_KERNELS
         model["transformer_layer_spec"] = own_layer_spec
     if run.mixed_precision is None:
-        # Megatron-Core asks for it whenever there is a pipeline.
+        # Megatron-Core requires it whenever there is a pipeline.
         model.setdefault("pipeline_dtype", model.get("params_dtype", torch.float32))
     return ConfigContainer(
         model=GPTModelProvider(**model),
@@ -99,11 +99,11 @@ def container(variant: Variant, device: str) -> ConfigContainer:
 
 
 def configure(variant: Variant, device: str, world_size: int) -> ConfigContainer:
-    """The variant's configurations with every rule applied, and then what it forces.
+    """The variant's configurations after all rules, and then with the values that it forces.
 
     Raises:
-        InputError, OverlapConfigError, ValueError, AssertionError: refused, by our rules or by
-            Megatron-Core.
+        InputError, OverlapConfigError, ValueError, AssertionError: the rules or Megatron-Core
+            refuse the variant.
     """
     config = container(variant, device)
     config.apply_runtime_config(world_size)
@@ -125,10 +125,10 @@ def layout_of(model: Any) -> dict[str, int | None]:
 
 
 def enter_layout(model: Any) -> None:
-    """Make Megatron-Core's process groups those of the model's layout.
+    """Create Megatron-Core's process groups for the model's layout.
 
-    Groups of the same layout are kept, whatever its number of virtual stages: that number is
-    only a variable beside them.
+    Existing groups of the same layout are kept. The number of virtual stages does not affect them:
+    Megatron-Core keeps it in a separate variable.
     """
     wanted = layout_of(model)
     vpp = wanted.pop("virtual_pipeline_model_parallel_size")
@@ -145,7 +145,7 @@ _entered: dict[str, int | None] = {}
 
 
 def leave_layout() -> None:
-    """Give up Megatron-Core's process groups, and their connections."""
+    """Destroy Megatron-Core's process groups and their connections."""
     if not parallel_state.model_parallel_is_initialized():
         return
     groups = {
@@ -157,13 +157,13 @@ def leave_layout() -> None:
     parallel_state.destroy_model_parallel()
     _entered.clear()
     for group in groups.values():
-        # A rank is no member of some groups; Megatron-Core keeps those as well.
+        # Megatron-Core also keeps groups that this rank is not a member of.
         if torch.distributed.get_rank(group) >= 0:
             torch.distributed.destroy_process_group(group)
 
 
 def build(config: ConfigContainer, device: str) -> Built:
-    """The rank's model chunks and optimizer. The configurations must be in effect already."""
+    """The rank's model chunks and optimizer; the rules must have been applied to `config`."""
     model, ddp = config.model, config.ddp
     enter_layout(model)
     if device == "cuda":
@@ -203,13 +203,13 @@ def build(config: ConfigContainer, device: str) -> Built:
 
 
 def _for_each(chunks: list[DistributedDataParallel], method: str) -> Any:
-    """Megatron-Core's schedules take one function for one chunk, and a list for several."""
+    """Megatron-Core's schedules expect one function for one chunk, and a list for several."""
     bound = [getattr(chunk, method) for chunk in chunks]
     return bound if len(bound) > 1 else bound[0]
 
 
 def _fields(of: type, given: dict[str, Any] | None) -> dict[str, Any]:
-    """What a YAML section says of a dataclass's fields: numbers, switches, names, dtypes."""
+    """A dataclass's fields from a YAML section: numbers, switches, names, dtypes."""
     known = {f.name for f in dataclasses.fields(of)}
     result = {}
     for key, value in (given or {}).items():

@@ -1,4 +1,4 @@
-"""Counts what a step communicates, by kind: calls and bytes, as torch.distributed gets them."""
+"""Counts what a step communicates: calls and bytes of each operator of torch.distributed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NOTHING_SENT = ("barrier", "monitored_barrier_", "recv_", "recv_any_source_")
-"""Of a message only the sending is counted."""
+"""Not counted: these send nothing; a message is counted where it is sent."""
 
 
 class CollectiveCount(TorchDispatchMode):  # type: ignore[misc]
     """While it is entered, counts this rank's collectives and sends.
 
     Attributes:
-        found: name of the operator, such as "allreduce_", to calls and bytes of the tensors that
-            were handed in: what is reduced, sent, or filled by a gather.
+        found: name of the operator, such as "allreduce_", to calls and bytes of the tensors passed
+            to it: what is reduced, sent, or filled by a gather.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class CollectiveCount(TorchDispatchMode):  # type: ignore[misc]
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "c10d" and name not in _NOTHING_SENT:
             calls, size = self.found.get(name, (0, 0))
-            # The first argument that holds tensors: the others repeat it, gathered or scattered.
+            # The first argument with tensors: the others are the same data, gathered or scattered.
             tensors = next((held for held in map(list, map(_tensors, args)) if held), [])
             size += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.found[name] = (calls + 1, size)
@@ -42,7 +42,7 @@ class CollectiveCount(TorchDispatchMode):  # type: ignore[misc]
 
 
 def counted(step: Callable[[], None]) -> dict[str, tuple[int, int]]:
-    """What `step` communicates, by operator: calls, bytes."""
+    """What `step` communicates: operator to calls and bytes."""
     with CollectiveCount() as count:
         step()
     return dict(sorted(count.found.items()))

@@ -1,8 +1,8 @@
-"""Lets Megatron-Core run on the CPU, for as long as the process lives.
+"""Makes Megatron-Core run on the CPU, until the process ends.
 
-Megatron-Core 0.16 asks for the current CUDA device, for streams and for CUDA tensors in many
-places, whatever device its tensors are on. Nothing here imitates a computation: devices become
-"cpu", streams do nothing.
+In many places Megatron-Core 0.16 uses the current CUDA device, streams and CUDA tensors, whatever
+device its tensors are on. No computation is simulated here: devices become "cpu", and streams do
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _NoStream:
-    """A stream, or an event on it, for which nothing ever waits."""
+    """A stream, or an event on it, that does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., _NoStream]:
         return lambda *args, **kwargs: self
@@ -36,7 +36,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
-    """Sends what is addressed to CUDA to the CPU."""
+    """Redirects tensors from CUDA to the CPU."""
 
     def __torch_function__(
         self,
@@ -51,20 +51,20 @@ class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
             args = tuple(map(_on_cpu, args))
         named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         result = func(*args, **named)
-        # The distributed optimizer tells parameters apart by the CUDA name of their type.
+        # The distributed optimizer recognizes parameters by the CUDA name of their type.
         if func is torch.Tensor.type and isinstance(result, str):
             return result.replace("torch.", "torch.cuda.", 1)
         return result
 
 
 def stand_in_for_cuda() -> None:
-    """Install the stand-in; call it once, before anything of Megatron-Core is built."""
+    """Install the stand-in. Call it once, before any object of Megatron-Core is built."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
-    # Without Transformer Engine the router of experts asks for a name that was not imported.
+    # Without Transformer Engine the router of experts uses a name that was not imported.
     vars(moe_utils).setdefault("te_general_gemm", None)
-    # Sizes of an all-to-all become numbers only where they come from a GPU.
+    # Megatron-Core converts the sizes of an all-to-all to numbers only if they are on a GPU.
     token_dispatcher.maybe_move_tensor_to_cpu = lambda sizes, as_numpy=False, record_stream=False: (
         sizes.numpy() if as_numpy and isinstance(sizes, torch.Tensor) else sizes
     )

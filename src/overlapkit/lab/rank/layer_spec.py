@@ -1,9 +1,9 @@
 """Megatron-Core's own layers with a normalization that works under sequence parallelism.
 
-Without Apex and Transformer Engine, Megatron-Core 0.16 falls back on torch's normalization and then
-refuses sequence parallelism, because nothing would mark its parameters: each tensor-parallel rank
-sees only its part of the sequence, and `finalize_model_grads` sums the gradients of the parameters
-that are marked. This one marks them.
+Without Apex and Transformer Engine, Megatron-Core 0.16 falls back to torch's normalization and then
+refuses sequence parallelism, because its parameters are not marked. Each tensor-parallel rank sees
+only its part of the sequence, and `finalize_model_grads` sums the gradients of marked parameters.
+The normalization here marks its parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 
 class TorchNorm:
-    """torch's LayerNorm or RMSNorm, as the configuration says, its parameters marked."""
+    """torch's LayerNorm or RMSNorm, as configured, with marked parameters."""
 
     def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
         of_type = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
@@ -29,7 +29,7 @@ class TorchNorm:
 
 
 def own_layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The layers of this rank's model chunk, of Megatron-Core's own modules."""
+    """The layers of this rank's model chunk, built from Megatron-Core's own modules."""
     spec = get_gpt_decoder_block_spec(
         config,
         use_transformer_engine=False,

@@ -1,4 +1,4 @@
-"""Times the link and the machine by themselves: collectives alone, and compute beside them."""
+"""Measures the link and the machine: collectives alone, and compute at the same time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def over_ranks(values: Sequence[float]) -> list[float]:
 def pair_seconds(payload: int) -> float:
     """Seconds of a reduce-scatter and an all-gather of `payload` bytes over all ranks, fp32.
 
-    The median of three, on the slowest rank; a payload of less than one element per rank is
-    made that.
+    The median of three, on the slowest rank. The payload is at least one element for each rank.
     """
     whole, part = _buffers(payload)
     seconds = []
@@ -34,16 +33,16 @@ def pair_seconds(payload: int) -> float:
         dist.reduce_scatter_tensor(part, whole)
         dist.all_gather_into_tensor(whole, part)
         seconds.append(over_ranks([time.perf_counter() - start])[0])
-    # The first one connects.
+    # The first one makes the connections.
     return statistics.median(seconds[1:])
 
 
 def slowed(payload: int, compute: Callable[[], None]) -> float:
-    """By how much longer `compute` takes while reductions run beside it, as a share.
+    """By how much longer `compute` takes while reductions run at the same time, as a share.
 
     Args:
-        payload: of each reduction, in bytes; as many are started as it takes.
-        compute: takes a fraction of a second and communicates nothing itself.
+        payload: of each reduction, in bytes. Enough of them are started to outlast `compute`.
+        compute: takes a fraction of a second, and does not communicate.
     """
     whole, part = _buffers(payload)
     shares = []
@@ -53,7 +52,7 @@ def slowed(payload: int, compute: Callable[[], None]) -> float:
         compute()
         alone = time.perf_counter() - start
         dist.barrier()
-        # One after the other over one link: enough to outlast the compute on every rank.
+        # They run one after the other over one link: enough to outlast the compute on every rank.
         count = 1 + int(over_ranks([2 * alone])[0] / pair_seconds(payload))
         works = [dist.reduce_scatter_tensor(part, whole, async_op=True) for _ in range(count)]
         start = time.perf_counter()

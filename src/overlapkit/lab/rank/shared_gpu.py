@@ -1,10 +1,10 @@
-"""Collectives between ranks that share a GPU, where NCCL refuses to connect them.
+"""Collectives between ranks that share a GPU, which NCCL does not support.
 
-NCCL takes one rank per GPU and communicator ("Duplicate GPU detected"), and gloo takes no coalesced
-collectives of CUDA tensors, which are the ones that Megatron-Core's DistributedDataParallel makes.
-So the bytes go through pinned memory: a copy down on a stream of its own, gloo on the host, a copy
-up on another stream. All of it runs beside the GPU's compute, and what waits for it is what would
-wait for NCCL: the current stream, at `wait()`.
+NCCL accepts one rank for each GPU in a communicator ("Duplicate GPU detected"). gloo does not
+support coalesced collectives of CUDA tensors, which Megatron-Core's DistributedDataParallel uses.
+So the data goes through pinned memory: a copy to the host on a separate stream, gloo on the host, a
+copy to the GPU on another stream. All of this overlaps with the GPU's compute, and the current
+stream waits for it at `wait()`, as it would for NCCL.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch.distributed import distributed_c10d
 
 
 class _Courier:
-    """Carries collectives one after the other, in the order in which they were asked for."""
+    """Runs collectives one after the other, in the order in which they were requested."""
 
     def __init__(self) -> None:
         self._device = torch.cuda.current_device()
         self._down, self._up = torch.cuda.Stream(), torch.cuda.Stream()
-        # One thread: all ranks must come to gloo with the same collective.
+        # One thread: all ranks must call gloo in the same order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="courier")
         self.capturing = threading.Lock()
 
     def send(self, collective: Any, group: Any) -> Future[Any]:
-        """Start a captured collective; the result is the event after which its target is filled."""
+        """Start a captured collective; its result is the event after which the target is filled."""
         source = collective.tensor
         self._down.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._down):
@@ -46,7 +46,7 @@ class _Courier:
         target = collective.tensor if collective.dst_tensor is None else collective.dst_tensor
         result = host if collective.dst_tensor is None else _pinned(target)
         there.synchronize()
-        # While the trainer captures, this thread's collectives would be captured too.
+        # While the trainer captures, collectives of this thread would also be captured.
         with self.capturing:
             if collective.dst_tensor is None:
                 work = dist.all_reduce(host, collective.redop, group, async_op=True)
@@ -65,7 +65,7 @@ class _Courier:
 
 
 class _Flight:
-    """Collectives under way; takes the place of torch's handle of coalesced ones."""
+    """Running collectives; replaces torch's handle of coalesced ones."""
 
     def __init__(self) -> None:
         self._collectives: list[Future[Any]] = []
@@ -74,7 +74,7 @@ class _Flight:
         self._collectives.append(collective)
 
     def wait(self) -> None:
-        """Let the current stream wait until every target is filled."""
+        """Make the current stream wait until every target is filled."""
         for collective in self._collectives:
             torch.cuda.current_stream().wait_event(collective.result())
         self._collectives.clear()
@@ -85,7 +85,7 @@ def _pinned(like: torch.Tensor) -> torch.Tensor:
 
 
 def exchange_through_memory() -> None:
-    """Make Megatron-Core's DistributedDataParallel use this; once, after gloo's initialization."""
+    """Make Megatron-Core's DistributedDataParallel use this. Call it once, after gloo is set up."""
     from megatron.core.distributed import param_and_grad_buffer
 
     courier = _Courier()
@@ -94,7 +94,7 @@ def exchange_through_memory() -> None:
     def coalescing(
         group: Any = None, device: Any = None, async_ops: bool = False
     ) -> Iterator[_Flight]:
-        """As torch's manager of the same purpose: collectives inside start at its end."""
+        """Like torch's context manager: the collectives inside start when it ends."""
         group = group or dist.group.WORLD
         flight = _Flight()
         with courier.capturing:

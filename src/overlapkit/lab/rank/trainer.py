@@ -16,10 +16,10 @@ from overlapkit.lab.rank.weights import digest
 
 
 class Trainer:
-    """A variant's model, optimizer and place in the data.
+    """A variant's model, optimizer and position in the data.
 
     Args:
-        built: what trains.
+        built: model chunks and optimizer.
         tokens: the corpus.
         device: "cpu" or "cuda".
     """
@@ -40,11 +40,11 @@ class Trainer:
             self._batch, self._length
         )
         future = torch.ones(self._length, self._length, dtype=torch.bool, device=device).triu(1)
-        # Transformer Engine makes the causal mask itself, and wants none.
+        # Transformer Engine makes the causal mask itself.
         self._mask = None if model.transformer_impl != "local" else future[None, None]
 
     def enter(self) -> None:
-        """Make this variant the one whose layout Megatron-Core sees."""
+        """Make this variant's layout the current one in Megatron-Core."""
         enter_layout(self.built.config.model)
 
     def step(self) -> None:
@@ -76,7 +76,7 @@ class Trainer:
     def compute(self) -> None:
         """Forward and backward of every microbatch without any reduction of gradients.
 
-        Of a model without pipeline and overlap: theirs communicate on the way.
+        Only for a model without pipeline and overlap, which would communicate during the pass.
         """
         config = self.built.config.model
         finalize, config.finalize_model_grads_func = config.finalize_model_grads_func, None
@@ -96,15 +96,15 @@ class Trainer:
 
     def _loss(self, per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         loss = per_token.float().mean()
-        # The schedule divides what it is given in place.
+        # The schedule divides the returned loss in place.
         self._losses.append(loss.detach().clone())
         return loss, {}
 
     def _samples(self, microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of a microbatch, both [micro batch, sequence].
 
-        Numbered so that one rank alone, without data parallelism, sees all ranks' microbatches in
-        the order: microbatch 0 of each rank, microbatch 1 of each rank, …
+        The numbering makes a single rank without data parallelism see the microbatches of all
+        ranks: first microbatch 0 of each rank, then microbatch 1 of each rank, …
         """
         per_step = self._microbatches * self._ranks
         number = self._steps * per_step + microbatch * self._ranks + self._rank
@@ -114,13 +114,13 @@ class Trainer:
         ]
         block = torch.stack(rows)
         if self._device == "cuda":
-            # A copy from memory that is not pinned would wait for the GPU.
+            # A copy from unpinned memory would wait for the GPU.
             block = block.pin_memory()
         block = block.to(self._device, non_blocking=True)
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
     def finish(self) -> None:
-        """Gather the parameters that an overlapped gather would bring with the next forward."""
+        """Gather the parameters that an overlapped gather leaves for the next forward."""
         ddp = self.built.config.ddp
         # Without the distributed optimizer Megatron-Core ignores the knob.
         if ddp.overlap_param_gather and ddp.use_distributed_optimizer:
@@ -128,7 +128,7 @@ class Trainer:
                 chunk.start_param_sync(force_sync=True)
 
     def bare_chunks(self) -> list[Any]:
-        """The model chunks without their wrappers."""
+        """The model chunks without wrappers."""
         from megatron.core.utils import get_attr_wrapped_model
 
         return [
@@ -147,7 +147,7 @@ class Trainer:
             for name, parameter in chunk.named_parameters()
         }
 
-    def tensors(self) -> int:
+    def tensor_bytes(self) -> int:
         """Bytes of weights, gradient buffers and optimizer state."""
         total = 0
         for chunk in self.built.chunks:

@@ -1,4 +1,4 @@
-"""Transformer Engine's userbuffers, which tensor-parallel overlap runs on."""
+"""Transformer Engine's userbuffers, which tensor-parallel overlap uses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _made_for: list[object] = []
 
 
 def make(model: Any, micro_batch_size: int) -> None:
-    """Make the buffers that `model`'s layers look for; those of another shape are given up.
+    """Create the buffers that `model`'s layers use, and destroy those of another shape.
 
     Args:
-        model: a configuration in effect, `tp_comm_overlap` on. Its process groups exist.
-        micro_batch_size: sequences of a microbatch, for the buffers' size.
+        model: a configuration after all rules, with `tp_comm_overlap`; its process groups exist.
+        micro_batch_size: sequences of a microbatch, which determine the size of the buffers.
 
     Raises:
-        RuntimeError, ValueError, AssertionError: Transformer Engine's own.
+        RuntimeError, ValueError, AssertionError: from Transformer Engine.
     """
     from transformer_engine.pytorch.module import base
 
@@ -33,7 +33,7 @@ def make(model: Any, micro_batch_size: int) -> None:
         base.destroy_ub()
         _made_for.clear()
     if not base.tex.device_supports_multicast():
-        # Read by Transformer Engine's C++ as well: peers' memory by CUDA IPC instead.
+        # Also read by Transformer Engine's C++: peers' memory is then accessed through CUDA IPC.
         os.environ["UB_SKIPMC"] = "1"
     base.initialize_ub(
         shape=wanted[:2],

@@ -1,8 +1,8 @@
-"""Weights that do not depend on the layout: how they start, and how they are told apart.
+"""Weights that do not depend on the layout: their initial values, hashes, and places in files.
 
-A model cut into stages and shards must start from the same numbers as the whole one, and its
-trained pieces must be laid beside it. Megatron-Core's own `sharded_state_dict` says which piece of
-which whole tensor a parameter is.
+A model partitioned into stages and shards must start from the same values as the unpartitioned one,
+and its trained pieces must be comparable with it. Megatron-Core's own `sharded_state_dict` gives
+the place of each parameter in the full tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCALE = 0.02
 
 
 def pieces(model: Any) -> dict[str, ShardedTensor]:
-    """Each parameter of an unwrapped model chunk, by its name there, as a piece of a whole."""
+    """Each parameter of an unwrapped model chunk, by name, as a piece of the full tensor."""
     shapes: dict[int, ShardedTensor] = {}
     for entry in _leaves(model.sharded_state_dict()):
         if isinstance(entry, ShardedTensor) and entry.data is not None:
@@ -43,42 +43,42 @@ def _leaves(tree: Any) -> Iterable[Any]:
 
 
 def initialize(model: Any) -> None:
-    """Give every matrix of an unwrapped model chunk numbers that follow from its place alone."""
+    """Set every matrix of an unwrapped model chunk to values that depend only on its place."""
     found = pieces(model)
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             continue
         piece = found.get(name)
         if piece is None:
-            # A gated layer is saved as two tensors; its layout has to stay the same then.
-            key, offset, whole = name, (), tuple(parameter.shape)
+            # A gated layer is saved as two tensors: its values depend on the layout.
+            key, offset, full = name, (), tuple(parameter.shape)
         else:
             front = piece.prepend_axis_num
-            # The word embedding and an output layer tied to it are one tensor.
-            key, offset, whole = piece.key, piece.global_offset, piece.global_shape
+            # The word embedding and a tied output layer have the same key.
+            key, offset, full = piece.key, piece.global_offset, piece.global_shape
             key = f"{key}{offset[:front]}"
-            offset, whole = offset[front:], whole[front:]
-        numbers = torch.from_numpy(_numbers(key, whole))
+            offset, full = offset[front:], full[front:]
+        values = torch.from_numpy(_values(key, full))
         if offset:
             window = tuple(
                 slice(start, start + size)
                 for start, size in zip(offset, parameter.shape, strict=True)
             )
-            numbers = numbers[window]
+            values = values[window]
         with torch.no_grad():
-            parameter.copy_(numbers)
+            parameter.copy_(values)
 
 
-def _numbers(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _values(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     generator = np.random.default_rng(seed)
-    numbers = generator.standard_normal(shape, dtype=np.float32)
-    numbers *= np.float32(_SCALE)
-    return numbers
+    values = generator.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(_SCALE)
+    return values
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> str:
-    """One hash of tensors' bits, in order."""
+    """One hash of the bits of several tensors, in order."""
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(_bits(tensor))
@@ -86,13 +86,13 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def _bits(tensor: torch.Tensor) -> bytes:
-    # numpy knows no bfloat16; its bits travel as bytes.
+    # numpy has no bfloat16, so its bits are passed as bytes.
     bits: bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return bits
 
 
 def save(path: Path, chunks: Iterable[Any], gradients: Mapping[str, torch.Tensor]) -> None:
-    """Write a rank's weights, and gradients where there are, with their places in the whole.
+    """Write a rank's weights, and gradients if any, with their places in the full tensors.
 
     Args:
         path: an .npz file.

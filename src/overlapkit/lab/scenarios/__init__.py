@@ -37,15 +37,15 @@ DEFAULT = ("dp", "bucket")
 """What runs without arguments."""
 
 OWN = "config"
-"""What runs with --config and no names; it needs one."""
+"""The scenario of --config, which it needs; runs by default with that option."""
 
 
 def find(name: str) -> Scenario:
     """The scenario of a name.
 
     Raises:
-        InputError: there is none; lists those that are.
+        InputError: there is none; the message lists the known ones.
     """
     if name not in SCENARIOS:
-        raise InputError(f"unknown scenario {name!r}; known are {', '.join(SCENARIOS)}")
+        raise InputError(f"unknown scenario {name!r}; choose from {', '.join(SCENARIOS)}")
     return SCENARIOS[name]

@@ -1,8 +1,8 @@
-"""A user's own configuration, against the same without overlap."""
+"""A user's own configuration, compared with the same without overlap."""
 
 from __future__ import annotations
 
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -17,9 +17,9 @@ from overlapkit.lab.scenario import (
     variant,
 )
 
-IN_EFFECT = "All the overlap that the configuration asks for is in effect on these ranks."
-EXPOSED = "It exposes less communication than the same without overlap."
-SAME = "The overlap changes no number."
+IN_EFFECT = "All overlap that the configuration requests is in effect on these ranks."
+EXPOSED = "It exposes less communication than the same configuration without overlap."
+SAME = "Overlap does not change the results."
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
@@ -42,41 +42,45 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """What is in effect, what it hides, and the numbers."""
-    off, on = seen.variants("config").values()
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """What is in effect, what it hides, and the results."""
+    off, on = observed.variants("config").values()
     failed = next((one for one in (on, off) if one.error), None)
     if failed is not None:
         return [Verdict(IN_EFFECT, NOT_CONFIRMED, f"{failed.name}: {failed.error}")]
     changed = setting.user.changed if setting.user else ()
     scaled = Verdict(
-        "It was trained as written.",
+        "The configuration was trained as written.",
         NOT_TESTABLE if changed else CONFIRMED,
-        "; ".join(changed) or "nothing was changed",
+        "; ".join(changed) or "no setting was changed",
     )
     return [scaled, _in_effect(on), _exposed(off, on, setting), identical([off, on], SAME)]
 
 
-def _in_effect(on: Measured) -> Verdict:
+def _in_effect(on: MeasuredVariant) -> Verdict:
     refused = [d for d in on.decisions if d.outcome in ("refused", "error")]
     return Verdict(
         IN_EFFECT,
         NOT_CONFIRMED if refused else CONFIRMED,
-        "; ".join(f"{d.knob}: {d.reason}" for d in refused) or "no rule refused anything",
+        "; ".join(f"{d.knob}: {d.reason}" for d in refused) or "no rule refused a setting",
     )
 
 
-def _exposed(off: Measured, on: Measured, setting: Setting) -> Verdict:
+def _exposed(off: MeasuredVariant, on: MeasuredVariant, setting: Setting) -> Verdict:
     if off.profile is None or on.profile is None:
-        return Verdict(EXPOSED, NOT_TESTABLE, "nothing was profiled")
+        return Verdict(EXPOSED, NOT_TESTABLE, "no step was profiled")
     if not setting.shaped:
-        return Verdict(EXPOSED, NOT_TESTABLE, "the link between the ranks is memory")
+        return Verdict(
+            EXPOSED,
+            NOT_TESTABLE,
+            "the ranks communicate through memory, which is too fast to be worth hiding",
+        )
     return exposes_less([off, on], EXPOSED)
 
 
 SCENARIO = Scenario(
     name="config",
-    title="your configuration against the same without overlap",
+    title="your configuration, compared with the same without overlap",
     ranks=2,
     blocks=blocks,
     judge=judge,

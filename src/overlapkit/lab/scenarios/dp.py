@@ -1,10 +1,10 @@
-"""Data parallelism: gradients reduced under the backward, parameters gathered under the forward."""
+"""Data parallelism: gradients reduced during the backward, parameters gathered in the forward."""
 
 from __future__ import annotations
 
 from statistics import median
 
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     DISTRIBUTED_OPTIMIZER,
@@ -40,14 +40,14 @@ BOTH: Settings = {
     }
 }
 
-SHORTER = "Overlapping both makes the step shorter."
-EXPOSED = "Less data-parallel communication is exposed with each overlap."
-SAME = "The overlap changes no number: losses and weights stay the same, bit by bit."
-AGREE = "The profiles account for the change of the step that the clock shows."
+SHORTER = "Overlapping gradient reduction and parameter gather shortens the step."
+EXPOSED = "Each overlap reduces the exposed data-parallel communication."
+SAME = "Overlap does not change the results: losses and weights are identical, bit for bit."
+AGREE = "The profiles explain the change in step time that the clock measures."
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """Off, gradients, gradients and parameters."""
+    """No overlap, gradient reduction, and gradient reduction with parameter gather."""
     rounds, steps = setting.turns(3, 3)
     ranks = setting.ranks or 2
     common = layered(DISTRIBUTED_OPTIMIZER, one_microbatch(setting, ranks))
@@ -67,22 +67,22 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """The step, the exposed communication, the numbers, and whether clock and profile agree."""
-    variants = list(seen.variants("dp").values())
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """Step time, exposed communication, results, and whether clock and profile agree."""
+    variants = list(observed.variants("dp").values())
     off, _, both = variants
     same = identical(variants, SAME)
     if setting.shaped:
         hides = exposes_less(variants, EXPOSED, "DP")
         return [shorter(off, both, SHORTER), agree(off, both, AGREE), hides, same]
-    unshaped = "the link between the ranks is memory, too fast to be worth hiding"
+    unshaped = "the ranks communicate through memory, which is too fast to be worth hiding"
     return [*(Verdict(claim, NOT_TESTABLE, unshaped) for claim in (SHORTER, EXPOSED)), same]
 
 
-def agree(off: Measured, on: Measured, claim: str) -> Verdict:
-    """Whether profile and clock tell the same change of the step, within what both vary by.
+def agree(off: MeasuredVariant, on: MeasuredVariant, claim: str) -> Verdict:
+    """Whether profile and clock show the same change in step time, within their spreads.
 
-    The clock's steps are those right before the profiled ones.
+    The clock's steps are those directly before the profiled ones.
     """
     assert off.profile is not None
     assert on.profile is not None
@@ -98,16 +98,16 @@ def agree(off: Measured, on: Measured, claim: str) -> Verdict:
     shown = ", ".join(f"{name} {seconds * 1e3:+.0f}" for name, seconds in parts.items())
     evidence = (
         f"clock {clock * 1e3:+.0f} ms, profile {profile * 1e3:+.0f} ms ({shown}); "
-        f"they vary by {noise * 1e3:.0f} ms"
+        f"the spreads add up to {noise * 1e3:.0f} ms"
     )
     if noise >= abs(clock):
-        return Verdict(claim, NOT_TESTABLE, f"the change is within what both vary by: {evidence}")
+        return Verdict(claim, NOT_TESTABLE, f"the change is within the spreads: {evidence}")
     return timed(claim, abs(clock - profile) <= noise, evidence, (off, on))
 
 
 SCENARIO = Scenario(
     name="dp",
-    title="data parallelism: reduce gradients under the backward, gather under the forward",
+    title="data parallelism: gradient reduction and parameter gather, overlapped with compute",
     ranks=2,
     blocks=blocks,
     judge=judge,

@@ -1,8 +1,8 @@
-"""Data and pipeline parallelism together: both overlaps, and gathers aligned between stages."""
+"""Data and pipeline parallelism together: both overlaps, with gathers aligned across stages."""
 
 from __future__ import annotations
 
-from overlapkit.lab.measurements import Seen
+from overlapkit.lab.measurements import Observations
 from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -36,13 +36,13 @@ ALIGNED: Settings = {
 }
 UNALIGNED: Settings = {"comm_overlap": {**ALIGNED["comm_overlap"], "align_param_gather": False}}
 
-SHORTER = "Both overlaps with aligned gathers make the step shorter."
-IN_EFFECT = "All that was asked for is in effect, p2p overlap included."
-SAME = "Neither the overlap nor the alignment changes a number."
+SHORTER = "Both overlaps with aligned gathers shorten the step."
+IN_EFFECT = "Every requested overlap is in effect, including p2p."
+SAME = "Neither the overlap nor the alignment changes the results."
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """DP=2 x PP=2, VPP=2: off, both overlaps, both and aligned."""
+    """DP=2 x PP=2, VPP=2: no overlap, both overlaps, and both with aligned gathers."""
     rounds, steps = setting.turns(3, 2)
     return (
         Block(
@@ -60,9 +60,9 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """The step, the knobs, the numbers."""
-    variants = seen.variants("dp-pp")
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """Step time, knobs and results."""
+    variants = observed.variants("dp-pp")
     off, aligned = variants["off"], variants["both+align"]
     knobs = {
         "ddp.overlap_grad_reduce": True,
@@ -81,11 +81,11 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
     ]
     why = None
     if not setting.shaped:
-        why = "the link between the ranks is memory, too fast to be worth hiding"
+        why = "the ranks communicate through memory, which is too fast to be worth hiding"
     elif setting.cores < BLOCK_RANKS and setting.device == "cpu":
         why = (
-            f"{BLOCK_RANKS} ranks share {setting.cores} cores, where one rank's waiting is another "
-            "one's computing time"
+            f"{BLOCK_RANKS} ranks share {setting.cores} cores: while one rank waits, another one "
+            "computes in its place"
         )
     if why is not None:
         return [Verdict(SHORTER, NOT_TESTABLE, why), *verdicts]
@@ -94,7 +94,7 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
 
 SCENARIO = Scenario(
     name="dp-pp",
-    title="data and pipeline parallelism together, gathers aligned between stages",
+    title="data and pipeline parallelism together, with gathers aligned across stages",
     ranks=BLOCK_RANKS,
     blocks=blocks,
     judge=judge,

@@ -1,4 +1,4 @@
-"""Conformance: every combination that the rules allow, held against the unpartitioned model."""
+"""Conformance: every combination that the rules allow, compared with the unpartitioned model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from overlapkit.config.effective import make_effective
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import Document
 from overlapkit.lab.full_tensors import Distance, distance
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -32,7 +32,7 @@ STEPS = 3
 LEAST_LAYERS, MOST_LAYERS = 4, 8
 VIRTUAL = (1, 2, 4)
 ONE, SEVERAL, EACH = 10**9, 20_000, 1
-"""bucket_size in parameters: all gradients in one bucket, some in each, every tensor alone."""
+"""bucket_size in parameters: one bucket for all gradients, several, and one for each tensor."""
 
 DESCENT: Settings = {
     "optimizer": {
@@ -44,10 +44,10 @@ DESCENT: Settings = {
         "weight_decay": 0.0,
     }
 }
-"""Gradient descent at a rate of 0.5, by way of Adam.
+"""Gradient descent with a rate of 0.5, expressed as Adam.
 
-The distributed optimizer takes no other, and Adam would normalize the size of a wrong gradient
-away; an eps far above every gradient leaves lr / eps x gradient.
+The distributed optimizer supports only Adam, which normalizes away the size of a wrong gradient. An
+eps far above every gradient turns its update into lr / eps x gradient.
 """
 
 OVERLAPS: Mapping[str, dict[str, bool]] = {
@@ -84,33 +84,33 @@ P2P = {
 }
 
 ALLOWED = "Megatron-Core trains every combination that the rules allow."
-ALIKE = "Of one layout, combinations that add up in the same order end in the same bits."
-EQUAL = "Where no sum is re-ordered, the weights are those of the unpartitioned model, bit by bit."
-CLOSE = "Where sums are re-ordered, the weights are those of the unpartitioned model but for that."
+ALIKE = "Combinations of one layout that add in the same order end in the same bits."
+EQUAL = "Where no sum is reordered, the weights equal the unpartitioned model's, bit for bit."
+CLOSE = "Where sums are reordered, the weights equal the unpartitioned model's within rounding."
 
 TOLERANCE = 5e-6
 """Of a tensor's norm, for sums in fp32 (unit roundoff 6e-8) in another order.
 
-Seen with 826 combinations: up to 1.3e-7 with two or four replicas, 4.3e-7 with tensor parallelism.
-Messages that swap places (rule pp.same-peer-hazard) put them more than 1e5 apart.
+Observed with 826 combinations: at most 1.3e-7 with two or four replicas, and 4.3e-7 with tensor
+parallelism. With swapped messages (rule pp.same-peer-hazard) it is above 1e5.
 """
 
 WHOLE = "grid-whole"
 SHOWN = 5
-"""Combinations that a verdict names."""
+"""Combinations that a verdict lists."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One way to cut the model, and to overlap what that makes it communicate.
+    """One way to partition the model, and to overlap the communication that follows from it.
 
     Attributes:
         tp, sp, pp, vpp, dp: sizes of the layout; sp: sequence parallelism.
-        distributed: the distributed optimizer, or every rank a whole one.
+        distributed: the distributed optimizer; otherwise every rank has the full optimizer.
         overlap: a key of `OVERLAPS`.
-        bucket: a key of `BUCKETS`; None where nothing is cut into buckets.
+        bucket: a key of `BUCKETS`; None where there are no buckets.
         p2p: a key of `P2P`; None without a pipeline.
-        tied: the output layer shares the embedding's weights.
+        tied: whether the output layer shares the embedding's weights.
         layers: of the model.
     """
 
@@ -128,10 +128,12 @@ class Combination:
 
     @property
     def ranks(self) -> int:
+        """Processes that it needs."""
         return self.tp * self.pp * self.dp
 
     @property
     def layout(self) -> str:
+        """Name of its layout, such as ``tp2-dp2-sp``."""
         sizes = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp, "dp": self.dp}
         parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
         return "-".join(parts) + ("-sp" if self.sp else "") or "whole"
@@ -151,24 +153,24 @@ class Combination:
 
     @property
     def reference(self) -> str:
-        """Name of the unpartitioned model that it is held against."""
+        """Name of the unpartitioned model that it is compared with."""
         return f"whole-{self.layers}" + ("-tied" if self.tied else "")
 
     @property
     def reorders(self) -> bool:
-        """Whether it adds up numbers in another order than the unpartitioned model does."""
+        """Whether it adds numbers in another order than the unpartitioned model does."""
         two_gradients = self.tied and self.pp > 1
         return self.tp > 1 or self.dp > 1 or two_gradients
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Equal for combinations that add up the same numbers in the same order.
+        """Equal for combinations that add the same numbers in the same order.
 
-        Two numbers have one sum. With more than two replicas it depends on a number's place in its
-        bucket in which order they are added, and so on how the gradients are cut into buckets.
+        The sum of two numbers does not depend on their order. With more than two replicas, the
+        order depends on the place of a number in its bucket, and so on the buckets.
         """
-        cut = () if self.dp <= 2 else (self.distributed, self.bucket or "one")
-        return (self.layout, self.tied, *cut)
+        buckets = () if self.dp <= 2 else (self.distributed, self.bucket or "one")
+        return (self.layout, self.tied, *buckets)
 
     def settings(self) -> Settings:
         """As in a configuration's YAML."""
@@ -184,48 +186,50 @@ class Combination:
         if self.bucket is not None:
             knobs["bucket_size"] = BUCKETS[self.bucket]
         p2p = P2P[self.p2p] if self.p2p else {}
-        cut = layered(TINY, DESCENT, {"model": layout})
+        partitioned = layered(TINY, DESCENT, {"model": layout})
         if self.distributed:
-            asked = {"tp_comm_overlap": False, **knobs, **p2p}
-            return layered(cut, DISTRIBUTED_OPTIMIZER, {"comm_overlap": asked})
-        # comm_overlap leaves data parallelism alone then: knobs are set where they end up.
+            overlap = {"tp_comm_overlap": False, **knobs, **p2p}
+            return layered(partitioned, DISTRIBUTED_OPTIMIZER, {"comm_overlap": overlap})
+        # Without the distributed optimizer comm_overlap does not apply to data parallelism: knobs
+        # are set where they take effect.
         late = {name: knobs.pop(name) for name in list(knobs) if name.endswith("optimizer_step")}
-        asked = {"tp_comm_overlap": False, **p2p}
-        return layered(cut, {"ddp": knobs, "optimizer": late, "comm_overlap": asked})
+        overlap = {"tp_comm_overlap": False, **p2p}
+        return layered(partitioned, {"ddp": knobs, "optimizer": late, "comm_overlap": overlap})
 
     def variant(self) -> Variant:
+        """The variant that trains it."""
         return Variant(name=self.name, settings=self.settings(), weights=True)
 
-    def whole(self) -> Variant:
-        """The unpartitioned model that it is held against."""
+    def unpartitioned(self) -> Variant:
+        """The unpartitioned model that it is compared with."""
         one = replace(Combination(distributed=False, tied=self.tied), layers=self.layers)
         return Variant(name=self.reference, settings=one.settings(), weights=True)
 
 
 def allowed(one: Combination) -> bool:
-    """Whether the rules grant all that a combination asks for, and let it start."""
+    """Whether the rules grant everything that a combination requests, and let it start."""
     settings = read_settings(Document(one.name, one.settings()))
     try:
         _, update = make_effective(settings, one.ranks, AssumedSoftware(te=None))
     except OverlapConfigError:
         return False
-    asked = {key for content in settings.values.values() for key in content or ()}
+    requested = {key for content in settings.values.values() for key in content or ()}
     return not any(
         decision.outcome is Outcome.ERROR
-        or (decision.outcome is Outcome.REFUSED and decision.knob.rpartition(".")[2] in asked)
+        or (decision.outcome is Outcome.REFUSED and decision.knob.rpartition(".")[2] in requested)
         for decision in update.decisions
     )
 
 
 def combinations(ranks: int) -> list[Combination]:
-    """All that the rules allow on as many ranks."""
+    """All that the rules allow on `ranks` ranks."""
     return [one for one in _candidates(ranks) if allowed(one)]
 
 
 def _candidates(ranks: int) -> Iterator[Combination]:
     for layout in _layouts(ranks):
         modes: Sequence[str | None] = tuple(P2P) if layout.pp > 1 else (None,)
-        # Without a second replica nothing is reduced, however it is cut.
+        # Without a second replica nothing is reduced, whatever the buckets.
         buckets = tuple(BUCKETS) if layout.dp > 1 else ("several",)
         for distributed, overlap, p2p in product((True, False), OVERLAPS, modes):
             for bucket in (None,) if overlap == "off" else buckets:
@@ -248,9 +252,9 @@ def _layouts(ranks: int) -> Iterator[Combination]:
 
 
 def blocks_of(found: Iterable[Combination], steps: int) -> tuple[Block, ...]:
-    """A block per number of ranks, the unpartitioned models among those of one rank."""
+    """A block for the unpartitioned models, then one for each number of ranks."""
     found = list(found)
-    whole = {one.reference: one.whole() for one in found}
+    whole = {one.reference: one.unpartitioned() for one in found}
     blocks = [
         Block(name=WHOLE, ranks=1, variants=tuple(whole.values()), rounds=0, warmup=0, steps=steps)
     ]
@@ -270,52 +274,57 @@ def blocks_of(found: Iterable[Combination], steps: int) -> tuple[Block, ...]:
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """The grid."""
+    """All combinations, and the unpartitioned models that they are compared with."""
     found = [one for ranks in RANKS for one in combinations(ranks)]
     return blocks_of(found, setting.steps or STEPS)
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """Every combination against the others of its order, and against the whole model."""
-    return judge_of([one for ranks in RANKS for one in combinations(ranks)], seen)
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """Each combination compared with the others of its order, and with the unpartitioned model."""
+    return judge_of([one for ranks in RANKS for one in combinations(ranks)], observed)
 
 
-def judge_of(found: Iterable[Combination], seen: Seen) -> list[Verdict]:
-    """As `judge`, for some combinations."""
+def judge_of(found: Iterable[Combination], observed: Observations) -> list[Verdict]:
+    """As `judge`, for the combinations `found`."""
     orders: dict[tuple[Any, ...], list[Combination]] = {}
     failed: list[str] = []
     for one in found:
-        if error := _measured(seen, one).error:
+        if error := _measured(observed, one).error:
             failed.append(f"{one.name}: {error}")
         else:
             orders.setdefault(one.order, []).append(one)
-    alike = list(orders.values())
-    odd = [one for order in alike for one in order if _bits(seen, one) != _bits(seen, order[0])]
-    # The first of each order stands for all that have the same bits.
-    held = [(one, _apart(seen, one)) for one in ([order[0] for order in alike] + odd)]
-    told = {one.name: _told(one, apart) for one, apart in held}
-    exact = [(one, apart) for one, apart in held if not one.reorders]
-    close = [(one, apart) for one, apart in held if one.reorders]
-    trained = sum(map(len, alike))
+    same_order = list(orders.values())
+    odd = [
+        one
+        for order in same_order
+        for one in order
+        if _bits(observed, one) != _bits(observed, order[0])
+    ]
+    # The first of each order represents all that have the same bits.
+    compared = [(one, _apart(observed, one)) for one in ([order[0] for order in same_order] + odd)]
+    described = {one.name: _described(one, apart) for one, apart in compared}
+    exact = [(one, apart) for one, apart in compared if not one.reorders]
+    close = [(one, apart) for one, apart in compared if one.reorders]
+    trained = sum(map(len, same_order))
     largest = max((apart.relative for _, apart in close if isinstance(apart, Distance)), default=0)
     return [
-        _verdict(ALLOWED, failed, f"{trained} combinations of {len(alike)} orders of addition"),
+        _verdict(ALLOWED, failed, f"{trained} combinations, {len(same_order)} orders of addition"),
         _verdict(
             ALIKE,
-            [told[one.name] for one in odd],
-            f"{trained} combinations, {len(alike)} sets of weights and losses",
+            [described[one.name] for one in odd],
+            f"{trained} combinations, {len(same_order)} sets of weights and losses",
         ),
         _verdict(
             EQUAL,
-            [told[one.name] for one, apart in exact if not _within(apart, 0.0)],
-            f"{sum(not one.reorders for order in alike for one in order)} combinations: not a bit "
-            "differs",
+            [described[one.name] for one, apart in exact if not _within(apart, 0.0)],
+            f"{sum(not one.reorders for order in same_order for one in order)} combinations: no "
+            "bit differs",
         ),
         _verdict(
             CLOSE,
-            [told[one.name] for one, apart in close if not _within(apart, TOLERANCE)],
-            f"{sum(one.reorders for order in alike for one in order)} combinations: at most "
-            f"{largest:.1e} of a tensor's norm; {TOLERANCE:.0e} is allowed",
+            [described[one.name] for one, apart in close if not _within(apart, TOLERANCE)],
+            f"{sum(one.reorders for order in same_order for one in order)} combinations: a "
+            f"difference of at most {largest:.1e} of a tensor's norm; {TOLERANCE:.0e} is allowed",
         ),
     ]
 
@@ -327,21 +336,21 @@ def _verdict(claim: str, against: Sequence[str], evidence: str) -> Verdict:
     return Verdict(claim, NOT_CONFIRMED, "; ".join(against[:SHOWN]) + rest)
 
 
-def _measured(seen: Seen, one: Combination) -> Measured:
-    return seen.variants(f"grid-{one.ranks}")[one.name]
+def _measured(observed: Observations, one: Combination) -> MeasuredVariant:
+    return observed.variants(f"grid-{one.ranks}")[one.name]
 
 
-def _bits(seen: Seen, one: Combination) -> tuple[object, ...]:
-    measured = _measured(seen, one)
+def _bits(observed: Observations, one: Combination) -> tuple[object, ...]:
+    measured = _measured(observed, one)
     return measured.digests, measured.losses
 
 
-def _apart(seen: Seen, one: Combination) -> Distance | str:
-    """How far its weights are from the unpartitioned model's; or why there is no saying."""
+def _apart(observed: Observations, one: Combination) -> Distance | str:
+    """How far its weights are from the unpartitioned model's; or why that is unknown."""
     try:
         return distance(
-            seen.tensors(f"grid-{one.ranks}", one.name, "weight"),
-            seen.tensors(WHOLE, one.reference, "weight"),
+            observed.tensors(f"grid-{one.ranks}", one.name, "weight"),
+            observed.tensors(WHOLE, one.reference, "weight"),
         )
     except ValueError as error:
         return str(error)
@@ -351,18 +360,18 @@ def _within(apart: Distance | str, tolerance: float) -> bool:
     return isinstance(apart, Distance) and apart.relative <= tolerance
 
 
-def _told(one: Combination, apart: Distance | str) -> str:
+def _described(one: Combination, apart: Distance | str) -> str:
     if isinstance(apart, str):
         return f"{one.name}: {apart}"
     return (
-        f"{one.name}: {apart.differing} of {apart.tensors} tensors, most {apart.worst} by "
-        f"{apart.relative:.1e} of its norm"
+        f"{one.name}: {apart.differing} of {apart.tensors} tensors differ, at most by "
+        f"{apart.relative:.1e} of the norm ({apart.worst})"
     )
 
 
 SCENARIO = Scenario(
     name="grid",
-    title="conformance: every combination that the rules allow, against the unpartitioned model",
+    title="conformance: all combinations that the rules allow equal the unpartitioned model",
     ranks=max(RANKS),
     blocks=blocks,
     judge=judge,

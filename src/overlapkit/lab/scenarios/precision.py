@@ -1,8 +1,8 @@
-"""grad_reduce_in_fp32: what it costs on the wire, and where it has to be set."""
+"""grad_reduce_in_fp32: its cost in bytes sent, and where it has to be set."""
 
 from __future__ import annotations
 
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -18,7 +18,7 @@ from overlapkit.lab.scenario import (
 )
 
 ALL_REDUCED: Settings = {
-    # Without the distributed optimizer nothing but the gradients is on the wire.
+    # Without the distributed optimizer, only gradients are sent.
     "ddp": {"use_distributed_optimizer": False, "overlap_grad_reduce": True},
     "comm_overlap": {"tp_comm_overlap": False},
 }
@@ -29,15 +29,15 @@ FP32 = layered(
 BF16 = layered(FP32, {"mixed_precision": {"grad_reduce_in_fp32": False}})
 ON_DDP_ALONE = layered(FP32, {"ddp": {"grad_reduce_in_fp32": False}})
 
-DOUBLE = "Reducing gradients in fp32 puts twice the bytes on the wire."
-OVERWRITTEN = "Set on ddp alone, grad_reduce_in_fp32 is overwritten by mixed precision."
+DOUBLE = "Reducing gradients in fp32 sends twice the bytes of bf16."
+OVERWRITTEN = "If set only on ddp, grad_reduce_in_fp32 is overwritten by mixed precision."
 
 TOLERANCE = 0.05
-"""Of the ratio of bytes: packets have headers, and ranks meet in a barrier."""
+"""Of the ratio of bytes: headers and a barrier are sent as well."""
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """Gradients in fp32, in bf16, and bf16 asked for in the wrong place."""
+    """Gradients in fp32, in bf16, and bf16 requested in the wrong place."""
     rounds, steps = setting.turns(2, 3)
     ranks = setting.ranks or 2
     batch = one_microbatch(setting, ranks)
@@ -57,18 +57,18 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """The bytes, and the overwriting."""
-    variants = seen.variants("precision")
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """The bytes sent, and the overwritten setting."""
+    variants = observed.variants("precision")
     return [
         _double(variants["fp32"], variants["bf16"]),
         _overwritten(variants["fp32"], variants["bf16-on-ddp-alone"]),
     ]
 
 
-def _double(fp32: Measured, bf16: Measured) -> Verdict:
+def _double(fp32: MeasuredVariant, bf16: MeasuredVariant) -> Verdict:
     if not fp32.wire_bytes or not bf16.wire_bytes:
-        why = "the ranks have no link of their own whose bytes could be counted"
+        why = "bytes cannot be counted: the ranks do not have links of their own"
         return Verdict(DOUBLE, NOT_TESTABLE, why)
     ratio = fp32.wire_bytes / bf16.wire_bytes
     return Verdict(
@@ -79,14 +79,14 @@ def _double(fp32: Measured, bf16: Measured) -> Verdict:
     )
 
 
-def _overwritten(fp32: Measured, alone: Measured) -> Verdict:
+def _overwritten(fp32: MeasuredVariant, alone: MeasuredVariant) -> Verdict:
     decision = alone.decision("precision.overwrites", "ddp.grad_reduce_in_fp32")
     trained = alone.effective["ddp.grad_reduce_in_fp32"] is True
     same = alone.digests == fp32.digests
     return Verdict(
         OVERWRITTEN,
         CONFIRMED if decision and trained and same else NOT_CONFIRMED,
-        f"{decision.reason} The weights are those of fp32, bit by bit."
+        f"{decision.reason.rstrip('.')}. The weights are those of fp32, bit for bit."
         if decision and same
         else "the weights differ from those of fp32",
     )
@@ -94,7 +94,7 @@ def _overwritten(fp32: Measured, alone: Measured) -> Verdict:
 
 SCENARIO = Scenario(
     name="precision",
-    title="gradients reduced in fp32 or bf16: the bytes, and the one place that decides",
+    title="gradients reduced in fp32 or bf16: bytes sent, and the setting that decides",
     ranks=2,
     blocks=blocks,
     judge=judge,

@@ -1,4 +1,4 @@
-"""What `overlapkit plan`'s arithmetic predicts of a step here, against the step."""
+"""The step that `overlapkit plan` predicts for this machine, compared with the measured one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from megatron.bridge.training.runtime_update import update_runtime
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Calibration, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -33,7 +33,7 @@ ON = "With both overlaps, the predicted step is within 15 % of the measured one.
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """A calibration, and then DP=2 off and on."""
+    """A calibration, then DP=2 without and with overlap."""
     rounds, steps = setting.turns(3, 3)
     return (
         Block(
@@ -55,11 +55,11 @@ def _variants(setting: Setting) -> tuple[Variant, Variant]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
-    """Prediction against measurement, off and on."""
-    block = seen.blocks["predict"]
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
+    """Prediction against measurement, without and with overlap."""
+    block = observed.blocks["predict"]
     if block.calibration is None or not setting.shaped:
-        why = "without a slow link there is no communication to predict"
+        why = "without a slow link, communication takes no time that could be predicted"
         return [Verdict(claim, NOT_TESTABLE, why) for claim in (OFF, ON)]
     ranks = len(next(iter(block.variants.values())).ranks)
     return [
@@ -73,25 +73,27 @@ def judge(seen: Seen, setting: Setting) -> list[Verdict]:
     ]
 
 
-def _told(one: Calibration) -> str:
+def _calibrated(one: Calibration) -> str:
     return (
-        f"compute {one.compute * 1e3:.0f} ms, collectives {one.pair * 1e3:.0f} ms of which latency "
-        f"{one.small * 1e3:.1f} ms, compute {one.slowed:.0%} slower beside them"
+        f"compute {one.compute * 1e3:.0f} ms; collectives {one.pair * 1e3:.0f} ms, including "
+        f"{one.small * 1e3:.1f} ms of latency; they slow compute by {one.slowed:.0%}"
     )
 
 
-def _against(claim: str, measured: Measured, seconds: float, calibration: Calibration) -> Verdict:
+def _against(
+    claim: str, measured: MeasuredVariant, seconds: float, calibration: Calibration
+) -> Verdict:
     error = seconds / measured.step - 1
     return Verdict(
         claim,
         CONFIRMED if abs(error) <= WITHIN else NOT_CONFIRMED,
         f"{measured.name}: predicted {seconds * 1e3:.0f} ms, measured {measured.step * 1e3:.0f} ms "
-        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}; calibrated: {_told(calibration)}",
+        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}; calibration: {_calibrated(calibration)}",
     )
 
 
 def predicted(variant: Variant, ranks: int, calibration: Calibration) -> float:
-    """Seconds of a variant's step by the plan's arithmetic on a calibrated machine."""
+    """Seconds of a variant's step, as `overlapkit plan` estimates it for a calibrated machine."""
     settings = read_settings(Document(f"variant {variant.name}", variant.settings))
     run = build_run(settings)
     update_runtime(run, ranks)
@@ -100,7 +102,7 @@ def predicted(variant: Variant, ranks: int, calibration: Calibration) -> float:
 
 
 def _over_gloo(work: Workload) -> Workload:
-    """The workload with reduce-scatters as gloo makes them: all-reduces, twice the bytes."""
+    """The workload with reduce-scatters as gloo does them: as all-reduces, with twice the bytes."""
     chunks = tuple(
         tuple(
             replace(
@@ -118,11 +120,11 @@ def _over_gloo(work: Workload) -> Workload:
 
 
 def machine_of(calibration: Calibration, ranks: int) -> Machine:
-    """The machine that was calibrated; its arithmetic is known as the measured step alone."""
+    """The calibrated machine; its compute is known only as the time of a step."""
     source = "measured here"
-    # gloo's reduce-scatter sends what an all-reduce does: all but a rank's own part, twice.
+    # gloo's reduce-scatter sends as much as an all-reduce: twice all but a rank's own part.
     sent = 3 * calibration.payload_bytes * (ranks - 1) / ranks
-    # The modelled compute is scaled to the measured one, so that only its proportions count.
+    # The modelled compute is scaled to the measured one, so only its proportions matter.
     rate = given("rate", 1e9, "FLOP/s", source)
     return Machine(
         name="this machine",
@@ -139,7 +141,7 @@ def machine_of(calibration: Calibration, ranks: int) -> Machine:
                 given("hop", calibration.small / 3 / (ranks - 1), "s", source),
             ),
         ),
-        # Of the time that both take together, the share that compute loses.
+        # The share of the time with communication that compute loses.
         communication_share=given(
             "slowing of compute", calibration.slowed / (1 + calibration.slowed), "", source
         ),
@@ -150,7 +152,7 @@ def machine_of(calibration: Calibration, ranks: int) -> Machine:
 
 SCENARIO = Scenario(
     name="predict",
-    title="the arithmetic of overlapkit plan, on a machine calibrated here, against the step",
+    title="the step that overlapkit plan predicts for this machine, compared with the measured one",
     ranks=2,
     blocks=blocks,
     judge=judge,

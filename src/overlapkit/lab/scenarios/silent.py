@@ -1,11 +1,11 @@
-"""Silent fallbacks: asked for, refused with a reason, and the step is that of not asking."""
+"""Silent fallbacks: a request is refused with a reason, and the step is as without it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from overlapkit.lab.measurements import Measured, Seen
+from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
@@ -38,19 +38,19 @@ BF16: Settings = {
 
 
 PACKETS, PACKETS_BYTES = 0.02, 4096
-"""Of the bytes on the wire, and in bytes: packets have headers, and ranks meet in a barrier."""
+"""Tolerance of the bytes sent, relative and in bytes: headers and a barrier are sent as well."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to ask for what a rule refuses.
+    """One way to request what a rule refuses.
 
     Attributes:
         rule: the rule's id.
-        base: the twin that does not ask.
-        section, key, value: what is asked for, on top of it.
-        knob: what is refused; None: what is asked for.
-        why: what tells this case from another one of the same rule.
+        base: settings of the twin, which has no such request.
+        section, key, value: the request, added to the base.
+        knob: the refused knob; None: that of the request.
+        why: distinguishes this case from others of the same rule.
     """
 
     rule: str
@@ -68,12 +68,12 @@ class Case:
 
     @property
     def twin(self) -> str:
-        """Name of the variant that does not ask."""
+        """Name of the variant without the request."""
         return f"{self.name}.unasked"
 
     @property
     def layout(self) -> str:
-        """Names the layout, which variants that take turns share."""
+        """Name of the layout; variants that take turns have the same."""
         model = self.base.get("model", {})
         if "pipeline_model_parallel_size" in model:
             return "pp"
@@ -81,27 +81,27 @@ class Case:
 
     @property
     def refused(self) -> str:
-        """The dotted knob that is refused."""
+        """The refused knob, dotted."""
         return self.knob or f"{self.section}.{self.key}"
 
     @property
-    def asked(self) -> str:
-        """As an override on the command line of `overlapkit explain`."""
+    def request(self) -> str:
+        """The request as an override on the command line of `overlapkit explain`."""
         return f"{self.section}.{self.key}={str(self.value).lower()}"
 
-    def settings(self, *, asks: bool) -> Settings:
-        """Of the variant that asks, or of its twin."""
-        more = {self.section: {self.key: self.value}} if asks else {}
+    def settings(self, *, requested: bool) -> Settings:
+        """Of the variant with the request, or of its twin."""
+        more = {self.section: {self.key: self.value}} if requested else {}
         return layered(TINY, SMALL, self.base, more)
 
 
-TP_ASKED = ("comm_overlap", "tp_comm_overlap", True, "model.tp_comm_overlap")
+TP_REQUEST = ("comm_overlap", "tp_comm_overlap", True, "model.tp_comm_overlap")
 
 CASES = (
     Case("tp.off-unless-asked", layered(SEQUENCE, DEFAULTS), "model", "tp_comm_overlap"),
-    Case("tp.needs-tensor-parallel", REPLICAS, *TP_ASKED),
-    Case("tp.needs-sequence-parallel", layered(SHARDS, DEFAULTS), *TP_ASKED),
-    Case("tp.needs-transformer-engine", layered(SEQUENCE, DEFAULTS), *TP_ASKED),
+    Case("tp.needs-tensor-parallel", REPLICAS, *TP_REQUEST),
+    Case("tp.needs-sequence-parallel", layered(SHARDS, DEFAULTS), *TP_REQUEST),
+    Case("tp.needs-transformer-engine", layered(SEQUENCE, DEFAULTS), *TP_REQUEST),
     Case(
         "tp.bootstrap-backend",
         layered(SEQUENCE, DEFAULTS),
@@ -176,12 +176,12 @@ CASES = (
         knob="ddp.bucket_size",
     ),
 )
-"""Every silent fallback that two ranks can show."""
+"""All silent fallbacks that two ranks can show."""
 
 ELSEWHERE: Mapping[str, str] = {
-    "ub.*": "Transformer Engine reads these settings, where it sets up userbuffers on GPUs",
-    "launch.*": "what CUDA, NCCL and Transformer Engine read from the environment is for GPUs",
-    "lm.*": "a rule of Megatron-LM's own argument parser; what it refuses, it stops at",
+    "ub.*": "Transformer Engine reads these settings when it sets up userbuffers on GPUs",
+    "launch.*": "CUDA, NCCL and Transformer Engine read these variables only on GPUs",
+    "lm.*": "a rule of Megatron-LM's own argument parser, which stops instead of continuing",
 }
 """Patterns of rules whose refusals these ranks cannot show, and why."""
 
@@ -205,7 +205,7 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "core.delay-wgrad-needs",
         "core.shared-expert-overlap-needs",
     ),
-    "it tells what follows from the settings, and refuses nothing": (
+    "it states what follows from the settings, and refuses nothing": (
         "any.no-comm-overlap",
         "tp.userbuffers-default",
         "tp.preset-fit",
@@ -220,9 +220,9 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "core.first-chunk-only",
     ),
 }
-"""Why the other rules' refusals, if any, are not silent: patterns of ids."""
+"""Reasons why other rules have no silent refusals, and patterns of their ids."""
 
-TE_IS_HERE = "Transformer Engine can be imported here, so that this need is met"
+TE_IS_HERE = "Transformer Engine can be imported here, so this requirement is met"
 
 
 def cases(setting: Setting) -> tuple[Case, ...]:
@@ -231,13 +231,13 @@ def cases(setting: Setting) -> tuple[Case, ...]:
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """For each layout its cases, each beside its twin."""
+    """For each layout a block with its cases, each next to its twin."""
     rounds, steps = setting.turns(3, 1)
     layouts: dict[str, list[Variant]] = {}
     for case in cases(setting):
         layouts.setdefault(case.layout, []).extend(
-            Variant(name=name, settings=case.settings(asks=asks), collectives=True)
-            for name, asks in ((case.twin, False), (case.name, True))
+            Variant(name=name, settings=case.settings(requested=requested), collectives=True)
+            for name, requested in ((case.twin, False), (case.name, True))
         )
     return tuple(
         Block(
@@ -252,65 +252,66 @@ def blocks(setting: Setting) -> tuple[Block, ...]:
     )
 
 
-def judge(seen: Seen, setting: Setting) -> list[Verdict]:
+def judge(observed: Observations, setting: Setting) -> list[Verdict]:
     """A verdict per case, and one for each kind of refusal that these ranks cannot show.
 
-    What can be counted decides: knobs, bits, calls and bytes. The step's length is told; two of
-    these short steps that do the same may differ by half on a busy machine.
+    Only what can be counted decides: knobs, bits, calls and bytes. The step time is shown, but two
+    equal steps of this length can differ by half on a busy machine.
     """
     verdicts = []
     for case in cases(setting):
-        variants = seen.variants(f"silent-{case.layout}")
+        variants = observed.variants(f"silent-{case.layout}")
         verdicts.append(_unchanged(case, variants[case.name], variants[case.twin]))
     elsewhere = dict(ELSEWHERE)
     if setting.te:
         elsewhere["tp.needs-transformer-engine"] = TE_IS_HERE
     return verdicts + [
-        Verdict(f"{rules}: refused, the step is unchanged.", NOT_TESTABLE, why)
+        Verdict(f"{rules}: a refused request leaves the step unchanged.", NOT_TESTABLE, why)
         for rules, why in elsewhere.items()
     ]
 
 
-def _unchanged(case: Case, asks: Measured, twin: Measured) -> Verdict:
-    asked = case.asked + (f" ({case.why.replace('-', ' ')})" if case.why else "")
-    claim = f"{case.rule}: {asked} is refused, and the step is unchanged."
-    if asks.error or twin.error:
-        return Verdict(claim, NOT_CONFIRMED, str(asks.error or twin.error))
-    decision = asks.decision(case.rule, case.refused)
+def _unchanged(case: Case, variant: MeasuredVariant, twin: MeasuredVariant) -> Verdict:
+    request = case.request + (f" ({case.why.replace('-', ' ')})" if case.why else "")
+    claim = f"{case.rule}: {request} is refused, and the step is unchanged."
+    if variant.error or twin.error:
+        return Verdict(claim, NOT_CONFIRMED, str(variant.error or twin.error))
+    decision = variant.decision(case.rule, case.refused)
     if decision is None or decision.outcome != "refused":
         return Verdict(claim, NOT_CONFIRMED, f"the rule did not refuse {case.refused}")
-    differs = list(_differences(asks, twin))
-    if differs:
-        return Verdict(claim, NOT_CONFIRMED, f"{decision.reason}; not as unasked: {differs}")
-    evidence = (
-        f"{decision.reason}; knobs and weights as unasked, as are {_communicated(asks)} a step"
-    )
-    if asks.steps:
-        evidence += f"; {asks.step * 1e3:.0f} ms, unasked {twin.step * 1e3:.0f}"
+    reason = decision.reason.rstrip(".")
+    differences = list(_differences(variant, twin))
+    if differences:
+        evidence = f"{reason}; differs from the step without the request: {', '.join(differences)}"
+        return Verdict(claim, NOT_CONFIRMED, evidence)
+    evidence = f"{reason}; same knobs, weights and communication ({_communicated(variant)} a step)"
+    if variant.steps:
+        times = f"{variant.step * 1e3:.0f} ms, without the request {twin.step * 1e3:.0f} ms"
+        evidence += f"; step {times}"
     return Verdict(claim, CONFIRMED, evidence)
 
 
-def _differences(asks: Measured, twin: Measured) -> Iterator[str]:
+def _differences(variant: MeasuredVariant, twin: MeasuredVariant) -> Iterator[str]:
     """In what a variant's training differs from its twin's."""
-    knobs = _in_effect(asks), _in_effect(twin)
+    knobs = _in_effect(variant), _in_effect(twin)
     yield from (knob for knob in knobs[0] if knobs[0][knob] != knobs[1][knob])
-    if asks.digests != twin.digests or asks.losses != twin.losses:
-        yield "the weights or losses"
-    if [r.collectives for r in asks.ranks] != [r.collectives for r in twin.ranks]:
-        yield f"communication: {_communicated(asks)}, unasked {_communicated(twin)}"
-    if asks.wire_bytes and twin.wire_bytes:
-        apart = abs(asks.wire_bytes - twin.wire_bytes)
+    if variant.digests != twin.digests or variant.losses != twin.losses:
+        yield "weights or losses"
+    if [r.collectives for r in variant.ranks] != [r.collectives for r in twin.ranks]:
+        yield f"communication ({_communicated(variant)} instead of {_communicated(twin)})"
+    if variant.wire_bytes and twin.wire_bytes:
+        apart = abs(variant.wire_bytes - twin.wire_bytes)
         if apart > max(PACKETS_BYTES, PACKETS * twin.wire_bytes):
-            yield f"{apart:.0f} bytes on the wire"
+            yield f"bytes sent (by {apart:.0f})"
 
 
-def _in_effect(variant: Measured) -> dict[str, object]:
-    """Knobs as trained, those that Megatron-Core ignores as the decision on them says."""
-    told = {d.knob: d.effective for d in variant.decisions if d.outcome == "refused"}
-    return {knob: told.get(knob, value) for knob, value in variant.effective.items()}
+def _in_effect(variant: MeasuredVariant) -> dict[str, object]:
+    """Knobs as trained; for those that Megatron-Core ignores, the value that the decision gives."""
+    refused = {d.knob: d.effective for d in variant.decisions if d.outcome == "refused"}
+    return {knob: refused.get(knob, value) for knob, value in variant.effective.items()}
 
 
-def _communicated(variant: Measured) -> str:
+def _communicated(variant: MeasuredVariant) -> str:
     found = variant.ranks[0].collectives
     calls, size = (sum(each[part] for each in found.values()) for part in (0, 1))
     return f"{calls} calls of {len(found)} kinds and {size:,} bytes"
@@ -318,7 +319,7 @@ def _communicated(variant: Measured) -> str:
 
 SCENARIO = Scenario(
     name="silent",
-    title="silent fallbacks: asked for, refused with a reason, the step unchanged",
+    title="silent fallbacks: refused with a reason, and the step is unchanged",
     ranks=RANKS,
     blocks=blocks,
     judge=judge,

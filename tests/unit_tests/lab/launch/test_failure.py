@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.lab.launch.failure import failed, last_lines, standing
+from overlapkit.lab.launch.failure import failed, hanging, last_lines
 
 KILLED, ABORTED, ENDED = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM
 
@@ -81,6 +81,13 @@ def test_only_the_end_of_a_huge_log_is_read(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_never_started_has_been_silent_longest(tmp_path: Path) -> None:
-    error = standing("no rank has told anything for 9 s", tmp_path, 2, os.getpid(), {}, {0: 1.0})
-    assert error.summary.startswith("no rank has told anything for 9 s: rank 1 has not started")
+    error = hanging(
+        "no rank has sent an event for 9 s",
+        tmp_path,
+        ranks=2,
+        supervisor=os.getpid(),
+        pids={},
+        last_events={0: 1.0},
+    )
+    assert error.summary.startswith("no rank has sent an event for 9 s: rank 1 has not started")
     assert "rank 0 has ended" in error.summary

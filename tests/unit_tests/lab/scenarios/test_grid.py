@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlapkit.lab.measurements import Measured, Seen, SeenBlock
+from overlapkit.lab.measurements import MeasuredVariant, Observations, ObservedBlock
 from overlapkit.lab.protocol import VariantResult, weights_file
 from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, Setting, Verdict
 from overlapkit.lab.scenarios import grid
@@ -74,7 +74,7 @@ def test_what_the_rules_allow(one: Combination, allowed: bool) -> None:
     assert grid.allowed(one) is allowed
 
 
-def test_only_equal_orders_of_addition_are_held_to_the_same_bits() -> None:
+def test_only_equal_orders_of_addition_must_have_the_same_bits() -> None:
     two = Combination(dp=2, overlap="reduce", bucket="one")
     assert two.order == replace(two, bucket="each", distributed=False).order
     four = replace(two, dp=4)
@@ -96,7 +96,7 @@ FOUND = [
 WEIGHTS = np.linspace(1, 2, 6, dtype=np.float32).reshape(2, 3)
 
 
-def seen(folder: Path, changed: dict[str, np.ndarray] | None = None) -> Seen:
+def observed(folder: Path, changed: dict[str, np.ndarray] | None = None) -> Observations:
     """Ranks that all hold the same weights, but for those of some variants."""
     blocks = {}
     for number, block in enumerate(grid.blocks_of(FOUND, 2)):
@@ -109,9 +109,9 @@ def seen(folder: Path, changed: dict[str, np.ndarray] | None = None) -> Seen:
             result = VariantResult(
                 name=variant.name, digest=weights.tobytes().hex(), losses=[1.0, 0.5]
             )
-            variants[variant.name] = Measured(variant.name, [result] * block.ranks)
-        blocks[block.name] = SeenBlock(number, None, variants, {}, "cpu")
-    return Seen(blocks, dict.fromkeys(blocks, folder))
+            variants[variant.name] = MeasuredVariant(variant.name, [result] * block.ranks)
+        blocks[block.name] = ObservedBlock(number, None, variants, {}, "cpu")
+    return Observations(blocks, dict.fromkeys(blocks, folder))
 
 
 def outcomes(verdicts: list[Verdict]) -> dict[str, str]:
@@ -119,7 +119,7 @@ def outcomes(verdicts: list[Verdict]) -> dict[str, str]:
 
 
 def test_equal_weights_confirm_everything(tmp_path: Path) -> None:
-    verdicts = grid.judge_of(FOUND, seen(tmp_path))
+    verdicts = grid.judge_of(FOUND, observed(tmp_path))
     assert set(outcomes(verdicts).values()) == {CONFIRMED}
     assert "4 combinations, 2 sets" in verdicts[1].evidence
 
@@ -128,7 +128,7 @@ def test_one_bit_is_found_and_named(tmp_path: Path) -> None:
     other = WEIGHTS.copy()
     other[0, 0] = np.nextafter(other[0, 0], np.float32(9))
     odd = FOUND[1]
-    verdicts = grid.judge_of(FOUND, seen(tmp_path, {odd.name: other}))
+    verdicts = grid.judge_of(FOUND, observed(tmp_path, {odd.name: other}))
     assert outcomes(verdicts) == {
         grid.ALLOWED: CONFIRMED,
         grid.ALIKE: NOT_CONFIRMED,
@@ -144,22 +144,22 @@ def test_rounding_passes_where_sums_are_reordered_and_nothing_more(tmp_path: Pat
     both = [one.name for one in FOUND[2:]]
     for scale, outcome in ((1 + 1e-6, CONFIRMED), (1 + 1e-4, NOT_CONFIRMED)):
         changed = dict.fromkeys(both, (WEIGHTS * scale).astype(np.float32))
-        told = outcomes(grid.judge_of(FOUND, seen(tmp_path, changed)))
-        assert told[grid.CLOSE] == outcome
-        assert told[grid.ALIKE] == told[grid.EQUAL] == CONFIRMED
+        found = outcomes(grid.judge_of(FOUND, observed(tmp_path, changed)))
+        assert found[grid.CLOSE] == outcome
+        assert found[grid.ALIKE] == found[grid.EQUAL] == CONFIRMED
     assert first.reorders
 
 
-def test_weights_that_are_no_numbers_are_far_away(tmp_path: Path) -> None:
+def test_weights_that_are_not_numbers_are_far_away(tmp_path: Path) -> None:
     changed = dict.fromkeys([one.name for one in FOUND[2:]], np.full_like(WEIGHTS, np.nan))
-    assert outcomes(grid.judge_of(FOUND, seen(tmp_path, changed)))[grid.CLOSE] == NOT_CONFIRMED
+    assert outcomes(grid.judge_of(FOUND, observed(tmp_path, changed)))[grid.CLOSE] == NOT_CONFIRMED
 
 
 def test_what_megatron_core_refuses_though_allowed_is_named(tmp_path: Path) -> None:
-    found = seen(tmp_path)
+    found = observed(tmp_path)
     variants = found.blocks["grid-2"].variants
     name = FOUND[3].name
-    variants[name] = Measured(name, [VariantResult(name=name, error="IndexError: no chunk")])
+    variants[name] = MeasuredVariant(name, [VariantResult(name=name, error="IndexError: no chunk")])
     verdicts = grid.judge_of(FOUND, found)
     assert verdicts[0].outcome == NOT_CONFIRMED
     assert verdicts[0].evidence == f"{name}: IndexError: no chunk"

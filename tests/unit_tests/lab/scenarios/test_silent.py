@@ -1,4 +1,4 @@
-"""Every rule that can refuse silently is shown by the lab, or said to be shown elsewhere."""
+"""The lab shows every rule that can refuse silently, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def test_no_table_names_what_there_is_not() -> None:
 
 @pytest.mark.parametrize("case", silent.CASES, ids=lambda case: case.name)
 def test_the_rule_refuses_what_its_case_asks_for(case: silent.Case) -> None:
-    told = {}
-    for asks in (True, False):
-        settings = read_settings(Document(case.name, case.settings(asks=asks)))
+    refused = {}
+    for requested in (True, False):
+        settings = read_settings(Document(case.name, case.settings(requested=requested)))
         run, update = make_effective(settings, silent.RANKS, AssumedSoftware(te=None))
         effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
-        asked = {k: v for k, v in settings.flat().items() if v is not None}
-        decisions = hold_against_request(update.decisions, asked, effective)
+        written = {k: v for k, v in settings.flat().items() if v is not None}
+        decisions = hold_against_request(update.decisions, written, effective)
         assert not [d for d in decisions if d.outcome is Outcome.ERROR]
-        told[asks] = {
+        refused[requested] = {
             (d.rule, d.knob): d.requested for d in decisions if d.outcome is Outcome.REFUSED
         }
-    assert told[True].get((case.rule, case.refused)) == case.value
-    assert told[False].get((case.rule, case.refused)) != case.value
+    assert refused[True].get((case.rule, case.refused)) == case.value
+    assert refused[False].get((case.rule, case.refused)) != case.value
 
 
 def test_blocks_hold_every_case_beside_its_twin() -> None:
@@ -91,22 +91,22 @@ def test_with_transformer_engine_one_need_is_met() -> None:
 
 
 def test_what_cannot_be_shown_says_why() -> None:
-    from overlapkit.lab.measurements import Measured, Seen, SeenBlock
+    from overlapkit.lab.measurements import MeasuredVariant, Observations, ObservedBlock
     from overlapkit.lab.protocol import VariantResult
 
-    def failed(name: str) -> Measured:
-        return Measured(name, [VariantResult(name=name, error="ValueError: refused")])
+    def failed(name: str) -> MeasuredVariant:
+        return MeasuredVariant(name, [VariantResult(name=name, error="ValueError: refused")])
 
-    seen = Seen(
+    observed = Observations(
         {
-            block.name: SeenBlock(
+            block.name: ObservedBlock(
                 0, None, {v.name: failed(v.name) for v in block.variants}, {}, "cpu"
             )
             for block in silent.blocks(Setting(te=True))
         },
         {},
     )
-    verdicts = silent.judge(seen, Setting(te=True))
+    verdicts = silent.judge(observed, Setting(te=True))
     elsewhere = [v for v in verdicts if v.outcome == NOT_TESTABLE]
     assert len(elsewhere) == len(silent.ELSEWHERE) + 1
     assert all(v.evidence for v in elsewhere)
