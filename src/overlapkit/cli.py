@@ -56,6 +56,7 @@ def cli(context: click.Context) -> None:
 @options.te("assume")
 @options.env_file
 @options.as_json("overlapkit/explain/v1")
+@options.html
 def explain(**given: Any) -> int:
     """Show which overlap CONFIG really gets, and why not the rest.
 

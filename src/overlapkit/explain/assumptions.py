@@ -1,4 +1,4 @@
-"""What a configuration file does not tell: the GPU, the software and the environment of the job."""
+"""What a configuration file does not say: the GPU, the software and the environment of the job."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from packaging.version import InvalidVersion, Version
 
@@ -21,37 +22,46 @@ DEFAULT_GPU = "h100"
 _IMPORT_LIMIT_S = 120
 
 
-def assume(gpu: str | None, te: str, env_file: str | None) -> Assumptions:
+def assume(
+    gpu: str | None, te: str, env_file: str | None, variables: Mapping[str, str] | None = None
+) -> Assumptions:
     """The assumptions that the command's options state.
 
     Args:
         gpu: name of the cluster's GPU; None assumes h100.
-        te: "assume" (any version), "here" (look), "none" or a version.
-        env_file: file of the job's environment; None takes the present one.
+        te: "assume" (a recent version), "here" (look), "none" or a version.
+        env_file: file of the job's environment.
+        variables: the job's environment, instead of a file; without either, the current one is
+            taken.
 
     Raises:
-        InputError: an unknown GPU, a version that is none, an unreadable file.
+        InputError: an unknown GPU, not a version, or an unreadable file.
     """
     name, figures = find_gpu(DEFAULT_GPU if gpu is None else gpu)
-    software, told = _software(te)
-    environment = dict(os.environ) if env_file is None else read_env_file(env_file)
+    software, te_text = _software(te)
+    if variables is not None:
+        environment, source = dict(variables), "the given environment"
+    elif env_file is not None:
+        environment, source = read_env_file(env_file), encodable(env_file)
+    else:
+        environment, source = dict(os.environ), "the current environment"
     return Assumptions(
         gpu_name=name,
         gpu=figures,
         gpu_given=gpu is not None,
         software=software,
-        te=told,
+        te=te_text,
         environment=environment,
-        environment_source="the present environment" if env_file is None else encodable(env_file),
-        environment_is_the_jobs=env_file is not None,
+        environment_source=source,
+        environment_is_the_jobs=variables is not None or env_file is not None,
     )
 
 
 def _software(te: str) -> tuple[AssumedSoftware, str]:
     if te == "assume":
-        return AssumedSoftware(), "assumed present, in a version new enough"
+        return AssumedSoftware(), "assumed, in a recent version"
     if te == "none":
-        return AssumedSoftware(te=None), "absent, as stated"
+        return AssumedSoftware(te=None), "none, as stated"
     if te == "here":
         return _installed_here()
     try:
@@ -85,9 +95,9 @@ def read_env_file(name: str) -> dict[str, str]:
     """The variables of a file with lines such as ``NAME=value`` or ``export NAME=value``.
 
     Raises:
-        InputError: it cannot be read as text, or a line is no assignment.
+        InputError: it cannot be read as text, or a line is not an assignment.
     """
-    # Imported here: most runs name no file, and dotenv costs a tenth of the start.
+    # Imported here: most runs have no such file, and dotenv takes a tenth of the start.
     from dotenv.main import DotEnv
     from dotenv.parser import parse_stream
 

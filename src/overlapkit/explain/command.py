@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from overlapkit.config.run import Settings
 from overlapkit.config.sources import read_sources, world_sizes_of
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.explain.assumptions import assume
-from overlapkit.explain.document import explain_document
-from overlapkit.explain.report import Assumptions, Report, explain
+from overlapkit.explain.report import Report, explain
 from overlapkit.output.console import write_json, write_text
+from overlapkit.output.files import Output, outputs
+
+if TYPE_CHECKING:
+    from overlapkit.explain.difference import Difference
 
 
 def run(
@@ -22,6 +25,7 @@ def run(
     te: str,
     env_file: str | None,
     as_json: bool,
+    html: str | None,
     from_megatron_lm: bool,
 ) -> int:
     """Explain one configuration, or the difference of two; returns the exit status.
@@ -30,32 +34,41 @@ def run(
         arguments: one or two configurations, and overrides; see `config.sources.name_sources`.
         world_sizes: GPUs of the job, of each of two, or none where launch scripts state them.
         gpu, te, env_file: see `explain.assumptions.assume`.
+        as_json: whether to print the JSON document instead of text.
+        html: file for the page; None for none.
         from_megatron_lm: the configurations are launch scripts of Megatron-LM, or its arguments.
 
     Raises:
         InputError: see `overlapkit.errors`.
     """
+    # A launch script can be given with a line: FILE:LINE.
+    files = [*arguments, *(text.rpartition(":")[0] for text in arguments), env_file or ""]
+    (page,) = outputs({"--html": html}, files)
     settings = read_sources(arguments, command="explain", from_megatron_lm=from_megatron_lm, most=2)
     sizes = world_sizes_of(settings, world_sizes)
     assumptions = assume(gpu, te, env_file)
     if len(settings) == 1:
-        return _explain_one(settings[0], sizes[0], assumptions, as_json=as_json)
-    return _compare(settings, sizes, assumptions, as_json=as_json)
-
-
-def _explain_one(
-    settings: Settings, world_size: int, assumptions: Assumptions, *, as_json: bool
-) -> int:
-    report = explain(settings, world_size, assumptions)
-    if as_json:
-        write_json(explain_document(report))
+        report = explain(settings[0], sizes[0], assumptions)
+        _show_report(report, page, as_json=as_json)
     else:
-        _show(report)
+        from overlapkit.explain.difference import find_difference
+
+        difference = find_difference(settings, sizes, assumptions)
+        report = difference.after
+        _show_difference(difference, page, as_json=as_json)
     return EXIT_FINDING if report.findings else 0
 
 
-def _show(report: Report) -> None:
-    if sys.stdout.isatty():
+def _show_report(report: Report, page: Output | None, *, as_json: bool) -> None:
+    if page is not None:
+        from overlapkit.explain.page import explain_page
+
+        page.write(explain_page(report))
+    if as_json:
+        from overlapkit.explain.document import explain_document
+
+        write_json(explain_document(report))
+    elif sys.stdout.isatty():
         from overlapkit.explain.tables import show_report
         from overlapkit.output.console import console
 
@@ -66,17 +79,21 @@ def _show(report: Report) -> None:
         write_text("".join(f"{line}\n" for line in report_lines(report)))
 
 
-def _compare(
-    settings: list[Settings], sizes: list[int], assumptions: Assumptions, *, as_json: bool
-) -> int:
-    from overlapkit.explain.difference import find_difference
-    from overlapkit.explain.difference_tables import show_difference
-    from overlapkit.explain.document import difference_document
-    from overlapkit.output.console import console
+def _show_difference(difference: Difference, page: Output | None, *, as_json: bool) -> None:
+    if page is not None:
+        from overlapkit.explain.page import difference_page
 
-    difference = find_difference(settings, sizes, assumptions)
+        page.write(difference_page(difference))
     if as_json:
+        from overlapkit.explain.document import difference_document
+
         write_json(difference_document(difference))
-    else:
+    elif sys.stdout.isatty():
+        from overlapkit.explain.tables import show_difference
+        from overlapkit.output.console import console
+
         show_difference(difference, console())
-    return EXIT_FINDING if difference.after.findings else 0
+    else:
+        from overlapkit.explain.text import difference_lines
+
+        write_text("".join(f"{line}\n" for line in difference_lines(difference)))

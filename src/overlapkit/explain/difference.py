@@ -1,8 +1,8 @@
 """What differs between two runs' decisions, and which key caused it.
 
-A cause is found by trial, not by reading rules: differing keys are carried from the second
+A cause is found by trial, not by reading rules: keys that differ are copied from the second
 configuration to the first, and the rules are applied again. The key that alone brings the second
-outcome about is the cause; where none does alone, the keys that together do.
+outcome about is the cause. Where none does alone, the keys that do together are.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ Kind = Literal["knob", "env", "finding", "buckets"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an outcome is of: a knob, a launch variable, a finding by a rule, or the buckets."""
+class Subject:
+    """What an outcome is about: a knob, a launch variable, a finding by a rule, or the buckets.
+
+    Attributes:
+        kind: which of these.
+        knob: dotted; ``env.NAME`` for a launch variable, ``buckets`` for their number.
+        rule: the rule of a finding; None for the other kinds.
+    """
 
     kind: Kind
     knob: str
-    """Dotted; ``env.NAME`` for a launch variable, ``buckets`` for their number."""
     rule: str | None = None
-    """The rule whose finding it is; None for the other kinds."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class Change:
     """One outcome that differs.
 
     Attributes:
-        of: what it is the outcome of.
-        before: its value in the first run; None where it has none.
-        after: its value in the second.
-        causes: the keys whose change brought it about; empty where none of them did.
-        reason: why the second run has its value; None where no decision tells.
+        of: what the outcome is about.
+        before: the outcome in the first run; None where it has none.
+        after: the outcome in the second run.
+        causes: the keys that brought the change about; empty where no set of keys did.
+        reason: why the second run has its outcome; None where no decision says so.
     """
 
-    of: Outcome
+    of: Subject
     before: Any
     after: Any
     causes: tuple[str, ...]
@@ -56,23 +60,23 @@ class Change:
 
     @property
     def knob(self) -> str:
-        """Its name among the changes: two rules may speak of one knob."""
+        """Its name among the changes: two rules can decide about one knob."""
         return self.of.knob if self.of.rule is None else f"{self.of.knob} ({self.of.rule})"
 
     @property
     def restates(self) -> bool:
-        """Whether it only repeats a key that was written differently."""
+        """Whether it only repeats a key that is written differently."""
         return self.causes == (self.of.knob,)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two runs held against each other.
+    """What differs between two runs.
 
     Attributes:
         before, after: the reports of the two.
-        keys: every differing key that a cause may be: dotted name, or section where it is there
-            in one run only, to its two values.
+        keys: every key that differs and can be a cause, with its two values. The key is a dotted
+            name, or a section that only one run has.
         changes: the outcomes that differ.
     """
 
@@ -91,28 +95,28 @@ class _Inputs:
 def find_difference(
     settings: Sequence[Settings], world_sizes: Sequence[int], assumptions: Assumptions
 ) -> Difference:
-    """Hold two runs against each other.
+    """Compare two runs.
 
     Raises:
         InputError: as `explain`, for either of the two.
     """
-    a, b = (_Inputs(s, n) for s, n in zip(_alike(*settings), world_sizes, strict=True))
+    a, b = (_Inputs(s, n) for s, n in zip(_comparable(*settings), world_sizes, strict=True))
     before, after = (explain(i.settings, i.world_size, assumptions) for i in (a, b))
     keys = _differing_keys(a, b)
     old, new = outcomes(before), outcomes(after)
     changed = [of for of in old | new if old.get(of) != new.get(of)]
 
     @cache
-    def outcomes_with(carried: frozenset[str]) -> dict[Outcome, Any]:
-        """The outcomes of the first run with some keys as in the second; none where it is bad."""
-        mixed = _carry(a, b, carried)
+    def outcomes_with(copied: frozenset[str]) -> dict[Subject, Any]:
+        """The outcomes of the first run with some keys of the second; none where it is invalid."""
+        mixed = _copy_keys(a, b, copied)
         try:
             return outcomes(explain(mixed.settings, mixed.world_size, assumptions))
         except InputError:
             return {}
 
-    def brings(wanted: Iterable[Outcome]) -> Callable[[frozenset[str]], bool]:
-        return lambda carried: all(outcomes_with(carried).get(of) == new.get(of) for of in wanted)
+    def brings(wanted: Iterable[Subject]) -> Callable[[frozenset[str]], bool]:
+        return lambda copied: all(outcomes_with(copied).get(of) == new.get(of) for of in wanted)
 
     # Most keys matter to no outcome: they are dropped once, for all outcomes together.
     relevant = _needed(_by_likelihood(keys), brings(changed)) if changed else []
@@ -124,18 +128,18 @@ def find_difference(
     return Difference(before, after, keys, changes)
 
 
-def outcomes(report: Report) -> dict[Outcome, Any]:
+def outcomes(report: Report) -> dict[Subject, Any]:
     """What a run ends up with: effective knobs, launch variables, findings, buckets."""
-    result = {Outcome("knob", knob): plain(value) for knob, value in report.effective.items()}
-    result |= {Outcome("env", f"env.{v.name}"): v.value for v in report.launch_env}
-    result |= {Outcome("finding", d.knob, d.rule): d.outcome.value for d in report.findings}
-    told = [d.reason for d in report.decisions if d.rule == "core.bucket-count"]
-    result[Outcome("buckets", "buckets")] = told[0] if told else None
+    result = {Subject("knob", knob): plain(value) for knob, value in report.effective.items()}
+    result |= {Subject("env", f"env.{v.name}"): v.value for v in report.launch_env}
+    result |= {Subject("finding", d.knob, d.rule): d.outcome.value for d in report.findings}
+    counted = [d.reason for d in report.decisions if d.rule == "core.bucket-count"]
+    result[Subject("buckets", "buckets")] = counted[0] if counted else None
     return result
 
 
-def _alike(*settings: Settings) -> list[Settings]:
-    """The two settings with mixed_precision spelt out in both, unless both or none name it."""
+def _comparable(*settings: Settings) -> list[Settings]:
+    """The two settings, with mixed_precision spelt out where only one of them gives it by name."""
     sections = [each.values.get("mixed_precision") or {} for each in settings]
     if len({BY_NAME in section for section in sections}) == 1:
         return list(settings)
@@ -158,14 +162,14 @@ def _differing_keys(a: _Inputs, b: _Inputs) -> dict[str, tuple[Any, Any]]:
         if not section_fields(section):
             continue
         old, new = (i.settings.values.get(section) for i in (a, b))
-        whole = section in ("comm_overlap", "mixed_precision")
+        as_a_section = section in ("comm_overlap", "mixed_precision")
         by_name = (old or {}).get(BY_NAME) != (new or {}).get(BY_NAME)
-        if whole and (by_name or (old is None) != (new is None)):
+        if as_a_section and (by_name or (old is None) != (new is None)):
             keys[section] = (_section_value(old), _section_value(new))
             continue
         old, new = old or {}, new or {}
         for key in {**old, **new}:
-            # A key left out has its default, yet it is not asked for: so it does differ.
+            # An omitted key has its default, but is not requested: so it does differ.
             if (key in old, old.get(key)) != (key in new, new.get(key)):
                 known = section_fields(section).get(key)
                 default = known.default if known else None
@@ -176,41 +180,41 @@ def _differing_keys(a: _Inputs, b: _Inputs) -> dict[str, tuple[Any, Any]]:
 
 
 def _section_value(content: dict[str, Any] | None) -> Any:
-    """A section given by name is shown as that name."""
+    """A section that is given by name is shown as that name."""
     return content[BY_NAME] if content and content.keys() == {BY_NAME} else content
 
 
 def _by_likelihood(keys: Iterable[str]) -> list[str]:
-    """Keys that seldom matter first: the first are dropped first where either of two suffices."""
+    """Keys that rarely matter first: where either of two is enough, the first one is dropped."""
     return sorted(keys, key=lambda key: key.rpartition(".")[2] in OVERLAP_KNOBS)
 
 
 def _needed(keys: Sequence[str], suffice: Callable[[frozenset[str]], bool]) -> list[str]:
-    """Keys that suffice together and of which none can be left out.
+    """Keys that are enough together, and of which none can be omitted.
 
-    Halves are tried before single keys, so that a few needed ones among many are found fast.
+    Halves are tried before single keys, so that a few needed ones among many are found quickly.
     """
 
-    def prune(some: list[str], beside: frozenset[str]) -> list[str]:
-        """What is needed of `some`, given that `beside` is kept."""
-        if not some or suffice(beside):
+    def prune(some: list[str], kept_too: frozenset[str]) -> list[str]:
+        """The keys of `some` that are needed, given that `kept_too` are kept."""
+        if not some or suffice(kept_too):
             return []
         if len(some) == 1:
             return some
         middle = len(some) // 2
         first, second = some[:middle], some[middle:]
-        kept = prune(second, beside | frozenset(first))
-        return prune(first, beside | frozenset(kept)) + kept
+        kept = prune(second, kept_too | frozenset(first))
+        return prune(first, kept_too | frozenset(kept)) + kept
 
     return prune(list(keys), frozenset()) if suffice(frozenset(keys)) else []
 
 
 def _causes(
-    of: Outcome, keys: Sequence[str], brings: Callable[[frozenset[str]], bool]
+    of: Subject, keys: Sequence[str], brings: Callable[[frozenset[str]], bool]
 ) -> tuple[str, ...]:
-    """The one key that brings an outcome about, else the fewest found that do together.
+    """The one key that brings an outcome about, or the smallest set found that does together.
 
-    Of several that would, the one that asks for this knob by name is told.
+    Of several such keys, the one with the name of the knob is taken.
     """
     name = of.knob.rpartition(".")[2]
     likely = list(reversed(keys))
@@ -221,8 +225,8 @@ def _causes(
     return tuple(_needed(keys, brings))
 
 
-def _carry(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
-    """The first run with some keys as in the second."""
+def _copy_keys(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
+    """The first run with some keys of the second."""
     values = {s: None if c is None else dict(c) for s, c in a.settings.values.items()}
     asked = set(a.settings.asked)
     for dotted in keys:
@@ -245,13 +249,13 @@ def _carry(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
     return _Inputs(replace(a.settings, values=values, asked=frozenset(asked)), size)
 
 
-def _reason(report: Report, of: Outcome) -> str | None:
+def _reason(report: Report, of: Subject) -> str | None:
     if of.kind == "env":
-        told = [v.reason for v in report.launch_env if f"env.{v.name}" == of.knob]
+        reasons = [v.reason for v in report.launch_env if f"env.{v.name}" == of.knob]
     elif of.kind == "knob":
-        told = [d.reason for d in report.decisions if d.knob == of.knob]
+        reasons = [d.reason for d in report.decisions if d.knob == of.knob]
     elif of.kind == "finding":
-        told = [d.reason for d in report.findings if (d.knob, d.rule) == (of.knob, of.rule)]
+        reasons = [d.reason for d in report.findings if (d.knob, d.rule) == (of.knob, of.rule)]
     else:
-        told = []
-    return told[0] if told else None
+        reasons = []
+    return reasons[0] if reasons else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,24 +27,25 @@ from overlapkit.hardware import Gpu
 from overlapkit.output.console import encodable
 
 _LONGEST_VALUE = 80
-"""Characters of an environment variable that are looked at: a sound value has three."""
+"""Characters of an environment variable that are shown: a valid value has three."""
 
 DIMENSIONS = ("TP", "DP", "PP", "EP", "precision", "launch", "any")
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a configuration file does not tell.
+    """What a configuration file does not say.
 
     Attributes:
         gpu_name: canonical name of the GPU.
         gpu: its figures.
-        gpu_given: whether the user named it; otherwise it is assumed.
-        software: the Transformer Engine and torch that rules ask.
+        gpu_given: whether the user specified it; otherwise it is assumed.
+        software: the Transformer Engine and torch that rules depend on.
         te: how the user sees that: "assumed", "not installed", or a version.
         environment: variables that the job would start with.
         environment_source: where they come from, as the user sees it.
-        environment_is_the_jobs: whether they are the job's own, so that a missing one counts.
+        environment_is_the_jobs: whether they are all that the job has, so that a missing one is
+            reported.
     """
 
     gpu_name: str
@@ -65,18 +66,20 @@ class Report:
         source: the configuration's file.
         world_size: GPUs of the job.
         data_parallel_size: world size / (TP x PP x CP).
-        assumptions: what the file does not tell.
+        assumptions: what the file does not say.
+        run: the configuration objects as the model is built from them.
         decisions: every decision, by dimension.
         effective: `EFFECTIVE_KNOBS` and their values.
         launch_env: the environment that the job needs.
         framework: whose rules were applied.
-        notes: what was assumed in reading a launch script.
+        notes: what was assumed while reading a launch script.
     """
 
     source: str
     world_size: int
     data_parallel_size: int
     assumptions: Assumptions
+    run: Run
     decisions: list[Decision]
     effective: dict[str, Any]
     launch_env: tuple[EnvironmentVariable, ...]
@@ -85,7 +88,7 @@ class Report:
 
     @property
     def findings(self) -> list[Decision]:
-        """What was asked for and is not in effect, and what must not start."""
+        """What was requested and is not in effect, and what must not start."""
         return [d for d in self.decisions if d.is_finding]
 
 
@@ -102,44 +105,24 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
     flat = settings.flat()
-    asked = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
-    decisions = hold_against_request(update.decisions, asked, effective)
+    requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
+    decisions = hold_against_request(update.decisions, requested, effective)
 
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
-    present = {
-        v.name: encodable(assumptions.environment[v.name])[:_LONGEST_VALUE]
-        for v in required
-        if v.name in assumptions.environment
-    }
-    told_of_environment = contradictions(required, present, assumptions.environment_source)
-    if assumptions.environment_is_the_jobs:
-        told_of_environment += omissions(
-            required, assumptions.environment, assumptions.environment_source
-        )
-    if settings.framework == "megatron-lm":
-        stops = environment_refusals(
-            run,
-            present,
-            assumptions.environment_source,
-            sm100_or_newer=assumptions.gpu.sm100_or_newer,
-            complete=assumptions.environment_is_the_jobs,
-        )
-        # What stops the job is not also told as overlap that is lost.
-        stopped = {d.knob for d in stops}
-        told_of_environment = [d for d in told_of_environment if d.knob not in stopped] + stops
-    decisions += told_of_environment
+    decisions += _environment_decisions(settings.framework, run, required, assumptions)
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
-    # What a later rule refuses is not also told as granted by an earlier one.
+    # What a later rule refuses is not also reported as granted by an earlier one.
     decisions = [d for d in decisions if not (d.outcome in chosen and d.knob in refused)]
-    told = [d for d in decisions if d.is_finding or _matters(d)]
-    told.sort(key=lambda d: DIMENSIONS.index(d.dimension))
+    shown = [d for d in decisions if d.is_finding or _matters(d)]
+    shown.sort(key=lambda d: DIMENSIONS.index(d.dimension))
     return Report(
         settings.source,
         world_size,
         update.data_parallel_size,
         assumptions,
-        told,
+        run,
+        shown,
         effective,
         required,
         settings.framework,
@@ -147,25 +130,54 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     )
 
 
-def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
-    """The assumptions with what the settings' own launch script exports in the environment's place.
+def _environment_decisions(
+    framework: Framework,
+    run: Run,
+    required: Sequence[EnvironmentVariable],
+    assumptions: Assumptions,
+) -> list[Decision]:
+    """Where the job's environment is not what the run needs."""
+    given, source = assumptions.environment, assumptions.environment_source
+    complete = assumptions.environment_is_the_jobs
+    present = {
+        v.name: encodable(given[v.name])[:_LONGEST_VALUE] for v in required if v.name in given
+    }
+    decisions = contradictions(required, present, source)
+    if complete:
+        decisions += omissions(required, given, source)
+    if framework != "megatron-lm":
+        return decisions
+    stops = environment_refusals(
+        run,
+        present,
+        source,
+        sm100_or_newer=assumptions.gpu.sm100_or_newer,
+        complete=complete,
+    )
+    # What stops the job is not also reported as overlap that is lost.
+    stopped = {d.knob for d in stops}
+    return [d for d in decisions if d.knob not in stopped] + stops
 
-    A file of the job's environment stays: what the script exports is put on top of it.
+
+def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
+    """The assumptions with the variables that the settings' own launch script exports.
+
+    They replace the current environment, and are added to a file of the job's environment.
     """
     launch = settings.launch
     if launch is None or launch.source is None:
         return assumptions
-    beneath = assumptions.environment if assumptions.environment_is_the_jobs else {}
+    given = assumptions.environment if assumptions.environment_is_the_jobs else {}
     return dataclasses.replace(
         assumptions,
-        environment={**beneath, **launch.environment},
+        environment={**given, **launch.environment},
         environment_source=launch.source,
         environment_is_the_jobs=True,
     )
 
 
 def _matters(decision: Decision) -> bool:
-    """Mixed precision overwrites many fields that have nothing to do with overlap."""
+    """Whether a decision is about overlap: mixed precision overwrites many other fields."""
     return decision.dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
 
 

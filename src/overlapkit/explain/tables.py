@@ -1,4 +1,4 @@
-"""Shows a report to a person at a terminal, as tables."""
+"""A report and a difference on a terminal."""
 
 from __future__ import annotations
 
@@ -9,34 +9,58 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
-from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.decisions import Decision, Outcome
+from overlapkit.explain.difference import Difference
 from overlapkit.explain.report import Report
-from overlapkit.explain.text import LABELS, advises, alike, blocks, change, header, place, verdict
+from overlapkit.explain.text import (
+    LABELS,
+    NO_CHANGE,
+    ChangeText,
+    Tone,
+    advises,
+    by_reason,
+    caused,
+    gpus_text,
+    place,
+    restated,
+    run_text,
+    sections,
+    value_text,
+    verdict,
+)
 from overlapkit.output.numbers import imperative, sentence
 from overlapkit.output.tables import borderless
 
+_STYLES = {
+    Outcome.GRANTED: "green",
+    Outcome.DEFAULT: "cyan",
+    Outcome.REFUSED: "bold red",
+    Outcome.ERROR: "bold red",
+    Outcome.NOTE: "yellow",
+}
+_TONES: dict[Tone, str] = {"good": "green", "advice": "yellow", "bad": "bold red"}
+
 
 def show_report(report: Report, console: Console) -> None:
-    """The whole report: layout, a table for each dimension, the environment, the verdict."""
-    (source, machines), layout = header(report)
-    console.print(Text.assemble((source, "bold"), f" {machines}"))
-    console.print(layout)
+    """The complete report: layout, a table for each dimension, the environment, the verdict."""
+    console.print(Text.assemble((report.source, "bold"), f"  {gpus_text(report)}"))
+    console.print(run_text(report))
     for note in report.notes:
         console.print(Text(f"assumed: {note}", "yellow"))
-    for block in blocks(report):
-        console.print(Text(f"\n{block.title}", "bold"))
-        if block.variables:
-            console.print(_environment(block.variables))
-        if block.decisions:
-            console.print(_table(block.decisions))
-        if block.opted_out:
-            console.print(Text(block.opted_out, "dim"))
+    for section in sections(report):
+        console.print(Text(f"\n{section.title}", "bold"))
+        if section.variables:
+            console.print(_environment(section.variables))
+        if section.decisions:
+            console.print(_decisions(section.decisions))
+        if section.not_requested:
+            console.print(Text(f"default  {section.not_requested}", "dim"))
     console.print()
-    for text, style in verdict(report):
-        console.print(Text(text, style))
+    for text, tone in verdict(report):
+        console.print(Text(text, _TONES[tone]))
 
 
-def _table(decisions: list[Decision]) -> Table:
+def _decisions(decisions: list[Decision]) -> Table:
     table = borderless(header=False)
     table.add_column(min_width=7)
     table.add_column(overflow="fold", max_width=40)
@@ -49,8 +73,12 @@ def _table(decisions: list[Decision]) -> Table:
         if d.remedy and advises(d):
             why.append(f"\n-> {imperative(d.remedy)}", style="green")
         knobs = "\n".join(each.knob for each in group)
-        table.add_row(Text(*LABELS[d.outcome]), knobs, change(d), why)
+        table.add_row(_label(d), knobs, value_text(d), why)
     return table
+
+
+def _label(decision: Decision) -> Text:
+    return Text(LABELS[decision.outcome], _STYLES[decision.outcome])
 
 
 def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:
@@ -58,7 +86,7 @@ def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:
     table.add_column(min_width=7)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
-    for names, variable in alike(variables):
+    for names, variable in by_reason(variables):
         why = _why(variable.reason, variable.rule)
         table.add_row(Text("needs", "cyan"), "\n".join(names), why)
     return table
@@ -68,10 +96,30 @@ def _why(reason: str, rule_id: str) -> Text:
     return Text(sentence(reason)).append(f"  [{rule_id}, {place(rule_id)}]", style="dim")
 
 
-def show_findings(report: Report, console: Console) -> None:
-    """Every finding with its reason and remedy, in a few lines."""
-    for d in report.findings:
-        line = Text.assemble(Text(*LABELS[d.outcome]), f"  {d.knob}: {d.reason.rstrip('.')}")
-        if d.remedy:
-            line.append(f" -> {imperative(d.remedy)}", style="green")
-        console.print(line)
+def show_difference(difference: Difference, console: Console) -> None:
+    """Every change under its cause, then the findings of the second run."""
+    before, after = difference.before, difference.after
+    title = Text.assemble((before.source, "bold"), f" ({before.world_size}) -> ")
+    console.print(title.append(after.source, "bold").append(f" ({after.world_size})"))
+    if not difference.changes:
+        console.print(NO_CHANGE)
+    written = restated(difference)
+    if written:
+        console.print(Text(f"\nAs written: {written}"))
+    for cause, changes in caused(difference):
+        console.print(Text(f"\n{cause}", "cyan"))
+        for change in changes:
+            console.print(_change(change))
+    if after.findings:
+        console.print(Text(f"\nFindings in {after.source}:", "bold red"))
+        for d in after.findings:
+            line = Text.assemble(_label(d), f"  {d.knob}: {d.reason.rstrip('.')}")
+            if d.remedy:
+                line.append(f" -> {imperative(d.remedy)}", style="green")
+            console.print(line)
+
+
+def _change(change: ChangeText) -> Text:
+    style = "bold" if change.tone is None else _TONES[change.tone]
+    text = Text.assemble("  ", (change.label, style), f"  {change.value}")
+    return text.append(f"\n    {change.reason}", "dim") if change.reason else text

@@ -1,6 +1,7 @@
-"""A report as plain lines: for programs and agents, for whom padding and broken lines cost.
+"""A report and a difference as plain lines, and the wording that tables and pages share.
 
-Free of rich, whose import is a fifth of the whole command.
+Free of rich, whose import takes a fifth of the command's time. Programs and agents read the lines,
+so they are neither padded nor broken.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
+from typing import Any, Literal
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from overlapkit.config.effective import FRAMEWORKS
+from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
 from overlapkit.explain.report import Report
 from overlapkit.output.numbers import imperative, setting_text
+
+Tone = Literal["good", "advice", "bad"]
+"""What a verdict amounts to; the terminal and the page color it."""
 
 TITLES = {
     "TP": "Tensor parallel",
@@ -27,69 +33,86 @@ TITLES = {
     "launch": "Launch environment",
 }
 LABELS = {
-    Outcome.GRANTED: ("asked", "green"),
-    Outcome.DEFAULT: ("default", "cyan"),
-    Outcome.REFUSED: ("REFUSED", "bold red"),
-    Outcome.ERROR: ("ERROR", "bold red"),
-    Outcome.NOTE: ("note", "yellow"),
+    Outcome.GRANTED: "granted",
+    Outcome.DEFAULT: "default",
+    Outcome.REFUSED: "REFUSED",
+    Outcome.ERROR: "ERROR",
+    Outcome.NOTE: "note",
 }
+NO_CHANGE = "No decision differs: the overlap in effect is the same."
+
+_MOST_CAUSES = 6
+"""Keys of one cause that are listed."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """What one dimension shows: decisions, variables it needs, and what nobody asked for."""
+class Section:
+    """What is shown of one dimension.
+
+    Attributes:
+        title: its name in words.
+        decisions: its decisions, without those about opt-in knobs that were not requested.
+        variables: the environment variables that the job needs; empty but for the launch.
+        not_requested: the opt-in knobs that were not requested, with their values; empty without
+            any.
+    """
 
     title: str
     decisions: list[Decision]
     variables: tuple[EnvironmentVariable, ...]
-    opted_out: str
+    not_requested: str
 
 
-def blocks(report: Report) -> Iterator[Block]:
+def sections(report: Report) -> Iterator[Section]:
     """The dimensions that have something to show, in order."""
     for dimension, title in TITLES.items():
         decisions = [d for d in report.decisions if d.dimension == dimension]
         variables = report.launch_env if dimension == "launch" else ()
         if not decisions and not variables:
             continue
-        opted_out = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
-        names = ", ".join(f"{d.knob} ({setting_text(d.effective)})" for d in opted_out)
-        yield Block(
+        opt_in = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
+        names = ", ".join(f"{d.knob} ({setting_text(d.effective)})" for d in opt_in)
+        yield Section(
             title,
-            [d for d in decisions if d not in opted_out],
+            [d for d in decisions if d not in opt_in],
             variables,
-            f"default  opt-in, not asked for: {names}" if names else "",
+            f"opt-in, not requested: {names}" if names else "",
         )
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """The whole report, a line for each decision."""
-    yield " ".join(header(report)[0])
-    yield header(report)[1]
+    """The complete report, one line for each decision."""
+    yield f"{report.source}  {gpus_text(report)}"
+    yield run_text(report)
     yield from (f"assumed: {note}" for note in report.notes)
-    for block in blocks(report):
+    for section in sections(report):
         yield ""
-        yield block.title
-        for names, variable in alike(block.variables):
-            told = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
-            yield f"{told} [{variable.rule}, {place(variable.rule)}]"
-        yield from map(_line, block.decisions)
-        if block.opted_out:
-            yield block.opted_out
+        yield section.title
+        for names, variable in by_reason(section.variables):
+            needs = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
+            yield f"{needs} [{variable.rule}, {place(variable.rule)}]"
+        yield from map(_decision_line, section.decisions)
+        if section.not_requested:
+            yield f"default  {section.not_requested}"
     yield ""
     yield from (text for text, _ in verdict(report))
 
 
-def _line(d: Decision) -> str:
-    told = f"{LABELS[d.outcome][0]} {d.knob} {change(d)}: {d.reason.rstrip('.')}"
-    told += f" [{d.rule}, {place(d.rule)}]"
-    return told + (f" -> {imperative(d.remedy)}" if d.remedy and advises(d) else "")
+def _decision_line(d: Decision) -> str:
+    line = f"{LABELS[d.outcome]} {d.knob} {value_text(d)}: {d.reason.rstrip('.')}"
+    line += f" [{d.rule}, {place(d.rule)}]"
+    return line + (f" -> {imperative(d.remedy)}" if d.remedy and advises(d) else "")
 
 
-def header(report: Report) -> tuple[tuple[str, str], str]:
-    """File and GPUs, then layout and assumptions."""
-    e, a = report.effective, report.assumptions
-    assumed = "" if a.gpu_given else " (assumed: see --gpu)"
+def gpus_text(report: Report) -> str:
+    """How many GPUs of which kind, and whether the kind is assumed."""
+    a = report.assumptions
+    return f"{report.world_size} x {a.gpu_name}" + ("" if a.gpu_given else " (assumed: see --gpu)")
+
+
+def layout_text(report: Report, gap: str = "  ") -> str:
+    """The sizes of the parallel dimensions, such as ``TP 4  PP 2  VPP none  CP 1  EP 1  DP 8``."""
+    e = report.effective
     sizes = {
         "TP": e["model.tensor_model_parallel_size"],
         "PP": e["model.pipeline_model_parallel_size"],
@@ -98,51 +121,61 @@ def header(report: Report) -> tuple[tuple[str, str], str]:
         "EP": e["model.expert_model_parallel_size"],
         "DP": report.data_parallel_size,
     }
-    layout = "  ".join(f"{name} {size}" for name, size in sizes.items())
-    machines = f" {report.world_size} x {a.gpu_name}{assumed}"
-    rules = f"  {FRAMEWORKS[report.framework]}'s rules"
-    return (report.source, machines), f"{layout}  Transformer Engine {a.te}{rules}"
+    return gap.join(f"{name} {size}" for name, size in sizes.items())
 
 
-def verdict(report: Report) -> Iterator[tuple[str, str]]:
-    """The last lines, each with its style: what was found, or that all is well."""
+def run_text(report: Report) -> str:
+    """Layout, Transformer Engine, and whose rules were applied."""
+    return "  ".join((layout_text(report), *basis(report)))
+
+
+def basis(report: Report) -> tuple[str, str]:
+    """What the rules were applied on: Transformer Engine, and whose rules they are."""
+    te = f"Transformer Engine {report.assumptions.te}"
+    return te, f"{FRAMEWORKS[report.framework]}'s rules"
+
+
+def verdict(report: Report) -> Iterator[tuple[str, Tone]]:
+    """The last lines, each with its tone: the findings, or that all is well."""
     findings = report.findings
     if findings:
-        knobs = ", ".join(f"{LABELS[d.outcome][0]} {d.knob}" for d in findings)
-        yield f"{_count(len(findings), 'finding')}: {knobs}", "bold red"
+        knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
+        yield f"{_count(len(findings), 'finding')}: {knobs}", "bad"
         return
-    yield "Everything that was asked for is in effect.", "green"
+    yield "Everything that was requested is in effect.", "good"
     notes = [d for d in report.decisions if d.outcome is Outcome.NOTE and advises(d)]
     if notes:
         knobs = ", ".join(dict.fromkeys(d.knob for d in notes))
-        yield f"{_count(len(notes), 'note')} with advice: {knobs}", "yellow"
+        yield f"{_count(len(notes), 'note')} with advice: {knobs}", "advice"
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
+def finding_line(d: Decision) -> str:
+    """A finding, with its reason and its remedy."""
+    line = f"{LABELS[d.outcome]}  {d.knob}: {d.reason.rstrip('.')}"
+    return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
+
+
 def advises(decision: Decision) -> bool:
-    """Whether its remedy is worth showing: what precision overwrites by default is no trouble."""
+    """Whether its remedy is worth showing: a default that precision overwrites is no problem."""
     return bool(decision.remedy) and (decision.is_finding or decision.dimension != "precision")
 
 
-def change(d: Decision) -> str:
-    """A decision's value: from what was asked to what is, where that was refused."""
+def value_text(d: Decision) -> str:
+    """A decision's value; where a request was refused, from the requested one to the effective."""
     refused = d.outcome is Outcome.REFUSED and d.requested is not None
-    return (
-        f"{setting_text(d.requested)} -> {setting_text(d.effective)}"
-        if refused
-        else setting_text(d.effective)
-    )
+    return change_text(d.requested, d.effective) if refused else setting_text(d.effective)
 
 
-def alike(
+def by_reason(
     variables: tuple[EnvironmentVariable, ...],
 ) -> Iterator[tuple[list[str], EnvironmentVariable]]:
-    """Assignments that have one reason, and a variable that carries it."""
-    for _, alike in groupby(variables, key=lambda v: (v.rule, v.reason)):
-        group = list(alike)
+    """Assignments that have the same reason, and one of their variables, which has the reason."""
+    for _, same in groupby(variables, key=lambda v: (v.rule, v.reason)):
+        group = list(same)
         yield [f"{v.name}={v.value}" for v in group], group[0]
 
 
@@ -150,3 +183,99 @@ def place(rule_id: str) -> str:
     """File and line of a rule, short: ``comm_overlap.py:120``."""
     file, line = source_of(rule_id)
     return f"{PurePosixPath(file).name}:{line}"
+
+
+@dataclass(frozen=True)
+class ChangeText:
+    """One change in words.
+
+    Attributes:
+        label: the knob, "buckets", or that a finding is new or gone.
+        value: what changed, or the finding.
+        reason: why the second run has its value; empty where no decision says so.
+        tone: of a finding; None for the other kinds.
+    """
+
+    label: str
+    value: str
+    reason: str
+    tone: Tone | None = None
+
+
+def difference_lines(difference: Difference) -> Iterator[str]:
+    """Every change under its cause, then the findings of the second run."""
+    after = difference.after
+    yield f"{side_text(difference.before)} -> {side_text(after)}"
+    if not difference.changes:
+        yield NO_CHANGE
+    written = restated(difference)
+    if written:
+        yield from ("", f"As written: {written}")
+    for cause, changes in caused(difference):
+        yield from ("", cause)
+        for change in changes:
+            yield f"  {change.label}  {change.value}"
+            if change.reason:
+                yield f"    {change.reason}"
+    if after.findings:
+        yield from ("", f"Findings in {after.source}:")
+        yield from map(finding_line, after.findings)
+
+
+def side_text(report: Report) -> str:
+    """One of the two runs: its configuration and its number of GPUs."""
+    return f"{report.source} ({report.world_size})"
+
+
+def restated(difference: Difference) -> str:
+    """The keys that only differ as they are written; empty without any."""
+    changes = [c for c in difference.changes if c.restates]
+    return ", ".join(f"{c.of.knob} {change_text(c.before, c.after)}" for c in changes)
+
+
+def caused(difference: Difference) -> Iterator[tuple[str, list[ChangeText]]]:
+    """Each cause in words with the changes that it brings about, the fewest keys first."""
+    changes = [c for c in difference.changes if not c.restates]
+    changes.sort(key=lambda c: (len(c.causes), c.causes))
+    for causes, same in groupby(changes, key=lambda c: c.causes):
+        yield _cause(difference, causes), [_change(c) for c in same]
+
+
+def _cause(difference: Difference, causes: tuple[str, ...]) -> str:
+    if not causes:
+        return "No set of keys brings this about"
+    keys = []
+    for key in causes[-_MOST_CAUSES:]:
+        old, new = difference.keys[key]
+        if "." not in key and (old is None or new is None):
+            old, new = ("absent" if v is None else _present(v) for v in (old, new))
+        keys.append(f"{key} {change_text(old, new)}")
+    more = len(causes) - len(keys)
+    keys += [f"{more} more keys (--json lists them)"] if more else []
+    return "Because of " + " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
+
+
+def _present(section: Any) -> str:
+    return section if isinstance(section, str) else "present"
+
+
+def _change(change: Change) -> ChangeText:
+    of = change.of
+    reason = (change.reason or "").rstrip(".")
+    if of.kind == "finding":
+        new = change.before is None
+        value = f"{of.knob} ({change.after or change.before} by {of.rule})"
+        label = "new finding" if new else "finding gone"
+        return ChangeText(label, value, reason, "bad" if new else "good")
+    if of.kind == "buckets":
+        now, before = change.after or "not counted", change.before or "not counted"
+        return ChangeText("buckets", f"{now} (before: {before})", reason)
+    return ChangeText(of.knob, change_text(change.before, change.after), reason)
+
+
+def change_text(old: Any, new: Any) -> str:
+    """Two values of a setting; of two objects only the keys that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [str(key) for key in {**old, **new} if old.get(key) != new.get(key)]
+        return f"given, with a different {', '.join(changed)}"
+    return f"{setting_text(old)} -> {setting_text(new)}"

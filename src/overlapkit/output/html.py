@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -12,7 +13,7 @@ from overlapkit.output.svg import path
 
 
 @cache
-def environment(package: str, **filters: Callable[..., str]) -> Environment:
+def environment(package: str, **filters: Callable[..., Any]) -> Environment:
     """Templates of a package's folder `templates`, on top of those that all pages share.
 
     They may extend ``base.html`` and import the macros of ``parts.html``. Every value is escaped;

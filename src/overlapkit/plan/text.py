@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
-from overlapkit.explain.text import alike
+from overlapkit.explain.text import by_reason
 from overlapkit.output.numbers import ms_of_s, sentence, setting_text
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
@@ -130,7 +130,7 @@ def how(plan: Plan) -> Iterator[str]:
 
 def environment(plan: Plan) -> Iterator[str]:
     """The variables to set, each group with its physics."""
-    for names, variable in alike(plan.recommendation.proposal.report.launch_env):
+    for names, variable in by_reason(plan.recommendation.proposal.report.launch_env):
         yield f"export {' '.join(names)}  # {sentence(variable.reason)}"
 
 

@@ -42,7 +42,7 @@ class TestTheInstalledCommand:
         done = entry_point("explain", DENSE, "--world-size", "64")
         assert (done.returncode, done.stderr) == (0, "")
         assert "TP 4" in done.stdout and "DP 2" in done.stdout
-        assert "Everything that was asked for is in effect." in done.stdout
+        assert "Everything that was requested is in effect." in done.stdout
         assert "\x1b" not in done.stdout
 
     def test_a_finding(self) -> None:
