@@ -1,1 +1,1 @@
-"""The skill and the docs page, rendered from templates and the source that they speak of."""
+"""The skill and pages of the documentation, rendered from templates and the source."""

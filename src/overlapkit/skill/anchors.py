@@ -1,6 +1,6 @@
-"""Code anchors: a query for a place in the source, answered with its lines as they are now.
+"""Code anchors: a query for a place in the source, answered with its current lines.
 
-A line number written by hand is wrong after the next edit. An anchor is therefore a query - a
+A line number written into a text is wrong after the next edit. An anchor is therefore a query - a
 symbol, and perhaps a statement in it - that is resolved on the syntax tree at every rendering.
 """
 
@@ -29,7 +29,7 @@ class Anchor:
 
 
 def find_anchor(root: Path, path: str, symbol: str, inside: str | None = None) -> Anchor:
-    """The one place that a query names.
+    """The one place that a query matches.
 
     Args:
         root: the repository.
@@ -59,7 +59,7 @@ def find_anchor(root: Path, path: str, symbol: str, inside: str | None = None) -
         and node is not holders[0]
         and lines[node.lineno - 1].strip().startswith(inside)
     ]
-    # A statement and one nested in it may begin on one line: the outer one is meant.
+    # A statement and one nested in it may begin on one line: take the outer one.
     outer = {node.lineno: node for node in reversed(found)}
     if len(outer) != 1:
         raise InputError(f"{query}: {inside!r} is found {len(outer)} times in {symbol}, not once")
@@ -92,5 +92,5 @@ def _cut(path: str, lines: list[str], node: ast.stmt | ast.keyword) -> Anchor:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.decorator_list:
         start = node.decorator_list[0].lineno
     end = node.end_lineno or start
-    # Not dedented: a reader may hold each line against the file, to the letter.
+    # Not dedented: each line can be compared with the file exactly.
     return Anchor(path, start, end, "\n".join(lines[start - 1 : end]))

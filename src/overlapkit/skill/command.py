@@ -10,7 +10,7 @@ from overlapkit.skill.render import drift, find_root, write
 
 
 def render(*, check: bool, root: str | None) -> int:
-    """Render the skill and the docs page, or with `check` show how they drifted.
+    """Render the skill and the docs, or with `check` show how they differ from the source.
 
     Raises:
         InputError: see `overlapkit.skill.render`.
@@ -20,7 +20,7 @@ def render(*, check: bool, root: str | None) -> int:
         lines = list(drift(folder))
         sys.stdout.writelines(lines)
         if lines:
-            print("The skill has drifted: run `overlapkit skill render`.", file=sys.stderr)
+            print("The skill differs from the source: run `overlapkit skill render`.", file=sys.stderr)
         return EXIT_FINDING if lines else 0
     for path in write(folder):
         print(path.as_posix())

@@ -1,4 +1,4 @@
-"""Questions that the skill must help an agent to answer, with answers computed by `explain`."""
+"""Questions that the skill must help an agent answer, with answers computed by `explain`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _QUESTIONS = (
         16,
         "h100",
         (),
-        "{config} is slow on 16 H100 and its loss looks odd. What of the overlap that it asks for "
+        "{config} is slow on 16 H100 and its loss looks odd. Which overlap that it requests "
         "is not in effect, and what has to change?",
     ),
     (
@@ -49,10 +49,10 @@ _QUESTIONS = (
 
 
 def evals(root: Path) -> list[dict[str, Any]]:
-    """Every question with what a right answer must name.
+    """Every question with what a correct answer must mention.
 
     Raises:
-        InputError: an example is missing or no configuration.
+        InputError: an example is missing, or is not a configuration.
     """
     result = []
     for number, (config, world_size, gpu, overrides, question) in enumerate(_QUESTIONS, 1):
@@ -60,23 +60,23 @@ def evals(root: Path) -> list[dict[str, Any]]:
         changed = read_settings(document, [parse_override(o, document.data) for o in overrides])
         assumptions = _without_environment(gpu)
         report = explain(changed, world_size, assumptions)
-        named = [f"{d.knob} is not in effect as asked: {d.rule}" for d in report.findings]
-        named += [f"{v.name}={v.value}" for v in report.launch_env if number == 1]
+        expected = [f"{d.knob} is not in effect as requested: {d.rule}" for d in report.findings]
+        expected += [f"{v.name}={v.value}" for v in report.launch_env if number == 1]
         if overrides:
             base = read_settings(document)
             difference = find_difference([base, changed], [world_size] * 2, assumptions)
-            named += [
+            expected += [
                 f"{c.knob} changed because of {', '.join(c.causes)}"
                 for c in difference.changes
                 if c.causes and c.knob not in c.causes and c.knob in report.effective
             ]
-        named += [d.rule for d in report.decisions if d.rule == "core.single-bucket"]
+        expected += [d.rule for d in report.decisions if d.rule == "core.single-bucket"]
         result.append(
             {
                 "id": number,
                 "prompt": question.format(config=config, overrides=" ".join(overrides)),
                 "files": [config],
-                "expectations": named,
+                "expectations": expected,
             }
         )
     return result

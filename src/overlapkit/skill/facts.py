@@ -1,4 +1,4 @@
-"""What the templates may state: taken from the rules, the presets and the configuration classes."""
+"""Facts for the templates, from the rules, the presets and the configuration classes."""
 
 from __future__ import annotations
 

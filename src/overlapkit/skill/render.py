@@ -1,4 +1,4 @@
-"""Renders the templates into the repository, or tells how what is committed has drifted."""
+"""Renders the templates into the repository, or shows how the committed files differ."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Page:
 
 
 def find_root(start: Path) -> Path:
-    """The repository that `start` lies in.
+    """The repository that contains `start`.
 
     Raises:
-        InputError: it lies in none that holds the sources of the skill.
+        InputError: no folder above it has the sources of the skill.
     """
     for folder in (start, *start.parents):
         if (folder / "src/overlapkit/skill/templates").is_dir():
             return folder
     raise InputError(
-        f"{start}: not in a checkout of overlapkit; run this in one, or name it with --root"
+        f"{start}: not in a checkout of overlapkit; run this in one, or give one with --root"
     )
 
 
@@ -50,7 +50,7 @@ def pages(root: Path) -> Iterator[Page]:
     """Every page and JSON Schema, rendered from templates and sources of the checkout at `root`.
 
     Raises:
-        InputError: a template names an unknown fact, or an anchor's query is not answered once.
+        InputError: a template uses an unknown fact, or the query of an anchor has no single match.
     """
     templates = root / TEMPLATES.relative_to(TEMPLATES.parents[3])
     environment = jinja2.Environment(
@@ -85,10 +85,10 @@ def pages(root: Path) -> Iterator[Page]:
 
 
 def output_of(root: Path, *command: str) -> str:
-    """A command of ours on files of the repository, and what it printed, as a fenced block.
+    """A command on files of the repository and its output, as a fenced block.
 
     Raises:
-        InputError: it ended as for bad input.
+        InputError: its exit status is that of bad input.
     """
     done = subprocess.run(
         [sys.executable, "-m", "overlapkit.cli", *command],
@@ -97,17 +97,17 @@ def output_of(root: Path, *command: str) -> str:
         text=True,
         check=False,
     )
-    told = f"overlapkit {' '.join(command)}"
+    line = f"overlapkit {' '.join(command)}"
     if done.returncode not in (0, 1):
-        raise InputError(f"{told}: {done.stderr.strip()}")
-    return f"```text\n$ {told}\n{done.stdout.rstrip()}\n```"
+        raise InputError(f"{line}: {done.stderr.strip()}")
+    return f"```text\n$ {line}\n{done.stdout.rstrip()}\n```"
 
 
 def evidence(root: Path, name: str) -> str:
     """A recorded output under docs/evidence.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no file of that name.
     """
     try:
         return (root / "docs/evidence" / name).read_text(encoding="utf-8").rstrip()
@@ -138,7 +138,7 @@ def drift(root: Path) -> Iterator[str]:
 
 
 def write(root: Path) -> list[Path]:
-    """Write every page that changed, whole or not at all; returns their paths.
+    """Write every page that changed, each completely or not at all; returns their paths.
 
     All pages are rendered before the first is written, so that a failing one changes nothing.
     """
