@@ -20,7 +20,9 @@ def render(*, check: bool, root: str | None) -> int:
         lines = list(drift(folder))
         sys.stdout.writelines(lines)
         if lines:
-            print("The skill differs from the source: run `overlapkit skill render`.", file=sys.stderr)
+            print(
+                "The skill differs from the source: run `overlapkit skill render`.", file=sys.stderr
+            )
         return EXIT_FINDING if lines else 0
     for path in write(folder):
         print(path.as_posix())
