@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,26 +10,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import pytest
 
-# A nemo_run that is there but broken must fail, which importorskip would not let it do.
-if importlib.util.find_spec("nemo_run") is None:
-    pytest.skip("nemo_run is not installed (extra nemo-run)", allow_module_level=True)
+from support.late import Late, needs
 
-import nemo_run as run
+if TYPE_CHECKING:
+    import nemo_run as run
 
-from megatron.bridge.recipes.run_plugins import (
-    HAVE_NEMO_RUN,
-    NsysPlugin,
-    NsysPluginScriptArgs,
-    PerfEnvPlugin,
-    PerfEnvPluginScriptArgs,
-    PyTorchProfilerPlugin,
-    PyTorchProfilerPluginScriptArgs,
-)
+    from megatron.bridge.recipes import run_plugins as plugins
+else:
+    run = Late("nemo_run")
+    plugins = Late("megatron.bridge.recipes.run_plugins")
+
+pytestmark = needs("nemo_run")
 
 MARGINS = {"NVTE_FWD_LAYERNORM_SM_MARGIN": "16", "NVTE_BWD_LAYERNORM_SM_MARGIN": "16"}
 MANUAL_GC = ["train.manual_gc=true", "train.manual_gc_interval=100"]
@@ -53,36 +48,36 @@ def _ssh() -> run.SSHTunnel:
 
 def _perf_env(**fields: Any) -> dict[str, str]:
     executor = run.LocalExecutor()
-    PerfEnvPlugin(**fields).setup(_script(), executor)
+    plugins.PerfEnvPlugin(**fields).setup(_script(), executor)
     return executor.env_vars
 
 
 EXECUTORS = pytest.mark.parametrize(
     "new_executor",
-    [run.LocalExecutor, _slurm, lambda: _slurm(tunnel=_ssh())],
+    [lambda: run.LocalExecutor(), _slurm, lambda: _slurm(tunnel=_ssh())],
     ids=["local", "slurm", "slurm-ssh"],
 )
 
 
 def test_the_plugins_are_nemo_run_plugins() -> None:
-    assert HAVE_NEMO_RUN is True
-    for plugin in (PerfEnvPlugin, NsysPlugin, PyTorchProfilerPlugin):
+    assert plugins.HAVE_NEMO_RUN is True
+    for plugin in (plugins.PerfEnvPlugin, plugins.NsysPlugin, plugins.PyTorchProfilerPlugin):
         assert issubclass(plugin, run.Plugin)
 
 
 def test_fields_are_keyword_only() -> None:
     with pytest.raises(TypeError):
-        PerfEnvPlugin(True)  # type: ignore[misc]
+        plugins.PerfEnvPlugin(True)  # type: ignore[misc]
     with pytest.raises(TypeError):
-        NsysPlugin(1, 2)  # type: ignore[misc]
+        plugins.NsysPlugin(1, 2)  # type: ignore[misc]
     with pytest.raises(TypeError):
-        PyTorchProfilerPlugin(1, 2)  # type: ignore[misc]
+        plugins.PyTorchProfilerPlugin(1, 2)  # type: ignore[misc]
 
 
 @EXECUTORS
 def test_defaults(new_executor: Callable[[], Any]) -> None:
     task, executor = _script("model=llama"), new_executor()
-    PerfEnvPlugin().setup(task, executor)
+    plugins.PerfEnvPlugin().setup(task, executor)
 
     assert executor.env_vars == {"CUDA_DEVICE_MAX_CONNECTIONS": "8", **MARGINS}
     assert task.args == ["model=llama", *MANUAL_GC]
@@ -123,20 +118,20 @@ def test_a_callers_own_variable_is_replaced_with_a_warning(
 ) -> None:
     executor = run.LocalExecutor(env_vars={"CUDA_DEVICE_MAX_CONNECTIONS": "1", "MINE": "kept"})
     with caplog.at_level(logging.WARNING):
-        PerfEnvPlugin().setup(_script(), executor)
+        plugins.PerfEnvPlugin().setup(_script(), executor)
 
     assert executor.env_vars == {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "MINE": "kept", **MARGINS}
     assert "CUDA_DEVICE_MAX_CONNECTIONS=1" in caplog.text
 
     caplog.clear()
-    PerfEnvPlugin().setup(_script(), executor)
+    plugins.PerfEnvPlugin().setup(_script(), executor)
     assert caplog.text == ""
 
 
 def test_missing_args_and_env_vars_are_created() -> None:
     task, executor = _script(), run.LocalExecutor(env_vars=None)  # type: ignore[arg-type]
     task.args = None  # type: ignore[assignment]
-    PerfEnvPlugin().setup(task, executor)
+    plugins.PerfEnvPlugin().setup(task, executor)
 
     assert task.args == MANUAL_GC
     assert executor.env_vars["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
@@ -144,11 +139,11 @@ def test_missing_args_and_env_vars_are_created() -> None:
 
 def test_manual_gc_interval_and_switch() -> None:
     task = _script()
-    PerfEnvPlugin(manual_gc_interval=5).setup(task, run.LocalExecutor())
+    plugins.PerfEnvPlugin(manual_gc_interval=5).setup(task, run.LocalExecutor())
     assert task.args == ["train.manual_gc=true", "train.manual_gc_interval=5"]
 
     task = _script()
-    PerfEnvPlugin(enable_manual_gc=False).setup(task, run.LocalExecutor())
+    plugins.PerfEnvPlugin(enable_manual_gc=False).setup(task, run.LocalExecutor())
     assert task.args == []
 
 
@@ -160,10 +155,10 @@ def test_the_callers_converter_replaces_the_overrides() -> None:
         return ["--mine"]
 
     steps = {"profile_step_start": 3, "profile_step_end": 5, "profile_ranks": [1]}
-    plugins = [
-        PerfEnvPlugin(manual_gc_interval=7, script_args_converter_fn=convert),
-        NsysPlugin(**steps, record_shapes=True, script_args_converter_fn=convert),
-        PyTorchProfilerPlugin(
+    all_plugins = [
+        plugins.PerfEnvPlugin(manual_gc_interval=7, script_args_converter_fn=convert),
+        plugins.NsysPlugin(**steps, record_shapes=True, script_args_converter_fn=convert),
+        plugins.PyTorchProfilerPlugin(
             **steps,
             record_memory_history=True,
             memory_snapshot_path="/m.pickle",
@@ -171,14 +166,14 @@ def test_the_callers_converter_replaces_the_overrides() -> None:
         ),
     ]
     task = _script()
-    for plugin in plugins:
+    for plugin in all_plugins:
         plugin.setup(task, run.LocalExecutor())
 
     assert task.args == ["--mine"] * 3
     assert seen == [
-        PerfEnvPluginScriptArgs(enable_manual_gc=True, manual_gc_interval=7),
-        NsysPluginScriptArgs(**steps, record_shapes=True),
-        PyTorchProfilerPluginScriptArgs(
+        plugins.PerfEnvPluginScriptArgs(enable_manual_gc=True, manual_gc_interval=7),
+        plugins.NsysPluginScriptArgs(**steps, record_shapes=True),
+        plugins.PyTorchProfilerPluginScriptArgs(
             **steps,
             record_memory_history=True,
             memory_snapshot_path="/m.pickle",
@@ -188,7 +183,9 @@ def test_the_callers_converter_replaces_the_overrides() -> None:
 
 
 def test_vboost_runs_once_per_node_and_logs_to_the_job_folder() -> None:
-    words = shlex.split(PerfEnvPlugin().get_vboost_srun_cmd(nodes=16, job_dir="/jobs/my run"))
+    words = shlex.split(
+        plugins.PerfEnvPlugin().get_vboost_srun_cmd(nodes=16, job_dir="/jobs/my run")
+    )
 
     assert words[:2] == ["srun", "--ntasks=16"]
     assert words[words.index("--output") + 1] == "/jobs/my run/vboost.out"
@@ -202,7 +199,7 @@ def test_vboost_is_added_after_existing_setup_lines_and_only_once(
     existing: str | None, new_tunnel: Callable[[], Any]
 ) -> None:
     executor = _slurm(setup_lines=existing, tunnel=new_tunnel())
-    plugin = PerfEnvPlugin(enable_vboost=True)
+    plugin = plugins.PerfEnvPlugin(enable_vboost=True)
     plugin.setup(_script(), executor)
     plugin.setup(_script(), executor)
 
@@ -214,10 +211,10 @@ def test_vboost_is_added_after_existing_setup_lines_and_only_once(
 
 def test_vboost_is_off_by_default_and_warns_without_slurm(caplog: pytest.LogCaptureFixture) -> None:
     executor = _slurm(setup_lines="module load cuda")
-    PerfEnvPlugin().setup(_script(), executor)
+    plugins.PerfEnvPlugin().setup(_script(), executor)
     assert executor.setup_lines == "module load cuda"
 
-    PerfEnvPlugin(enable_vboost=True).setup(_script(), run.LocalExecutor())
+    plugins.PerfEnvPlugin(enable_vboost=True).setup(_script(), run.LocalExecutor())
     assert "enable_vboost=True has no effect on LocalExecutor" in caplog.text
 
 
@@ -228,7 +225,7 @@ def test_nsys_sets_the_launcher_and_the_overrides(
 ) -> None:
     task, executor = _script("model=llama"), new_executor()
     executor.launcher = launcher
-    NsysPlugin(profile_step_start=10, profile_step_end=12).setup(task, executor)
+    plugins.NsysPlugin(profile_step_start=10, profile_step_end=12).setup(task, executor)
 
     assert executor.get_launcher().nsys_profile is True
     assert executor.get_launcher().nsys_trace == ["nvtx", "cuda"]
@@ -248,7 +245,7 @@ def test_nsys_sets_the_launcher_and_the_overrides(
 
 def test_nsys_names_a_file_per_rank_on_slurm() -> None:
     executor = _slurm()
-    NsysPlugin(profile_step_start=0, profile_step_end=1).setup(_script(), executor)
+    plugins.NsysPlugin(profile_step_start=0, profile_step_end=1).setup(_script(), executor)
     prefix = " ".join(executor.get_launcher().get_nsys_prefix("/out"))
     assert "%q{SLURM_JOB_ID}" in prefix
     assert "%q{SLURM_PROCID}" in prefix
@@ -256,7 +253,7 @@ def test_nsys_names_a_file_per_rank_on_slurm() -> None:
 
 def test_nsys_options(caplog: pytest.LogCaptureFixture) -> None:
     task, executor = _script(), _slurm()
-    NsysPlugin(
+    plugins.NsysPlugin(
         profile_step_start=0,
         profile_step_end=1,
         profile_ranks=[0, 3],
@@ -275,7 +272,7 @@ def test_nsys_options(caplog: pytest.LogCaptureFixture) -> None:
 def test_nsys_gpu_metrics_warn_where_nemo_run_ignores_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    plugin = NsysPlugin(profile_step_start=0, profile_step_end=1, nsys_gpu_metrics=True)
+    plugin = plugins.NsysPlugin(profile_step_start=0, profile_step_end=1, nsys_gpu_metrics=True)
     plugin.setup(_script(), run.LocalExecutor())
 
     assert "nsys_gpu_metrics=True has no effect on LocalExecutor" in caplog.text
@@ -284,7 +281,7 @@ def test_nsys_gpu_metrics_warn_where_nemo_run_ignores_them(
 @EXECUTORS
 def test_pytorch_profiler_sets_the_overrides_only(new_executor: Callable[[], Any]) -> None:
     task, executor = _script(), new_executor()
-    PyTorchProfilerPlugin(profile_step_start=10, profile_step_end=12).setup(task, executor)
+    plugins.PyTorchProfilerPlugin(profile_step_start=10, profile_step_end=12).setup(task, executor)
 
     assert task.args == [
         "profiling.use_pytorch_profiler=true",
@@ -300,7 +297,7 @@ def test_pytorch_profiler_sets_the_overrides_only(new_executor: Callable[[], Any
 
 def test_pytorch_profiler_options() -> None:
     task = _script()
-    PyTorchProfilerPlugin(
+    plugins.PyTorchProfilerPlugin(
         profile_step_start=1,
         profile_step_end=4,
         profile_ranks=[0, 3],
@@ -320,26 +317,43 @@ def test_pytorch_profiler_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "named"),
+    ("new_plugin", "named"),
     [
-        (PerfEnvPlugin(layernorm_sm_margin=-1), "layernorm_sm_margin=-1"),
-        (PerfEnvPlugin(pp_size=2, nccl_pp_comm_chunksize=1), "nccl_pp_comm_chunksize=1"),
-        (PerfEnvPlugin(pp_size=2, nccl_pp_comm_chunksize=2.5), "nccl_pp_comm_chunksize=2.5"),  # type: ignore[arg-type]
-        (PerfEnvPlugin(manual_gc_interval=-1), "manual_gc_interval=-1"),
-        (PerfEnvPlugin(tp_size=0), "tp_size=0"),
-        (NsysPlugin(profile_step_start=5, profile_step_end=5), "profile_step_end=5"),
-        (NsysPlugin(profile_step_start=-1, profile_step_end=5), "profile_step_start=-1"),
-        (PyTorchProfilerPlugin(profile_step_start=5, profile_step_end=4), "profile_step_end=4"),
+        (lambda: plugins.PerfEnvPlugin(layernorm_sm_margin=-1), "layernorm_sm_margin=-1"),
         (
-            PyTorchProfilerPlugin(profile_step_start=0, profile_step_end=4, profile_ranks=[-1]),
+            lambda: plugins.PerfEnvPlugin(pp_size=2, nccl_pp_comm_chunksize=1),
+            "nccl_pp_comm_chunksize=1",
+        ),
+        (
+            lambda: plugins.PerfEnvPlugin(pp_size=2, nccl_pp_comm_chunksize=2.5),
+            "nccl_pp_comm_chunksize=2.5",
+        ),  # type: ignore[arg-type]
+        (lambda: plugins.PerfEnvPlugin(manual_gc_interval=-1), "manual_gc_interval=-1"),
+        (lambda: plugins.PerfEnvPlugin(tp_size=0), "tp_size=0"),
+        (
+            lambda: plugins.NsysPlugin(profile_step_start=5, profile_step_end=5),
+            "profile_step_end=5",
+        ),
+        (
+            lambda: plugins.NsysPlugin(profile_step_start=-1, profile_step_end=5),
+            "profile_step_start=-1",
+        ),
+        (
+            lambda: plugins.PyTorchProfilerPlugin(profile_step_start=5, profile_step_end=4),
+            "profile_step_end=4",
+        ),
+        (
+            lambda: plugins.PyTorchProfilerPlugin(
+                profile_step_start=0, profile_step_end=4, profile_ranks=[-1]
+            ),
             "profile_ranks=-1",
         ),
     ],
 )
-def test_bad_values_are_named_and_change_nothing(plugin: Any, named: str) -> None:
+def test_bad_values_are_named_and_change_nothing(new_plugin: Callable[[], Any], named: str) -> None:
     task, executor = _script(), _slurm()
     with pytest.raises(ValueError, match=named):
-        plugin.setup(task, executor)
+        new_plugin().setup(task, executor)
 
     assert task.args == []
     assert executor == _slurm()
@@ -355,17 +369,17 @@ def test_the_default_num_gpus_may_be_smaller_than_the_model(
 
 
 @pytest.mark.parametrize(
-    "plugin",
+    "new_plugin",
     [
-        PerfEnvPlugin(enable_manual_gc=False),
-        NsysPlugin(profile_step_start=0, profile_step_end=1),
-        PyTorchProfilerPlugin(profile_step_start=0, profile_step_end=1),
+        lambda: plugins.PerfEnvPlugin(enable_manual_gc=False),
+        lambda: plugins.NsysPlugin(profile_step_start=0, profile_step_end=1),
+        lambda: plugins.PyTorchProfilerPlugin(profile_step_start=0, profile_step_end=1),
     ],
 )
-def test_other_tasks_than_scripts_are_refused(plugin: Any) -> None:
+def test_other_tasks_than_scripts_are_refused(new_plugin: Callable[[], Any]) -> None:
     executor = run.LocalExecutor()
     with pytest.raises(NotImplementedError, match=r"supports nemo_run\.Script tasks, not Partial"):
-        plugin.setup(run.Partial(print, "hello"), executor)
+        new_plugin().setup(run.Partial(print, "hello"), executor)
 
     assert executor == run.LocalExecutor()
 
@@ -375,8 +389,8 @@ def test_mocks_that_follow_nemo_runs_classes_are_accepted() -> None:
     task, executor = MagicMock(spec=run.Script), MagicMock(spec=run.SlurmExecutor)
     task.args, executor.env_vars, executor.setup_lines = [], {}, None
     executor.nodes, executor.tunnel = 2, MagicMock(job_dir="/job")
-    PerfEnvPlugin(enable_vboost=True).setup(task, executor)
-    NsysPlugin(profile_step_start=0, profile_step_end=1).setup(task, executor)
+    plugins.PerfEnvPlugin(enable_vboost=True).setup(task, executor)
+    plugins.NsysPlugin(profile_step_start=0, profile_step_end=1).setup(task, executor)
 
     assert task.args[:2] == MANUAL_GC
     assert executor.env_vars["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
