@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from overlapkit.config.schema import nearest
+from megatron.bridge.training.near_names import nearest
 from overlapkit.errors import InputError
 
 

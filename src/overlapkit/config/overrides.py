@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from overlapkit.config.schema import KNOB_SECTIONS, known_keys, nearest, sections, shown
+from megatron.bridge.training.near_names import nearest
+from overlapkit.config.schema import KNOB_SECTIONS, known_keys, sections, shown
 from overlapkit.config.yaml_file import MAX_DEPTH, YamlProblem, load_yaml
 from overlapkit.errors import InputError
 

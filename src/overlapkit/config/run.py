@@ -9,9 +9,11 @@ from math import prod
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from megatron.bridge.training.bucket_size import AUTO, LEAST_BUCKET_SIZE, is_bucket_size
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
+from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
 from overlapkit.config.schema import (
@@ -21,7 +23,6 @@ from overlapkit.config.schema import (
     check_unknown_key,
     core_table,
     known_keys,
-    nearest,
     section_fields,
     sections,
     shown,
@@ -44,7 +45,7 @@ _SIZES = {
         "vocab_size",
         "seq_length",
     ),
-    "ddp": ("bucket_size", "num_distributed_optimizer_instances"),
+    "ddp": ("num_distributed_optimizer_instances",),
     "train": ("micro_batch_size", "global_batch_size"),
     "tokenizer": ("vocab_size",),
 }
@@ -245,17 +246,17 @@ def _check_sizes(
                     f"{LARGEST} or less, not {value}"
                 )
     _check_work(values.get("model") or {}, where, path)
+    for section, other in (("ddp", None), ("comm_overlap", AUTO)):
+        size = (values.get(section) or {}).get("bucket_size")
+        if size not in (None, other) and not is_bucket_size(size):
+            raise InputError(
+                f"{where.get(f'{section}.bucket_size', path)}: {section}.bucket_size must be "
+                f"{LEAST_BUCKET_SIZE} or more parameters, {f'{other} ' if other else ''}or null, "
+                f"not {shown(size)}"
+            )
     comm = values.get("comm_overlap")
     if comm is None:
         return
-    place = where.get("comm_overlap.bucket_size", path)
-    bucket = comm.get("bucket_size")
-    is_size = isinstance(bucket, int) and not isinstance(bucket, bool) and bucket > 0
-    if bucket is not None and bucket != "auto" and not is_size:
-        raise InputError(
-            f"{place}: comm_overlap.bucket_size must be a number of parameters above 0, auto or "
-            f"null, not {bucket!r}"
-        )
     if not isinstance(comm.get("tp_comm_overlap"), bool):
         raise InputError(
             f"{where.get('comm_overlap', path)}: comm_overlap.tp_comm_overlap is required; add "

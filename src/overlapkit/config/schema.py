@@ -18,8 +18,8 @@ import msgspec
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.near_names import nearest
 from overlapkit.errors import InputError
-from overlapkit.errors import nearest as nearest
 
 _DATA = Path(__file__).with_name("data")
 

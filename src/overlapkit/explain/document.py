@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.run import Framework
 from overlapkit.explain.difference import Change, Difference, Kind
 from overlapkit.explain.report import Report
@@ -64,7 +64,11 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
     remedy: Annotated[str | None, Meta(description="how to get the other outcome")]
     rule: Annotated[str, Meta(description="id of the rule that decided: `<dimension>.<name>`")]
     dimension: Annotated[
-        str, Meta(description="`TP`, `DP`, `PP`, `EP`, `precision`, `launch` or `any`")
+        Dimension,
+        Meta(
+            description="what the knob belongs to: a kind of parallelism (no rule is of `CP`), "
+            "`precision`, `launch` (the environment) or `any`"
+        ),
     ]
     source: Annotated[ExplainSource, Meta(description="where that rule is declared")]
 

@@ -15,7 +15,7 @@ from megatron.bridge.recipes.launch_env import (
     omissions,
 )
 from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
-from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, OverlapConfigError
 from megatron.bridge.training.rules.context import fsdp_switch
 from megatron.bridge.training.runtime_update import hold_against_request
 from megatron.bridge.training.software import Software
@@ -29,7 +29,8 @@ from overlapkit.output.console import encodable
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are shown: a valid value has three."""
 
-DIMENSIONS = ("TP", "DP", "PP", "EP", "precision", "launch", "any")
+DIMENSIONS = tuple(Dimension)
+"""In the order in which decisions are shown."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
 
 def _matters(decision: Decision) -> bool:
     """Whether a decision is about overlap: mixed precision overwrites many other fields."""
-    return decision.dimension != "precision" or decision.knob in EFFECTIVE_KNOBS
+    return decision.dimension is not Dimension.PRECISION or decision.knob in EFFECTIVE_KNOBS
 
 
 def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:

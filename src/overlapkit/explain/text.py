@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
-from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
@@ -24,13 +24,13 @@ Tone = Literal["good", "advice", "bad"]
 """What a verdict amounts to; the terminal and the page color it."""
 
 TITLES = {
-    "TP": "Tensor parallel",
-    "DP": "Data parallel",
-    "PP": "Pipeline parallel",
-    "EP": "Expert parallel",
-    "precision": "Mixed precision",
-    "any": "Other",
-    "launch": "Launch environment",
+    Dimension.TP: "Tensor parallel",
+    Dimension.DP: "Data parallel",
+    Dimension.PP: "Pipeline parallel",
+    Dimension.EP: "Expert parallel",
+    Dimension.PRECISION: "Mixed precision",
+    Dimension.ANY: "Other",
+    Dimension.LAUNCH: "Launch environment",
 }
 LABELS = {
     Outcome.GRANTED: "granted",
@@ -67,7 +67,7 @@ def sections(report: Report) -> Iterator[Section]:
     """The dimensions that have something to show, in order."""
     for dimension, title in TITLES.items():
         decisions = [d for d in report.decisions if d.dimension == dimension]
-        variables = report.launch_env if dimension == "launch" else ()
+        variables = report.launch_env if dimension is Dimension.LAUNCH else ()
         if not decisions and not variables:
             continue
         opt_in = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
@@ -161,7 +161,9 @@ def finding_line(d: Decision) -> str:
 
 def advises(decision: Decision) -> bool:
     """Whether its remedy is worth showing: a default that precision overwrites is no problem."""
-    return bool(decision.remedy) and (decision.is_finding or decision.dimension != "precision")
+    return bool(decision.remedy) and (
+        decision.is_finding or decision.dimension is not Dimension.PRECISION
+    )
 
 
 def value_text(d: Decision) -> str:

@@ -21,7 +21,8 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec import inspect as types
 
-from overlapkit.errors import InputError, nearest
+from megatron.bridge.training.near_names import nearest
+from overlapkit.errors import InputError
 
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",

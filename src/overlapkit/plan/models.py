@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from overlapkit.config.schema import nearest
+from megatron.bridge.training.near_names import nearest
 from overlapkit.errors import InputError
 
 _DATA = Path(__file__).resolve().parents[1] / "data" / "hardware.json"

@@ -59,8 +59,8 @@ class ParameterTensor:
     fp8: bool = False
 
 
-class Block(NamedTuple):
-    """Consecutive tensors: a layer, or what stands before or behind the layers."""
+class TensorGroup(NamedTuple):
+    """Consecutive tensors: those of a layer, or what comes before or after the layers."""
 
     prefix: str
     tensors: tuple[ParameterTensor, ...]
@@ -94,7 +94,7 @@ def chunk_parameters(
     shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
     return [
         replace(tensor, name=prefix + tensor.name)
-        for prefix, tensors in chunk_blocks(shape, model, pp_rank, vp_stage)
+        for prefix, tensors in chunk_tensor_groups(shape, model, pp_rank, vp_stage)
         for tensor in tensors
     ]
 
@@ -109,7 +109,7 @@ def chunk_parameter_count(
 ) -> int:
     """Parameters in one rank's shard of one model chunk: `chunk_parameters` summed, but cheaper."""
     shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
-    return _total(chunk_blocks(shape, model, pp_rank, vp_stage))
+    return _total(chunk_tensor_groups(shape, model, pp_rank, vp_stage))
 
 
 def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
@@ -122,18 +122,20 @@ def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
         UncountableModel: the configuration does not tell; the message says why.
     """
     shape = replace(read_shape(model, vocab_size=vocab_size), tp=1, ep=1, expert_tp=1)
-    return _total(blocks_of(shape, range(len(shape.moe_layers)), first=True, last=True))
+    return _total(tensor_groups(shape, range(len(shape.moe_layers)), first=True, last=True))
 
 
-def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> list[Block]:
-    """`chunk_parameters` in blocks whose tensors equal layers share, names lacking the prefix."""
+def chunk_tensor_groups(
+    shape: ModelShape, model: Any, pp_rank: int, vp_stage: int
+) -> list[TensorGroup]:
+    """`chunk_parameters` in groups whose tensors equal layers share, names lacking the prefix."""
     layout = layers_by_chunk(model)
     if not (0 <= vp_stage < len(layout) and 0 <= pp_rank < len(layout[0])):
         raise UncountableModel(
             f"there is no chunk {vp_stage} on pipeline stage {pp_rank}: the model has "
             f"{len(layout[0])} stage(s) of {len(layout)} chunk(s)"
         )
-    return blocks_of(
+    return tensor_groups(
         shape,
         layout[vp_stage][pp_rank],
         first=pp_rank == vp_stage == 0,
@@ -141,10 +143,12 @@ def chunk_blocks(shape: ModelShape, model: Any, pp_rank: int, vp_stage: int) -> 
     )
 
 
-def blocks_of(shape: ModelShape, layers: range, *, first: bool, last: bool) -> list[Block]:
-    """The same for these layers, with the embedding before the first, the output behind the last.
+def tensor_groups(
+    shape: ModelShape, layers: range, *, first: bool, last: bool
+) -> list[TensorGroup]:
+    """The same for these layers, the embedding before the first and the output after the last.
 
-    Blocks of equal layers hold one and the same tuple of tensors, here and from call to call.
+    Groups of equal layers share one tuple of tensors, here and from call to call.
     """
     whole = first and last
     word = ParameterTensor(
@@ -152,27 +156,29 @@ def blocks_of(shape: ModelShape, layers: range, *, first: bool, last: bool) -> l
         divided(shape.vocab, shape.tp, "vocabulary") * shape.hidden,
         shared_embedding=shape.tied and not whole,
     )
-    blocks = []
+    groups = []
     if first:
-        blocks.append(Block("embedding.word_embeddings.", (word,)))
+        groups.append(TensorGroup("embedding.word_embeddings.", (word,)))
         if shape.positions:
             position = ParameterTensor("weight", shape.positions * shape.hidden)
-            blocks.append(Block("embedding.position_embeddings.", (position,)))
+            groups.append(TensorGroup("embedding.position_embeddings.", (position,)))
     kinds = [(shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers]
     tensors = {(moe, fp8): _layer_tensors(shape, moe, fp8) for moe, fp8 in set(kinds)}
     for number, kind in enumerate(kinds):
-        blocks.append(Block(f"decoder.layers.{number}.", tensors[kind]))
+        groups.append(TensorGroup(f"decoder.layers.{number}.", tensors[kind]))
     if last:
-        blocks.append(Block("decoder.", tuple(_norm("final_layernorm.", shape.hidden, shape))))
+        groups.append(
+            TensorGroup("decoder.", tuple(_norm("final_layernorm.", shape.hidden, shape)))
+        )
         if not (shape.tied and whole):
-            blocks.append(Block("output_layer.", (word,)))
-    return blocks
+            groups.append(TensorGroup("output_layer.", (word,)))
+    return groups
 
 
-def _total(blocks: list[Block]) -> int:
-    by_identity = {id(tensors): tensors for _, tensors in blocks}
+def _total(groups: list[TensorGroup]) -> int:
+    by_identity = {id(tensors): tensors for _, tensors in groups}
     numels = {key: sum(t.numel for t in tensors) for key, tensors in by_identity.items()}
-    return sum(numels[id(tensors)] for _, tensors in blocks)
+    return sum(numels[id(tensors)] for _, tensors in groups)
 
 
 @lru_cache(maxsize=256)

@@ -10,9 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError, Rule, rule
+from megatron.bridge.training.decisions import (
+    Decision,
+    Dimension,
+    Outcome,
+    OverlapConfigError,
+    Rule,
+    rule,
+)
+from megatron.bridge.training.near_names import near_names
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN")
@@ -26,76 +33,76 @@ FLEX_BACKENDS = ("deepep", "hybridep")
 
 QUEUE_DEFAULT = rule(
     "launch.queue-default",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is 8, CUDA's own default, where no other rule asks for another number "
     "of hardware queues.",
 )
 QUEUE_FLEX_DISPATCHER = rule(
     "launch.queue-flex-dispatcher",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is 32 with moe_flex_dispatcher_backend {' or '.join(FLEX_BACKENDS)}, "
     "unless launch.queue-hopper-order applies.",
 )
 QUEUE_BLACKWELL = rule(
     "launch.queue-blackwell",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is 32 on Blackwell or newer where TP or CP > 1 meets DP or PP > 1.",
 )
 QUEUE_HOPPER_ORDER = rule(
     "launch.queue-hopper-order",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is 1 on Hopper or older where TP or CP > 1 and expert all-to-all overlap "
     "is off, whatever the dispatcher.",
 )
 QUEUE_FSDP = rule(
     "launch.queue-fsdp",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is 8 with an FSDP, whatever the layout: its gathers and reductions run "
     "beside compute, which one queue would prevent (Megatron-LM refuses 1).",
 )
 LAYERNORM_MARGIN = rule(
     "launch.layernorm-margin",
-    "launch",
+    Dimension.LAUNCH,
     claim="NVTE_FWD_ and NVTE_BWD_LAYERNORM_SM_MARGIN keep 16 SMs (or the number given) out of "
     "Transformer Engine's LayerNorm kernels, unless enable_layernorm_sm_margin is off.",
 )
 NCCL_P2P_CHUNK = rule(
     "launch.nccl-p2p-chunk",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{P2P_CHUNK} is the chunk size given, in bytes, where PP > 1; otherwise it is not set.",
 )
 
 ORDER_LOST = rule(
     "launch.env-order-lost",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} set to anything but 1 where launch.queue-hopper-order needs 1: a "
     "tensor- or context-parallel collective may start after the GEMM that should hide it.",
     remedy=f"Set {CONNECTIONS}=1.",
 )
 ONE_QUEUE = rule(
     "launch.env-one-queue",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS}=1 where nothing needs launch order, as with TP = CP = 1: overlap "
     "quietly stops working, because collectives and compute start only in launch order.",
     remedy=f"Unset {CONNECTIONS}, or set the number of queues that the run needs.",
 )
 FEWER_QUEUES = rule(
     "launch.env-fewer-queues",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"{CONNECTIONS} above 1 but below what the run needs: streams share a hardware queue, "
     "and those that share one wait for each other.",
     remedy=f"Raise {CONNECTIONS} to the number of queues that the run needs.",
 )
 SMALLER_MARGIN = rule(
     "launch.env-smaller-margin",
-    "launch",
+    Dimension.LAUNCH,
     claim="A LayerNorm SM margin below the one asked for: LayerNorm claims SMs that a "
     "data-parallel collective holds, and waits for it to end.",
     remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the margin asked for.",
 )
 ENV_DIFFERS = rule(
     "launch.env-differs",
-    "launch",
+    Dimension.LAUNCH,
     claim="A variable is set to another value than the run asks for; a finding where that value "
     "is invalid or takes the place of one asked for, a note where no overlap is lost.",
     remedy="Unset the variable, or set it to the value that the run asks for.",
@@ -344,7 +351,7 @@ def omissions(
 
 def _meant(name: str, actual: Mapping[str, str]) -> str:
     """A variable in `actual` that is probably a misspelling of `name`."""
-    near = get_close_matches(name, actual, n=1, cutoff=0.85)
+    near = near_names(name, actual, most=1, cutoff=0.85)
     known = {*_DEFAULTS, P2P_CHUNK}
     return f" (it sets {near[0]}, which nothing reads)" if near and near[0] not in known else ""
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.bridge.recipes.launch_env import CONNECTIONS
-from megatron.bridge.training.decisions import Decision, Outcome, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.rules.context import fsdp_switch
 
 CONNECTIONS_DEMANDED = rule(
     "lm.env-connections",
-    "launch",
+    Dimension.LAUNCH,
     claim=f"Megatron-LM refuses to start with TP or CP > 1 on Hopper or older unless {CONNECTIONS} "
     "is 1, and with an FSDP where it is 1; with expert overlap or an FSDP the former is a "
     "warning. With TP = CP = 1 it does not look, though 1 takes data-parallel overlap away.",

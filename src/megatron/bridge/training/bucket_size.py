@@ -14,6 +14,10 @@ BRIDGE_BUCKET_SIZE = 128 * 1024 * 1024
 """Megatron-Bridge's default, in parameters (not bytes), tuned for models that fill large GPUs."""
 
 AUTO = "auto"
+"""The request for `auto_bucket_size`."""
+
+LEAST_BUCKET_SIZE = 1
+"""Parameters of the smallest bucket that can be requested: each tensor is then a bucket."""
 
 TARGET_BUCKETS = 16
 """What auto aims at: 1/16 of the communication is about the share that stays exposed."""
@@ -32,6 +36,11 @@ A ring over `d` ranks sends `d - 1` messages of `bucket / d`. At 10 us a hop on 
 128 Ki fp32 gradients. Megatron-Core's own default allows for the same effect, with 1,000,000
 parameters per rank.
 """
+
+
+def is_bucket_size(value: object) -> bool:
+    """Whether a number can be a bucket's size, in parameters."""
+    return type(value) is int and value >= LEAST_BUCKET_SIZE
 
 
 def auto_bucket_size(parameters: int, data_parallel_size: int) -> int:

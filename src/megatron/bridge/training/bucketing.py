@@ -29,7 +29,7 @@ from megatron.bridge.models.model_shape import (
     read_shape,
     read_size,
 )
-from megatron.bridge.models.parameter_count import ParameterTensor, blocks_of
+from megatron.bridge.models.parameter_count import ParameterTensor, tensor_groups
 from megatron.bridge.models.pipeline_layout import layers_by_chunk
 
 _BUCKET_ALIGNMENT = 128
@@ -276,9 +276,9 @@ def _cut_chunk(
         ends: whether the chunk is the model's first, and whether it is the last.
         ranks: that reduce dense gradients, and experts'.
     """
-    blocks = blocks_of(shape, layers, first=ends[0], last=ends[1])
+    groups = tensor_groups(shape, layers, first=ends[0], last=ends[1])
     buckets = cut_buckets(
-        [tensor for block in blocks for tensor in block.tensors],
+        [tensor for group in groups for tensor in group.tensors],
         bucket_size,
         data_parallel_size=ranks[0],
         use_distributed_optimizer=use_distributed_optimizer,
@@ -287,11 +287,11 @@ def _cut_chunk(
     )
     collectives = 0
     for expert in (False, True):
-        group = [bucket for bucket in buckets if bucket.expert is expert]
-        fp8 = sum(bucket.fp8 for bucket in group)
-        # Where bucketing is disabled, all buffers of a group travel together; otherwise the ones
-        # with other than FP8 weights travel with the last FP8 bucket.
-        collectives += min(len(group), 1) if disabled else fp8 or len(group)
+        together = [bucket for bucket in buckets if bucket.expert is expert]
+        fp8 = sum(bucket.fp8 for bucket in together)
+        # Where bucketing is disabled, the buffers of the same ranks travel together. Otherwise
+        # buffers of weights that are not FP8 travel with the last FP8 bucket.
+        collectives += min(len(together), 1) if disabled else fp8 or len(together)
     return tuple(buckets), collectives
 
 

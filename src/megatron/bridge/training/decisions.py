@@ -27,6 +27,43 @@ class OverlapConfigError(AssertionError, ValueError):
     """
 
 
+class Dimension(str, Enum):
+    """What a knob or a communication belongs to: a kind of parallelism, or one of the rest.
+
+    The order is the one in which decisions are shown.
+    """
+
+    TP = "TP"
+    """Tensor parallelism."""
+    DP = "DP"
+    """Data parallelism."""
+    PP = "PP"
+    """Pipeline parallelism."""
+    CP = "CP"
+    """Context parallelism; no rule decides about it, profiles show it."""
+    EP = "EP"
+    """Expert parallelism."""
+    PRECISION = "precision"
+    """The mixed-precision settings."""
+    LAUNCH = "launch"
+    """The environment that a job starts with."""
+    ANY = "any"
+    """Everything else."""
+
+    def __str__(self) -> str:
+        # Python's own answer differs from version to version.
+        return self.value
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self.value, format_spec)
+
+
+PARALLEL_DIMENSIONS = tuple(
+    d.value for d in (Dimension.TP, Dimension.DP, Dimension.PP, Dimension.CP, Dimension.EP)
+)
+"""The kinds of parallelism, by their names."""
+
+
 class Outcome(str, Enum):
     """How a decision stands to what was asked for."""
 
@@ -57,7 +94,7 @@ class Decision:
         reason: why, in one sentence that names the values it depends on.
         rule: id of the rule that decided; a key of `RULES`.
         outcome: how `effective` stands to `requested`.
-        dimension: the kind of parallelism that the knob belongs to; see `Rule`.
+        dimension: what the knob belongs to.
         remedy: how to get the other outcome; None where there is nothing to mend.
     """
 
@@ -67,7 +104,7 @@ class Decision:
     reason: str
     rule: str
     outcome: Outcome
-    dimension: str
+    dimension: Dimension
     remedy: str | None = None
 
     @property
@@ -82,7 +119,7 @@ class Rule:
 
     Attributes:
         id: ``<dimension>.<name>``, stable: tools, tests and the skill refer to it.
-        dimension: "TP", "DP", "PP", "EP", "precision", "launch" or "any".
+        dimension: what the knobs that it decides about belong to.
         claim: what the rule does, in one sentence that holds for every configuration.
         remedy: how to get the other outcome; empty where there is none.
         path: source file, relative to the folder that holds the `megatron` package.
@@ -92,7 +129,7 @@ class Rule:
     """
 
     id: str
-    dimension: str
+    dimension: Dimension
     claim: str
     remedy: str
     path: str
@@ -108,7 +145,7 @@ class Rule:
         reason: str,
         outcome: Outcome,
         remedy: str | None = None,
-        dimension: str | None = None,
+        dimension: Dimension | None = None,
     ) -> Decision:
         """A decision by this rule; remedy (for findings) and dimension are its own unless given."""
         if remedy is None and outcome in FINDINGS:
@@ -138,7 +175,7 @@ RULES: dict[str, Rule] = {}
 
 def rule(
     id: str,
-    dimension: str,
+    dimension: Dimension,
     *,
     claim: str,
     remedy: str = "",

@@ -15,7 +15,7 @@ from typing import Any
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.comm_overlap import InstalledSoftware
-from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.megatron_core import (
     OPTIMIZER_STEP_NEEDS,
@@ -31,14 +31,14 @@ from megatron.bridge.training.userbuffers.settings import check_userbuffers
 
 SEQUENCE_PARALLEL_OFF = rule(
     "lm.sequence-parallel-off",
-    "TP",
+    Dimension.TP,
     claim="Megatron-LM switches --sequence-parallel off where --tensor-model-parallel-size is 1, "
     "with no more than a warning.",
     remedy="give --tensor-model-parallel-size 2 or more, or leave --sequence-parallel out",
 )
 TP_OVERLAP_NEEDS = rule(
     "lm.tp-overlap-needs",
-    "TP",
+    Dimension.TP,
     claim="--tp-comm-overlap without sequence parallelism in effect, or without Transformer "
     "Engine, stops a Megatron-LM job at start (Megatron-Bridge switches the overlap off).",
     remedy="give --sequence-parallel with --tensor-model-parallel-size above 1, or leave "
@@ -46,7 +46,7 @@ TP_OVERLAP_NEEDS = rule(
 )
 ONE_CHUNK = rule(
     "lm.one-chunk-no-interleaving",
-    "PP",
+    Dimension.PP,
     claim="A virtual pipeline of one chunk a stage is none to Megatron-LM: the schedule is not "
     "interleaved.",
     remedy="give a smaller --num-layers-per-virtual-pipeline-stage, or "
@@ -54,7 +54,7 @@ ONE_CHUNK = rule(
 )
 INTERLEAVING_NEEDS_STAGES = rule(
     "lm.interleaving-needs-stages",
-    "PP",
+    Dimension.PP,
     claim="Megatron-LM refuses an interleaved schedule with one pipeline stage; with p2p overlap "
     "off it refuses two as well, because previous and next stage are then one peer and their "
     "messages in a batch would swap places.",
@@ -62,7 +62,7 @@ INTERLEAVING_NEEDS_STAGES = rule(
 )
 P2P_DEFAULT = rule(
     "lm.p2p-overlap",
-    "PP",
+    Dimension.PP,
     claim="overlap_p2p_comm is on by default with an interleaved schedule "
     "(--no-overlap-p2p-communication turns it off) and forced off without; batch_p2p_comm is its "
     "opposite.",
@@ -70,20 +70,20 @@ P2P_DEFAULT = rule(
 )
 ALIGN_DEFAULT = rule(
     "lm.align-param-gather",
-    "DP",
+    Dimension.DP,
     claim="align_param_gather is on by default with an interleaved schedule "
     "(--no-align-param-gather turns it off) and forced off without.",
 )
 PARAM_GATHER = rule(
     "lm.param-gather-needs",
-    "DP",
+    Dimension.DP,
     claim="--overlap-param-gather without --use-distributed-optimizer and --overlap-grad-reduce "
     "stops a Megatron-LM job at start.",
     remedy="give --use-distributed-optimizer and --overlap-grad-reduce",
 )
 OPTIMIZER_STEP = rule(
     "lm.param-gather-with-optimizer-step-needs",
-    "DP",
+    Dimension.DP,
     claim="--overlap-param-gather-with-optimizer-step stops a Megatron-LM job at start without "
     "the distributed optimizer, --overlap-param-gather and an interleaved schedule, and with a "
     "distributed checkpoint format (the default is one).",
@@ -91,7 +91,7 @@ OPTIMIZER_STEP = rule(
 )
 GRADS_IN_FP32 = rule(
     "lm.grads-in-fp32",
-    "precision",
+    Dimension.PRECISION,
     claim="With --bf16 and fp32 main gradients, gradients are accumulated and reduced in fp32, "
     "whether or not --accumulate-allreduce-grads-in-fp32 is given, unless --grad-reduce-in-bf16 "
     "is.",
@@ -99,14 +99,14 @@ GRADS_IN_FP32 = rule(
 )
 FP8_GATHER = rule(
     "lm.fp8-param-gather-needs",
-    "precision",
+    Dimension.PRECISION,
     claim="--fp8-param-gather without --use-distributed-optimizer or an FSDP stops a Megatron-LM "
     "job at start.",
     remedy="give --use-distributed-optimizer, or leave --fp8-param-gather out",
 )
 BUCKETS_ASKED = rule(
     "lm.bucket-number",
-    "DP",
+    Dimension.DP,
     claim="--ddp-num-buckets N, from 1 up, makes a bucket as large as the parameters of a rank "
     "over N; "
     "--ddp-bucket-size and --ddp-num-buckets exclude each other.",
@@ -114,7 +114,7 @@ BUCKETS_ASKED = rule(
 )
 AS_FLAGS_SAY = rule(
     "lm.as-flags-say",
-    "any",
+    Dimension.ANY,
     claim="Every other knob is what its flag says: all overlap is off by default.",
     opt_in=True,
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.training.decisions import (
     Decision,
+    Dimension,
     Need,
     Outcome,
     OverlapConfigError,
@@ -42,7 +43,7 @@ _TWINS = {"fp8_param": "fp8_param_gather", "fp8_param_gather": "fp8_param"}
 
 _OVERWRITES = rule(
     "precision.overwrites",
-    "precision",
+    Dimension.PRECISION,
     claim="Every mixed-precision field is copied over the model, optimizer and DDP fields of its "
     "name, whatever was set there.",
     remedy="Set the field in mixed_precision.",
@@ -50,7 +51,7 @@ _OVERWRITES = rule(
 
 _ONE_SWITCH = rule(
     "precision.fp8_param_is_fp8_param_gather",
-    "precision",
+    Dimension.PRECISION,
     claim="fp8_param and fp8_param_gather are one switch under two names: setting either sets "
     "both; where both are given and differ, fp8_param_gather counts.",
     remedy="Give only one of the two, or the same value to both.",
@@ -252,7 +253,7 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
         Need(
             rule(
                 "precision.mxfp8_gather_reuses_grad_buffer",
-                "precision",
+                Dimension.PRECISION,
                 claim="fp8_param_gather with the mxfp8 recipe needs "
                 "reuse_grad_buf_for_mxfp8_param_ag.",
                 remedy="Set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True, or "
@@ -274,7 +275,7 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
         Need(
             rule(
                 "precision.fp4_excludes_fp8",
-                "precision",
+                Dimension.PRECISION,
                 claim="fp4 and fp8 exclude each other.",
                 remedy="Set one of mixed_precision.fp4 and mixed_precision.fp8 to None.",
             ),
@@ -287,7 +288,7 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
         Need(
             rule(
                 "precision.fp4_needs_te",
-                "precision",
+                Dimension.PRECISION,
                 claim=f"fp4 needs Transformer Engine >= {_NVFP4_TE_VERSION}.",
                 remedy=f"Install Transformer Engine >= {_NVFP4_TE_VERSION}, or set "
                 "mixed_precision.fp4=None.",

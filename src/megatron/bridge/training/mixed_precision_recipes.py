@@ -5,12 +5,12 @@ Names, fields and values are those of Megatron-Bridge 0.3.1, read off its object
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.near_names import nearest
 
 DTYPE_FIELDS = ("params_dtype", "pipeline_dtype", "autocast_dtype")
 """The fields whose value in a recipe is the name of a torch dtype."""
@@ -95,8 +95,8 @@ def known_recipe_name(name: str, known: Mapping[str, Any]) -> str:
     key = name.replace("-", "_")
     if key in known:
         return key
-    nearest = difflib.get_close_matches(key, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    near = nearest(key, known)
+    hint = f" Did you mean {near!r}?" if near else ""
     raise OverlapConfigError(
         f"mixed_precision={name!r} is not a known recipe.{hint} Known: {', '.join(known)}."
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from megatron.bridge.training.comm_overlap import CommOverlapConfig, InstalledSoftware
 from megatron.bridge.training.decisions import (
     Decision,
+    Dimension,
     Outcome,
     OverlapConfigError,
     raise_errors,
@@ -30,14 +31,14 @@ from megatron.bridge.training.software import Software
 
 OPTIMIZER_SWITCH = rule(
     "dp.distributed-optimizer-sync",
-    "DP",
+    Dimension.DP,
     claim="use_distributed_optimizer on either of ddp and optimizer turns it on for both, but only "
     "after comm_overlap was applied, which looks at ddp's alone.",
     remedy="set ddp.use_distributed_optimizer=true",
 )
 OVERWRITTEN = rule(
     "any.set-by-hand-overwritten",
-    "any",
+    Dimension.ANY,
     claim="With a comm_overlap section, its defaults overwrite what was set on model, ddp and "
     "optimizer by hand.",
     remedy="set the knob in comm_overlap",

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.near_names import near_names
 from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
@@ -347,9 +348,7 @@ def get_preset(name: str) -> TransformerLayerTPOverlapCfg:
     """
     if name in PRESETS:
         return copy.deepcopy(PRESETS[name])
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, PRESETS, n=3, cutoff=0.5) or list(PRESETS)
+    close = near_names(name, PRESETS, most=3, cutoff=0.5) or list(PRESETS)
     raise OverlapConfigError(
         f"no userbuffers preset is named {name!r}; nearest: {', '.join(close)}"
     )

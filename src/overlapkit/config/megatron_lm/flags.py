@@ -6,11 +6,11 @@ Names and defaults are those of Megatron-LM's main branch, August 2026 (its argu
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron.bridge.training.near_names import nearest
 from overlapkit.errors import InputError
 
 Kind = Literal["int", "str", "names", "freq", "on", "off"]
@@ -205,9 +205,7 @@ def misspelt(argument: str) -> str | None:
     dashed = "--" + name[2:].replace("_", "-").lower()
     if dashed in FLAGS:
         return dashed
-    begun = [flag for flag in FLAGS if len(name) > 8 and flag.startswith(name)]
-    near = difflib.get_close_matches(name, FLAGS, n=1, cutoff=_NEAR)
-    return min(begun, key=len) if begun else near[0] if near else None
+    return nearest(name, FLAGS, cutoff=_NEAR, shortest_prefix=9)
 
 
 def flag_value(flag: str, words: list[str], where: str) -> Any:

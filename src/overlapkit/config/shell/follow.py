@@ -19,8 +19,8 @@ from overlapkit.config.shell.parser import parse_script
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.syntax import (
     Assignment,
-    Block,
     Case,
+    CommandList,
     Counting,
     Function,
     Group,
@@ -121,7 +121,7 @@ class _Follower(Builtins):
         self.outer: tuple[Field, ...] = ()
         self.commands = 0
 
-    def block(self, block: Block) -> Status:
+    def block(self, block: CommandList) -> Status:
         status: Status = True
         former: Node | None = None
         for connector, node in block.commands:
@@ -220,7 +220,7 @@ class _Follower(Builtins):
                 break
         return True
 
-    def conditional_loop(self, node: Loop, condition: Block, matters: bool) -> Status:
+    def conditional_loop(self, node: Loop, condition: CommandList, matters: bool) -> Status:
         wanted = node.kind == "while"
         for _ in range(_MOST_ROUNDS):
             status = self.block(condition)
@@ -237,7 +237,7 @@ class _Follower(Builtins):
         """Whether a job was started since; a loop starts one after the other, or restarts one."""
         return any(_launches(started) for started in self.started[before:])
 
-    def round(self, body: Block) -> bool:
+    def round(self, body: CommandList) -> bool:
         """Go through a loop's body once; whether that ends the loop."""
         try:
             self.block(body)

@@ -13,8 +13,8 @@ from typing import Literal
 
 from overlapkit.config.shell.syntax import (
     Assignment,
-    Block,
     Case,
+    CommandList,
     Counting,
     Function,
     Group,
@@ -38,7 +38,7 @@ _CLOSERS = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}", "
 _OPERATORS = re.compile(r"&&|\|\||;;&|;;|;&|\|&|[;|&\n]")
 
 
-def parse_script(text: str, path: str, line_of: Callable[[int], int] | None = None) -> Block:
+def parse_script(text: str, path: str, line_of: Callable[[int], int] | None = None) -> CommandList:
     """The commands of a script.
 
     Args:
@@ -64,7 +64,7 @@ def _line_counter(text: str) -> Callable[[int], int]:
 class _Parser(WordReader):
     """Commands, on top of the words that `WordReader` reads."""
 
-    def block(self, closers: frozenset[str]) -> Block:
+    def block(self, closers: frozenset[str]) -> CommandList:
         """Commands up to one of `closers`, which is left unread, or to the end."""
         self.deeper()
         start, commands, connector = self.at, [], ";"
@@ -88,7 +88,7 @@ class _Parser(WordReader):
             else:
                 self.at = found.end()
         self.depth -= 1
-        return Block(tuple(commands), self.text[start : self.at])
+        return CommandList(tuple(commands), self.text[start : self.at])
 
     def closes(self, closers: frozenset[str]) -> bool:
         """Whether one of `closers` comes next; another block's closer is an error."""
@@ -173,7 +173,7 @@ class _Parser(WordReader):
             if self.keyword("elif", "else", "fi") != "elif":
                 break
             condition = self.block(frozenset({"then"}))
-        otherwise = Block()
+        otherwise = CommandList()
         if self.text[: self.at].endswith("else"):
             otherwise = self.block(frozenset({"fi"}))
             self.keyword("fi")
@@ -183,7 +183,7 @@ class _Parser(WordReader):
         self.skip_blanks()
         word = self.word()
         self.keyword("in")
-        items: list[tuple[tuple[Word, ...], Block]] = []
+        items: list[tuple[tuple[Word, ...], CommandList]] = []
         while True:
             self.skip_lines()
             if self.peek_word() == "esac":
@@ -242,7 +242,7 @@ class _Parser(WordReader):
         told = f"{kind} {condition.source.strip().rstrip(';')}"
         return Loop(kind, "", (), self.loop_body(), line, told, condition)
 
-    def loop_body(self) -> Block:
+    def loop_body(self) -> CommandList:
         self.keyword("do")
         body = self.block(frozenset({"done"}))
         self.keyword("done")

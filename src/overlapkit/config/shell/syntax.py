@@ -116,8 +116,8 @@ class Counting:
 class If:
     """Conditions with their bodies, and what is done where none holds."""
 
-    branches: tuple[tuple[Block, Block], ...]
-    otherwise: Block
+    branches: tuple[tuple[CommandList, CommandList], ...]
+    otherwise: CommandList
     line: int
 
 
@@ -126,7 +126,7 @@ class Case:
     """``case word in pattern) … ;; esac``."""
 
     word: Word
-    items: tuple[tuple[tuple[Word, ...], Block], ...]
+    items: tuple[tuple[tuple[Word, ...], CommandList], ...]
     line: int
 
 
@@ -140,10 +140,10 @@ class Loop:
     kind: Literal["for", "while", "until"]
     name: str
     words: tuple[Word, ...]
-    body: Block
+    body: CommandList
     line: int
     told: str
-    condition: Block | None = None
+    condition: CommandList | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Function:
 class Group:
     """``{ … }``, or ``( … )``, whose variables are lost at its end."""
 
-    body: Block
+    body: CommandList
     line: int
     own_process: bool = False
 
@@ -176,7 +176,7 @@ Node = Simple | Test | Counting | If | Case | Loop | Function | Group | Negated
 
 
 @dataclass(frozen=True)
-class Block:
+class CommandList:
     """Commands in order, each with the connector before it: ``;``, ``&&``, ``||`` or ``|``.
 
     `source` is their text, which tells whether leaving them out matters.

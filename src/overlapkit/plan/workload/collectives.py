@@ -22,8 +22,6 @@ from overlapkit.plan.workload.memory_traffic import (
 )
 from overlapkit.plan.workload.precision import Precision
 
-DIMENSIONS = ("TP", "DP", "PP", "CP", "EP")
-
 
 @dataclass(frozen=True)
 class Collective:

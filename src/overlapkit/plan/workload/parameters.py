@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.models.model_shape import ModelShape
-from megatron.bridge.models.parameter_count import Block, ParameterTensor, chunk_blocks
+from megatron.bridge.models.parameter_count import ParameterTensor, TensorGroup, chunk_tensor_groups
 from overlapkit.plan.workload.layout import Layout
 
 
@@ -61,18 +61,18 @@ def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[Stag
             kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
             key = kinds, ends
             if key not in alike:
-                alike[key] = _of_chunk(chunk_blocks(shape, model, stage, chunk))
+                alike[key] = _of_chunk(chunk_tensor_groups(shape, model, stage, chunk))
             chunks.append(alike[key])
         largest = max((layer for _, layer in chunks), key=lambda layer: layer.all)
         stages.append(StageParameters(tuple(held for held, _ in chunks), largest))
     return stages
 
 
-def _of_chunk(blocks: Sequence[Block]) -> tuple[Parameters, Parameters]:
+def _of_chunk(groups: Sequence[TensorGroup]) -> tuple[Parameters, Parameters]:
     """Those of a chunk, and of its largest layer."""
     counted: dict[int, Parameters] = {}
     held = largest = Parameters()
-    for prefix, tensors in blocks:
+    for prefix, tensors in groups:
         # Equal layers share their tensors.
         if id(tensors) not in counted:
             counted[id(tensors)] = _count(tensors)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron.bridge.training.decisions import PARALLEL_DIMENSIONS
 from overlapkit.trace.intervals import Ints
 from overlapkit.trace.read.recorded import Call, Group, Window
 
@@ -17,7 +18,7 @@ Source = Literal["kineto", "nsys", "cpu"]
 COMPUTE, COMMUNICATION, MEMORY = 0, 1, 2
 """Kinds of device work."""
 
-DIMENSIONS = ("TP", "DP", "PP", "CP", "EP", "embedding", "other")
+DIMENSIONS = (*PARALLEL_DIMENSIONS, "embedding", "other")
 """What a communication can belong to, in the order of reports."""
 
 

@@ -15,36 +15,36 @@ from megatron.bridge.training.bucketing import (
     bucketing,
     default_bucket_size,
 )
-from megatron.bridge.training.decisions import Decision, Outcome, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
-    "DP",
+    Dimension.DP,
     claim=f"bucket_size None with overlap_grad_reduce on becomes max({CORE_LEAST:,}, "
     f"{CORE_PER_RANK:,} x data-parallel size) parameters.",
 )
 BUCKET_IGNORED = rule(
     "core.bucket-ignored",
-    "DP",
+    Dimension.DP,
     claim="bucket_size is ignored while overlap_grad_reduce is off: there is one bucket.",
     remedy="set ddp.overlap_grad_reduce=true, and leave overlap_grad_reduce of comm_overlap unset",
 )
 FIRST_CHUNK_ONLY = rule(
     "core.first-chunk-only",
-    "DP",
+    Dimension.DP,
     claim="Only the first model chunk of the first pipeline stage is cut by bucket_size; in every "
     "other stage and chunk the dense gradients are one bucket (expert and FP8 ones another).",
 )
 BUCKET_COUNT = rule(
     "core.bucket-count",
-    "DP",
+    Dimension.DP,
     claim="A bucket is closed once it holds bucket_size parameters, counted from the last layer "
     "back; expert parameters have buckets of their own.",
 )
 SINGLE_BUCKET = rule(
     "core.single-bucket",
-    "DP",
+    Dimension.DP,
     claim="Where a whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: the "
     "one reduction starts after the last gradient.",
     remedy="set comm_overlap.bucket_size=auto, or one well below the parameters per rank",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.userbuffers.settings import TransformerLayerTPOverlapCfg
 
@@ -72,7 +72,7 @@ def fsdp_switch(ddp: Any) -> str | None:
 
 USER_WINS = rule(
     "any.user-wins",
-    "any",
+    Dimension.ANY,
     claim="A knob of comm_overlap that is not None wins over the default that the rules choose.",
 )
 

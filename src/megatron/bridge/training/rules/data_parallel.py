@@ -11,52 +11,59 @@ from megatron.bridge.training.bucket_size import (
     BRIDGE_BUCKET_SIZE,
     SMALLEST_BUCKET,
     auto_bucket_size,
+    is_bucket_size,
 )
-from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError, rule
+from megatron.bridge.training.decisions import (
+    Decision,
+    Dimension,
+    Outcome,
+    OverlapConfigError,
+    rule,
+)
 from megatron.bridge.training.rules.context import Context, choose
 
 DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
     "dp.needs-distributed-optimizer",
-    "DP",
+    Dimension.DP,
     claim="comm_overlap's data-parallel knobs are ignored while ddp.use_distributed_optimizer is "
     "off.",
     remedy="set ddp.use_distributed_optimizer=true",
 )
 DP_NOTHING_TO_OVERLAP = rule(
     "dp.size-1",
-    "DP",
+    Dimension.DP,
     claim="With data-parallel size 1 all data-parallel overlap is off and bucket_size is None.",
     remedy="ask for it in comm_overlap, whose values win over this default",
 )
 DP_DEFAULTS = rule(
     "dp.defaults",
-    "DP",
+    Dimension.DP,
     claim="With data-parallel size > 1 overlap_grad_reduce and overlap_param_gather are on.",
     remedy="set the knob in comm_overlap: its values win over this default",
 )
 DP_BUCKET_SIZE = rule(
     "dp.bucket-size",
-    "DP",
+    Dimension.DP,
     claim=f"bucket_size is {BRIDGE_BUCKET_SIZE} parameters (128 Mi, not bytes) by default with "
     'data-parallel size > 1; "auto" fits it to the model.',
     remedy='set comm_overlap.bucket_size to "auto" or to a number of parameters',
 )
 DP_BUCKET_VALUE = rule(
     "dp.bucket-size-value",
-    "DP",
-    claim='comm_overlap.bucket_size is a number of parameters, "auto" or None.',
+    Dimension.DP,
+    claim='comm_overlap.bucket_size is a number of parameters above 0, "auto" or None.',
     remedy="set comm_overlap.bucket_size=auto",
 )
 DP_ALIGN = rule(
     "dp.align-param-gather",
-    "DP",
+    Dimension.DP,
     claim="align_param_gather is on by default only with data-parallel size > 1, PP > 1 and "
     "VPP > 1.",
     remedy="set comm_overlap.align_param_gather",
 )
 DP_OPTIMIZER_STEP = rule(
     "dp.param-gather-with-optimizer-step",
-    "DP",
+    Dimension.DP,
     claim="overlap_param_gather_with_optimizer_step stays off by default, because of a "
     "checkpointing problem.",
     remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
@@ -106,7 +113,7 @@ def decide_dp(c: Context) -> Iterator[Decision]:
         asked = getattr(c.request, knob)
         if knob == "bucket_size" and asked == AUTO:
             yield _decide_auto_bucket(c, dp)
-        elif knob == "bucket_size" and not _is_bucket_size(asked):
+        elif knob == "bucket_size" and asked is not None and not is_bucket_size(asked):
             yield DP_BUCKET_VALUE.decide(
                 "ddp.bucket_size",
                 requested=asked,
@@ -116,10 +123,6 @@ def decide_dp(c: Context) -> Iterator[Decision]:
             )
         else:
             yield choose(rules[knob], f"{section}.{knob}", defaults[knob], asked, reason)
-
-
-def _is_bucket_size(asked: Any) -> bool:
-    return asked is None or (type(asked) is int and asked >= 0)
 
 
 def _decide_auto_bucket(c: Context, dp: int) -> Decision:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.training.decisions import Decision, Need, Outcome, Rule, rule, unmet
+from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
 
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
-    "EP",
+    Dimension.EP,
     claim="overlap_moe_expert_parallel_comm and delay_wgrad_compute are off unless asked for.",
     remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true",
     opt_in=True,
@@ -24,7 +24,7 @@ EP_OFF_UNLESS_ASKED = rule(
 def _ep_rule(name: str, need: str, remedy: str) -> Rule:
     return rule(
         f"ep.{name}",
-        "EP",
+        Dimension.EP,
         claim=f"overlap_moe_expert_parallel_comm needs {need}, else setup() stops with an error.",
         remedy=remedy,
         depth=2,
@@ -142,7 +142,7 @@ EP_GATE: tuple[Need[Context], ...] = (
 def _delay_rule(name: str, need: str, remedy: str) -> Rule:
     return rule(
         f"ep.delay-{name}",
-        "EP",
+        Dimension.EP,
         claim=f"delay_wgrad_compute needs {need}, else setup() stops with an error.",
         remedy=remedy,
         depth=2,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
-from megatron.bridge.training.decisions import Decision, Outcome, Rule, rule, unmet
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.buckets import bucket_consequences
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE, graph_scope
@@ -20,40 +20,40 @@ from megatron.bridge.training.rules.tensor import decide_tp_overlap
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
     "core.sequence-parallel",
-    "TP",
+    Dimension.TP,
     claim="Megatron-Core refuses sequence_parallel with tensor_model_parallel_size 1.",
     remedy="set model.sequence_parallel=false, or model.tensor_model_parallel_size > 1",
 )
 LAYOUT_SETS_VPP = rule(
     "core.layout-sets-vpp",
-    "PP",
+    Dimension.PP,
     claim="pipeline_model_parallel_layout sets the virtual pipeline size only after comm_overlap "
     "has chosen, which therefore chooses as without interleaving.",
     remedy="set model.virtual_pipeline_model_parallel_size to what the layout holds",
 )
 P2P_MODES_EXCLUDE = rule(
     "core.p2p-modes-exclude",
-    "PP",
+    Dimension.PP,
     claim="overlap_p2p_comm and batch_p2p_comm exclude each other: the interleaved schedule "
     "refuses both.",
     remedy="leave both to comm_overlap, or set batch_p2p_comm=false",
 )
 P2P_OVERLAP_NEEDS_INTERLEAVING = rule(
     "core.p2p-overlap-needs-interleaving",
-    "PP",
+    Dimension.PP,
     claim="The schedule without interleaving refuses overlap_p2p_comm.",
     remedy="set overlap_p2p_comm=false; to overlap, set "
     "model.virtual_pipeline_model_parallel_size > 1 and batch_p2p_comm=false",
 )
 WARMUP_FLUSH = rule(
     "core.p2p-warmup-flush",
-    "PP",
+    Dimension.PP,
     claim="overlap_p2p_comm_warmup_flush needs overlap_p2p_comm without batch_p2p_comm.",
     remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or the flush to false",
 )
 SENT_THEN_FREED = rule(
     "core.sent-then-freed",
-    "PP",
+    Dimension.PP,
     claim="With overlap_p2p_comm, deallocate_pipeline_outputs frees an activation that may still "
     "be on its way: over gloo garbage arrives (seen with megatron-core 0.16.1); over NCCL it "
     "depends on who keeps the memory, and was not tried.",
@@ -61,14 +61,14 @@ SENT_THEN_FREED = rule(
 )
 DEFERRED_WGRAD = rule(
     "core.defer-embedding-wgrad",
-    "PP",
+    Dimension.PP,
     claim="defer_embedding_wgrad_compute needs PP > 1, gradient_accumulation_fusion and a "
     "wgrad_deferral_limit that is not negative.",
     remedy="set all three (comm_overlap's default limit is -1)",
 )
 PARAM_GATHER_NEEDS = rule(
     "core.param-gather-needs",
-    "DP",
+    Dimension.DP,
     claim="overlap_param_gather is ignored without the distributed optimizer, and hides nothing "
     "without overlap_grad_reduce: nothing is then cut into buckets, and the first layer waits for "
     "the one gather (Megatron-LM refuses it).",
@@ -77,52 +77,52 @@ PARAM_GATHER_NEEDS = rule(
 )
 OPTIMIZER_STEP_NEEDS = rule(
     "core.param-gather-with-optimizer-step-needs",
-    "DP",
+    Dimension.DP,
     claim="overlap_param_gather_with_optimizer_step is ignored without overlap_param_gather; "
     "without the distributed optimizer or an interleaved pipeline Megatron-Core fails.",
     remedy="set what is missing, or overlap_param_gather_with_optimizer_step=false",
 )
 DP_ALONE = rule(
     "core.no-replica",
-    "DP",
+    Dimension.DP,
     claim="Data-parallel overlap has nothing to hide where no other rank holds the same "
     "parameters (data-parallel size x CP = 1).",
 )
 AS_WRITTEN = rule(
     "any.no-comm-overlap",
-    "any",
+    Dimension.ANY,
     claim="Without a comm_overlap section nothing is chosen: the knobs on model and ddp stay as "
     "they are, Megatron-Core's defaults included (all overlap off, batch_p2p_comm on).",
     remedy="add a comm_overlap section",
 )
 REUSE_NEEDS_GATHER = rule(
     "core.reuse-grad-buf-needs",
-    "precision",
+    Dimension.PRECISION,
     claim="Megatron-Core refuses reuse_grad_buf_for_mxfp8_param_ag without fp8_param_gather.",
     remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=false, or fp8_param_gather=true",
 )
 FP8_PARAM_NEEDS_FP8 = rule(
     "core.fp8-param-needs",
-    "precision",
+    Dimension.PRECISION,
     claim="Megatron-Core refuses fp8_param (and so fp8_param_gather) without fp8.",
     remedy="set mixed_precision.fp8_param_gather=false, or an fp8 recipe",
 )
 FSDP = rule(
     "core.fsdp",
-    "DP",
+    Dimension.DP,
     claim="An FSDP is another data-parallel path: the rules of Megatron DDP do not describe it, "
     "and it wants CUDA_DEVICE_MAX_CONNECTIONS other than 1.",
 )
 EXPERTS_NEEDED = rule(
     "core.expert-parallel-needs-experts",
-    "EP",
+    Dimension.EP,
     claim="Megatron-Core refuses expert_model_parallel_size > 1 without experts, and one that "
     "does not divide the ranks.",
     remedy="set model.num_moe_experts, or model.expert_model_parallel_size to one that divides",
 )
 EP_OVERLAP_NEEDS = rule(
     "core.ep-overlap-needs",
-    "EP",
+    Dimension.EP,
     claim="Megatron-Core refuses overlap_moe_expert_parallel_comm with mtp_num_layers 0, with an "
     "MTP layer and PP = 1, and with a CUDA graph of another kind than Transformer Engine's or "
     "over the experts.",
@@ -130,7 +130,7 @@ EP_OVERLAP_NEEDS = rule(
 )
 DELAY_WGRAD_NEEDS = rule(
     "core.delay-wgrad-needs",
-    "EP",
+    Dimension.EP,
     claim="Megatron-Core refuses delay_wgrad_compute without EP overlap in effect, and with the "
     "legacy grouped GEMM.",
     remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true and "
@@ -138,7 +138,7 @@ DELAY_WGRAD_NEEDS = rule(
 )
 SHARED_EXPERT_NEEDS = rule(
     "core.shared-expert-overlap-needs",
-    "EP",
+    Dimension.EP,
     claim="moe_shared_expert_overlap works only with the alltoall token dispatcher.",
     remedy="set model.moe_token_dispatcher_type=alltoall, or moe_shared_expert_overlap=false",
 )
@@ -166,15 +166,15 @@ _GATES = (
 
 # Knobs that nobody decides about without comm_overlap, with the dimension that each belongs to.
 _AS_WRITTEN = {
-    "model.tp_comm_overlap": "TP",
-    "ddp.overlap_grad_reduce": "DP",
-    "ddp.overlap_param_gather": "DP",
-    "ddp.bucket_size": "DP",
-    "ddp.align_param_gather": "DP",
-    "model.overlap_p2p_comm": "PP",
-    "model.batch_p2p_comm": "PP",
-    "model.overlap_moe_expert_parallel_comm": "EP",
-    "model.delay_wgrad_compute": "EP",
+    "model.tp_comm_overlap": Dimension.TP,
+    "ddp.overlap_grad_reduce": Dimension.DP,
+    "ddp.overlap_param_gather": Dimension.DP,
+    "ddp.bucket_size": Dimension.DP,
+    "ddp.align_param_gather": Dimension.DP,
+    "model.overlap_p2p_comm": Dimension.PP,
+    "model.batch_p2p_comm": Dimension.PP,
+    "model.overlap_moe_expert_parallel_comm": Dimension.EP,
+    "model.delay_wgrad_compute": Dimension.EP,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
 from megatron.bridge.training.decisions import (
     Decision,
+    Dimension,
     Outcome,
     Rule,
     rule,
@@ -16,19 +17,19 @@ from megatron.bridge.training.rules.context import Context, choose
 
 PP_NONE = rule(
     "pp.none",
-    "PP",
+    Dimension.PP,
     claim="Without pipeline parallelism both overlap_p2p_comm and batch_p2p_comm are off.",
 )
 
 PP_INTERLEAVED = rule(
     "pp.interleaved",
-    "PP",
+    Dimension.PP,
     claim="With PP > 1 and VPP > 1, overlap_p2p_comm is on and batch_p2p_comm is off.",
 )
 
 PP_NOT_INTERLEAVED = rule(
     "pp.not-interleaved",
-    "PP",
+    Dimension.PP,
     claim="With PP > 1 and no interleaving (VPP unset or 1), batch_p2p_comm is on and "
     "overlap_p2p_comm is off.",
     remedy="set model.virtual_pipeline_model_parallel_size > 1 to overlap p2p communication",
@@ -36,14 +37,14 @@ PP_NOT_INTERLEAVED = rule(
 
 PP_WGRAD_DEFERRAL = rule(
     "pp.wgrad-deferral",
-    "PP",
+    Dimension.PP,
     claim="defer_embedding_wgrad_compute is off and wgrad_deferral_limit is -1 unless asked for.",
     opt_in=True,
 )
 
 PP_SAME_PEER_HAZARD = rule(
     "pp.same-peer-hazard",
-    "PP",
+    Dimension.PP,
     claim="PP = 2 with VPP > 1 and batched p2p trains on silently wrong gradients once there are "
     "more microbatches than stages; our setup() refuses it, NVIDIA's Megatron-Bridge does not.",
     remedy="set comm_overlap.overlap_p2p_comm=true and comm_overlap.batch_p2p_comm=false, or VPP "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron.bridge.training.decisions import Decision, Need, Outcome, rule, unmet
+from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, rule, unmet
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
 from megatron.bridge.training.tp_overlap_presets import (
     PRESETS,
@@ -16,7 +16,7 @@ from megatron.bridge.training.tp_overlap_presets import (
 
 TP_OFF_UNLESS_ASKED = rule(
     "tp.off-unless-asked",
-    "TP",
+    Dimension.TP,
     claim="tp_comm_overlap is on only where it is asked for.",
     remedy="set comm_overlap.tp_comm_overlap=true",
     opt_in=True,
@@ -27,7 +27,7 @@ TP_GATE: tuple[Need[Context], ...] = (
     Need(
         rule(
             "tp.needs-tensor-parallel",
-            "TP",
+            Dimension.TP,
             claim="tp_comm_overlap is switched off while tensor_model_parallel_size < 2.",
             remedy="set model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
         ),
@@ -40,7 +40,7 @@ TP_GATE: tuple[Need[Context], ...] = (
     Need(
         rule(
             "tp.needs-sequence-parallel",
-            "TP",
+            Dimension.TP,
             claim="tp_comm_overlap is switched off while sequence_parallel is off.",
             remedy="set model.sequence_parallel=true",
         ),
@@ -53,7 +53,7 @@ TP_GATE: tuple[Need[Context], ...] = (
     Need(
         rule(
             "tp.needs-transformer-engine",
-            "TP",
+            Dimension.TP,
             claim="tp_comm_overlap is switched off where Transformer Engine cannot be imported.",
             remedy="install a Transformer Engine built for this torch and CUDA",
         ),
@@ -64,19 +64,19 @@ TP_GATE: tuple[Need[Context], ...] = (
 
 TP_USERBUFFERS_DEFAULT = rule(
     "tp.userbuffers-default",
-    "TP",
+    Dimension.TP,
     claim="TP overlap without a tp_comm_overlap_cfg runs with Transformer Engine's own settings.",
     remedy="give comm_overlap.tp_comm_overlap_cfg: a preset of your GPU, sizes and precision",
 )
 TP_PRESET_FIT = rule(
     "tp.preset-fit",
-    "TP",
+    Dimension.TP,
     claim="A userbuffers preset is tuned for one precision, hidden size and tensor-parallel size.",
     remedy="take the preset of these sizes, or compare profiles with and without this one",
 )
 TP_BOOTSTRAP = rule(
     "tp.bootstrap-backend",
-    "TP",
+    Dimension.TP,
     claim="tp_comm_bootstrap_backend of comm_overlap (default nccl) is set on the model.",
     opt_in=True,
 )

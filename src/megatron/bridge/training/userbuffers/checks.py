@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Outcome, Rule
+from megatron.bridge.training.near_names import did_you_mean
 from megatron.bridge.training.userbuffers.facts import (
     ATOMIC_BULK,
     ATOMIC_FP8,
@@ -45,14 +46,6 @@ from megatron.bridge.training.userbuffers.facts import (
 )
 
 _INT32 = range(-(2**31), 2**31)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``' (did you mean 'x'?)'`` where a known name is close to `name`, else nothing."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ def check_gemms(
                 f"{KNOB}.{name}",
                 requested=given,
                 effective=None,
-                reason=f"Transformer Engine has no GEMM {name!r}{nearest(name, GEMMS)} "
+                reason=f"Transformer Engine has no GEMM {name!r}{did_you_mean(name, GEMMS)} "
                 "and ignores these settings",
                 outcome=Outcome.REFUSED,
             )
@@ -167,14 +160,14 @@ def check_gemms(
 def _check_keys(entry: _Entry) -> Iterator[Decision]:
     for key, value in entry.given.items():
         if key not in KEYS:
-            reason = f"Transformer Engine knows no setting {key!r}{nearest(key, KEYS)}"
+            reason = f"Transformer Engine knows no setting {key!r}{did_you_mean(key, KEYS)}"
             yield entry.error(KEY_NAME, key, reason)
         elif key == "method":
             if not isinstance(value, str):
                 reason = f"{value!r} is not a method's name"
                 yield entry.error(KEY_TYPE, key, reason, METHOD_NAME.remedy)
             elif value not in METHODS:
-                known = nearest(value, METHODS)
+                known = did_you_mean(value, METHODS)
                 yield entry.error(METHOD_NAME, key, f"there is no method {value!r}{known}")
         elif key in INTEGERS:
             if type(value) is not int or value not in _INT32:

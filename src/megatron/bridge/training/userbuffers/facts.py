@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron.bridge.training.decisions import rule
+from megatron.bridge.training.decisions import Dimension, rule
 
 KNOB = "model.tp_comm_overlap_cfg"
 """The knob that holds a userbuffers configuration; a GEMM's settings lie below it."""
@@ -92,64 +92,64 @@ FLAGGED_SMS = 32
 
 GEMM_NAME = rule(
     "ub.gemm-name",
-    "TP",
+    Dimension.TP,
     claim="Transformer Engine ignores settings for a GEMM name that it does not know.",
     remedy="use one of its names: " + ", ".join(GEMMS),
 )
 KEY_NAME = rule(
     "ub.key-name",
-    "TP",
+    Dimension.TP,
     claim="Transformer Engine refuses a setting that it does not know (TypeError).",
     remedy="use one of: " + ", ".join(KEYS),
 )
 KEY_TYPE = rule(
     "ub.key-type",
-    "TP",
+    Dimension.TP,
     claim="num_sm, cga_size, num_splits and the priorities are 32-bit integers, method is a name, "
     "every other setting is true or false.",
 )
 METHOD_NAME = rule(
     "ub.method-name",
-    "TP",
+    Dimension.TP,
     claim="A method that Transformer Engine does not know is a KeyError for a dgrad; for any other "
     "GEMM it quietly makes an SM-driven communicator, which an all-gather GEMM cannot run.",
     remedy="use one of: " + ", ".join(METHODS),
 )
 PIPELINE_GATHER = rule(
     "ub.pipeline-all-gather",
-    "TP",
+    Dimension.TP,
     claim="Transformer Engine refuses pipeline for a GEMM with an all-gather: it is for "
     "reduce-scatters only.",
 )
 METHOD_GEMM = rule(
     "ub.method-gemm",
-    "TP",
+    Dimension.TP,
     claim="A GEMM fails with a method that its communicator cannot run: bulk or external on an "
     "all-gathered input, ring_exchange on qkv_wgrad or fc1_wgrad, and anything but external on "
     "proj_wgrad or fc2_wgrad.",
 )
 METHOD_STAND_IN = rule(
     "ub.method-stand-in",
-    "TP",
+    Dimension.TP,
     claim="A method that is not meant for a GEMM may run as another: bulk on proj_fprop or "
     "fc2_fprop as pipeline, pipeline on qkv_wgrad or fc1_wgrad as bulk.",
 )
 METHOD_DEFAULTS = rule(
     "ub.method-defaults",
-    "TP",
+    Dimension.TP,
     claim="Settings left out take the defaults of the GEMM's default method, not of the chosen "
     "one: ring_exchange on proj_fprop without num_sm reserves 16 SMs.",
     remedy="set num_sm, cga_size and set_sm_margin (a RingExchangeOverlapCfg does: 1, 1, false)",
 )
 SPLIT_DGRAD_WGRAD = rule(
     "ub.split-dgrad-wgrad",
-    "TP",
+    Dimension.TP,
     claim="qkv_dgrad or fc1_dgrad with another method than bulk is the reduce-scatter itself, and "
     "Transformer Engine then refuses settings for its wgrad.",
 )
 SPLIT_DGRAD_SWITCH = rule(
     "ub.split-dgrad-switch",
-    "TP",
+    Dimension.TP,
     claim="qkv_dgrad or fc1_dgrad with another method than bulk is run as a reduce-scatter only "
     "with model.tp_comm_overlap_rs_dgrad on (default off); otherwise the layer runs it as bulk, "
     "at which ring_exchange fails.",
@@ -157,73 +157,73 @@ SPLIT_DGRAD_SWITCH = rule(
 )
 SPLIT_DGRAD_MODES = rule(
     "ub.split-dgrad-modes",
-    "TP",
+    Dimension.TP,
     claim="initialize_ub fails (ValueError: list.remove) for a non-bulk dgrad where it sets up "
     "FP8 and BF16 communicators at once.",
     remedy="use bulk for qkv_dgrad and fc1_dgrad, or turn first_last_layers_bf16 off",
 )
 ATOMIC_FP8 = rule(
     "ub.atomic-fp8",
-    "TP",
+    Dimension.TP,
     claim="atomic_gemm needs FP8 GEMMs: Transformer Engine refuses it otherwise.",
     remedy="set atomic_gemm=false, or train every layer in FP8",
 )
 ATOMIC_BULK = rule(
     "ub.atomic-bulk",
-    "TP",
+    Dimension.TP,
     claim="Transformer Engine switches atomic_gemm off for bulk and external overlaps.",
 )
 ATOMIC_PAIR = rule(
     "ub.atomic-pair",
-    "TP",
+    Dimension.TP,
     claim="atomic_gemm with ring_exchange shuffles the chunks: both of a pair (qkv_fprop with "
     "proj_fprop, fc1_fprop with fc2_fprop) must have it, or neither.",
 )
 POSITIVE = rule(
     "ub.positive",
-    "TP",
+    Dimension.TP,
     claim="num_sm, cga_size and num_splits are at least 1: they are a kernel's grid and divisors.",
 )
 CGA_SIZE = rule(
     "ub.cga-size",
-    "TP",
+    Dimension.TP,
     claim=f"cga_size is at most {MAX_CGA_SIZE}, and not above num_sm where kernels do the copying.",
 )
 CGA_DIVIDES = rule(
     "ub.cga-divides",
-    "TP",
+    Dimension.TP,
     claim="Communication kernels run without clusters where cga_size does not divide num_sm.",
 )
 FLAG_TABLE = rule(
     "ub.num-sm-flags",
-    "TP",
+    Dimension.TP,
     claim=f"Transformer Engine's flag table has room for {FLAGGED_SMS} SMs (NVTE_MAX_SMS); "
     "it does not check num_sm against it.",
     remedy=f"set num_sm to {FLAGGED_SMS} or less",
 )
 COLLECTIVE = rule(
     "ub.collective",
-    "TP",
+    Dimension.TP,
     claim="is_reduce_scatter only repeats what the GEMM's collective is: the layers run theirs "
     "whatever it says, on a buffer laid out for the other one.",
     remedy="leave is_reduce_scatter out",
 )
 KEY_UNUSED = rule(
     "ub.key-unused",
-    "TP",
+    Dimension.TP,
     claim="num_splits and pipeline_rs_overlap_first_gemm have no effect on ring_exchange, "
     "aggregate and use_ce none on the other methods.",
 )
 FP8_BUF_LIST = rule(
     "ub.fp8-buf-list",
-    "TP",
+    Dimension.TP,
     claim="fp8_buf: [false], as Megatron-Bridge 0.3 writes it, reads as true. It matters only in "
     "an FP8 run, where proj_fprop, fc2_fprop or a pipeline dgrad then reduce-scatters FP8 values.",
     remedy="write fp8_buf: false, unless FP8 reduce-scatters are wanted: then true",
 )
 FP8_BUF_UNUSED = rule(
     "ub.fp8-buf-unused",
-    "TP",
+    Dimension.TP,
     claim="fp8_buf has no effect without FP8, nor on qkv_wgrad, fc1_wgrad or a ring_exchange "
     "dgrad; in an FP8 run every all-gather is in FP8, whatever it says.",
 )

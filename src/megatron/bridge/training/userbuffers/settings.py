@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.bridge.training.decisions import Decision, Outcome, rule
-from megatron.bridge.training.userbuffers.checks import check_gemms, nearest
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.near_names import did_you_mean
+from megatron.bridge.training.userbuffers.checks import check_gemms
 from megatron.bridge.training.userbuffers.facts import KNOB
 
 
@@ -120,19 +121,19 @@ _HYDRA_KEY = r"_[a-z]+_"
 
 _FILE = rule(
     "ub.file",
-    "TP",
+    Dimension.TP,
     claim="A tp_comm_overlap_cfg that is a path names a YAML file, read when the run starts; "
     "its content is not checked here.",
 )
 _SHAPE = rule(
     "ub.shape",
-    "TP",
+    Dimension.TP,
     claim="A userbuffers configuration maps GEMM names to mappings of settings.",
     remedy="write one mapping per GEMM, such as proj_fprop: {method: pipeline, num_sm: 16}",
 )
 _TARGET = rule(
     "ub.target",
-    "TP",
+    Dimension.TP,
     claim="Where `_target_` names one of the userbuffers classes, the keys beside it must be that "
     "class's fields, and its fields without a default must be there.",
 )
@@ -251,7 +252,7 @@ def _check_target(knob: str, node: Any) -> Iterator[Decision]:
                 effective=None,
                 reason=f"{cls.__name__} has no field {key!r}",
                 outcome=Outcome.ERROR,
-                remedy=f"use one of {cls.__name__}'s fields{nearest(key, fields)}, "
+                remedy=f"use one of {cls.__name__}'s fields{did_you_mean(key, fields)}, "
                 "or leave `_target_` out",
             )
     for key in fields:
