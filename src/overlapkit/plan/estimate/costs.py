@@ -18,7 +18,7 @@ from overlapkit.plan.workload.precision import base_precision, linear_precision
 from overlapkit.plan.workload.step import Workload, workload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """A step in plain numbers.
 
@@ -26,7 +26,7 @@ class Summary:
         step_s: seconds of a step.
         tokens_per_s_per_gpu: trained by each GPU.
         parts: seconds by part of the step, which add up to it.
-        estimate: where they come from.
+        estimate: the derivation.
     """
 
     step_s: float
@@ -36,20 +36,20 @@ class Summary:
 
     @property
     def figure(self) -> Figure:
-        """Tokens per second and GPU, from which all others are derived."""
+        """Tokens per second and GPU, whose derivation includes all others."""
         return self.estimate.tokens_per_second
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryNeed:
     """Memory of the fullest GPU, in bytes.
 
     Attributes:
         needed: by the run.
-        states: what weights, gradients and optimizer take of it, whatever is recomputed.
-        usable: of the capacity, the margin kept free.
+        states: by weights, gradients and optimizer, whatever is recomputed.
+        usable: the capacity less the margin.
         capacity: of the GPU.
-        figure: derives `needed`.
+        figure: the derivation of `needed`.
         stage: pipeline stage of that GPU.
     """
 
@@ -99,43 +99,45 @@ class Costs:
         """That step in plain numbers."""
         e = self.estimate(overlapped)
         parts = {name: figure.value for name, figure in e.parts.items()}
-        return Summary(e.step.value, e.tokens_per_second.value, parts, e)
+        return Summary(
+            step_s=e.step.value,
+            tokens_per_s_per_gpu=e.tokens_per_second.value,
+            parts=parts,
+            estimate=e,
+        )
 
     def memory(self) -> MemoryNeed:
         """Memory of the fullest GPU."""
         return memory_need(memory(self.run, self.work, self.machine))
 
     def with_exchange_of(self, run: Run) -> Costs:
-        """The same work with the gradient buckets of a run that differs in its overlap alone."""
+        """The same work with the gradient buckets of a run that differs only in its overlap."""
         exchange = gradient_exchange(run, self.work.layout, self.work.parameters)
         work = dataclasses.replace(self.work, exchange=exchange)
-        return Costs(run, self.world_size, self.machine, work)
+        return dataclasses.replace(self, run=run, work=work)
 
     def reducing_in_16_bits(self) -> Costs:
-        """The same run, but for gradients that travel in 16 bits."""
+        """The same run, with gradients reduced in 16 bits."""
         ddp = copy.copy(self.run.ddp)
         ddp.grad_reduce_in_fp32 = False
-        run = Run(
-            self.run.model,
-            self.run.optimizer,
-            ddp,
-            self.run.train,
-            self.run.mixed_precision,
-            self.run.comm_overlap,
-        )
-        return self.with_exchange_of(run)
+        return self.with_exchange_of(dataclasses.replace(self.run, ddp=ddp))
 
 
 def memory_need(held: Memory) -> MemoryNeed:
     """A memory estimate in plain numbers."""
     states = held.weights.value + held.gradients.value + held.optimizer.value
     return MemoryNeed(
-        held.needed.value, states, held.usable.value, held.capacity.value, held.needed, held.stage
+        needed=held.needed.value,
+        states=states,
+        usable=held.usable.value,
+        capacity=held.capacity.value,
+        figure=held.needed,
+        stage=held.stage,
     )
 
 
 def overlap_in(names: frozenset[str]) -> Overlap:
-    """The switches of these dimensions; the ring of context parallelism has none."""
+    """The switches of these dimensions. The ring of context parallelism is always on."""
     return Overlap(
         tp=TP in names,
         dp_gradients=DP_GRADIENTS in names,
@@ -150,7 +152,10 @@ def costs_of_run(run: Run, world_size: int, machine: Machine, *, cut: bool = Tru
     """The costs of an effective run, or why it cannot be estimated.
 
     Args:
-        cut: False leaves the gradients in one piece, for `with_exchange_of` to cut.
+        run: its configurations, effective.
+        world_size: GPUs of the job.
+        machine: rates and links.
+        cut: False does not cut the gradients into buckets; `with_exchange_of` does.
 
     Raises:
         InputError: the machine cannot compute in the run's precision.

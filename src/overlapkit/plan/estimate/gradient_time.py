@@ -1,25 +1,24 @@
-"""How much of the gradient reduction and the parameter gathering a step leaves exposed."""
+"""How much of the gradient reduction and the parameter gathering is exposed in a step."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.overlap import Overlap
 from overlapkit.plan.estimate.roofline import collective_time
 from overlapkit.plan.figure import Figure, given, largest, smallest, total
-from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gradient_exchange import ChunkExchange
 from overlapkit.plan.workload.step import Workload
 
 SCHEDULE = "pipeline schedule"
+"""Source of what follows from the order of microbatches and chunks."""
 
 
 @dataclass(frozen=True)
 class ExchangeTime:
-    """Seconds a step of data-parallel communication, and those that nothing hides."""
+    """Seconds of data-parallel communication in a step, and those that nothing hides."""
 
     total: Figure
     exposed: Figure
@@ -31,6 +30,9 @@ def exchange_time(
     """The exchange of the stage that waits longest for it; None where there is none.
 
     Args:
+        workload: what a step does.
+        machine: rates and links.
+        overlap: what is hidden.
         forward, backward: seconds of one model chunk for one microbatch.
     """
     exchange = workload.exchange
@@ -38,16 +40,16 @@ def exchange_time(
         return None
     if exchange.per_layer:
         return _layer_by_layer(workload, machine, overlap, forward, backward)
-    # Of stages that hold the same, the first has the least time to spare.
+    # Of stages with the same parameters, the first has the least time to spare.
     first_of = {tuple(map(id, row)): n for n, row in reversed(list(enumerate(exchange.chunks)))}
     stages = sorted(first_of.values())
     sides = []
-    for name, pick, on, chunk in (
-        ("gradients", _gradients, overlap.dp_gradients, backward),
-        ("parameters", _parameters, overlap.dp_parameters, forward),
+    for side in (
+        _Side("gradients", overlap.dp_gradients, backward),
+        _Side("parameters", overlap.dp_parameters, forward),
     ):
-        found = [_side(workload, machine, name, pick, on, chunk, stage) for stage in stages]
-        # One stage may have most to exchange and another wait longest for it.
+        found = [side.time(workload, machine, stage) for stage in stages]
+        # One stage may have the most to exchange, and another wait longest for it.
         most = max(one.total for one in found)
         longest = max(one.exposed for one in found)
         sides.append(ExchangeTime(most, longest))
@@ -57,56 +59,58 @@ def exchange_time(
     )
 
 
-def _gradients(chunk: ChunkExchange) -> Sequence[Collective]:
-    return chunk.gradients
+@dataclass(frozen=True)
+class _Side:
+    """The reduction of gradients, or the gathering of parameters, which is its reverse in time.
 
-
-def _parameters(chunk: ChunkExchange) -> Sequence[Collective]:
-    return chunk.parameters
-
-
-def _side(
-    workload: Workload,
-    machine: Machine,
-    name: str,
-    pick: Callable[[ChunkExchange], Sequence[Collective]],
-    on: bool,
-    chunk: Figure,
-    stage: int,
-) -> ExchangeTime:
-    """One stage's reduction (or gathering, which is the same backwards in time).
-
-    A chunk's gradients are complete with its last microbatch's backward. Chunks finish one after
-    the other, a group of PP microbatches apart, so that all but the first chunk's reduction (the
-    last to finish) have that long to hide; within the first chunk, what its last bucket holds has
-    nothing left to hide under. A later stage finishes earlier, by one chunk for each stage before
-    it, and nobody waits for it in the meantime.
+    Attributes:
+        name: "gradients" or "parameters".
+        on: whether it is overlapped.
+        chunk: seconds of one model chunk, for one microbatch, of the pass that it hides under.
     """
-    chunks = workload.exchange.chunks[stage]
-    alike = Counter(id(held) for held in chunks)
-    times = {
-        id(held): total((collective_time(one, machine) for one in pick(held)), "s").called(
-            f"{name} of chunk {number} of stage {stage}", "s"
+
+    name: str
+    on: bool
+    chunk: Figure
+
+    def time(self, workload: Workload, machine: Machine, stage: int) -> ExchangeTime:
+        """The exchange of one stage.
+
+        A chunk's gradients are complete with its last microbatch's backward. Chunks finish one
+        after the other, a group of PP microbatches apart, so that the reductions of all but the
+        first chunk (the last to finish) have that long to hide. Within the first chunk, its last
+        bucket has nothing left to hide under. A later stage finishes earlier, by one chunk for each
+        stage before it, and nothing waits for it in the meantime.
+        """
+        name, chunks = self.name, workload.exchange.chunks[stage]
+        counts = Counter(id(held) for held in chunks)
+        times = {
+            id(held): self._of_chunk(held, machine).called(
+                f"{name} of chunk {number} of stage {stage}", "s"
+            )
+            for number, held in reversed(list(enumerate(chunks)))
+        }
+        whole = total(_times(count, times[key]) for key, count in counts.items()).called(
+            f"{name} exchange", "s"
         )
-        for number, held in reversed(list(enumerate(chunks)))
-    }
-    whole = total(_times(count, times[key]) for key, count in alike.items()).called(
-        f"{name} exchange", "s"
-    )
-    if not on:
-        return ExchangeTime(whole, whole.called(f"{name} exposed", "s"))
-    alone = given("share in the last bucket", chunks[0].alone, "", "ddp.bucket_size")
-    last = (times[id(chunks[0])] * alone).called(f"{name} of the last bucket", "s")
-    window = chunk * (1 - alone)
-    if len(chunks) > 1:
-        others = given("later chunks x PP", (len(chunks) - 1) * workload.layout.pp, "", SCHEDULE)
-        window = window + others * chunk
-    window = window.called(f"{chunk.name} that {name} hide under", "s")
-    slack = (given("stages before", stage, "", SCHEDULE) * chunk).called(
-        f"{name} slack of stage {stage}", "s"
-    )
-    exposed = largest(largest(last, whole - window) - slack, 0)
-    return ExchangeTime(whole, smallest(exposed, whole).called(f"{name} exposed", "s"))
+        if not self.on:
+            return ExchangeTime(whole, whole.called(f"{name} exposed", "s"))
+        alone = given("share in the last bucket", chunks[0].alone, "", "ddp.bucket_size")
+        last = (times[id(chunks[0])] * alone).called(f"{name} of the last bucket", "s")
+        window = self.chunk * (1 - alone)
+        if len(chunks) > 1:
+            more = (len(chunks) - 1) * workload.layout.pp
+            window = window + given("later chunks x PP", more, "", SCHEDULE) * self.chunk
+        window = window.called(f"{self.chunk.name} that {name} hide under", "s")
+        slack = (given("stages before", stage, "", SCHEDULE) * self.chunk).called(
+            f"{name} slack of stage {stage}", "s"
+        )
+        exposed = largest(largest(last, whole - window) - slack, 0)
+        return ExchangeTime(whole, smallest(exposed, whole).called(f"{name} exposed", "s"))
+
+    def _of_chunk(self, held: ChunkExchange, machine: Machine) -> Figure:
+        collectives = held.gradients if self.name == "gradients" else held.parameters
+        return total((collective_time(one, machine) for one in collectives), "s")
 
 
 def _times(count: int, time: Figure) -> Figure:
@@ -118,8 +122,8 @@ def _layer_by_layer(
 ) -> ExchangeTime:
     """FSDP: each microbatch gathers every layer's parameters twice and scatters its gradients.
 
-    While a layer computes, the next one's parameters are gathered and the last one's gradients
-    scattered; the first layer of a pass has nothing before it.
+    While a layer computes, the parameters of the next are gathered and the gradients of the last
+    are scattered. Nothing runs before the first layer of a pass.
     """
     layout = workload.layout
     passes = given("microbatches", layout.microbatches, "", "global batch / (micro-batch x DP)")

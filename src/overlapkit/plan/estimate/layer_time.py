@@ -1,18 +1,18 @@
-"""One layer's microbatch on a machine: compute, and which communication it leaves exposed."""
+"""One microbatch of one layer on a machine: compute, and which communication is exposed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.overlap import Overlap
 from overlapkit.plan.estimate.roofline import collective_time, gemm_time, traffic_time
 from overlapkit.plan.figure import Figure, given, largest, total
 from overlapkit.plan.workload.collectives import Collective
+from overlapkit.plan.workload.recompute import Recompute
 from overlapkit.plan.workload.step import LayerWork
-
-RECOMPUTE = "model.recompute_num_layers"
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Communication:
     exposed: Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhaseTime:
     """Seconds of a layer's forward or backward for one microbatch.
 
     Attributes:
-        gemms, attention, traffic: compute, with what is recomputed.
+        gemms, attention, traffic: compute, including what is recomputed.
         communication: by dimension (TP, CP, EP), where there is any.
-        contention: by how much hidden communication slows the compute that it runs beside, since it
-            takes a share of the SMs.
+        contention: by how much hidden communication slows the compute beside it, since it takes a
+            share of the SMs.
     """
 
     gemms: Figure
@@ -74,120 +74,181 @@ def layer_time(work: LayerWork, machine: Machine, overlap: Overlap) -> LayerTime
 
 
 def _phase(
-    work: LayerWork,
-    machine: Machine,
-    overlap: Overlap,
-    phase: str,
-    forward: PhaseTime | None,
+    work: LayerWork, machine: Machine, overlap: Overlap, phase: str, forward: PhaseTime | None
 ) -> PhaseTime:
-    each = {
+    """One phase.
+
+    Args:
+        work: the layer.
+        machine: rates and links.
+        overlap: what is hidden.
+        phase: "forward" or "backward".
+        forward: for the backward, what it may repeat.
+    """
+    gemms = {
         f"{gemm.name} {gemm.which}": gemm_time(gemm, machine)
         for gemm in work.gemms
         if gemm.forward == (phase == "forward")
     }
-    gemms = total(each.values(), "s").called(f"{work.name} GEMMs, {phase}", "s")
+    times = _compute(work, machine, phase, gemms)
+    if forward is not None:
+        times = _with_recomputation(work, machine, times, forward)
+    compute = (times.gemms + times.attention + times.traffic).called(
+        f"{work.name} compute, {phase}", "s"
+    )
+    beside = _Beside(gemms, times.attention, compute, overlap)
+    repeated = [] if forward is None else _repeated(work.recompute, forward)
+    communication = tuple(_communication(work, machine, phase, beside, repeated))
+    hidden = total((one.total - one.exposed for one in communication), "s")
+    contention = (hidden * machine.communication_share).called(
+        f"{work.name} contention, {phase}", "s"
+    )
+    return PhaseTime(
+        gemms=times.gemms,
+        attention=times.attention,
+        traffic=times.traffic,
+        communication=communication,
+        contention=contention,
+    )
+
+
+class _Times(NamedTuple):
+    """Seconds of a phase's compute."""
+
+    gemms: Figure
+    attention: Figure
+    traffic: Figure
+
+
+def _compute(work: LayerWork, machine: Machine, phase: str, gemms: Mapping[str, Figure]) -> _Times:
     attention = given("no attention", 0, "s", "the output layer has none")
     if work.attention:
         flops = getattr(work.attention, phase)
         rate = getattr(machine, f"attention_{phase}")
         attention = (flops / rate).called(f"{work.name} attention, {phase}", "s")
     moved = (traffic_time(getattr(one, phase), machine) for one in work.traffic)
-    traffic = total(moved, "s").called(f"{work.name} memory-bound kernels, {phase}", "s")
+    return _Times(
+        total(gemms.values(), "s").called(f"{work.name} GEMMs, {phase}", "s"),
+        attention,
+        total(moved, "s").called(f"{work.name} memory-bound kernels, {phase}", "s"),
+    )
 
+
+def _with_recomputation(
+    work: LayerWork, machine: Machine, times: _Times, forward: PhaseTime
+) -> _Times:
+    """A backward's compute with what it repeats of the forward."""
+    gemms, attention, traffic = times
     again = work.recompute
-    repeated: list[Communication] = []
-    if forward is not None and again.whole_layers:
-        share = given("share of layers recomputed", again.whole_layers, "", RECOMPUTE)
-        gemms = (gemms + share * forward.gemms).called(gemms.name)
-        attention = (attention + share * forward.attention).called(attention.name)
-        traffic = (traffic + share * forward.traffic).called(traffic.name)
-        repeated = [
-            Communication(
-                one.dimension,
-                (share * one.total).called(f"{one.dimension} communication recomputed", "s"),
-                (share * one.exposed).called(f"{one.dimension} recomputed, exposed", "s"),
-            )
-            for one in forward.communication
-        ]
-    elif forward is not None:
-        twice = [gemm_time(g, machine) for g in work.gemms if g.forward and g.name in again.gemms]
-        gemms = total([gemms, *twice]).called(gemms.name)
-        if again.attention:
-            attention = (attention + forward.attention).called(attention.name)
+    if again.full_layers:
+        share = _share_recomputed(again)
+        return _Times(
+            (gemms + share * forward.gemms).called(gemms.name),
+            (attention + share * forward.attention).called(attention.name),
+            (traffic + share * forward.traffic).called(traffic.name),
+        )
+    repeated = [gemm_time(g, machine) for g in work.gemms if g.forward and g.name in again.gemms]
+    gemms = total([gemms, *repeated]).called(gemms.name)
+    if again.attention:
+        attention = (attention + forward.attention).called(attention.name)
+    return _Times(gemms, attention, traffic)
 
-    compute = (gemms + attention + traffic).called(f"{work.name} compute, {phase}", "s")
+
+def _repeated(again: Recompute, forward: PhaseTime) -> list[Communication]:
+    """The communication of the forward that full recomputation repeats."""
+    if not again.full_layers:
+        return []
+    share = _share_recomputed(again)
+    return [
+        Communication(
+            one.dimension,
+            (share * one.total).called(f"{one.dimension} communication recomputed", "s"),
+            (share * one.exposed).called(f"{one.dimension} recomputed, exposed", "s"),
+        )
+        for one in forward.communication
+    ]
+
+
+def _share_recomputed(again: Recompute) -> Figure:
+    return given("share of layers recomputed", again.full_layers, "", "model.recompute_num_layers")
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What a phase's communication can hide under, and whether it does.
+
+    Attributes:
+        gemms: seconds of each GEMM, as ``name which``.
+        attention: seconds of attention.
+        compute: seconds of all compute.
+        overlap: what is hidden.
+    """
+
+    gemms: Mapping[str, Figure]
+    attention: Figure
+    compute: Figure
+    overlap: Overlap
+
+    def exposed(self, dimension: str, timed: Sequence[tuple[Collective, Figure]]) -> list[Figure]:
+        """What is left of a dimension's collectives, given with their times."""
+        if dimension == "TP":
+            return [self._tensor(one, time) for one, time in timed]
+        if dimension == "CP":
+            return [self._context(one, time) for one, time in timed]
+        # Dispatch and combine hide under another microbatch's layer.
+        together = total(time for _, time in timed)
+        return [largest(together - self.compute, 0) if self.overlap.ep else together]
+
+    def _tensor(self, one: Collective, time: Figure) -> Figure:
+        """What is left of a TP collective beside its GEMM.
+
+        tp_comm_overlap cuts both into as many chunks as there are ranks, and sends each chunk while
+        another is multiplied. One chunk at the start or the end has nothing to hide under. What the
+        linear layer starts by itself is independent of the GEMM that it runs beside.
+        """
+        gemm = self.gemms.get(one.beside)
+        if gemm is None:
+            return time
+        if one.always_hidden:
+            return largest(time - gemm, 0)
+        if not self.overlap.tp:
+            return time
+        chunks = given("chunks", one.ranks, "", "one for each TP rank")
+        return largest(time / chunks, time - gemm)
+
+    def _context(self, one: Collective, time: Figure) -> Figure:
+        """What is left of a ring exchange, each step of which hides under a step of attention."""
+        if one.kind != "send" or not self.overlap.cp:
+            return _counted(time, one.count)
+        # All of CP; with a2a+p2p fewer, since its all-to-all has gathered part of the sequence.
+        steps = given("steps of the ring", one.ranks, "", "model.cp_comm_type, CP")
+        step = (self.attention / steps).called("attention of a ring step", "s")
+        return one.count * largest(time - step, 0)
+
+
+def _communication(
+    work: LayerWork,
+    machine: Machine,
+    phase: str,
+    beside: _Beside,
+    repeated: Sequence[Communication],
+) -> Iterator[Communication]:
+    """A phase's communication by dimension, with what is repeated."""
     own = [one for one in work.collectives if one.phase == phase]
-    communication = []
     for dimension in ("TP", "CP", "EP"):
         timed = [(one, collective_time(one, machine)) for one in own if one.dimension == dimension]
         if not timed:
             continue
-        if dimension == "TP":
-            exposed = [_beside(one, time, each, overlap.tp) for one, time in timed]
-        elif dimension == "CP":
-            exposed = [_ring(one, time, attention, overlap.cp) for one, time in timed]
-        else:
-            exposed = _under_a_microbatch(timed, compute, overlap.ep)
-        times = (_counted(time, one.count) for one, time in timed)
-        communication.append(_named(dimension, work.name, phase, times, exposed, repeated))
-    hidden = total((one.total - one.exposed for one in communication), "s")
-    contention = (hidden * machine.communication_share).called(
-        f"{work.name} contention, {phase}", "s"
-    )
-    return PhaseTime(gemms, attention, traffic, tuple(communication), contention)
-
-
-def _named(
-    dimension: str,
-    name: str,
-    phase: str,
-    times: Iterable[Figure],
-    exposed: Iterable[Figure],
-    repeated: Iterable[Communication],
-) -> Communication:
-    of_dimension = [one for one in repeated if one.dimension == dimension]
-    at = f"{name} {dimension} communication, {phase}"
-    return Communication(
-        dimension,
-        total([*times, *(one.total for one in of_dimension)]).called(at, "s"),
-        total([*exposed, *(one.exposed for one in of_dimension)]).called(f"{at}, exposed", "s"),
-    )
+        again = [one for one in repeated if one.dimension == dimension]
+        times = [_counted(time, one.count) for one, time in timed]
+        exposed = beside.exposed(dimension, timed)
+        name = f"{work.name} {dimension} communication, {phase}"
+        yield Communication(
+            dimension,
+            total([*times, *(one.total for one in again)]).called(name, "s"),
+            total([*exposed, *(one.exposed for one in again)]).called(f"{name}, exposed", "s"),
+        )
 
 
 def _counted(time: Figure, count: int) -> Figure:
     return time if count == 1 else time * count
-
-
-def _beside(one: Collective, time: Figure, gemms: dict[str, Figure], on: bool) -> Figure:
-    """What is left of a TP collective beside its GEMM.
-
-    tp_comm_overlap cuts both into as many chunks as there are ranks and lets each chunk travel
-    while another is multiplied; one chunk at the start or the end has nothing to hide under. What
-    the linear layer starts by itself is independent of the GEMM that it runs beside.
-    """
-    beside = gemms.get(one.beside)
-    if beside is None:
-        return time
-    if one.always_hidden:
-        return largest(time - beside, 0)
-    if not on:
-        return time
-    return largest(time / given("chunks", one.ranks, "", "one for each TP rank"), time - beside)
-
-
-def _ring(one: Collective, time: Figure, attention: Figure, on: bool) -> Figure:
-    """What is left of a ring exchange, each of whose steps hides under one step of attention."""
-    if one.kind != "send" or not on:
-        return _counted(time, one.count)
-    # All of CP, but for a2a+p2p, whose all-to-all has gathered the sequence of its ranks before.
-    steps = given("steps of the ring", one.ranks, "", "model.cp_comm_type, CP")
-    step = (attention / steps).called("attention of a ring step", "s")
-    return one.count * largest(time - step, 0)
-
-
-def _under_a_microbatch(
-    timed: list[tuple[Collective, Figure]], compute: Figure, on: bool
-) -> list[Figure]:
-    """What is left of dispatch and combine beside the compute of another microbatch's layer."""
-    together = total(time for _, time in timed)
-    return [largest(together - compute, 0) if on else together]

@@ -1,7 +1,7 @@
 """What a cluster can do: rates, bandwidths and latencies, from data sheets or from measurement.
 
-A `Machine` is plain data. `machine_of` makes one from a GPU's data sheet; who has measured a
-machine fills in the same fields with `given(name, value, unit, source)`.
+A `Machine` is plain data. `machine_of` makes one from a GPU's data sheet. A measured machine has
+the same fields, filled in with `given(name, value, unit, source)`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu, find_gpu
@@ -32,7 +33,7 @@ class Link:
     """One level of the network.
 
     Attributes:
-        name: "NVLink", "network" …
+        name: such as "NVLink" or "network".
         domain: consecutive ranks that it connects; `ALL_RANKS` for all.
         bandwidth: bytes/s that each rank sends while receiving as many.
         hop: seconds of latency for each step of a collective.
@@ -44,12 +45,12 @@ class Link:
     hop: Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """A cluster of equal GPUs (or other processors).
 
     Attributes:
-        name: for people.
+        name: shown in messages.
         rates: FLOP/s that large GEMMs sustain, by `Precision.rate`.
         attention_forward, attention_backward: FLOP/s of attention.
         memory_bandwidth: bytes/s of a streaming kernel.
@@ -57,10 +58,10 @@ class Machine:
         links: nearest first.
         communication_share: share of a rank's arithmetic that a running collective takes.
         kernel: seconds between one kernel and the next.
-        processors: SMs that a GEMM's tiles are spread over; 1 where that is of no account.
+        processors: SMs that a GEMM's tiles are spread over; 1 where that does not matter.
         tile: rows and columns of a GEMM's result that one of them computes.
-        step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of this
-            very workload; None takes the model. All compute of a step is scaled to it.
+        step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of the
+            workload to estimate. All compute of a step is scaled to it. None: not measured.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Machine:
         """The sustained rate of a kind of GEMM.
 
         Raises:
-            InputError: the machine has none.
+            InputError: the machine has no such rate.
         """
         if kind not in self.rates:
             raise InputError(
@@ -93,6 +94,10 @@ class Machine:
                 f"another of {', '.join(self.rates)}"
             )
         return self.rates[kind]
+
+
+NETWORK_GBPS = (1e-3, 1e6)
+"""Gbit/s of network per GPU that are accepted: far beyond any adapter, in both directions."""
 
 
 def machine_of(
@@ -111,66 +116,48 @@ def machine_of(
         constants: the efficiencies.
 
     Raises:
-        InputError: an unknown GPU, a bandwidth or a domain that is not positive.
+        InputError: an unknown GPU, or a bandwidth or a domain that is out of range.
     """
     name, data = find_gpu(gpu)
-    if network_gbps is not None and not network_gbps > 0:
-        raise InputError(f"--network {network_gbps:g}: want Gbit/s per GPU, above 0")
+    least, most = NETWORK_GBPS
+    if network_gbps is not None and not least <= network_gbps <= most:
+        raise InputError(
+            f"--network {network_gbps:g}: want Gbit/s per GPU, from {least:g} to {most:,.0f}"
+        )
     if nvlink_domain is not None and nvlink_domain < 1:
         raise InputError(f"NVLink domain of {nvlink_domain} GPUs: want 1 or more")
     sheet = f"{name} data sheet"
-    tflops = {
-        "bf16": data.bf16_tflops,
-        "fp8": data.fp8_tflops,
-        # Block scaling came with the generation that has FP4.
-        "mxfp8": data.fp8_tflops if data.nvfp4_tflops else None,
-        "nvfp4": data.nvfp4_tflops,
-        # TF32, which fp32 matrix products may use, runs at half of BF16.
-        "fp32": data.bf16_tflops / 2,
-    }
-    peaks = {
-        kind: given(f"{kind} peak", rate * 1e12, "FLOP/s", sheet)
-        for kind, rate in tflops.items()
-        if rate is not None
-    }
+    peaks = _peaks(data, sheet)
     power = given("power", data.tdp_watt, "W", sheet)
     tensor = constant("tensor-core efficiency", constants.tensor)
+    backward = constant("attention backward efficiency", constants.attention_backward)
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
     streaming = constant("memory efficiency", constants.memory)
     taken = constant("SMs that a collective takes", constants.processors)
+    network = (network_gbps or data.nic_gbps) / 8 * 1e9
     return Machine(
         name=name,
         rates={
             kind: _sustained(kind, peak, power, tensor, constants) for kind, peak in peaks.items()
         },
-        attention_forward=_attention(data, peaks["bf16"], tensor, 4, 1, "forward"),
-        attention_backward=_attention(
-            data,
-            peaks["bf16"],
-            constant("attention backward efficiency", constants.attention_backward),
-            10,
-            1,
-            "backward",
-        ),
+        attention_forward=_attention(data, peaks["bf16"] * tensor, peaks["bf16"], FORWARD),
+        attention_backward=_attention(data, peaks["bf16"] * backward, peaks["bf16"], BACKWARD),
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
         links=(
             Link(
-                "NVLink",
-                nvlink_domain or data.nvlink_domain,
-                _bandwidth("NVLink", data.nvlink_gbps_per_dir * 1e9, sheet, constants),
-                constant("NVLink hop", NVLINK_HOP_S, "s"),
+                name="NVLink",
+                domain=nvlink_domain or data.nvlink_domain,
+                bandwidth=_bandwidth("NVLink", data.nvlink_gbps_per_dir * 1e9, sheet, constants),
+                hop=constant("NVLink hop", NVLINK_HOP_S, "s"),
             ),
             Link(
-                "network",
-                ALL_RANKS,
-                _bandwidth(
-                    "network",
-                    (network_gbps or data.nic_gbps) / 8 * 1e9,
-                    sheet if network_gbps is None else "--network",
-                    constants,
+                name="network",
+                domain=ALL_RANKS,
+                bandwidth=_bandwidth(
+                    "network", network, sheet if network_gbps is None else "--network", constants
                 ),
-                constant("network hop", NETWORK_HOP_S, "s"),
+                hop=constant("network hop", NETWORK_HOP_S, "s"),
             ),
         ),
         communication_share=(taken / given("SMs", data.sm, "", sheet)).called(
@@ -182,15 +169,33 @@ def machine_of(
     )
 
 
+def _peaks(data: Gpu, sheet: str) -> dict[str, Figure]:
+    """The data sheet's FLOP/s by `Precision.rate`, for those that the GPU has."""
+    tflops = {
+        "bf16": data.bf16_tflops,
+        "fp8": data.fp8_tflops,
+        # Block scaling was introduced with the generation that has FP4.
+        "mxfp8": data.fp8_tflops if data.nvfp4_tflops else None,
+        "nvfp4": data.nvfp4_tflops,
+        # TF32, which fp32 matrix products can use, runs at half the rate of BF16.
+        "fp32": data.bf16_tflops / 2,
+    }
+    return {
+        kind: given(f"{kind} peak", rate * 1e12, "FLOP/s", sheet)
+        for kind, rate in tflops.items()
+        if rate is not None
+    }
+
+
 OPERAND_BITS = {"fp32": 32, "bf16": 16, "fp8": 8, "mxfp8": 8.25, "nvfp4": 4.5}
-"""Bits of a GEMM operand's element, with its share of the scales: one byte for 32 elements of MXFP8
-and for 16 of NVFP4."""
+"""Bits of one element of a GEMM's operand, with its share of the scales: one byte for 32 elements
+of MXFP8 and for 16 of NVFP4."""
 
 
 def _sustained(
     kind: str, peak: Figure, power: Figure, tensor: Figure, constants: Constants
 ) -> Figure:
-    """What tensor cores can keep up, or what power allows them, whichever is less."""
+    """What tensor cores sustain, or what power allows, whichever is less."""
     bits = given(f"{kind} operand bits", OPERAND_BITS[kind], "", "the format, with its scales")
     energy = (
         constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
@@ -203,24 +208,39 @@ HEAD = 128
 """Head size that attention's rate is stated for, as that of every named model."""
 
 
-def _attention(
-    gpu: Gpu, peak: Figure, efficiency: Figure, products: int, exponentials: int, which: str
-) -> Figure:
+class _Pass(NamedTuple):
+    """What attention does for each pair of positions: FLOPs are `products x HEAD`."""
+
+    name: str
+    products: int
+    exponentials: int
+
+
+FORWARD = _Pass("forward", 4, 1)
+BACKWARD = _Pass("backward", 10, 1)
+
+
+def _attention(gpu: Gpu, products: Figure, peak: Figure, of: _Pass) -> Figure:
     """FLOP/s where matrix products and exponentials follow each other.
 
-    For each pair of positions the forward multiplies `2 x 2 x head` and takes one exponential; the
-    special-function units take these at a rate of their own, which on Blackwell is the slower one
-    (FlashAttention-4, 2025).
+    For each pair of positions the forward multiplies `2 x 2 x head` and takes one exponential. The
+    special-function units take exponentials at a rate of their own, which is the lower one on
+    Blackwell (FlashAttention-4, 2025).
+
+    Args:
+        gpu: the data sheet.
+        products: FLOP/s that matrix products sustain.
+        peak: FLOP/s of the data sheet in BF16, which gives the clock.
+        of: what the pass does.
     """
     source = "overlapkit/data/hardware.json"
     each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", source)
     unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", source)
     exponential = (peak / each * unit).called("exponentials", "1/s")
-    operations = given(
-        f"FLOPs per pair, {which}", products * HEAD, "FLOP", f"{products} x head size of {HEAD}"
-    )
-    time = operations / (peak * efficiency) + exponentials / exponential
-    return (operations / time).called(f"attention {which} sustained", "FLOP/s")
+    per_pair = f"{of.products} x head size of {HEAD}"
+    operations = given(f"FLOPs per pair, {of.name}", of.products * HEAD, "FLOP", per_pair)
+    time = operations / products + of.exponentials / exponential
+    return (operations / time).called(f"attention {of.name} sustained", "FLOP/s")
 
 
 def _bandwidth(name: str, peak: float, source: str, constants: Constants) -> Figure:
@@ -231,9 +251,9 @@ def _bandwidth(name: str, peak: float, source: str, constants: Constants) -> Fig
 def filled(machine: Machine, m: int, n: int, batch: int, k: int) -> float:
     """Share of the processors' time that a GEMM's tiles use, from 0 to 1.
 
-    The result is cut into tiles, which the processors compute in waves; edges that do not fill a
-    tile and the last wave that does not fill the GPU are lost. With fewer tiles than processors the
-    inner dimension is cut up as well (split-K), as libraries do.
+    The result is cut into tiles, which the processors compute in waves. Edges that do not fill a
+    tile, and a last wave that does not fill the GPU, waste time. With fewer tiles than processors
+    the inner dimension is cut as well (split-K), as libraries do.
     """
     if machine.processors == 1:
         return 1.0
@@ -248,10 +268,10 @@ def filled(machine: Machine, m: int, n: int, batch: int, k: int) -> float:
 
 
 def slowest_link(machine: Machine, ranks: int, stride: int) -> Link:
-    """The link that a message between neighbours of a group takes, the farthest apart of them.
+    """The link between the neighbours of a group that are farthest apart.
 
-    Where the group reaches over several domains some neighbours are in different ones, and all wait
-    for these: each message has one sender, so one adapter.
+    Where the group spans several domains, some neighbours are in different ones, and all wait for
+    these. Each message has one sender, and therefore one adapter.
     """
     reaches_out = (ranks - 1) * stride + 1 > machine.nvlink_domain
     return machine.links[-1 if reaches_out else 0]
@@ -260,11 +280,11 @@ def slowest_link(machine: Machine, ranks: int, stride: int) -> Link:
 def link_between(machine: Machine, ranks: int, stride: int) -> tuple[Figure, Figure, int]:
     """How a group of `ranks`, `stride` apart, is connected.
 
-    A ring over several domains enters and leaves each of them once per member that it has there, so
-    that these members' links to the outside carry it together, as far as the inner link keeps up.
+    A ring over several domains enters and leaves each of them once per member in it, so that the
+    adapters of these members carry it together, up to the bandwidth of the inner link.
 
     Returns:
-        Bytes/s of each rank, seconds of latency over the whole ring, members within a domain.
+        Bytes/s of each rank, seconds of latency over the entire ring, members within a domain.
     """
     inner = machine.links[0]
     span = (ranks - 1) * stride + 1

@@ -1,4 +1,4 @@
-"""How much memory the fullest GPU needs: an estimate, with a stated margin."""
+"""How much memory the fullest GPU needs: an estimate with a stated margin."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from overlapkit.plan.estimate.activations import layer_activations, layer_input,
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.optimizer_time import optimizer_shard
 from overlapkit.plan.figure import Figure, given, literal, smallest, total
+from overlapkit.plan.workload.parameters import COUNTED
 from overlapkit.plan.workload.step import LayerWork, Workload
 
 MARGIN = 0.05
 """Share of the memory that is kept free for what is not counted: the CUDA context and loaded
 kernels, NCCL's and userbuffers' buffers, GEMM workspaces, and what fragmentation loses."""
 
-COUNTED = "counted tensor by tensor"
-
 _SIZES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes on the GPU that needs most.
 
     Attributes:
-        weights, gradients, optimizer, activations: its parts.
+        weights, gradients, optimizer, activations: the parts.
         needed: their sum.
         capacity: of the GPU.
-        usable: of it, without the margin.
+        usable: the capacity less the margin.
         stage: the pipeline stage of that GPU.
     """
 
@@ -53,13 +52,15 @@ def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
     """The memory of the pipeline stage that needs most.
 
     Args:
-        run: that `workload` was made from.
+        run: its configurations, effective.
+        workload: of that run.
+        machine: the GPU's memory.
 
     Raises:
         InputError: an optimizer dtype that is not known.
     """
     usable = (machine.memory * (1 - MARGIN)).called("usable memory", "B")
-    # Of stages that hold the same, the first has most microbatches in flight.
+    # Of stages with the same parameters, the first has the most microbatches in flight.
     last = workload.layout.pp - 1
     first_of: dict[Any, int] = {}
     for stage, held in enumerate(workload.parameters):
@@ -77,7 +78,16 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
     needed = (weights + gradients + optimizer + activations).called(
         f"memory needed on stage {stage}", "B"
     )
-    return Memory(weights, gradients, optimizer, activations, needed, machine.memory, usable, stage)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        needed=needed,
+        capacity=machine.memory,
+        usable=usable,
+        stage=stage,
+    )
 
 
 def _weights(run: Run, workload: Workload, stage: int) -> Figure:
@@ -85,7 +95,7 @@ def _weights(run: Run, workload: Workload, stage: int) -> Figure:
     size = literal(workload.base.operand_bytes, "B")
     fp8 = given("parameters kept in FP8", held.fp8, "", COUNTED)
     other = given("other parameters per rank", held.all - held.fp8, "", COUNTED)
-    # Two directions: Hopper's tensor cores want FP8 operands transposed, block scales differ.
+    # Hopper's tensor cores need FP8 operands transposed, and block scales differ by direction.
     both = given("small copies of a weight", 2, "", "one for each direction")
     weights = other * size + fp8 * both * literal(1, "B")
     if low is not workload.base:
@@ -94,7 +104,7 @@ def _weights(run: Run, workload: Workload, stage: int) -> Figure:
         cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
         weights = weights + cached * both * literal(low.operand_bytes, "B")
     if workload.exchange.per_layer:
-        # The layer at work and the one gathered for it ahead are whole.
+        # The current layer and the one that is being gathered are complete.
         layer = given(
             "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
         )
@@ -123,7 +133,7 @@ def _gradients(workload: Workload, stage: int) -> Figure:
 
 
 def _share(workload: Workload, stage: int) -> Figure:
-    """The share of a stage's parameters that one rank keeps; of experts fewer ranks have copies."""
+    """The share of a stage's parameters that one rank keeps. Experts have fewer copies."""
     held = workload.parameters[stage].all
     whole = given("parameters per rank", held.all, "", COUNTED)
     return (optimizer_shard(workload, held) / whole).called("share kept by a rank")
@@ -137,7 +147,7 @@ def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
         for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
     ]
     if aware and getattr(run.optimizer, "store_param_remainders", False) and sizes[0] == 4:
-        # Only the 16 bits that the BF16 weight lacks are kept beside it.
+        # Only the 16 bits that the BF16 weight lacks are kept with it.
         sizes[0] = 2
     each = given("optimizer state bytes", sum(sizes), "B", "master weight and Adam's two moments")
     state = shard * each
@@ -150,17 +160,18 @@ def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
 
 
 def _size(optimizer: Any, name: str) -> int:
-    told = str(getattr(optimizer, name, None) or "float32").rpartition(".")[2]
-    if told not in _SIZES:
-        raise InputError(f"optimizer.{name}={told}: unknown dtype; known are {', '.join(_SIZES)}")
-    return _SIZES[told]
+    dtype = str(getattr(optimizer, name, None) or "float32").rpartition(".")[2]
+    if dtype not in _SIZES:
+        raise InputError(f"optimizer.{name}={dtype}: unknown dtype; known are {', '.join(_SIZES)}")
+    return _SIZES[dtype]
 
 
 def _activations(run: Run, workload: Workload, stage: int) -> Figure:
-    """Of all microbatches in flight on a stage.
+    """The activations of all microbatches in flight on a stage.
 
-    One forward, one backward: stage s has at most p - s microbatches in flight. Interleaved, the
-    warm-up of stage s is 2 (p - s - 1) + (v - 1) p chunks, and one more is at work.
+    With one forward, one backward (1F1B), stage s has at most p - s microbatches in flight.
+    Interleaved, the warm-up of stage s is 2 (p - s - 1) + (v - 1) p chunks, and one more is being
+    computed.
     """
     layout = workload.layout
     of_kinds = []
@@ -185,24 +196,24 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
     )
     in_flight = smallest(in_flight, given("microbatches", layout.microbatches, "", "schedule"))
     kept = in_flight * of_pass
-    if any(work.recompute.whole_layers for work in workload.layers):
-        # While one layer is recomputed, all of its activations are there.
-        whole = (_whole(workload, workload.layers[kind]) for kind in workload.stages[stage])
+    if any(work.recompute.full_layers for work in workload.layers):
+        # While a layer is recomputed, all of its activations exist.
+        recomputed = (_of_layer(workload, workload.layers[kind]) for kind in workload.stages[stage])
         kept = kept + max(
-            whole, key=float, default=given("recomputed layer", 0, "B", "a stage without layers")
+            recomputed, default=given("recomputed layer", 0, "B", "a stage without layers")
         )
     if stage == layout.pp - 1:
         kept = kept + logits(workload)
     return kept.called("activations", "B")
 
 
-def _whole(workload: Workload, work: LayerWork) -> Figure:
+def _of_layer(workload: Workload, work: LayerWork) -> Figure:
     return layer_activations(workload, work.precision, work.recompute, moe=work.moe)
 
 
 def _kept(workload: Workload, work: LayerWork) -> Figure:
-    share = work.recompute.whole_layers
+    share = work.recompute.full_layers
     if not share:
-        return _whole(workload, work)
+        return _of_layer(workload, work)
     again = given("share of layers recomputed", share, "", "model.recompute_num_layers")
-    return again * layer_input(workload) + (1 - again) * _whole(workload, work)
+    return again * layer_input(workload) + (1 - again) * _of_layer(workload, work)

@@ -1,26 +1,26 @@
-"""The optimizer's step: it reads and writes every parameter's state once."""
+"""The step of the optimizer: it reads and writes every parameter's state once."""
 
 from __future__ import annotations
 
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.figure import Figure, given, literal
-from overlapkit.plan.workload.parameters import Parameters
+from overlapkit.plan.workload.parameters import COUNTED, Parameters
 from overlapkit.plan.workload.step import Workload
 
 STATE_BYTES = 4 + 2 * 12
-"""Adam with fp32 state, per parameter: the gradient read; master weight and two moments read and
-written."""
+"""Bytes per parameter of Adam with fp32 state: the gradient is read, the master weight and two
+moments are read and written."""
 NORM_BYTES = 4
-"""The gradient read once more before, to clip its norm."""
+"""Bytes per parameter to clip the norm: the gradient is read once more."""
 ZEROED_BYTES = 4
-"""The gradient buffer cleared for the next step, whole on every rank."""
+"""Bytes per parameter to clear the gradient buffer, of which every rank has all."""
 
 
 def optimizer_time(workload: Workload, machine: Machine) -> Figure:
-    """Seconds of memory traffic on the stage with most parameters."""
+    """Seconds of memory traffic on the stage with the most parameters."""
     held = workload.parameters[workload.worst_stage].all
     shard = optimizer_shard(workload, held)
-    whole = given("parameters per rank", held.all, "", "counted tensor by tensor")
+    whole = given("parameters per rank", held.all, "", COUNTED)
     weight = given(
         "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
     )
@@ -39,14 +39,14 @@ def optimizer_shard(workload: Workload, held: Parameters) -> Figure:
     """Parameters whose optimizer state one rank keeps."""
     layout = workload.layout
     if layout.sharding == "none":
-        return given("parameters of a rank's optimizer", held.all, "", "counted tensor by tensor")
+        return given("parameters of a rank's optimizer", held.all, "", COUNTED)
     dense = max(layout.replicas // layout.instances, 1)
     expert = max(layout.expert_replicas // layout.instances, 1)
-    shard = given("dense parameters per rank", held.dense, "", "counted tensor by tensor") / given(
+    shard = given("dense parameters per rank", held.dense, "", COUNTED) / given(
         "their shards", dense, "", "DP x CP / distributed-optimizer instances"
     )
     if held.expert:
-        shard = shard + given(
-            "expert parameters per rank", held.expert, "", "counted tensor by tensor"
-        ) / given("experts' shards", expert, "", "DP x CP x TP / (EP x expert TP) / instances")
+        shard = shard + given("expert parameters per rank", held.expert, "", COUNTED) / given(
+            "experts' shards", expert, "", "DP x CP x TP / (EP x expert TP) / instances"
+        )
     return shard.called("parameters of a rank's optimizer", "")

@@ -12,16 +12,16 @@ DIMENSIONS = (TP, DP_GRADIENTS, DP_PARAMETERS, PP, CP, EP)
 """Every dimension whose communication can be overlapped, in the order of reports."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What is hidden, as far as there is compute to hide it under.
+    """What is hidden, where there is compute to hide it under.
 
     Attributes:
         tp: all-gather and reduce-scatter under the GEMM beside them (tp_comm_overlap).
         dp_gradients: reduction under the backward (overlap_grad_reduce).
         dp_parameters: gathering under the forward (overlap_param_gather).
         pp: boundary activations under the compute of other microbatches (overlap_p2p_comm).
-        cp: ring steps under attention; no switch, Transformer Engine's ring always does.
+        cp: ring steps under attention; Transformer Engine's ring always hides them.
         ep: dispatch and combine under another microbatch (overlap_moe_expert_parallel_comm).
     """
 
@@ -33,8 +33,8 @@ class Overlap:
     ep: bool
 
 
-NO_OVERLAP = Overlap(False, False, False, False, True, False)
-"""Every switch off; the ring of context parallelism has none."""
+NO_OVERLAP = Overlap(tp=False, dp_gradients=False, dp_parameters=False, pp=False, cp=True, ep=False)
+"""Every switch off. The ring of context parallelism has no switch."""
 
 
 def overlap_of(run: Run) -> Overlap:

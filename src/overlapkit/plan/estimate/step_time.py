@@ -1,4 +1,4 @@
-"""How long a step takes on a machine, part by part, and which communication is left exposed."""
+"""How long a step takes on a machine, part by part, and which communication is exposed."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ PARTS = (
     "pipeline bubble",
     "optimizer",
 )
-"""What a step consists of; the parts of an estimate add up to its step."""
+"""What a step consists of. The parts of an estimate add up to its step."""
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Seconds a step of one dimension's communication: `exposed + hidden = total`."""
+    """Seconds of one dimension's communication in a step: `exposed + hidden = total`."""
 
     total: Figure
     exposed: Figure
     hidden: Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A step of the slowest rank.
 
@@ -51,7 +51,7 @@ class Estimate:
         communication: by dimension, for those that communicate.
         tokens_per_second: of each GPU.
         model_flops_per_second: of each GPU, model FLOPs.
-        bubble_share: of the step without bubble, that the bubble adds.
+        bubble_share: the bubble over the rest of the step.
     """
 
     step: Figure
@@ -72,7 +72,7 @@ class Estimate:
 def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate:
     """The time of a step.
 
-    The slowest stage works through all microbatches; before and behind them it waits for the other
+    The slowest stage works through all microbatches. Before and after them it waits for the other
     stages to fill and drain, which interleaving shortens (Narayanan et al., Efficient Large-Scale
     Language Model Training on GPU Clusters Using Megatron-LM, 2021, section 2.2).
 
@@ -82,42 +82,21 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
     layout = workload.layout
     layers = [layer_time(work, machine, overlap) for work in workload.layers]
     vocabulary = layer_time(workload.vocabulary, machine, overlap)
-    held = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
-    times = [_stage_time(stage, parts) for stage, parts in enumerate(held)]
-    slowest = max(range(layout.pp), key=lambda stage: times[stage].value)
-    passes = given("microbatches", layout.microbatches, "", BATCHES)
+    stages = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
+    times = [_stage_time(stage, layers_of) for stage, layers_of in enumerate(stages)]
+    slowest = stages[max(range(layout.pp), key=lambda stage: times[stage].value)]
+    scale = _scale(workload, machine, slowest)
 
-    scale = _scale(workload, machine, held[slowest])
-    parts: dict[str, Figure] = {}
-    communication: dict[str, Exposure] = {}
-    for name, pick in _COMPUTE.items():
-        picked = [(count, pick(time)) for count, time in held[slowest]]
-        of_pass = total((count * time for count, time in picked if time.value), "s")
-        parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
-    for dimension in ("TP", "CP", "EP"):
-        exposure = _of_dimension(dimension, held[slowest], passes)
-        if exposure is not None:
-            communication[dimension] = exposure
-            parts[f"{dimension} exposed"] = exposure.exposed
-    forward, backward = _chunk_times(held[slowest], layout.vp)
-    contended = [parts["contention"]]
-
-    if workload.boundary is not None:
-        exposure = _boundary(workload, machine, overlap, forward)
-        communication["PP"] = exposure
-        parts["PP exposed"] = exposure.exposed
-        contended.append(exposure.hidden * machine.communication_share)
-    exchange = exchange_time(workload, machine, overlap, forward, backward)
-    if exchange is not None:
-        communication["DP"] = Exposure(
-            exchange.total, exchange.exposed, _hidden("DP", exchange.total, exchange.exposed)
-        )
-        parts["DP exposed"] = exchange.exposed
-        contended.append(communication["DP"].hidden * machine.communication_share)
-    parts["contention"] = total(contended).called("contention", "s")
-    parts["pipeline bubble"] = _scaled(_bubble(workload, times), scale).called(
-        "pipeline bubble", "s"
-    )
+    parts = _compute(workload, slowest, scale)
+    communication = _communication(workload, machine, overlap, slowest)
+    for dimension, exposure in communication.items():
+        parts[f"{dimension} exposed"] = exposure.exposed
+    # A layer's own contention is among its compute; these run beside the layers.
+    hidden = [communication[each].hidden for each in ("PP", "DP") if each in communication]
+    contention = [parts["contention"], *(each * machine.communication_share for each in hidden)]
+    parts["contention"] = total(contention).called("contention", "s")
+    bubble = _scaled(_bubble(workload, times), scale).called("pipeline bubble", "s")
+    parts["pipeline bubble"] = bubble
     parts["optimizer"] = _scaled(optimizer_time(workload, machine), scale).called("optimizer", "s")
     parts = {name: parts[name] for name in PARTS if name in parts}
     step = total(parts.values()).called("step", "s")
@@ -132,9 +111,7 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
         model_flops_per_second=(workload.model_flops / step / world).called(
             "model FLOP/s of a GPU", "FLOP/s"
         ),
-        bubble_share=(parts["pipeline bubble"] / (step - parts["pipeline bubble"])).called(
-            "bubble over the rest of the step", ""
-        ),
+        bubble_share=(bubble / (step - bubble)).called("bubble over the rest of the step", ""),
     )
 
 
@@ -147,6 +124,36 @@ _COMPUTE: dict[str, Callable[[LayerTime], Figure]] = {
     "memory-bound kernels": lambda time: time.forward.traffic + time.backward.traffic,
     "contention": lambda time: time.forward.contention + time.backward.contention,
 }
+
+
+def _compute(workload: Workload, held: _Stage, scale: Figure | None) -> dict[str, Figure]:
+    """Seconds of a stage's compute in a step, by part."""
+    passes = _passes(workload)
+    parts = {}
+    for name, pick in _COMPUTE.items():
+        picked = [(count, pick(time)) for count, time in held]
+        of_pass = total((count * time for count, time in picked if time.value), "s")
+        parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
+    return parts
+
+
+def _communication(
+    workload: Workload, machine: Machine, overlap: Overlap, held: _Stage
+) -> dict[str, Exposure]:
+    """A stage's communication in a step, by dimension, where there is any."""
+    found = {name: _of_dimension(name, held, _passes(workload)) for name in ("TP", "CP", "EP")}
+    forward, backward = _chunk_times(held, workload.layout.vp)
+    if workload.boundary is not None:
+        found["PP"] = _boundary(workload, machine, overlap, forward)
+    exchange = exchange_time(workload, machine, overlap, forward, backward)
+    if exchange is not None:
+        hidden = _hidden("DP", exchange.total, exchange.exposed)
+        found["DP"] = Exposure(exchange.total, exchange.exposed, hidden)
+    return {name: exposure for name, exposure in found.items() if exposure is not None}
+
+
+def _passes(workload: Workload) -> Figure:
+    return given("microbatches", workload.layout.microbatches, "", BATCHES)
 
 
 def _stage(
@@ -201,8 +208,8 @@ def _hidden(dimension: str, whole: Figure, exposed: Figure) -> Figure:
 
 
 def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: Figure) -> Exposure:
-    """Boundary activations: with overlap only the first and last ones on their way have no compute
-    beside them, while the pipeline fills and drains."""
+    """Boundary activations. With overlap, only those sent while the pipeline fills and drains have
+    no compute beside them."""
     assert workload.boundary is not None
     each = collective_time(workload.boundary, machine)
     count = given("boundary messages", workload.boundary.count, "", "2 x VPP x microbatches")
@@ -221,7 +228,7 @@ def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: F
 
 
 def _bubble(workload: Workload, times: Iterable[Figure]) -> Figure:
-    """Time that a stage waits while the others fill and drain: `(p - 1) / v` microbatches."""
+    """How long a stage waits while the others fill and drain: `(p - 1) / v` microbatches."""
     layout = workload.layout
     if layout.pp == 1:
         return given("pipeline bubble", 0, "s", "one stage")
@@ -235,11 +242,10 @@ def _scale(workload: Workload, machine: Machine, held: _Stage) -> Figure | None:
     """Measured compute of a step over the modelled one; None where nothing was measured."""
     if machine.step_compute is None:
         return None
-    passes = given("microbatches", workload.layout.microbatches, "", BATCHES)
     of_pass = total(
         (count * (time.forward.compute + time.backward.compute) for count, time in held), "s"
     )
-    modelled = (of_pass * passes + optimizer_time(workload, machine)).called(
+    modelled = (of_pass * _passes(workload) + optimizer_time(workload, machine)).called(
         "modelled compute of a step", "s"
     )
     return (machine.step_compute / modelled).called("measured over modelled compute")

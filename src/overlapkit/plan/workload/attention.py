@@ -1,4 +1,4 @@
-"""The arithmetic of attention itself: scores and their product with the values."""
+"""The arithmetic of attention: scores and their product with the values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.layout import Layout
 
 BACKWARD_PRODUCTS = 5 / 2
-"""Matrix products of a flash-attention backward per product of the forward: five instead of two,
-since the scores are computed again (FlashAttention-2, 2023, section 3.1)."""
+"""Matrix products of a flash-attention backward per product of the forward: five for two, since it
+computes the scores again (FlashAttention-2, 2023, section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Attention:
 
     Attributes:
         forward, backward: as executed.
-        counted: forward and backward as model FLOPs are counted, without what the backward repeats.
+        counted: forward and backward as model FLOPs, without what the backward computes again.
     """
 
     forward: Figure
@@ -30,10 +30,10 @@ class Attention:
 
 
 def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> Attention:
-    """Causal attention: of the `s x s` pairs of positions those behind the diagonal are skipped.
+    """Causal attention: half of the `s x s` pairs of positions are skipped.
 
     Raises:
-        InputError: a window_size that is no pair of numbers.
+        InputError: window_size is not a pair of numbers.
     """
     length = given("sequence", layout.sequence, "tokens", "model.seq_length")
     sequences = given("micro-batch", layout.micro_batch, "sequences", "train.micro_batch_size")
@@ -65,7 +65,7 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
 
 
 def _window(model: Any, layer: int) -> int | None:
-    """Tokens that a position looks back at in this layer; None for all."""
+    """Tokens that a position attends to in this layer; None for all before it."""
     window = getattr(model, "window_size", None)
     if window is None:
         return None

@@ -1,13 +1,14 @@
 """The communication of a step: which collective, of how many bytes, among which ranks.
 
-Ranks are numbered as Megatron-Core numbers them: TP innermost, then CP, then DP, then PP; for
-experts their TP, then EP, then what is left of DP. So a group is told by its size and by the stride
-between its members, and that tells which link it needs.
+Megatron-Core numbers ranks with TP innermost, then CP, then DP, then PP; for experts with their TP
+innermost, then EP, then what remains of DP. The size of a group and the stride between its members
+therefore determine which link it uses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import comb
 from typing import Any
 
@@ -22,23 +23,25 @@ from overlapkit.plan.workload.memory_traffic import (
 )
 from overlapkit.plan.workload.precision import Precision
 
+PHASES = ("forward", "backward")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Collective:
     """One collective of a kind, and how often it runs.
 
     Attributes:
         dimension: "TP", "DP", "PP", "CP" or "EP".
-        name: what travels.
+        name: what is sent.
         kind: "all-gather", "reduce-scatter", "all-reduce", "all-to-all" or "send".
         payload: bytes: of the gathered tensor, of the tensor that is reduced, of what a rank has
-            for all members of its group together, of the message sent.
+            for all members of its group together, or of the message.
         ranks: members of the group.
         stride: ranks from one member to the next.
         phase: "forward", "backward" or "step".
         count: how often, per layer and microbatch (per step for phase "step").
         beside: the GEMM that it can hide under, as ``name which``; empty for none.
-        always_hidden: whether the layer starts it asynchronously whatever the overlap switches.
+        always_hidden: whether the layer starts it asynchronously, whatever the overlap switches.
     """
 
     dimension: str
@@ -56,13 +59,20 @@ class Collective:
 def tensor_collectives(
     shape: ModelShape, layout: Layout, base: Precision, low: Precision, *, mlp: bool
 ) -> list[Collective]:
-    """Tensor-parallel communication of a layer, its MLP left out where experts stand instead.
+    """Tensor-parallel communication of a layer.
 
     With sequence parallelism the input of qkv and fc1 is gathered and the output of proj and fc2
     reduce-scattered; the backward does the reverse and gathers the input again for wgrad. That
     gather runs beside dgrad, and the reduce-scatter of the input's gradient beside wgrad, with or
     without tp_comm_overlap (Megatron-Core's and Transformer Engine's linear layers). Without
     sequence parallelism the output and the input's gradient are all-reduced.
+
+    Args:
+        shape: of the model.
+        layout: ranks.
+        base: precision of activations.
+        low: precision of the linear layers.
+        mlp: whether the layer has a feed-forward block; False where experts take its place.
     """
     if layout.tp == 1:
         return []
@@ -71,37 +81,44 @@ def tensor_collectives(
     narrow = (tokens * hidden * literal(low.gather_bytes, "B")).called(
         "activation as gathered", "B"
     )
-    entry = narrow
-    if shape.latent:
-        rank = (shape.latent.q_rank or 0) + shape.latent.kv_rank + shape.latent.qk_position_dim
-        entry = (
-            tokens
-            * given("latent width", rank, "", "model.q_lora_rank + model.kv_lora_rank + …")
-            * literal(base.operand_bytes, "B")
-        ).called("latents", "B")
-    blocks = [("qkv", "proj", entry)] + ([("fc1", "fc2", narrow)] if mlp else [])
-
-    def one(name: str, kind: str, payload: Figure, phase: str, at: str, own: bool) -> Collective:
-        return Collective(
-            "TP", name, kind, payload, layout.tp, 1, phase, beside=at, always_hidden=own
-        )
-
+    one = partial(Collective, dimension="TP", ranks=layout.tp, stride=1)
     result = []
-    for first, last, gathered in blocks:
-        if not layout.sequence_parallel:
+    for first, last, gathered in [
+        ("qkv", "proj", _latents(shape, tokens, base) or narrow),
+        *([("fc1", "fc2", narrow)] if mlp else []),
+    ]:
+        forward = partial(one, phase="forward")
+        backward = partial(one, phase="backward")
+        own = partial(backward, always_hidden=True)
+        if layout.sequence_parallel:
+            gather, scatter = "all-gather", "reduce-scatter"
             result += [
-                one(f"{last} output", "all-reduce", wide, "forward", f"{last} fprop", False),
-                one(f"{first} gradient", "all-reduce", wide, "backward", f"{first} wgrad", True),
+                forward(
+                    name=f"{first} input", kind=gather, payload=gathered, beside=f"{first} fprop"
+                ),
+                forward(name=f"{last} output", kind=scatter, payload=wide, beside=f"{last} fprop"),
+                backward(
+                    name=f"{last} gradient", kind=gather, payload=narrow, beside=f"{last} dgrad"
+                ),
+                own(name=f"{first} input", kind=gather, payload=gathered, beside=f"{first} dgrad"),
+                own(name=f"{first} gradient", kind=scatter, payload=wide, beside=f"{first} wgrad"),
             ]
-            continue
-        result += [
-            one(f"{first} input", "all-gather", gathered, "forward", f"{first} fprop", False),
-            one(f"{last} output", "reduce-scatter", wide, "forward", f"{last} fprop", False),
-            one(f"{last} gradient", "all-gather", narrow, "backward", f"{last} dgrad", False),
-            one(f"{first} input", "all-gather", gathered, "backward", f"{first} dgrad", True),
-            one(f"{first} gradient", "reduce-scatter", wide, "backward", f"{first} wgrad", True),
-        ]
+        else:
+            kind = "all-reduce"
+            result += [
+                forward(name=f"{last} output", kind=kind, payload=wide, beside=f"{last} fprop"),
+                own(name=f"{first} gradient", kind=kind, payload=wide, beside=f"{first} wgrad"),
+            ]
     return result
+
+
+def _latents(shape: ModelShape, tokens: Figure, base: Precision) -> Figure | None:
+    """What multi-latent attention gathers instead of its input; None for other attention."""
+    if not shape.latent:
+        return None
+    rank = (shape.latent.q_rank or 0) + shape.latent.kv_rank + shape.latent.qk_position_dim
+    width = given("latent width", rank, "", "model.q_lora_rank + model.kv_lora_rank + …")
+    return (tokens * width * literal(base.operand_bytes, "B")).called("latents", "B")
 
 
 def vocabulary_collectives(shape: ModelShape, layout: Layout, base: Precision) -> list[Collective]:
@@ -110,16 +127,16 @@ def vocabulary_collectives(shape: ModelShape, layout: Layout, base: Precision) -
         return []
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     wide = (layout.tokens * hidden * literal(base.operand_bytes, "B")).called("activation", "B")
+    one = partial(Collective, dimension="TP", payload=wide, ranks=layout.tp, stride=1)
+    gradient = partial(one, name="output layer gradient", phase="backward")
     if not layout.sequence_parallel:
-        return [
-            Collective("TP", "output layer gradient", "all-reduce", wide, layout.tp, 1, "backward")
-        ]
-    return [
-        Collective("TP", "output layer input", "all-gather", wide, layout.tp, 1, phase)
-        for phase in ("forward", "backward")
-    ] + [
-        Collective("TP", "output layer gradient", "reduce-scatter", wide, layout.tp, 1, "backward")
-    ]
+        return [gradient(kind="all-reduce")]
+    gathered = [one(name="output layer input", kind="all-gather", phase=phase) for phase in PHASES]
+    return [*gathered, gradient(kind="reduce-scatter")]
+
+
+CP_KINDS = ("p2p", "a2a", "all_gather", "a2a+p2p")
+"""Values of cp_comm_type in Megatron-Core."""
 
 
 def context_collectives(
@@ -128,7 +145,7 @@ def context_collectives(
     """Context-parallel communication of one layer's attention, by cp_comm_type.
 
     Raises:
-        InputError: an unknown cp_comm_type.
+        InputError: an unknown cp_comm_type, or sizes that do not fit it.
     """
     if layout.cp == 1:
         return []
@@ -137,60 +154,88 @@ def context_collectives(
         kind = kind[min(layer, len(kind) - 1)]
     if kind not in CP_KINDS:
         raise InputError(f"model.cp_comm_type={kind!r}: unknown; known are {', '.join(CP_KINDS)}")
-    queries, keys, values = attention_widths(shape)
-    size, tp, cp = literal(base.operand_bytes, "B"), layout.tp, layout.cp
-    kv = (
-        layout.tokens
-        * given("key and value width per rank", (keys + values) / tp, "", "heads x head size / TP")
-        * size
-    )
-    kv = kv.called("keys and values of a rank", "B")
-    qkv = (
-        layout.tokens
-        * given(
-            "attention width per rank", (queries + keys + values) / tp, "", "heads x head size / TP"
-        )
-        * size
-    )
-    out = (
-        layout.tokens
-        * given(
-            "attention output width", attention_output(shape) / tp, "", "heads x head size / TP"
-        )
-        * size
-    )
-    qkv, out = qkv.called("queries, keys and values", "B"), out.called("attention output", "B")
-    inner = _inner_ranks(model, layout) if kind == "a2a+p2p" else cp
-    result = []
-    if kind in ("a2a", "a2a+p2p"):
-        result = [
-            Collective("CP", name, "all-to-all", payload, inner, tp, phase)
-            for phase in ("forward", "backward")
-            for name, payload in (("attention input", qkv), ("attention output", out))
-        ]
-    if kind in ("p2p", "a2a+p2p"):
-        ring = cp // inner if kind == "a2a+p2p" else cp
-        stride = tp * (inner if kind == "a2a+p2p" else 1)
-        both = (2 * kv).called("keys, values and their gradients", "B")
-        for phase, payload in (("forward", kv), ("backward", both)):
-            result.append(
-                Collective(
-                    "CP", "ring step", "send", payload, ring, stride, phase, ring - 1, "attention"
-                )
-            )
+    tensors = _attention_tensors(shape, layout, base)
     if kind == "all_gather":
-        whole = (kv * given("CP", cp, "ranks", "model.context_parallel_size")).called(
-            "keys and values of all ranks", "B"
+        found = _gathered(tensors, layout)
+    elif kind == "p2p":
+        found = _ring(tensors, ranks=layout.cp, stride=layout.tp)
+    else:
+        inner = _inner_ranks(model, layout) if kind == "a2a+p2p" else layout.cp
+        found = _exchanged(tensors, ranks=inner, stride=layout.tp)
+        # The ring connects the groups that have exchanged heads; with a2a alone there is one.
+        found += _ring(tensors, ranks=layout.cp // inner, stride=layout.tp * inner)
+    return [one for one in found if one.ranks > 1]
+
+
+@dataclass(frozen=True)
+class _AttentionTensors:
+    """Bytes of what context-parallel ranks exchange: keys and values, with queries, and output."""
+
+    kv: Figure
+    qkv: Figure
+    out: Figure
+
+
+def _attention_tensors(shape: ModelShape, layout: Layout, base: Precision) -> _AttentionTensors:
+    queries, keys, values = attention_widths(shape)
+    size = literal(base.operand_bytes, "B")
+
+    def tensor(name: str, width_name: str, width: int) -> Figure:
+        each = given(width_name, width / layout.tp, "", "heads x head size / TP")
+        return (layout.tokens * each * size).called(name, "B")
+
+    return _AttentionTensors(
+        kv=tensor("keys and values of a rank", "key and value width per rank", keys + values),
+        qkv=tensor("queries, keys and values", "attention width per rank", queries + keys + values),
+        out=tensor("attention output", "attention output width", attention_output(shape)),
+    )
+
+
+def _exchanged(tensors: _AttentionTensors, *, ranks: int, stride: int) -> list[Collective]:
+    """a2a: ranks exchange their parts of the sequence for parts of the heads, and back."""
+    return [
+        Collective(
+            dimension="CP",
+            name=name,
+            kind="all-to-all",
+            payload=payload,
+            ranks=ranks,
+            stride=stride,
+            phase=phase,
         )
-        result = [
-            Collective("CP", "keys and values", "all-gather", whole, cp, tp, "forward"),
-            Collective("CP", "keys and values", "all-gather", whole, cp, tp, "backward"),
-            Collective("CP", "their gradients", "reduce-scatter", whole, cp, tp, "backward"),
-        ]
-    return [one for one in result if one.ranks > 1]
+        for phase in PHASES
+        for name, payload in (("attention input", tensors.qkv), ("attention output", tensors.out))
+    ]
 
 
-CP_KINDS = ("p2p", "a2a", "all_gather", "a2a+p2p")
+def _ring(tensors: _AttentionTensors, *, ranks: int, stride: int) -> list[Collective]:
+    """p2p: keys and values go round, in the backward with their gradients."""
+    both = (2 * tensors.kv).called("keys, values and their gradients", "B")
+    return [
+        Collective(
+            dimension="CP",
+            name="ring step",
+            kind="send",
+            payload=payload,
+            ranks=ranks,
+            stride=stride,
+            phase=phase,
+            count=ranks - 1,
+            beside="attention",
+        )
+        for phase, payload in zip(PHASES, (tensors.kv, both), strict=True)
+    ]
+
+
+def _gathered(tensors: _AttentionTensors, layout: Layout) -> list[Collective]:
+    """all_gather: every rank has all keys and values."""
+    ranks = given("CP", layout.cp, "ranks", "model.context_parallel_size")
+    everyone = (tensors.kv * ranks).called("keys and values of all ranks", "B")
+    one = partial(Collective, dimension="CP", payload=everyone, ranks=layout.cp, stride=layout.tp)
+    return [
+        *(one(name="keys and values", kind="all-gather", phase=phase) for phase in PHASES),
+        one(name="their gradients", kind="reduce-scatter", phase="backward"),
+    ]
 
 
 def _inner_ranks(model: Any, layout: Layout) -> int:
@@ -206,55 +251,53 @@ def _inner_ranks(model: Any, layout: Layout) -> int:
 def expert_collectives(
     model: Any, shape: ModelShape, experts: Experts, layout: Layout, base: Precision
 ) -> list[Collective]:
-    """Dispatch of tokens to their experts and combination of what they yield, both ways."""
-    tokens = shared_tokens(layout)
+    """Dispatch of tokens to their experts and combination of the results, both ways."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    group, stride = layout.ep, layout.expert_tp
-    dispatcher = getattr(model, "moe_token_dispatcher_type", "alltoall")
-    result = []
-    phases = ("forward", "backward")
-    if dispatcher == "allgather":
-        group *= layout.expert_tp
-        everyone = (
-            tokens
-            * given("EP x expert TP", group, "ranks", "layout")
-            * hidden
-            * literal(base.operand_bytes, "B")
-        )
-        everyone = everyone.called("tokens of all ranks", "B")
-        result = [
-            Collective("EP", name, kind, everyone, group, 1, phase)
-            for phase in phases
-            for name, kind in (("dispatch", "all-gather"), ("combine", "reduce-scatter"))
-        ]
-        return result if group > 1 else []
+    size = literal(base.operand_bytes, "B")
+    tokens = shared_tokens(layout)
+    if getattr(model, "moe_token_dispatcher_type", "alltoall") == "allgather":
+        group = layout.ep * layout.expert_tp
+        ranks = given("EP x expert TP", group, "ranks", "layout")
+        everyone = (tokens * ranks * hidden * size).called("tokens of all ranks", "B")
+        names = {"dispatch": "all-gather", "combine": "reduce-scatter"}
+        return _both_ways(names, everyone, group) if group > 1 else []
     copies = given(
         "copies of a token sent",
         token_copies(model, experts, layout),
         "",
         "model.moe_router_topk, model.moe_token_dispatcher_type",
     )
-    sent = (tokens * copies * hidden * literal(base.operand_bytes, "B")).called(
-        "dispatched tokens", "B"
-    )
-    if group > 1:
-        result = [
-            Collective("EP", name, "all-to-all", sent, group, stride, phase, beside="layer")
-            for phase in phases
-            for name in ("dispatch", "combine")
-        ]
+    sent = (tokens * copies * hidden * size).called("dispatched tokens", "B")
+    result = []
+    if layout.ep > 1:
+        names = {"dispatch": "all-to-all", "combine": "all-to-all"}
+        result = _both_ways(names, sent, layout.ep, stride=layout.expert_tp, beside="layer")
     if layout.expert_tp > 1:
         ranks = given("expert TP", layout.expert_tp, "ranks", "model.expert_tensor_parallel_size")
-        whole = (sent * ranks).called("tokens of an expert's TP ranks", "B")
-        result += [
-            Collective("EP", name, kind, whole, layout.expert_tp, 1, phase, beside="layer")
-            for phase in phases
-            for name, kind in (
-                ("tokens to expert TP", "all-gather"),
-                ("tokens from expert TP", "reduce-scatter"),
-            )
-        ]
+        shared = (sent * ranks).called("tokens of an expert's TP ranks", "B")
+        names = {"tokens to expert TP": "all-gather", "tokens from expert TP": "reduce-scatter"}
+        result += _both_ways(names, shared, layout.expert_tp, beside="layer")
     return result
+
+
+def _both_ways(
+    kinds: dict[str, str], payload: Figure, ranks: int, *, stride: int = 1, beside: str = ""
+) -> list[Collective]:
+    """The experts' collectives, by name, in the forward and again in the backward."""
+    return [
+        Collective(
+            dimension="EP",
+            name=name,
+            kind=kind,
+            payload=payload,
+            ranks=ranks,
+            stride=stride,
+            phase=phase,
+            beside=beside,
+        )
+        for phase in PHASES
+        for name, kind in kinds.items()
+    ]
 
 
 def routed_copies(model: Any) -> int:
@@ -265,12 +308,12 @@ def routed_copies(model: Any) -> int:
 def token_copies(model: Any, experts: Experts, layout: Layout) -> float:
     """Times that a token is sent: once per expert, or once per rank with the flex dispatcher.
 
-    The latter's expected number for experts chosen at random: ranks times the chance that at least
-    one of a rank's experts is among those chosen.
+    The latter is the expected number for experts chosen at random: ranks times the probability that
+    at least one of a rank's experts is among those chosen.
     """
     top = routed_copies(model)
     if getattr(model, "moe_token_dispatcher_type", "alltoall") != "flex":
         return top
-    here = experts.count // layout.ep
-    missed = comb(experts.count - here, top) / comb(experts.count, top)
+    per_rank = experts.count // layout.ep
+    missed = comb(experts.count - per_rank, top) / comb(experts.count, top)
     return layout.ep * (1 - missed)

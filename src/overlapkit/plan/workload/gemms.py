@@ -1,12 +1,13 @@
 """The matrix multiplications of a transformer layer on one rank, by shape.
 
-Each weight takes part in three of a kind: forward (fprop), gradient of the input (dgrad) and
-gradient of the weight (wgrad), all of 2 x tokens x inputs x outputs operations.
+Each weight takes part in three: forward (fprop), gradient of the input (dgrad) and gradient of the
+weight (wgrad), each of 2 x tokens x inputs x outputs operations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from megatron.bridge.models.model_shape import Experts, LatentAttention, ModelShape
 from overlapkit.plan.figure import Figure, given, literal
@@ -15,13 +16,13 @@ from overlapkit.plan.workload.precision import Precision
 PASSES = ("fprop", "dgrad", "wgrad")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gemm:
     """`batch` products of an ``m x k`` and a ``k x n`` matrix.
 
     Attributes:
-        name: of the linear layer, as Transformer Engine's userbuffers name them: qkv, proj, fc1,
-            fc2; beside them the router, the experts' and shared expert's, and the vocabulary.
+        name: of the linear layer, as Transformer Engine's userbuffers call it: qkv, proj, fc1 or
+            fc2; or of the router, of experts, of the shared expert, or of the vocabulary.
         which: "fprop", "dgrad" or "wgrad".
         precision: of the operands.
     """
@@ -83,13 +84,14 @@ _AXES = {
 
 
 def linear(
-    name: str, tokens: int, inputs: int, outputs: int, precision: Precision, batch: int = 1
+    name: str, tokens: int, inputs: int, outputs: int, precision: Precision, *, batch: int = 1
 ) -> list[Gemm]:
     """The three products of a linear layer whose weight is ``outputs x inputs``."""
+    one = partial(Gemm, name=name, batch=batch, precision=precision)
     return [
-        Gemm(name, "fprop", tokens, outputs, inputs, batch, precision),
-        Gemm(name, "dgrad", tokens, inputs, outputs, batch, precision),
-        Gemm(name, "wgrad", outputs, inputs, tokens, batch, precision),
+        one(which="fprop", m=tokens, n=outputs, k=inputs),
+        one(which="dgrad", m=tokens, n=inputs, k=outputs),
+        one(which="wgrad", m=outputs, n=inputs, k=tokens),
     ]
 
 
@@ -111,8 +113,8 @@ def _latent(
     heads = shape.heads // shape.tp
     q_width = heads * (latent.qk_head_dim + latent.qk_position_dim)
     kv_width = heads * (latent.qk_head_dim + latent.v_head_dim)
-    # The down projections are whole on every rank; with sequence parallelism each works on its
-    # share of the tokens, else on all: their cost is small either way.
+    # Every rank has the entire down projections. With sequence parallelism each works on its share
+    # of the tokens, else on all of them: their cost is small either way.
     gemms = []
     if latent.q_rank is None:
         gemms += linear("q", tokens, shape.hidden, q_width, precision)
@@ -126,39 +128,43 @@ def _latent(
 
 
 def mlp_gemms(
-    name: str, shape: ModelShape, ffn: int, tokens: int, ranks: int, precision: Precision
+    shape: ModelShape, ffn: int, tokens: int, precision: Precision, *, prefix: str = ""
 ) -> list[Gemm]:
-    """A feed-forward block over `ranks` tensor-parallel ranks."""
-    width = ffn * (2 if shape.gated else 1) // ranks
+    """A feed-forward block of width `ffn`, divided over TP.
+
+    Args:
+        prefix: of the names of its linear layers.
+    """
+    width = ffn * (2 if shape.gated else 1) // shape.tp
     return [
-        *linear(f"{name}fc1", tokens, shape.hidden, width, precision),
-        *linear(f"{name}fc2", tokens, ffn // ranks, shape.hidden, precision),
+        *linear(f"{prefix}fc1", tokens, shape.hidden, width, precision),
+        *linear(f"{prefix}fc2", tokens, ffn // shape.tp, shape.hidden, precision),
     ]
 
 
 def expert_gemms(
     shape: ModelShape, experts: Experts, routed: int, precision: Precision
 ) -> list[Gemm]:
-    """The experts on one rank; tokens are taken to be spread evenly over them.
+    """The experts on one rank. Tokens are assumed to be spread evenly over them.
 
     Args:
         routed: token copies that arrive at this rank, over all its experts.
     """
-    here = experts.count // shape.ep
-    each = max(routed // here, 1)
+    count = experts.count // shape.ep
+    each = max(routed // count, 1)
     width = experts.ffn * (2 if shape.gated else 1) // shape.expert_tp
     ffn = experts.ffn // shape.expert_tp
     return [
-        *linear("experts fc1", each, shape.hidden, width, precision, here),
-        *linear("experts fc2", each, ffn, shape.hidden, precision, here),
+        *linear("experts fc1", each, shape.hidden, width, precision, batch=count),
+        *linear("experts fc2", each, ffn, shape.hidden, precision, batch=count),
     ]
 
 
 def router_gemms(shape: ModelShape, experts: Experts, tokens: int, base: Precision) -> list[Gemm]:
-    """The router's, which no recipe quantizes."""
+    """The router, which no recipe quantizes."""
     return linear("router", tokens, shape.hidden, experts.count, base)
 
 
 def vocabulary_gemms(shape: ModelShape, tokens: int, base: Precision) -> list[Gemm]:
-    """The output layer's, which no recipe quantizes."""
+    """The output layer, which no recipe quantizes."""
     return linear("vocabulary", tokens, shape.hidden, shape.vocab // shape.tp, base)

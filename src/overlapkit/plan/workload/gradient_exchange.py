@@ -9,10 +9,10 @@ from typing import Any
 from megatron.bridge.models.model_shape import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from overlapkit.config.run import Run
-from overlapkit.plan.figure import given, literal
+from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.layout import Layout
-from overlapkit.plan.workload.parameters import Parameters, StageParameters
+from overlapkit.plan.workload.parameters import COUNTED, Parameters, StageParameters
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class ChunkExchange:
 
     Attributes:
         gradients, parameters: dense ones first, then experts'.
-        alone: the share of the chunk that its last bucket holds: reduced after the last gradient,
-            so with nothing left to hide under; the first parameters needed likewise.
+        alone: the share of the chunk that its last bucket contains. That bucket is reduced after
+            the last gradient, so there is nothing left to hide it under; likewise the first
+            parameters that a forward needs.
     """
 
     gradients: tuple[Collective, ...]
@@ -30,17 +31,17 @@ class ChunkExchange:
     alone: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientExchange:
     """The exchange of all stages.
 
     Attributes:
         chunks: as ``[pp_rank][vp_stage]``, equal ones being one object; per step, or with
             `per_layer` per microbatch.
-        per_layer: FSDP: parameters are gathered layer by layer for the forward and again for the
-            backward of every microbatch, and gradients reduce-scattered layer by layer.
+        per_layer: FSDP: every microbatch gathers parameters layer by layer for its forward and
+            again for its backward, and reduce-scatters gradients layer by layer.
         gradient_bytes: of a gradient element as reduced.
-        parameter_bytes: of a parameter element that is not kept in FP8, as gathered.
+        parameter_bytes: of a parameter element as gathered, unless it is kept in FP8.
     """
 
     chunks: tuple[tuple[ChunkExchange, ...], ...]
@@ -55,21 +56,26 @@ def gradient_exchange(
     """How a run's data-parallel ranks exchange gradients and parameters.
 
     Args:
-        cut: whether to cut the gradients into buckets; without, as if each chunk were one.
+        run: with its configurations effective.
+        layout: of the run.
+        parameters: of each pipeline stage.
+        cut: whether to cut the gradients into buckets; if not, each chunk counts as one bucket.
     """
     half = bool(getattr(run.model, "bf16", False) or getattr(run.model, "fp16", False))
     size = 2.0 if half else 4.0
     gradient = 4.0 if getattr(run.ddp, "grad_reduce_in_fp32", False) else size
     sharded = layout.sharding == "parameters"
     alone = _alone(run, layout) if cut and not sharded else {}
-    alike: dict[tuple[Parameters, float], ChunkExchange] = {}
+    known: dict[tuple[Parameters, float], ChunkExchange] = {}
 
     def exchanged(held: Parameters, last: float) -> ChunkExchange:
-        if (held, last) not in alike:
-            alike[held, last] = ChunkExchange(
-                _gradients(layout, held, gradient), _parameters(run.ddp, layout, held, size), last
+        if (held, last) not in known:
+            known[held, last] = ChunkExchange(
+                gradients=_gradients(layout, held, gradient),
+                parameters=_parameters(run.ddp, layout, held, size),
+                alone=last,
             )
-        return alike[held, last]
+        return known[held, last]
 
     chunks = tuple(
         tuple(
@@ -78,7 +84,9 @@ def gradient_exchange(
         )
         for stage, of_stage in enumerate(parameters)
     )
-    return GradientExchange(chunks, sharded, gradient, size)
+    return GradientExchange(
+        chunks=chunks, per_layer=sharded, gradient_bytes=gradient, parameter_bytes=size
+    )
 
 
 def _alone(run: Run, layout: Layout) -> dict[tuple[int, int], float]:
@@ -92,7 +100,7 @@ def _alone(run: Run, layout: Layout) -> dict[tuple[int, int], float]:
             ),
         )
     except UncountableModel:
-        # Megatron-FSDP with a strategy that shards no parameters has units of a layer each.
+        # Megatron-FSDP with a strategy that does not shard parameters has one unit per layer.
         return {}
     return {
         (chunk.pp_rank, chunk.vp_stage): chunk.buckets[-1].size
@@ -106,41 +114,72 @@ def _gradients(layout: Layout, held: Parameters, size: float) -> tuple[Collectiv
     kind = "all-reduce" if layout.sharding == "none" else "reduce-scatter"
     each = given("gradient bytes", size, "B", "ddp.grad_reduce_in_fp32")
     result = []
-    for what, count, ranks, stride in _groups(layout, held):
-        payload = (
-            given(f"{what} parameters of the chunk", count, "", "counted tensor by tensor") * each
-        ).called(f"{what} gradients", "B")
-        result.append(Collective("DP", payload.name, kind, payload, ranks, stride, "step"))
+    for group in _groups(layout, held):
+        count = given(f"{group.what} parameters of the chunk", group.count, "", COUNTED)
+        result.append(group.collective(kind, (count * each).called(f"{group.what} gradients", "B")))
     return tuple(result)
 
 
 def _parameters(ddp: Any, layout: Layout, held: Parameters, size: float) -> tuple[Collective, ...]:
     if layout.sharding == "none":
         return ()
-    # MXFP8 needs its copies in both directions, so parameters travel in BF16 through the gradient
+    # MXFP8 needs copies in both directions, so parameters are sent in BF16 through the gradient
     # buffer (reuse_grad_buf_for_mxfp8_param_ag).
     small = bool(getattr(ddp, "fp8_param_gather", False)) and not getattr(
         ddp, "reuse_grad_buf_for_mxfp8_param_ag", False
     )
+    each = given("parameter bytes", size, "B", "mixed_precision.params_dtype")
     result = []
-    for what, count, ranks, stride in _groups(layout, held):
-        fp8 = (held.expert_fp8 if what == "expert" else held.dense_fp8) if small else 0
-        other = given(f"other {what} parameters", count - fp8, "", "counted tensor by tensor")
-        payload = given(
-            f"{what} parameters gathered in FP8", fp8, "", "counted tensor by tensor"
-        ) * literal(1, "B") + other * given(
-            "parameter bytes", size, "B", "mixed_precision.params_dtype"
+    for group in _groups(layout, held):
+        in_fp8 = group.fp8 if small else 0
+        fp8 = given(f"{group.what} parameters gathered in FP8", in_fp8, "", COUNTED)
+        other = given(f"other {group.what} parameters", group.count - in_fp8, "", COUNTED)
+        payload = fp8 * literal(1, "B") + other * each
+        result.append(
+            group.collective("all-gather", payload.called(f"{group.what} parameters", "B"))
         )
-        payload = payload.called(f"{what} parameters", "B")
-        result.append(Collective("DP", payload.name, "all-gather", payload, ranks, stride, "step"))
     return tuple(result)
 
 
-def _groups(layout: Layout, held: Parameters) -> list[tuple[str, int, int, int]]:
-    """Kind of parameters, their number, ranks that exchange them, stride of these."""
-    stride = layout.expert_tp * layout.ep
-    groups = [
-        ("dense", held.dense, layout.replicas, layout.tp),
-        ("expert", held.expert, layout.expert_replicas, stride),
-    ]
-    return [group for group in groups if group[1] and group[2] > 1]
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that the same ranks exchange.
+
+    Attributes:
+        what: "dense" or "expert".
+        count: parameters of the chunk.
+        fp8: how many of them are kept in FP8.
+        ranks: members of the group.
+        stride: ranks from one member to the next.
+    """
+
+    what: str
+    count: int
+    fp8: int
+    ranks: int
+    stride: int
+
+    def collective(self, kind: str, payload: Figure) -> Collective:
+        """A collective of the group, once a step."""
+        return Collective(
+            dimension="DP",
+            name=payload.name,
+            kind=kind,
+            payload=payload,
+            ranks=self.ranks,
+            stride=self.stride,
+            phase="step",
+        )
+
+
+def _groups(layout: Layout, held: Parameters) -> list[_Group]:
+    """The groups that have something to exchange."""
+    dense = _Group("dense", held.dense, held.dense_fp8, layout.replicas, layout.tp)
+    expert = _Group(
+        "expert",
+        held.expert,
+        held.expert_fp8,
+        layout.expert_replicas,
+        layout.expert_tp * layout.ep,
+    )
+    return [group for group in (dense, expert) if group.count and group.ranks > 1]

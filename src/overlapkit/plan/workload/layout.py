@@ -1,8 +1,8 @@
-"""How a run divides its model and its batch over the GPUs: sizes, checked."""
+"""How a run divides its model and its batch over the GPUs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.models.model_shape import UncountableModel, read_size
@@ -14,19 +14,19 @@ from overlapkit.errors import InputError
 from overlapkit.plan.figure import Figure, given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Ranks by dimension, and the batch.
 
     Attributes:
-        world, tp, pp, vp, cp, ep, expert_tp, dp: ranks; `vp` is 1 without virtual pipelining, `dp`
-            is without context parallelism.
+        world, tp, pp, vp, cp, ep, expert_tp, dp: ranks. `vp` is 1 without virtual pipelining. `dp`
+            does not include context parallelism.
         instances: replicas of the distributed optimizer's shards (1 shards over all of DP x CP).
         micro_batch: sequences.
         microbatches: passes of one data-parallel rank through the pipeline in a step.
         sequence: tokens of a sequence, over all context-parallel ranks.
-        sequence_parallel: whether TP ranks share the tokens outside of attention and MLP.
-        sharding: "none", "optimizer" (distributed optimizer) or "parameters" (FSDP, ZeRO 3).
+        sequence_parallel: whether TP ranks divide the tokens outside attention and MLP.
+        sharding: "none", "optimizer" (distributed optimizer), "gradients" or "parameters" (FSDP).
         chunk_layers: layers of every chunk as ``[vp_stage][pp_rank]``.
     """
 
@@ -53,12 +53,12 @@ class Layout:
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same dense parameters."""
+        """Ranks that have the same dense parameters."""
         return self.dp * self.cp
 
     @property
     def expert_replicas(self) -> int:
-        """Ranks that hold the same experts."""
+        """Ranks that have the same experts."""
         return self.replicas * self.tp // (self.ep * self.expert_tp)
 
     @property
@@ -81,72 +81,69 @@ def layout_of(run: Run, world_size: int) -> Layout:
     """The layout of a run whose configurations are effective (`update_runtime`).
 
     Raises:
-        InputError: a size is missing or does not divide; names it and the remedy.
+        InputError: a size is missing or does not divide. The message names it and the remedy.
     """
     model = run.model
     try:
-        dp = data_parallel_size(model, world_size)
-        pp, vp = (
-            read_size(model, "pipeline_model_parallel_size"),
-            read_size(model, "virtual_pipeline_model_parallel_size", default=1),
-        )
-        chunks = tuple(tuple(row) for row in layers_by_chunk(model))
-        sequence = read_size(model, "seq_length")
-        cp = read_size(model, "context_parallel_size")
-        ep = read_size(model, "expert_model_parallel_size")
         tp = read_size(model, "tensor_model_parallel_size")
-        expert_tp = read_size(model, "expert_tensor_parallel_size", default=tp)
+        layout = Layout(
+            world=world_size,
+            tp=tp,
+            pp=read_size(model, "pipeline_model_parallel_size"),
+            vp=read_size(model, "virtual_pipeline_model_parallel_size", default=1),
+            cp=read_size(model, "context_parallel_size"),
+            ep=read_size(model, "expert_model_parallel_size"),
+            expert_tp=read_size(model, "expert_tensor_parallel_size", default=tp),
+            dp=data_parallel_size(model, world_size),
+            instances=getattr(run.ddp, "num_distributed_optimizer_instances", 1) or 1,
+            micro_batch=_batch(run.train, "micro_batch_size"),
+            microbatches=0,
+            sequence=read_size(model, "seq_length"),
+            sequence_parallel=bool(getattr(model, "sequence_parallel", False)) and tp > 1,
+            sharding=_sharding(run.ddp),
+            chunk_layers=tuple(tuple(row) for row in layers_by_chunk(model)),
+        )
     except (UncountableModel, OverlapConfigError) as error:
         raise InputError(f"the layout cannot be planned: {error}") from None
-    if (dp * cp * tp) % (ep * expert_tp):
+    _check_divisions(layout)
+    return replace(layout, microbatches=_microbatches(run.train, layout))
+
+
+def _check_divisions(layout: Layout) -> None:
+    ep, expert_ranks = layout.ep, layout.ep * layout.expert_tp
+    stage_ranks = layout.dp * layout.cp * layout.tp
+    if stage_ranks % expert_ranks:
         raise InputError(
-            f"model.expert_model_parallel_size={ep}: EP x expert TP = {ep * expert_tp} does not "
-            f"divide DP x CP x TP = {dp * cp * tp}; choose an EP that divides it"
+            f"model.expert_model_parallel_size={ep}: EP x expert TP = {expert_ranks} does not "
+            f"divide DP x CP x TP = {stage_ranks}; choose an EP that divides it"
         )
-    if sequence % cp:
+    if layout.sequence % layout.cp:
         raise InputError(
-            f"model.seq_length={sequence} cannot be divided over model.context_parallel_size={cp}; "
-            "choose a CP that divides it"
+            f"model.seq_length={layout.sequence} cannot be divided over "
+            f"model.context_parallel_size={layout.cp}; choose a CP that divides it"
         )
-    micro = _batch(run.train, "micro_batch_size")
-    microbatches, rest = divmod(_batch(run.train, "global_batch_size"), micro * dp)
+
+
+def _microbatches(train: Any, layout: Layout) -> int:
+    """Passes of one data-parallel rank through the pipeline in a step."""
+    unit = layout.micro_batch * layout.dp
+    microbatches, rest = divmod(_batch(train, "global_batch_size"), unit)
     if rest or not microbatches:
         raise InputError(
-            f"train.global_batch_size={run.train.global_batch_size} is no multiple of micro-batch "
-            f"{micro} x data-parallel size {dp}; set it to a multiple of {micro * dp}"
+            f"train.global_batch_size={train.global_batch_size} is no multiple of micro-batch "
+            f"{layout.micro_batch} x data-parallel size {layout.dp}; set it to a multiple of {unit}"
         )
-    if vp > 1 and microbatches < pp:
+    if layout.vp > 1 and microbatches < layout.pp:
         raise InputError(
-            f"{microbatches} microbatches are fewer than the {pp} stages of an interleaved "
-            f"pipeline; set train.global_batch_size to {micro * dp * pp} or more, or drop "
+            f"{microbatches} microbatches are fewer than the {layout.pp} stages of an interleaved "
+            f"pipeline; set train.global_batch_size to {unit * layout.pp} or more, or drop "
             "model.virtual_pipeline_model_parallel_size"
         )
-    return Layout(
-        world=world_size,
-        tp=tp,
-        pp=pp,
-        vp=vp,
-        cp=cp,
-        ep=ep,
-        expert_tp=expert_tp,
-        dp=dp,
-        instances=getattr(run.ddp, "num_distributed_optimizer_instances", 1) or 1,
-        micro_batch=micro,
-        microbatches=microbatches,
-        sequence=sequence,
-        sequence_parallel=bool(read_flag(model, "sequence_parallel")) and tp > 1,
-        sharding=_sharding(run.ddp),
-        chunk_layers=chunks,
-    )
-
-
-def read_flag(model: Any, name: str) -> bool:
-    """A switch that a model may lack."""
-    return bool(getattr(model, name, False))
+    return microbatches
 
 
 def _sharding(ddp: Any) -> str:
-    """What data-parallel ranks share out, after Megatron-FSDP's data_parallel_sharding_strategy."""
+    """What is divided over data-parallel ranks; see data_parallel_sharding_strategy."""
     if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
         strategy = getattr(ddp, "data_parallel_sharding_strategy", "no_shard")
         return {

@@ -1,14 +1,15 @@
-"""What a transformer layer's kernels other than GEMMs and attention move through memory.
+"""Bytes that the kernels of a transformer layer move through memory, GEMMs and attention excluded.
 
 Norms, rotary embedding, activation, residual additions and quantization do little arithmetic: their
-time is their bytes over the memory's bandwidth. Counted are reads and writes of whole tensors, each
-kernel fused as Transformer Engine fuses it. Tensors outside of attention and MLP are shared out
-over TP with sequence parallelism; those within are a TP rank's part of the heads or of the width.
+time is their bytes over the memory's bandwidth. Reads and writes of entire tensors are counted, for
+kernels as Transformer Engine fuses them. Outside attention and MLP, sequence parallelism divides
+tensors over TP; inside, they are a TP rank's part of the heads or of the width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron.bridge.models.model_shape import ModelShape
 from overlapkit.plan.figure import Figure, given, literal
@@ -16,13 +17,13 @@ from overlapkit.plan.workload.layout import Layout
 from overlapkit.plan.workload.precision import Precision
 
 LOGIT_BYTES_FORWARD = 2 + 4
-"""Memory traffic of one logit in the forward: read for its row's maximum and sum, and written back
-in place as the gradient, by a fused cross entropy (Liger Kernel, 2024, section 3.2); the largest
-and the sum are found in one pass, so 2 bytes are read twice and written once."""
+"""Memory traffic of one logit in the forward of a fused cross entropy (Liger Kernel, 2024, section
+3.2): 2 bytes are read for its row's maximum and sum, which one pass finds, then read again and
+written in place as the gradient."""
 
 
 @dataclass(frozen=True)
-class Traffic:
+class MemoryTraffic:
     """Bytes of the memory-bound kernels of one layer and microbatch."""
 
     forward: Figure
@@ -31,7 +32,7 @@ class Traffic:
 
 def attention_traffic(
     shape: ModelShape, layout: Layout, base: Precision, low: Precision
-) -> Traffic:
+) -> MemoryTraffic:
     """Norm, rotary embedding, residual addition and quantization around attention."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     queries, keys, values = attention_widths(shape)
@@ -50,77 +51,79 @@ def attention_traffic(
         "",
         "heads x head size / TP",
     )
-    whole, shared = layout.tokens, shared_tokens(layout)
+    tokens, shared = layout.tokens, shared_tokens(layout)
     size, cast = literal(base.operand_bytes, "B"), literal(low.quantize_bytes, "B")
     # Norm: read, write. Residual: two read, one written. Rotation: read, write.
-    forward = shared * hidden * (2 + 3) * size + whole * rotated * 2 * size
+    forward = shared * hidden * (2 + 3) * size + tokens * rotated * 2 * size
     # Norm: gradient and input read, gradient written; then the residual's gradient is added.
-    backward = shared * hidden * (3 + 3) * size + whole * rotated * 2 * size
+    backward = shared * hidden * (3 + 3) * size + tokens * rotated * 2 * size
     if low.quantize_bytes:
-        forward = forward + (shared * hidden + whole * out) * cast
-        backward = backward + (shared * hidden + whole * inside) * cast
-    return Traffic(
+        forward = forward + (shared * hidden + tokens * out) * cast
+        backward = backward + (shared * hidden + tokens * inside) * cast
+    return MemoryTraffic(
         forward.called("attention block bytes, forward", "B"),
         backward.called("attention block bytes, backward", "B"),
     )
 
 
-def mlp_traffic(
-    shape: ModelShape,
-    layout: Layout,
-    base: Precision,
-    low: Precision,
-    width: float,
-    rows: Figure,
-    entering: Figure,
-) -> Traffic:
-    """Norm, activation, residual addition and quantization around a feed-forward block.
+class MlpRows(NamedTuple):
+    """What passes through a feed-forward block on one rank.
 
-    Args:
-        width: of the block's middle on this rank, before gating.
+    Attributes:
+        width: of the middle of the block on this rank, before gating.
         rows: tokens that pass through it on this rank.
         entering: tokens whose input this rank quantizes: its share of them where TP ranks gather
             what they have quantized, all copies where they come from a router.
     """
+
+    width: float
+    rows: Figure
+    entering: Figure
+
+
+def mlp_traffic(
+    shape: ModelShape, layout: Layout, base: Precision, low: Precision, passing: MlpRows
+) -> MemoryTraffic:
+    """Norm, activation, residual addition and quantization around a feed-forward block."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
+    middle = given("feed-forward width per rank", passing.width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
-    shared = shared_tokens(layout)
+    shared, rows = shared_tokens(layout), passing.rows
     size, cast = literal(base.operand_bytes, "B"), literal(low.quantize_bytes, "B")
     forward = shared * hidden * (2 + 3) * size + rows * middle * (wide + 1) * size
-    # The activation's gradient: that of its output and its input read, that of its input written.
+    # The activation reads its input and its output's gradient, and writes its input's gradient.
     backward = shared * hidden * (3 + 3) * size + rows * middle * (1 + 2 * wide) * size
     if low.quantize_bytes:
-        forward = forward + (entering * hidden + rows * middle) * cast
-        backward = backward + (entering * hidden + rows * middle * wide) * cast
-    return Traffic(
+        forward = forward + (passing.entering * hidden + rows * middle) * cast
+        backward = backward + (passing.entering * hidden + rows * middle * wide) * cast
+    return MemoryTraffic(
         forward.called("feed-forward block bytes, forward", "B"),
         backward.called("feed-forward block bytes, backward", "B"),
     )
 
 
-def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Traffic:
-    """Permuting token copies to their experts and back: each read and written, both ways."""
+def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> MemoryTraffic:
+    """Permuting token copies to their experts and back: each is read and written, both ways."""
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     moved = routed * hidden * (2 + 2) * literal(base.operand_bytes, "B")
-    return Traffic(
+    return MemoryTraffic(
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
     )
 
 
-def loss_traffic(shape: ModelShape, layout: Layout) -> Traffic:
-    """Cross entropy over a rank's part of the vocabulary; its gradient is made in the forward."""
+def loss_traffic(shape: ModelShape, layout: Layout) -> MemoryTraffic:
+    """Cross entropy over a rank's part of the vocabulary; the forward computes its gradient."""
     vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     forward = layout.tokens * vocab * literal(LOGIT_BYTES_FORWARD, "B")
-    return Traffic(
+    return MemoryTraffic(
         forward.called("loss bytes, forward", "B"),
         (layout.tokens * vocab * literal(4, "B")).called("loss bytes, backward", "B"),
     )
 
 
 def shared_tokens(layout: Layout) -> Figure:
-    """Tokens that one rank normalizes and adds: its share with sequence parallelism, else all."""
+    """Tokens that one rank normalizes and adds: with sequence parallelism its share, else all."""
     if not layout.sequence_parallel:
         return layout.tokens
     ranks = given("TP", layout.tp, "ranks", "model.tensor_model_parallel_size")
@@ -132,11 +135,11 @@ def attention_widths(shape: ModelShape) -> tuple[int, int, int]:
     if shape.latent:
         head = shape.latent.qk_head_dim + shape.latent.qk_position_dim
         return shape.heads * head, shape.heads * head, shape.heads * shape.latent.v_head_dim
-    # With fewer groups than TP ranks, each rank keeps a group whole.
+    # With fewer groups than TP ranks, each rank keeps an entire group.
     kv = max(shape.query_groups, shape.tp) * shape.head_dim
     return shape.heads * shape.head_dim, kv, kv
 
 
 def attention_output(shape: ModelShape) -> int:
-    """Width of what attention yields, over all TP ranks."""
+    """Width of the output of attention, over all TP ranks."""
     return shape.heads * (shape.latent.v_head_dim if shape.latent else shape.head_dim)

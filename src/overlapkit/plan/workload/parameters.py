@@ -1,4 +1,4 @@
-"""How many parameters a rank holds, by what becomes of them: dense or expert, FP8 or not."""
+"""How many parameters a rank has: dense or expert, in FP8 or not."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from megatron.bridge.models.model_shape import ModelShape
 from megatron.bridge.models.parameter_count import ParameterTensor, TensorGroup, chunk_tensor_groups
 from overlapkit.plan.workload.layout import Layout
 
+COUNTED = "counted tensor by tensor"
+"""The source of a number of parameters."""
+
 
 @dataclass(frozen=True)
 class Parameters:
-    """Elements on one rank; `fp8` ones are among the others, by group that reduces them."""
+    """Elements on one rank.
+
+    Attributes:
+        dense, expert: by the group of ranks that reduces them.
+        dense_fp8, expert_fp8: how many of them are kept in FP8.
+    """
 
     dense: int = 0
     expert: int = 0
@@ -39,7 +47,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class StageParameters:
-    """One pipeline stage's: of each chunk, and of its largest layer."""
+    """Parameters of one pipeline stage: of each chunk, and of its largest layer."""
 
     chunks: tuple[Parameters, ...]
     largest_layer: Parameters
@@ -51,7 +59,7 @@ class StageParameters:
 
 def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[StageParameters]:
     """The parameters of every pipeline stage."""
-    alike: dict[Any, tuple[Parameters, Parameters]] = {}
+    known: dict[Any, tuple[Parameters, Parameters]] = {}
     stages = []
     for stage in range(layout.pp):
         chunks = []
@@ -60,16 +68,16 @@ def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[Stag
             layers = layout.chunk_layers[chunk][stage]
             kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
             key = kinds, ends
-            if key not in alike:
-                alike[key] = _of_chunk(chunk_tensor_groups(shape, model, stage, chunk))
-            chunks.append(alike[key])
+            if key not in known:
+                known[key] = _of_chunk(chunk_tensor_groups(shape, model, stage, chunk))
+            chunks.append(known[key])
         largest = max((layer for _, layer in chunks), key=lambda layer: layer.all)
         stages.append(StageParameters(tuple(held for held, _ in chunks), largest))
     return stages
 
 
 def _of_chunk(groups: Sequence[TensorGroup]) -> tuple[Parameters, Parameters]:
-    """Those of a chunk, and of its largest layer."""
+    """Parameters of a chunk, and of its largest layer."""
     counted: dict[int, Parameters] = {}
     held = largest = Parameters()
     for prefix, tensors in groups:

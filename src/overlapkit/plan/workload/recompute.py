@@ -17,22 +17,22 @@ SELECTIVE = {
     "moe_act": (),
     "layernorm": (),
 }
-"""recompute_modules of Megatron-Core 0.16, with the linear layers whose forward each repeats. That
-of activation and norm is memory traffic of a few percent, and not counted."""
+"""recompute_modules of Megatron-Core 0.16, with the linear layers whose forward each repeats.
+Repeating an activation or a norm is memory traffic of a few percent, which is not counted."""
 
 
 @dataclass(frozen=True)
 class Recompute:
-    """What is done again.
+    """What the backward computes again.
 
     Attributes:
-        whole_layers: share of the layers whose whole forward is repeated, from 0 to 1.
+        full_layers: share of the layers whose entire forward is repeated, from 0 to 1.
         gemms: linear layers whose forward is repeated in every layer.
-        attention: whether attention itself is.
+        attention: whether attention is repeated in every layer.
         modules: the names as configured.
     """
 
-    whole_layers: float = 0.0
+    full_layers: float = 0.0
     gemms: tuple[str, ...] = ()
     attention: bool = False
     modules: tuple[str, ...] = ()
@@ -50,16 +50,16 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
     if granularity == "full":
         method = getattr(model, "recompute_method", None)
         if method == "uniform":
-            return Recompute(whole_layers=1.0)
+            return Recompute(full_layers=1.0)
         if method != "block":
             raise InputError(
                 f"model.recompute_method={method!r}: recompute_granularity=full needs uniform or "
                 "block"
             )
         # The first layers of every chunk.
-        asked = getattr(model, "recompute_num_layers", None) or 0
+        most = getattr(model, "recompute_num_layers", None) or 0
         chunks = [len(chunk) for row in layout.chunk_layers for chunk in row]
-        return Recompute(whole_layers=sum(min(asked, n) for n in chunks) / sum(chunks))
+        return Recompute(full_layers=sum(min(most, n) for n in chunks) / sum(chunks))
     if granularity != "selective":
         raise InputError(
             f"model.recompute_granularity={granularity!r}: want full, selective or null"
@@ -71,10 +71,10 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
             raise InputError(
                 f"model.recompute_modules: unknown {module!r}; known are {', '.join(SELECTIVE)}"
             )
-    # "mlp" stands for dense feed-forward blocks alone, the moe ones for experts.
-    held = [m for m in modules if m != ("mlp" if moe else "moe")]
+    # "mlp" means dense feed-forward blocks, "moe" experts.
+    own = [m for m in modules if m != ("mlp" if moe else "moe")]
     return Recompute(
-        gemms=tuple(dict.fromkeys(gemm for m in held for gemm in SELECTIVE[m])),
+        gemms=tuple(dict.fromkeys(gemm for m in own for gemm in SELECTIVE[m])),
         attention="core_attn" in modules,
         modules=tuple(modules),
     )

@@ -1,4 +1,4 @@
-"""What a run asks of each GPU in a step: arithmetic, memory traffic and communication.
+"""What each GPU does in a step of a run: arithmetic, memory traffic and communication.
 
 Nothing here depends on the GPU or the network; `overlapkit.plan.estimate.step_time` combines
 them.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from megatron.bridge.models.model_shape import ModelShape, UncountableModel, read_shape
+from megatron.bridge.models.model_shape import Experts, ModelShape, UncountableModel, read_shape
 from overlapkit.config.run import Run
 from overlapkit.errors import InputError
 from overlapkit.plan.figure import Figure, given, literal, total
@@ -34,14 +34,15 @@ from overlapkit.plan.workload.gemms import (
 from overlapkit.plan.workload.gradient_exchange import GradientExchange, gradient_exchange
 from overlapkit.plan.workload.layout import Layout, layout_of
 from overlapkit.plan.workload.memory_traffic import (
-    Traffic,
+    MemoryTraffic,
+    MlpRows,
     attention_traffic,
     expert_traffic,
     loss_traffic,
     mlp_traffic,
     shared_tokens,
 )
-from overlapkit.plan.workload.parameters import StageParameters, stage_parameters
+from overlapkit.plan.workload.parameters import COUNTED, StageParameters, stage_parameters
 from overlapkit.plan.workload.precision import (
     Precision,
     base_precision,
@@ -51,9 +52,9 @@ from overlapkit.plan.workload.precision import (
 from overlapkit.plan.workload.recompute import Recompute, recompute_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerWork:
-    """What one layer of a kind asks of one rank for one microbatch.
+    """What one rank does in one layer of a kind for one microbatch.
 
     Attributes:
         name: "dense", "moe" or "vocabulary", with the precision where a model has several.
@@ -61,7 +62,7 @@ class LayerWork:
         attention: None for the vocabulary.
         traffic: of the memory-bound kernels, block by block.
         collectives: TP, CP and EP communication.
-        recompute: what the backward does again.
+        recompute: what the backward repeats.
         moe: whether it has experts.
         precision: of its linear layers.
     """
@@ -69,14 +70,14 @@ class LayerWork:
     name: str
     gemms: tuple[Gemm, ...]
     attention: Attention | None
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[MemoryTraffic, ...]
     collectives: tuple[Collective, ...]
     recompute: Recompute
     moe: bool
     precision: Precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Workload:
     """A run's step, by pipeline stage.
 
@@ -85,7 +86,7 @@ class Workload:
         precision: of the linear layers.
         base: of everything else.
         layers: the kinds of layers that occur.
-        stages: of each stage how many layers of each kind (positions in `layers`) it holds.
+        stages: for each stage, how many layers of each kind it has (positions in `layers`).
         vocabulary: the output layer and the loss, on the last stage.
         parameters: of each stage.
         exchange: the data-parallel communication of gradients and parameters.
@@ -108,14 +109,14 @@ class Workload:
 
     @property
     def worst_stage(self) -> int:
-        """The pipeline stage with most parameters."""
+        """The pipeline stage with the most parameters."""
         return max(range(self.layout.pp), key=lambda stage: self.parameters[stage].all.all)
 
     @property
     def rank_parameters(self) -> Figure:
-        """Parameters on a rank of the stage with most."""
+        """Parameters on a rank of the stage with the most."""
         held = self.parameters[self.worst_stage].all.all
-        return given("parameters per rank", held, "", "counted tensor by tensor")
+        return given("parameters per rank", held, "", COUNTED)
 
     @property
     def model_flops(self) -> Figure:
@@ -154,8 +155,8 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
         cut: whether to cut the gradients into buckets (`gradient_exchange`).
 
     Raises:
-        InputError: a size is missing, does not divide, or the architecture is not known; names it
-            and the remedy.
+        InputError: a size is missing, does not divide, or the architecture is not known. The
+            message names it and the remedy.
     """
     layout = layout_of(run, world_size)
     model = run.model
@@ -170,23 +171,9 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
                 f"model.{what}={size} cannot be divided over "
                 f"model.tensor_model_parallel_size={layout.tp}; choose a TP that divides it"
             )
-    kinds: dict[Any, int] = {}
-    layers: list[LayerWork] = []
-    of_layer = []
-    precisions = layer_precisions(model, len(shape.moe_layers))
-    # Only windows make attention differ between layers; a sweep makes thousands of workloads.
-    alike = getattr(model, "window_size", None) is None
-    attention = attention_of(model, shape, layout, 0)
-    for number, (moe, low) in enumerate(zip(shape.moe_layers, precisions, strict=True)):
-        if not alike:
-            attention = attention_of(model, shape, layout, number)
-        key = moe, low.name, attention.forward.value
-        if key not in kinds:
-            kinds[key] = len(layers)
-            layers.append(_layer(model, shape, layout, low, attention, moe=moe, layer=number))
-        of_layer.append(kinds[key])
+    layers, kind_of_layer = _kinds_of_layers(model, shape, layout)
     stages = tuple(
-        Counter(of_layer[n] for row in layout.chunk_layers for n in row[stage])
+        Counter(kind_of_layer[n] for row in layout.chunk_layers for n in row[stage])
         for stage in range(layout.pp)
     )
     base = base_precision(model)
@@ -194,7 +181,7 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
         layout=layout,
         precision=linear_precision(model),
         base=base,
-        layers=tuple(layers),
+        layers=layers,
         stages=stages,
         vocabulary=_vocabulary(shape, layout, base),
         parameters=parameters,
@@ -203,6 +190,28 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
         shape=shape,
         copies=routed_copies(model),
     )
+
+
+def _kinds_of_layers(
+    model: Any, shape: ModelShape, layout: Layout
+) -> tuple[tuple[LayerWork, ...], list[int]]:
+    """The kinds of layers that occur, and the kind of each layer as a position among them."""
+    kinds: dict[Any, int] = {}
+    layers: list[LayerWork] = []
+    kind_of_layer = []
+    precisions = layer_precisions(model, len(shape.moe_layers))
+    # Only windows make attention differ between layers, and a sweep makes thousands of workloads.
+    windows = getattr(model, "window_size", None) is not None
+    attention = attention_of(model, shape, layout, 0)
+    for number, (moe, low) in enumerate(zip(shape.moe_layers, precisions, strict=True)):
+        if windows:
+            attention = attention_of(model, shape, layout, number)
+        key = moe, low.name, attention.forward.value
+        if key not in kinds:
+            kinds[key] = len(layers)
+            layers.append(_layer(model, shape, layout, low, attention, moe=moe, layer=number))
+        kind_of_layer.append(kinds[key])
+    return tuple(layers), kind_of_layer
 
 
 def _layer(
@@ -216,52 +225,72 @@ def _layer(
     layer: int,
 ) -> LayerWork:
     base = base_precision(model)
-    tokens = int(layout.tokens.value)
-    gemms = attention_gemms(shape, tokens, low)
-    traffic = [attention_traffic(shape, layout, base, low)]
     collectives = tensor_collectives(shape, layout, base, low, mlp=not moe)
     collectives += context_collectives(model, shape, layout, base, layer)
     if moe and shape.experts:
-        experts = shape.experts
-        shared = int(shared_tokens(layout).value)
-        arriving = shared * routed_copies(model) * layout.expert_tp
-        routed = given("token copies at a rank's experts", arriving, "tokens", "spread evenly")
-        gemms += router_gemms(shape, experts, shared, base)
-        gemms += expert_gemms(shape, experts, arriving, low)
-        width = experts.ffn / layout.expert_tp
-        traffic.append(mlp_traffic(shape, layout, base, low, width, routed, routed))
-        traffic.append(expert_traffic(shape, routed, base))
-        if experts.shared_ffn:
-            gemms += mlp_gemms("shared ", shape, experts.shared_ffn, tokens, layout.tp, low)
-        collectives += expert_collectives(model, shape, experts, layout, base)
+        block = _experts(model, shape, shape.experts, layout, low)
     else:
-        gemms += mlp_gemms("", shape, shape.ffn, tokens, layout.tp, low)
-        width = shape.ffn / layout.tp
-        entering = shared_tokens(layout)
-        traffic.append(mlp_traffic(shape, layout, base, low, width, layout.tokens, entering))
+        block = _feed_forward(shape, layout, base, low)
     kind = "moe" if moe else "dense"
+    tokens = int(layout.tokens.value)
     return LayerWork(
-        kind if low is linear_precision(model) else f"{kind} {low.name}",
-        tuple(gemms),
-        attention,
-        tuple(traffic),
-        tuple(collectives),
-        recompute_of(model, layout, moe=moe),
-        moe,
-        low,
+        name=kind if low is linear_precision(model) else f"{kind} {low.name}",
+        gemms=(*attention_gemms(shape, tokens, low), *block.gemms),
+        attention=attention,
+        traffic=(attention_traffic(shape, layout, base, low), *block.traffic),
+        collectives=(*collectives, *block.collectives),
+        recompute=recompute_of(model, layout, moe=moe),
+        moe=moe,
+        precision=low,
     )
+
+
+class _Block(NamedTuple):
+    """The part of a layer after attention."""
+
+    gemms: list[Gemm]
+    traffic: list[MemoryTraffic]
+    collectives: list[Collective]
+
+
+def _feed_forward(shape: ModelShape, layout: Layout, base: Precision, low: Precision) -> _Block:
+    gemms = mlp_gemms(shape, shape.ffn, int(layout.tokens.value), low)
+    passing = MlpRows(
+        width=shape.ffn / layout.tp, rows=layout.tokens, entering=shared_tokens(layout)
+    )
+    return _Block(gemms, [mlp_traffic(shape, layout, base, low, passing)], [])
+
+
+def _experts(
+    model: Any, shape: ModelShape, experts: Experts, layout: Layout, low: Precision
+) -> _Block:
+    base = base_precision(model)
+    shared = int(shared_tokens(layout).value)
+    arriving = shared * routed_copies(model) * layout.expert_tp
+    routed = given("token copies at a rank's experts", arriving, "tokens", "spread evenly")
+    gemms = router_gemms(shape, experts, shared, base)
+    gemms += expert_gemms(shape, experts, arriving, low)
+    if experts.shared_ffn:
+        tokens = int(layout.tokens.value)
+        gemms += mlp_gemms(shape, experts.shared_ffn, tokens, low, prefix="shared ")
+    passing = MlpRows(width=experts.ffn / layout.expert_tp, rows=routed, entering=routed)
+    traffic = [
+        mlp_traffic(shape, layout, base, low, passing),
+        expert_traffic(shape, routed, base),
+    ]
+    return _Block(gemms, traffic, expert_collectives(model, shape, experts, layout, base))
 
 
 def _vocabulary(shape: ModelShape, layout: Layout, base: Precision) -> LayerWork:
     return LayerWork(
-        "vocabulary",
-        tuple(vocabulary_gemms(shape, int(layout.tokens.value), base)),
-        None,
-        (loss_traffic(shape, layout),),
-        tuple(vocabulary_collectives(shape, layout, base)),
-        Recompute(),
-        False,
-        base,
+        name="vocabulary",
+        gemms=tuple(vocabulary_gemms(shape, int(layout.tokens.value), base)),
+        attention=None,
+        traffic=(loss_traffic(shape, layout),),
+        collectives=tuple(vocabulary_collectives(shape, layout, base)),
+        recompute=Recompute(),
+        moe=False,
+        precision=base,
     )
 
 
@@ -274,4 +303,13 @@ def _boundary(shape: ModelShape, layout: Layout, base: Precision) -> Collective 
     )
     stride = layout.tp * layout.cp * layout.dp
     count = layout.microbatches * layout.vp * 2
-    return Collective("PP", "boundary", "send", sent, layout.pp, stride, "step", count)
+    return Collective(
+        dimension="PP",
+        name="boundary",
+        kind="send",
+        payload=sent,
+        ranks=layout.pp,
+        stride=stride,
+        phase="step",
+        count=count,
+    )

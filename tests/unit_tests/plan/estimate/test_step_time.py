@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -22,8 +22,26 @@ from overlapkit.plan.workload.step import Workload
 from support.plan_runs import effective_run, plain_machine, work_of
 from support.property_tests import examples
 
-ALL = Overlap(True, True, True, True, True, True)
+ALL = Overlap(tp=True, dp_gradients=True, dp_parameters=True, pp=True, cp=True, ep=True)
 COMPUTE = ("matrix products", "attention", "memory-bound kernels")
+
+
+def collective(
+    dimension: str, kind: str, payload: float, *, ranks: int, stride: int = 1
+) -> Collective:
+    return Collective(
+        dimension=dimension,
+        name="x",
+        kind=kind,
+        payload=given("x", payload, "B"),
+        ranks=ranks,
+        stride=stride,
+        phase="step",
+    )
+
+
+def gemm_of(which: str) -> Gemm:
+    return Gemm(name="fc1", which=which, m=128, n=256, k=512, batch=1, precision=BF16)
 
 
 def compute(of: Estimate) -> float:
@@ -213,7 +231,7 @@ LAYOUTS = st.fixed_dictionaries(
         "cp_comm_type": st.sampled_from(["p2p", "a2a", "all_gather"]),
     }
 )
-OVERLAPS = st.builds(Overlap, *[st.booleans()] * 6)
+OVERLAPS = st.builds(Overlap, **dict.fromkeys(asdict(NO_OVERLAP), st.booleans()))
 MACHINES = st.sampled_from(["gb300", "b200"])
 
 
@@ -265,10 +283,10 @@ def test_what_always_holds(
 
 
 @examples(15, 150)
-@sample(LAYOUTS, st.integers(0, 5))
-def test_each_switch_alone_never_costs(layout: dict[str, Any], switch: int) -> None:
+@sample(LAYOUTS, st.sampled_from(sorted(asdict(NO_OVERLAP))))
+def test_each_switch_alone_never_costs(layout: dict[str, Any], switch: str) -> None:
     work, machine = built(layout), machine_of("h200" if "mx" not in layout["precision"] else "b200")
-    on = Overlap(*(value or n == switch for n, value in enumerate(astuple(NO_OVERLAP))))
+    on = replace(NO_OVERLAP, **{switch: True})
     off = estimate(work, machine, NO_OVERLAP).step.value
     assert estimate(work, machine, on).step.value <= off * (1 + 1e-9)
 
@@ -308,14 +326,14 @@ def test_every_figure_of_a_step_has_a_formula_or_a_source(settings: dict[str, An
 
 def test_a_gemm_is_bound_by_arithmetic_or_by_memory() -> None:
     slow = given("memory bandwidth", 1e9, "B/s")
-    gemm = Gemm("fc1", "fprop", 128, 256, 512, 1, BF16)
+    gemm = gemm_of("fprop")
     assert gemm_time(gemm, plain_machine()).value == 2 * 128 * 256 * 512 / 1e12
     moved = (128 * 512 + 512 * 256 + 128 * 256) * 2
     assert gemm_time(gemm, plain_machine(memory_bandwidth=slow)).value == moved / 1e9
 
 
 def test_a_weight_gradient_is_added_in_fp32() -> None:
-    gemm = Gemm("fc1", "wgrad", 128, 256, 512, 1, BF16)
+    gemm = gemm_of("wgrad")
     assert gemm.moved.value == (128 * 512 + 512 * 256) * 2 + 128 * 256 * 8
 
 
@@ -342,7 +360,7 @@ def test_the_last_wave_of_tiles_may_be_nearly_empty(m: int, n: int, share: float
     [("all-gather", 0.75), ("reduce-scatter", 0.75), ("all-reduce", 1.5), ("all-to-all", 0.75)],
 )
 def test_collectives_of_a_gigabyte_over_a_gigabyte_a_second(kind: str, seconds: float) -> None:
-    one = Collective("DP", "x", kind, given("x", 1e9, "B"), 4, 1, "step")
+    one = collective("DP", kind, 1e9, ranks=4)
     assert collective_time(one, plain_machine()).value == seconds
 
 
@@ -380,12 +398,12 @@ def test_a_group_uses_the_adapters_of_its_members(
 def test_a_ring_waits_for_its_neighbours_in_other_domains(
     ranks: int, stride: int, bandwidth: float
 ) -> None:
-    one = Collective("CP", "x", "send", given("x", 1e12, "B"), ranks, stride, "forward")
+    one = collective("CP", "send", 1e12, ranks=ranks, stride=stride)
     assert collective_time(one, two_levels()).value == pytest.approx(1e12 / bandwidth, rel=1e-4)
 
 
 def test_an_all_to_all_is_bound_by_each_ranks_own_adapter() -> None:
-    one = Collective("EP", "x", "all-to-all", given("x", 1e9, "B"), 16, 1, "forward")
+    one = collective("EP", "all-to-all", 1e9, ranks=16)
     assert collective_time(one, two_levels()).value == pytest.approx(0.5e9 / 50e9, rel=0.01)
 
 
@@ -422,6 +440,6 @@ def test_the_reference_network_can_be_replaced() -> None:
 
 def test_overlap_is_read_from_what_is_in_effect() -> None:
     run = effective_run(16, tp=2, pp=2, vp=2, gbs=32)
-    assert overlap_of(run) == Overlap(True, True, True, True, True, False)
+    assert overlap_of(run) == replace(ALL, ep=False)
     refused = effective_run(16, tp=2, sequence_parallel=False)
     assert not overlap_of(refused).tp
