@@ -126,6 +126,7 @@ def plan(**given: Any) -> int:
 @options.te(None)
 @options.env_file
 @options.as_json("overlapkit/doctor/v1")
+@options.html
 def doctor(**given: Any) -> int:
     """Find why communication is not hidden, the likeliest cause first.
 

@@ -1,4 +1,4 @@
-"""What a configuration's decisions say about communication that is not hidden."""
+"""Findings in a configuration: decisions that leave communication exposed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from overlapkit.doctor.finding import Evidence, Finding, Kind, Source
 from overlapkit.explain.report import Report
 
 ADVISED = frozenset({"core.single-bucket"})
-"""Rules whose notes are a cause too, though nothing was refused."""
+"""Rules whose notes are findings too, although nothing was refused."""
 
 
 def decision_findings(report: Report) -> Iterator[Finding]:
-    """What was refused or must not start, and what hides nothing."""
+    """What was refused, what must not start, and what hides nothing."""
     for d in report.decisions:
         if d.is_finding or d.rule in ADVISED:
             yield Finding(
@@ -37,7 +37,7 @@ def _kind(d: Decision) -> Kind:
 
 
 def source_of(d: Decision) -> Source:
-    """Where a decision's cause stands."""
+    """Where the cause of a decision is."""
     return "environment" if d.knob.startswith("env.") else "configuration"
 
 
@@ -46,14 +46,14 @@ def _message(d: Decision) -> str:
     if d.outcome is Outcome.ERROR:
         return f"The run must not start like this: {name}"
     if d.knob.startswith("env."):
-        return f"{name}={d.effective} takes overlap away"
+        return f"{name}={d.effective} disables overlap"
     if d.outcome is Outcome.REFUSED:
-        return f"{name} was asked for and is not in effect"
-    return f"{name} is on, and hides nothing"
+        return f"{name} was requested and is not in effect"
+    return f"{name} is on but hides nothing"
 
 
 def unused_overlap(report: Report) -> Iterator[Finding]:
-    """Communication that nobody asked to hide, by dimension."""
+    """Communication that no setting overlaps, by dimension."""
     e = report.effective
     lm = report.framework == "megatron-lm"
     replicas = report.data_parallel_size * (e["model.context_parallel_size"] or 1)
@@ -63,20 +63,18 @@ def unused_overlap(report: Report) -> Iterator[Finding]:
             yield _off(
                 "ddp.overlap_grad_reduce",
                 e,
-                f"Gradients of {replicas} replicas are reduced when the backward is over",
+                f"Gradients of {replicas} replicas are reduced after the backward pass",
                 "give --use-distributed-optimizer and --overlap-grad-reduce"
                 if lm
-                else "set ddp.use_distributed_optimizer=true, and leave overlap_grad_reduce of "
-                "comm_overlap unset",
+                else "set ddp.use_distributed_optimizer=true, and omit "
+                "comm_overlap.overlap_grad_reduce",
             )
         elif e["ddp.use_distributed_optimizer"] and not e["ddp.overlap_param_gather"]:
             yield _off(
                 "ddp.overlap_param_gather",
                 e,
-                "Parameters are gathered before the forward begins",
-                "give --overlap-param-gather"
-                if lm
-                else "leave overlap_param_gather of comm_overlap unset",
+                "Parameters are gathered before the forward pass begins",
+                "give --overlap-param-gather" if lm else "omit comm_overlap.overlap_param_gather",
             )
     if (e["model.tensor_model_parallel_size"] or 1) > 1 and not e["model.tp_comm_overlap"]:
         yield _off(
@@ -111,27 +109,29 @@ def unused_overlap(report: Report) -> Iterator[Finding]:
 def _overlap_p2p(*, lm: bool, interleaved: bool) -> str:
     if interleaved:
         return (
-            "leave --no-overlap-p2p-communication out"
+            "omit --no-overlap-p2p-communication"
             if lm
-            else "set overlap_p2p_comm=true and batch_p2p_comm=false in comm_overlap"
+            else "set comm_overlap.overlap_p2p_comm=true and comm_overlap.batch_p2p_comm=false"
         )
     return (
         "give --num-virtual-stages-per-pipeline-rank above 1"
         if lm
-        else "set model.virtual_pipeline_model_parallel_size above 1, with a comm_overlap section"
+        else "set model.virtual_pipeline_model_parallel_size above 1, and add a comm_overlap "
+        "section"
     )
 
 
 def _off(knob: str, effective: Mapping[str, Any], message: str, remedy: str) -> Finding:
-    seen = Evidence("configuration", f"{knob} is off in effect")
-    return Finding(f"off.{knob.rpartition('.')[2]}", "off", message, (seen,), remedy, knobs=(knob,))
+    evidence = Evidence("configuration", f"the effective value of {knob} is off")
+    name = knob.rpartition(".")[2]
+    return Finding(f"off.{name}", "off", message, (evidence,), remedy, knobs=(knob,))
 
 
 def configuration_findings(report: Report) -> list[Finding]:
-    """Every finding of a configuration; a knob that was refused is not also told as off."""
+    """Every finding of a configuration; a refused knob is not also reported as off."""
     found = list(decision_findings(report))
-    told = {knob for finding in found for knob in finding.knobs}
-    if "model.batch_p2p_comm" in told:
-        # The two exclude each other: what is said of one is said of both.
-        told.add("model.overlap_p2p_comm")
-    return found + [f for f in unused_overlap(report) if not told & set(f.knobs)]
+    reported = {knob for finding in found for knob in finding.knobs}
+    if "model.batch_p2p_comm" in reported:
+        # The two exclude each other: a finding about one is about both.
+        reported.add("model.overlap_p2p_comm")
+    return found + [f for f in unused_overlap(report) if not reported & set(f.knobs)]

@@ -169,7 +169,7 @@ def doctor_document(x: Examination) -> DoctorDocument:
             gpus=list(x.machine.gpus),
             driver=x.machine.driver,
             nvlink=x.machine.nvlink,
-            told=x.machine.told,
+            told=x.machine.summary,
         ),
         profile=None if x.profile is None else _profile(x.profile),
         findings=[_finding(f) for f in x.findings[:MOST]],

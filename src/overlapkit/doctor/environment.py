@@ -1,4 +1,4 @@
-"""Environment variables that take all overlap away, whatever the configuration."""
+"""Environment variables that disable all overlap, whatever the configuration."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ SHOWN = (
     "NCCL_MAX_CTAS",
     "UB_SKIPMC",
 )
-"""Variables that are told where they are set."""
+"""Variables that are listed where they are set."""
 
 _ON = frozenset({"1", "true", "yes", "on"})
 
-# CUDA programming guide: with 1 every launch waits until its kernel is done. PyTorch's
-# documentation of torch.distributed: blocking wait makes wait() hold the host up.
+# CUDA programming guide: with 1 every launch waits until its kernel has finished. PyTorch's
+# documentation of torch.distributed: with a blocking wait, wait() blocks the host.
 _BLOCKING = {
-    "CUDA_LAUNCH_BLOCKING": "every kernel launch waits until the kernel is done, so that nothing "
-    "ever runs beside anything else",
-    "TORCH_NCCL_BLOCKING_WAIT": "the host stands still at every wait for a collective, and "
-    "launches nothing for it to hide under",
-    "NCCL_BLOCKING_WAIT": "the host stands still at every wait for a collective, and launches "
-    "nothing for it to hide under",
+    "CUDA_LAUNCH_BLOCKING": "every kernel launch waits until the kernel has finished, so no two "
+    "kernels ever run at the same time",
+    "TORCH_NCCL_BLOCKING_WAIT": "the host blocks at every wait for a collective, and launches no "
+    "compute that could hide it",
+    "NCCL_BLOCKING_WAIT": "the host blocks at every wait for a collective, and launches no compute "
+    "that could hide it",
 }
 
 
 def shown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of interest that are set, their values cut to what a sound one has."""
+    """The variables of interest that are set; values are cut to 80 characters."""
     return {n: encodable(environment[n])[:80] for n in SHOWN if n in environment}
 
 
 def environment_findings(
     environment: Mapping[str, str], source: str, *, configured: bool
 ) -> Iterator[Finding]:
-    """What holds without knowing the configuration.
+    """Findings that do not depend on the configuration.
 
     Args:
-        environment: the job's, or the present one.
-        source: where it comes from, for the reader.
-        configured: whether a configuration's rules look at CUDA_DEVICE_MAX_CONNECTIONS themselves.
+        environment: the job's environment, or the current one.
+        source: where it comes from, as the user sees it.
+        configured: whether there is a configuration, whose rules check CUDA_DEVICE_MAX_CONNECTIONS.
     """
     for name, harm in _BLOCKING.items():
         value = environment.get(name, "").strip().lower()
@@ -59,7 +59,7 @@ def environment_findings(
         text = queues.strip()
         valid = text.isascii() and text.isdecimal() and len(text) < 4
         if not valid or int(text) not in CONNECTIONS_RANGE:
-            harm = "CUDA takes a whole number from 1 to 32"
+            harm = "CUDA takes an integer from 1 to 32"
             yield _finding(CONNECTIONS, encodable(text)[:40], source, harm, f"unset {CONNECTIONS}")
 
 

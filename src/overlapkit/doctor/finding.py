@@ -1,4 +1,4 @@
-"""A finding of the doctor, and the order of findings."""
+"""A finding of doctor, and the order of findings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KINDS: dict[Kind, str] = {
 """What each kind means. Their order is that of the findings: the most likely cause first."""
 
 MOST = 5
-"""Findings that are told."""
+"""Findings that are shown."""
 
 Source = Literal["profile", "configuration", "environment", "packages", "hardware"]
 
 
 class Evidence(NamedTuple):
-    """What a finding rests on, and where that was seen."""
+    """What a finding is based on, and where that was found."""
 
     source: Source
     text: str
@@ -40,14 +40,15 @@ class Finding:
     """One cause of communication that is not hidden.
 
     Attributes:
-        id: stable name: the profile's diagnosis, or the rule that decided.
+        id: stable name: that of the profile's diagnosis, the rule that decided, or doctor's own.
         kind: see `KINDS`.
-        message: what is so, in one sentence.
-        evidence: what it rests on.
+        message: what is wrong, in one sentence.
+        evidence: what it is based on.
         remedy: what to do.
-        cost_us: exposed or lost time per step that the profile measures for it; None without.
-        rules: rules of `explain` that speak of it.
-        knobs: what they decide about.
+        cost_us: exposed or lost time per step, in microseconds, that the profile measures for it;
+            None without a profile.
+        rules: rules of `explain` that apply.
+        knobs: the knobs that those rules decide.
     """
 
     id: str

@@ -28,7 +28,7 @@ _SHOWN = {
     "nemo-run": ("nemo-run", "nemo_run"),
     "megatron-bridge": ("megatron-bridge",),
 }
-"""What is looked for, and the distributions that it may come as."""
+"""The packages of interest, and the distributions that contain each."""
 
 _TE_PARTS = _SHOWN["transformer-engine"]
 _CUDA = re.compile(r"""^cuda\b[^=\n]*=\s*['"](\d+)\.""", re.MULTILINE)
@@ -39,27 +39,25 @@ class Package:
     """One package.
 
     Attributes:
-        name: as it is commonly called.
+        name: its common name.
         version: None where it is not installed.
-        required: versions that overlapkit is made for; "" for any.
-        note: what is worth knowing.
+        required: versions that overlapkit supports; empty for any version.
     """
 
     name: str
     version: str | None
     required: str
-    note: str = ""
 
 
 @cache
 def required_versions() -> dict[str, str]:
-    """Version bounds by package, as overlapkit's own metadata states them."""
+    """Version bounds by package, from overlapkit's own metadata."""
     bounds: dict[str, str] = {}
     try:
-        stated = metadata.requires("overlapkit") or []
+        requirements = metadata.requires("overlapkit") or []
     except metadata.PackageNotFoundError:
-        stated = []
-    for text in stated:
+        requirements = []
+    for text in requirements:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
@@ -73,7 +71,7 @@ def installed_packages(found: Callable[..., str | None] = installed_version) -> 
     """Every package of interest, installed or not.
 
     Args:
-        found: version of the first of some distributions that is installed, None where none is.
+        found: the version of the first of some distributions that is installed; None for none.
     """
     packages = []
     for name, distributions in _SHOWN.items():
@@ -83,7 +81,7 @@ def installed_packages(found: Callable[..., str | None] = installed_version) -> 
 
 
 def in_bounds(package: Package) -> bool:
-    """Whether an installed package is of a version that overlapkit is made for."""
+    """Whether a package is not installed, or has a version that overlapkit supports."""
     if package.version is None or not package.required:
         return True
     try:
@@ -94,7 +92,7 @@ def in_bounds(package: Package) -> bool:
 
 
 def torch_cuda_major() -> int | None:
-    """The CUDA release that the installed torch is built for; None for a CPU build, or none."""
+    """The CUDA release of the installed torch; None for a CPU build, or without torch."""
     try:
         path = metadata.distribution("torch").locate_file("torch/version.py")
         text = Path(str(path)).read_text(encoding="utf-8")
@@ -105,18 +103,18 @@ def torch_cuda_major() -> int | None:
 
 
 def transformer_engine_parts() -> dict[str, str]:
-    """The distributions of Transformer Engine that are installed, with their versions."""
+    """The installed distributions of Transformer Engine, with their versions."""
     versions = ((name, installed_version(name)) for name in _TE_PARTS)
     return {name: version for name, version in versions if version is not None}
 
 
 def package_findings(packages: list[Package]) -> Iterator[Finding]:
-    """What in the installation breaks overlap, or this toolkit."""
+    """What in the installation disables overlap, or breaks overlapkit."""
     conflict = foreign_megatron_bridge()
     if conflict is not None:
         yield _finding(
             "packages.megatron-bridge",
-            "Two packages hold the modules megatron.bridge.*, and one has overwritten the other",
+            "Two packages contain the modules megatron.bridge.*, and one has overwritten the other",
             conflict.partition(": ")[0],
             conflict.rpartition(": ")[2],
         )
@@ -124,60 +122,60 @@ def package_findings(packages: list[Package]) -> Iterator[Finding]:
     if shadow is not None:
         yield _finding(
             "packages.megatron-shadowed",
-            "megatron is no namespace package here: one folder hides what others put under it",
+            "megatron is not a namespace package here: one folder hides the others that contain it",
             f"{shadow} exists",
-            "remove that file, or take its folder out of PYTHONPATH: megatron-core and "
-            "megatron.bridge must be found beside each other",
+            "remove that file, or remove its folder from PYTHONPATH: both megatron-core and "
+            "megatron.bridge must be importable",
         )
     for package in packages:
         if not in_bounds(package):
             yield _finding(
                 f"packages.{package.name}",
-                f"{package.name} is of another version than the rules are made for",
-                f"{package.name} {package.version} is installed; {package.required} is expected",
+                f"{package.name} has a version that the rules do not support",
+                f"{package.name} {package.version} is installed; supported is {package.required}",
                 f"install {package.name}{package.required}",
             )
     yield from transformer_engine_findings(transformer_engine_parts(), torch_cuda_major())
 
 
 def transformer_engine_findings(parts: dict[str, str], torch_cuda: int | None) -> Iterator[Finding]:
-    """What keeps an installed Transformer Engine from being imported.
+    """Why an installed Transformer Engine cannot be imported.
 
     Args:
         parts: its distributions, with their versions.
         torch_cuda: the CUDA release of torch.
     """
-    told = ", ".join(f"{name} {version}" for name, version in parts.items())
+    installed = ", ".join(f"{name} {version}" for name, version in parts.items())
     if len({version.partition("+")[0] for version in parts.values()}) > 1:
         yield _finding(
             "packages.transformer-engine-parts",
-            "Transformer Engine's parts are of different versions, so that it cannot be imported "
-            "and tensor-parallel overlap is off",
-            told,
+            "The parts of Transformer Engine have different versions, so it cannot be imported and "
+            "tensor-parallel overlap is off",
+            installed,
             "install one version of all of them: pip install transformer-engine[pytorch]",
         )
     built = {int(name[-2:]) for name in parts if name.endswith(("cu12", "cu13"))}
     if built and torch_cuda is not None and torch_cuda not in built:
         yield _finding(
             "packages.transformer-engine-cuda",
-            "Transformer Engine is built for another CUDA release than torch, so that it cannot be "
+            "Transformer Engine is built for a different CUDA release than torch, so it cannot be "
             "imported and tensor-parallel overlap is off",
-            f"{told}; torch is built for CUDA {torch_cuda}",
-            f"install transformer-engine-cu{torch_cuda} in its place",
+            f"{installed}; torch is built for CUDA {torch_cuda}",
+            f"install transformer-engine-cu{torch_cuda} instead",
         )
     libraries = parts.keys() - {"transformer-engine", "transformer-engine-torch"}
     if libraries and "transformer-engine-torch" not in parts:
         yield _finding(
             "packages.transformer-engine-torch",
-            "Transformer Engine is installed without its PyTorch side, so that tensor-parallel "
-            "overlap is off",
-            told,
+            "Transformer Engine is installed without its PyTorch part, so tensor-parallel overlap "
+            "is off",
+            installed,
             "pip install --no-build-isolation transformer-engine[pytorch]",
         )
 
 
 def shadowing_megatron(folders: list[str]) -> str | None:
-    """A file that makes `megatron` an ordinary package; None where there is none."""
+    """A file that makes `megatron` an ordinary package; None without one."""
     for folder in folders:
         file = Path(folder or ".") / "megatron" / "__init__.py"
         try:
@@ -188,5 +186,5 @@ def shadowing_megatron(folders: list[str]) -> str | None:
     return None
 
 
-def _finding(id: str, message: str, seen: str, remedy: str) -> Finding:
-    return Finding(id, "packages", message, (Evidence("packages", seen),), remedy)
+def _finding(id: str, message: str, evidence: str, remedy: str) -> Finding:
+    return Finding(id, "packages", message, (Evidence("packages", evidence),), remedy)

@@ -1,4 +1,4 @@
-"""A profile's diagnoses, joined with what the configuration decided about the same cause."""
+"""A profile's diagnoses, combined with the decisions that explain them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overlapkit.doctor.finding import Evidence, Finding
+from overlapkit.output.numbers import ms_of_us, percent
 
 if TYPE_CHECKING:
     from overlapkit.trace.document import TraceDiagnosis
@@ -22,14 +23,14 @@ _CAUSES: dict[str, frozenset[str]] = {
     "pipeline-exposed": frozenset({"model.overlap_p2p_comm", "model.batch_p2p_comm"}),
     "expert-exchange-exposed": frozenset({"model.overlap_moe_expert_parallel_comm"}),
 }
-"""Each diagnosis, and the knobs that bring it about."""
+"""Each diagnosis, and the knobs that can cause it."""
 
 NOT_EXPOSED = frozenset({"device-idle", "copies-exposed", "compute-slowed"})
-"""Diagnoses of time that is lost, but not to communication that nothing hides."""
+"""Diagnoses of lost time that is not exposed communication."""
 
 
 def joined(diagnoses: Sequence[TraceDiagnosis], configured: Sequence[Finding]) -> list[Finding]:
-    """Findings of a profile and of a configuration; the same cause is told once.
+    """Findings of a profile and of a configuration; findings of one cause are combined.
 
     Args:
         diagnoses: those of `overlapkit trace` (docs/json-trace.md).
@@ -46,14 +47,14 @@ def joined(diagnoses: Sequence[TraceDiagnosis], configured: Sequence[Finding]) -
 
 
 def _of_profile(diagnosis: TraceDiagnosis, causes: Sequence[Finding]) -> Finding:
-    measured = Evidence("profile", _told(diagnosis))
+    measured = Evidence("profile", _figures(diagnosis))
     rules = [diagnosis.rule, *(rule for cause in causes for rule in cause.rules)]
     remedies = [cause.remedy for cause in causes if cause.remedy] or [diagnosis.remedy]
     return Finding(
         diagnosis.id,
         "profile" if diagnosis.id in NOT_EXPOSED else "exposed",
         diagnosis.message.rstrip("."),
-        (measured, *(seen for cause in causes for seen in cause.evidence)),
+        (measured, *(evidence for cause in causes for evidence in cause.evidence)),
         "; ".join(dict.fromkeys(remedies)),
         cost_us=diagnosis.cost_us,
         rules=tuple(dict.fromkeys(rule for rule in rules if rule)),
@@ -61,7 +62,7 @@ def _of_profile(diagnosis: TraceDiagnosis, causes: Sequence[Finding]) -> Finding
     )
 
 
-def _told(diagnosis: TraceDiagnosis) -> str:
+def _figures(diagnosis: TraceDiagnosis) -> str:
     """The figures of a diagnosis, in one line."""
     figures = []
     for name, value in diagnosis.evidence.items():
@@ -69,12 +70,12 @@ def _told(diagnosis: TraceDiagnosis) -> str:
             continue
         what, _, unit = name.rpartition("_")
         if unit == "us":
-            figures.append(f"{what.replace('_', ' ')} {value / 1000:.2f} ms")
+            figures.append(f"{what.replace('_', ' ')} {ms_of_us(value)} ms")
         elif unit == "pct":
-            figures.append(f"{what.replace('_', ' ')} {value:g} %")
+            figures.append(f"{what.replace('_', ' ')} {percent(value)}")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else f"{value}"
             figures.append(f"{name.replace('_', ' ')} {shown}")
     ranks = ", ".join(map(str, diagnosis.ranks))
     where = f" (rank{'s' if ',' in ranks else ''} {ranks})" if ranks else ""
-    return f"{diagnosis.cost_us / 1000:.2f} ms a step{where}: {'; '.join(figures)}"
+    return f"{ms_of_us(diagnosis.cost_us)} ms per step{where}: {'; '.join(figures)}"

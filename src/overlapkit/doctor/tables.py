@@ -1,4 +1,4 @@
-"""The examination on a terminal."""
+"""An examination on a terminal."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from rich.text import Text
 
 from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST
-from overlapkit.doctor.text import cost, facts, names, verdict
+from overlapkit.doctor.text import cost, examined, ids, verdict
 from overlapkit.output.numbers import imperative
 from overlapkit.output.tables import borderless
 
 
 def show_examination(x: Examination, console: Console) -> None:
-    """The examination as tables."""
-    seen = borderless(header=False)
-    seen.add_column(style="bold", no_wrap=True)
-    seen.add_column(ratio=1)
-    for name, text in facts(x):
-        seen.add_row(name, text)
-    console.print(seen)
+    """The examination as tables: what was examined, the findings, the verdict."""
+    overview = borderless(header=False)
+    overview.add_column(style="bold", no_wrap=True)
+    overview.add_column(ratio=1)
+    for name, text in examined(x):
+        overview.add_row(name, text)
+    console.print(overview)
     console.print()
     table = borderless(header=False, gap=1)
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for number, finding in enumerate(x.findings[:MOST], start=1):
-        told = Text(finding.message, "bold")
+        cell = Text(finding.message, "bold")
         if cost(finding):
-            told.append(f"  {cost(finding)}", "bold red")
-        told.append(f"  [{names(finding)}]", "dim")
+            cell.append(f"  {cost(finding)}", "bold red")
+        cell.append(f"  [{ids(finding)}]", "dim")
         for each in finding.evidence:
-            told.append(f"\n{each.source}: {each.text}", "not bold")
+            cell.append(f"\n{each.source}: {each.text}", "not bold")
         if finding.remedy:
-            told.append(f"\n-> {imperative(finding.remedy)}", "green")
-        table.add_row(f"{number}.", told)
+            cell.append(f"\n-> {imperative(finding.remedy)}", "green")
+        table.add_row(f"{number}.", cell)
     if x.findings:
         console.print(table)
     console.print(Text(verdict(x), "bold red" if x.findings else "green"))

@@ -1,4 +1,4 @@
-"""The examination as plain lines."""
+"""An examination as plain lines, and the wording that tables and pages share."""
 
 from __future__ import annotations
 
@@ -6,36 +6,52 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from overlapkit.doctor.environment import shown_variables
-from overlapkit.doctor.examine import Examination, configuration_told, profile_told
+from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST, Finding
-from overlapkit.output.numbers import imperative
+from overlapkit.explain.report import Report
+from overlapkit.explain.text import basis, layout_text
+from overlapkit.output.numbers import imperative, ms_of_us, percent
 
 if TYPE_CHECKING:
-    pass
+    from overlapkit.trace.document import TraceDocument
 
 
-def facts(x: Examination) -> Iterator[tuple[str, str]]:
-    """What was looked at: a name and what was seen, one each."""
-    if x.report is None:
-        yield "configuration", "not given"
-    else:
-        yield "configuration", configuration_told(x.report)
+def examined(x: Examination) -> Iterator[tuple[str, str]]:
+    """What was examined: a name and what was found there, one each."""
+    yield "configuration", "not given" if x.report is None else configuration_text(x.report)
     variables = " ".join(f"{n}={v}" for n, v in shown_variables(x.environment).items())
-    yield "environment", f"{x.environment_source}: {variables or 'none of interest is set'}"
+    yield "environment", f"{x.environment_source}: {variables or 'no variable of interest is set'}"
     yield "packages", ", ".join(f"{p.name} {p.version or '-'}" for p in x.packages) + " (here)"
-    yield "GPUs", x.machine.told
-    yield "profile", "not given" if x.profile is None else profile_told(x.profile)
+    yield "GPUs", x.machine.summary
+    yield "profile", "not given" if x.profile is None else profile_text(x.profile)
     for note in x.assumed:
         yield "assumed", note
 
 
+def configuration_text(report: Report) -> str:
+    """A configuration in one line: file, GPUs, layout, Transformer Engine, whose rules."""
+    gpus = f"{report.world_size} x {report.assumptions.gpu_name}"
+    return ", ".join((report.source, gpus, layout_text(report, " "), *basis(report)))
+
+
+def profile_text(profile: TraceDocument) -> str:
+    """A profile in one line: ranks, and the median step of the slowest rank."""
+    ranks, median = profile.ranks, profile.slowest.median
+    step, exposed = median.step_us, median.exposed_comm_us
+    share = f" ({percent(100 * exposed / step)})" if step else ""
+    return (
+        f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, median step {ms_of_us(step)} ms, "
+        f"exposed communication {ms_of_us(exposed)} ms{share}"
+    )
+
+
 def cost(finding: Finding) -> str:
-    """The measured time of a finding; empty without."""
-    return "" if finding.cost_us is None else f"{finding.cost_us / 1000:.2f} ms a step"
+    """The measured time of a finding; empty without a profile."""
+    return "" if finding.cost_us is None else f"{ms_of_us(finding.cost_us)} ms per step"
 
 
-def names(finding: Finding) -> str:
-    """The finding's id and the rules that speak of it."""
+def ids(finding: Finding) -> str:
+    """The id of a finding and of the rules that apply."""
     return ", ".join(dict.fromkeys([finding.id, *finding.rules]))
 
 
@@ -44,23 +60,23 @@ def verdict(x: Examination) -> str:
     count = len(x.findings)
     if not count and x.report is None and x.profile is None:
         return (
-            "Nothing was found in the environment and the packages; give the run's configuration, "
-            "and a profile with --trace, to look further."
+            "Nothing was found in the environment and the packages. To examine more, give the "
+            "run's configuration, and a profile with --trace."
         )
     if not count:
         return "Nothing was found that keeps communication from being hidden."
-    more = f", of which the {MOST} most likely are told" if count > MOST else ""
+    more = f"; the {MOST} most likely are shown" if count > MOST else ""
     return f"{count} finding{'s' if count != 1 else ''}{more}."
 
 
 def examination_lines(x: Examination) -> Iterator[str]:
     """The examination as plain lines."""
-    yield from (f"{name}: {seen}" for name, seen in facts(x))
+    yield from (f"{name}: {text}" for name, text in examined(x))
     yield ""
     for number, finding in enumerate(x.findings[:MOST], start=1):
         measured = f" ({cost(finding)})" if cost(finding) else ""
-        yield f"{number}. {finding.message}{measured} [{names(finding)}]"
-        yield from (f"   {seen.source}: {seen.text}" for seen in finding.evidence)
+        yield f"{number}. {finding.message}{measured} [{ids(finding)}]"
+        yield from (f"   {each.source}: {each.text}" for each in finding.evidence)
         if finding.remedy:
             yield f"   -> {imperative(finding.remedy)}"
     yield verdict(x)

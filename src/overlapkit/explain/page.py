@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jinja2 import Environment
-
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import ChunkBuckets, bucketing
-from megatron.bridge.training.decisions import Decision
 from megatron.bridge.training.rules.buckets import BUCKET_COUNT
 from overlapkit.explain import text
 from overlapkit.explain.difference import Difference
 from overlapkit.explain.report import Report
 from overlapkit.output.html import environment
-from overlapkit.output.numbers import imperative, sentence, thousands
+from overlapkit.output.numbers import thousands
 from overlapkit.output.svg import Piece, stacked
 
 COLORS = (("own", "dense parameters"), ("expert", "expert parameters"))
@@ -24,39 +19,15 @@ BARS = 16
 """Model chunks that are drawn."""
 
 
-def _label(decision: Decision) -> str:
-    return text.LABELS[decision.outcome]
-
-
-def _templates() -> Environment:
-    helpers: dict[str, Any] = {
-        f.__name__: f
-        for f in (
-            text.advises,
-            text.by_reason,
-            text.gpus_text,
-            text.place,
-            text.layout_text,
-            text.basis,
-            text.side_text,
-            text.value_text,
-            imperative,
-            sentence,
-        )
-    }
-    return environment("overlapkit.explain", label=_label, **helpers)
-
-
 def explain_page(report: Report) -> str:
     """The page of `overlapkit explain`: the verdict, the findings, then each dimension."""
     chunks = _chunks(report)
     return (
-        _templates()
+        environment("overlapkit.explain")
         .get_template("explain.html")
         .render(
             report=report,
-            verdict=list(text.verdict(report)),
-            sections=list(text.sections(report)),
+            text=text,
             bars=_bars(chunks[:BARS]),
             hidden_bars=len(chunks[BARS:]),
             colors=[each for each in COLORS if each[0] == "own" or _has_experts(chunks)],
@@ -67,14 +38,9 @@ def explain_page(report: Report) -> str:
 def difference_page(difference: Difference) -> str:
     """The page of `overlapkit explain A B`: each cause and what it changes."""
     return (
-        _templates()
+        environment("overlapkit.explain")
         .get_template("difference.html")
-        .render(
-            difference=difference,
-            no_change=text.NO_CHANGE,
-            restated=text.restated(difference),
-            caused=list(text.caused(difference)),
-        )
+        .render(difference=difference, text=text)
     )
 
 

@@ -118,6 +118,8 @@ FILTERS = {
         binary_bytes,
         thousands,
         setting_text,
+        sentence,
+        imperative,
     )
 }
-"""What every page's templates may use, under the same names."""
+"""What every page's templates can use, under the same names."""

@@ -39,7 +39,7 @@ def profile(name: str) -> list[str]:
     ("name", "world_size"),
     [("llama3_70b_64xh100", 64), ("gpt_1b_8xh100", 8), ("qwen3_30b_a3b_64xb200", 64)],
 )
-def test_a_sound_configuration_has_no_finding(name: str, world_size: int, doctor: Any) -> None:
+def test_a_valid_configuration_has_no_finding(name: str, world_size: int, doctor: Any) -> None:
     result = doctor(str(EXAMPLES / f"{name}.yaml"), "--world-size", str(world_size), "--json")
     assert (result.status, ids(result.document)) == (0, [])
     text = doctor(str(EXAMPLES / f"{name}.yaml"), "--world-size", str(world_size))
@@ -50,7 +50,7 @@ def test_nothing_given_looks_at_this_machine(doctor: Any) -> None:
     result = doctor("--json")
     document = result.document
     assert document["config"] is None and document["profile"] is None
-    assert "no nvidia-smi" in document["machine"]["told"]
+    assert "nvidia-smi was not found" in document["machine"]["told"]
     assert {p["name"] for p in document["packages"]} >= {"torch", "megatron-core"}
 
 
@@ -68,7 +68,7 @@ def test_pitfalls_come_worst_first(doctor: Any) -> None:
     assert all(f["remedy"] and f["evidence"] for f in document["findings"])
 
 
-def test_at_most_five_are_told(doctor: Any, config: Any) -> None:
+def test_at_most_five_are_shown(doctor: Any, config: Any) -> None:
     environment = config("CUDA_DEVICE_MAX_CONNECTIONS=4\nCUDA_LAUNCH_BLOCKING=1\n", "job.env")
     arguments = [str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16"]
     result = doctor(*arguments, "--env-file", environment, "--json")
@@ -77,10 +77,10 @@ def test_at_most_five_are_told(doctor: Any, config: Any) -> None:
     kinds = [list(KINDS).index(f["kind"]) for f in document["findings"]]
     assert kinds == sorted(kinds)
     text = doctor(*arguments, "--env-file", environment).out
-    assert f"{MOST + document['more_findings']} findings, of which the 5 most likely" in text
+    assert f"{MOST + document['more_findings']} findings; the 5 most likely are shown." in text
 
 
-def test_a_profile_and_the_configuration_tell_one_cause_once(doctor: Any, config: Any) -> None:
+def test_one_cause_in_profile_and_configuration_is_one_finding(doctor: Any, config: Any) -> None:
     traces = profile("megatron-no-overlap")
     document = doctor(config(NOT_HIDDEN), *traces, "--json").document
     assert document["world_size"] == 2
@@ -102,7 +102,7 @@ def test_a_profile_alone_is_diagnosed(doctor: Any) -> None:
     assert document["profile"]["step_us"] > document["profile"]["exposed_comm_us"] > 0
 
 
-def test_the_environment_is_held_against_the_configuration(doctor: Any, config: Any) -> None:
+def test_the_environment_is_compared_with_the_configuration(doctor: Any, config: Any) -> None:
     environment = config("CUDA_DEVICE_MAX_CONNECTIONS=1\n", "job.env")
     arguments = [str(EXAMPLES / "gpt_1b_8xh100.yaml"), "--world-size", "8", "--json"]
     (finding,) = doctor(*arguments, "--env-file", environment).document["findings"]
@@ -110,7 +110,7 @@ def test_the_environment_is_held_against_the_configuration(doctor: Any, config: 
     assert finding["evidence"][0]["source"] == "environment"
 
 
-def test_the_present_environment_counts(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_environment_is_checked(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUDA_LAUNCH_BLOCKING", "TORCH_NCCL_BLOCKING_WAIT"):
         monkeypatch.setenv(name, "1")
     document = doctor("--json").document
@@ -144,7 +144,9 @@ def test_an_invalid_number_of_queues(
         ("context_parallel_size: 2", "off.overlap_grad_reduce"),
     ],
 )
-def test_what_nobody_asked_for_is_told(model: str, expected: str, doctor: Any, config: Any) -> None:
+def test_what_was_not_requested_is_found(
+    model: str, expected: str, doctor: Any, config: Any
+) -> None:
     path = config(f"model: {{{SIZES}, {model}}}\nddp: {{}}\n")
     result = doctor(path, "--world-size", "8", "--json")
     assert result.status == 1 and expected in ids(result.document)
@@ -162,7 +164,7 @@ def test_a_launch_script_is_examined(doctor: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["none.yaml"], "none.yaml: no such file"),
         ([str(EXAMPLES / "gpt_1b_8xh100.yaml")], "--world-size N is missing"),
@@ -176,10 +178,10 @@ def test_a_launch_script_is_examined(doctor: Any) -> None:
         (["--te", "new"], "--te new"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], told: str, doctor: Any) -> None:
+def test_bad_input_is_one_line(arguments: list[str], message: str, doctor: Any) -> None:
     result = doctor(*arguments)
     assert (result.status, result.out) == (2, "")
-    assert told in result.err and result.err.count("\n") == 1
+    assert message in result.err and result.err.count("\n") == 1
 
 
 def test_no_torch_is_imported() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from overlapkit.doctor import machine
-from overlapkit.doctor.machine import Machine, all_joined, look_at_machine
+from overlapkit.doctor.machine import Machine, all_connected, look_at_machine
 from overlapkit.doctor.packages import (
     Package,
     in_bounds,
@@ -102,11 +102,11 @@ Legend:
 
 
 def test_the_table_of_links() -> None:
-    assert all_joined(JOINED, 2) is True
-    assert all_joined(JOINED.replace("NV18", "SYS"), 2) is False
-    assert all_joined(JOINED.replace("\tNV18\tPIX", "\tPHB\tPIX"), 2) is False
-    assert all_joined("no table", 2) is None
-    assert all_joined(JOINED, 8) is None
+    assert all_connected(JOINED, 2) is True
+    assert all_connected(JOINED.replace("NV18", "SYS"), 2) is False
+    assert all_connected(JOINED.replace("\tNV18\tPIX", "\tPHB\tPIX"), 2) is False
+    assert all_connected("no table", 2) is None
+    assert all_connected(JOINED, 8) is None
 
 
 def program(folder: Path, text: str) -> None:
@@ -117,7 +117,7 @@ def program(folder: Path, text: str) -> None:
 
 def test_what_nvidia_smi_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert look_at_machine() == Machine(told="no GPU is visible here: there is no nvidia-smi")
+    assert look_at_machine() == Machine(summary="no GPU is visible here: nvidia-smi was not found")
     program(
         tmp_path,
         f"""case "$1" in
@@ -128,9 +128,9 @@ esac""",
     seen = look_at_machine()
     assert (seen.gpus, seen.driver, seen.nvlink) == (("NVIDIA H100 80GB HBM3",) * 2, "570.86", True)
     program(tmp_path, "echo broken driver >&2; exit 9")
-    assert "failed: broken driver" in look_at_machine().told
+    assert "failed: broken driver" in look_at_machine().summary
     program(tmp_path, ":")
-    assert "lists none" in look_at_machine().told
+    assert "lists none" in look_at_machine().summary
 
 
 def test_a_stuck_driver_does_not_hold_it_up(
@@ -139,4 +139,4 @@ def test_a_stuck_driver_does_not_hold_it_up(
     program(tmp_path, "while :; do :; done")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine, "LIMIT_S", 0.2)
-    assert "did not answer" in look_at_machine().told
+    assert "did not answer" in look_at_machine().summary
