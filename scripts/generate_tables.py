@@ -1,9 +1,9 @@
 """Write the tables that the readers use instead of importing Megatron-Core.
 
-`src/overlapkit/config/data/megatron_core_fields.json` holds every field of the installed
-Megatron-Core's configuration classes with its kind and default;
-`src/overlapkit/config/data/bridge_keys.json` holds the keys that Megatron-Bridge writes, from the
-example configurations. Run it after raising the megatron-core bound:
+`src/overlapkit/config/data/megatron_core_fields.json` contains every field of the configuration
+classes of the installed Megatron-Core, with kind and default.
+`src/overlapkit/config/data/bridge_keys.json` contains the keys that Megatron-Bridge writes, from
+the configurations in `tests/data/bridge_configs`. Run it after raising the megatron-core bound:
 
     uv run python scripts/generate_tables.py
 """
@@ -26,7 +26,7 @@ SIMPLE = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
 def megatron_core_fields() -> dict[str, Any]:
-    """Sections of a run to the fields of their Megatron-Core class: name, kind, default."""
+    """Map each section of a run to the fields of its Megatron-Core class: name, kind, default."""
     import megatron.core
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig
@@ -88,7 +88,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def bridge_keys(folder: Path) -> dict[str, Any]:
-    """Sections of Megatron-Bridge's run_config.yaml to the keys that they hold, sorted."""
+    """Map each section of Megatron-Bridge's run_config.yaml to its keys, sorted."""
     keys: dict[str, set[str]] = {}
     names = sorted(folder.glob("*.yaml"))
     for path in names:

@@ -69,7 +69,7 @@ def test_follows_the_source(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbol", "inside", "told"),
+    ("symbol", "inside", "problem"),
     [
         ("Nothing", None, "Nothing is found 0 times"),
         ("Box.nothing", None, "found 0 times"),
@@ -77,15 +77,15 @@ def test_follows_the_source(root: Path) -> None:
         ("open", "x = 1", "'x = 1' is found 2 times"),
     ],
 )
-def test_a_query_without_one_answer_is_named(
-    root: Path, symbol: str, inside: str | None, told: str
+def test_a_query_without_a_single_match_is_an_error(
+    root: Path, symbol: str, inside: str | None, problem: str
 ) -> None:
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=problem) as error:
         find_anchor(root, "box.py", symbol, inside)
     assert f"anchor('box.py', '{symbol}'" in str(error.value)
 
 
-def test_a_file_that_is_not_python_is_named(root: Path) -> None:
+def test_a_file_that_is_not_python_is_an_error(root: Path) -> None:
     (root / "box.py").write_text("def (")
     with pytest.raises(InputError, match=r"box\.py cannot be read as Python"):
         find_anchor(root, "box.py", "Box")

@@ -1,4 +1,4 @@
-"""The committed skill: it agrees with the source, is whole by itself, and what it says holds."""
+"""The committed skill agrees with the source, is complete by itself, and its claims are true."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestDrift:
     def test_what_is_committed_is_what_is_rendered(self) -> None:
         assert list(drift(ROOT)) == []
 
-    def test_check_fails_after_one_line_on_top_and_render_mends_it(self, checkout: Path) -> None:
+    def test_check_fails_after_one_line_on_top_and_render_fixes_it(self, checkout: Path) -> None:
         assert overlapkit("skill", "render", "--check", "--root", str(checkout)).returncode == 0
         source = checkout / "src/megatron/bridge/training/rules/pipeline.py"
         source.write_text("# one more line\n" + source.read_text())
@@ -108,7 +108,7 @@ class TestDrift:
 
 class TestAnchors:
     @pytest.mark.parametrize("page", sorted(p.path.as_posix() for p in pages(ROOT)))
-    def test_every_quoted_line_stands_where_the_anchor_says(self, page: str) -> None:
+    def test_every_quoted_line_is_where_the_anchor_says(self, page: str) -> None:
         for start, end, path, text in ANCHOR.findall((ROOT / page).read_text(encoding="utf-8")):
             lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
             assert lines[int(start) - 1 : int(end)] == text.splitlines()
@@ -121,7 +121,7 @@ class TestAnchors:
 
 
 class TestFormat:
-    def test_valid_but_for_the_field_that_the_reference_validator_does_not_know(self) -> None:
+    def test_valid_except_for_a_field_that_the_reference_validator_does_not_know(self) -> None:
         problems = validate(FOLDER)
         assert len(problems) == 1
         assert "Unexpected fields in frontmatter: when_to_use." in problems[0]
@@ -152,7 +152,7 @@ class TestFormat:
         assert len(MAIN) / 3.32 < 2000
 
 
-class TestWhole:
+class TestComplete:
     def test_installed_alone_every_link_resolves_inside(self, tmp_path: Path) -> None:
         alone = tmp_path / "skill"
         shutil.copytree(FOLDER, alone)
@@ -231,7 +231,7 @@ class TestClaims:
         assert cfg.ddp.overlap_param_gather is True
         assert cfg.ddp.align_param_gather is True
 
-    def test_every_rule_id_that_is_named_exists(self) -> None:
+    def test_every_rule_id_in_the_pages_exists(self) -> None:
         for page in [*FOLDER.rglob("*.md"), ROOT / "docs/training/communication-overlap.md"]:
             text = page.read_text(encoding="utf-8")
             prefixes = "tp|pp|dp|ep|any|core|ub|launch|precision"
@@ -263,7 +263,7 @@ class TestClaims:
         assert "reports `26 passed`" in MAIN
 
     @pytest.mark.parametrize("command", sorted(set(COMMANDS.findall(MAIN))))
-    def test_files_that_commands_name_exist(self, command: str) -> None:
+    def test_files_in_commands_exist(self, command: str) -> None:
         for word in command.split():
             if word.startswith("tests/"):
                 assert (ROOT / word).exists()
