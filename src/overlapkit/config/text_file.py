@@ -1,22 +1,19 @@
-"""Reads a file that a user named as text, bounded."""
+"""Reads a text file that a user named, up to a limit."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from overlapkit.errors import InputError
+from overlapkit.input_file import open_input
 
 MAX_BYTES = 4 * 1024 * 1024
 """Larger than any run configuration by two orders of magnitude."""
 
-_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-"""What a shell hands over for ``<(command)``: a pipe, but one that somebody writes into."""
-
 
 def exists(name: str) -> bool:
-    """Whether there is a file or folder of this name; never where no file can have the name."""
-    # Path.exists raises for a name that is too long, or holds a NUL.
+    """Whether a file or folder of this name exists; false where no file can have the name."""
+    # Path.exists raises for a name that is too long or contains a NUL.
     return os.path.exists(name)  # noqa: PTH110
 
 
@@ -28,25 +25,15 @@ def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:
         what: what it should be, for the messages: "run configuration".
 
     Raises:
-        InputError: it is missing, no file, not readable, too large or not UTF-8.
+        InputError: as `open_input`; or the file is too large, or not UTF-8.
     """
-    if not name:
-        raise InputError(f"a file is missing: its name is empty; name the {what}")
-    path = Path(name)
-    try:
-        if path.is_dir():
-            raise InputError(f"{name}: is a folder; name the {what} in it")
-        if path.exists() and not path.is_file() and not name.startswith(_PIPES):
-            raise InputError(f"{name}: is not a regular file")
-        with path.open("rb") as file:
+    with open_input(name, what, pipes=True) as file:
+        try:
             raw = file.read(most + 1)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        # A NUL, which no path may hold.
-        raise InputError(f"{name}: cannot be read: {error}") from None
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    if raw is None:
+        raise InputError(f"{name}: cannot be read: it has no content yet")
     if len(raw) > most:
         size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
         raise InputError(f"{name}: larger than {size}, not a {what}")

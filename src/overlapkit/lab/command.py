@@ -29,7 +29,7 @@ from overlapkit.lab.experiment import (
     run_here,
     write_jobs,
 )
-from overlapkit.lab.output_folder import empty_folder, keep
+from overlapkit.lab.output_folder import keep
 from overlapkit.lab.progress import progress
 from overlapkit.lab.request import (
     LabRequest,
@@ -42,6 +42,7 @@ from overlapkit.lab.request import (
 )
 from overlapkit.lab.scenario import Scenario
 from overlapkit.output.console import console, write_json, write_text
+from overlapkit.output.files import OutputFolder
 
 
 def run(request: LabRequest) -> int:
@@ -76,7 +77,7 @@ def run(request: LabRequest) -> int:
 def _run_here(request: LabRequest, experiment: Experiment) -> int:
     """Start the ranks on this machine."""
     start = time.monotonic()
-    out = None if request.out is None else empty_folder(request.out)
+    out = _output_folder(request)
     with tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
         folder = Path(scratch)
         write_jobs(experiment, folder)
@@ -93,7 +94,8 @@ def _run_through_nemo(request: LabRequest, experiment: Experiment) -> int:
     executor.prepare(experiment, folder)
     with progress(experiment.turns) as advance:
         executor.run_locally(experiment, folder, advance)
-    link, out = experiment_link(experiment, None), folder / executor.RESULTS
+    link = experiment_link(experiment, None)
+    out = OutputFolder("--out", str(folder / executor.RESULTS))
     return _judge_and_show(request, experiment, folder, link=link, out=out, start=start)
 
 
@@ -151,7 +153,7 @@ def _collect(request: LabRequest, folder: Path) -> int:
             raise InputError(f"--collect {folder}: contains {RESULTS_FILE} already; omit --out")
         document = read_results(folder)
         return _show(request, document if request.as_json else printable_document(document))
-    out = None if request.out is None else empty_folder(request.out)
+    out = _output_folder(request)
     experiment = executor.collected(folder)
     link, start = experiment_link(experiment, None), time.monotonic()
     return _judge_and_show(request, experiment, folder, link=link, out=out, start=start)
@@ -163,7 +165,7 @@ def _judge_and_show(
     folder: Path,
     *,
     link: LabLink,
-    out: Path | None,
+    out: OutputFolder | None,
     start: float,
 ) -> int:
     """Judge what the ranks left in `folder`, keep it in `out`, show it; the exit status.
@@ -198,6 +200,14 @@ def _show(request: LabRequest, document: LabDocument) -> int:
     return 0 if document.confirmed else EXIT_FINDING
 
 
+def _output_folder(request: LabRequest) -> OutputFolder | None:
+    if request.out is None:
+        return None
+    folder = OutputFolder("--out", request.out)
+    folder.check()
+    return folder
+
+
 def _executor_folder(request: LabRequest) -> Path:
     """The folder for a run through nemo_run.
 
@@ -218,7 +228,8 @@ def _executor_folder(request: LabRequest) -> Path:
         raise InputError(
             f"--link {request.link}: an executor's ranks use the machines' own links; omit it"
         )
-    return empty_folder(request.out)
+    OutputFolder("--out", request.out).check()
+    return Path(request.out)
 
 
 def _enough_gpus(scenarios: Sequence[Scenario], experiment: Experiment) -> None:

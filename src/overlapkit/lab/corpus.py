@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.errors import InputError
+from overlapkit.input_file import open_input
 
 VOCABULARY = 256
 """A token is a byte."""
 
 LEAST_BYTES = 4096
 """Shortest text to sample from."""
+
+MOST_BYTES = 256 << 20
+"""Longest text: every rank keeps eight bytes for each of its bytes."""
 
 _SYNTHETIC_TOKENS = 1 << 16
 
@@ -32,21 +34,32 @@ def synthetic() -> NDArray[np.int64]:
     return tokens
 
 
-def read(path: str) -> NDArray[np.int64]:
+def read_text(path: str) -> bytes:
     """The bytes of a text file.
 
     Raises:
-        InputError: it cannot be read, or is too short to sample from.
+        InputError: it cannot be read, is too short to sample from, or too long for memory.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"--corpus {path}: {error.strerror}; give a readable text file") from None
-    if len(text) < LEAST_BYTES:
+    with open_input(path, "text to train on (--corpus)") as file:
+        try:
+            text = file.read(MOST_BYTES + 1) or b""
+        except OSError as error:
+            raise InputError(f"--corpus {path}: cannot be read: {error.strerror}") from None
+    if not LEAST_BYTES <= len(text) <= MOST_BYTES:
+        size = f"{len(text):,} bytes" if len(text) < LEAST_BYTES else "longer"
         raise InputError(
-            f"--corpus {path}: the text has {len(text)} bytes; give one of at least {LEAST_BYTES}"
+            f"--corpus {path}: {size}; give from {LEAST_BYTES:,} to {MOST_BYTES:,} bytes of text"
         )
-    return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+    return text
+
+
+def read(path: str) -> NDArray[np.int64]:
+    """The tokens of a text file.
+
+    Raises:
+        InputError: as `read_text`.
+    """
+    return np.frombuffer(read_text(path), dtype=np.uint8).astype(np.int64)
 
 
 def sample(tokens: NDArray[np.int64], index: int, length: int) -> NDArray[np.int64]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from overlapkit.errors import InputError
+from overlapkit.lab.corpus import read_text
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
 from overlapkit.lab.user_config import UserConfig, read
@@ -105,8 +105,8 @@ def make_setting(
                 f"--ranks {request.ranks}: {', '.join(fixed)} has a fixed layout; use --ranks "
                 "with dp or bucket"
             )
-    if request.corpus is not None and not Path(request.corpus).is_file():
-        raise InputError(f"--corpus {request.corpus}: no such file; give a text file")
+    if request.corpus is not None:
+        read_text(request.corpus)
     user = None if request.config is None else read(request.config)
     if request.device == "cuda" and not gpus:
         raise InputError("--device cuda: no CUDA GPU is visible; omit --device to run on the CPU")

@@ -48,7 +48,7 @@ class Output:
                 raise self._refused("is also an input")
             self._check_permissions(path, found)
         except OSError as error:
-            raise self._failed(error) from None
+            raise _failed(self, error) from None
         except ValueError as error:
             # A NUL, or a character that no file name can contain.
             raise self._refused(f"is not a file name ({error})") from None
@@ -88,7 +88,7 @@ class Output:
                 raise self._refused("changed while it was being written")
             aside.replace(path)
         except OSError as error:
-            raise self._failed(error) from None
+            raise _failed(self, error) from None
         finally:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ class Output:
     def _is_input(self, path: Path, found: os.stat_result | None, inputs: Iterable[str]) -> bool:
         inputs = list(inputs)
         known = set() if found is None else {(found.st_dev, found.st_ino)}
-        return bool(identities(inputs) & known) or str(path) in map(_real, inputs)
+        return bool(identities(inputs) & known) or str(path) in map(real_path, inputs)
 
     def _check_permissions(self, path: Path, found: os.stat_result | None) -> None:
         effective = os.access in os.supports_effective_ids
@@ -138,9 +138,6 @@ class Output:
     def _refused(self, what: str) -> InputError:
         remedy = "name another file" if self.within is None else "remove it first"
         return InputError(f"{self.option} {self.target}: {what}; {remedy}")
-
-    def _failed(self, error: OSError) -> InputError:
-        return InputError(f"{self.option} {self.target}: cannot be written: {error.strerror}")
 
 
 _KINDS = {
@@ -193,7 +190,86 @@ def identities(names: Iterable[str]) -> set[Identity]:
     return found
 
 
-def _real(name: str) -> str:
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder that a command will fill: a new one, or one that is empty.
+
+    Attributes:
+        option: how messages introduce it, such as "--out".
+        target: the folder, as the user named it.
+    """
+
+    option: str
+    target: str
+
+    def check(self) -> Path:
+        """The folder.
+
+        Raises:
+            InputError: something else is there, the folder is not empty, or it cannot be created or
+                written to.
+        """
+        import tempfile
+
+        try:
+            if not self.target:
+                raise self._refused("is not a folder name")
+            path = Path(self.target).absolute()
+            found = _lstat(path)
+            if found is None:
+                if not path.parent.is_dir():
+                    raise InputError(
+                        f"{self.option} {self.target}: the folder {path.parent} does not exist; "
+                        "create it first"
+                    )
+            elif not stat.S_ISDIR(found.st_mode):
+                kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
+                raise self._refused(f"is {kind}")
+            elif any(path.iterdir()):
+                raise self._refused("is not empty")
+            elif path.is_mount() or path.samefile(os.curdir):
+                raise self._refused("is a mount point or the current folder, which stay")
+            with tempfile.TemporaryFile(dir=path.parent if found is None else path):
+                pass
+        except OSError as error:
+            raise _failed(self, error) from None
+        except ValueError as error:
+            raise self._refused(f"is not a folder name ({error})") from None
+        return path
+
+    @contextmanager
+    def filled(self) -> Iterator[Path]:
+        """A folder whose content becomes that of the target when the block ends.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.check()
+        aside = path.with_name(f".overlapkit-{os.urandom(8).hex()}")
+        try:
+            aside.mkdir()
+            yield aside
+            if path.exists():
+                aside.chmod(stat.S_IMODE(path.stat().st_mode))
+            # Takes the place of an empty folder, and of nothing else.
+            aside.rename(path)
+        except OSError as error:
+            raise _failed(self, error) from None
+        finally:
+            import shutil
+
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _refused(self, what: str) -> InputError:
+        return InputError(f"{self.option} {self.target}: {what}; name a new folder")
+
+
+def _failed(output: Output | OutputFolder, error: OSError) -> InputError:
+    return InputError(f"{output.option} {output.target}: cannot be written: {error.strerror}")
+
+
+def real_path(name: str) -> str:
+    """A name with symbolic links resolved; a name that no file can have stays as it is."""
     try:
         return os.path.realpath(name)
     except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from overlapkit.config.overrides import is_override
@@ -17,6 +16,7 @@ from overlapkit.config.sources import (
     read_document,
     world_size_of,
 )
+from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
 from overlapkit.plan.models import named_model
@@ -151,7 +151,7 @@ def read_inputs(
 
 
 def _check_file(name: str) -> None:
-    if not Path(name).exists() and re.fullmatch(r"[a-z]\w+_\w+", name.lower()):
+    if not exists(name) and re.fullmatch(r"[a-z]\w+_\w+", name.lower()):
         # Names a model where a file is meant, as everyone does once.
         try:
             named_model(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.skill.render import drift, find_root, write
@@ -15,7 +15,7 @@ def render(*, check: bool, root: str | None) -> int:
     Raises:
         InputError: see `overlapkit.skill.render`.
     """
-    folder = find_root(Path(root).resolve() if root else Path.cwd())
+    folder = find_root(root if root is not None else os.curdir)
     if check:
         lines = list(drift(folder))
         sys.stdout.writelines(lines)

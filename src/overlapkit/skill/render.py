@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,18 +33,23 @@ class Page:
     text: str
 
 
-def find_root(start: Path) -> Path:
-    """The repository that contains `start`.
+def find_root(start: str) -> Path:
+    """The repository that the folder `start` is in.
 
     Raises:
-        InputError: no folder above it has the sources of the skill.
+        InputError: it is not a folder, or it is in no repository that has the skill's sources.
     """
-    for folder in (start, *start.parents):
-        if (folder / "src/overlapkit/skill/templates").is_dir():
-            return folder
-    raise InputError(
-        f"{start}: not in a checkout of overlapkit; run this in one, or give one with --root"
-    )
+    try:
+        place = Path(os.path.realpath(start))
+        if place.is_dir():
+            for folder in (place, *place.parents):
+                if (folder / "src/overlapkit/skill/templates").is_dir():
+                    return folder
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{start}: cannot be read: {reason}") from None
+    what = "not in a checkout of overlapkit" if place.is_dir() else "is not a folder"
+    raise InputError(f"{start}: {what}; run this in a checkout, or name one with --root")
 
 
 def pages(root: Path) -> Iterator[Page]:

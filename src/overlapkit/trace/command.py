@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json
-from overlapkit.output.files import Output, outputs
+from overlapkit.output.files import Output, outputs, real_path
 from overlapkit.trace.read.parallel_read import read_ahead
 
 SUFFIXES = (".json", ".json.gz", ".sqlite")
@@ -68,19 +68,23 @@ def expand(files: Sequence[str]) -> list[str]:
     """
     paths: list[str] = []
     for name in files:
-        if Path(name).is_dir():
-            inside = sorted(
-                str(p) for p in Path(name).iterdir() if p.is_file() and p.name.endswith(SUFFIXES)
-            )
-            if not inside:
-                raise InputError(f"{name}: holds no trace ({', '.join(SUFFIXES)})")
-            paths += inside
-        else:
+        if not os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises for a name too long
             paths.append(name)
-    real = [os.path.realpath(path) for path in paths]
-    for path, place in zip(paths, real, strict=True):
-        if real.count(place) > 1:
+            continue
+        try:
+            entries = sorted(Path(name).iterdir())
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+        inside = [str(p) for p in entries if p.name.endswith(SUFFIXES) and p.is_file()]
+        if not inside:
+            raise InputError(f"{name}: holds no trace ({', '.join(SUFFIXES)})")
+        paths += inside
+    seen = set()
+    for path in paths:
+        place = real_path(path)
+        if place in seen:
             raise InputError(f"{path}: is named twice")
+        seen.add(place)
     return paths
 
 
@@ -101,9 +105,9 @@ def trace_outputs(
     checked = outputs(named, inputs)
     for output in checked:
         if output is not None and output.target.endswith(SUFFIXES):
-            folder = os.path.realpath(Path(output.target).absolute().parent)
+            folder = real_path(str(Path(output.target).absolute().parent))
             for name in files:
-                if Path(name).is_dir() and os.path.realpath(name) == folder:
+                if real_path(name) == folder:
                     raise InputError(
                         f"{output.option} {output.target}: would be read as one of the traces in "
                         f"{name}; write it to another folder"

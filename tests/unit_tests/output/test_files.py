@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from overlapkit.errors import InputError
-from overlapkit.output.files import Output, outputs
+from overlapkit.output.files import Output, OutputFolder, outputs
 from support import tiny_trace as tiny
 
 CONFIG = """\
@@ -309,3 +309,73 @@ def test_plan_refuses_the_launch_script_it_reads(given, folder: Path, overlapkit
         )
         assert result.status == 2 and "is also an input" in result.err
     assert script.read_text().startswith("torchrun")
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a file": (Path.touch, "is not a folder"),
+    "a FIFO": (os.mkfifo, "is not a folder"),
+    "a link to an empty folder": (lambda path: path.symlink_to("empty"), "symbolic link"),
+    "a link to nothing": (lambda path: path.symlink_to("nothing"), "symbolic link"),
+    "a folder with a file": (lambda path: (path.mkdir(), (path / "a").touch()), "is not empty"),
+    "the current folder": (lambda path: (path.mkdir(), os.chdir(path)), "the current folder"),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), FOLDERS.values(), ids=FOLDERS)
+def test_only_a_new_or_empty_folder_is_filled(
+    make: Callable[[Path], object], told: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    make(folder / "out")
+    before = _state(folder)
+    output = OutputFolder("--out", str(folder / "out"))
+    with pytest.raises(InputError, match=told):
+        output.check()
+    with pytest.raises(InputError, match=told), output.filled():
+        pass
+    assert _state(folder) == before
+
+
+@pytest.mark.parametrize("name", ["", "missing/out", "file/out", "x" * 256, "a\0b", "\ud800"])
+def test_a_folder_that_cannot_be_created(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("file").touch()
+    with pytest.raises(InputError, match="--out"):
+        OutputFolder("--out", name).check()
+    with pytest.raises(InputError, match="cannot be written"):
+        OutputFolder("--out", "/proc/out").check()
+
+
+@pytest.mark.parametrize("mode", [None, 0o700, 0o775])
+def test_a_folder_is_filled_completely(mode: int | None, folder: Path, umask: int) -> None:
+    target = folder / "out"
+    if mode is not None:
+        target.mkdir()
+        target.chmod(mode)
+    with OutputFolder("--out", str(target)).filled() as aside:
+        (aside / "a").write_text("text")
+        assert not target.exists() or not list(target.iterdir())
+    assert [path.name for path in folder.rglob("*")] == ["out", "a"]
+    assert stat.S_IMODE(target.stat().st_mode) == (0o777 & ~umask if mode is None else mode)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError(28, "full")])
+def test_a_folder_that_fails_is_not_begun(error: object, folder: Path) -> None:
+    expected = InputError if isinstance(error, OSError) else error
+    with pytest.raises(expected), OutputFolder("--out", str(folder / "out")).filled() as aside:  # type: ignore[call-overload]
+        (aside / "a").write_text("text")
+        raise error  # type: ignore[misc]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_filled_by_others_meanwhile_stays(folder: Path) -> None:
+    target = folder / "out"
+    output = OutputFolder("--out", str(target))
+    with pytest.raises(InputError, match="cannot be written"), output.filled() as aside:
+        (aside / "a").touch()
+        target.mkdir()
+        (target / "theirs").touch()
+    assert [path.name for path in folder.rglob("*")] == ["out", "theirs"]

@@ -23,7 +23,7 @@ from overlapkit.config.schema import section_fields
 from overlapkit.skill.facts import facts
 from overlapkit.skill.render import SKILL, drift, find_root, pages
 
-ROOT = find_root(Path(__file__).resolve())
+ROOT = find_root(str(Path(__file__).parent))
 FOLDER = ROOT / SKILL
 MAIN = (FOLDER / "SKILL.md").read_text(encoding="utf-8")
 DOCS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))

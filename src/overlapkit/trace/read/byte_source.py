@@ -10,6 +10,7 @@ from pathlib import Path
 from isal import isal_zlib
 
 from overlapkit.errors import InputError
+from overlapkit.input_file import open_input
 
 BLOCK = 1 << 20
 """Bytes of a block: small enough for the caches, large enough that a block's overhead is lost."""
@@ -31,19 +32,11 @@ def check_readable(path: str) -> bytes:
     Raises:
         InputError: it is missing, empty, a folder, or cannot be read.
     """
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise InputError(f"{path}: is a folder; name the trace files in it")
-        if file.exists() and not file.is_file():
-            raise InputError(f"{path}: is not a regular file")
-        with file.open("rb") as stream:
+    with open_input(path, "trace") as stream:
+        try:
             start = stream.read(64)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not start:
         raise InputError(f"{path}: is empty; export the trace again")
     return start

@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from overlapkit.errors import InputError
+from overlapkit.input_file import open_input
 from overlapkit.processes import Worker
 from overlapkit.trace.read.byte_source import GZIP_MAGIC, SQLITE_MAGIC
 from overlapkit.trace.read.kineto_events import DigitsNeeded, read_events
@@ -75,11 +76,10 @@ def _read_share(path: str, exact: bool, share: tuple[int, int]) -> Reading:
 
 def _is_large(path: str) -> bool:
     try:
-        file = Path(path)
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(16) if file.is_file() else b""
-    except (OSError, ValueError):
+        with open_input(path, "trace") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            start = stream.read(16)
+    except (OSError, InputError):
         return False
     if start.startswith(SQLITE_MAGIC):
         return False

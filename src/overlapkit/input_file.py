@@ -1,0 +1,58 @@
+"""Opens a file that a user named: without waiting for it, and with one line for what is wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+from overlapkit.errors import InputError
+
+_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""What a shell passes for ``<(command)`` and ``-``-like input: a pipe with a writer."""
+
+
+def open_input(name: str, what: str, *, pipes: bool = False) -> BinaryIO:
+    """A file, opened for reading.
+
+    A FIFO is refused: without a writer, opening it would wait forever. Nothing else waits either,
+    such as a file in /proc that has nothing to read yet: reading it returns None.
+
+    Args:
+        name: the file, as the user named it.
+        what: what it should be, for messages: "run configuration".
+        pipes: also take ``/dev/stdin`` and the ``/dev/fd/N`` of a shell's ``<(command)``. Reading
+            these waits for their writer.
+
+    Raises:
+        InputError: it is missing, a folder, not a regular file or not readable.
+    """
+    if not name:
+        raise InputError(f"a file is missing: its name is empty; name the {what}")
+    piped = pipes and name.startswith(_PIPES)
+    try:
+        # Before it is opened: opening some devices does something.
+        _check_kind(name, os.stat(name).st_mode, what, piped)  # noqa: PTH116 - not a Path yet
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (0 if piped else os.O_NONBLOCK)
+        file = os.fdopen(os.open(name, flags), "rb")
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        # A NUL, or a character that no file name can contain.
+        raise InputError(f"{name}: cannot be read: {error}") from None
+    try:
+        # What was opened may be another file than the one that was looked at.
+        _check_kind(name, os.fstat(file.fileno()).st_mode, what, piped)
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(name: str, mode: int, what: str, piped: bool) -> None:
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{name}: is a folder; name the {what} in it")
+    if not stat.S_ISREG(mode) and not piped:
+        raise InputError(f"{name}: is not a regular file; name a file that contains the {what}")
