@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("megatron.core")
+from support.late import needs
 
-pytestmark = pytest.mark.functional
+pytestmark = [pytest.mark.functional, needs("torch", "megatron.core")]
 
 LIMIT_S = 420
 TOGETHER = ("dp", "pp", "tp")

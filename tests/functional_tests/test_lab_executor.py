@@ -20,11 +20,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("megatron.core")
-pytest.importorskip("nemo_run")
+from support.late import needs
 
-pytestmark = pytest.mark.functional
+pytestmark = [pytest.mark.functional, needs("torch", "megatron.core", "nemo_run")]
 
 LIMIT_S = 400
 JOB = "4242"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,9 @@ from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE, Sett
 from overlapkit.lab.scenarios import grid, silent
 from overlapkit.lab.scenarios.grid import Combination
 from overlapkit.lab.scenarios.pp import BATCHED
+from support.late import needs
 
-pytest.importorskip("torch")
-pytest.importorskip("megatron.core")
-
-pytestmark = pytest.mark.functional
+pytestmark = [pytest.mark.functional, needs("torch", "megatron.core")]
 
 LIMIT_S = 420.0
 
@@ -42,7 +40,8 @@ def trained(blocks: Iterable[Block], folder: Path) -> Observations:
                 module="overlapkit.lab.rank.__main__",
                 args=(str(place),),
                 folder=place,
-                environment={},
+                # What `overlapkit lab` sets on a CPU: importing the compiler takes a second.
+                environment={"TORCHDYNAMO_DISABLE": "1"},
                 link="none",
                 timeout_s=LIMIT_S,
                 silence_s=LIMIT_S,
@@ -74,13 +73,39 @@ SHOWN = (
 )
 
 
-def test_a_silent_refusal_leaves_the_step_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+COUNTED = Block(
+    name="counted",
+    ranks=2,
+    variants=(
+        Variant(
+            name="plain",
+            settings=next(
+                case for case in silent.CASES if case.rule == "dp.needs-distributed-optimizer"
+            ).settings(requested=False),
+            collectives=True,
+        ),
+    ),
+    steps=1,
+)
+
+
+@pytest.fixture(scope="module")
+def shown() -> Iterator[None]:
+    """The scenario with a few of its cases."""
     cases = (*(case for case in silent.CASES if case.name in SHOWN), GRANTED)
     assert len(cases) == len(SHOWN) + 1
-    monkeypatch.setattr(silent, "CASES", cases)
-    observed = trained(silent.blocks(Setting()), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(silent, "CASES", cases)
+        yield
+
+
+@pytest.fixture(scope="module")
+def observed(shown: None, tmp_path_factory: pytest.TempPathFactory) -> Observations:
+    """Both tests' blocks from one start of the ranks, which takes most of the time."""
+    return trained([*silent.blocks(Setting()), COUNTED], tmp_path_factory.mktemp("silent"))
+
+
+def test_a_silent_refusal_leaves_the_step_as_it_was(observed: Observations) -> None:
     verdicts = [v for v in silent.judge(observed, Setting()) if v.outcome != NOT_TESTABLE]
     *refused, granted = sorted(verdicts, key=lambda v: "in the right place" in v.claim)
     assert [(v.claim, v.evidence) for v in refused if v.outcome != CONFIRMED] == []
@@ -93,11 +118,8 @@ def test_a_silent_refusal_leaves_the_step_as_it_was(
     assert asks.digest == twin.digest, "buckets change when, not what"
 
 
-def test_counted_bytes_are_those_of_the_gradients(tmp_path: Path) -> None:
-    case = next(case for case in silent.CASES if case.rule == "dp.needs-distributed-optimizer")
-    variant = Variant(name="plain", settings=case.settings(requested=False), collectives=True)
-    block = Block(name="dp", ranks=2, variants=(variant,), steps=1)
-    for rank in trained([block], tmp_path).variants("dp")["plain"].ranks:
+def test_counted_bytes_are_those_of_the_gradients(observed: Observations) -> None:
+    for rank in observed.variants("counted")["plain"].ranks:
         assert rank.collectives["allreduce_coalesced_"] == (1, 4 * rank.parameters)
 
 

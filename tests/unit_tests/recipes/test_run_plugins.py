@@ -349,6 +349,7 @@ def test_pytorch_profiler_options() -> None:
             "profile_ranks=-1",
         ),
     ],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_bad_values_are_named_and_change_nothing(new_plugin: Callable[[], Any], named: str) -> None:
     task, executor = _script(), _slurm()
@@ -375,6 +376,7 @@ def test_the_default_num_gpus_may_be_smaller_than_the_model(
         lambda: plugins.NsysPlugin(profile_step_start=0, profile_step_end=1),
         lambda: plugins.PyTorchProfilerPlugin(profile_step_start=0, profile_step_end=1),
     ],
+    ids=["perf", "nsys", "pytorch"],
 )
 def test_other_tasks_than_scripts_are_refused(new_plugin: Callable[[], Any]) -> None:
     executor = run.LocalExecutor()
