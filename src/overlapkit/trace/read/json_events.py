@@ -17,21 +17,16 @@ import msgspec
 
 from overlapkit.errors import InputError
 from overlapkit.trace.read.byte_source import ByteSource
+from overlapkit.trace.read.event_walk import EVENT_LIMIT, EventWalk
 
 HEAD_LIMIT = 64 << 20
 """Bytes that may stand before the list of events, and after it."""
-
-EVENT_LIMIT = 1 << 20
-"""Bytes of one event beyond which the text is taken to be damaged where the event began."""
 
 MAX_DAMAGED = 1000
 """Unreadable stretches after which a file is given up."""
 
 _WHITE = b" \t\r\n"
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
-_EVENT_START = re.compile(rb'\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args|id|s|bp)"\s*:')
-_MARKED_EVENT = re.compile(rb'\{\s*"ph"\s*:')
 _NOT_A_NUMBER = re.compile(
     rb'((?<!\\)":\s*|[\[,]\s*)[+-]?(?:NaN|nan|Infinity|infinity|INF|Inf|inf)(?=\s*[,}\]])'
 )
@@ -87,28 +82,23 @@ class EventReader(Generic[EventT]):
         mine, shares = self._share
         for number, block in enumerate(blocks):
             buffer = (buffer + block).lstrip(_WHITE + b",")
-            position = _last_boundary(buffer)
-            if shares > 1 and position is not None and number % shares != mine:
-                buffer = buffer[position[1] :]
+            boundary = _last_boundary(buffer)
+            if shares > 1 and boundary is not None and number % shares != mine:
+                buffer = buffer[boundary[1] :]
                 continue
-            if position is None:
-                if len(buffer) <= 2 * EVENT_LIMIT:
-                    continue
-                self._alone()
-                events, done, ended = self._walk(buffer, final=False)
-                yield events
-                buffer = buffer[done:]
-            else:
-                end, following = position
+            if boundary is None and len(buffer) <= 2 * EVENT_LIMIT:
+                continue
+            if boundary is not None:
+                end, following = boundary
                 decoded = self._decode(b"[%b]" % buffer[:end])
                 if decoded is not None:
                     yield decoded
                     buffer = buffer[following:]
-                else:
-                    self._alone()
-                    events, done, ended = self._walk(buffer, final=False)
-                    yield events
-                    buffer = buffer[done:]
+                    continue
+            self._alone()
+            events, done, ended = self._walk(buffer, final=False)
+            yield events
+            buffer = buffer[done:]
             if ended:
                 break
         if mine:
@@ -184,53 +174,13 @@ class EventReader(Generic[EventT]):
         """Go through the text token by token.
 
         Returns:
-            The events, how many bytes are done with, and whether the list ended there.
+            The events, how many bytes are dealt with, and whether the list ends there.
         """
+        walk = EventWalk(buffer, final=final, on_damage=self._damaged)
         events: list[EventT] = []
-        # Brackets that are open, as their closing ones.
-        closing: list[bytes] = []
-        start, done, position = -1, 0, 0
-        while True:
-            match = _TOKEN.search(buffer, position)
-            if match is None and not closing:
-                return events, len(buffer), False
-            anchor = start if start >= 0 else done
-            unfinished = match is None or match.group() == b'"'
-            reached = len(buffer) if unfinished or match is None else match.end()
-            damaged = reached - anchor > EVENT_LIMIT and bool(closing or unfinished)
-            if unfinished and not damaged and not final:
-                return events, done, False
-            token = b"" if match is None else match.group()[:1]
-            if token and token in b"}]" and closing and closing[-1] != token:
-                damaged = True
-            if unfinished or damaged or match is None:
-                # Something without an end: go on at the next thing that looks like an event.
-                following = _next_event(buffer, max(anchor, position if start < 0 else start) + 1)
-                if following is None:
-                    return events, len(buffer), False
-                self._damaged()
-                closing.clear()
-                start, done, position = -1, following, following
-                continue
-            position = match.end()
-            if token in b"{[":
-                if not closing and token == b"{":
-                    start = match.start()
-                closing.append(b"}" if token == b"{" else b"]")
-            elif token in b"}]" and closing:
-                closing.pop()
-                if not closing:
-                    if start >= 0:
-                        self._one(buffer[start:position], events)
-                    start, done = -1, position
-            elif token in b"}]":
-                more = _MARKED_EVENT.search(buffer, position)
-                if token == b"]" and more is None:
-                    return events, position, True
-                # A bracket too many inside the list.
-                self._damaged()
-                position = more.start() if more else position
-                start, done = -1, position
+        for text in walk.events():
+            self._one(text, events)
+        return events, walk.done, walk.ended
 
     def _damaged(self) -> None:
         self.troubles["unreadable stretch, skipped"] += 1
@@ -286,15 +236,6 @@ def _closed(head: bytes) -> bytes:
     """The members before a key, made an object."""
     text = head.strip(b"\xef\xbb\xbf" + _WHITE)
     return text.removesuffix(b",") + b"}"
-
-
-def _next_event(buffer: bytes, position: int) -> int | None:
-    """Where the next thing stands that looks like an event after a comma."""
-    for match in _EVENT_START.finditer(buffer, position):
-        start = match.start()
-        if buffer[max(0, start - 200) : start].rstrip(_WHITE).endswith(b","):
-            return start
-    return None
 
 
 def _last_boundary(buffer: bytes) -> tuple[int, int] | None:
