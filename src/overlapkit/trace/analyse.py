@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from overlapkit.errors import InputError
 from overlapkit.output.progress import progress
 from overlapkit.processes import WorkerLost, in_workers
+from overlapkit.trace.diagnose.diagnosis import Case
 from overlapkit.trace.diagnose.profile import diagnose
 from overlapkit.trace.measure.collectives import (
     SlowedCompute,
@@ -18,7 +19,7 @@ from overlapkit.trace.measure.collectives import (
     collectives,
     slowed_compute,
 )
-from overlapkit.trace.measure.dimensions import Known, Layout
+from overlapkit.trace.measure.dimensions import Confidence, Known, Layout
 from overlapkit.trace.measure.step_times import (
     WorkSpans,
     confidence_by_dimension,
@@ -26,7 +27,7 @@ from overlapkit.trace.measure.step_times import (
     measure,
     span_of,
 )
-from overlapkit.trace.rank_report import Options, RankReport, middle
+from overlapkit.trace.rank_report import Options, RankReport, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.parallel_read import Ahead
@@ -156,20 +157,11 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
     windows = choose_steps(work.steps, options.steps, work.path)
     whole = m.times([work.whole])[0]
     steps = m.times(windows)
-    scope_windows = windows or [work.whole]
-    scope = span_of(scope_windows)
+    measured = windows or [work.whole]
+    scope = span_of(measured)
     # Operators of one name differ in their shapes, and the CPU's cores in what they share.
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
-    warnings = list(work.warnings)
     confidence = confidence_by_dimension(m.traffic)
-    if not work.steps:
-        warnings.append("no steps are marked: the whole trace is taken as one")
-    if any(level in ("guess", "unknown") for level in confidence.values()):
-        doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
-        warnings.append(
-            f"process groups are not described: {', '.join(doubtful)} "
-            f"{'is' if len(doubtful) == 1 else 'are'} assigned by operation; give --config"
-        )
     report = RankReport(
         path=work.path,
         source=work.source,
@@ -183,20 +175,47 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
         confidence=confidence,
         collectives=collectives(m, scope),
         slowed=slowed,
-        diagnoses=diagnose(m, scope_windows, steps or [whole], slowed, layout),
+        diagnoses=diagnose(
+            Case(
+                m=m,
+                windows=measured,
+                times=steps or [whole],
+                scope=scope,
+                slowed=slowed,
+                layout=layout,
+            )
+        ),
         calls=calls_by_group(m, scope),
-        warnings=warnings,
+        warnings=_warnings(work, confidence),
     )
     if options.owners:
         report.owners = {
             part: {label: row.tolist() for label, row in rows.items()}
-            for part, rows in contributions(m, scope_windows).items()
+            for part, rows in contributions(m, measured).items()
         }
     if options.timeline:
         times = report.measured
-        shown = middle(times)[0] if options.pictured is None else times[options.pictured]
+        shown = (
+            middle_of(times, key=lambda t: t.step)[0]
+            if options.pictured is None
+            else times[options.pictured]
+        )
         report.timeline = timeline(m, shown.window)
     return report
+
+
+def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
+    """Those of reading, and what a measurement assumes."""
+    warnings = list(work.warnings)
+    if not work.steps:
+        warnings.append("no steps are marked: the whole trace is taken as one")
+    doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
+    if doubtful:
+        warnings.append(
+            f"process groups are not described: {', '.join(doubtful)} "
+            f"{'is' if len(doubtful) == 1 else 'are'} assigned by operation; give --config"
+        )
+    return warnings
 
 
 def choose_steps(steps: Sequence[Window], asked: str, path: str) -> list[Window]:

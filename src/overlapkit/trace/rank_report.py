@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from overlapkit.output.files import Output
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
@@ -13,6 +14,8 @@ from overlapkit.trace.measure.dimensions import Confidence, Layout
 from overlapkit.trace.measure.step_times import Part, Times
 from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.timeline import Timeline
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class RankReport:
         return self.steps or [self.whole]
 
 
-def middle(times: Sequence[Times]) -> list[Times]:
-    """The step of median length, or the two around the median."""
-    ordered = sorted(times, key=lambda t: t.step)
+def middle_of(items: Iterable[ItemT], key: Callable[[ItemT], float]) -> list[ItemT]:
+    """The item of median key, or the two around the median."""
+    ordered = sorted(items, key=key)
     half = len(ordered) // 2
     return [ordered[half]] if len(ordered) % 2 else [ordered[half - 1], ordered[half]]
 

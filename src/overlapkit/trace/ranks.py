@@ -173,24 +173,7 @@ def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankR
                     f"--rank-from json: {report.path} has no distributedInfo.rank; use name"
                 )
     elif rank_from == "name" or any(r.rank is None for r in reports):
-        named = {r.path: rank_in_name(r.path) for r in reports}
-        missing = [path for path, rank in named.items() if rank is None]
-        if rank_from == "name" and missing:
-            raise InputError(
-                f"--rank-from name: {missing[0]} names no rank; call it like rank3.json"
-            )
-        several = len(named) != len(reports)
-        distinct = len(set(named.values())) == len(named)
-        if not missing and (rank_from == "name" or (distinct and not several)):
-            reports = [replace(r, rank=named[r.path]) for r in reports]
-        else:
-            alone = len(reports) == 1
-            for position, report in enumerate(reports):
-                report.rank = position
-                if not alone:
-                    report.warnings.append(
-                        "no file tells its rank: ranks are the order of files and devices"
-                    )
+        reports = _rank_by_name(reports, required=rank_from == "name")
     seen: dict[tuple[int | None, int], str] = {}
     for report in reports:
         key = (report.rank, report.device)
@@ -198,3 +181,26 @@ def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankR
             report.warnings.append(f"rank {report.rank} is also that of {seen[key]}")
         seen[key] = report.path
     return sorted(reports, key=lambda r: (r.rank or 0, r.device))
+
+
+def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankReport]:
+    """Ranks from the files' names; where those do not tell, and need not, from their order.
+
+    Raises:
+        InputError: they are required, and a name does not tell.
+    """
+    named = {r.path: rank_in_name(r.path) for r in reports}
+    missing = [path for path, rank in named.items() if rank is None]
+    if required and missing:
+        raise InputError(f"--rank-from name: {missing[0]} names no rank; call it like rank3.json")
+    several_devices = len(named) != len(reports)
+    distinct = len(set(named.values())) == len(named)
+    if not missing and (required or (distinct and not several_devices)):
+        return [replace(r, rank=named[r.path]) for r in reports]
+    for position, report in enumerate(reports):
+        report.rank = position
+        if len(reports) > 1:
+            report.warnings.append(
+                "no file tells its rank: ranks are the order of files and devices"
+            )
+    return reports

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from overlapkit.errors import InputError
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.measure.step_times import PARTS, Part
-from overlapkit.trace.rank_report import RankReport
+from overlapkit.trace.rank_report import RankReport, middle_of
 from overlapkit.trace.read.device_work import Source
 
 TOP = 5
@@ -159,23 +159,7 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
     count = min(len(r.measured) for r in reports)
     ranks = len(reports)
     steps = [sum(r.measured[i].step for r in reports) / ranks for i in range(count)]
-    order = sorted(range(count), key=lambda i: steps[i])
-    half = count // 2
-    chosen = [order[half]] if count % 2 else [order[half - 1], order[half]]
-    weight = 1.0 / (ranks * len(chosen))
-    parts = dict.fromkeys(PARTS, 0.0)
-    owners: dict[Part, dict[str, float]] = {part: {} for part in PARTS}
-    exposed: dict[str, float] = {}
-    for report in reports:
-        for i in chosen:
-            for part, value in report.measured[i].parts.items():
-                parts[part] += value * weight
-            for dimension, times in report.measured[i].by_dimension.items():
-                exposed[dimension] = exposed.get(dimension, 0.0) + times.exposed * weight
-            for part, rows in report.owners.items():
-                for label, row in rows.items():
-                    if row[i]:
-                        owners[part][label] = owners[part].get(label, 0.0) + row[i] * weight
+    parts, owners, exposed = _mean_of_steps(reports, middle_of(range(count), key=steps.__getitem__))
     spread = None
     if count >= 3:
         low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
@@ -201,6 +185,27 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
         between=sum(_between(r) for r in reports) / ranks,
         warnings=warnings,
     )
+
+
+def _mean_of_steps(
+    reports: Sequence[RankReport], chosen: Sequence[int]
+) -> tuple[dict[Part, float], dict[Part, dict[str, float]], dict[str, float]]:
+    """The mean over all ranks and the chosen steps: parts, their owners, exposed by dimension."""
+    weight = 1.0 / (len(reports) * len(chosen))
+    parts = dict.fromkeys(PARTS, 0.0)
+    owners: dict[Part, dict[str, float]] = {part: {} for part in PARTS}
+    exposed: dict[str, float] = {}
+    for report in reports:
+        for i in chosen:
+            for part, value in report.measured[i].parts.items():
+                parts[part] += value * weight
+            for dimension, times in report.measured[i].by_dimension.items():
+                exposed[dimension] = exposed.get(dimension, 0.0) + times.exposed * weight
+            for part, rows in report.owners.items():
+                for label, row in rows.items():
+                    if row[i]:
+                        owners[part][label] = owners[part].get(label, 0.0) + row[i] * weight
+    return parts, owners, exposed
 
 
 def _between(report: RankReport) -> float:

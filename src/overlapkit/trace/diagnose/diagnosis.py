@@ -1,4 +1,4 @@
-"""A diagnosis, and what every diagnosis looks at."""
+"""A diagnosis, and what every diagnosis is made from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overlapkit.trace.measure.step_times import Times, WorkSpans
 from overlapkit.trace.read.recorded import Window
 
 NOTABLE = 0.02
-"""Share of the step below which nothing is worth a word."""
+"""Share of the step from which a diagnosis is made."""
 
 
 DIAGNOSES: dict[str, tuple[str, ...]] = {
@@ -36,19 +36,19 @@ DIAGNOSES: dict[str, tuple[str, ...]] = {
 """Every diagnosis by its id, and the rules of `explain` that it can refer to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """One diagnosis.
+    """A cause of lost time.
 
     Attributes:
         id: stable name.
-        rule: id of `explain`'s rule that fits; None where no configuration rule does.
-        message: what is so, in one sentence.
-        evidence: the figures that it rests on; times in microseconds per step.
-        cost_us: time per step that it explains.
+        rule: id of the rule of `explain` that applies; None where none does.
+        message: what the profile shows.
+        evidence: the figures that it is based on; times in microseconds per step.
+        cost_us: time per step that it accounts for, in microseconds.
         remedy: what to try.
         confidence: "likely" or "possible".
-        ranks: whose profiles show it.
+        ranks: the ranks whose profiles show it.
     """
 
     id: str
@@ -61,9 +61,18 @@ class Diagnosis:
     ranks: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """One rank's profile, and questions about it."""
+    """One rank's profile, and questions about it.
+
+    Attributes:
+        m: its device work.
+        windows: the steps, or the whole trace where it marks none.
+        times: what their time is made of.
+        scope: the time that they cover.
+        slowed: compute beside communication.
+        layout: the parallel sizes; None without a configuration.
+    """
 
     m: WorkSpans
     windows: Sequence[Window]

@@ -1,4 +1,4 @@
-"""Diagnoses of data-parallel communication: where it stands, and what waits for it."""
+"""Diagnoses of data-parallel communication: when it runs, and what waits for it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,27 @@ from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.read.device_work import COMPUTE
 
 AT_ONCE_NS = 10_000
-"""Two events this near to each other: one started when the other ended (launch gaps included)."""
+"""Two events that are closer than this: one started when the other ended (launch gaps included)."""
 
 _NORM = re.compile(r"layer_?norm|rms_?norm|\bln_(?:fwd|bwd)|normalization::|_norm_", re.IGNORECASE)
 _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
 
 def _gradient_reductions(case: Case) -> NDArray[np.intp]:
-    """Data-parallel reductions; where no dimension is known, every reduce-scatter."""
+    """Data-parallel reductions; every reduce-scatter where no dimension is known."""
     events = case.events(("DP",), _REDUCTIONS)
     return events if len(events) or case.has("DP") else case.events(("other",), _REDUCTIONS[:1])
 
 
 def gradient_reduction(case: Case) -> Diagnosis | None:
-    """Gradients that are reduced when the backward is over, at once or in buckets."""
+    """Gradients that are reduced after the backward pass, at once or in buckets."""
     work = case.m.work
     events = _gradient_reductions(case)
     exposed = case.exposed_of(events).total
     if not len(events) or not case.notable(exposed):
         return None
     large = events[(work.end - work.start)[events] > 0.005 * case.step_ns]
-    counts, late = [], []
-    for window in case.windows:
-        mine = large[(work.start[large] >= window.start) & (work.start[large] < window.end)]
-        counts.append(len(mine))
-        if len(mine):
-            first = np.asarray([int(work.start[mine].min())])
-            end = np.asarray([window.end])
-            after = int(case.m.compute.within(first, end)[0])
-            whole = int(case.m.compute.within(np.asarray([window.start]), end)[0])
-            late.append(after / whole if whole else 1.0)
+    counts, late = _reductions_by_step(case, large)
     total = union(work.start[large], work.end[large]).total
     mostly_exposed = total and case.exposed_of(large).total > 0.5 * total
     if not late or not mostly_exposed or statistics.median(late) > 0.2:
@@ -55,32 +46,50 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
     }
     if per_step <= 1:
         return Diagnosis(
-            "single-bucket",
-            "core.single-bucket",
-            "The gradients are reduced once, after the backward: they lie in one bucket, or "
-            "overlap_grad_reduce is off, so nothing is left to hide the reduction under.",
-            evidence,
-            case.per_step_us(exposed),
-            'set comm_overlap.bucket_size="auto" (or well below the parameters per rank), with '
-            "overlap_grad_reduce on",
+            id="single-bucket",
+            rule="core.single-bucket",
+            message="The gradients are reduced once, after the backward pass. They are in a single "
+            "bucket, or overlap_grad_reduce is off, so no compute is left to hide the reduction.",
+            evidence=evidence,
+            cost_us=case.per_step_us(exposed),
+            remedy='set comm_overlap.bucket_size="auto" (or to much less than the number of '
+            "parameters per rank), with overlap_grad_reduce on",
         )
     return Diagnosis(
-        "grad-reduce-after-backward",
-        "dp.defaults",
-        f"All {per_step:g} gradient reductions of a step start when the backward is over: "
+        id="grad-reduce-after-backward",
+        rule="dp.defaults",
+        message=f"All {per_step:g} gradient reductions of a step start after the backward pass: "
         "overlap_grad_reduce is off or not in effect.",
-        evidence,
-        case.per_step_us(exposed),
-        "set ddp.overlap_grad_reduce=true with the distributed optimizer; ask "
-        "overlapkit explain why it is off",
+        evidence=evidence,
+        cost_us=case.per_step_us(exposed),
+        remedy="set ddp.overlap_grad_reduce=true with the distributed optimizer; "
+        "overlapkit explain shows why it is off",
     )
 
 
-def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, int]]:
-    """Gaps of compute that these collectives fill.
+def _reductions_by_step(case: Case, events: NDArray[np.intp]) -> tuple[list[int], list[float]]:
+    """For each step the number of reductions, and how much of its compute follows the first.
 
     Returns:
-        For each the gap's start, its end, and the index of the kernel that ends it.
+        The numbers; and the shares of those steps that have any, 1 where a step has no compute.
+    """
+    start = case.m.work.start[events]
+    counts, shares = [], []
+    for window in case.windows:
+        inside = start[(start >= window.start) & (start < window.end)]
+        counts.append(len(inside))
+        if len(inside):
+            begin = np.asarray([inside.min(), window.start])
+            after, total = case.m.compute.within(begin, np.full(2, window.end)).tolist()
+            shares.append(after / total if total else 1.0)
+    return counts, shares
+
+
+def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, int]]:
+    """Gaps between kernels that these collectives fill.
+
+    Returns:
+        For each gap its start, its end, and the index of the kernel that ends it.
     """
     work = case.m.work
     if not len(under):
@@ -101,7 +110,7 @@ def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, in
 
 
 def one_queue(case: Case) -> Diagnosis | None:
-    """Compute that stands still until a queued collective has started."""
+    """Compute that stalls until a queued collective has started."""
     if case.has("TP", "CP"):
         return None
     work = case.m.work
@@ -111,8 +120,8 @@ def one_queue(case: Case) -> Diagnosis | None:
     launch = work.correlation[events]
     cost, times, gathers = 0, 0, 0
     for start, end, kernel in _resumptions(case, events):
-        # The kernel starts with a collective that was launched before it and was itself held back
-        # by earlier ones on its stream.
+        # The kernel starts together with a collective that was launched before it, and that had to
+        # wait for earlier collectives on its own stream.
         earlier = launch < work.correlation[kernel]
         near = earlier & (starts > start) & (starts <= end) & (end - starts < AT_ONCE_NS)
         if work.correlation[kernel] < 0 or not near.any():
@@ -122,7 +131,7 @@ def one_queue(case: Case) -> Diagnosis | None:
         if not held.any() or launch[last] < launch[earlier].max():
             continue
         if int(events[last]) not in reductions:
-            # A kernel may need the parameters that one gather brings, but hardly those of several.
+            # A kernel can depend on the parameters of one gather, but hardly on those of several.
             passed = (ends > start) & (ends <= end) & earlier
             if int(passed.sum()) < 2:
                 continue
@@ -132,20 +141,24 @@ def one_queue(case: Case) -> Diagnosis | None:
     if times < 2 or not case.notable(cost, NOTABLE / 2):
         return None
     return Diagnosis(
-        "one-queue",
-        "launch.env-one-queue",
-        "Compute stands still until a queued collective has started: kernels start only in the "
-        "order of their launch, as with CUDA_DEVICE_MAX_CONNECTIONS=1, which nothing here needs "
-        "(no tensor- or context-parallel communication).",
-        {"gaps_per_step": round(times / case.steps, 1), "stalled_us": case.per_step_us(cost)},
-        case.per_step_us(cost),
-        "unset CUDA_DEVICE_MAX_CONNECTIONS, or set what overlapkit explain shows for this run",
-        "likely" if 2 * gathers < times else "possible",
+        id="one-queue",
+        rule="launch.env-one-queue",
+        message="Compute stalls until a queued collective has started. Kernels start only in "
+        "launch order, as with CUDA_DEVICE_MAX_CONNECTIONS=1, which this run does not need (it has "
+        "no tensor-parallel or context-parallel communication).",
+        evidence={
+            "gaps_per_step": round(times / case.steps, 1),
+            "stalled_us": case.per_step_us(cost),
+        },
+        cost_us=case.per_step_us(cost),
+        remedy="unset CUDA_DEVICE_MAX_CONNECTIONS, or set it to what overlapkit explain shows for "
+        "this run",
+        confidence="likely" if 2 * gathers < times else "possible",
     )
 
 
 def layernorm_waits(case: Case) -> Diagnosis | None:
-    """LayerNorm that waits for SMs which a reduction holds."""
+    """LayerNorm kernels that wait for SMs that a reduction occupies."""
     work = case.m.work
     reductions = _gradient_reductions(case)
     ends = work.end[reductions]
@@ -154,7 +167,7 @@ def layernorm_waits(case: Case) -> Diagnosis | None:
         if not bool(((ends <= end) & (end - ends < AT_ONCE_NS)).any()):
             continue
         if case.beside_comm(kernel):
-            # It runs beside a collective: that is not what it waited for.
+            # It runs beside a collective, so it did not wait for SMs.
             continue
         if _NORM.search(work.names[int(work.name[kernel])]):
             cost += end - start
@@ -168,17 +181,17 @@ def layernorm_waits(case: Case) -> Diagnosis | None:
         return None
     total = cost * waits + lost
     return Diagnosis(
-        "layernorm-waits",
-        "launch.layernorm-margin",
-        "LayerNorm kernels wait until a running gradient reduction ends: they claim every SM, and "
-        "the collective holds some.",
-        {
+        id="layernorm-waits",
+        rule="launch.layernorm-margin",
+        message="LayerNorm kernels wait for a running gradient reduction to end: they need every "
+        "SM, and the collective occupies some.",
+        evidence={
             "waits_per_step": round(times / case.steps, 1),
             "waiting_us": case.per_step_us(cost * waits),
             "slowed_kernels": [k.name for k in slowed],
         },
-        case.per_step_us(total),
-        "set NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN to 16",
+        cost_us=case.per_step_us(total),
+        remedy="set NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN to 16",
     )
 
 
@@ -193,16 +206,16 @@ def parameter_gather(case: Case) -> Diagnosis | None:
     if not case.notable(exposed, 2 * NOTABLE) or exposed < 0.6 * total:
         return None
     return Diagnosis(
-        "param-gather-exposed",
-        "core.param-gather-needs",
-        "The parameters' all-gathers run while nothing computes: overlap_param_gather is off or "
-        "not in effect, or there are too few buckets to hide them.",
-        {
+        id="param-gather-exposed",
+        rule="core.param-gather-needs",
+        message="The parameters are all-gathered while nothing computes: overlap_param_gather is "
+        "off or not in effect, or there are too few buckets to hide the gathers.",
+        evidence={
             "gathers_per_step": round(len(events) / case.steps, 1),
             "exposed_us": case.per_step_us(exposed),
             "hidden_pct": round(100 * (1 - exposed / total), 1),
         },
-        case.per_step_us(exposed),
-        "set ddp.overlap_param_gather=true (needs the distributed optimizer and "
+        cost_us=case.per_step_us(exposed),
+        remedy="set ddp.overlap_param_gather=true (it needs the distributed optimizer and "
         "overlap_grad_reduce), with several buckets",
     )

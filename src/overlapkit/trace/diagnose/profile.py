@@ -1,8 +1,8 @@
-"""Says in words what a profile shows, with the evidence and the rule of `explain` that fits."""
+"""What a rank's profile shows, with the evidence and the rule of `explain` that applies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,21 +14,10 @@ from overlapkit.trace.diagnose.gradients import (
     parameter_gather,
 )
 from overlapkit.trace.intervals import both, union
-from overlapkit.trace.measure.collectives import SlowedCompute
-from overlapkit.trace.measure.dimensions import Layout
-from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
-from overlapkit.trace.read.recorded import Window
 
 
-def diagnose(
-    m: WorkSpans,
-    windows: Sequence[Window],
-    times: Sequence[Times],
-    slowed: SlowedCompute,
-    layout: Layout | None,
-) -> list[Diagnosis]:
+def diagnose(case: Case) -> list[Diagnosis]:
     """Everything that one rank's profile shows, the costliest first."""
-    case = Case(m, windows, times, span_of(windows), slowed, layout)
     checks: list[Callable[[Case], Diagnosis | None]] = [
         gradient_reduction,
         one_queue,
@@ -59,21 +48,21 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
     if reduce_only:
         remedy = "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true"
     return Diagnosis(
-        "tp-overlap-off",
-        rule,
-        "Tensor-parallel collectives run through NCCL and no userbuffers kernel is seen: TP "
-        "overlap is off"
+        id="tp-overlap-off",
+        rule=rule,
+        message="Tensor-parallel collectives run through NCCL, and there are no userbuffers "
+        "kernels: TP overlap is off"
         + (", and all-reduces show that sequence parallelism is off too." if reduce_only else "."),
-        {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
-        case.per_step_us(exposed),
-        remedy + " (needs Transformer Engine)",
+        evidence={"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
+        cost_us=case.per_step_us(exposed),
+        remedy=remedy + " (it needs Transformer Engine)",
     )
 
 
 def _pipeline(case: Case) -> Diagnosis | None:
     events = case.events(("PP",))
     exposed = case.exposed_of(events)
-    # The first and last sixth of a step hold the pipeline's fill and drain.
+    # The pipeline fills in the first sixth of a step, and drains in the last.
     sixth = [(w.end - w.start) // 6 for w in case.windows]
     middle = union(
         np.asarray([w.start + s for w, s in zip(case.windows, sixth, strict=True)]),
@@ -84,21 +73,22 @@ def _pipeline(case: Case) -> Diagnosis | None:
         return None
     interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
     return Diagnosis(
-        "pipeline-exposed",
-        "pp.interleaved" if interleaved else "pp.not-interleaved",
-        "Send and receive are exposed in the steady state of the pipeline"
+        id="pipeline-exposed",
+        rule="pp.interleaved" if interleaved else "pp.not-interleaved",
+        message="Send and receive are exposed in the steady state of the pipeline"
         + (
-            ", although the schedule is interleaved: overlap_p2p_comm is off, or stages are uneven."
+            ", although the schedule is interleaved: overlap_p2p_comm is off, or the stages are "
+            "uneven."
             if interleaved
-            else ": without interleaving nothing runs beside them."
+            else ": without interleaving, nothing runs beside them."
         ),
-        {
+        evidence={
             "transfers_per_step": round(len(events) / case.steps, 1),
             "exposed_us": case.per_step_us(exposed.total),
             "steady_us": case.per_step_us(steady),
         },
-        case.per_step_us(exposed.total),
-        "set overlap_p2p_comm=true and batch_p2p_comm=false"
+        cost_us=case.per_step_us(exposed.total),
+        remedy="set overlap_p2p_comm=true and batch_p2p_comm=false"
         if interleaved
         else "set model.virtual_pipeline_model_parallel_size above 1, which also turns "
         "overlap_p2p_comm on",
@@ -110,14 +100,14 @@ def _experts(case: Case) -> Diagnosis | None:
     if not case.notable(exposed, 2 * NOTABLE):
         return None
     return Diagnosis(
-        "expert-exchange-exposed",
-        "ep.off-unless-asked",
-        "The exchange of tokens between experts is exposed.",
-        {"exposed_us": case.per_step_us(exposed)},
-        case.per_step_us(exposed),
-        "set comm_overlap.overlap_moe_expert_parallel_comm=true (ask overlapkit explain for its "
-        "needs)",
-        "possible",
+        id="expert-exchange-exposed",
+        rule="ep.off-unless-asked",
+        message="The token exchange between experts is exposed.",
+        evidence={"exposed_us": case.per_step_us(exposed)},
+        cost_us=case.per_step_us(exposed),
+        remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true (overlapkit explain shows "
+        "what it needs)",
+        confidence="possible",
     )
 
 
@@ -126,16 +116,16 @@ def _slowed_compute(case: Case) -> Diagnosis | None:
     if slowed.ratio is None or slowed.ratio < 1.05 or not case.notable(slowed.lost_ns):
         return None
     return Diagnosis(
-        "compute-slowed",
-        None,
-        f"Kernels take {slowed.ratio:.2f} times as long while communication runs: they share SMs "
-        "and memory bandwidth.",
-        {
+        id="compute-slowed",
+        rule=None,
+        message=f"Kernels take {slowed.ratio:.2f} times as long while communication runs: they "
+        "share SMs and memory bandwidth with it.",
+        evidence={
             "lost_us": case.per_step_us(slowed.lost_ns),
             "kernels": [k.name for k in slowed.kernels[:3]],
         },
-        case.per_step_us(slowed.lost_ns),
-        "give communication fewer SMs (num_sm of userbuffers, NCCL_MAX_CTAS); hidden "
+        cost_us=case.per_step_us(slowed.lost_ns),
+        remedy="give communication fewer SMs (num_sm of userbuffers, NCCL_MAX_CTAS); hidden "
         "communication is not free",
     )
 
@@ -145,12 +135,12 @@ def _copies(case: Case) -> Diagnosis | None:
     if not case.notable(exposed, 2.5 * NOTABLE):
         return None
     return Diagnosis(
-        "copies-exposed",
-        None,
-        "Copies and memsets run while nothing computes or communicates.",
-        {"exposed_us": case.per_step_us(exposed)},
-        case.per_step_us(exposed),
-        "copy from pinned memory on a stream of its own, ahead of use",
+        id="copies-exposed",
+        rule=None,
+        message="Copies and memsets run while nothing computes or communicates.",
+        evidence={"exposed_us": case.per_step_us(exposed)},
+        cost_us=case.per_step_us(exposed),
+        remedy="copy from pinned memory on a separate stream, ahead of use",
     )
 
 
@@ -162,13 +152,13 @@ def _idle(case: Case) -> Diagnosis | None:
     if not case.notable(idle + between, 0.15):
         return None
     return Diagnosis(
-        "device-idle",
-        None,
-        "The device stands idle: the host launches too slowly, waits for data, or a pipeline "
-        "bubble passes.",
-        {"idle_us": case.per_step_us(idle), "between_steps_us": case.per_step_us(between)},
-        case.per_step_us(idle + between),
-        "look at the host side: data loading, synchronisations, garbage collection, CUDA graphs; "
-        "with a pipeline, more microbatches",
-        "possible",
+        id="device-idle",
+        rule=None,
+        message="The device is idle: the host launches work too slowly or waits for data, or the "
+        "pipeline has bubbles.",
+        evidence={"idle_us": case.per_step_us(idle), "between_steps_us": case.per_step_us(between)},
+        cost_us=case.per_step_us(idle + between),
+        remedy="check the host: data loading, synchronization, garbage collection, CUDA graphs; "
+        "with a pipeline, use more microbatches",
+        confidence="possible",
     )

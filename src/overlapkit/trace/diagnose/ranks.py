@@ -38,8 +38,8 @@ def _late_rank(reports: Sequence[RankReport], across: Across, late: int) -> Diag
     return Diagnosis(
         id="late-rank",
         rule=None,
-        message=f"Other ranks wait for rank {late}: it is the last to join, and "
-        f"waiting is {across.exposed_waiting_pct:.0f} % of all exposed communication.",
+        message=f"Other ranks wait for rank {late}: it joins collectives last, and waiting is "
+        f"{across.exposed_waiting_pct:.0f} % of all exposed communication.",
         evidence={
             "late_rank": late,
             "waiting_us": {
@@ -49,7 +49,7 @@ def _late_rank(reports: Sequence[RankReport], across: Across, late: int) -> Diag
             "matched": across.waiting[late].matched,
         },
         cost_us=max(exposed, default=0.0),
-        remedy="look at that rank: clocks and temperature, data loading, an uneven stage or "
+        remedy="check that rank: clocks and temperature, data loading, an uneven stage or "
         "expert load; more overlap does not help",
         ranks=sorted(waits),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +169,32 @@ def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute
         return SlowedCompute(0, 0.0, [])
     beside = m.comm.within(work.start[chosen], work.end[chosen])
     alone, during = beside == 0, 2 * beside >= length
+    found: dict[str, list[Slowed]] = {}
+    total_during, total_expected = 0, 0.0
+    for group in _same_work(m, chosen):
+        own, shared = np.sort(length[group[alone[group]]]), length[group[during[group]]]
+        if len(own) < 2 or len(shared) < 2:
+            continue
+        expected = median(own)
+        if float(own[3 * len(own) // 4]) - float(own[len(own) // 4]) > 0.5 * expected:
+            # One name for work of several sizes: nothing to compare with.
+            continue
+        total = int(shared.sum())
+        total_during += total
+        total_expected += expected * len(shared)
+        name = short(work.names[int(work.name[chosen[group[0]]])])
+        lost = total - expected * len(shared)
+        found.setdefault(name, []).append(
+            Slowed(name, len(shared), median(np.sort(shared)), expected, lost)
+        )
+    kernels = [_together(kinds) for kinds in found.values()]
+    kernels = sorted((k for k in kernels if k.lost_ns > 0), key=lambda k: -k.lost_ns)[:limit]
+    return SlowedCompute(total_during, total_expected, kernels)
+
+
+def _same_work(m: WorkSpans, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Places in `chosen`, grouped by the name, launch grid and launching thread of the kernel."""
+    work = m.work
     width = int(work.grid.max(initial=-1)) + 2
     keys = work.name[chosen].astype(np.int64) * width + work.grid[chosen] + 1
     if work.launches is not None and len(work.launches.correlation):
@@ -178,34 +205,17 @@ def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute
         keys = keys * (int(thread.max(initial=0)) + 1) + thread
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    found: dict[str, list[tuple[int, float, float, float]]] = {}
-    total_during, total_expected = 0, 0.0
     for first, last in zip(bounds, [*bounds[1:], len(order)], strict=True):
-        group = order[first:last]
-        own, shared = length[group[alone[group]]], length[group[during[group]]]
-        if len(own) < 2 or len(shared) < 2:
-            continue
-        own.sort()
-        low, expected, high = float(own[len(own) // 4]), median(own), float(own[3 * len(own) // 4])
-        if high - low > 0.5 * expected:
-            # One name for work of several sizes: nothing to compare with.
-            continue
-        total_during += int(shared.sum())
-        total_expected += expected * len(shared)
-        name = work.names[int(work.name[chosen[group[0]]])]
-        lost = float(shared.sum()) - expected * len(shared)
-        found.setdefault(short(name), []).append(
-            (len(shared), median(np.sort(shared)), expected, lost)
-        )
-    kernels = []
-    for name, grids in found.items():
-        # Several launch grids of one kernel: the one that loses most speaks for it.
-        worst = max(grids, key=lambda g: g[3])
-        kernels.append(
-            Slowed(name, sum(g[0] for g in grids), worst[1], worst[2], sum(g[3] for g in grids))
-        )
-    kernels = sorted((k for k in kernels if k.lost_ns > 0), key=lambda k: -k.lost_ns)[:limit]
-    return SlowedCompute(total_during, total_expected, kernels)
+        yield order[first:last]
+
+
+def _together(kinds: Sequence[Slowed]) -> Slowed:
+    """Several launch grids of one kernel: the medians are those of the one that loses most."""
+    return replace(
+        max(kinds, key=lambda k: k.lost_ns),
+        count=sum(k.count for k in kinds),
+        lost_ns=sum(k.lost_ns for k in kinds),
+    )
 
 
 def median(ordered: Ints) -> float:

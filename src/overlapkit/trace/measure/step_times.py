@@ -280,43 +280,48 @@ def contributions(m: WorkSpans, windows: Sequence[Window]) -> dict[Part, dict[st
     for part, (kind, above) in before.items():
         chosen = np.flatnonzero(work.kind == kind)
         start, end, owner = shares(work.start[chosen], work.end[chosen])
-        result[part] = _by_label(start, end, label[chosen][owner], above, windows)
-    gap_start, gap_end = m.busy.end[:-1], m.busy.start[1:]
-    follower = np.searchsorted(work.start, gap_end, side="left")
-    owner = np.minimum(follower, len(work) - 1)
-    idle = _by_label(
-        gap_start,
-        gap_end,
-        np.asarray([f"before {name}" for name in label[owner]], dtype=object),
-        None,
-        windows,
-    )
-    # A step may begin before its first work, or end after its last.
-    for index, window in enumerate(windows):
-        outside = max(0, min(window.end, m.work.whole.start) - window.start)
-        outside += max(0, window.end - max(window.start, m.work.whole.end))
-        if outside:
-            row = idle.setdefault("outside all work", np.zeros(len(windows), dtype=np.int64))
-            row[index] += outside
-    result["idle"] = idle
+        result[part] = _Pieces(start, end, label[chosen][owner]).by_label(windows, above)
+    result["idle"] = _idle_by_label(m, label, windows)
     return result
 
 
-def _by_label(
-    start: Ints,
-    end: Ints,
-    labels: NDArray[np.object_],
-    above: Spans | None,
-    windows: Sequence[Window],
+def _idle_by_label(
+    m: WorkSpans, label: NDArray[np.object_], windows: Sequence[Window]
 ) -> dict[str, Ints]:
-    rows: dict[str, Ints] = defaultdict(lambda: np.zeros(len(windows), dtype=np.int64))
+    work = m.work
+    gap_start, gap_end = m.busy.end[:-1], m.busy.start[1:]
+    follower = np.searchsorted(work.start, gap_end, side="left")
+    owner = np.minimum(follower, len(work) - 1)
+    names = np.asarray([f"before {name}" for name in label[owner]], dtype=object)
+    rows = _Pieces(gap_start, gap_end, names).by_label(windows, None)
+    # A step may begin before its first work, or end after its last.
     for index, window in enumerate(windows):
-        first = int(np.searchsorted(end, window.start, side="right"))
-        last = int(np.searchsorted(start, window.end, side="left"))
-        a = np.maximum(start[first:last], window.start)
-        b = np.minimum(end[first:last], window.end)
-        own = b - a if above is None else (b - a) - above.within(a, b)
-        for name, value in zip(labels[first:last].tolist(), own.tolist(), strict=True):
-            if value > 0:
-                rows[name][index] += value
-    return dict(rows)
+        outside = max(0, min(window.end, work.whole.start) - window.start)
+        outside += max(0, window.end - max(window.start, work.whole.end))
+        if outside:
+            row = rows.setdefault("outside all work", np.zeros(len(windows), dtype=np.int64))
+            row[index] += outside
+    return rows
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Disjoint pieces of time, sorted, and the label of each one's owner."""
+
+    start: Ints
+    end: Ints
+    labels: NDArray[np.object_]
+
+    def by_label(self, windows: Sequence[Window], above: Spans | None) -> dict[str, Ints]:
+        """The nanoseconds of each label per window, without those that `above` covers."""
+        rows: dict[str, Ints] = defaultdict(lambda: np.zeros(len(windows), dtype=np.int64))
+        for index, window in enumerate(windows):
+            first = int(np.searchsorted(self.end, window.start, side="right"))
+            last = int(np.searchsorted(self.start, window.end, side="left"))
+            a = np.maximum(self.start[first:last], window.start)
+            b = np.minimum(self.end[first:last], window.end)
+            own = b - a if above is None else (b - a) - above.within(a, b)
+            for name, value in zip(self.labels[first:last].tolist(), own.tolist(), strict=True):
+                if value > 0:
+                    rows[name][index] += value
+        return dict(rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,62 @@ from overlapkit.trace.read.timestamps import LONGEST_US
 _DAY_NS = 24 * 3600 * 10**9
 
 
-def finish_columns(
-    columns: WorkColumns,
-    path: str,
-    source: Source,
-    device: int,
-    names: list[str],
-    calls: list[Call],
-    troubles: Counter[str],
-) -> Work | None:
-    """The columns as arrays, sorted by start, without events that no device can have run.
+@dataclass(frozen=True)
+class Recording:
+    """What the devices in one file share.
 
-    What is left out is counted in `troubles`. None where nothing is left.
+    Attributes:
+        path, source, names, calls: as in `Work`.
+        troubles: what was omitted from the columns, with counts; added to.
     """
+
+    path: str
+    source: Source
+    names: list[str]
+    calls: list[Call]
+    troubles: Counter[str]
+
+
+def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> Work | None:
+    """The columns of one device as arrays, sorted by start, without impossible events.
+
+    Returns:
+        None where no event is left.
+    """
+    start, length, keep = _usable(columns, recording.troubles)
+    if not keep.any():
+        return None
+    names, troubles = recording.names, recording.troubles
+    index = np.flatnonzero(keep)
+    # By end where starts are equal, so that the order in which the file was read does not show.
+    order = index[np.lexsort((length[index], start[index]))]
+    coded = np.asarray(columns.name, dtype=np.int64)
+    stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
+    again = _written_again(order, [start, length, coded, stream, correlation])
+    _count(troubles, "device event written twice, counted once", again)
+    order = order[~again]
+    coded = coded[order]
+    nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
+    _count(troubles, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
+    return Work(
+        path=recording.path,
+        source=recording.source,
+        device=device,
+        start=start[order],
+        end=(start + length)[order],
+        name=(coded >> 1).astype(np.int32),
+        kind=_kinds(coded, names),
+        stream=stream[order],
+        correlation=correlation[order],
+        grid=np.asarray(columns.grid, dtype=np.int32)[order],
+        call=np.asarray(columns.call, dtype=np.int32)[order],
+        names=names,
+        calls=recording.calls,
+    )
+
+
+def _usable(columns: WorkColumns, troubles: Counter[str]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Starts and lengths in nanoseconds, and which events a device can have run."""
     read = whole_ns if columns.nanoseconds else column_ns
     start, has_start = read(columns.ts)
     length, has_length = read(columns.dur)
@@ -53,19 +98,33 @@ def finish_columns(
         if int(keep.sum()) > 10:
             _count(troubles, "device event far longer than the trace, left out", wrong)
             keep &= ~wrong
-    if not keep.any():
-        return None
-    index = np.flatnonzero(keep)
-    # By end where starts are equal, so that the order in which the file was read does not show.
-    order = index[np.lexsort((length[index], start[index]))]
-    coded = np.asarray(columns.name, dtype=np.int64)
-    stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
-    again = _written_again(order, start, length, coded, stream, correlation)
-    _count(troubles, "device event written twice, counted once", again)
-    order = order[~again]
-    coded = coded[order]
-    nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
-    _count(troubles, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
+    return start, length, keep
+
+
+def _written_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray[np.bool_]:
+    """Which of the events, in this order, repeat another one to the last digit.
+
+    Args:
+        order: the events, sorted by start and then by length.
+        columns: what identifies an event: start, length and others, the last one its correlation
+            id. Events without one (-1, 0) are never repetitions.
+    """
+    start, length, *_, correlation = columns
+    again = np.zeros(len(order), dtype=np.bool_)
+    # Hardly any two events of a device share start and end: only those are looked at.
+    equal = (np.diff(start[order]) == 0) & (np.diff(length[order]) == 0)
+    near = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    known: set[tuple[int, ...]] = set()
+    for place in near.tolist():
+        event = order[place]
+        key = tuple(int(column[event]) for column in columns)
+        again[place] = correlation[event] > 0 and key in known
+        known.add(key)
+    return again
+
+
+def _kinds(coded: Ints, names: Sequence[str]) -> NDArray[np.int8]:
+    """The kind of each event, from its name and whether it is listed among the copies."""
     kinds = {
         code: nature(names[code >> 1], copy=bool(code & 1)).kind
         for code in distinct(coded)[0].tolist()
@@ -73,38 +132,7 @@ def finish_columns(
     lookup = np.zeros(max(kinds) + 1, dtype=np.int8)
     for code, kind in kinds.items():
         lookup[code] = kind
-    return Work(
-        path=path,
-        source=source,
-        device=device,
-        start=start[order],
-        end=(start + length)[order],
-        name=(coded >> 1).astype(np.int32),
-        kind=lookup[coded],
-        stream=stream[order],
-        correlation=correlation[order],
-        grid=np.asarray(columns.grid, dtype=np.int32)[order],
-        call=np.asarray(columns.call, dtype=np.int32)[order],
-        names=names,
-        calls=calls,
-    )
-
-
-def _written_again(
-    order: NDArray[np.intp], start: Ints, length: Ints, name: Ints, stream: Ints, correlation: Ints
-) -> NDArray[np.bool_]:
-    """Which of the events, in this order, repeat another one to the last digit."""
-    again = np.zeros(len(order), dtype=np.bool_)
-    # Hardly any two events of a device share start and end: only those are looked at.
-    alike = (np.diff(start[order]) == 0) & (np.diff(length[order]) == 0)
-    near = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
-    seen: set[tuple[int, ...]] = set()
-    for place in near.tolist():
-        i = order[place]
-        key = (int(start[i]), int(length[i]), int(name[i]), int(stream[i]), int(correlation[i]))
-        again[place] = correlation[i] > 0 and key in seen
-        seen.add(key)
-    return again
+    return lookup[coded]
 
 
 def _count(troubles: Counter[str], what: str, which: Any) -> None:

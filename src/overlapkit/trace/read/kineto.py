@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from overlapkit.errors import InputError
-from overlapkit.trace.read.clean_columns import finish_columns
+from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
 from overlapkit.trace.read.gloo import with_gloo
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
@@ -99,12 +99,13 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
 
 
 def _finish(path: str, reading: Reading) -> list[Work]:
-    names = list(reading.names)
-    calls = list(reading.calls)
+    recording = Recording(
+        path, "kineto", list(reading.names), list(reading.calls), reading.troubles
+    )
     launches = _launches(reading)
     works = []
     for device, columns in sorted(reading.devices.items()):
-        work = finish_columns(columns, path, "kineto", device, names, calls, reading.troubles)
+        work = finish_columns(columns, device, recording)
         if work is None:
             continue
         work.launches = launches

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from overlapkit.errors import InputError
-from overlapkit.trace.read.clean_columns import finish_columns
+from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import Launches, Work, sorted_launches
 from overlapkit.trace.read.recorded import StepRanges, WorkColumns
 from overlapkit.trace.read.steps import project
@@ -99,10 +99,10 @@ class _Export:
             raise InputError(f"{self.path}: holds no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
-        names = list(self.names)
+        recording = Recording(self.path, "nsys", list(self.names), [], self.troubles)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
-            work = finish_columns(columns, self.path, "nsys", device, names, [], self.troubles)
+            work = finish_columns(columns, device, recording)
             if work is None:
                 continue
             work.launches = _of_process(launches, process)
@@ -128,7 +128,12 @@ class _Export:
             yield from rows
 
     def _add(
-        self, row: tuple[Any, ...], name: str, copy: bool, grid: tuple[Any, ...] | None
+        self,
+        row: tuple[Any, ...],
+        name: str,
+        *,
+        copy: bool = False,
+        grid: tuple[Any, ...] | None = None,
     ) -> None:
         start, end, device, stream, process, correlation = row
         if not isinstance(start, int) or not isinstance(end, int):
@@ -156,10 +161,10 @@ class _Export:
                 if name is None:
                     # Some versions write the name itself.
                     name = next((v for v in row[6:8] if isinstance(v, str)), "")
-                self._add(row[:6], str(name), False, row[8:] if row[8] is not None else None)
+                self._add(row[:6], str(name), grid=row[8:] if row[8] is not None else None)
         graphs = 0
         for row in self._rows(_PREFIX + "GRAPH_TRACE", place):
-            self._add(row, "CUDA graph", False, None)
+            self._add(row, "CUDA graph")
             graphs += 1
         if graphs:
             self.troubles[
@@ -171,9 +176,9 @@ class _Export:
         place = ("start", "end", "deviceId", "streamId", "globalPid", "correlationId")
         for row in self._rows(_PREFIX + "MEMCPY", (*place, "copyKind")):
             kind = _COPY_KINDS.get(row[6], "Unknown")
-            self._add(row[:6], f"Memcpy {kind}", True, None)
+            self._add(row[:6], f"Memcpy {kind}", copy=True)
         for row in self._rows(_PREFIX + "MEMSET", place):
-            self._add(row, "Memset", True, None)
+            self._add(row, "Memset", copy=True)
 
     def _launches(self) -> dict[int, Launches]:
         """By process; by 0 where the table does not tell processes apart."""
