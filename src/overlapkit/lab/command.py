@@ -18,7 +18,6 @@ from overlapkit.lab.document import (
     LabJobDocument,
     LabLink,
     lab_document,
-    printable_document,
     read_results,
 )
 from overlapkit.lab.experiment import (
@@ -43,6 +42,7 @@ from overlapkit.lab.request import (
 from overlapkit.lab.scenario import Scenario
 from overlapkit.output.console import console, write_json, write_text
 from overlapkit.output.files import OutputFolder
+from overlapkit.output.printable import all_printable
 
 
 def run(request: LabRequest) -> int:
@@ -152,7 +152,7 @@ def _collect(request: LabRequest, folder: Path) -> int:
         if request.out is not None:
             raise InputError(f"--collect {folder}: contains {RESULTS_FILE} already; omit --out")
         document = read_results(folder)
-        return _show(request, document if request.as_json else printable_document(document))
+        return _show(request, document if request.as_json else all_printable(document))
     out = _output_folder(request)
     experiment = executor.collected(folder)
     link, start = experiment_link(experiment, None), time.monotonic()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapkit.lab.document import LabBlock, LabDocument, LabVariant, present, printable_document
+from overlapkit.lab.document import LabBlock, LabDocument
 from overlapkit.lab.scenario import JudgedScenario
 from overlapkit.lab.text import layout, loss, machine, outcomes, summary
 from overlapkit.lab.timelines import picture
+from overlapkit.lab.variant_document import LabVariant, present
 from overlapkit.output.html import environment
 from overlapkit.output.numbers import ms_of_ms
+from overlapkit.output.printable import all_printable
 from overlapkit.output.svg import WIDTH, Piece, stacked
 
 PARTS = (
@@ -54,7 +56,7 @@ def lab_page(document: LabDocument, judged: Sequence[JudgedScenario]) -> str:
         document: what `overlapkit.lab.document.lab_document` made of `judged`.
         judged: the scenarios, whose profiles have the timelines.
     """
-    document = printable_document(document)
+    document = all_printable(document)
     return (
         environment("overlapkit.lab", layout=layout, loss=loss, machine=machine)
         .get_template("lab.html")

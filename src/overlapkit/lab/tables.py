@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from overlapkit.lab.document import LabBlock, LabClaim, LabDocument, LabVariant, present
+from overlapkit.lab.document import LabBlock, LabClaim, LabDocument
 from overlapkit.lab.text import heading, layout, loss, machine, outcomes, ratio, verdict
+from overlapkit.lab.variant_document import LabVariant, present
 from overlapkit.output.numbers import ms_of_ms
 from overlapkit.output.tables import add_numbers, borderless
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapkit.lab.document import LabBlock, LabMachine, LabScenario, LabVariant, present
+from overlapkit.lab.document import LabBlock, LabMachine, LabScenario
+from overlapkit.lab.variant_document import LabVariant, present
 from overlapkit.output.numbers import ms_of_ms
 
 OUTCOMES = ("confirmed", "not confirmed", "not testable here")

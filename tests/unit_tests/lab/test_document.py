@@ -19,13 +19,13 @@ from overlapkit.lab.document import (
     RESULTS_FILE,
     LabDocument,
     LabLink,
-    ideal,
     lab_document,
     lab_link,
     read_results,
 )
 from overlapkit.lab.link.kind import LinkKind, LinkUsed
 from overlapkit.lab.measurements import MeasuredVariant
+from overlapkit.lab.variant_document import ideal
 from overlapkit.output.schema import json_schema
 from support import lab_run
 
