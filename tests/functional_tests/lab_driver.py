@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from overlapkit.errors import InputError
-from overlapkit.lab.document import lab_link
 from overlapkit.lab.launch.start import Event, Launch, run_ranks
 from overlapkit.lab.link import kernel
 
@@ -59,6 +58,9 @@ def main() -> None:
     except InputError as error:
         print(json.dumps({"event": "error", "message": str(error)}), flush=True)
         sys.exit(2)
+    # Imported here: numpy starts threads, and a process with threads enters no user namespace.
+    from overlapkit.lab.document import lab_link
+
     print(json.dumps({"event": "link", **msgspec.structs.asdict(lab_link(link))}), flush=True)
 
 
