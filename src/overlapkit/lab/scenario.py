@@ -235,7 +235,7 @@ def timed(claim: str, holds: bool, evidence: str, variants: Iterable[MeasuredVar
     if holds:
         return Verdict(claim, CONFIRMED, evidence)
     busy = [
-        f"{one.name} {one.spread / one.step:.0%}"
+        f"{one.name} {100 * one.spread / one.step:.0f} %"
         for one in variants
         if one.spread > BUSY * one.step
     ]

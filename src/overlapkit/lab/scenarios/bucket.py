@@ -97,8 +97,8 @@ def _one_bucket(default: MeasuredVariant) -> Verdict:
     return Verdict(
         ONE_BUCKET,
         CONFIRMED if overlap < HIDES_NOTHING else NOT_CONFIRMED,
-        f"one bucket of {default.ranks[0].buckets[0][0]:,} parameters; {overlap:.0%} of the "
-        "communication is hidden",
+        f"one bucket of {default.ranks[0].buckets[0][0]:,} parameters; {100 * overlap:.0f} % of "
+        "the communication is hidden",
     )
 
 

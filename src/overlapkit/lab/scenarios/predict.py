@@ -76,7 +76,7 @@ def judge(observed: Observations, setting: Setting) -> list[Verdict]:
 def _calibrated(one: Calibration) -> str:
     return (
         f"compute {one.compute * 1e3:.0f} ms; collectives {one.pair * 1e3:.0f} ms, including "
-        f"{one.small * 1e3:.1f} ms of latency; they slow compute by {one.slowed:.0%}"
+        f"{one.small * 1e3:.1f} ms of latency; they slow compute by {100 * one.slowed:.0f} %"
     )
 
 
@@ -88,7 +88,8 @@ def _against(
         claim,
         CONFIRMED if abs(error) <= WITHIN else NOT_CONFIRMED,
         f"{measured.name}: predicted {seconds * 1e3:.0f} ms, measured {measured.step * 1e3:.0f} ms "
-        f"(+/- {measured.spread * 1e3:.0f}): {error:+.0%}; calibration: {_calibrated(calibration)}",
+        f"(+/- {measured.spread * 1e3:.0f}): {100 * error:+.0f} %; "
+        f"calibration: {_calibrated(calibration)}",
     )
 
 

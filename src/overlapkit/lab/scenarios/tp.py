@@ -149,7 +149,7 @@ def _userbuffers(timed: dict[str, MeasuredVariant], setting: Setting) -> Verdict
     return Verdict(
         USERBUFFERS,
         CONFIRMED if kernels and overlap > 0.5 else NOT_CONFIRMED,
-        f"{len(kernels)} userbuffers kernels; {overlap:.0%} of TP communication is hidden",
+        f"{len(kernels)} userbuffers kernels; {100 * overlap:.0f} % of TP communication is hidden",
     )
 
 
