@@ -2,18 +2,18 @@
 
     uv run python benchmarks/plan_vs_experts.py [--all]
 
-Compared are three settings: CUDA_DEVICE_MAX_CONNECTIONS, whether TP overlap is on, and the
+Three settings are compared: CUDA_DEVICE_MAX_CONNECTIONS, whether TP overlap is on, and the
 userbuffers preset. The cases:
 
 - run configurations as Megatron-Bridge 0.3.1 writes them (tests/data/bridge_configs), on H100;
-- the userbuffers presets (tests/data/tp_userbuffers_presets.json), whose names tell the model's
+- the userbuffers presets (tests/data/tp_userbuffers_presets.json), whose names state the model's
   width, GPU, precision, TP, CP, micro-batch and sequence that they were tuned for;
-- the facts of Megatron-Bridge 0.3.1's recipes (tests/data/bridge_recipes.json), on H100, for which
-  the presets that they name were made; those that have a comm_overlap section, and with --all those
-  that have none as well, which leave TP overlap off without deciding about it.
+- the facts of Megatron-Bridge 0.3.1's recipes (tests/data/bridge_recipes.json), on H100, which
+  their presets were made for. Recipes with a comm_overlap section are compared; with --all also
+  those without one, which keep TP overlap off without deciding about it.
 
-A recipe's facts and a preset's name do not tell every size of the model, so that for them the
-experts' overlap is decided without an estimate of the step. What experts ship for
+A recipe's facts and a preset's name do not include every size of the model. For them the experts'
+overlap is therefore decided without an estimate of the step. What experts ship for
 CUDA_DEVICE_MAX_CONNECTIONS is what Megatron-Bridge's launch plugin computes from the shipped
 settings. Every disagreement is printed.
 """
@@ -56,8 +56,8 @@ class Case:
         settings: the run, its layout included.
         world_size: GPUs: a multiple of the layout's.
         gpu: what it was made for.
-        shipped: values of `SETTINGS`; a preset is the set of names that hold its settings.
-        whole: whether every size of the model is known, so that its step can be estimated.
+        shipped: values of `SETTINGS`; a preset is the set of names with its settings.
+        complete: whether every size of the model is known, so that its step can be estimated.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Case:
     world_size: int
     gpu: str
     shipped: tuple[str, bool, frozenset[str]]
-    whole: bool = False
+    complete: bool = False
 
 
 def main() -> int:
@@ -80,26 +80,26 @@ def main() -> int:
     if options.all:
         sources["recipes without one"] = list(_recipes(decided=False))
     agreed = dict.fromkeys(SETTINGS, 0)
-    whole = total = 0
+    all_three = total = 0
     for source, cases in sources.items():
-        alike = 0
+        agreeing = 0
         for case in cases:
             planned = _planned(case)
             differing = [
-                f"{name}: shipped {_told(a)}, planned {_told(b)}"
+                f"{name}: shipped {_shown(a)}, planned {_shown(b)}"
                 for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True)
                 if not _agree(a, b)
             ]
             for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True):
                 agreed[name] += _agree(a, b)
-            alike += not differing
+            agreeing += not differing
             if differing:
                 print(f"  {case.name} on {case.gpu}: {'; '.join(differing)}")
-        print(f"{source}: {alike} of {len(cases)} agree in all three")
-        whole, total = whole + alike, total + len(cases)
+        print(f"{source}: {agreeing} of {len(cases)} agree in all three")
+        all_three, total = all_three + agreeing, total + len(cases)
     for name, count in agreed.items():
         print(f"{name}: {count} of {total} ({count / total:.1%})")
-    print(f"all three: {whole} of {total} ({whole / total:.1%}); goal 95 %")
+    print(f"all three: {all_three} of {total} ({all_three / total:.1%}); goal 95 %")
     return 0
 
 
@@ -107,7 +107,7 @@ def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
     cluster = cluster_of(case.gpu, case.world_size)
 
     def costs_of(proposal: Proposal) -> Costs | str:
-        if not case.whole:
+        if not case.complete:
             return "sizes that the estimate needs are not known"
         return costs_of_run(proposal.run, case.world_size, cluster.machine)
 
@@ -122,12 +122,12 @@ def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
 
 def _agree(shipped: object, planned: object) -> bool:
     if isinstance(shipped, frozenset) and isinstance(planned, frozenset):
-        # Some presets hold the same settings under several names.
+        # Some presets have the same settings under several names.
         return bool(shipped & planned) or shipped == planned
     return shipped == planned
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, frozenset):
         return " or ".join(sorted(value)) or "none"
     return str(value)
@@ -136,11 +136,11 @@ def _told(value: object) -> str:
 def _shipped(settings: Settings, world_size: int, gpu: str) -> tuple[str, bool, frozenset[str]]:
     report = explain(settings, world_size, plan_assumptions(gpu))
     on = bool(report.effective["model.tp_comm_overlap"])
-    held = report.effective["model.tp_comm_overlap_cfg"] if on else None
+    config = report.effective["model.tp_comm_overlap_cfg"] if on else None
     return (
         next(v.value for v in report.launch_env if v.name == CONNECTIONS),
         on,
-        frozenset(key.name for key in presets_like(held)) if held else frozenset(),
+        frozenset(key.name for key in presets_like(config)) if config else frozenset(),
     )
 
 
@@ -153,7 +153,7 @@ def _configurations() -> Iterator[Case]:
             ranks *= model.get(f"{name}_parallel_size") or 1
         world_size = max(ranks, 8)
         shipped = _shipped(settings, world_size, "h100")
-        yield Case(file.stem, settings, world_size, "h100", shipped, whole=True)
+        yield Case(file.stem, settings, world_size, "h100", shipped, complete=True)
 
 
 def _presets() -> Iterator[Case]:

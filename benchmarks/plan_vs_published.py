@@ -2,22 +2,23 @@
 
     uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--leave-one-out]
 
-Estimates each row of `src/overlapkit/data/published_throughput.json` (its source stands in it) and
-prints the error, (estimated - published) / published, the mean of its absolute values and the
-worst. A row that cannot be estimated is named on standard error, and the exit status is 2.
---leave-one-out fits the efficiency constants anew to all rows but one and estimates that one with
-them, for every row in turn: what the errors would be on rows not seen.
+Estimates each row of `src/overlapkit/data/published_throughput.json` (which contains its source)
+and prints the error, (estimated - published) / published, the mean of its absolute values, and the
+worst. A row that cannot be estimated is reported on standard error, and the exit status is 2.
+--leave-one-out fits the efficiency constants to all rows except one and estimates that one with
+them, for each row in turn: what the errors would be on new rows.
 
-What a row leaves open is taken as NVIDIA's performance recipes set it: FP8 is current scaling,
-without BF16 layers; the overlap is comm_overlap's default with tp_comm_overlap where TP > 1; FSDP
+What a row does not say is assumed as NVIDIA's performance recipes set it: FP8 is current scaling,
+without BF16 layers; the overlap is comm_overlap's default, with tp_comm_overlap where TP > 1; FSDP
 shards optimizer state, gradients and parameters; layers that do not divide evenly count embedding
-and loss as one each; gradients travel in BF16. No row says what was recomputed or offloaded:
+and loss as one each; gradients are reduced in BF16. No row says what was recomputed or offloaded:
 nothing is assumed to be.
 
 One row contradicts itself: Llama 3 70B with MXFP8 on GB300, PP 4 without virtual stages and 8
-microbatches. Its bubble alone is 3/8 of the work, so that its GPUs would have to compute a quarter
-faster than those of the FSDP row, and its micro-batch of 2 would need 1.4 times a GPU's memory. All
-other pipelines in the table have virtual stages. It is estimated as it stands, and is the worst.
+microbatches. The bubble would be 3/8 of the work, so that its GPUs would have to compute a quarter
+faster than those of the FSDP row, and the micro-batch of 2 would need 1.4 times a GPU's memory. All
+other pipelines in the table have virtual stages. The row is estimated as published, and is the
+worst.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from overlapkit.plan.workload.step import Workload, workload
 
 ROWS = Path(__file__).resolve().parents[1] / "src/overlapkit/data/published_throughput.json"
 PERFORMANCE_RECIPES = ("first_last_layers_bf16=false", "grad_reduce_in_fp32=false")
-"""What they change of the mixed-precision recipe. With fp32 gradients four of the rows' layouts
+"""What they change in the mixed-precision recipe. With fp32 gradients the layouts of four rows
 would not fit into memory."""
 
 ITERATIONS = 4
@@ -69,10 +70,10 @@ class Row:
 
 
 class Published(msgspec.Struct, frozen=True):
-    """A row as it is published; what a table does not list has its default.
+    """A row as published; what a table does not list has its default.
 
     Attributes:
-        model, system, precision: as tables name them.
+        model, system, precision: in the words of the table.
         gpus: of the job.
         gbs, mbs: global batch and micro-batch, in sequences of `seq` tokens.
         fsdp: ranks that FSDP shards over; 0 without.
@@ -102,7 +103,7 @@ class _Table(msgspec.Struct, frozen=True):
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a file, and of those that cannot be estimated why not.
+    """The rows of a file, and for each that cannot be estimated the reason.
 
     Raises:
         InputError: the file cannot be read.
@@ -129,7 +130,7 @@ def read_row(row: Published) -> Row:
     """The run of a row.
 
     Raises:
-        InputError: a model, a GPU or a precision that is not known, or a layout that cannot be.
+        InputError: an unknown model, GPU or precision, or an impossible layout.
     """
     recipe = recipe_of(row.precision)
     if recipe is None:
@@ -194,9 +195,9 @@ def error(row: Row, constants: Constants = CONSTANTS) -> float:
 
 
 def fitted(rows: list[Row], start: Constants, slopes: np.ndarray) -> Constants:
-    """The fitted constants that make the squares of the log errors least.
+    """The fitted constants that minimize the squares of the log errors.
 
-    With the slopes at `start` throughout: errors are nearly linear in the logarithms.
+    The slopes at `start` are used throughout: errors are nearly linear in the logarithms.
 
     Args:
         slopes: of each row's log error by each of `FITTED`'s logarithm.
@@ -275,8 +276,8 @@ def main() -> int:
     }
     if unseen is not None:
         document["leave_one_out"] = _summary(unseen)
-        for told, off in zip(document["rows"], unseen, strict=True):
-            told["error_left_out"] = off
+        for row, off in zip(document["rows"], unseen, strict=True):
+            row["error_left_out"] = off
     if options.json:
         write_json(document)
     else:
@@ -302,10 +303,10 @@ def _show(document: dict[str, Any]) -> None:
         )
     out = console()
     out.print(table)
-    for what, told in (("error", "error"), ("leave_one_out", "left out")):
+    for what, title in (("error", "error"), ("leave_one_out", "left out")):
         if what in document:
             sizes = document[what]
-            out.print(f"{told}: mean {sizes['mean']:.1%}, worst {sizes['worst']:.1%}")
+            out.print(f"{title}: mean {sizes['mean']:.1%}, worst {sizes['worst']:.1%}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
 
 SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs")
-"""What `--sweep` takes, in the order in which layouts are told."""
+"""What `--sweep` takes, in the order in which layouts are shown."""
 
 _LARGEST = {"tp": 16, "cp": 64, "mbs": 4, "ep": 256}
-"""Beyond published practice; TP is bounded by the NVLink domain besides."""
+"""Beyond published practice. TP is also bounded by the NVLink domain."""
 _MOST_CHUNKS = 12
 """Virtual stages on one pipeline rank."""
 _FEWEST_LOCAL_TOKENS = 2048
-"""Tokens of a sequence below which another context-parallel rank is of no use to a model."""
+"""Tokens of a sequence on a rank, below which more context-parallel ranks do not help."""
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -33,23 +33,25 @@ class LayoutChoice:
 
     @property
     def ranks(self) -> int:
-        """GPUs that hold one copy of the model."""
+        """GPUs that share one copy of the model."""
         return self.tp * self.pp * self.cp
 
     def __str__(self) -> str:
-        told = (f"TP {self.tp}", f"PP {self.pp}", f"VPP {self.vp}" if self.vp > 1 else "")
-        more = (f"CP {self.cp}", f"EP {self.ep}" if self.ep > 1 else "", f"micro-batch {self.mbs}")
-        return ", ".join(part for part in (*told, *more) if part)
+        parts = [f"TP {self.tp}", f"PP {self.pp}"]
+        parts += [f"VPP {self.vp}"] if self.vp > 1 else []
+        parts += [f"CP {self.cp}"]
+        parts += [f"EP {self.ep}"] if self.ep > 1 else []
+        return ", ".join([*parts, f"micro-batch {self.mbs}"])
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What divides a model, from its settings.
+    """The sizes that ranks have to divide.
 
     Attributes:
-        layers, heads, groups, ffn, sequence: sizes of the model.
-        experts: of a mixture; 0 for a dense model.
-        expert_tp: tensor-parallel ranks of an expert; None follows TP.
+        layers, heads, groups, ffn, sequence: of the model.
+        experts: 0 for a dense model.
+        expert_tp: tensor-parallel ranks of an expert; None is the same as TP.
         batch: sequences of a step.
     """
 
@@ -67,11 +69,11 @@ def sizes_of(model: Any, train: Any) -> ModelSizes:
     """The sizes in a run's model and train configurations.
 
     Raises:
-        InputError: one that a sweep needs is not set.
+        InputError: a size that a sweep needs is not set.
     """
     for name in ("num_layers", "hidden_size", "num_attention_heads"):
         if not getattr(model, name, None):
-            raise InputError(f"model.{name} is not set, and a sweep needs it; give model.{name}=N")
+            raise InputError(f"model.{name} is not set, but a sweep needs it; give model.{name}=N")
     heads = model.num_attention_heads
     return ModelSizes(
         layers=model.num_layers,
@@ -89,7 +91,7 @@ def parse_swept(text: str) -> tuple[str, ...]:
     """The dimensions in ``tp,pp,vp``.
 
     Raises:
-        InputError: one is not known.
+        InputError: one of them is not known.
     """
     names = [name.strip().lower().replace("vpp", "vp") for name in text.split(",")]
     for name in names:
@@ -101,12 +103,12 @@ def parse_swept(text: str) -> tuple[str, ...]:
 def candidates(
     sizes: ModelSizes, world_size: int, domain: int, fixed: LayoutChoice, swept: Collection[str]
 ) -> Iterator[LayoutChoice]:
-    """Every layout that divides, with the dimensions that are not swept as in `fixed`.
+    """Every layout that divides evenly. Dimensions that are not swept stay as in `fixed`.
 
     Args:
         sizes: of the model.
         world_size: GPUs of the job.
-        domain: GPUs that NVLink joins, beyond which TP does not go.
+        domain: GPUs that NVLink connects, the largest TP.
         fixed: the layout as given.
         swept: names of `SWEPT`.
     """
@@ -139,7 +141,7 @@ def candidates(
 def _pipelines(
     sizes: ModelSizes, stages: int, fixed: LayoutChoice, swept: Collection[str]
 ) -> Iterator[tuple[int, int]]:
-    """PP and VPP whose chunks hold equal numbers of layers."""
+    """PP and VPP whose chunks have equal numbers of layers."""
     for pp in range(1, min(stages, sizes.layers) + 1) if "pp" in swept else [fixed.pp]:
         if stages % pp:
             continue
@@ -155,7 +157,7 @@ def _even(layers: int, chunks: int) -> bool:
 
 
 def _even_with_ends(layers: int, chunks: int) -> bool:
-    """Whether the chunks are equal once embedding and loss count as a layer each."""
+    """Whether the chunks are equal if embedding and loss count as one layer each."""
     return chunks > 1 and (layers + 2) % chunks == 0 and (layers + 2) // chunks > 1
 
 
@@ -168,10 +170,10 @@ _ENDS = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipelin
 
 
 def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
-    """The settings with another layout; a pipeline split of their own is replaced where it moves.
+    """The settings with another layout. Their own pipeline split is dropped if PP or VPP changes.
 
-    126 layers, as Llama 3 405B has them, divide over 16 stages only with embedding and loss counted
-    as a layer each.
+    126 layers, as in Llama 3 405B, divide over 16 stages only with embedding and loss counted as
+    one layer each.
     """
     model = dict(settings.values.get("model") or {})
     before = (
@@ -200,9 +202,9 @@ def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
         "model": model | changed,
         "train": {**(settings.values.get("train") or {}), "micro_batch_size": choice.mbs},
     }
-    asked = settings.asked | {f"model.{name}" for name in changed} | {"train.micro_batch_size"}
-    there = {f"{s}.{key}" for s, content in values.items() for key in (content or {})}
-    return replace(settings, values=values, asked=frozenset(k for k in asked if k in there))
+    keys = settings.asked | {f"model.{name}" for name in changed} | {"train.micro_batch_size"}
+    present = {f"{s}.{key}" for s, content in values.items() for key in (content or {})}
+    return replace(settings, values=values, asked=frozenset(k for k in keys if k in present))
 
 
 def layout_in(run: Any) -> LayoutChoice:

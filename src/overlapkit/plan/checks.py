@@ -1,4 +1,4 @@
-"""Layouts that cannot run, each named with its remedy."""
+"""Layouts that cannot run, each with its remedy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_layout(run: Run, world_size: int, domain: int, *, source: str) -> None
     Args:
         run: the configurations, effective or not.
         world_size: GPUs of the job.
-        domain: GPUs that NVLink joins.
+        domain: GPUs that NVLink connects.
         source: where the layout comes from, for the message.
 
     Raises:
-        InputError: the first fault, its key and value, and what would mend it.
+        InputError: the first fault, with its key, its value and its remedy.
     """
     for fault in faults(run, world_size, domain):
         raise InputError(f"{source}: {fault}")
@@ -39,13 +39,13 @@ def faults(run: Run, world_size: int, domain: int) -> Iterator[str]:
         if not getattr(m, name, None):
             yield (
                 f"model.{name} is not set, and a plan needs the model's sizes; give model.{name}=N "
-                "and the others, or --model NAME for a published model"
+                "and the other sizes, or --model NAME for a published model"
             )
             return
     if tp > domain:
         yield (
-            f"model.tensor_model_parallel_size={tp} reaches beyond the NVLink domain of {domain} "
-            f"GPUs, where every layer would wait for the network; set it to "
+            f"model.tensor_model_parallel_size={tp} extends beyond the NVLink domain of {domain} "
+            f"GPUs, so that every layer would wait for the network; set it to "
             f"{_largest_divisor(tp, domain)} or less"
         )
     yield from _divides(m, tp, domain, "num_attention_heads", "attention heads")
@@ -81,8 +81,8 @@ def _experts(m: Any, ep: int, stage_ranks: int) -> Iterator[str]:
     experts: int = getattr(m, "num_moe_experts", None) or 0
     if ep > 1 and not experts:
         yield (
-            f"model.expert_model_parallel_size={ep} needs a mixture of experts, and "
-            "model.num_moe_experts is not set; set it, or EP to 1"
+            f"model.expert_model_parallel_size={ep} needs a mixture of experts, but "
+            "model.num_moe_experts is not set; set it, or set EP to 1"
         )
     elif ep > 1 and experts % ep:
         yield (
@@ -103,7 +103,7 @@ def _pipeline(m: Any, pp: int) -> Iterator[str]:
     vp = getattr(m, "virtual_pipeline_model_parallel_size", None)
     if pp == 1 and vp and vp > 1:
         yield (
-            f"model.virtual_pipeline_model_parallel_size={vp} needs a pipeline, and "
+            f"model.virtual_pipeline_model_parallel_size={vp} needs a pipeline, but "
             "model.pipeline_model_parallel_size is 1; set VPP to null"
         )
         return
@@ -116,9 +116,8 @@ def _pipeline(m: Any, pp: int) -> Iterator[str]:
         fits = [n for n in range(1, 65) if layers and layers % n == 0 and n <= layers]
         yield (
             f"model.pipeline_model_parallel_size={pp}, VPP {vp or 'none'}: {error}; "
-            f"PP x VPP must divide the {layers} layers ({', '.join(map(str, fits))}), or "
-            "the layers with embedding and loss counted in "
-            "(model.account_for_embedding_in_pipeline_split and "
+            f"PP x VPP must divide the {layers} layers ({', '.join(map(str, fits))}), or the "
+            "layers plus embedding and loss (model.account_for_embedding_in_pipeline_split and "
             "model.account_for_loss_in_pipeline_split)"
         )
 
@@ -129,12 +128,12 @@ def _sequence(m: Any, tp: int, cp: int) -> Iterator[str]:
         return
     if cp > 1 and sequence % (2 * cp):
         yield (
-            f"model.seq_length={sequence} is no multiple of 2 x CP = {2 * cp}, which context "
-            "parallelism needs to share a causal sequence evenly; change one of them"
+            f"model.seq_length={sequence} is not a multiple of 2 x CP = {2 * cp}, which context "
+            "parallelism needs to divide a causal sequence evenly; change one of them"
         )
     elif tp > 1 and (sequence // cp) % tp:
         yield (
-            f"model.seq_length={sequence} over CP {cp} is no multiple of "
+            f"model.seq_length={sequence} over CP {cp} is not a multiple of "
             f"model.tensor_model_parallel_size={tp}, which sequence parallelism needs; change one "
             "of them"
         )
@@ -146,11 +145,11 @@ def _batch(train: Any, m: Any, dp: int, pp: int) -> Iterator[str]:
         return
     for name, size in (("micro_batch_size", micro), ("global_batch_size", batch)):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            yield f"train.{name}={size!r}: must be a whole number of sequences, 1 or more"
+            yield f"train.{name}={size!r}: must be a number of sequences, 1 or more"
             return
     if batch % (micro * dp):
         yield (
-            f"train.global_batch_size={batch} is no multiple of micro-batch {micro} x "
+            f"train.global_batch_size={batch} is not a multiple of micro-batch {micro} x "
             f"data-parallel size {dp}; use {_multiples(batch, micro * dp)}"
         )
         return
@@ -164,8 +163,8 @@ def _batch(train: Any, m: Any, dp: int, pp: int) -> Iterator[str]:
         )
     elif vp > 1 and 0 < count % pp < pp:
         yield (
-            f"{count} microbatches are no multiple of the {pp} stages of an interleaved pipeline; "
-            f"set train.global_batch_size to {_multiples(batch, micro * dp * pp)}"
+            f"{count} microbatches are not a multiple of the {pp} stages of an interleaved "
+            f"pipeline; set train.global_batch_size to {_multiples(batch, micro * dp * pp)}"
         )
 
 

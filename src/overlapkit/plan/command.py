@@ -75,7 +75,7 @@ def run(
 
 
 def _emit(plan: Plan, form: str) -> None:
-    """The settings in one form; what it cannot express is told on standard error."""
+    """The settings in one form. What it cannot express is reported on standard error."""
     proposal = plan.recommendation.proposal
     chosen = cast(Form, form)
     emitted = emit(

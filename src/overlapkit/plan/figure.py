@@ -1,22 +1,22 @@
-"""A number that can be traced: to the formula that made it, to its inputs, to their sources.
+"""A number that can be traced to the formula that made it, to its inputs, and to their sources.
 
-Figures are computed with the ordinary operators, which write the formula down as they go, so that
-what is shown cannot differ from what was computed:
+Figures are computed with the ordinary operators, which also record the formula. What is shown
+therefore cannot differ from what was computed:
 
     >>> tokens, rate = given("tokens", 4096, "tokens"), given("rate", 2048, "tokens/s")
     >>> time = (tokens / rate).called("time", "s")
     >>> time.value, time.formula
     (2.0, 'tokens / rate')
 
-An operation has no name until `called` gives it one; until then it is written into the formula of
-what is computed from it.
+The result of an operation has no name until `called` gives it one. Until then it is part of the
+formula of what is computed from it.
 
 Products and quotients combine the units of their operands (`overlapkit.plan.units`). Figures of
-unlike units are not added, subtracted or compared:
+incompatible units cannot be added, subtracted or compared:
 
     >>> tokens + rate
     Traceback (most recent call last):
-    overlapkit.plan.units.UnitError: tokens + rate: the units tokens and tokens/s are unlike
+    overlapkit.plan.units.UnitError: tokens + rate: incompatible units tokens and tokens/s
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import Any, Union
 
 import msgspec
 
-from overlapkit.plan.units import UnitError, alike, can_be_called, product, quotient
+from overlapkit.plan.units import UnitError, can_be_called, compatible, product, quotient
 
 Operand = Union["Figure", int, float]
 
 _SUM, _PRODUCT, _ATOM = range(3)
-"""How tightly a formula binds: what is looser than its place needs brackets."""
+"""How tightly a formula binds. One that binds more loosely than its place needs brackets."""
 
 
 class Figure(msgspec.Struct, frozen=True, gc=False):
     """A value with its derivation.
 
-    A sweep makes a million of them, which a Struct does in half the time of a dataclass.
+    A sweep makes a million of them; a Struct takes half the time of a dataclass.
 
     Attributes:
         value: in `unit`.
@@ -62,7 +62,7 @@ class Figure(msgspec.Struct, frozen=True, gc=False):
         """The same value under a name, with a unit and a source if given.
 
         Raises:
-            UnitError: the stated unit measures something other than what was computed.
+            UnitError: the stated unit is not that of the computed value.
         """
         if unit is None:
             unit = self.unit
@@ -118,7 +118,7 @@ def given(name: str, value: float, unit: str = "", source: str = "") -> Figure:
 
 
 def literal(value: float, unit: str) -> Figure:
-    """A number that a formula shows as it is, with its unit: the 2 FLOPs of a multiply-add."""
+    """A number with its unit that formulas show as it is, such as the 2 FLOPs of a multiply-add."""
     return Figure(float(value), unit, formula=f"{value:g}")
 
 
@@ -126,7 +126,7 @@ def total(terms: Iterable[Operand], unit: str = "") -> Figure:
     """The sum; 0 in `unit` if there are no terms.
 
     Raises:
-        UnitError: the units of two terms are unlike.
+        UnitError: two terms have incompatible units.
     """
     result = None
     for term in terms:
@@ -138,7 +138,7 @@ def largest(*operands: Operand) -> Figure:
     """The greatest of the operands.
 
     Raises:
-        UnitError: the units of two operands are unlike.
+        UnitError: two operands have incompatible units.
     """
     return _function("max", operands, max(map(_value, operands)))
 
@@ -147,13 +147,13 @@ def smallest(*operands: Operand) -> Figure:
     """The least of the operands.
 
     Raises:
-        UnitError: the units of two operands are unlike.
+        UnitError: two operands have incompatible units.
     """
     return _function("min", operands, min(map(_value, operands)))
 
 
 def rounded_up(operand: Figure) -> Figure:
-    """The least whole number that is not below the operand."""
+    """The smallest integer that is not below the operand."""
     return _function("ceil", (operand,), float(math.ceil(operand.value - 1e-9)))
 
 
@@ -235,8 +235,8 @@ def _unit(*operands: Operand) -> str:
 def _sum(left: Operand, right: Operand, sign: str) -> Figure:
     unit = _unit(left, right)
     a, b = _figure(left, unit), _figure(right, unit)
-    if a.unit != b.unit and not alike(a.unit, b.unit):
-        raise _unlike(a, b, sign)
+    if a.unit != b.unit and not compatible(a.unit, b.unit):
+        raise _incompatible(a, b, sign)
     # a - (b + c) needs brackets where a + (b + c) does not.
     formula = f"{_term(a, _SUM)} {sign} {_term(b, _SUM + (sign == '-'))}"
     value = a.value + b.value if sign == "+" else a.value - b.value
@@ -261,21 +261,21 @@ def _quotient(left: Operand, right: Operand) -> Figure:
 def _compared(left: Figure, right: Operand, sign: str) -> float:
     """Less than 0, 0, or more than 0; NaN as NaN, which no comparison holds for."""
     other = _figure(right, left.unit)
-    if left.unit != other.unit and not alike(left.unit, other.unit):
-        raise _unlike(left, other, sign)
+    if left.unit != other.unit and not compatible(left.unit, other.unit):
+        raise _incompatible(left, other, sign)
     if left.value == other.value:
         # Equal infinities have no difference.
         return 0.0
     return left.value - other.value
 
 
-def _unlike(left: Figure, right: Figure, sign: str) -> UnitError:
+def _incompatible(left: Figure, right: Figure, sign: str) -> UnitError:
     terms = f" {sign} ".join(_term(one, _ATOM) for one in (left, right))
-    return UnitError(f"{terms}: the units {_shown(left.unit)} and {_shown(right.unit)} are unlike")
+    return UnitError(f"{terms}: incompatible units {_shown(left.unit)} and {_shown(right.unit)}")
 
 
 def _shown(unit: str) -> str:
-    return unit or "of a plain number"
+    return unit or "none"
 
 
 def _term(figure: Figure, needed: int) -> str:
@@ -288,8 +288,8 @@ def _function(name: str, operands: Iterable[Operand], value: float) -> Figure:
     unit = _unit(*operands)
     figures = [_figure(operand, unit) for operand in operands]
     for one in figures[1:]:
-        if one.unit != figures[0].unit and not alike(figures[0].unit, one.unit):
-            raise _unlike(figures[0], one, "and")
+        if one.unit != figures[0].unit and not compatible(figures[0].unit, one.unit):
+            raise _incompatible(figures[0], one, "and")
     terms = ", ".join(_term(figure, _SUM) for figure in figures)
     return Figure(float(value), unit, "", f"{name}({terms})", _merged(figures))
 

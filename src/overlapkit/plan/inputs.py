@@ -1,4 +1,4 @@
-"""What is to be planned: a run's settings from whichever form they came in, defaults told."""
+"""The run to plan: its settings in whichever form they are given, and the defaults assumed."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ SHORT = {
     "seq": "model.seq_length",
     "precision": "mixed_precision",
 }
-"""Names that an override may have for short: ``tp=4``."""
+"""Short names of keys in overrides: ``tp=4``."""
 
 LAYOUT = tuple(SHORT[name] for name in ("tp", "pp", "vp", "cp", "ep", "etp"))
-"""The keys that are a layout; the micro-batch is chosen with them where none is given."""
+"""The keys of a layout. The micro-batch is chosen with them where none is given."""
 
 PRECISIONS = {
     "bf16": "bf16_mixed",
@@ -52,13 +52,14 @@ PRECISIONS = {
     "mxfp8": "bf16_with_mxfp8_mixed",
     "nvfp4": "bf16_with_nvfp4_mixed",
 }
-"""Mixed-precision recipes by the names that benchmark tables and plans give them."""
+"""Mixed-precision recipes by the names that benchmark tables and plans use."""
 
 
 def recipe_of(name: str) -> str | None:
-    """The recipe that a table calls ``FP8-CS``, a plan ``fp8 current``; None where none is meant.
+    """The recipe that a table calls ``FP8-CS`` and a plan ``fp8 current``; None if unknown.
 
-    A table's second precision, as in ``FP8-CS (FP8-MX)``, is that of a second number.
+    A second precision, as in ``FP8-CS (FP8-MX)``, belongs to a table's second number: it is
+    ignored.
     """
     first = name.partition("(")[0]
     return PRECISIONS.get(re.sub(r"[\s_-]+", "-", first.strip().lower()))
@@ -68,8 +69,8 @@ LARGEST_NODE = 16
 """GPUs of the largest machine (HGX-2, A100 instances of 16)."""
 
 STEP_TOKENS = 4 * 1024 * 1024
-"""Tokens of a step where no batch is given: Llama 3's first (The Llama 3 Herd of Models, 2024,
-section 3.4.1)."""
+"""Tokens of a step where no batch is given, as Llama 3 405B started with (The Llama 3 Herd of
+Models, 2024, section 3.4.1)."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,12 @@ class Inputs:
     """A run to plan.
 
     Attributes:
-        settings: everything that was given, and the defaults in `assumed`.
+        settings: everything that is given, and the defaults in `assumed`.
         world_size: GPUs of the job.
-        gpus_per_node: where --nodes tells; None leaves the NVLink domain to the GPU's reference
-            system.
-        layout_given: whether anything said how the model is divided.
-        micro_batch_given: whether the micro-batch was.
-        batch_given: whether the global batch was.
-        assumed: what nobody gave and was filled in, as sentences.
+        gpus_per_node: from --nodes; None takes the NVLink domain of the GPU's reference system.
+        layout_given: whether the input says how the model is divided.
+        micro_batch_given: whether it sets the micro-batch.
+        assumed: what is not given and was filled in, as sentences.
         original: the settings as they were read; None for a published model, which has none.
     """
 
@@ -93,7 +92,6 @@ class Inputs:
     gpus_per_node: int | None
     layout_given: bool
     micro_batch_given: bool
-    batch_given: bool
     assumed: tuple[str, ...]
     original: Settings | None
 
@@ -112,14 +110,14 @@ def read_inputs(
     Args:
         arguments: a configuration's file, where one is given, and overrides.
         model: the name of a published model.
-        from_megatron_lm: whether the file is a launch script of Megatron-LM, or its arguments stand
-            among `arguments`.
-        world_size: GPUs of the job; None takes whole nodes, or what a launch script tells.
-        nodes: machines of the job; None does not tell.
+        from_megatron_lm: whether the file is a launch script of Megatron-LM, or Megatron-LM's
+            arguments are among `arguments`.
+        world_size: GPUs of the job; None takes full nodes, or what a launch script states.
+        nodes: machines of the job; None if not given.
         domain: GPUs in one NVLink domain of the GPU's reference system.
 
     Raises:
-        InputError: not exactly one source, or any fault in it.
+        InputError: not exactly one source, or any error in it.
     """
     if from_megatron_lm:
         if model is not None:
@@ -127,7 +125,7 @@ def read_inputs(
         (source,) = name_sources(arguments, command="plan", from_megatron_lm=True, spell=_spelt_out)
         read = source.read()
         size, per_node = _world_size(read, world_size, nodes, domain)
-        # Planned as Megatron-Bridge makes it effective; what is recommended is the same.
+        # Megatron-Bridge's rules are applied; what is recommended is the same.
         settings, more = _as_bridge(read)
         notes = (*(read.launch.notes if read.launch is not None else ()), *more)
         return _filled_in(settings, read, size, per_node, notes)
@@ -152,7 +150,7 @@ def read_inputs(
 
 def _check_file(name: str) -> None:
     if not exists(name) and re.fullmatch(r"[a-z]\w+_\w+", name.lower()):
-        # Names a model where a file is meant, as everyone does once.
+        # The name of a model in place of a file: an easy mistake.
         try:
             named_model(name)
         except InputError:
@@ -161,7 +159,7 @@ def _check_file(name: str) -> None:
 
 
 def _spelt_out(text: str) -> str:
-    """An override with its key and, for a precision, its value in full."""
+    """An override with its key, and a precision, in full."""
     key, _, value = text.partition("=")
     if key in SHORT:
         key = SHORT[key]
@@ -170,11 +168,11 @@ def _spelt_out(text: str) -> str:
         value = recipe_of(given) or given
         if not value.endswith("_mixed") and value not in ("null", ""):
             raise InputError(
-                f"mixed_precision={given} is not a known recipe; for short there are "
-                f"{', '.join(PRECISIONS)}, and each recipe's own name, such as bf16_mixed"
+                f"mixed_precision={given} is not a known recipe; give one of "
+                f"{', '.join(PRECISIONS)}, or the full name of a recipe, such as bf16_mixed"
             )
     if key == SHORT["vp"] and value == "1":
-        # Megatron-Core takes 1 for interleaving with one chunk; everyone means none.
+        # Megatron-Core reads 1 as interleaving with one chunk; the user means no interleaving.
         value = "null"
     return f"{key}={value}"
 
@@ -182,7 +180,7 @@ def _spelt_out(text: str) -> str:
 def _read(document: Document, overrides: Sequence[str]) -> Settings:
     fixes = any(text.startswith("comm_overlap.") for text in overrides)
     if fixes and document.data.get("comm_overlap") is None:
-        # A key can be fixed without the section's required one, which the plan chooses.
+        # The section has one required key, which the plan chooses: the user need not give it.
         data = {**document.data, "comm_overlap": {"tp_comm_overlap": False}}
         document = replace(document, data=data)
     return read_document(document, overrides)
@@ -196,31 +194,31 @@ def _world_size(
     check_world_size(nodes, "--nodes")
     if nodes is None:
         return world_size_of(settings, given), None
-    # A rack-wide NVLink domain is made of trays of 4 GPUs (GB200 NVL72).
+    # A rack-wide NVLink domain consists of trays with 4 GPUs each (GB200 NVL72).
     usual = 4 if domain > 8 else domain
     if given is None:
         return nodes * usual, usual
     if given % nodes:
         raise InputError(
-            f"--world-size {given} cannot be divided over --nodes {nodes}; give a multiple of it"
+            f"--world-size {given} is not divisible by --nodes {nodes}; give a multiple of {nodes}"
         )
     if given // nodes > max(domain, LARGEST_NODE):
         raise InputError(
-            f"--nodes {nodes} for --world-size {given} would be {given // nodes} GPUs in a "
-            f"machine; with {domain} in each it takes --nodes {-(-given // domain)}"
+            f"--nodes {nodes} for --world-size {given} would be {given // nodes} GPUs per node; "
+            f"with {domain} per node, use --nodes {-(-given // domain)}"
         )
     return given, given // nodes
 
 
 def _as_bridge(read: Settings) -> tuple[Settings, list[str]]:
-    """Megatron-LM's settings as Megatron-Bridge's, and what of them Megatron-Bridge does not have.
+    """Megatron-LM's settings as Megatron-Bridge's, and a note for each that Bridge does not have.
 
-    What Megatron-LM derives is spelt out. That sequence parallelism is off where no flag asks for
-    it states nothing.
+    What Megatron-LM derives is written out. Sequence parallelism that no flag turns on counts as
+    not set rather than as refused.
     """
     from overlapkit.config.emit.scope import for_bridge
 
-    sections, left_out = for_bridge(read)
+    sections, omitted = for_bridge(read)
     model = sections.get("model") or {}
     if "model.sequence_parallel" not in read.asked and not model.get("sequence_parallel"):
         model.pop("sequence_parallel", None)
@@ -232,7 +230,7 @@ def _as_bridge(read: Settings) -> tuple[Settings, list[str]]:
         framework="megatron-bridge",
         launch=None,
     )
-    return settings, [f"{key} is not planned for: {why}" for key, why in left_out]
+    return settings, [f"{key} is not planned for: {why}" for key, why in omitted]
 
 
 def _filled_in(
@@ -244,17 +242,15 @@ def _filled_in(
 ) -> Inputs:
     flat = settings.flat()
     values = {s: dict(c) if isinstance(c, dict) else c for s, c in settings.values.items()}
-    asked = set(settings.asked)
+    requested = set(settings.asked)
     assumed = list(notes)
-    named = original is None
-    layout_given = not named or any(key in settings.overridden for key in LAYOUT)
+    layout_given = original is not None or any(key in settings.overridden for key in LAYOUT)
     micro_given = flat.get(SHORT["mbs"]) is not None
-    batch_given = flat.get(SHORT["gbs"]) is not None
 
     def fill(section: str, key: str, value: Any, why: str) -> None:
         content = values.get(section)
         values[section] = {**(content or {}), key: value}
-        asked.add(f"{section}.{key}")
+        requested.add(f"{section}.{key}")
         assumed.append(f"{section}.{key}={value} is assumed: {why}")
 
     states_precision = _states_precision(values.get("model") or {})
@@ -262,20 +258,19 @@ def _filled_in(
     if "mixed_precision" not in values and not states_precision and not of_megatron_lm:
         fill("mixed_precision", "_recipe", "bf16_mixed", "no precision is given")
         assumed[-1] = "mixed_precision=bf16_mixed is assumed: no precision is given"
-        asked.add("mixed_precision")
+        requested.add("mixed_precision")
     if not micro_given:
         fill("train", "micro_batch_size", 1, "none is given")
-    if not batch_given:
+    if flat.get(SHORT["gbs"]) is None:
         batch, why = _global_batch(values, world_size)
         fill("train", "global_batch_size", batch, why)
-    filled = replace(settings, values=values, asked=frozenset(asked))
+    filled = replace(settings, values=values, asked=frozenset(requested))
     return Inputs(
         settings=filled,
         world_size=world_size,
         gpus_per_node=per_node,
         layout_given=layout_given,
         micro_batch_given=micro_given,
-        batch_given=batch_given,
         assumed=tuple(assumed),
         original=original,
     )
@@ -286,10 +281,10 @@ def _states_precision(model: Mapping[str, Any]) -> bool:
 
 
 def _global_batch(values: Mapping[str, dict[str, Any] | None], world_size: int) -> tuple[int, str]:
-    """A global batch of about `STEP_TOKENS` that every data-parallel size divides."""
+    """A global batch of about `STEP_TOKENS` that every data-parallel size divides, and why."""
     default = section_fields("model")["seq_length"].default
     sequence = (values.get("model") or {}).get("seq_length") or default or 1024
     micro = (values.get("train") or {}).get("micro_batch_size") or 1
     unit = world_size * micro
     batch = max(round(STEP_TOKENS / sequence / unit), 1) * unit
-    return batch, f"about {STEP_TOKENS >> 20} Mi tokens a step, as Llama 3 began with"
+    return batch, f"about {STEP_TOKENS >> 20} Mi tokens per step, as Llama 3 started with"

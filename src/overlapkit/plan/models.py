@@ -23,8 +23,8 @@ LLAMA: dict[str, Any] = {
     "attention_dropout": 0.0,
     "seq_length": 8192,
 }
-"""What the Llama 3 family has beside its sizes (The Llama 3 Herd of Models, 2024, table 3 and
-section 3.2)."""
+"""What the Llama 3 models have in common besides their sizes (The Llama 3 Herd of Models, 2024,
+table 3 and section 3.2)."""
 GPT3: dict[str, Any] = {
     "normalization": "LayerNorm",
     "add_bias_linear": True,
@@ -42,8 +42,8 @@ MIXTURE: dict[str, Any] = {
     "expert_tensor_parallel_size": 1,
     "seq_length": 4096,
 }
-"""The same for mixtures of experts, trained as Megatron-Bridge's recipes do: experts are divided
-over EP alone, since a part of one would be too narrow."""
+"""The same for mixtures of experts, as in Megatron-Bridge's recipes: experts are divided only over
+EP, since a part of one expert would be too narrow."""
 _FAMILIES = {"llama3": LLAMA, "gpt3": GPT3, "mixtral": MIXTURE, "qwen3": MIXTURE}
 
 
@@ -54,7 +54,7 @@ class _Models(msgspec.Struct, frozen=True):
 @cache
 def _known() -> dict[str, dict[str, Any]]:
     sizes = msgspec.json.decode(_DATA.read_bytes(), type=_Models).models
-    return {name: {**_FAMILIES[name.partition("_")[0]], **held} for name, held in sizes.items()}
+    return {name: {**_FAMILIES[name.partition("_")[0]], **own} for name, own in sizes.items()}
 
 
 def model_names() -> tuple[str, ...]:
@@ -66,11 +66,11 @@ def named_model(name: str) -> dict[str, Any]:
     """The settings of a model section for a model such as llama3_70b, Llama-3.1-405B or gpt3_175b.
 
     Raises:
-        InputError: it is not known; names the nearest and lists those that are.
+        InputError: it is not known. The message lists those that are, and the nearest.
     """
-    # An organisation before the name is no part of it.
+    # An organisation before the name is not part of it.
     plain = re.sub(r"[^a-z0-9.]+", "_", name.lower().rpartition("/")[2]).strip("_")
-    # 3.1, and of 70B 3.3, have the shapes of 3: what changed is the training.
+    # 3.1 and 3.3 have the shapes of 3: only the training changed.
     plain = re.sub(r"^llama_?3([._]?[13])?_?(?=\d+b)", "llama3_", plain)
     plain = re.sub(r"^gpt_?3_?(?=\d+b)", "gpt3_", plain)
     # A release's stage of training does not change its shape.

@@ -1,4 +1,4 @@
-"""One self-contained page of a plan: no network, no script, every name escaped."""
+"""The HTML page of a plan: self-contained, without scripts, every name escaped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import expectation, fit, part_rows, title
 
 HEIGHT = 420
-"""Of the plot, in its own units."""
+"""Height of the plot, in its own units."""
 MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 70, 46, 14, 16
 ROWS = 40
-"""Layouts that the table holds; the plot holds all of them."""
+"""Layouts in the table. The plot contains all of them."""
 COLOURS = (
     ("compute", "compute"),
     ("comm", "compute slowed by hidden communication"),
@@ -25,7 +25,7 @@ COLOURS = (
     ("idle", "pipeline bubble"),
     ("memory", "optimizer"),
 )
-"""Colour classes of the shared style, and what they stand for here."""
+"""Colour classes of the shared style, and what they mean here."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """Throughput over memory: one dot a layout, and the axes' ticks."""
+    """Throughput over memory: one dot for each layout, and the ticks of the axes."""
 
     dots: list[Dot]
     x_ticks: list[tuple[float, str]]
@@ -51,7 +51,7 @@ class Plot:
 
 
 def plan_page(plan: Plan) -> str:
-    """The page of `overlapkit plan`: the strategy, where the step goes, and the sweep."""
+    """The page of `overlapkit plan`: the step, the strategy, the settings and the sweep."""
     ranking = plan.ranking
     return (
         environment("overlapkit.plan")
@@ -100,7 +100,7 @@ def _bars(plan: Plan) -> list[tuple[str, list[Piece], str]]:
 
 
 def _colour(part: str) -> str:
-    """The colour class of a part of the step; compute where none of the others fits."""
+    """The colour class of a part of the step; compute if no other applies."""
     for word, colour in (("exposed", "exposed"), ("bubble", "idle"), ("optimizer", "memory")):
         if word in part:
             return colour
@@ -108,14 +108,14 @@ def _colour(part: str) -> str:
 
 
 def plot(ranking: Ranking) -> Plot:
-    """Where each layout stands: memory to the right, throughput upwards."""
+    """Each layout as a dot: memory to the right, throughput upwards."""
     ranked = ranking.fitting
     limit = ranked[0].memory.usable / 1e9
     rates = [each.summary.tokens_per_s_per_gpu for each in ranked]
-    held = [each.memory.needed / 1e9 for each in ranked]
+    needed = [each.memory.needed / 1e9 for each in ranked]
     # Not from zero: layouts are compared with each other, and are often within a few percent.
     y_ticks = ticks(min(rates), max(rates))
-    x_ticks = ticks(min(held), limit)
+    x_ticks = ticks(min(needed), limit)
 
     def x(value: float) -> float:
         inside = WIDTH - MARGIN_LEFT - MARGIN_RIGHT
@@ -141,6 +141,8 @@ def plot(ranking: Ranking) -> Plot:
 def _dot(
     each: Ranked, x: Callable[[float], float], y: Callable[[float], float], *, best: bool
 ) -> Dot:
-    rate, held = each.summary.tokens_per_s_per_gpu, each.memory.needed / 1e9
-    told = f"{each.layout}, DP {each.data_parallel_size}: {rate:,.0f} tokens/s/GPU, {held:.1f} GB"
-    return Dot(x(held), y(rate), each.layout.tp, told, best)
+    rate, needed = each.summary.tokens_per_s_per_gpu, each.memory.needed / 1e9
+    shown = (
+        f"{each.layout}, DP {each.data_parallel_size}: {rate:,.0f} tokens/s/GPU, {needed:.1f} GB"
+    )
+    return Dot(x(needed), y(rate), each.layout.tp, shown, best)

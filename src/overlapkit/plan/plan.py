@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron.bridge.training.decisions import Dimension
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
@@ -25,9 +26,9 @@ running, so it is refused only where it needs more than the entire memory and th
 
 
 _MIXTURE = (
-    "the estimate was held against published throughput of dense models alone; a mixture of "
-    "experts runs slower than it says where tokens crowd on some experts or many small kernels "
-    "wait for the host"
+    "the estimate has been compared with published throughput of dense models only; a mixture of "
+    "experts is slower than estimated where tokens concentrate on a few experts or many small "
+    "kernels wait for the host"
 )
 
 
@@ -154,20 +155,20 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
         return _Chosen(
             with_layout(settings, ranking.best.layout),
             ranking,
-            f"No layout was given: this is the fastest by estimate of {len(ranking.fitting)} that "
-            f"fit, out of {ranking.tried}; --sweep {','.join(swept)} shows the others",
+            f"No layout was given: this is the fastest, by estimate, of the {len(ranking.fitting)} "
+            f"that fit, out of {ranking.tried}; --sweep {','.join(swept)} lists the others",
         )
     ranking = _ranked(settings, cluster, swept)
     best = ranking.best
     if not inputs.layout_given or not _can_run(settings, cluster):
-        because = "The fastest layout of the sweep by estimate"
+        because = "The fastest layout of the sweep, by estimate"
         return _Chosen(with_layout(settings, best.layout), ranking, because)
     return _Chosen(
         settings,
         ranking,
         note=(
-            f"planned is the layout as given; the fastest of the sweep, {best.layout}, would "
-            f"train {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
+            f"this plan is for the given layout; the fastest of the sweep, {best.layout}, would "
+            f"reach {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
         ),
     )
 
@@ -203,7 +204,7 @@ def _can_run(settings: Settings, cluster: Cluster) -> bool:
 def _costs_of(proposal: Proposal, cluster: Cluster) -> Costs | str:
     """The costs of a proposal's run, or why there is no estimate."""
     if proposal.settings.values.get("peft") is not None:
-        return "only adapters are trained, and the estimate counts every weight as trained"
+        return "only adapters are trained, but the estimate is for training every weight"
     return costs_of_run(proposal.run, cluster.world_size, cluster.machine)
 
 
@@ -226,7 +227,7 @@ def _does_not_fit(settings: Settings, memory: MemoryNeed, cluster: Cluster) -> s
     need = (
         f"{layout_in(build_run(settings))} needs {memory.needed / 1e9:.1f} GB "
         f"on the fullest {cluster.gpu}, {over:.1f} GB more than the "
-        f"{memory.usable / 1e9:.1f} GB that can be used of its {memory.capacity / 1e9:.1f} GB"
+        f"{memory.usable / 1e9:.1f} GB usable of its {memory.capacity / 1e9:.1f} GB"
     )
     try:
         best = _ranked(settings, cluster, ("tp", "pp", "vp", "cp")).best.layout
@@ -250,8 +251,8 @@ def _not_granted(proposal: Proposal) -> Iterator[str]:
     The experts' overlap is not among them: its own dimension says why it is off.
     """
     for d in proposal.refused:
-        if d.dimension != "EP":
-            yield f"{d.knob} is left out: {d.reason.rstrip('.')} -> {d.remedy}"
+        if d.dimension is not Dimension.EP:
+            yield f"{d.knob} is not applied: {d.reason.rstrip('.')} -> {d.remedy}"
     for d in proposal.report.findings:
         refused = f"{d.knob} ({d.outcome.value}): {d.reason.rstrip('.')}"
         yield refused + (f" -> {d.remedy}" if d.remedy else "")

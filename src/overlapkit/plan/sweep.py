@@ -57,17 +57,17 @@ class Ranking:
         """Why nothing fits, and what would fix it."""
         if self.tried == 0:
             return (
-                "no layout divides these GPUs, the model and the batch; change --world-size or "
-                "train.global_batch_size, or sweep more dimensions"
+                "no layout divides the GPUs, the model and the batch evenly; change --world-size "
+                "or train.global_batch_size, or sweep more dimensions"
             )
         if self.least_over is None:
             return f"no layout can be estimated: {self.unestimated}"
         layout, memory = self.least_over
         over = (memory.needed - memory.usable) / 1e9
         return (
-            f"none of {self.tried} layouts fits; the nearest, {layout}, needs "
-            f"{memory.needed / 1e9:.1f} GB, {over:.1f} GB more than can be used of a GPU's "
-            f"{memory.capacity / 1e9:.1f} GB: {remedy_of(memory)}"
+            f"none of {self.tried} layouts fits; the closest, {layout}, needs "
+            f"{memory.needed / 1e9:.1f} GB, {over:.1f} GB more than the {memory.usable / 1e9:.1f} "
+            f"GB usable of a GPU's {memory.capacity / 1e9:.1f} GB: {remedy_of(memory)}"
         )
 
 

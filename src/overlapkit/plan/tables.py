@@ -1,4 +1,4 @@
-"""Shows a plan to a person at a terminal: the strategy at a glance, then the reasons."""
+"""Shows a plan at a terminal: the strategy first, then the reasons."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import (
+    CHANGES,
+    CONTRADICTED,
     changed,
     environment,
     expectation,
@@ -28,11 +30,12 @@ from overlapkit.plan.text import (
 )
 
 SHOWN = 15
-"""Layouts of a sweep that fit a screen."""
+"""Layouts of a sweep that fit on a screen."""
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """The whole plan: what to expect, the strategy, its settings, the environment, what next."""
+    """The complete plan: what to expect, the strategy, settings, environment, and what to try "
+    "next."""
     r = plan.recommendation
     source, machines = title(plan)
     console.print(Text.assemble((source, "bold"), f" {machines}"))
@@ -44,8 +47,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(expectation(plan), "bold green"))
         memory = plan.memory
         console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
-    told, _, paste = to_set(plan).partition(" (")
-    console.print(Text.assemble((told, "cyan"), (f" ({paste}", "dim")))
+    settings, _, paste = to_set(plan).partition(" (")
+    console.print(Text.assemble((settings, "cyan"), (f" ({paste}", "dim")))
     console.print()
     console.print(_strategy(plan))
     console.print()
@@ -54,16 +57,16 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text.assemble((f"{what}: ", "bold"), why))
     console.print()
     for line in environment(plan):
-        told, _, why = line.partition("  # ")
-        console.print(Text.assemble((told, "cyan"), (f"  # {why}", "dim")))
+        export, _, why = line.partition("  # ")
+        console.print(Text.assemble((export, "cyan"), (f"  # {why}", "dim")))
     if r.costs is not None:
-        console.print(Text("\nWhere the step goes (ms)", "bold"))
+        console.print(Text("\nEstimated parts of the step (ms)", "bold"))
         console.print(_parts(plan))
     if r.changes:
-        console.print(Text("\nChanges to the configuration", "bold"))
+        console.print(Text(f"\n{CHANGES}", "bold"))
         for line in changed(plan):
             console.print(line)
-    console.print(Text("\nIf a profile (overlapkit trace) shows otherwise", "bold"))
+    console.print(Text(f"\n{CONTRADICTED}", "bold"))
     for step in next_steps(r.proposal):
         console.print(Text.assemble(step.shows, ("\n  -> " + step.change, "green")))
     for note in plan.notes:

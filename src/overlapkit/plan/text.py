@@ -1,4 +1,4 @@
-"""A plan as plain lines: for pipes and agents, for whom padding and broken lines cost."""
+"""A plan as plain lines, for pipes and agents: no padding, no wrapped lines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranking
 
+STEP = "Estimated parts of the step, ms without -> with overlap"
+CHANGES = "Changes to the configuration"
+CONTRADICTED = "If a profile (overlapkit trace) contradicts the plan"
+
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """The whole plan, a line for each statement."""
+    """The complete plan, one line for each statement."""
     yield from header(plan)
     yield to_set(plan)
     yield ""
@@ -31,16 +35,16 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from environment(plan)
     if plan.estimates:
         yield ""
-        yield "Where the step goes, ms without -> with overlap"
+        yield STEP
         for name, before, after in part_rows(plan):
             yield f"{name}: {before}" if before == after else f"{name}: {before} -> {after}"
     changes = list(changed(plan))
     if changes:
         yield ""
-        yield "Changes to the configuration"
+        yield CHANGES
         yield from changes
     yield ""
-    yield "If a profile (overlapkit trace) shows otherwise"
+    yield CONTRADICTED
     for step in next_steps(plan.recommendation.proposal):
         yield f"{step.shows} -> {step.change}"
     notes = list(plan.notes)
@@ -79,35 +83,35 @@ def expectation(plan: Plan) -> str:
 
 
 def fit(plan: Plan) -> str:
-    """How much of the GPU's memory the fullest rank needs."""
+    """How much memory the fullest GPU needs."""
     memory = plan.memory
     assert memory is not None
-    told = (
+    line = (
         f"Memory {memory.needed / 1e9:.1f} GB of {memory.capacity / 1e9:.1f} GB on the fullest GPU "
         f"(estimate; {memory.margin:.0%} is kept free)"
     )
-    return told if memory.fits else f"{told}: may not fit, see the notes"
+    return line if memory.fits else f"{line}: may not fit, see the notes"
 
 
 def to_set(plan: Plan) -> str:
     """The settings that carry the recommendation, as overrides, in one line."""
     settings = recommended_settings(plan.recommendation.proposal)
-    told = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
-    return f"Set {' '.join(told)} (to paste: --emit {'|'.join(FORMS)})"
+    overrides = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
+    return f"Set {' '.join(overrides)} (to paste: --emit {'|'.join(FORMS)})"
 
 
 def dimension_line(d: DimensionAdvice, gain: Gain | None) -> str:
-    """One dimension: on or off, the gain, the reason, the remedy."""
+    """One dimension: on or off, what that saves, the reason, the remedy."""
     if d.ranks == 1:
         return f"-   {d.name}: {d.reason}"
     worth = f" {gained(gain)}" if gain is not None else ""
-    told = f"{'on ' if d.on else 'off'} {d.name}{worth}: {d.reason.rstrip('.')}"
-    return told + (f" -> {d.remedy}" if d.remedy else "")
+    line = f"{'on ' if d.on else 'off'} {d.name}{worth}: {d.reason.rstrip('.')}"
+    return line + (f" -> {d.remedy}" if d.remedy else "")
 
 
 def gained(gain: Gain) -> str:
-    """What an overlap saves."""
-    return f"saves {ms_of_s(gain.seconds)} ms ({gain.share:.1%})"
+    """What an overlap saves, by estimate."""
+    return f"saves ~{ms_of_s(gain.seconds)} ms ({gain.share:.1%})"
 
 
 def how(plan: Plan) -> Iterator[str]:
@@ -123,25 +127,25 @@ def how(plan: Plan) -> Iterator[str]:
     if size is not None and p.effective("ddp.overlap_grad_reduce"):
         why = p.bucket.reason if p.bucket is not None else "given on the command line"
         counted = bucket_count(p)
-        told = f"bucket_size: {size:,} parameters: {why}"
-        yield told + (f"; {counted}" if counted else "")
+        line = f"bucket_size: {size:,} parameters: {why}"
+        yield line + (f"; {counted}" if counted else "")
     yield f"gradient reduction: {plan.recommendation.reduction}"
 
 
 def environment(plan: Plan) -> Iterator[str]:
-    """The variables to set, each group with its physics."""
+    """The variables to set, each group with its reason."""
     for names, variable in by_reason(plan.recommendation.proposal.report.launch_env):
         yield f"export {' '.join(names)}  # {sentence(variable.reason)}"
 
 
 def changed(plan: Plan) -> Iterator[str]:
-    """Knobs that the recommendation has otherwise than the configuration as given."""
+    """Knobs whose effective value the recommendation changes."""
     for knob, (before, after) in plan.recommendation.changes.items():
         yield f"{knob}: {setting_text(before)} -> {setting_text(after)}"
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Each part of the step, in ms without and with overlap; the last row is the step."""
+    """Each part of the step, in ms without and with overlap. The last row is the step."""
     after, before = plan.estimates
     for name in before.parts | after.parts:
         pair = before.parts.get(name, 0.0), after.parts.get(name, 0.0)
@@ -151,12 +155,12 @@ def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def sweep_header(ranking: Ranking) -> str:
-    """How many layouts a sweep looked at."""
+    """How many layouts a sweep compared."""
     return f"{len(ranking.fitting)} of {ranking.tried} layouts fit; the fastest by estimate:"
 
 
 def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
-    """The fastest layouts of a sweep, one a line."""
+    """The fastest layouts of a sweep, one per line."""
     yield sweep_header(ranking)
     for place, each in enumerate(ranking.fitting[:most], start=1):
         yield (
@@ -169,16 +173,16 @@ def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
 
 
 def work_lines(plan: Plan) -> Iterator[str]:
-    """The derivation of every figure as a tree; what was told before is named only."""
+    """The derivation of every figure as a tree. What came before is not derived again."""
     for figure in plan.figures():
         yield ""
         for depth, one, before in work(figure):
             name = one.name or one.formula
             value = f"{one.value:,.6g} {one.unit}".rstrip()
-            told = f"{'  ' * depth}{name} = {value}"
+            line = f"{'  ' * depth}{name} = {value}"
             if before and one.inputs:
-                yield f"{told} (above)"
+                yield f"{line} (above)"
                 continue
             if one.formula and one.name:
-                told += f" = {one.formula}"
-            yield told + (f"  [{one.source}]" if one.source else "")
+                line += f" = {one.formula}"
+            yield line + (f"  [{one.source}]" if one.source else "")

@@ -22,11 +22,11 @@ Powers = tuple[tuple[str, int], ...]
 
 
 class UnitError(TypeError):
-    """Figures of unlike units were added, subtracted or compared, or a unit was renamed wrongly."""
+    """Incompatible units were combined, or a name states another unit than was computed."""
 
 
 @cache
-def alike(one: str, other: str) -> bool:
+def compatible(one: str, other: str) -> bool:
     """Whether figures of these units can be added or compared."""
     if one == other:
         return True

@@ -69,9 +69,9 @@ def test_what_is_left_open_is_not_switched_off(plan: Command) -> None:
     assert flag in plan(*NAMED, "model.gradient_accumulation_fusion=false", *form).out
 
 
-def test_a_mixtures_estimate_is_told_to_be_uncertain(plan: Command) -> None:
+def test_the_estimate_of_a_mixture_is_called_uncertain(plan: Command) -> None:
     def uncertain(*arguments: str) -> bool:
-        return any("dense models alone" in note for note in document(plan, *arguments)["notes"])
+        return any("dense models only" in note for note in document(plan, *arguments)["notes"])
 
     assert uncertain(MIXTURE, "--gpu", "b200", "--world-size", "64")
     assert not uncertain(*NAMED)
@@ -86,20 +86,20 @@ def test_environment_lines_are_shell(plan: Command) -> None:
 
 
 def test_the_json_document(plan: Command) -> None:
-    told = document(plan, *NAMED)
-    assert told["schema"] == "overlapkit/plan/v1"
-    assert told["config"] == "llama3_70b"
-    assert told["layout"]["dp"] == 2 and told["layout"]["chosen"] is None
-    assert [d["dimension"] for d in told["dimensions"]] == list(DIMENSIONS)
-    by_name = {d["dimension"]: d for d in told["dimensions"]}
+    shown = document(plan, *NAMED)
+    assert shown["schema"] == "overlapkit/plan/v1"
+    assert shown["config"] == "llama3_70b"
+    assert shown["layout"]["dp"] == 2 and shown["layout"]["chosen"] is None
+    assert [d["dimension"] for d in shown["dimensions"]] == list(DIMENSIONS)
+    by_name = {d["dimension"]: d for d in shown["dimensions"]}
     assert by_name["TP"]["on"] and by_name["TP"]["gain_ms"] > 0
     assert by_name["EP"]["ranks"] == 1 and by_name["EP"]["gain_ms"] is None
     for side in ("without", "with"):
-        parts = [part[side] for part in told["estimate"]["parts_ms"].values()]
-        assert sum(parts) == pytest.approx(told["estimate"]["step_ms"][side], rel=1e-3)
-    assert told["estimate"]["step_ms"]["with"] < told["estimate"]["step_ms"]["without"]
-    assert told["work"] is None and told["sweep"] is None
-    assert told["memory_gb"]["needed"] <= told["memory_gb"]["usable"]
+        parts = [part[side] for part in shown["estimate"]["parts_ms"].values()]
+        assert sum(parts) == pytest.approx(shown["estimate"]["step_ms"][side], rel=1e-3)
+    assert shown["estimate"]["step_ms"]["with"] < shown["estimate"]["step_ms"]["without"]
+    assert shown["work"] is None and shown["sweep"] is None
+    assert shown["memory_gb"]["needed"] <= shown["memory_gb"]["usable"]
 
 
 def test_the_document_is_small(plan: Command) -> None:
@@ -108,7 +108,7 @@ def test_the_document_is_small(plan: Command) -> None:
 
 
 def test_the_settings_are_overrides_that_explain_agrees_with(plan: Command, tmp_path: Path) -> None:
-    told = document(plan, *NAMED)
+    shown = document(plan, *NAMED)
     bare = tmp_path / "bare.yaml"
     bare.write_text(
         "model: {num_layers: 80, hidden_size: 8192, ffn_hidden_size: 28672, "
@@ -117,11 +117,11 @@ def test_the_settings_are_overrides_that_explain_agrees_with(plan: Command, tmp_
         "share_embeddings_and_output_weights: false, vocab_size: 128256, seq_length: 8192}\n"
         "mixed_precision: bf16_mixed\n"
     )
-    overrides = [f"{key}={json.dumps(value)}" for key, value in told["settings"].items()]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in shown["settings"].items()]
     again = document(plan, str(bare), *CLUSTER, *LAYOUT, *overrides)
-    assert again["settings"] == told["settings"]
-    assert again["environment"] == told["environment"]
-    assert again["estimate"] == told["estimate"]
+    assert again["settings"] == shown["settings"]
+    assert again["environment"] == shown["environment"]
+    assert again["estimate"] == shown["estimate"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -132,19 +132,19 @@ def test_every_form_is_emitted(plan: Command, form: str) -> None:
 
 
 def test_explain_agrees_with_the_emitted_yaml(plan: Command, tmp_path: Path) -> None:
-    told = document(plan, MIXTURE, "--gpu", "b200", "--world-size", "64")
+    shown = document(plan, MIXTURE, "--gpu", "b200", "--world-size", "64")
     file = tmp_path / "run.yaml"
     file.write_text(plan(MIXTURE, "--gpu", "b200", "--world-size", "64", "--emit", "yaml").out)
     report = explain(read_settings(read_yaml(file)), 64, plan_assumptions("b200"))
     assert report.findings == []
-    assert {v.name: v.value for v in report.launch_env} == told["environment"]
-    on = {d["dimension"]: d["on"] for d in told["dimensions"]}
+    assert {v.name: v.value for v in report.launch_env} == shown["environment"]
+    on = {d["dimension"]: d["on"] for d in shown["dimensions"]}
     assert on["EP"] is report.effective["model.overlap_moe_expert_parallel_comm"] is True
 
 
 def test_a_megatron_lm_script_is_planned(plan: Command) -> None:
-    told = document(plan, "--from-megatron-lm", SCRIPT, "--gpu", "h100")
-    assert told["world_size"] == 64 and told["layout"]["tp"] == 4
+    shown = document(plan, "--from-megatron-lm", SCRIPT, "--gpu", "h100")
+    assert shown["world_size"] == 64 and shown["layout"]["tp"] == 4
     flags = (
         "--num-layers=32 --hidden-size=4096 --num-attention-heads=32 --seq-length=4096 "
         "--micro-batch-size=1 --global-batch-size=256 --tensor-model-parallel-size=2 "
@@ -152,25 +152,25 @@ def test_a_megatron_lm_script_is_planned(plan: Command) -> None:
     )
     cluster = ("--gpu", "h100", "--world-size", "8")
     done = plan("--from-megatron-lm", *cluster, "--json", "--", *flags.split(" "))
-    told = json.loads(done.out)
-    assert told["layout"]["tp"] == 2
-    assert told["changes"]["model.tp_comm_overlap"] == {"from": False, "to": True}
+    shown = json.loads(done.out)
+    assert shown["layout"]["tp"] == 2
+    assert shown["changes"]["model.tp_comm_overlap"] == {"from": False, "to": True}
 
 
 def test_show_work_derives_every_figure(plan: Command) -> None:
-    told = document(plan, *NAMED, "--show-work")
-    for derivation in told["work"]:
+    shown = document(plan, *NAMED, "--show-work")
+    for derivation in shown["work"]:
         figures = derivation["figures"]
         for name, figure in figures.items():
             assert set(figure["inputs"]) <= set(figures), name
             assert figure["formula"] or figure["source"], name
-    rate = told["work"][0]["figures"][told["work"][0]["name"]]["value"]
-    assert round(rate) == told["estimate"]["tokens_per_s_per_gpu"]["with"]
+    rate = shown["work"][0]["figures"][shown["work"][0]["name"]]["value"]
+    assert round(rate) == shown["estimate"]["tokens_per_s_per_gpu"]["with"]
     text = plan(*NAMED, "--show-work").out
     assert "h100 data sheet" in text and "overlapkit/plan/estimate/constants.py" in text
 
 
-def test_the_network_counts(plan: Command) -> None:
+def test_the_network_matters(plan: Command) -> None:
     slow, fast = (
         document(plan, *NAMED, "--network", gbps)["estimate"]["step_ms"]["without"]
         for gbps in ("100", "800")
@@ -186,7 +186,7 @@ def test_a_pin_that_the_rules_refuse_is_a_finding(plan: Command) -> None:
     assert "batch_p2p_comm" in done.out
 
 
-def test_what_would_turn_a_dimension_on_has_its_price(plan: Command) -> None:
+def test_what_would_turn_a_dimension_on_states_its_gain(plan: Command) -> None:
     flat = document(plan, *NAMED, "vp=1")
     pipeline = next(d for d in flat["dimensions"] if d["dimension"] == "PP")
     size = re.search(
@@ -197,18 +197,18 @@ def test_what_would_turn_a_dimension_on_has_its_price(plan: Command) -> None:
     saved = flat["estimate"]["step_ms"]["with"] - interleaved["estimate"]["step_ms"]["with"]
     assert f"{saved:,.0f} ms" in pipeline["remedy"]
     config = ROOT / "examples/pitfalls_16xh100.yaml"
-    told = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
-    tensor = told["dimensions"][0]
+    shown = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
+    tensor = shown["dimensions"][0]
     assert not tensor["on"] and "sequence_parallel=true" in tensor["remedy"]
 
 
 def test_a_layout_that_misses_by_little_is_planned_with_a_warning(plan: Command) -> None:
     # Mixtral 8x7B over 4 stages and 8 expert-parallel ranks, close to what 80 GB hold.
     config = ROOT / "tests/data/bridge_configs/custom_mixtral_8x7b_gptprovider.yaml"
-    told = document(plan, str(config), "--gpu", "h100", "--world-size", "64")
-    memory = told["memory_gb"]
+    shown = document(plan, str(config), "--gpu", "h100", "--world-size", "64")
+    memory = shown["memory_gb"]
     assert memory["usable"] < memory["needed"] < 1.1 * memory["capacity"]
-    assert any("may not fit" in note for note in told["notes"])
+    assert any("may not fit" in note for note in shown["notes"])
     roomy = document(plan, str(config), "--gpu", "h200", "--world-size", "64")
     assert not any("may not fit" in note for note in roomy["notes"])
     memory_line = plan(str(config), "--gpu", "h100", "--world-size", "64").out.splitlines()[2]
@@ -217,13 +217,13 @@ def test_a_layout_that_misses_by_little_is_planned_with_a_warning(plan: Command)
 
 def test_adapters_are_not_estimated_as_if_every_weight_were_trained(plan: Command) -> None:
     config = ROOT / "tests/data/bridge_configs/llama3_8b_peft_config.yaml"
-    told = document(plan, str(config), "--gpu", "h100", "--world-size", "8")
-    assert told["estimate"] is None and "adapters" in told["not_estimated"]
-    assert "comm_overlap.bucket_size" not in told["settings"]
+    shown = document(plan, str(config), "--gpu", "h100", "--world-size", "8")
+    assert shown["estimate"] is None and "adapters" in shown["not_estimated"]
+    assert "comm_overlap.bucket_size" not in shown["settings"]
 
 
 class _Page(HTMLParser):
-    """What a page refers to, and its tags."""
+    """What a page links to, and its tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,11 +242,11 @@ def test_the_page_is_self_contained(plan: Command, tmp_path: Path) -> None:
     page = _Page()
     page.feed(out.read_text(encoding="utf-8"))
     assert page.links == [] and "script" not in page.tags
-    told = document(plan, *NAMED, "--sweep", "pp,vp")
+    shown = document(plan, *NAMED, "--sweep", "pp,vp")
     # A dot for each layout that fits, and the ring around the fastest.
-    assert page.tags.count("circle") == told["sweep"]["fit"] + 1
+    assert page.tags.count("circle") == shown["sweep"]["fit"] + 1
     text = html.unescape(out.read_text(encoding="utf-8"))
-    assert told["notes"] and all(note in text for note in told["notes"])
+    assert shown["notes"] and all(note in text for note in shown["notes"])
 
 
 def test_a_name_is_escaped_in_the_page(plan: Command, tmp_path: Path) -> None:
@@ -259,15 +259,15 @@ def test_a_name_is_escaped_in_the_page(plan: Command, tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_estimated_still_gets_its_settings(plan: Command) -> None:
     config = ROOT / "tests/data/bridge_configs/nemotronh_8b_pretrain_config.yaml"
-    told = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
-    assert told["estimate"] is None and "Mamba" in told["not_estimated"]
-    assert told["settings"]["comm_overlap.tp_comm_overlap"] is True
-    assert told["preset"]["match"] == "none"
+    shown = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
+    assert shown["estimate"] is None and "Mamba" in shown["not_estimated"]
+    assert shown["settings"]["comm_overlap.tp_comm_overlap"] is True
+    assert shown["preset"]["match"] == "none"
     text = plan(str(config), "--gpu", "h100", "--world-size", "16").out
     assert "No estimate: " in text
 
 
-NONSENSE = [
+BAD_INPUT = [
     (("--model", "llama3_70", *CLUSTER), "did you mean llama3_70b?"),
     (("llama3_70b", *CLUSTER), "write --model llama3_70b"),
     ((EXAMPLE, "--gpu", "h10", "--world-size", "64"), "did you mean h100?"),
@@ -278,16 +278,16 @@ NONSENSE = [
     ((*NAMED, "tp=4", "pp=3"), "not divisible by TP x PP x CP"),
     ((*NAMED, "pp=8", "vp=3"), "must divide the 80 layers"),
     ((*NAMED, "pp=1"), "needs a pipeline"),
-    ((*NAMED, "gbs=511"), "no multiple of micro-batch 1 x data-parallel size 2; use 510 or 512"),
+    ((*NAMED, "gbs=511"), "not a multiple of micro-batch 1 x data-parallel size 2; use 510 or 512"),
     ((*NAMED, "gbs=2"), "fewer than the 4 stages"),
     ((*NAMED, "gbs=18"), "set train.global_batch_size to 16 or 24"),
-    ((*NAMED, "seq=8190"), "no multiple of 2 x CP = 4"),
+    ((*NAMED, "seq=8190"), "not a multiple of 2 x CP = 4"),
     ((*NAMED, "model.num_attention_heads=66"), "does not divide attention heads"),
     ((*NAMED, "ep=2"), "needs a mixture of experts"),
     ((*NAMED, "cp=1", "vp=1", "pp=1", "tp=1"), "GB more than"),
     ((*NAMED, "--network", "0"), "--network 0"),
-    ((*NAMED, "--nodes", "7"), "cannot be divided over --nodes 7"),
-    ((*NAMED, "--nodes", "2"), "32 GPUs in a machine; with 8 in each it takes --nodes 8"),
+    ((*NAMED, "--nodes", "7"), "is not divisible by --nodes 7"),
+    ((*NAMED, "--nodes", "2"), "32 GPUs per node; with 8 per node, use --nodes 8"),
     (("NO_SIZES", *CLUSTER), "model.num_layers is not set, and a plan needs"),
     (("--model", "llama3_70b", "--gpu", "h100", "--world-size", "8"), "state alone take"),
     (("--model", "llama3_8b", "--gpu", "h100", "--world-size", "1"), "state alone take"),
@@ -306,15 +306,15 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), NONSENSE, ids=[told for _, told in NONSENSE])
-def test_nonsense_is_named_with_its_remedy(
-    plan: Command, arguments: tuple[str, ...], told: str, tmp_path: Path
+@pytest.mark.parametrize(("arguments", "shown"), BAD_INPUT, ids=[shown for _, shown in BAD_INPUT])
+def test_bad_input_is_one_line_with_its_remedy(
+    plan: Command, arguments: tuple[str, ...], shown: str, tmp_path: Path
 ) -> None:
     no_sizes = tmp_path / "no_sizes.yaml"
     no_sizes.write_text("model:\n  tensor_model_parallel_size: 2\n", encoding="utf-8")
     done = plan(*(str(no_sizes) if text == "NO_SIZES" else text for text in arguments))
     assert (done.status, done.out) == (2, "")
-    assert told in done.err and done.err.count("\n") == 1
+    assert shown in done.err and done.err.count("\n") == 1
 
 
 PROBE = """

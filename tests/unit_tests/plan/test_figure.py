@@ -45,7 +45,7 @@ def test_a_formula_evaluates_to_the_value(figure: Figure) -> None:
     assert {name for name in LEAVES if name in text.replace("max", "")} == named
 
 
-def test_a_named_step_stands_for_its_formula() -> None:
+def test_a_name_replaces_the_formula() -> None:
     time = (given("work", 6, "FLOP") / given("rate", 2, "FLOP/s")).called("time", "s")
     assert (time.formula, time.value, time.unit) == ("work / rate", 3, "s")
     twice = time + time
@@ -59,11 +59,11 @@ def test_renaming_keeps_the_derivation() -> None:
     assert (renamed.name, renamed.formula, renamed.unit) == ("b", "a", "s")
 
 
-def test_a_shared_input_is_told_once() -> None:
+def test_a_shared_input_is_derived_once() -> None:
     shared = (given("x", 1) + given("y", 2)).called("shared")
     root = ((shared * 2).called("left") + (shared * 3).called("right")).called("root")
-    told = [(depth, one.name, before) for depth, one, before in work(root)]
-    assert told == [
+    shown = [(depth, one.name, before) for depth, one, before in work(root)]
+    assert shown == [
         (0, "root", False),
         (1, "left", False),
         (2, "shared", False),

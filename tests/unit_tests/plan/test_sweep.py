@@ -1,4 +1,4 @@
-"""Layouts: which divide, which fit, and in which order they are told."""
+"""Layouts: which divide, which fit, and in which order they are shown."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_only_what_is_swept_varies() -> None:
 
 def test_the_fastest_that_fits_comes_first() -> None:
     ranking = swept("tp", "pp", "vp", "cp")
-    # Equal ones, to a tenth of a token, are told plainest first.
+    # Equal ones, to a tenth of a token, are shown simplest first.
     rates = [round(r.summary.tokens_per_s_per_gpu, 1) for r in ranking.fitting]
     assert rates == sorted(rates, reverse=True) and len(rates) > 5
     assert all(r.memory.needed <= r.memory.usable for r in ranking.fitting)
@@ -95,7 +95,7 @@ def test_a_ranked_figure_is_that_of_the_plan_for_this_layout() -> None:
         assert plan.memory.needed == pytest.approx(ranked.memory.needed)
 
 
-def test_without_a_layout_the_fastest_is_planned_and_that_is_told() -> None:
+def test_without_a_layout_the_fastest_is_planned_and_the_plan_says_so() -> None:
     plan = planned(inputs_of("mbs=2"))
     assert plan.layout.mbs == 2
     assert plan.chosen_because is not None and plan.ranking is not None
@@ -112,20 +112,20 @@ def test_more_memory_lets_more_fit() -> None:
     assert on_h200.best.summary.tokens_per_s_per_gpu >= on_h100.best.summary.tokens_per_s_per_gpu
 
 
-def test_nothing_fits_is_told_with_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"none of \d+ layouts fits; the nearest, .* GB more than"):
+def test_where_nothing_fits_the_closest_is_shown() -> None:
+    with pytest.raises(InputError, match=r"none of \d+ layouts fits; the closest, .* GB more than"):
         planned(inputs_of(model="llama3_405b", world_size=16))
 
 
-def test_what_does_not_fit_names_what_does() -> None:
+def test_where_a_layout_does_not_fit_one_that_does_is_shown() -> None:
     with pytest.raises(InputError, match=r"GB more than .*; tp=\d+ pp=\d+ .* fits") as caught:
         planned(inputs_of("tp=1"))
-    told = str(caught.value).partition("; ")[2]
-    overrides = [word for word in told.split() if "=" in word]
+    shown = str(caught.value).partition("; ")[2]
+    overrides = [word for word in shown.split() if "=" in word]
     assert planned(inputs_of(*overrides)).memory is not None
 
 
-def test_a_given_layout_that_stands_is_planned_beside_the_sweep() -> None:
+def test_a_given_layout_that_can_run_is_planned_and_the_sweep_is_shown() -> None:
     plan = planned(inputs_of("tp=8", "pp=4", "vp=5"), dimensions=("pp", "vp"))
     assert plan.layout == LayoutChoice(tp=8, pp=4, vp=5, cp=1, ep=1, mbs=1)
     assert plan.ranking is not None and plan.ranking.best.layout != plan.layout

@@ -9,7 +9,7 @@ from hypothesis import given as sample
 from hypothesis import strategies as st
 
 from overlapkit.plan.figure import Figure, given, largest, literal, smallest, total
-from overlapkit.plan.units import COUNTS, UnitError, alike, measures, product, quotient
+from overlapkit.plan.units import COUNTS, UnitError, compatible, measures, product, quotient
 
 MEASURES = ("s", "B", "FLOP", "J")
 WORDS = st.sampled_from([*MEASURES, *sorted(COUNTS)])
@@ -36,15 +36,15 @@ def test_products_of_units_are_those_of_numbers(a: str, b: str, c: str) -> None:
 
 
 @sample(units(), units())
-def test_likeness_is_mutual_and_keeps_measures(a: str, b: str) -> None:
-    assert alike(a, a)
-    assert alike(a, b) == alike(b, a)
-    if alike(a, b):
+def test_compatibility_is_mutual_and_keeps_measures(a: str, b: str) -> None:
+    assert compatible(a, a)
+    assert compatible(a, b) == compatible(b, a)
+    if compatible(a, b):
         assert measures(a) == measures(b)
 
 
 @sample(st.sampled_from(MEASURES), units(), st.floats(1, 9), st.floats(1, 9))
-def test_unlike_measures_are_never_combined(word: str, unit: str, x: float, y: float) -> None:
+def test_incompatible_measures_are_never_combined(word: str, unit: str, x: float, y: float) -> None:
     one, other = given("one", x, unit), given("other", y, product(unit, word))
     for combine in (
         lambda: one + other,
@@ -62,11 +62,11 @@ def test_unlike_measures_are_never_combined(word: str, unit: str, x: float, y: f
         with pytest.raises(UnitError) as caught:
             combine()
         for shown in (one.unit, other.unit):
-            assert f" {shown or 'of a plain number'} " in f" {caught.value} "
+            assert f" {shown or 'none'} " in f" {caught.value} "
 
 
 @sample(units(), st.floats(-9, 9), st.floats(-9, 9))
-def test_like_units_are_combined_and_kept(unit: str, x: float, y: float) -> None:
+def test_equal_units_are_combined_and_kept(unit: str, x: float, y: float) -> None:
     one, other = given("one", x, unit), given("other", y, unit)
     for result, value in (
         (one + other, x + y),
@@ -93,7 +93,7 @@ def test_a_rate_times_a_time_is_an_amount() -> None:
     assert (given("bytes", 12, "B") / rate + time).unit == "s"
     assert (1 / given("period", 2, "s")).unit == "1/s"
     # A watt is a joule per second.
-    assert alike((given("power", 6, "W") / given("energy", 2, "J/FLOP")).unit, "FLOP/s")
+    assert compatible((given("power", 6, "W") / given("energy", 2, "J/FLOP")).unit, "FLOP/s")
 
 
 def test_a_bare_number_is_added_to_numbers_and_counts_alone() -> None:
@@ -121,7 +121,7 @@ def test_a_name_keeps_the_measure() -> None:
     assert (sent / rate).called("time").unit == "s"
     with pytest.raises(UnitError, match="time: stated in B, computed in s"):
         (sent / rate).called("time", "B")
-    with pytest.raises(UnitError, match="of a plain number"):
+    with pytest.raises(UnitError, match="computed in none"):
         (sent / sent).called("time", "s")
 
 

@@ -1,1 +1,1 @@
-"""What to ask for, and why."""
+"""What to request, and why."""

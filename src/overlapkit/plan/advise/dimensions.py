@@ -1,4 +1,4 @@
-"""Per parallel dimension: whether its communication is overlapped, through what, and why."""
+"""For each parallel dimension: whether its communication is overlapped, by what, and why."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class DimensionAdvice:
     """What is recommended for one dimension.
 
     Attributes:
-        name: one of `DIMENSIONS`.
-        ranks: GPUs that exchange in it; 1 where nothing is exchanged.
-        on: whether its communication is overlapped in the recommended run, as the rules grant it.
-        knob: the effective setting that says so; empty where there is no switch.
+        name: one of `overlapkit.plan.estimate.overlap.DIMENSIONS`.
+        ranks: GPUs that communicate; 1 where nothing is exchanged.
+        on: whether the recommended run overlaps its communication, as the rules grant it.
+        knob: the effective setting that decides; empty where there is no switch.
         reason: why, in one sentence.
         remedy: what would turn it on; None where nothing would, or it is on.
     """
@@ -50,11 +50,11 @@ def overlapped(run: Run) -> frozenset[str]:
 
 
 def dimensions(p: Proposal, *, experts_not_worth: str | None = None) -> list[DimensionAdvice]:
-    """Every dimension of a proposal, those without communication included.
+    """Every dimension of a proposal, including those without communication.
 
     Args:
         p: what the rules granted.
-        experts_not_worth: why the experts' overlap was not asked for though it could be.
+        experts_not_worth: why the experts' overlap is not requested although it could be.
     """
     return [
         _tensor(p),
@@ -72,15 +72,15 @@ def _tensor(p: Proposal) -> DimensionAdvice:
         return DimensionAdvice(TP, ranks, True, knob, p.tensor.reason)
     if not p.tensor.on:
         return DimensionAdvice(TP, ranks, False, knob, p.tensor.reason, p.tensor.remedy)
-    reason, remedy = _told(p, knob)
+    reason, remedy = _decided(p, knob)
     return DimensionAdvice(TP, ranks, False, knob, reason, remedy)
 
 
-def _told(p: Proposal, knob: str) -> tuple[str, str | None]:
-    """What the rules say of a knob: the reasons, and the remedy of the first that has one."""
-    said = [d for d in p.report.decisions if d.knob == knob]
-    reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in said))
-    remedy = next((d.remedy for d in said if d.remedy), None)
+def _decided(p: Proposal, knob: str) -> tuple[str, str | None]:
+    """What the rules decided about a knob: all reasons, and the first remedy."""
+    decisions = [d for d in p.report.decisions if d.knob == knob]
+    reasons = "; ".join(dict.fromkeys(d.reason.rstrip(".") for d in decisions))
+    remedy = next((d.remedy for d in decisions if d.remedy), None)
     return reasons, remedy
 
 
@@ -94,52 +94,52 @@ def _data(p: Proposal) -> Iterator[DimensionAdvice]:
         (
             DP_GRADIENTS,
             "ddp.overlap_grad_reduce",
-            f"{of}: {piece} is reduced as soon as its last gradient is there, under the backward "
-            "of the layers before it",
+            f"{of}: {piece} is reduced as soon as its last gradient is ready, while the backward "
+            "of earlier layers runs",
         ),
         (
             DP_PARAMETERS,
             "ddp.overlap_param_gather",
-            f"{of}: {piece}'s new parameters are gathered under the forward of the layers that "
-            "come before them",
+            f"{of}: the new parameters of {piece} are gathered while the forward of earlier layers "
+            "runs",
         ),
     ):
         if p.effective(knob):
             yield DimensionAdvice(name, ranks, True, knob, on_reason)
         elif ranks == 1:
-            reason = "DP x CP is 1: no other GPU holds the same parameters"
+            reason = "DP x CP is 1: no other GPU has the same parameters"
             yield DimensionAdvice(name, ranks, False, knob, reason)
         elif p.settings.values.get("peft") is not None:
-            reason = "only the adapters' gradients travel, too few to be worth cutting up"
+            reason = "only the adapters' gradients are reduced, too few to be worth overlapping"
             yield DimensionAdvice(name, ranks, False, knob, reason)
         else:
-            reason, remedy = _told(p, knob)
-            yield DimensionAdvice(name, ranks, False, knob, reason or "it was switched off", remedy)
+            reason, remedy = _decided(p, knob)
+            yield DimensionAdvice(name, ranks, False, knob, reason or "it is switched off", remedy)
 
 
 def _pipeline(p: Proposal) -> DimensionAdvice:
     knob, ranks = "model.overlap_p2p_comm", p.run.model.pipeline_model_parallel_size or 1
     on = bool(p.effective(knob))
-    reason, remedy = _told(p, knob)
+    reason, remedy = _decided(p, knob)
     if not on and ranks > 1:
         remedy = RULES["pp.not-interleaved"].remedy
     return DimensionAdvice(PP, ranks, on, knob, reason, None if on or ranks == 1 else remedy)
 
 
 def _context(p: Proposal) -> DimensionAdvice:
-    """Transformer Engine overlaps its ring by itself; no rule decides about it."""
+    """Transformer Engine always overlaps its ring; no rule decides about it."""
     ranks = p.run.model.context_parallel_size or 1
     kinds = _cp_kinds(p.run.model)
     if ranks == 1:
-        return DimensionAdvice(CP, 1, False, "", "CP is 1: a GPU has whole sequences")
+        return DimensionAdvice(CP, 1, False, "", "CP is 1: each GPU has entire sequences")
     if kinds == {"p2p"}:
         return DimensionAdvice(
             CP,
             ranks,
             True,
             "",
-            "keys and values travel around the ring while attention works on the block before: "
-            "built into Transformer Engine, there is no switch",
+            "keys and values are sent around the ring while attention computes the previous block; "
+            "Transformer Engine always does this, there is no switch",
         )
     return DimensionAdvice(
         CP,
@@ -152,7 +152,7 @@ def _context(p: Proposal) -> DimensionAdvice:
 
 
 def _cp_kinds(model: Any) -> set[str]:
-    """How keys and values travel, over all layers; Megatron-Core's default is the ring."""
+    """How keys and values are exchanged, over all layers; Megatron-Core's default is the ring."""
     kind = getattr(model, "cp_comm_type", None) or "p2p"
     return {kind} if isinstance(kind, str) else {str(each) for each in kind}
 
@@ -160,10 +160,11 @@ def _cp_kinds(model: Any) -> set[str]:
 def _experts(p: Proposal, not_worth: str | None) -> DimensionAdvice:
     knob, ranks = f"model.{EP_OVERLAP}", p.run.model.expert_model_parallel_size or 1
     if p.effective(knob):
-        reason = "the experts' exchange of one microbatch runs beside the compute of another"
+        reason = "the experts' exchange of one microbatch runs during the compute of another"
         return DimensionAdvice(EP, ranks, True, knob, reason)
     if ranks == 1:
-        why = "EP is 1: a GPU has every expert" if p.run.model.num_moe_experts else "no experts"
+        experts = p.run.model.num_moe_experts
+        why = "EP is 1: each GPU has every expert" if experts else "the model has no experts"
         return DimensionAdvice(EP, ranks, False, knob, why)
     refused = [d for d in p.refused if d.knob == knob]
     if refused:
@@ -172,7 +173,7 @@ def _experts(p: Proposal, not_worth: str | None) -> DimensionAdvice:
         return DimensionAdvice(EP, ranks, False, knob, reasons, remedies or None)
     if not_worth:
         return DimensionAdvice(EP, ranks, False, knob, not_worth)
-    reason, remedy = _told(p, knob)
+    reason, remedy = _decided(p, knob)
     return DimensionAdvice(EP, ranks, False, knob, reason, remedy)
 
 

@@ -169,9 +169,9 @@ def _opt_ins(settings: Settings, *, expert_overlap: bool) -> dict[str, Any]:
 
 _NO_SEQUENCE_PARALLEL = Request(
     False,
-    "model.sequence_parallel is false in the configuration, so layers all-reduce, and there is no "
-    "all-gather and reduce-scatter to overlap",
-    "set model.sequence_parallel=true: TP overlap comes with it",
+    "model.sequence_parallel is false in the configuration, so layers all-reduce and have no "
+    "all-gather or reduce-scatter to overlap",
+    "set model.sequence_parallel=true, which TP overlap needs",
 )
 
 
@@ -244,13 +244,11 @@ def _tensor(
     preset = choose_preset(_layer_shape(run, assumptions, lora=lora))
     if lora and preset.name is None:
         reason = (
-            "frozen weights have no wgrad GEMM, under which bulk overlap hides a layer's gradient "
-            f"exchange, and {preset.reason}"
+            "frozen weights have no wgrad GEMM for bulk overlap to hide a layer's gradient "
+            f"exchange under, and {preset.reason}"
         )
         return Request(False, reason), None
-    reason = (
-        "each layer's all-gathers and reduce-scatters run piece by piece beside their own GEMMs"
-    )
+    reason = "each layer's all-gathers and reduce-scatters run in pieces during its own GEMMs"
     return Request(True, reason), preset
 
 
@@ -258,20 +256,19 @@ def _no_userbuffers(run: Run) -> str | None:
     """Why userbuffers cannot, or should not, carry the layers' exchange; None where they can."""
     m = run.model
     if (m.tensor_model_parallel_size or 1) < 2:
-        return "TP is 1: a GPU has whole layers, and nothing to exchange in them"
+        return "TP is 1: each GPU has entire layers and exchanges nothing within them"
     if m.num_moe_experts and not _is_hybrid(m):
         return (
-            "userbuffers overlap attention's GEMMs alone in a mixture of experts, not the grouped "
-            "GEMMs of the experts, and the SMs that they take are missed there: shipped recipes "
-            "for such models leave it off"
+            "in a mixture of experts userbuffers overlap only attention's GEMMs, and take SMs from "
+            "the experts' grouped GEMMs; published recipes for such models keep it off"
         )
     precision = linear_precision(m).name
     if precision in NO_USERBUFFERS:
         return NO_USERBUFFERS[precision]
     if any(getattr(m, name, None) for name in _ENCODER_DECODER):
-        return "userbuffers have one size, and encoder and decoder sequences have two"
+        return "userbuffers have one size, but encoder and decoder sequences have two"
     if getattr(m, "variable_seq_lengths", False):
-        return "userbuffers have one size, and model.variable_seq_lengths changes it"
+        return "userbuffers have one size, but model.variable_seq_lengths makes it vary"
     return None
 
 

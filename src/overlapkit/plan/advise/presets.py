@@ -1,12 +1,12 @@
-"""Which userbuffers preset serves a tensor-parallel layer: exact, nearest, or none.
+"""Which userbuffers preset suits a tensor-parallel layer: exact, nearest, or none.
 
-What a preset was tuned for is in its name. A name matters through few things: the GPU's SMs and
-NVLink (the SM counts are for them), the width of the model and the precision (which GEMMs hide
-which bytes), and how many rows of tokens each tensor-parallel rank holds (how long the pieces are
-that a ring or a pipeline sends one by one). The choice below reproduces what Megatron-Bridge's
-recipes ship (0.3.1, Apache-2.0; `benchmarks/plan_vs_experts.py` measures the agreement): they use a
-preset of the right GPU, width and precision at other TP, CP and sequence lengths, and Transformer
-Engine's own settings for other widths and for very short pieces.
+The name of a preset says what it was tuned for. Few things matter: the GPU's SMs and NVLink, which
+the SM counts are for; the width of the model and the precision, which decide how many bytes a GEMM
+has to hide; and the rows of tokens on each tensor-parallel rank, which decide how long the pieces
+of a ring or a pipeline are. The choice reproduces what Megatron-Bridge's recipes use (0.3.1,
+Apache-2.0; `benchmarks/plan_vs_experts.py` measures the agreement): a preset of the same GPU, width
+and precision also at other TP, CP and sequence lengths, and Transformer Engine's own settings for
+other widths and for very short pieces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from math import log2
 from megatron.bridge.training.tp_overlap_presets import PRESETS, PresetKey, parse_preset_name
 
 _FAMILY = {"hopper": "h100", "blackwell": "b200"}
-"""Presets are tuned on one GPU of a generation, whose SMs and NVLink the others share."""
+"""Presets are tuned on one GPU of a generation; the others have similar SMs and NVLink."""
 
 NO_USERBUFFERS = {
     "fp32": "the presets and Transformer Engine's userbuffers are for 16-bit and FP8 layers",
@@ -26,12 +26,12 @@ NO_USERBUFFERS = {
     "fp8 blockwise": "Transformer Engine's userbuffers take FP8 tensors with one scale, or MXFP8, "
     "not block-scaled ones (transformer_engine 2.9, pytorch/module/base.py)",
 }
-"""Precisions (as of `precision.PRECISIONS`) whose layers userbuffers cannot carry, and why."""
+"""Precisions (keys of `precision.PRECISIONS`) that userbuffers do not support, and why."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What decides about userbuffers.
+    """What decides whether userbuffers help.
 
     Attributes:
         gpu: short name of the GPU.
@@ -58,7 +58,7 @@ class LayerShape:
 
     @property
     def rows(self) -> int:
-        """Rows of tokens that one rank holds between layers: the length of a ring's pieces."""
+        """Rows of tokens that one rank has between layers: the length of a ring's pieces."""
         return self.micro_batch * self.sequence // (self.cp * self.tp)
 
 
@@ -69,7 +69,7 @@ class PresetChoice:
     Attributes:
         name: the preset; None leaves the settings to Transformer Engine.
         match: "exact", "nearest" or "none".
-        differs: what the preset was tuned for that the layer is not, such as "CP 1, not 2".
+        differs: what the preset was tuned for and the layer is not, such as "CP 1, not 2".
         reason: why this one, or why none, in one sentence.
     """
 
@@ -85,7 +85,7 @@ def fewest_rows() -> int:
 
 
 def choose_preset(layer: LayerShape) -> PresetChoice:
-    """The preset for a layer with TP > 1 whose precision userbuffers can carry."""
+    """The preset for a layer with TP > 1 in a precision that userbuffers support."""
     family = _FAMILY.get(layer.generation)
     bits = "fp8" if "fp8" in layer.precision else "bf16"
     keys = [parse_preset_name(name) for name in PRESETS]
@@ -93,27 +93,28 @@ def choose_preset(layer: LayerShape) -> PresetChoice:
         return _none(f"no preset was tuned on {layer.gpu} or another {layer.generation} GPU")
     if not layer.transformer:
         return _none(
-            "the presets were tuned for layers of attention and MLP, and this model mixes others in"
+            "the presets were tuned for layers of attention and MLP, and this model has other "
+            "layers too"
         )
     same = [
         key
         for key in keys
         if (key.gpu, key.hidden_size, key.lora) == (family, layer.hidden_size, layer.lora)
-        # FP8 settings may send FP8 values; BF16 ones send what the layer has.
+        # FP8 settings can send FP8 values; BF16 ones send what the layer has.
         and (key.precision == bits or (bits == "fp8" and key.precision == "bf16"))
     ]
     if not same:
         widths = sorted({k.hidden_size for k in keys if k.gpu == family and k.lora == layer.lora})
         for_lora = " for LoRA" if layer.lora else ""
         return _none(
-            f"no {bits} preset{for_lora} for {family} has hidden size {layer.hidden_size} (there "
-            f"are {', '.join(map(str, widths))}), and SM counts tuned for another width may leave "
-            "a GEMM too few or a collective too slow"
+            f"no {bits} preset{for_lora} for {family} has hidden size {layer.hidden_size} (the "
+            f"presets have {', '.join(map(str, widths))}), and SM counts tuned for another width "
+            "can slow down a GEMM or a collective"
         )
     if layer.rows < fewest_rows():
         return _none(
-            f"a rank holds {layer.rows} rows of tokens (micro-batch x sequence / CP / TP), fewer "
-            f"than the {fewest_rows()} that any preset was tuned for: its splits and SM counts "
+            f"a rank has {layer.rows} rows of tokens (micro-batch x sequence / CP / TP), fewer "
+            f"than the {fewest_rows()} that any preset was tuned for; its splits and SM counts "
             "would cost more than they hide"
         )
     best = min(same, key=lambda key: _distance(key, layer, bits))
@@ -156,15 +157,14 @@ def _differences(key: PresetKey, layer: LayerShape, bits: str) -> list[str]:
 def _why_it_serves(key: PresetKey, layer: LayerShape) -> str:
     tuned, here = _rows(key), layer.rows
     if tuned == here:
-        rows = f"a rank holds the same {here} rows of tokens"
+        rows = f"a rank has the same {here} rows of tokens"
     else:
         more = "more" if here > tuned else "fewer"
         rows = (
-            f"a rank holds {here} rows of tokens, {more} than the {tuned} it was tuned for, and "
-            "GEMM and collective scale with them alike"
+            f"a rank has {here} rows of tokens, {more} than the {tuned} that it was tuned for, and "
+            "GEMM and collective scale equally with them"
         )
-    shares = []
+    same = f"it was tuned for the same hidden size, {layer.hidden_size}"
     if key.gpu != layer.gpu:
-        shares.append(f"{layer.gpu} is of {key.gpu}'s generation")
-    shares.append(f"the width {layer.hidden_size} is the one tuned for")
-    return f"{' and '.join(shares)}; {rows}"
+        same += f", and on {key.gpu}, of the same generation as {layer.gpu}"
+    return f"{same}; {rows}"

@@ -1,4 +1,4 @@
-"""The recommendation for one layout: what to overlap, through what, and what it is worth."""
+"""The recommendation for one layout: what to overlap, how, and what that saves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Run, Settings
 from overlapkit.explain.report import EFFECTIVE_KNOBS, explain
-from overlapkit.output.numbers import plain
+from overlapkit.output.numbers import ms_of_s, plain
 from overlapkit.plan.advise.dimensions import DimensionAdvice, dimensions, overlapped
 from overlapkit.plan.advise.draft import EP_OVERLAP, requests, states_no_sequence_parallel
 from overlapkit.plan.advise.proposal import Proposal, propose
@@ -19,23 +19,23 @@ from overlapkit.plan.estimate.costs import Costs
 from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, EP, PP, TP
 
 WORTH_SHARE = 0.02
-"""Share of the step that the experts' overlap must save: it takes memory for a second microbatch,
-cuts kernels finer, and on Hopper gives up the one hardware queue that keeps the launch order."""
+"""Share of the step that the experts' overlap must save. It needs memory for a second microbatch
+and smaller kernels, and on Hopper gives up the one hardware queue that keeps the launch order."""
 WORTH_SHARE_WITHIN = 0.1
-"""The same where the exchange stays within an NVLink domain: it is then short, which the estimate's
-own error could hide. Recipes ask for the overlap where the exchange crosses nodes."""
+"""The same where the exchange stays within an NVLink domain. It is then short, compared with the
+error of the estimate. Recipes request the overlap where the exchange crosses nodes."""
 
 NOTABLE_SHARE = 0.01
-"""Share of the step from which on something exposed is worth a word."""
+"""Share of the step from which a saving is worth mentioning."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What one dimension's overlap saves, the others being as recommended.
+    """What one dimension's overlap saves, by estimate, all others being as recommended.
 
     Attributes:
         seconds: of a step.
-        share: of the step without it, from 0 to 1.
+        share: of the step without this overlap, from 0 to 1.
     """
 
     seconds: float
@@ -48,13 +48,14 @@ class Recommendation:
 
     Attributes:
         proposal: the configuration, as the rules grant it.
-        dimensions: one by one, on or off with the reason.
+        dimensions: each one, on or off, with the reason.
         overlapped: names of the dimensions that are on.
         gains: by dimension that is on; empty without an estimate.
         costs: the estimate; None where the model or machine cannot be estimated.
-        not_estimated: why not; None where it is.
-        reduction: of which precision gradients should be summed, and why.
-        changes: knob to its value in the configuration as it was given and as recommended.
+        not_estimated: why there is no estimate; None where there is one.
+        reduction: in which precision gradients should be summed, and why.
+        changes: for each knob that changes, its value in the configuration as given, and as
+            recommended.
     """
 
     proposal: Proposal
@@ -72,7 +73,7 @@ CostsOf = Callable[[Proposal], "Costs | str"]
 
 
 def _no_costs(_: Proposal) -> Costs | str:
-    return "no estimate was asked for"
+    return "no estimate was requested"
 
 
 def recommend_settings(
@@ -106,14 +107,15 @@ def _experts_not_worth(proposal: Proposal, cluster: Cluster, costs_of: CostsOf) 
     """Why hiding the experts' exchange would not pay; None where it does."""
     reach, domain = experts_reach(proposal.run), cluster.nvlink_domain
     within = reach <= domain
-    where = f"the exchange reaches over {reach} GPUs, " + (
-        f"within the NVLink domain of {domain}" if within else f"beyond the {domain} of NVLink"
+    where = (
+        f"the exchange spans {reach} GPUs, {'within' if within else 'beyond'} the NVLink domain of "
+        f"{domain}"
     )
     costs = costs_of(proposal)
     if isinstance(costs, str):
         if not within:
             return None
-        return f"{where}, and is short; overlapping it takes memory for another microbatch"
+        return f"{where}, so it is short; overlapping it needs memory for another microbatch"
     needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
     on = overlapped(proposal.run)
     before, after = costs.seconds(on - {EP}), costs.seconds(on)
@@ -121,8 +123,8 @@ def _experts_not_worth(proposal: Proposal, cluster: Cluster, costs_of: CostsOf) 
     if share >= needed:
         return None
     return (
-        f"{where}; hiding it would save {max(share, 0):.1%} of the step, and takes memory for "
-        f"another microbatch and finer kernels: worth it from {needed:.0%} on"
+        f"{where}; hiding it would save ~{max(share, 0):.1%} of the step, but needs memory for "
+        f"another microbatch and smaller kernels: worthwhile from {needed:.0%}"
     )
 
 
@@ -172,9 +174,11 @@ class _Alternatives:
         if isinstance(costs, str):
             return None
         saved = self.seconds - costs.seconds(overlapped(proposal.run))
+        if saved <= 0:
+            return None
         return (
-            f"set model.sequence_parallel=true: with the TP overlap that it allows it would save "
-            f"{1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step), and memory"
+            f"set model.sequence_parallel=true: with the TP overlap that this allows it would save "
+            f"~{1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step), and memory"
         )
 
     def interleaving(self) -> str | None:
@@ -200,7 +204,7 @@ class _Alternatives:
         saved, vp = best
         return (
             f"set model.virtual_pipeline_model_parallel_size={vp}: overlap and a shorter bubble "
-            f"would save {1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step)"
+            f"would save ~{1e3 * saved:,.0f} ms ({saved / self.seconds:.1%} of the step)"
         )
 
 
@@ -240,60 +244,58 @@ def recommend(
 
 
 def _gains(costs: Costs, on: frozenset[str]) -> dict[str, Gain]:
-    whole = costs.seconds(on)
+    step = costs.seconds(on)
     gains = {}
     # The ring of context parallelism has no switch, so there is no run without its overlap.
     for name in on - {CP}:
         before = costs.seconds(on - {name})
-        gains[name] = Gain(before - whole, (before - whole) / before)
+        gains[name] = Gain(before - step, (before - step) / before)
     return gains
 
 
 def _reduction(p: Proposal, costs: Costs | None, on: frozenset[str]) -> str:
-    """Which precision gradients are summed in, and whether another would pay."""
+    """In which precision gradients are summed, and whether another would be better."""
     if DP_GRADIENTS not in on:
         fp32 = bool(p.effective("ddp.grad_reduce_in_fp32"))
-        return (
-            f"grad_reduce_in_fp32 is {'on' if fp32 else 'off'}; there is no overlap it matters to"
-        )
+        return f"grad_reduce_in_fp32 is {'on' if fp32 else 'off'}; no overlap depends on it here"
     if not p.effective("ddp.grad_reduce_in_fp32"):
         return (
-            "16-bit, as the configuration asks: half the bytes of fp32; sums over many ranks lose "
-            "digits, so watch the loss, or set mixed_precision.grad_reduce_in_fp32=true"
+            "16-bit, as the configuration requests: half the bytes of fp32; sums over many ranks "
+            "lose precision: watch the loss, or set mixed_precision.grad_reduce_in_fp32=true"
         )
     if costs is None:
         return "fp32, the safe choice; 16-bit (grad_reduce_in_fp32=false) halves the bytes"
-    whole = costs.seconds(on)
-    saved = whole - costs.reducing_in_16_bits().seconds(on)
-    if saved / whole < NOTABLE_SHARE:
+    step = costs.seconds(on)
+    saved = step - costs.reducing_in_16_bits().seconds(on)
+    if saved / step < NOTABLE_SHARE:
         return (
-            f"fp32: 16-bit sums would save {1e3 * saved:.3g} ms ({saved / whole:.1%} of the step), "
-            "too little for the digits that they lose"
+            f"fp32: 16-bit sums would save ~{ms_of_s(saved)} ms ({saved / step:.1%} of the step), "
+            "too little for the precision that they lose"
         )
     return (
         f"fp32, the safe choice; mixed_precision.grad_reduce_in_fp32=false would save "
-        f"{1e3 * saved:.3g} ms ({saved / whole:.1%} of the step) at the price of sums in 16 bits: "
-        "watch the loss"
+        f"~{ms_of_s(saved)} ms ({saved / step:.1%} of the step), with sums in 16 bits: watch the "
+        "loss"
     )
 
 
 def _changes(
     original: Settings | None, p: Proposal, cluster: Cluster
 ) -> dict[str, tuple[object, object]]:
-    """Knobs that end up otherwise, without those that no communication depends on here."""
+    """Knobs whose effective value changes, except those that do not matter here."""
     if original is None:
         return {}
     before = explain(original, cluster.world_size, cluster.assumptions).effective
     after = p.report.effective
-    idle = set(_MIRRORED)
-    for knobs, switch in _BEHIND.items():
+    irrelevant = set(_MIRRORED)
+    for knobs, switch in _DEPENDENT.items():
         if not before[switch] and not after[switch]:
-            idle |= set(knobs)
+            irrelevant |= set(knobs)
     if (p.run.model.pipeline_model_parallel_size or 1) == 1:
-        idle |= {"model.overlap_p2p_comm", "model.batch_p2p_comm"}
+        irrelevant |= {"model.overlap_p2p_comm", "model.batch_p2p_comm"}
     changed = {}
     for knob in EFFECTIVE_KNOBS:
-        if knob in idle:
+        if knob in irrelevant:
             continue
         old, new = plain(before[knob]), plain(after[knob])
         if knob == "model.tp_comm_overlap_cfg":
@@ -304,25 +306,25 @@ def _changes(
 
 
 def _preset_names(old: object, new: object, p: Proposal) -> tuple[object, object]:
-    """Userbuffers settings by the name of their preset; several names may stand for one.
+    """Userbuffers settings as the name of their preset; a preset can have several names.
 
-    Megatron-Bridge writes a preset with more of its defaults than ours holds, so that only the
-    names tell whether two are the same.
+    Megatron-Bridge writes a preset with more of its defaults than ours contains, so that only the
+    names show whether two are the same.
     """
     recommended = p.preset.name if p.preset is not None and new is not None else None
 
-    def named(held: object) -> object:
-        names = [key.name for key in presets_like(held)] if isinstance(held, dict) else []
-        return recommended if recommended in names else (names[0] if names else held)
+    def named(config: object) -> object:
+        names = [key.name for key in presets_like(config)] if isinstance(config, dict) else []
+        return recommended if recommended in names else (names[0] if names else config)
 
     return named(old), named(new)
 
 
 _MIRRORED = ("optimizer.overlap_param_gather", "ddp.delay_wgrad_compute")
-"""Copies of knobs that are told already."""
-_BEHIND = {
+"""Copies of other knobs of the list."""
+_DEPENDENT = {
     ("model.wgrad_deferral_limit",): "model.defer_embedding_wgrad_compute",
     ("model.tp_comm_overlap_cfg", "model.tp_comm_bootstrap_backend"): "model.tp_comm_overlap",
     ("ddp.align_param_gather",): "ddp.overlap_param_gather",
 }
-"""Knobs that mean nothing while the switch behind them is off."""
+"""Knobs that have no effect while the switch that they depend on is off."""

@@ -1,8 +1,8 @@
 """What the forward of a layer keeps for its backward.
 
-Counted as Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models, 2022,
-section 4.1 does, for kernels as Transformer Engine fuses them: flash attention keeps no scores, the
-input of a quantized GEMM is kept in its small format, and there is no dropout mask.
+Counted as in Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models,
+2022, section 4.1, for kernels as Transformer Engine fuses them: flash attention keeps no scores,
+the input of a quantized GEMM is kept in its small format, and there is no dropout mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from overlapkit.plan.workload.step import Workload
 
 
 def layer_input(workload: Workload) -> Figure:
-    """Bytes of a layer's input, all that full recomputation keeps."""
+    """Bytes of a layer's input, which is all that full recomputation keeps."""
     hidden = given("hidden size", workload.shape.hidden, "", "model.hidden_size")
     size = literal(workload.base.operand_bytes, "B")
     return (shared_tokens(workload.layout) * hidden * size).called("input of a layer", "B")
@@ -29,11 +29,13 @@ def layer_input(workload: Workload) -> Figure:
 def layer_activations(
     workload: Workload, low: Precision, recompute: Recompute, *, moe: bool
 ) -> Figure:
-    """Bytes that one layer keeps of one microbatch, whose forward is not repeated as a whole.
+    """Bytes that one layer keeps of one microbatch, without full recomputation.
 
     Args:
+        workload: of the run.
         low: precision of the layer's linear layers.
         recompute: what selective recomputation drops.
+        moe: whether the layer has experts.
     """
     shape, layout, base = workload.shape, workload.layout, workload.base
     modules = recompute.modules
@@ -54,7 +56,7 @@ def layer_activations(
         "",
         "heads x head size / TP",
     )
-    # Two residual sums that the norms read, two normalized inputs of GEMMs.
+    # Two residual sums, which the norms read, and two normalized inputs of GEMMs.
     kept = [shared * hidden * literal(2 * size + 2 * norms, "B")]
     if "core_attn" in modules:
         kept.append(tokens * out * literal(small, "B"))
@@ -87,7 +89,7 @@ def _mlp(
 
 
 def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure:
-    """Token copies as they arrive, and what their experts keep of them."""
+    """Token copies as they arrive, and what the experts keep of them."""
     shape, layout = workload.shape, workload.layout
     assert shape.experts is not None
     copies = given(
@@ -106,7 +108,7 @@ def logits(workload: Workload) -> Figure:
     shape = workload.shape
     vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     size = workload.base.operand_bytes
-    # The fp32 copy that the loss works on becomes the gradient.
+    # The fp32 copy that the loss uses becomes the gradient.
     return (workload.layout.tokens * vocab * literal(size + 4, "B")).called(
         "logits and their gradient", "B"
     )

@@ -1,8 +1,8 @@
-"""The efficiencies that no data sheet tells, each with its physical meaning, in one place.
+"""The efficiencies that are on no data sheet, each with its physical meaning, in one place.
 
-They hold for every model, GPU, precision and layout alike. `benchmarks/plan_vs_published.py`
-compares what follows from them with published throughput, and estimates each row again without
-having seen it (leave-one-out) to tell whether they generalise.
+They are the same for every model, GPU, precision and layout. `benchmarks/plan_vs_published.py`
+compares the resulting estimates with published throughput, and also estimates each row with
+constants that were fitted without it (leave-one-out), to show whether they generalise.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ class Constants(NamedTuple):
     """The efficiencies.
 
     Attributes:
-        tensor: share of the tensor cores' data-sheet rate that a large GEMM sustains where power is
-            no limit: the rest is prologue and epilogue of each tile, and clock below the boost.
-        flop_energy: J per TFLOP of a matrix product whatever the precision: accumulation, clocks,
+        tensor: share of the tensor cores' data-sheet rate that a large GEMM sustains where power
+            does not limit it. The rest is lost to the prologue and epilogue of each tile, and to
+            clocks below the boost.
+        flop_energy: J per TFLOP of a matrix product in any precision: accumulation, clocks,
             leakage, and the rest of the chip.
         bit_energy: J per TFLOP and bit of an operand: multipliers, registers and shared memory.
-            A GEMM sustains no more than the GPU's power over its energy, which on Blackwell is less
-            than the tensor cores could do: rates follow the power of B200, GB200 and GB300 rather
-            than their data-sheet rates, and FP4 is far from twice as fast as FP8.
+            A GEMM sustains at most the GPU's power over its energy. On Blackwell that is less than
+            the tensor cores could do: rates follow the power of B200, GB200 and GB300 rather than
+            their data-sheet rates, and FP4 is far from twice as fast as FP8.
         attention_backward: share of the tensor cores' rate that the products of a flash-attention
-            backward sustain: five share registers and shared memory, and gradients add atomically.
+            backward sustain: five products share registers and shared memory, and gradients are
+            added atomically.
         memory: share of the memory's bandwidth that a streaming kernel sustains: refresh,
             read-write turnarounds, start and end of the kernel.
         link: share of a link's bandwidth that large collectives sustain: headers and flags.
@@ -53,20 +55,21 @@ CONSTANTS = Constants(
 
 FITTED = ("tensor", "flop_energy", "bit_energy")
 """Those that were fitted to published rows, by least squares of the logarithm of the error, and
-rounded; the others are what published microbenchmarks of GEMM-free kernels and of NCCL show."""
+rounded. The others are from published microbenchmarks of GEMM-free kernels and of NCCL."""
 
 KERNEL_S = 4e-6
-"""From one kernel's last thread block to the next one's first, with its launch already queued."""
+"""Seconds from the last thread block of a kernel to the first of the next, which is queued."""
 NVLINK_HOP_S = 2e-6
-"""One step of a ring within an NVLink domain: a synchronisation through the peer's memory."""
+"""Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
+memory."""
 NETWORK_HOP_S = 10e-6
-"""One step of a ring between nodes: a network adapter's round trip and the proxy that starts it; as
-in `megatron.bridge.training.bucket_size`."""
+"""Seconds for one step of a ring between nodes: a network adapter's round trip and the proxy that
+starts it, as in `megatron.bridge.training.bucket_size`."""
 TILE = (128, 256)
-"""Rows and columns of the result that a thread block (a pair of them on Blackwell) computes: the
-largest tile whose fp32 sums fit beside the operands' buffers."""
+"""Rows and columns of the result that a thread block (on Blackwell a pair of them) computes: the
+largest tile whose fp32 sums fit next to the operands' buffers."""
 
 
 def constant(name: str, value: float, unit: str = "") -> Figure:
-    """A constant of this file as a figure that names its place."""
+    """A constant of this file as a figure, with this file as its source."""
     return given(name, value, unit, "overlapkit/plan/estimate/constants.py")

@@ -123,16 +123,16 @@ class Costs:
         return self.with_exchange_of(dataclasses.replace(self.run, ddp=ddp))
 
 
-def memory_need(held: Memory) -> MemoryNeed:
+def memory_need(found: Memory) -> MemoryNeed:
     """A memory estimate in plain numbers."""
-    states = held.weights.value + held.gradients.value + held.optimizer.value
+    states = found.weights.value + found.gradients.value + found.optimizer.value
     return MemoryNeed(
-        needed=held.needed.value,
+        needed=found.needed.value,
         states=states,
-        usable=held.usable.value,
-        capacity=held.capacity.value,
-        figure=held.needed,
-        stage=held.stage,
+        usable=found.usable.value,
+        capacity=found.capacity.value,
+        figure=found.needed,
+        stage=found.stage,
     )
 
 

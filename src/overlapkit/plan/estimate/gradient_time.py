@@ -83,18 +83,18 @@ class _Side:
         stage before it, and nothing waits for it in the meantime.
         """
         name, chunks = self.name, workload.exchange.chunks[stage]
-        counts = Counter(id(held) for held in chunks)
+        counts = Counter(id(chunk) for chunk in chunks)
         times = {
-            id(held): self._of_chunk(held, machine).called(
+            id(chunk): self._of_chunk(chunk, machine).called(
                 f"{name} of chunk {number} of stage {stage}", "s"
             )
-            for number, held in reversed(list(enumerate(chunks)))
+            for number, chunk in reversed(list(enumerate(chunks)))
         }
-        whole = total(_times(count, times[key]) for key, count in counts.items()).called(
+        entire = total(_times(count, times[key]) for key, count in counts.items()).called(
             f"{name} exchange", "s"
         )
         if not self.on:
-            return ExchangeTime(whole, whole.called(f"{name} exposed", "s"))
+            return ExchangeTime(entire, entire.called(f"{name} exposed", "s"))
         alone = given("share in the last bucket", chunks[0].alone, "", "ddp.bucket_size")
         last = (times[id(chunks[0])] * alone).called(f"{name} of the last bucket", "s")
         window = self.chunk * (1 - alone)
@@ -105,11 +105,11 @@ class _Side:
         slack = (given("stages before", stage, "", SCHEDULE) * self.chunk).called(
             f"{name} slack of stage {stage}", "s"
         )
-        exposed = largest(largest(last, whole - window) - slack, 0)
-        return ExchangeTime(whole, smallest(exposed, whole).called(f"{name} exposed", "s"))
+        exposed = largest(largest(last, entire - window) - slack, 0)
+        return ExchangeTime(entire, smallest(exposed, entire).called(f"{name} exposed", "s"))
 
-    def _of_chunk(self, held: ChunkExchange, machine: Machine) -> Figure:
-        collectives = held.gradients if self.name == "gradients" else held.parameters
+    def _of_chunk(self, chunk: ChunkExchange, machine: Machine) -> Figure:
+        collectives = chunk.gradients if self.name == "gradients" else chunk.parameters
         return total((collective_time(one, machine) for one in collectives), "s")
 
 
@@ -138,7 +138,7 @@ def _layer_by_layer(
         "gradients scattered", "s"
     )
     chunks_of_stage = given("model chunks of a stage", layout.vp, "", SCHEDULE)
-    whole = (passes * chunks_of_stage * (2 * gather + scatter)).called("DP communication", "s")
+    entire = (passes * chunks_of_stage * (2 * gather + scatter)).called("DP communication", "s")
     in_forward = gather
     if overlap.dp_parameters:
         in_forward = largest(gather * edge, gather - forward)
@@ -148,4 +148,4 @@ def _layer_by_layer(
     elif overlap.dp_gradients:
         in_backward = gather + largest(scatter * edge, scatter - backward)
     exposed = passes * chunks_of_stage * (in_forward + in_backward)
-    return ExchangeTime(whole, smallest(exposed, whole).called("DP exposed", "s"))
+    return ExchangeTime(entire, smallest(exposed, entire).called("DP exposed", "s"))

@@ -90,8 +90,8 @@ class Machine:
         """
         if kind not in self.rates:
             raise InputError(
-                f"{self.name} has no {kind} tensor cores; choose mixed_precision=bf16_mixed or "
-                f"another of {', '.join(self.rates)}"
+                f"{self.name} has no {kind} tensor cores; set mixed_precision to a recipe for one "
+                f"of {', '.join(self.rates)}, such as bf16_mixed"
             )
         return self.rates[kind]
 

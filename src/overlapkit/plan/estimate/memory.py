@@ -63,9 +63,9 @@ def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
     # Of stages with the same parameters, the first has the most microbatches in flight.
     last = workload.layout.pp - 1
     first_of: dict[Any, int] = {}
-    for stage, held in enumerate(workload.parameters):
+    for stage, params in enumerate(workload.parameters):
         layers = tuple(sorted(workload.stages[stage].items()))
-        first_of.setdefault((held, layers, stage == 0, stage == last), stage)
+        first_of.setdefault((params, layers, stage == 0, stage == last), stage)
     found = [_of_stage(run, workload, machine, usable, stage) for stage in first_of.values()]
     return max(found, key=lambda one: one.needed.value)
 
@@ -91,16 +91,16 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
 
 
 def _weights(run: Run, workload: Workload, stage: int) -> Figure:
-    held, low = workload.parameters[stage].all, workload.precision
+    params, low = workload.parameters[stage].all, workload.precision
     size = literal(workload.base.operand_bytes, "B")
-    fp8 = given("parameters kept in FP8", held.fp8, "", COUNTED)
-    other = given("other parameters per rank", held.all - held.fp8, "", COUNTED)
+    fp8 = given("parameters kept in FP8", params.fp8, "", COUNTED)
+    other = given("other parameters per rank", params.all - params.fp8, "", COUNTED)
     # Hopper's tensor cores need FP8 operands transposed, and block scales differ by direction.
     both = given("small copies of a weight", 2, "", "one for each direction")
     weights = other * size + fp8 * both * literal(1, "B")
     if low is not workload.base:
         # Weights quantized for the first microbatch are kept for the others.
-        layers = held.all - held.fp8 - _vocabulary(workload, stage)
+        layers = params.all - params.fp8 - _vocabulary(workload, stage)
         cached = given("parameters quantized each step", max(layers, 0), "", COUNTED)
         weights = weights + cached * both * literal(low.operand_bytes, "B")
     if workload.exchange.per_layer:
@@ -121,9 +121,9 @@ def _vocabulary(workload: Workload, stage: int) -> int:
 
 
 def _gradients(workload: Workload, stage: int) -> Figure:
-    held = given("parameters per rank", workload.parameters[stage].all.all, "", COUNTED)
+    params = given("parameters per rank", workload.parameters[stage].all.all, "", COUNTED)
     size = given("gradient bytes", workload.exchange.gradient_bytes, "B", "ddp.grad_reduce_in_fp32")
-    gradients = held * size
+    gradients = params * size
     if workload.layout.sharding in ("gradients", "parameters"):
         layer = given(
             "parameters of a layer", workload.parameters[stage].largest_layer.all, "", COUNTED
@@ -134,9 +134,9 @@ def _gradients(workload: Workload, stage: int) -> Figure:
 
 def _share(workload: Workload, stage: int) -> Figure:
     """The share of a stage's parameters that one rank keeps. Experts have fewer copies."""
-    held = workload.parameters[stage].all
-    whole = given("parameters per rank", held.all, "", COUNTED)
-    return (optimizer_shard(workload, held) / whole).called("share kept by a rank")
+    params = workload.parameters[stage].all
+    all_params = given("parameters per rank", params.all, "", COUNTED)
+    return (optimizer_shard(workload, params) / all_params).called("share kept by a rank")
 
 
 def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
@@ -181,11 +181,11 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
         of_kinds.append(layers * _kept(workload, layer))
     of_pass = total(of_kinds, "B").called("activations of a microbatch", "B")
     if getattr(run.model, "cpu_offloading", False):
-        held = max(sum(workload.stages[stage].values()), 1)
-        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, held)
+        number = max(sum(workload.stages[stage].values()), 1)
+        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, number)
         of_pass = of_pass * given(
             "share of layers not offloaded",
-            1 - moved / held,
+            1 - moved / number,
             "",
             "model.cpu_offloading_num_layers",
         )

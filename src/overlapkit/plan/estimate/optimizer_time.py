@@ -18,35 +18,35 @@ ZEROED_BYTES = 4
 
 def optimizer_time(workload: Workload, machine: Machine) -> Figure:
     """Seconds of memory traffic on the stage with the most parameters."""
-    held = workload.parameters[workload.worst_stage].all
-    shard = optimizer_shard(workload, held)
-    whole = given("parameters per rank", held.all, "", COUNTED)
+    params = workload.parameters[workload.worst_stage].all
+    shard = optimizer_shard(workload, params)
+    all_params = given("parameters per rank", params.all, "", COUNTED)
     weight = given(
         "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
     )
     moved = shard * (literal(STATE_BYTES + NORM_BYTES, "B") + weight)
     if workload.layout.sharding in ("none", "optimizer"):
-        moved = moved + whole * literal(ZEROED_BYTES, "B")
+        moved = moved + all_params * literal(ZEROED_BYTES, "B")
     if workload.precision.quantize_bytes:
         # Weights are quantized for the first microbatch and kept for the others.
-        moved = moved + whole * literal(workload.precision.quantize_bytes, "B")
+        moved = moved + all_params * literal(workload.precision.quantize_bytes, "B")
     return (moved.called("optimizer bytes", "B") / machine.memory_bandwidth).called(
         "optimizer", "s"
     )
 
 
-def optimizer_shard(workload: Workload, held: Parameters) -> Figure:
+def optimizer_shard(workload: Workload, params: Parameters) -> Figure:
     """Parameters whose optimizer state one rank keeps."""
     layout = workload.layout
     if layout.sharding == "none":
-        return given("parameters of a rank's optimizer", held.all, "", COUNTED)
+        return given("parameters of a rank's optimizer", params.all, "", COUNTED)
     dense = max(layout.replicas // layout.instances, 1)
     expert = max(layout.expert_replicas // layout.instances, 1)
-    shard = given("dense parameters per rank", held.dense, "", COUNTED) / given(
+    shard = given("dense parameters per rank", params.dense, "", COUNTED) / given(
         "their shards", dense, "", "DP x CP / distributed-optimizer instances"
     )
-    if held.expert:
-        shard = shard + given("expert parameters per rank", held.expert, "", COUNTED) / given(
+    if params.expert:
+        shard = shard + given("expert parameters per rank", params.expert, "", COUNTED) / given(
             "experts' shards", expert, "", "DP x CP x TP / (EP x expert TP) / instances"
         )
     return shard.called("parameters of a rank's optimizer", "")

@@ -1,4 +1,4 @@
-"""How long one GEMM, one kernel's traffic and one collective take on a machine."""
+"""How long a GEMM, a memory-bound kernel and a collective take on a machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from overlapkit.plan.workload.gemms import Gemm
 
 
 def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
-    """Arithmetic or memory, whichever takes longer (roofline), and the start of the kernel."""
+    """Seconds of arithmetic or memory, whichever takes longer (roofline), and of the kernel's "
+    "start."""
     at = f"{gemm.name} {gemm.which}"
     rate = machine.rate(gemm.precision.rate)
     if machine.processors > 1:
@@ -22,15 +23,15 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
 
 
 def traffic_time(moved: Figure, machine: Machine) -> Figure:
-    """Memory-bound kernels."""
+    """Seconds of memory-bound kernels."""
     return (moved / machine.memory_bandwidth).called(moved.name.replace("bytes", "time"), "s")
 
 
 def wire_bytes(one: Collective) -> Figure:
     """Bytes that each rank sends in one collective.
 
-    A ring's all-gather and reduce-scatter send all but a rank's own part, an all-reduce is both
-    (Rabenseifner, 2004); an all-to-all keeps a rank's own part.
+    A ring's all-gather and reduce-scatter send everything except a rank's own part, and an
+    all-reduce is both (Rabenseifner, 2004). An all-to-all keeps a rank's own part.
     """
     if one.kind == "send":
         return one.payload.called(f"{one.name} bytes sent", "B")
@@ -42,7 +43,7 @@ def wire_bytes(one: Collective) -> Figure:
 
 
 def collective_time(one: Collective, machine: Machine) -> Figure:
-    """One collective, undisturbed: bytes sent over bandwidth, and latency."""
+    """Seconds of one collective, undisturbed: bytes sent over bandwidth, and latency."""
     sent = wire_bytes(one)
     name = f"{one.name} {one.kind} time"
     if one.kind == "send":
@@ -54,7 +55,7 @@ def collective_time(one: Collective, machine: Machine) -> Figure:
         return (sent / bandwidth + latency * rounds).called(name, "s")
     if near == one.ranks:
         return (sent / bandwidth + latency).called(name, "s")
-    # Each rank's own adapter carries what leaves the domain, whatever its neighbours do.
+    # What leaves the domain uses each rank's own adapter, whatever its neighbours do.
     outside = given("members outside of the domain", one.ranks - near, "", "stride of the group")
     leaving = (one.payload * outside / one.ranks).called(f"{one.name} bytes leaving", "B")
     slowest = largest(sent / machine.links[0].bandwidth, leaving / machine.links[-1].bandwidth)

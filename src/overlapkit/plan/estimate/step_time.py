@@ -126,23 +126,23 @@ _COMPUTE: dict[str, Callable[[LayerTime], Figure]] = {
 }
 
 
-def _compute(workload: Workload, held: _Stage, scale: Figure | None) -> dict[str, Figure]:
+def _compute(workload: Workload, layers: _Stage, scale: Figure | None) -> dict[str, Figure]:
     """Seconds of a stage's compute in a step, by part."""
     passes = _passes(workload)
     parts = {}
     for name, pick in _COMPUTE.items():
-        picked = [(count, pick(time)) for count, time in held]
+        picked = [(count, pick(time)) for count, time in layers]
         of_pass = total((count * time for count, time in picked if time.value), "s")
         parts[name] = _scaled(of_pass * passes, scale).called(name, "s")
     return parts
 
 
 def _communication(
-    workload: Workload, machine: Machine, overlap: Overlap, held: _Stage
+    workload: Workload, machine: Machine, overlap: Overlap, layers: _Stage
 ) -> dict[str, Exposure]:
     """A stage's communication in a step, by dimension, where there is any."""
-    found = {name: _of_dimension(name, held, _passes(workload)) for name in ("TP", "CP", "EP")}
-    forward, backward = _chunk_times(held, workload.layout.vp)
+    found = {name: _of_dimension(name, layers, _passes(workload)) for name in ("TP", "CP", "EP")}
+    forward, backward = _chunk_times(layers, workload.layout.vp)
     if workload.boundary is not None:
         found["PP"] = _boundary(workload, machine, overlap, forward)
     exchange = exchange_time(workload, machine, overlap, forward, backward)
@@ -168,43 +168,43 @@ def _stage(
     return result
 
 
-def _stage_time(stage: int, held: _Stage) -> Figure:
-    return total((count * time.all for count, time in held), "s").called(
+def _stage_time(stage: int, layers: _Stage) -> Figure:
+    return total((count * time.all for count, time in layers), "s").called(
         f"stage {stage}, one microbatch", "s"
     )
 
 
-def _chunk_times(held: _Stage, chunks: int) -> tuple[Figure, Figure]:
+def _chunk_times(layers: _Stage, chunks: int) -> tuple[Figure, Figure]:
     """Forward and backward of one model chunk of a stage, for one microbatch."""
     number = given(
         "model chunks of a stage", chunks, "", "model.virtual_pipeline_model_parallel_size"
     )
-    forward = total((count * time.forward.all for count, time in held), "s") / number
-    backward = total((count * time.backward.all for count, time in held), "s") / number
+    forward = total((count * time.forward.all for count, time in layers), "s") / number
+    backward = total((count * time.backward.all for count, time in layers), "s") / number
     return forward.called("forward of a chunk", "s"), backward.called("backward of a chunk", "s")
 
 
-def _of_dimension(dimension: str, held: _Stage, passes: Figure) -> Exposure | None:
+def _of_dimension(dimension: str, layers: _Stage, passes: Figure) -> Exposure | None:
     found = [
         (count, one)
-        for count, time in held
+        for count, time in layers
         for phase in (time.forward, time.backward)
         for one in phase.communication
         if one.dimension == dimension
     ]
     if not found:
         return None
-    whole = (total(count * one.total for count, one in found) * passes).called(
+    entire = (total(count * one.total for count, one in found) * passes).called(
         f"{dimension} communication", "s"
     )
     exposed = (total(count * one.exposed for count, one in found) * passes).called(
         f"{dimension} exposed", "s"
     )
-    return Exposure(whole, exposed, _hidden(dimension, whole, exposed))
+    return Exposure(entire, exposed, _hidden(dimension, entire, exposed))
 
 
-def _hidden(dimension: str, whole: Figure, exposed: Figure) -> Figure:
-    return (whole - exposed).called(f"{dimension} hidden", "s")
+def _hidden(dimension: str, entire: Figure, exposed: Figure) -> Figure:
+    return (entire - exposed).called(f"{dimension} hidden", "s")
 
 
 def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: Figure) -> Exposure:
@@ -213,18 +213,18 @@ def _boundary(workload: Workload, machine: Machine, overlap: Overlap, forward: F
     assert workload.boundary is not None
     each = collective_time(workload.boundary, machine)
     count = given("boundary messages", workload.boundary.count, "", "2 x VPP x microbatches")
-    whole = (count * each).called("PP communication", "s")
+    entire = (count * each).called("PP communication", "s")
     if not overlap.pp:
         return Exposure(
-            whole,
-            whole.called("PP exposed", "s"),
+            entire,
+            entire.called("PP exposed", "s"),
             given("PP hidden", 0, "s", "overlap_p2p_comm is off"),
         )
     stages = given("PP", workload.layout.pp, "stages", "model.pipeline_model_parallel_size")
     filling = smallest(2 * (stages - 1), count).called("messages of filling and draining", "")
     exposed = filling * each + (count - filling) * largest(each - forward, 0)
-    exposed = smallest(exposed, whole).called("PP exposed", "s")
-    return Exposure(whole, exposed, _hidden("PP", whole, exposed))
+    exposed = smallest(exposed, entire).called("PP exposed", "s")
+    return Exposure(entire, exposed, _hidden("PP", entire, exposed))
 
 
 def _bubble(workload: Workload, times: Iterable[Figure]) -> Figure:
@@ -238,12 +238,12 @@ def _bubble(workload: Workload, times: Iterable[Figure]) -> Figure:
     return ((stages - 1) / chunks * mean).called("filling and draining", "s")
 
 
-def _scale(workload: Workload, machine: Machine, held: _Stage) -> Figure | None:
+def _scale(workload: Workload, machine: Machine, layers: _Stage) -> Figure | None:
     """Measured compute of a step over the modelled one; None where nothing was measured."""
     if machine.step_compute is None:
         return None
     of_pass = total(
-        (count * (time.forward.compute + time.backward.compute) for count, time in held), "s"
+        (count * (time.forward.compute + time.backward.compute) for count, time in layers), "s"
     )
     modelled = (of_pass * _passes(workload) + optimizer_time(workload, machine)).called(
         "modelled compute of a step", "s"

@@ -1,1 +1,1 @@
-"""What a step asks of each GPU, whatever the machine."""
+"""What each GPU does in a step, independent of the machine."""

@@ -58,7 +58,7 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
     return Attention(
         forward,
         (BACKWARD_PRODUCTS * forward).called(
-            "attention FLOPs, backward", "FLOP", "five products where the forward has two"
+            "attention FLOPs, backward", "FLOP", "five products for two of the forward"
         ),
         (3 * forward).called("attention model FLOPs", "FLOP", "backward counted as twice forward"),
     )

@@ -68,19 +68,19 @@ def gradient_exchange(
     alone = _alone(run, layout) if cut and not sharded else {}
     known: dict[tuple[Parameters, float], ChunkExchange] = {}
 
-    def exchanged(held: Parameters, last: float) -> ChunkExchange:
-        if (held, last) not in known:
-            known[held, last] = ChunkExchange(
-                gradients=_gradients(layout, held, gradient),
-                parameters=_parameters(run.ddp, layout, held, size),
+    def exchanged(params: Parameters, last: float) -> ChunkExchange:
+        if (params, last) not in known:
+            known[params, last] = ChunkExchange(
+                gradients=_gradients(layout, params, gradient),
+                parameters=_parameters(run.ddp, layout, params, size),
                 alone=last,
             )
-        return known[held, last]
+        return known[params, last]
 
     chunks = tuple(
         tuple(
-            exchanged(held, alone.get((stage, chunk), 1.0))
-            for chunk, held in enumerate(of_stage.chunks)
+            exchanged(params, alone.get((stage, chunk), 1.0))
+            for chunk, params in enumerate(of_stage.chunks)
         )
         for stage, of_stage in enumerate(parameters)
     )
@@ -110,17 +110,19 @@ def _alone(run: Run, layout: Layout) -> dict[tuple[int, int], float]:
     }
 
 
-def _gradients(layout: Layout, held: Parameters, size: float) -> tuple[Collective, ...]:
+def _gradients(layout: Layout, params: Parameters, size: float) -> tuple[Collective, ...]:
     kind = "all-reduce" if layout.sharding == "none" else "reduce-scatter"
     each = given("gradient bytes", size, "B", "ddp.grad_reduce_in_fp32")
     result = []
-    for group in _groups(layout, held):
+    for group in _groups(layout, params):
         count = given(f"{group.what} parameters of the chunk", group.count, "", COUNTED)
         result.append(group.collective(kind, (count * each).called(f"{group.what} gradients", "B")))
     return tuple(result)
 
 
-def _parameters(ddp: Any, layout: Layout, held: Parameters, size: float) -> tuple[Collective, ...]:
+def _parameters(
+    ddp: Any, layout: Layout, params: Parameters, size: float
+) -> tuple[Collective, ...]:
     if layout.sharding == "none":
         return ()
     # MXFP8 needs copies in both directions, so parameters are sent in BF16 through the gradient
@@ -130,7 +132,7 @@ def _parameters(ddp: Any, layout: Layout, held: Parameters, size: float) -> tupl
     )
     each = given("parameter bytes", size, "B", "mixed_precision.params_dtype")
     result = []
-    for group in _groups(layout, held):
+    for group in _groups(layout, params):
         in_fp8 = group.fp8 if small else 0
         fp8 = given(f"{group.what} parameters gathered in FP8", in_fp8, "", COUNTED)
         other = given(f"other {group.what} parameters", group.count - in_fp8, "", COUNTED)
@@ -172,13 +174,13 @@ class _Group:
         )
 
 
-def _groups(layout: Layout, held: Parameters) -> list[_Group]:
+def _groups(layout: Layout, params: Parameters) -> list[_Group]:
     """The groups that have something to exchange."""
-    dense = _Group("dense", held.dense, held.dense_fp8, layout.replicas, layout.tp)
+    dense = _Group("dense", params.dense, params.dense_fp8, layout.replicas, layout.tp)
     expert = _Group(
         "expert",
-        held.expert,
-        held.expert_fp8,
+        params.expert,
+        params.expert_fp8,
         layout.expert_replicas,
         layout.expert_tp * layout.ep,
     )

@@ -119,7 +119,7 @@ def _check_divisions(layout: Layout) -> None:
         )
     if layout.sequence % layout.cp:
         raise InputError(
-            f"model.seq_length={layout.sequence} cannot be divided over "
+            f"model.seq_length={layout.sequence} is not divisible by "
             f"model.context_parallel_size={layout.cp}; choose a CP that divides it"
         )
 
@@ -130,14 +130,14 @@ def _microbatches(train: Any, layout: Layout) -> int:
     microbatches, rest = divmod(_batch(train, "global_batch_size"), unit)
     if rest or not microbatches:
         raise InputError(
-            f"train.global_batch_size={train.global_batch_size} is no multiple of micro-batch "
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of micro-batch "
             f"{layout.micro_batch} x data-parallel size {layout.dp}; set it to a multiple of {unit}"
         )
     if layout.vp > 1 and microbatches < layout.pp:
         raise InputError(
             f"{microbatches} microbatches are fewer than the {layout.pp} stages of an interleaved "
-            f"pipeline; set train.global_batch_size to {unit * layout.pp} or more, or drop "
-            "model.virtual_pipeline_model_parallel_size"
+            f"pipeline; set train.global_batch_size to {unit * layout.pp} or more, or "
+            "model.virtual_pipeline_model_parallel_size to null"
         )
     return microbatches
 

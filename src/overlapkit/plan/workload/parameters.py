@@ -72,23 +72,23 @@ def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[Stag
                 known[key] = _of_chunk(chunk_tensor_groups(shape, model, stage, chunk))
             chunks.append(known[key])
         largest = max((layer for _, layer in chunks), key=lambda layer: layer.all)
-        stages.append(StageParameters(tuple(held for held, _ in chunks), largest))
+        stages.append(StageParameters(tuple(params for params, _ in chunks), largest))
     return stages
 
 
 def _of_chunk(groups: Sequence[TensorGroup]) -> tuple[Parameters, Parameters]:
     """Parameters of a chunk, and of its largest layer."""
     counted: dict[int, Parameters] = {}
-    held = largest = Parameters()
+    params = largest = Parameters()
     for prefix, tensors in groups:
         # Equal layers share their tensors.
         if id(tensors) not in counted:
             counted[id(tensors)] = _count(tensors)
         each = counted[id(tensors)]
-        held += each
+        params += each
         if prefix.startswith("decoder.layers.") and each.all > largest.all:
             largest = each
-    return held, largest
+    return params, largest
 
 
 def _count(tensors: Iterable[ParameterTensor]) -> Parameters:

@@ -115,8 +115,8 @@ class Workload:
     @property
     def rank_parameters(self) -> Figure:
         """Parameters on a rank of the stage with the most."""
-        held = self.parameters[self.worst_stage].all.all
-        return given("parameters per rank", held, "", COUNTED)
+        count = self.parameters[self.worst_stage].all.all
+        return given("parameters per rank", count, "", COUNTED)
 
     @property
     def model_flops(self) -> Figure:
@@ -168,7 +168,7 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
     for what, size in (("num_attention_heads", shape.heads), ("ffn_hidden_size", shape.ffn)):
         if size % layout.tp:
             raise InputError(
-                f"model.{what}={size} cannot be divided over "
+                f"model.{what}={size} is not divisible by "
                 f"model.tensor_model_parallel_size={layout.tp}; choose a TP that divides it"
             )
     layers, kind_of_layer = _kinds_of_layers(model, shape, layout)

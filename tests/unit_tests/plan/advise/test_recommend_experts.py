@@ -53,10 +53,10 @@ def test_shipped_configurations(file: Path, gpu: str) -> None:
     assert queues(proposal.report.launch_env) == queues(shipped.launch_env)
     knob = "model.tp_comm_overlap"
     assert proposal.effective(knob) == shipped.effective[knob]
-    held = shipped.effective["model.tp_comm_overlap_cfg"]
+    config = shipped.effective["model.tp_comm_overlap_cfg"]
     if gpu == "h100" and shipped.effective[knob]:
         # The shipped presets are those of H100, whatever the GPU.
-        names = {key.name for key in presets_like(held)} if held else {None}
+        names = {key.name for key in presets_like(config)} if config else {None}
         assert proposal.preset is not None and proposal.preset.name in names
 
 

@@ -133,7 +133,7 @@ def test_own_overlap_settings_are_replaced_and_nothing_is_refused(tmp_path: Path
     assert proposal.effective("model.overlap_p2p_comm") is True
 
 
-def test_a_stated_sequence_parallel_stays_and_its_price_is_told(tmp_path: Path) -> None:
+def test_a_stated_sequence_parallel_stays_and_the_remedy_is_shown(tmp_path: Path) -> None:
     proposal = propose(pitfalls(), 16, on("h100"))
     assert_agrees(proposal, 16, "h100", tmp_path)
     assert proposal.effective("model.sequence_parallel") is False
@@ -221,7 +221,7 @@ def test_a_mixture_leaves_tensor_overlap_off_with_the_reason() -> None:
     assert "experts" in proposal.tensor.reason
 
 
-def test_what_the_rules_refuse_of_the_expert_overlap_is_told() -> None:
+def test_what_the_rules_refuse_of_the_expert_overlap_is_shown() -> None:
     config = ROOT / "tests/data/bridge_configs/deepseek_v3_pretrain_config.yaml"
     settings = read_settings(read_yaml(config))
     proposal = propose(settings, 2048, on("h100"))
@@ -240,10 +240,10 @@ def test_fsdp_has_no_buckets() -> None:
     assert "FSDP unit" in reasons["DP gradients"]
 
 
-def test_what_megatron_lm_alone_has_is_told(tmp_path: Path) -> None:
+def test_what_only_megatron_lm_has_is_noted(tmp_path: Path) -> None:
     script = tmp_path / "train.sh"
     text = (ROOT / "tests/data/megatron_lm/llama3_8b_fsdp.sh").read_text(encoding="utf-8")
     assert "--use-megatron-fsdp" in text
     script.write_text(text.replace("--use-megatron-fsdp", "--use-torch-fsdp2"), encoding="utf-8")
-    told = read_inputs([str(script)], from_megatron_lm=True).assumed
-    assert any("fsdp2" in note.lower() for note in told)
+    notes = read_inputs([str(script)], from_megatron_lm=True).assumed
+    assert any("fsdp2" in note.lower() for note in notes)

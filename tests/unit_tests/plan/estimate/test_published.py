@@ -85,8 +85,8 @@ def test_a_row_that_cannot_be_estimated_is_named_and_the_others_stand(
     bad = [{"precision": "INT4"}, {"model": "llama9_70b"}, {"precision": "NVFP4"}, {"gbs": 3}]
     rows, refused = _read(benchmark_module, tmp_path, *(ROW | change for change in bad), ROW)
     assert len(rows) == 1
-    told = ["precision 'INT4' is not known", "unknown model", "no nvfp4", "global_batch_size"]
-    assert all(want in line for want, line in zip(told, refused, strict=True))
+    expected = ["precision 'INT4' is not known", "unknown model", "no nvfp4", "global_batch_size"]
+    assert all(want in line for want, line in zip(expected, refused, strict=True))
     assert refused[0].startswith("row 1, Llama 3 70B on 64 x DGX-H100: ")
 
 

@@ -71,8 +71,8 @@ def test_the_bubble_of_even_stages(pp: int, vp: int | None, gbs: int) -> None:
 def test_unhidden_gradients_take_their_bytes_over_the_link() -> None:
     work = work_of(4)
     step = estimate(work, plain_machine(), NO_OVERLAP)
-    held = work.parameters[0].all.all
-    assert step.parts["DP exposed"].value == pytest.approx((4 + 2) * held * 3 / 4 / 1e9)
+    count = work.parameters[0].all.all
+    assert step.parts["DP exposed"].value == pytest.approx((4 + 2) * count * 3 / 4 / 1e9)
     assert step.communication["DP"].hidden.value == 0
 
 
@@ -84,9 +84,9 @@ def test_one_bucket_hides_nothing_and_many_do() -> None:
         estimate(work_of(4, comm_overlap={"bucket_size": size}), slow, ALL).parts["DP exposed"]
         for size in (10**9, 10**6)
     )
-    whole = estimate(work_of(4), slow, NO_OVERLAP).parts["DP exposed"]
-    assert one.value == pytest.approx(whole.value)
-    assert many.value < whole.value / 4
+    unhidden = estimate(work_of(4), slow, NO_OVERLAP).parts["DP exposed"]
+    assert one.value == pytest.approx(unhidden.value)
+    assert many.value < unhidden.value / 4
 
 
 def test_interleaving_hides_the_gradients_of_all_but_the_first_chunk() -> None:
@@ -105,9 +105,9 @@ def test_fsdp_gathers_twice_and_scatters_for_each_microbatch() -> None:
     sharded = {"use_megatron_fsdp": True, "data_parallel_sharding_strategy": "optim_grads_params"}
     work = work_of(4, ddp=sharded, gbs=16)
     step = estimate(work, plain_machine(), NO_OVERLAP)
-    held = work.parameters[0].all.all
+    count = work.parameters[0].all.all
     assert step.communication["DP"].total.value == pytest.approx(
-        4 * (2 * 2 + 4) * held * 3 / 4 / 1e9
+        4 * (2 * 2 + 4) * count * 3 / 4 / 1e9
     )
 
 
@@ -416,7 +416,7 @@ def test_rates_follow_power_where_it_is_the_limit() -> None:
 
 
 def test_a_gpu_without_fp8_says_so() -> None:
-    with pytest.raises(InputError, match="a100 has no fp8 tensor cores; choose mixed_precision"):
+    with pytest.raises(InputError, match="a100 has no fp8 tensor cores; set mixed_precision"):
         estimate(
             work_of(1, precision="bf16_with_fp8_delayed_scaling_mixed"),
             machine_of("a100"),
@@ -425,11 +425,11 @@ def test_a_gpu_without_fp8_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"network_gbps": 0}, "--network 0"), ({"nvlink_domain": 0}, "NVLink domain of 0")],
 )
-def test_a_machine_of_nonsense_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_an_impossible_machine_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         machine_of("h100", **options)
 
 

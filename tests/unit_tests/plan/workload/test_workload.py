@@ -67,10 +67,10 @@ def test_a_layout_divides_the_work_and_adds_none(layout: dict[str, int]) -> None
 def test_data_parallel_bytes_with_the_distributed_optimizer() -> None:
     work = work_of(4)
     chunk = work.exchange.chunks[0][0]
-    held = work.parameters[0].all.all
+    count = work.parameters[0].all.all
     (gradients,), (parameters,) = chunk.gradients, chunk.parameters
-    assert (gradients.kind, wire_bytes(gradients).value) == ("reduce-scatter", 3 / 4 * 4 * held)
-    assert (parameters.kind, wire_bytes(parameters).value) == ("all-gather", 3 / 4 * 2 * held)
+    assert (gradients.kind, wire_bytes(gradients).value) == ("reduce-scatter", 3 / 4 * 4 * count)
+    assert (parameters.kind, wire_bytes(parameters).value) == ("all-gather", 3 / 4 * 2 * count)
 
 
 def test_data_parallel_bytes_without_it() -> None:
@@ -78,9 +78,9 @@ def test_data_parallel_bytes_without_it() -> None:
     work = work_of(4, ddp=plain, optimizer=plain)
     chunk = work.exchange.chunks[0][0]
     assert chunk.parameters == ()
-    held = work.parameters[0].all.all
+    count = work.parameters[0].all.all
     # A ring's all-reduce is a reduce-scatter and an all-gather.
-    assert wire_bytes(chunk.gradients[0]).value == 2 * 3 / 4 * 4 * held
+    assert wire_bytes(chunk.gradients[0]).value == 2 * 3 / 4 * 4 * count
 
 
 def test_fp8_parameters_are_gathered_in_one_byte() -> None:
@@ -162,8 +162,8 @@ def test_hierarchical_context_parallelism() -> None:
         8, cp=4, cp_comm_type="a2a+p2p", hierarchical_context_parallel_sizes=[2, 2], gbs=2
     )
     found = collectives(work, "CP", "forward")
-    told = [(one.kind, one.ranks, one.stride) for one in found]
-    assert told == [("all-to-all", 2, 1), ("all-to-all", 2, 1), ("send", 2, 2)]
+    shown = [(one.kind, one.ranks, one.stride) for one in found]
+    assert shown == [("all-to-all", 2, 1), ("all-to-all", 2, 1), ("send", 2, 2)]
 
 
 MOE = {
@@ -266,9 +266,9 @@ def test_latent_attention() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"gbs": 6}, "global_batch_size=6 is no multiple"),
+        ({"gbs": 6}, "global_batch_size=6 is not a multiple"),
         ({"gbs": 2, "pp": 4, "vp": 2}, "fewer than the 4 stages"),
         ({"pp": 4, "num_layers": 6}, "layers"),
         ({"hidden_size": 0}, "hidden_size"),
@@ -286,8 +286,8 @@ def test_latent_attention() -> None:
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
-def test_what_cannot_be_planned_is_named(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_cannot_be_planned_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         work_of(8, **({"gbs": 16} | settings))
 
 
