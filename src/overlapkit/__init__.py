@@ -1,3 +1,31 @@
-"""overlapkit: communication overlap in Megatron training, explained and proven."""
+"""Communication overlap in Megatron training: what is in effect, what to set, what a profile shows.
+
+The functions are documented in docs/library.md. They return the documents that the commands print
+with ``--json``, as typed objects, and raise `InputError` for bad input. They load no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from overlapkit.errors import InputError
+
+if TYPE_CHECKING:
+    # At run time `explain`, `plan` and `trace` are subpackages: see callable_package.py.
+    from overlapkit.library import compare, explain, plan, trace
 
 __version__ = "0.2.0.dev0"
+__all__ = ["InputError", "__version__", "compare", "explain", "plan", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `import overlapkit` stays fast.
+    from importlib import import_module
+
+    if name in ("explain", "plan", "trace"):
+        return import_module(f"overlapkit.{name}")
+    if name == "compare":
+        return import_module("overlapkit.library").compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,12 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """No bar is shown inside this block: a library does not write to its caller's terminal."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     """Calls of what is yielded advance the bar by one of `total`."""
-    if not sys.stderr.isatty():
+    if _hidden.get() or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from overlapkit.config.emit.forms import FORMS, Form, emit
+from overlapkit.config.yaml_file import Document
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import find_gpu, gpus
 from overlapkit.output.console import write_json, write_text
@@ -38,9 +39,6 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    if gpu is None:
-        raise InputError(f"--gpu NAME is missing: the cluster's GPU, one of {', '.join(gpus())}")
-    name, data = find_gpu(gpu)
     if form is not None and as_json:
         raise InputError("--emit and --json both write to standard output; give one of them")
     if form is not None and form not in FORMS:
@@ -48,19 +46,16 @@ def run(
     # A launch script may be named with a line: FILE:LINE.
     files = [*arguments, *(text.rpartition(":")[0] for text in arguments)]
     (page,) = outputs({"--html": html}, files)
-    dimensions = parse_swept(swept) if swept is not None else None
-    inputs = read_inputs(
+    plan = read_and_plan(
         arguments,
         model=model,
-        from_megatron_lm=from_megatron_lm,
+        gpu=gpu,
         world_size=world_size,
         nodes=nodes,
-        domain=data.nvlink_domain,
+        network=network,
+        from_megatron_lm=from_megatron_lm,
+        swept=swept,
     )
-    cluster = cluster_of(
-        name, inputs.world_size, gpus_per_node=inputs.gpus_per_node, network_gbps=network
-    )
-    plan = make_plan(inputs, cluster, dimensions)
     if page is not None:
         from overlapkit.plan.page import plan_page
 
@@ -72,6 +67,50 @@ def run(
     else:
         _show(plan, show_work=show_work, ranking=swept is not None)
     return EXIT_FINDING if plan.recommendation.proposal.report.findings else 0
+
+
+def read_and_plan(
+    arguments: Sequence[str],
+    *,
+    document: Document | None = None,
+    model: str | None,
+    gpu: str | None,
+    world_size: int | None,
+    nodes: int | None,
+    network: float | None,
+    from_megatron_lm: bool,
+    swept: str | None,
+) -> Plan:
+    """Read what is to be planned, and plan it.
+
+    Args:
+        arguments: see `read_inputs`, as for `document`, `model`, `world_size`, `nodes` and
+            `from_megatron_lm`.
+        document: settings instead of a file.
+        gpu: the cluster's GPU.
+        network: Gbit/s of network per GPU; None takes that of the GPU's reference system.
+        swept: dimensions to sweep, such as ``tp,pp``; None for none.
+
+    Raises:
+        InputError: the GPU is missing or unknown, or the run cannot be read or planned.
+    """
+    if gpu is None:
+        raise InputError(f"--gpu NAME is missing: the cluster's GPU, one of {', '.join(gpus())}")
+    name, data = find_gpu(gpu)
+    dimensions = parse_swept(swept) if swept is not None else None
+    inputs = read_inputs(
+        arguments,
+        document=document,
+        model=model,
+        from_megatron_lm=from_megatron_lm,
+        world_size=world_size,
+        nodes=nodes,
+        domain=data.nvlink_domain,
+    )
+    cluster = cluster_of(
+        name, inputs.world_size, gpus_per_node=inputs.gpus_per_node, network_gbps=network
+    )
+    return make_plan(inputs, cluster, dimensions)
 
 
 def _emit(plan: Plan, form: str) -> None:

@@ -99,6 +99,7 @@ class Inputs:
 def read_inputs(
     arguments: Sequence[str],
     *,
+    document: Document | None = None,
     model: str | None = None,
     from_megatron_lm: bool = False,
     world_size: int | None = None,
@@ -109,6 +110,7 @@ def read_inputs(
 
     Args:
         arguments: a configuration's file, where one is given, and overrides.
+        document: settings that were read already, instead of a file.
         model: the name of a published model.
         from_megatron_lm: whether the file is a launch script of Megatron-LM, or Megatron-LM's
             arguments are among `arguments`.
@@ -129,6 +131,12 @@ def read_inputs(
         settings, more = _as_bridge(read)
         notes = (*(read.launch.notes if read.launch is not None else ()), *more)
         return _filled_in(settings, read, size, per_node, notes)
+    if document is not None:
+        if model is not None:
+            raise InputError(f"plan takes one CONFIG, or --model NAME: both are given ({model})")
+        settings = _read(document, [_spelt_out(text) for text in arguments])
+        size, per_node = _world_size(settings, world_size, nodes, domain)
+        return _filled_in(settings, settings, size, per_node, ())
     files = [text for text in arguments if not is_override(text)]
     if model is not None and files:
         given = " and ".join([*files, f"--model {model}"])

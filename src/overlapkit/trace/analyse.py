@@ -78,11 +78,17 @@ def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) 
 
 
 def analyse_each(
-    paths: Sequence[str], options: Options, ahead: Ahead | None = None
+    paths: Sequence[str], options: Options, ahead: Ahead | None = None, *, forking: bool = True
 ) -> list[list[RankReport]]:
-    """The devices of each file, otherwise as `analyse`."""
-    if len(paths) == 1:
-        return [analyse_file(paths[0], options, ahead)]
+    """The devices of each file, otherwise as `analyse`.
+
+    Args:
+        paths, options, ahead: see `analyse`.
+        forking: whether several files may be read in processes. In a program with threads, a
+            forked process can wait forever for a lock that another thread has.
+    """
+    if len(paths) == 1 or not forking:
+        return [analyse_file(path, options, ahead) for path in paths]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[int, list[RankReport]] = {}
     calls = [(path, options) for path in paths]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
 from overlapkit.trace.command import expand, trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
 from overlapkit.trace.compare.decisions import add_decisions, read_configurations
-from overlapkit.trace.compare.document import compare_document
+from overlapkit.trace.compare.document import CompareDocument, compare_document
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
+
+if TYPE_CHECKING:
+    from overlapkit.config.run import Settings
 
 
 def run(
@@ -34,22 +40,7 @@ def run(
     files = [expand([base]), expand([new])]
     configs = [name for name in (config_base, config_new) if name is not None]
     (page,) = trace_outputs({"--html": html}, (base, new), [*files[0], *files[1], *configs])
-    options = Options(steps=steps, owners=True)
-    by_file = analyse_each([*files[0], *files[1]], options)
-    # By their places: a file may belong to both runs.
-    split = len(files[0])
-    reports = [
-        settle_ranks([report for one in part for report in one], None)
-        for part in (by_file[:split], by_file[split:])
-    ]
-    sides = [side_of(name, part) for name, part in zip((base, new), reports, strict=True)]
-    comparison = compare(sides[0], sides[1], force=force)
-    for name, part in zip((base, new), reports, strict=True):
-        comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
-    comparison.warnings = list(dict.fromkeys(comparison.warnings))
-    if settings:
-        add_decisions(comparison, settings)
-    document = compare_document(comparison)
+    document = compare_runs((base, new), files, steps=steps, settings=settings, force=force)
     if page is not None:
         from overlapkit.trace.compare.page import compare_page
 
@@ -61,4 +52,44 @@ def run(
         from overlapkit.trace.compare.tables import show_comparison
 
         show_comparison(document, console())
-    return EXIT_FINDING if comparison.verdict == "slower" else 0
+    return EXIT_FINDING if document.verdict == "slower" else 0
+
+
+def compare_runs(
+    names: tuple[str, str],
+    files: Sequence[Sequence[str]],
+    *,
+    steps: str,
+    settings: Sequence[Settings],
+    force: bool,
+    forking: bool = True,
+) -> CompareDocument:
+    """Compare the profiles of two runs.
+
+    Args:
+        names: what the base and the new run are called.
+        files: the traces of each.
+        steps: see `choose_steps`.
+        settings: the configuration of each; empty where they are not known.
+        force: whether to compare runs that differ in more than their speed.
+        forking: see `analyse_each`.
+
+    Raises:
+        InputError: a trace cannot be read, or the runs are not comparable.
+    """
+    options = Options(steps=steps, owners=True)
+    by_file = analyse_each([*files[0], *files[1]], options, forking=forking)
+    # By their places: a file may belong to both runs.
+    split = len(files[0])
+    reports = [
+        settle_ranks([report for one in part for report in one], None)
+        for part in (by_file[:split], by_file[split:])
+    ]
+    sides = [side_of(name, part) for name, part in zip(names, reports, strict=True)]
+    comparison = compare(sides[0], sides[1], force=force)
+    for name, part in zip(names, reports, strict=True):
+        comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
+    comparison.warnings = list(dict.fromkeys(comparison.warnings))
+    if settings:
+        add_decisions(comparison, settings)
+    return compare_document(comparison)

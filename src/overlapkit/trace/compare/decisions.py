@@ -144,8 +144,13 @@ def _explains(c: Comparison, kind: str, name: str) -> tuple[Explanation, ...]:
     return tuple(sorted(moved, key=lambda e: -abs(e.change)))
 
 
-def read_configurations(config_base: str | None, config_new: str | None) -> list[Settings]:
+def read_configurations(
+    config_base: str | Settings | None, config_new: str | Settings | None
+) -> list[Settings]:
     """The settings of the base's and the new run's configuration; empty where neither is given.
+
+    Args:
+        config_base, config_new: a file, or settings that were read already.
 
     Raises:
         InputError: one of the two is given without the other, one cannot be read, or they are for
@@ -159,10 +164,14 @@ def read_configurations(config_base: str | None, config_new: str | None) -> list
     # Imported here: most comparisons name no configuration.
     from overlapkit.config.sources import read_configuration
 
-    settings = [read_configuration(name) for name in (config_base, config_new)]
+    settings = [
+        read_configuration(given) if isinstance(given, str) else given
+        for given in (config_base, config_new)
+    ]
     if settings[0].framework != settings[1].framework:
         raise InputError(
-            f"--config-new {config_new}: is for {settings[1].framework}, and --config-base "
-            f"{config_base} for {settings[0].framework}; give two configurations of one framework"
+            f"--config-new {settings[1].source}: is for {settings[1].framework}, and --config-base "
+            f"{settings[0].source} for {settings[0].framework}; give two configurations of one "
+            "framework"
         )
     return settings
