@@ -75,7 +75,7 @@ def json_schema(name: str) -> dict[str, Any]:
         InputError: there is no document of that name.
     """
     document = document_type(name)
-    schema = msgspec.json.schema(document)
+    schema = _null_last(msgspec.json.schema(document))
     definitions = schema["$defs"]
     for struct in _structs(document):
         required = [f.encode_name for f in msgspec.structs.fields(struct) if not _may_be_absent(f)]
@@ -97,6 +97,20 @@ def json_schema(name: str) -> dict[str, Any]:
 def schema_text(name: str) -> str:
     """The JSON Schema of a document as `overlapkit schema` prints it."""
     return msgspec.json.format(msgspec.json.encode(json_schema(name)), indent=2).decode() + "\n"
+
+
+def _null_last(part: Any) -> Any:
+    """The schema with null as the last choice: releases of msgspec differ in where they put it."""
+    if isinstance(part, list):
+        return [_null_last(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: sorted(_null_last(value), key=lambda each: each == {"type": "null"})
+        if key == "anyOf"
+        else _null_last(value)
+        for key, value in part.items()
+    }
 
 
 def reference_tables(name: str, *, beside: Sequence[str] = ()) -> str:

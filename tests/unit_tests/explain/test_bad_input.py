@@ -282,7 +282,7 @@ def test_a_bad_option(options: list[str], named: list[str], overlapkit, config) 
 
 
 def test_an_unknown_command(overlapkit) -> None:
-    check(overlapkit("explian", "run.yaml"), "explian", "explain")
+    check(overlapkit("explian", "run.yaml"), "explian", "--help")
 
 
 def test_no_configuration(overlapkit) -> None:
