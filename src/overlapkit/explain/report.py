@@ -17,7 +17,7 @@ from megatron.bridge.recipes.launch_env import (
 from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, OverlapConfigError
 from megatron.bridge.training.rules.context import fsdp_switch
-from megatron.bridge.training.runtime_update import hold_against_request
+from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
 from overlapkit.config.effective import knob_value, make_effective
@@ -107,7 +107,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
     flat = settings.flat()
     requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
-    decisions = hold_against_request(update.decisions, requested, effective)
+    decisions = compare_with_request(update.decisions, requested, effective)
 
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
     decisions += _environment_decisions(settings.framework, run, required, assumptions)

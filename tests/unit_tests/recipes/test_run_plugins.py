@@ -364,9 +364,9 @@ def test_the_default_num_gpus_may_be_smaller_than_the_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert _perf_env(tp_size=8, pp_size=4)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-    assert "num_gpus=8 is no multiple of" in caplog.text
+    assert "num_gpus=8 is not a multiple of" in caplog.text
     assert _perf_env(tp_size=4, num_gpus=6)["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-    assert "num_gpus=6 is no multiple of" in caplog.text
+    assert "num_gpus=6 is not a multiple of" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_shared_remedies_are_said_in_flags() -> None:
 def test_a_preset_that_fits_is_named() -> None:
     remedy = "set comm_overlap.tp_comm_overlap_cfg to userbuffers_bf16_h100_h8192_tp4"
     said = remedy_in_flags("tp.preset-fit", remedy) or ""
-    assert said.startswith("give --tp-comm-overlap-cfg") and said.endswith("_h8192_tp4")
+    assert said.startswith("pass --tp-comm-overlap-cfg") and said.endswith("_h8192_tp4")
 
 
 SHARED = ("core.", "ep.", "tp.", "ub.", "any.", "launch.")

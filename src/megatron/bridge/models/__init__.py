@@ -1,4 +1,4 @@
-"""Model providers, imported on first use: they load torch, the rest of this package does not."""
+"""Model providers, imported on first use: they load torch, and the rest of the package does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every provider needs to build its model: its vocabulary size and its pipeline stage."""
+"""What every provider needs to build its model: the vocabulary size and the pipeline stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron.bridge.training.decisions import OverlapConfigError
 
 
 class VocabularyFields(Protocol):
-    """The fields that decide how many rows the embedding gets."""
+    """The fields that determine the number of rows of the embedding."""
 
     vocab_size: int | None
     should_pad_vocab: bool
@@ -20,7 +20,7 @@ def built_vocab_size(config: VocabularyFields) -> int:
     """Rows of the embedding: `vocab_size`, padded where `should_pad_vocab` is on.
 
     Padded to the next multiple of `make_vocab_size_divisible_by` x `tensor_model_parallel_size`,
-    so that each tensor-parallel rank holds equally many rows, and a convenient number of them.
+    so that each tensor-parallel rank has the same, convenient number of rows.
 
     Raises:
         OverlapConfigError: there is no vocabulary size, or it does not split evenly.
@@ -28,7 +28,7 @@ def built_vocab_size(config: VocabularyFields) -> int:
     vocab_size, tp = config.vocab_size, config.tensor_model_parallel_size
     if vocab_size is None:
         raise OverlapConfigError(
-            "model.vocab_size is None: set it, to the tokenizer's, before building the model."
+            "model.vocab_size is None: set it to the tokenizer's size before building the model."
         )
     if vocab_size < 1:
         raise OverlapConfigError(f"model.vocab_size={vocab_size}: set it to at least 1.")
@@ -37,22 +37,22 @@ def built_vocab_size(config: VocabularyFields) -> int:
         return -(-vocab_size // multiple) * multiple
     if vocab_size % tp:
         raise OverlapConfigError(
-            f"model.vocab_size={vocab_size} does not divide by "
+            f"model.vocab_size={vocab_size} is not divisible by "
             f"model.tensor_model_parallel_size={tp}: set model.should_pad_vocab=True."
         )
     return vocab_size
 
 
 def first_and_last_stage(virtual_size: int | None, vp_stage: int | None) -> tuple[bool, bool]:
-    """Whether this rank's chunk holds the embedding, and whether it holds the output layer.
+    """Whether this rank's chunk contains the embedding, and whether it contains the output layer.
 
     Args:
         virtual_size: the model's virtual_pipeline_model_parallel_size.
         vp_stage: which of the rank's model chunks this is; needed with a virtual pipeline.
 
     Raises:
-        OverlapConfigError: `vp_stage` is missing, or the process groups were made for another
-            virtual pipeline size, so that every chunk would take itself for a first one.
+        OverlapConfigError: `vp_stage` is missing, or the process groups were initialized for
+            another virtual pipeline size, so that every chunk would be built as a first one.
     """
     from megatron.core import parallel_state
 

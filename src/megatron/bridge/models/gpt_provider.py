@@ -16,7 +16,7 @@ from megatron.bridge.models.building import built_vocab_size, first_and_last_sta
 from megatron.bridge.models.transformer_config import TransformerConfig
 
 LayerSpec: TypeAlias = ModuleSpec | TransformerBlockSubmodules
-"""One layer's spec, used for every layer; or those of this pipeline stage's layers, one by one."""
+"""One layer's spec, for every layer; or the specs of this pipeline stage's layers, one by one."""
 
 
 def transformer_engine_layer_spec(config: GPTModelProvider) -> ModuleSpec:
@@ -47,10 +47,10 @@ def local_layer_spec(config: GPTModelProvider) -> ModuleSpec:
 
 
 def default_layer_spec(config: GPTModelProvider, vp_stage: int | None = None) -> LayerSpec:
-    """Transformer Engine's modules where it imports and `transformer_impl` asks for them.
+    """Transformer Engine's modules where it can be imported and `transformer_impl` selects them.
 
-    Else Megatron-Core's own, which have no tensor-parallel overlap. Where dense and MoE layers
-    alternate (`moe_layer_freq`), the spec of each layer of this pipeline stage.
+    Otherwise Megatron-Core's own modules, which have no tensor-parallel overlap. Where dense and
+    MoE layers alternate (`moe_layer_freq`), the spec of each layer of this pipeline stage.
     """
     use_te = _uses_transformer_engine(config)
     if config.num_moe_experts is not None and config.moe_layer_freq != 1:
@@ -65,12 +65,12 @@ def default_layer_spec(config: GPTModelProvider, vp_stage: int | None = None) ->
 
 
 def _mtp_block_spec(config: GPTModelProvider, layer_spec: LayerSpec, vp_stage: int | None) -> Any:
-    """Spec of the multi-token-prediction layers; None without any, or on a stage without any."""
+    """Spec of the multi-token-prediction layers; None on a stage without them."""
     if not config.mtp_num_layers:
         return None
     use_te = _uses_transformer_engine(config)
     if isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:
-        # The stage that predicts may hold no decoder layer to take the spec from.
+        # The stage that predicts may have no decoder layer to take the spec from.
         layer_spec = specs.get_gpt_decoder_layer_specs(
             config, use_te, config.normalization, config.qk_l2_norm
         )[-1]
@@ -85,19 +85,19 @@ def _uses_transformer_engine(config: GPTModelProvider) -> bool:
 
 @dataclass
 class GPTModelProvider(TransformerConfig):
-    """Megatron-Core's TransformerConfig, with its defaults, and what else building a GPT takes.
+    """Megatron-Core's TransformerConfig with its defaults, and what else is needed to build a GPT.
 
-    Making one checks nothing; `finalize()` does.
+    Construction checks nothing; `finalize()` does.
     """
 
     vocab_size: int | None = None
-    """Tokens that the tokenizer knows; needed to build."""
+    """Size of the tokenizer's vocabulary; needed to build the model."""
     should_pad_vocab: bool = False
     """Pad the vocabulary, so that it splits evenly over the tensor-parallel ranks."""
     make_vocab_size_divisible_by: int = 128
     """Rows per tensor-parallel rank are a multiple of this, where the vocabulary is padded."""
     seq_length: int = 1024
-    """Tokens of a sequence; learned positions are this many."""
+    """Tokens per sequence, which is also the number of learned positions."""
     position_embedding_type: Literal["learned_absolute", "rope", "mrope", "yarn", "none"] = (
         "learned_absolute"
     )
@@ -105,13 +105,13 @@ class GPTModelProvider(TransformerConfig):
     rotary_base: float = 10000
     """Base period of rotary positions."""
     rotary_percent: float = 1.0
-    """Share of each head's channels that rotary positions turn."""
+    """Share of each head's channels that rotary positions rotate."""
     rope_scaling: bool = False
     """Stretch rotary frequencies for long contexts, the Llama 3.1 way."""
     rope_scaling_factor: float = 1.0
     """How far `rope_scaling` stretches them."""
     seq_len_interpolation_factor: float | None = None
-    """Interpolate rotary positions linearly by this factor, above 1; None: do not."""
+    """Interpolate rotary positions linearly by this factor, above 1; None: no interpolation."""
     scatter_embedding_sequence_parallel: bool = True
     """With sequence parallelism, scatter the embedding's output over the sequence."""
     share_embeddings_and_output_weights: bool = True
@@ -136,14 +136,14 @@ class GPTModelProvider(TransformerConfig):
         """Finalize, and build this rank's part of the model. Process groups must be initialized.
 
         Args:
-            pre_process: with the embedding; None: on the first pipeline stage.
-            post_process: with the output layer; None: on the last pipeline stage.
+            pre_process: build the embedding; None: on the first pipeline stage.
+            post_process: build the output layer; None: on the last pipeline stage.
             vp_stage: which of the rank's model chunks to build, with a virtual pipeline.
 
         Raises:
-            ValueError: the fields do not go together; from this package it is an
-                OverlapConfigError, from Megatron-Core its own.
-            AssertionError: likewise, or the process groups are not initialized.
+            ValueError: the fields contradict each other; this package raises an
+                OverlapConfigError, Megatron-Core its own errors.
+            AssertionError: the same, or the process groups are not initialized.
         """
         self.finalize()
         vocab_size = built_vocab_size(self)

@@ -1,8 +1,8 @@
-"""What decides a GPT model's parameter tensors, read from its configuration and checked.
+"""What determines a GPT model's parameter tensors, read from its configuration and checked.
 
-Nothing is built and nothing is imported but the standard library, so that `overlapkit explain` can
-count on a laptop. What each field means, and which combinations exist, is Megatron-Core 0.16's
-`TransformerConfig` and `GPTModel`; a functional test compares the result with real models.
+Nothing is built and only the standard library is imported, so that `overlapkit explain` can count
+on a laptop. The meaning of each field and the possible combinations are those of Megatron-Core
+0.16's `TransformerConfig` and `GPTModel`; a functional test compares the result with real models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LayerSpec = Literal["transformer_engine", "local"]
 
 
 class UncountableModel(ValueError):
-    """The parameters cannot be told from the configuration; the message says why."""
+    """The configuration does not determine the parameters; the message says why."""
 
 
 DEFAULTS: dict[str, Any] = {
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "num_layers_at_start_in_bf16": 1,
     "num_layers_at_end_in_bf16": 1,
 }
-"""What an attribute that a model lacks stands for: `TransformerConfig`'s default."""
+"""Values of attributes that a model lacks: `TransformerConfig`'s defaults."""
 
 MLA_DEFAULTS: dict[str, Any] = {
     "q_lora_rank": 512,
@@ -70,7 +70,7 @@ MLA_DEFAULTS: dict[str, Any] = {
     "v_head_dim": 128,
     "normalization": "RMSNorm",
 }
-"""The same for a model with multi_latent_attention: `MLATransformerConfig`'s default."""
+"""The same for a model with multi_latent_attention: `MLATransformerConfig`'s defaults."""
 
 PROVIDER_DEFAULTS: dict[str, Any] = {
     "share_embeddings_and_output_weights": True,
@@ -81,18 +81,18 @@ PROVIDER_DEFAULTS: dict[str, Any] = {
     "make_vocab_size_divisible_by": 128,
     "transformer_layer_spec": None,
 }
-"""The same for what is no `TransformerConfig` field: `GPTModelProvider`'s default."""
+"""The same for attributes that are not `TransformerConfig` fields: `GPTModelProvider`'s."""
 
 _OTHER_ARCHITECTURES: dict[str, str] = {
     "experimental_attention_variant": "its attention has other parameters than Megatron-Core's own",
     "freeze_language_model": "frozen parameters are in no gradient buffer",
-    "fp4_param": "how fp4 weights are laid out in a gradient buffer is not known here",
+    "fp4_param": "the layout of fp4 weights in a gradient buffer is not known here",
     "heterogeneous_block_specs": "its layers differ from each other",
-    "hybrid_override_pattern": "a hybrid model mixes Mamba layers in",
-    "is_hybrid_model": "a hybrid model mixes Mamba layers in",
+    "hybrid_override_pattern": "a hybrid model has Mamba layers",
+    "is_hybrid_model": "a hybrid model has Mamba layers",
     "encoder_num_layers": "an encoder-decoder model has cross-attention",
     "seq_length_dec": "an encoder-decoder model has cross-attention",
-    "mamba_stack_spec": "a hybrid model mixes Mamba layers in",
+    "mamba_stack_spec": "a hybrid model has Mamba layers",
     "moe_latent_size": "latent projections around the experts are not counted",
     "mtp_num_layers": "multi-token prediction adds layers that are not counted",
     "restore_modelopt_state": "a ModelOpt layer spec has another order of parameters",
@@ -100,7 +100,7 @@ _OTHER_ARCHITECTURES: dict[str, str] = {
     "use_transformer_engine_full_layer_spec": "the full TE layer has another order of parameters",
     "vision_config": "a vision tower's parameters are not counted",
 }
-"""Attributes that, when set, make another model than the one counted here, and how."""
+"""Attributes that, when set, make a model that is not counted here, and why."""
 
 _LAYER_SPECS: dict[str, LayerSpec] = {
     "default_layer_spec": "transformer_engine",
@@ -127,7 +127,7 @@ class LatentAttention:
 class Experts:
     """A mixture of experts' sizes, over all ranks; `shared_ffn` is 0 without a shared expert.
 
-    A grouped GEMM keeps a tensor for each expert, or `one_tensor` for all (the legacy one).
+    A grouped GEMM has a tensor for each expert, or `one_tensor` for all (the legacy grouped GEMM).
     """
 
     count: int
@@ -140,10 +140,11 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Everything that parameter sizes follow from, but for the pipeline; sizes over all ranks.
+    """Everything that determines parameter sizes, except the pipeline; sizes over all ranks.
 
-    `moe_layers` says of each layer whether it has experts, `fp8_layers` whether its linear weights
-    are kept in FP8; `positions` is 0 without a learned position embedding; `vocab` is padded.
+    `moe_layers` says for each layer whether it has experts, and `fp8_layers` whether its linear
+    weights are kept in FP8. `positions` is 0 without a learned position embedding. `vocab` is
+    padded.
     """
 
     hidden: int
@@ -177,7 +178,7 @@ def read_shape(
     """Read `model`, any object with `TransformerConfig`'s attribute names; see `chunk_parameters`.
 
     Raises:
-        UncountableModel: a size is missing or does not divide, or the architecture is not known.
+        UncountableModel: a size is missing or not divisible, or the architecture is not known.
     """
     for name, why in _OTHER_ARCHITECTURES.items():
         value = getattr(model, name, None)
@@ -200,7 +201,9 @@ def read_shape(
         )
     normalization = read(model, "normalization")
     if normalization not in ("LayerNorm", "RMSNorm"):
-        raise UncountableModel(f"normalization={normalization!r}: know LayerNorm and RMSNorm")
+        raise UncountableModel(
+            f"normalization={normalization!r}: only LayerNorm and RMSNorm are known here"
+        )
     l2_norm = read(model, "qk_l2_norm") and latent is None
     learned = read(model, "position_embedding_type") == "learned_absolute"
     ffn = read_size(model, "ffn_hidden_size", default=4 * hidden)
@@ -242,10 +245,10 @@ def read(model: Any, name: str) -> Any:
 
 
 def read_size(model: Any, name: str, *, default: int | None = None) -> int:
-    """The attribute as a positive whole number; `default` stands for a missing one and for None.
+    """The attribute as a positive whole number; `default` replaces a missing one and None.
 
     Raises:
-        UncountableModel: it is neither, naming it.
+        UncountableModel: it is not set, or is not a positive whole number.
     """
     value = read(model, name)
     if value is None:
@@ -309,14 +312,16 @@ def _moe_layers(model: Any, layers: int) -> tuple[bool, ...]:
     if isinstance(freq, int) and not isinstance(freq, bool) and freq > 0:
         return tuple(layer % freq == 0 for layer in range(layers))
     if not isinstance(freq, Sequence) or any(entry not in (0, 1) for entry in freq):
-        raise UncountableModel(f"moe_layer_freq={freq!r}: want N > 0 or a list of 0 and 1")
+        raise UncountableModel(
+            f"moe_layer_freq={freq!r} is neither a number above 0 nor a list of 0 and 1"
+        )
     if len(freq) != layers:
         raise UncountableModel(f"moe_layer_freq has {len(freq)} entries for num_layers={layers}")
     return tuple(entry == 1 for entry in freq)
 
 
 def _evaluated(pattern: str) -> Any:
-    """The value of a pattern like ``[0]*3+[1]*58``; data, so never more than lists and sums."""
+    """The value of a pattern such as ``[0]*3+[1]*58``: only lists, sums and products."""
 
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Expression):
@@ -371,7 +376,7 @@ def _padded_vocab(model: Any, vocab_size: int | None, tp: int) -> int:
 
 
 def _layer_spec(model: Any) -> LayerSpec:
-    """The layer spec that `model` names, as a function, a partial, a dotted name or a YAML node."""
+    """The layer spec of `model`, given as a function, a partial, a dotted name or a YAML node."""
     spec = read(model, "transformer_layer_spec")
     by_default: LayerSpec = "transformer_engine"
     if read(model, "transformer_impl") == "local":

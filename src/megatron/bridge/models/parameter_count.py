@@ -1,14 +1,14 @@
-"""The parameter tensors of a Megatron-Core GPT model on one rank, told without building it.
+"""The parameter tensors of a Megatron-Core GPT model on one rank, without building the model.
 
 Names, sizes and order are those of `named_parameters()` on megatron-core 0.16's `GPTModel`. The
 order is that in which modules register: attention's output projection before its input projection,
-a module's own parameters before its children's. It matters, because gradient buckets are cut along
+a module's own parameters before its children's. The order matters, because gradient buckets follow
 it (`megatron.bridge.training.bucketing`).
 
-Two layer specs are followed. "transformer_engine" fuses each layer norm into the linear layer
-behind it, where the norm's parameters come first. "local" keeps the norms apart, as
-`input_layernorm` before attention and `pre_mlp_layernorm` before the MLP, and with a grouped GEMM
-it keeps all experts in one tensor. Other sizes are the same.
+Two layer specs are supported. "transformer_engine" fuses each layer norm into the linear layer
+after it, and the norm's parameters come first there. "local" has separate norms, `input_layernorm`
+before attention and `pre_mlp_layernorm` before the MLP, and with a grouped GEMM it has one tensor
+for all experts. Other sizes are the same.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParameterTensor:
-    """One parameter tensor as one rank holds it.
+    """One parameter tensor on one rank.
 
     Attributes:
         name: as in `named_parameters()`, layers numbered within the model chunk.
         numel: elements on this rank.
-        expert: reduced over the expert-data-parallel group, apart from all others. Only so with
-            expert parallelism: at EP = 1 Megatron-Core treats experts like any other parameter.
+        expert: reduced over the expert-data-parallel group, separately from all others. This is so
+            only with expert parallelism: at EP = 1 Megatron-Core treats experts like any other
+            parameter.
         shared_embedding: one of the two copies, on the first and the last pipeline stage, of tied
-            embedding weights. There is one tensor and no such mark without pipeline parallelism.
-        fp8: the weight itself is kept in FP8 (`fp8_param`), in a gradient buffer of its own.
+            embedding weights. Without pipeline parallelism there is one tensor, without this mark.
+        fp8: the weight itself is kept in FP8 (`fp8_param`), with a separate gradient buffer.
     """
 
     name: str
@@ -78,18 +79,18 @@ def chunk_parameters(
 
     Args:
         model: a `GPTModelProvider`, or any object with the attribute names of `TransformerConfig`
-            and, for what is not in it, of `GPTModelProvider` (vocab_size, seq_length,
-            share_embeddings_and_output_weights ...). What it lacks takes their defaults.
+            and `GPTModelProvider` (vocab_size, seq_length, share_embeddings_and_output_weights
+            ...). Missing attributes take their defaults.
         pp_rank: the pipeline stage, from 0.
         vp_stage: the model chunk within the stage, from 0.
-        vocab_size: the tokenizer's vocabulary, used where the model has none of its own, and padded
-            to a multiple of make_vocab_size_divisible_by x TP. A model's own is padded where
+        vocab_size: the tokenizer's vocabulary size, used where the model has none, and padded to a
+            multiple of make_vocab_size_divisible_by x TP. A model's own is padded where
             should_pad_vocab is on.
-        layer_spec: None takes the one that the model's transformer_layer_spec names, by default
-            Transformer Engine's.
+        layer_spec: None takes that of the model's transformer_layer_spec, by default Transformer
+            Engine's.
 
     Raises:
-        UncountableModel: the configuration does not tell; the message says why.
+        UncountableModel: the configuration does not determine them; the message says why.
     """
     shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
     return [
@@ -119,7 +120,7 @@ def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
     pipeline parallelism makes, is not.
 
     Raises:
-        UncountableModel: the configuration does not tell; the message says why.
+        UncountableModel: the configuration does not determine them; the message says why.
     """
     shape = replace(read_shape(model, vocab_size=vocab_size), tp=1, ep=1, expert_tp=1)
     return _total(tensor_groups(shape, range(len(shape.moe_layers)), first=True, last=True))
@@ -128,7 +129,7 @@ def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
 def chunk_tensor_groups(
     shape: ModelShape, model: Any, pp_rank: int, vp_stage: int
 ) -> list[TensorGroup]:
-    """`chunk_parameters` in groups whose tensors equal layers share, names lacking the prefix."""
+    """`chunk_parameters` in groups. Equal layers share their tensors; names lack the prefix."""
     layout = layers_by_chunk(model)
     if not (0 <= vp_stage < len(layout) and 0 <= pp_rank < len(layout[0])):
         raise UncountableModel(
@@ -183,7 +184,7 @@ def _total(groups: list[TensorGroup]) -> int:
 
 @lru_cache(maxsize=256)
 def _layer_tensors(shape: ModelShape, moe: bool, fp8: bool) -> tuple[ParameterTensor, ...]:
-    """Kept, since a layer may have hundreds of experts and a sweep asks thousands of times."""
+    """Cached: a layer may have hundreds of experts, and a sweep needs it thousands of times."""
     return tuple(_layer(shape, moe=moe, fp8=fp8))
 
 
@@ -230,7 +231,7 @@ def _latent_attention(
     at, hidden, heads = "self_attention.", shape.hidden, shape.heads // shape.tp
 
     def compressed(name: str, rank: int, down: int, up: int) -> list[ParameterTensor]:
-        # Unlike all other linear weights, the down projections are whole on every TP rank.
+        # Unlike all other linear weights, the down projections are complete on every TP rank.
         tensors = _linear(f"{at}linear_{name}_down_proj.", hidden * down, fp8=fp8)
         if shape.qk_norm:
             tensors += _norm(f"{at}linear_{name}_up_proj.layer_norm_", rank, shape)

@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage and model chunk of a Megatron-Core 0.16 model holds."""
+"""The layers of each pipeline stage and model chunk of a Megatron-Core 0.16 model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def virtual_size_of_layout(layout: Any, stages: int) -> int | None:
         stages: pipeline_model_parallel_size.
 
     Returns:
-        None where there is no layout, or where it does not say (Megatron-Core then refuses it).
+        None where there is no layout, or where it has no such size (Megatron-Core then refuses it).
     """
     if isinstance(layout, str):
-        # Commas are cosmetic; (..)*n and x*n are repetitions, of which only the bars count here.
+        # Commas are cosmetic. (..)*n and x*n are repetitions; only their bars matter here.
         unrolled = re.sub(r"\(([^)]+)\)\*(\d+)", _repeated, layout.replace(",", ""))
-        held = re.sub(r"(.)\*(\d+)", _repeated, unrolled).count("|") + 1
+        parts = re.sub(r"(.)\*(\d+)", _repeated, unrolled).count("|") + 1
     elif isinstance(layout, list):
-        held = len(layout)
+        parts = len(layout)
     else:
         size = getattr(layout, "virtual_pipeline_model_parallel_size", None)
         return size if isinstance(size, int) else None
-    return held // stages if held % stages == 0 else None
+    return parts // stages if parts % stages == 0 else None
 
 
 _MOST_REPEATS = 10_000
@@ -42,8 +42,8 @@ def _repeated(found: re.Match[str]) -> str:
 def layers_by_chunk(model: Any) -> list[list[range]]:
     """The layers (from 0) of every model chunk, as ``[vp_stage][pp_rank]``.
 
-    Chunks hold the layers in the order in which a microbatch passes them: chunk 0 of every stage,
-    then chunk 1 of every stage. Without virtual pipelining there is one chunk a stage.
+    Layers are numbered in the order in which a microbatch passes them: chunk 0 of every stage, then
+    chunk 1 of every stage. Without virtual pipelining there is one chunk per stage.
 
     Raises:
         UncountableModel: Megatron-Core refuses the layout, or it is a
@@ -51,7 +51,7 @@ def layers_by_chunk(model: Any) -> list[list[range]]:
     """
     if read(model, "pipeline_model_parallel_layout") is not None:
         raise UncountableModel(
-            "pipeline_model_parallel_layout is set: which layers a stage holds is not read from it"
+            "pipeline_model_parallel_layout is set, and the layers of a stage are not read from it"
         )
     stages = read_size(model, "pipeline_model_parallel_size")
     chunks = read_size(model, "virtual_pipeline_model_parallel_size", default=1)
@@ -68,7 +68,7 @@ def layers_by_chunk(model: Any) -> list[list[range]]:
     layers = read_size(model, "num_layers")
     if min(map(min, counts)) < 0 or sum(map(sum, counts)) != layers:
         raise UncountableModel(
-            f"num_layers={layers} does not fit the pipeline: its chunks would hold {counts}"
+            f"num_layers={layers} does not fit the pipeline: its chunks would have {counts} layers"
         )
     ends = list(accumulate(chain.from_iterable(counts), initial=0))
     layers_of = [range(*bounds) for bounds in pairwise(ends)]

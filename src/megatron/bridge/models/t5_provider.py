@@ -17,7 +17,7 @@ from megatron.bridge.models.transformer_config import TransformerConfig
 from megatron.bridge.training.decisions import OverlapConfigError
 
 LayerSpec: TypeAlias = ModuleSpec | TransformerBlockSubmodules
-"""One layer's spec, used for every layer; or those of all layers, one by one."""
+"""One layer's spec, for every layer; or the specs of all layers, one by one."""
 
 LayerSpecs: TypeAlias = tuple[LayerSpec, LayerSpec]
 """The encoder's layers, and the decoder's."""
@@ -37,14 +37,14 @@ def local_layer_spec(
     encoder_config: T5ModelProvider, decoder_config: T5ModelProvider
 ) -> LayerSpecs:
     """Layers of Megatron-Core's own modules, which need no Transformer Engine."""
-    # Not its block specs: those name Transformer Engine's final norm, and without it have none.
+    # Not its block specs: their final norm is Transformer Engine's, and without it there is none.
     return specs.encoder_model_with_local_spec(), specs.decoder_model_with_local_spec()
 
 
 def default_layer_spec(
     encoder_config: T5ModelProvider, decoder_config: T5ModelProvider
 ) -> LayerSpecs:
-    """Transformer Engine's modules where it imports and `transformer_impl` asks for them."""
+    """Transformer Engine's modules where it can be imported and `transformer_impl` selects them."""
     use_te = specs.HAVE_TE and decoder_config.transformer_impl != "local"
     layer_spec = transformer_engine_layer_spec if use_te else local_layer_spec
     return layer_spec(encoder_config, decoder_config)
@@ -52,16 +52,16 @@ def default_layer_spec(
 
 @dataclass
 class T5ModelProvider(TransformerConfig):
-    """Megatron-Core's TransformerConfig, of the decoder, and what else building a T5 model takes.
+    """The decoder's TransformerConfig of Megatron-Core, and what else a T5 model needs.
 
-    TransformerConfig's fields have Megatron-Core's defaults. Making one checks nothing;
+    TransformerConfig's fields have Megatron-Core's defaults. Construction checks nothing;
     `finalize()` does.
     """
 
     encoder_num_layers: int | None = None
     """Layers of the encoder; None: as many as the decoder's `num_layers`."""
     vocab_size: int | None = None
-    """Tokens that the tokenizer knows; needed to build."""
+    """Size of the tokenizer's vocabulary; needed to build the model."""
     should_pad_vocab: bool = False
     """Pad the vocabulary, so that it splits evenly over the tensor-parallel ranks."""
     make_vocab_size_divisible_by: int = 128
@@ -79,9 +79,9 @@ class T5ModelProvider(TransformerConfig):
     relative_attention_max_distance: int = 128
     """Distance from which all relative positions share a bucket."""
     rotary_percent: float = 1.0
-    """Share of each head's channels that rotary positions turn."""
+    """Share of each head's channels that rotary positions rotate."""
     seq_len_interpolation_factor: float | None = None
-    """Interpolate rotary positions linearly by this factor, above 1; None: do not."""
+    """Interpolate rotary positions linearly by this factor, above 1; None: no interpolation."""
     share_embeddings_and_output_weights: bool = True
     """Use the embedding's weights for the output layer."""
     parallel_output: bool = True
@@ -104,16 +104,16 @@ class T5ModelProvider(TransformerConfig):
         """Finalize, and build the model. Process groups must be initialized.
 
         Args:
-            pre_process: with the embedding; None: on the first pipeline stage.
-            post_process: with the output layer; None: on the last pipeline stage.
+            pre_process: build the embedding; None: on the first pipeline stage.
+            post_process: build the output layer; None: on the last pipeline stage.
             vp_stage: must be None or 0.
 
         Raises:
-            ValueError: the fields do not go together; from this package it is an
-                OverlapConfigError, from Megatron-Core its own. A pipeline is one such case:
-                Megatron-Core 0.16 puts encoder and decoder on every stage, and hands a stage's
+            ValueError: the fields contradict each other; this package raises an
+                OverlapConfigError, Megatron-Core its own errors. A pipeline is one such case:
+                Megatron-Core 0.16 puts encoder and decoder on every stage, and passes a stage's
                 decoder output to the next stage's encoder.
-            AssertionError: likewise, or the process groups are not initialized.
+            AssertionError: the same, or the process groups are not initialized.
         """
         if self.pipeline_model_parallel_size > 1 or vp_stage:
             raise OverlapConfigError(

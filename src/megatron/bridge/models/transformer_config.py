@@ -1,7 +1,7 @@
-"""Megatron-Core's TransformerConfig, checked when it is finalized instead of when it is made.
+"""Megatron-Core's TransformerConfig, checked in `finalize()` instead of at construction.
 
-Users make a provider and then set its fields one after another; in between, the fields may
-contradict each other (sequence parallelism on, tensor parallelism not yet).
+Users construct a provider and then set its fields one by one. In between, the fields may contradict
+each other (sequence parallelism is on, tensor parallelism not yet).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class TransformerConfig(MCoreTransformerConfig):  # type: ignore[misc]
     """A Megatron-Core TransformerConfig whose `__post_init__` runs in `finalize()`."""
 
     def __post_init__(self) -> None:
-        """Nothing: construction does not validate."""
+        """Does nothing: construction does not validate."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # A value set after finalize() is the user's, even where it equals the derived one. A new
-        # dict, because a shallow copy of this config shares the old one.
+        # A value set after finalize() is the user's, even where it equals the derived value. The
+        # dict is a new one, because a shallow copy of this config shares the old one.
         derived = self.__dict__.get("_derived", {})
         if name in derived:
             self.__dict__["_derived"] = {k: v for k, v in derived.items() if k != name}
@@ -32,15 +32,15 @@ class TransformerConfig(MCoreTransformerConfig):  # type: ignore[misc]
     def finalize(self) -> None:
         """Run Megatron-Core's checks, and let it fill in the fields that follow from others.
 
-        A second call changes nothing. After a field was set, it starts again from what was given:
+        A second call changes nothing. After a field was set, it starts again from the given values:
         what Megatron-Core had filled in (`expert_tensor_parallel_size` from the tensor-parallel
-        size, `output_layer_init_method` from `num_layers`) is worked out anew. Running its
-        `__post_init__` on its own results would keep those as they were, and refuse some of them
-        (`enable_cuda_graph` together with the `cuda_graph_impl` that it has chosen).
+        size, `output_layer_init_method` from `num_layers`) is computed again. Running its
+        `__post_init__` on its own results would keep the old ones, and would refuse some of them
+        (`enable_cuda_graph` together with the `cuda_graph_impl` that it chose).
 
         Raises:
-            ValueError: Megatron-Core refuses the fields; they are left as they were given.
-            AssertionError: likewise.
+            ValueError: Megatron-Core refuses the fields; they keep the given values.
+            AssertionError: the same.
         """
         current, former = _values(self), self.__dict__.pop("_finalized", {})
         if current == former:

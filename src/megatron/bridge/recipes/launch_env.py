@@ -1,9 +1,9 @@
-"""The process environment that a run's overlap needs, as one pure function of its settings.
+"""The process environment that a run's overlap needs, as a pure function of its settings.
 
 CUDA, Transformer Engine and NCCL read these variables once, when the process starts or the library
-is first used, so no configuration object can still set them: they belong to the launch.
-`PerfEnvPlugin` writes what `launch_environment` returns, `explain` and `plan` show it, and
-`contradictions` compares it with an environment that is set already.
+is first used. A configuration object is too late to set them: they belong to the launch.
+`PerfEnvPlugin` sets what `launch_environment` returns, `explain` and `plan` show it, and
+`contradictions` compares it with an existing environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARG
 P2P_CHUNK = "NCCL_P2P_NET_CHUNKSIZE"
 
 CONNECTIONS_RANGE = range(1, 33)
-"""What CUDA documents as valid (programming guide, environment variables); its default is 8."""
+"""The valid values by CUDA's programming guide (environment variables); the default is 8."""
 
 FLEX_BACKENDS = ("deepep", "hybridep")
 """Values of `moe_flex_dispatcher_backend` whose kernels run on communication streams."""
@@ -34,8 +34,8 @@ FLEX_BACKENDS = ("deepep", "hybridep")
 QUEUE_DEFAULT = rule(
     "launch.queue-default",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 8, CUDA's own default, where no other rule asks for another number "
-    "of hardware queues.",
+    claim=f"{CONNECTIONS} is 8, CUDA's own default, where no other rule needs another number of "
+    "hardware queues.",
 )
 QUEUE_FLEX_DISPATCHER = rule(
     "launch.queue-flex-dispatcher",
@@ -46,37 +46,39 @@ QUEUE_FLEX_DISPATCHER = rule(
 QUEUE_BLACKWELL = rule(
     "launch.queue-blackwell",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 32 on Blackwell or newer where TP or CP > 1 meets DP or PP > 1.",
+    claim=f"{CONNECTIONS} is 32 on Blackwell or newer with TP or CP > 1 together with DP or PP > "
+    "1.",
 )
 QUEUE_HOPPER_ORDER = rule(
     "launch.queue-hopper-order",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 1 on Hopper or older where TP or CP > 1 and expert all-to-all overlap "
-    "is off, whatever the dispatcher.",
+    claim=f"{CONNECTIONS} is 1 on Hopper or older with TP or CP > 1 and without expert all-to-all "
+    "overlap, whatever the dispatcher.",
 )
 QUEUE_FSDP = rule(
     "launch.queue-fsdp",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 8 with an FSDP, whatever the layout: its gathers and reductions run "
+    claim=f"{CONNECTIONS} is 8 with FSDP, whatever the layout: its gathers and reductions run "
     "beside compute, which one queue would prevent (Megatron-LM refuses 1).",
 )
 LAYERNORM_MARGIN = rule(
     "launch.layernorm-margin",
     Dimension.LAUNCH,
-    claim="NVTE_FWD_ and NVTE_BWD_LAYERNORM_SM_MARGIN keep 16 SMs (or the number given) out of "
-    "Transformer Engine's LayerNorm kernels, unless enable_layernorm_sm_margin is off.",
+    claim="NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN keep Transformer Engine's "
+    "LayerNorm kernels off 16 SMs (or layernorm_sm_margin), unless enable_layernorm_sm_margin is "
+    "off.",
 )
 NCCL_P2P_CHUNK = rule(
     "launch.nccl-p2p-chunk",
     Dimension.LAUNCH,
-    claim=f"{P2P_CHUNK} is the chunk size given, in bytes, where PP > 1; otherwise it is not set.",
+    claim=f"{P2P_CHUNK} is nccl_pp_comm_chunksize, in bytes, with PP > 1; otherwise it is not set.",
 )
 
 ORDER_LOST = rule(
     "launch.env-order-lost",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} set to anything but 1 where launch.queue-hopper-order needs 1: a "
-    "tensor- or context-parallel collective may start after the GEMM that should hide it.",
+    claim=f"{CONNECTIONS} is not 1 where launch.queue-hopper-order needs 1: a tensor- or "
+    "context-parallel collective may start after the GEMM that should hide it.",
     remedy=f"Set {CONNECTIONS}=1.",
 )
 ONE_QUEUE = rule(
@@ -84,34 +86,34 @@ ONE_QUEUE = rule(
     Dimension.LAUNCH,
     claim=f"{CONNECTIONS}=1 where nothing needs launch order, as with TP = CP = 1: overlap "
     "quietly stops working, because collectives and compute start only in launch order.",
-    remedy=f"Unset {CONNECTIONS}, or set the number of queues that the run needs.",
+    remedy=f"Unset {CONNECTIONS}, or set it to the number of queues that the run needs.",
 )
 FEWER_QUEUES = rule(
     "launch.env-fewer-queues",
     Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} above 1 but below what the run needs: streams share a hardware queue, "
-    "and those that share one wait for each other.",
+    claim=f"{CONNECTIONS} is above 1 but below what the run needs: streams that share a hardware "
+    "queue wait for each other.",
     remedy=f"Raise {CONNECTIONS} to the number of queues that the run needs.",
 )
 SMALLER_MARGIN = rule(
     "launch.env-smaller-margin",
     Dimension.LAUNCH,
-    claim="A LayerNorm SM margin below the one asked for: LayerNorm claims SMs that a "
-    "data-parallel collective holds, and waits for it to end.",
-    remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the margin asked for.",
+    claim="The LayerNorm SM margin is below the requested one: LayerNorm claims SMs that a "
+    "data-parallel collective uses, and waits until it has ended.",
+    remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the requested margin.",
 )
 ENV_DIFFERS = rule(
     "launch.env-differs",
     Dimension.LAUNCH,
-    claim="A variable is set to another value than the run asks for; a finding where that value "
-    "is invalid or takes the place of one asked for, a note where no overlap is lost.",
-    remedy="Unset the variable, or set it to the value that the run asks for.",
+    claim="A variable differs from the value that the run needs. It is a finding where the value "
+    "is invalid or replaces a requested one, and a note where no overlap is lost.",
+    remedy="Unset the variable, or set it to the value that the run needs.",
 )
 
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """What the launch-time environment depends on.
+    """The settings that the launch-time environment depends on.
 
     Attributes:
         gpu_sm100_or_newer: compute capability 10.0 or above: Blackwell and its successors.
@@ -120,10 +122,10 @@ class LaunchSettings:
         pp_size: pipeline-parallel size.
         num_gpus: GPUs in the whole job.
         moe_flex_dispatcher_backend: the backend where moe_token_dispatcher_type is "flex", else
-            None. Megatron-Core's field of this name is "deepep" by default whatever the
-            dispatcher, so its bare value says nothing.
+            None. Megatron-Core's field of this name defaults to "deepep" whatever the dispatcher,
+            so its value alone means nothing.
         a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
-        fsdp: whether an FSDP shards the model, instead of Megatron DDP.
+        fsdp: whether FSDP shards the model, instead of Megatron DDP.
         enable_layernorm_sm_margin: whether to set the LayerNorm margins.
         layernorm_sm_margin: SMs that LayerNorm leaves free.
         nccl_pp_comm_chunksize: bytes per chunk of a pipeline send; None leaves it to NCCL.
@@ -154,12 +156,12 @@ class LaunchSettings:
 
     @property
     def model_parallel_size(self) -> int:
-        """GPUs that hold one copy of the model: TP x CP x PP."""
+        """GPUs of one model replica: TP x CP x PP."""
         return self.tp_size * self.cp_size * self.pp_size
 
     @property
     def dp_size(self) -> int:
-        """Data-parallel size, rounded down; 0 where `num_gpus` holds no whole copy."""
+        """Data-parallel size, rounded down; 0 where `num_gpus` are fewer than one replica needs."""
         return self.num_gpus // self.model_parallel_size
 
 
@@ -169,8 +171,8 @@ class EnvironmentVariable:
 
     Attributes:
         name: its name.
-        value: its value, as the environment holds it.
-        reason: why, in one sentence that names the settings it depends on.
+        value: its value, as text.
+        reason: why, in one sentence with the settings that it depends on.
         rule: id of the rule that chose the value.
     """
 
@@ -184,7 +186,7 @@ def require_int(field: str, value: object, *, at_least: int) -> None:
     """Check one whole-number setting.
 
     Raises:
-        OverlapConfigError: `value` is no integer (a bool is none) or below `at_least`.
+        OverlapConfigError: `value` is not an integer, is a bool, or is below `at_least`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise OverlapConfigError(
@@ -209,7 +211,7 @@ def max_connections(s: LaunchSettings) -> tuple[int, Rule]:
 
 
 def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, ...]:
-    """The variables that a run with these settings needs, in the order of their declaration."""
+    """The variables that a run with these settings needs, in a fixed order."""
     queues, chosen_by = max_connections(settings)
     variables = [
         EnvironmentVariable(
@@ -220,8 +222,8 @@ def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, .
         margin = settings.layernorm_sm_margin
         reason = (
             f"layernorm_sm_margin={margin}: Transformer Engine's LayerNorm kernels wait until all "
-            "the SMs that they claim are free, so one that claimed every SM would stand behind a "
-            "data-parallel collective that holds a few, and all later kernels behind it."
+            "the SMs that they claim are free. A kernel that claimed every SM would wait for a "
+            "data-parallel collective that uses a few, and all later kernels would wait for it."
         )
         variables += [
             EnvironmentVariable(name, str(margin), reason, LAYERNORM_MARGIN.id)
@@ -230,79 +232,79 @@ def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, .
     if settings.pp_size > 1 and settings.nccl_pp_comm_chunksize is not None:
         size = settings.nccl_pp_comm_chunksize
         reason = (
-            f"pp_size={settings.pp_size} and nccl_pp_comm_chunksize={size}: NCCL cuts each "
-            f"activation and gradient sent to another pipeline stage into chunks of {size} bytes."
+            f"pp_size={settings.pp_size} and nccl_pp_comm_chunksize={size}: NCCL sends each "
+            f"activation and gradient to another pipeline stage in chunks of {size} bytes."
         )
         variables.append(EnvironmentVariable(P2P_CHUNK, str(size), reason, NCCL_P2P_CHUNK.id))
     return tuple(variables)
 
 
 def _queue_reason(s: LaunchSettings, chosen_by: Rule) -> str:
-    """Why `chosen_by` applies to `s`, in one sentence.
+    """Why `chosen_by` applies to `s`.
 
-    That tensor-parallel collectives rely on launch order is documented in Megatron-Core's
-    `tensor_parallel/layers.py`.
+    Megatron-Core's `tensor_parallel/layers.py` documents that tensor-parallel collectives rely on
+    launch order.
     """
     sizes = f"tp_size={s.tp_size}, cp_size={s.cp_size}"
     generation = "Blackwell or newer" if s.gpu_sm100_or_newer else "Hopper or older"
     if chosen_by is QUEUE_HOPPER_ORDER:
         return (
             f"{sizes}, a2a_overlap=False on {generation}: with one hardware queue kernels start "
-            "in the order of their launch, so that a communication kernel launched before a GEMM "
-            "is not stuck behind it."
+            "in the order of their launch, so a communication kernel launched before a GEMM does "
+            "not wait for it."
         )
     if chosen_by is QUEUE_FSDP:
         return (
-            f"{sizes} with an FSDP on {generation}: its gathers and reductions must run beside "
+            f"{sizes} with FSDP on {generation}: its gathers and reductions must run beside "
             "compute, which one queue would prevent."
         )
     if chosen_by is QUEUE_BLACKWELL:
         return (
-            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order need "
-            "not be kept there, and one queue would serialise the streams of these parallel "
+            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order is "
+            "not needed there, and one queue would serialise the streams of these parallel "
             "dimensions."
         )
     if chosen_by is QUEUE_FLEX_DISPATCHER:
         return (
             f"moe_flex_dispatcher_backend={s.moe_flex_dispatcher_backend!r} with {sizes} on "
             f"{generation}: its dispatch and combine run on communication streams, which need "
-            "hardware queues apart from compute's."
+            "hardware queues separate from compute's."
         )
     if s.tp_size == s.cp_size == 1:
         return (
-            f"{sizes}: no collective stands between a layer's GEMMs, so launch order need not be "
-            "kept, and separate queues let data- and pipeline-parallel communication run beside "
+            f"{sizes}: there is no collective between a layer's GEMMs, so launch order is not "
+            "needed, and separate queues let data- and pipeline-parallel communication run beside "
             "compute."
         )
     if s.gpu_sm100_or_newer:
         return (
-            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order need "
-            "not be kept there, and no data- or pipeline-parallel streams ask for more queues."
+            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order is "
+            "not needed there, and no data- or pipeline-parallel streams need more queues."
         )
     return (
         f"{sizes}, a2a_overlap=True on {generation}: the expert all-to-all and another "
-        "micro-batch's compute must be in flight together, which one queue would prevent."
+        "micro-batch's compute must run at the same time, which one queue would prevent."
     )
 
 
 def contradictions(
     required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
 ) -> list[Decision]:
-    """Each required variable that an environment already sets to another value.
+    """Each required variable that an environment sets to another value.
 
-    Names are compared exactly, values as text without the white space around it; a variable that
-    `actual` lacks is no contradiction.
+    Names are compared exactly, and values as text without surrounding white space. A variable that
+    `actual` does not set is not a contradiction.
 
     Args:
-        required: what `launch_environment` returned.
+        required: the result of `launch_environment`.
         actual: the environment to check, by name.
-        source: where `actual` comes from, for the reader: "the present environment", "cluster.env".
+        source: where `actual` comes from, for messages: "the current environment", "cluster.env".
 
     Returns:
         One decision per difference, with knob ``env.NAME``. `requested` is the value that the
-        settings ask for and `effective` the one in `actual`, because that is what a run started
-        there would use. It is REFUSED where overlap or a value asked for is lost, and a NOTE
-        where the difference costs no overlap.
+        settings need, and `effective` the value in `actual`, which a run started there would use.
+        The outcome is REFUSED where overlap or a requested value is lost, and a NOTE where the
+        difference costs no overlap.
     """
     return [
         _contradiction(variable, actual[variable.name].strip(), source)
@@ -312,25 +314,25 @@ def contradictions(
 
 
 _DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0")}
-"""What holds where a variable is not set: CUDA's and Transformer Engine's own defaults."""
+"""The values where a variable is not set: CUDA's and Transformer Engine's own defaults."""
 
 
 def omissions(
     required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
 ) -> list[Decision]:
-    """Each required variable that a job's environment leaves unset, where its default will not do.
+    """Each required variable that a job's environment does not set, and whose default differs.
 
-    Only for an environment that is known to be the job's: on another machine a variable that is
-    not set says nothing.
+    Only for an environment that is known to be the job's: on another machine a missing variable
+    means nothing.
 
     Args:
         required, actual, source: as for `contradictions`.
 
     Returns:
-        One decision per omission, knob and values as of `contradictions`. A missing LayerNorm
+        One decision per omission, with knob and values as of `contradictions`. A missing LayerNorm
         margin is a NOTE, since launch plugins commonly set it.
     """
-    told = []
+    decisions = []
     for variable in required:
         default = _DEFAULTS.get(variable.name)
         if variable.name in actual or default is None or default == variable.value:
@@ -338,15 +340,15 @@ def omissions(
         of_default = _contradiction(variable, default, source)
         queues = variable.name == CONNECTIONS
         harm = of_default.reason.partition(" is needed: ")[2]
-        told.append(
+        decisions.append(
             replace(
                 of_default,
                 outcome=of_default.outcome if queues else Outcome.NOTE,
                 reason=f"{source} does not set {variable.name}{_meant(variable.name, actual)}, so "
-                f"the default of {default} holds where {variable.value} is needed: {harm}",
+                f"the default of {default} applies where {variable.value} is needed: {harm}",
             )
         )
-    return told
+    return decisions
 
 
 def _meant(name: str, actual: Mapping[str, str]) -> str:
@@ -359,13 +361,13 @@ def _meant(name: str, actual: Mapping[str, str]) -> str:
 def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> Decision:
     """What setting `variable` to `found` does to a run, as a decision."""
     if variable.name == CONNECTIONS:
-        speaks, outcome, harm = _queue_harm(variable, found)
+        decided_by, outcome, harm = _queue_harm(variable, found)
     elif variable.name in LAYERNORM_MARGINS:
-        speaks, outcome, harm = _margin_harm(variable, found)
+        decided_by, outcome, harm = _margin_harm(variable, found)
     else:
-        speaks, outcome = ENV_DIFFERS, Outcome.REFUSED
-        harm = f"it takes the place of the {variable.value} asked for"
-    return speaks.decide(
+        decided_by, outcome = ENV_DIFFERS, Outcome.REFUSED
+        harm = f"it replaces the requested {variable.value}"
+    return decided_by.decide(
         f"env.{variable.name}",
         requested=variable.value,
         effective=found,
@@ -378,7 +380,7 @@ def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> De
 
 
 def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
-    """What `found` hardware queues break: the rule that says so, the outcome, the clause."""
+    """What `found` hardware queues break: the rule, the outcome, the clause of the reason."""
     queues, needed = _whole_number(found), int(variable.value)
     if queues is None or queues not in CONNECTIONS_RANGE:
         return ENV_DIFFERS, Outcome.REFUSED, "CUDA takes a whole number from 1 to 32"
@@ -388,25 +390,25 @@ def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcom
         return (
             ORDER_LOST,
             Outcome.REFUSED,
-            f"with {queues} hardware queues kernels need not start in the order of their launch, "
-            "so a tensor- or context-parallel collective that was launched before a GEMM can start "
-            "after it, when the GEMM holds the SMs, and is then exposed",
+            f"with {queues} hardware queues kernels need not start in launch order, so a tensor- "
+            "or context-parallel collective that was launched before a GEMM can start after it, "
+            "when the GEMM occupies the SMs, and is then exposed",
         )
     if queues == 1:
         return (
             ONE_QUEUE,
             Outcome.REFUSED,
-            "with one hardware queue kernels start only in the order of their launch, so a "
-            "collective waits behind compute launched before it, one that waits for an earlier "
-            "collective holds up all compute launched after it, and data-parallel and pipeline "
-            "overlap quietly stops working",
+            "with one hardware queue kernels start only in launch order: a collective waits for "
+            "compute launched before it, a collective that waits for an earlier one delays all "
+            "compute launched after it, and data-parallel and pipeline overlap quietly stops "
+            "working",
         )
     if queues < needed:
         return (
             FEWER_QUEUES,
             Outcome.REFUSED,
-            f"streams beyond {queues} share a hardware queue with others and wait for them, so "
-            "communication can end up behind compute that it does not depend on",
+            f"streams beyond {queues} share a hardware queue with others, so communication can "
+            "wait for compute that it does not depend on",
         )
     return ENV_DIFFERS, Outcome.NOTE, "more hardware queues than needed cost no overlap"
 
@@ -423,7 +425,7 @@ def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outco
             SMALLER_MARGIN,
             Outcome.REFUSED,
             f"LayerNorm claims {needed - margin} more SMs, waits while a data-parallel collective "
-            "holds any of them, and holds up every kernel after it",
+            "uses any of them, and delays every kernel after it",
         )
     return (
         ENV_DIFFERS,
@@ -434,6 +436,6 @@ def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outco
 
 
 def _whole_number(text: str) -> int | None:
-    """`text` as a non-negative integer; None where it is none."""
-    # No sane value has ten digits, and Python refuses to convert thousands.
+    """`text` as a non-negative integer; None where it is not one."""
+    # No valid value has ten digits, and Python refuses to convert thousands of them.
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

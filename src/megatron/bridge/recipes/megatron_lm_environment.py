@@ -15,10 +15,11 @@ from megatron.bridge.training.rules.context import fsdp_switch
 CONNECTIONS_DEMANDED = rule(
     "lm.env-connections",
     Dimension.LAUNCH,
-    claim=f"Megatron-LM refuses to start with TP or CP > 1 on Hopper or older unless {CONNECTIONS} "
-    "is 1, and with an FSDP where it is 1; with expert overlap or an FSDP the former is a "
-    "warning. With TP = CP = 1 it does not look, though 1 takes data-parallel overlap away.",
-    remedy=f"set {CONNECTIONS} as the layout needs it",
+    claim="With TP or CP > 1 on Hopper or older, Megatron-LM refuses to start unless "
+    f"{CONNECTIONS} is 1 (with expert overlap or FSDP it only warns). With FSDP it refuses to "
+    "start where it is 1. With TP = CP = 1 it does not check, although 1 disables data-parallel "
+    "overlap.",
+    remedy=f"set {CONNECTIONS} to the value that the layout needs",
 )
 
 
@@ -28,22 +29,22 @@ def environment_refusals(
     """What Megatron-LM itself checks of the environment at start, as errors.
 
     Args:
-        run: its configurations, effective.
+        run: its effective configurations.
         environment: variables that the job starts with.
-        source: where they come from, for the reader.
-        sm100_or_newer: compute capability 10.0 or above, where launch order is not asked for.
-        complete: whether a variable that `environment` lacks is surely not set.
+        source: where they come from, for messages.
+        sm100_or_newer: compute capability 10.0 or above, where launch order is not needed.
+        complete: whether a variable that is missing in `environment` is certainly not set.
     """
     found = environment.get(CONNECTIONS)
     model, fsdp = run.model, fsdp_switch(run.ddp)
     sizes = {"TP": model.tensor_model_parallel_size, "CP": model.context_parallel_size}
-    told = f"{source} sets {CONNECTIONS}={found}"
+    state = f"{source} sets {CONNECTIONS}={found}"
     if found is None:
-        told = f"{source} does not set {CONNECTIONS}"
+        state = f"{source} does not set {CONNECTIONS}"
     if fsdp is not None:
         if found is None or found.strip() != "1":
             return []
-        needed, reason = "8", f"{told}, and an FSDP ({fsdp}) needs another value"
+        needed, reason = "8", f"{state}, and FSDP ({fsdp}) needs another value"
     else:
         splits = [f"{name}={size}" for name, size in sizes.items() if (size or 1) > 1]
         exempt = sm100_or_newer or model.overlap_moe_expert_parallel_comm
@@ -51,7 +52,7 @@ def environment_refusals(
         if not splits or exempt or set_right or (found is None and not complete):
             return []
         needed = "1"
-        reason = f"{told}, and {' and '.join(splits)} on Hopper or older needs 1"
+        reason = f"{state}, and {' and '.join(splits)} on Hopper or older needs 1"
     return [
         CONNECTIONS_DEMANDED.decide(
             f"env.{CONNECTIONS}",

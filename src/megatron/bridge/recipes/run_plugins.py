@@ -1,8 +1,8 @@
 """nemo_run plugins: the launch-time environment for overlap, and two profilers.
 
-nemo_run is optional. Without it this module imports, and `setup()` of each plugin raises an
-ImportError that says how to install it. A plugin writes to the executor what must be set before the
-process starts, and hands everything else to the training script as Hydra-style overrides, appended
+nemo_run is optional. Without it this module can be imported, and each plugin's `setup()` raises an
+ImportError that says how to install it. A plugin sets on the executor what must be set before the
+process starts, and passes everything else to the training script as Hydra-style overrides, appended
 to `task.args`.
 """
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PerfEnvPluginScriptArgs:
-    """What `PerfEnvPlugin` hands to its converter.
+    """What `PerfEnvPlugin` passes to its converter.
 
     Attributes:
         enable_manual_gc: always true: without manual garbage collection nothing is converted.
@@ -51,7 +51,7 @@ class PerfEnvPluginScriptArgs:
 
 @dataclass
 class NsysPluginScriptArgs:
-    """What `NsysPlugin` hands to its converter: its fields of the same names."""
+    """What `NsysPlugin` passes to its converter: its fields of the same names."""
 
     profile_step_start: int
     profile_step_end: int
@@ -61,7 +61,7 @@ class NsysPluginScriptArgs:
 
 @dataclass
 class PyTorchProfilerPluginScriptArgs:
-    """What `PyTorchProfilerPlugin` hands to its converter: its fields of the same names."""
+    """What `PyTorchProfilerPlugin` passes to its converter: its fields of the same names."""
 
     profile_step_start: int
     profile_step_end: int
@@ -72,8 +72,8 @@ class PyTorchProfilerPluginScriptArgs:
 
 
 _NSYS_FILE_ON_SLURM = "profile_job%q{SLURM_JOB_ID}_rank%q{SLURM_PROCID}_%p"
-"""nsys fills in variables (%q) and the process id (%p). nemo_run's own name has the process id
-alone, under which two nodes of one job can overwrite each other's profile."""
+"""nsys fills in variables (%q) and the process id (%p). nemo_run's own name has only the process
+id, so two nodes of one job can overwrite each other's profile."""
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class PerfEnvPlugin(Plugin):
             it needs sudo for nvidia-smi on the nodes.
         nccl_pp_comm_chunksize: bytes per NCCL chunk of a pipeline send; None leaves it to NCCL.
         gpu_sm100_or_newer: Blackwell or newer.
-        enable_manual_gc: whether all ranks collect garbage at the same steps, so that none makes
+        enable_manual_gc: whether all ranks collect garbage at the same steps, so that no rank makes
             the others wait at another step.
         manual_gc_interval: training steps between collections.
         tp_size: tensor-parallel size.
@@ -123,7 +123,7 @@ class PerfEnvPlugin(Plugin):
 
         Raises:
             ImportError: nemo_run is not installed.
-            NotImplementedError: `task` is no `nemo_run.Script`.
+            NotImplementedError: `task` is not a `nemo_run.Script`.
             OverlapConfigError: a size, the margin, the chunk size or the interval is out of range.
         """
         _require_script(self, task)
@@ -182,10 +182,10 @@ class PerfEnvPlugin(Plugin):
             nccl_pp_comm_chunksize=self.nccl_pp_comm_chunksize,
         )
         if self.num_gpus % settings.model_parallel_size:
-            # Told, not refused: callers leave the default on jobs of any size.
+            # Only a warning: callers leave the default on jobs of any size.
             logger.warning(
-                "num_gpus=%d is no multiple of tp_size=%d x cp_size=%d x pp_size=%d: set it to the "
-                "GPUs of the whole job. Going on with dp_size=%d.",
+                "num_gpus=%d is not a multiple of tp_size=%d x cp_size=%d x pp_size=%d: set it to "
+                "the GPUs of the whole job. Continuing with dp_size=%d.",
                 self.num_gpus,
                 self.tp_size,
                 self.cp_size,
@@ -220,7 +220,7 @@ class NsysPlugin(Plugin):
         nsys_trace: what nsys traces; None means nvtx and cuda.
         record_shapes: whether to record the tensors' shapes.
         nsys_gpu_metrics: whether to sample GPU metrics; nemo_run does so on Slurm only, on the
-            nodes that the environment variable GPU_METRICS_NODES names.
+            nodes in the environment variable GPU_METRICS_NODES.
         script_args_converter_fn: turns `NsysPluginScriptArgs` into the script's own arguments;
             None makes Hydra-style overrides.
     """
@@ -238,7 +238,7 @@ class NsysPlugin(Plugin):
 
         Raises:
             ImportError: nemo_run is not installed.
-            NotImplementedError: `task` is no `nemo_run.Script`.
+            NotImplementedError: `task` is not a `nemo_run.Script`.
             OverlapConfigError: the steps or the ranks are out of range.
         """
         _require_script(self, task)
@@ -291,11 +291,11 @@ class PyTorchProfilerPlugin(Plugin):
     script_args_converter_fn: Callable[[PyTorchProfilerPluginScriptArgs], list[str]] | None = None
 
     def setup(self, task: Any, executor: Any) -> None:
-        """Append the overrides to `task.args`; `executor` stays as it is.
+        """Append the overrides to `task.args`; `executor` is not changed.
 
         Raises:
             ImportError: nemo_run is not installed.
-            NotImplementedError: `task` is no `nemo_run.Script`.
+            NotImplementedError: `task` is not a `nemo_run.Script`.
             OverlapConfigError: the steps or the ranks are out of range.
         """
         _require_script(self, task)
@@ -334,7 +334,7 @@ def _profiling_overrides(args: NsysPluginScriptArgs | PyTorchProfilerPluginScrip
 
 
 def _hydra(value: object) -> str:
-    """A value as a Hydra override writes it; lists without spaces, to stay one shell word."""
+    """A value as in a Hydra override; lists have no spaces, so that they stay one shell word."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -349,7 +349,7 @@ def _append(task: Any, args: Iterable[str]) -> None:
 
 
 def _require_script(plugin: object, task: object) -> None:
-    """Refuse to work without nemo_run, and on tasks that take no command-line arguments."""
+    """Refuse to run without nemo_run, and on tasks that take no command-line arguments."""
     name = type(plugin).__name__
     if not HAVE_NEMO_RUN:
         cause = f" ({_IMPORT_ERROR})" if _IMPORT_ERROR else ""
@@ -368,7 +368,7 @@ def _profiled_ranks(start: int, end: int, ranks: list[int] | None) -> list[int]:
     """The ranks to profile, after checking them and the steps.
 
     Raises:
-        OverlapConfigError: a step or rank is negative or no integer, or the steps are none.
+        OverlapConfigError: a step or rank is negative or not an integer, or there are no steps.
     """
     require_int("profile_step_start", start, at_least=0)
     require_int("profile_step_end", end, at_least=0)

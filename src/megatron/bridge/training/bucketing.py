@@ -1,17 +1,17 @@
-"""Into how many gradient buckets Megatron-Core's `DistributedDataParallel` will cut a model.
+"""The gradient buckets that Megatron-Core's `DistributedDataParallel` divides a model into.
 
-A bucket is the unit of overlap: its reduction starts once its last gradient is there, its parameter
-all-gather hides under the layers before it. One bucket overlaps nothing, however the switches
-stand, so the number says more than they do. The rules are those of megatron-core 0.16, and a
-functional test holds them to its real `DistributedDataParallel`:
+A bucket is the unit of overlap: its reduction starts when its last gradient is ready, and its
+parameter all-gather hides under the layers before it. One bucket overlaps nothing, whatever the
+switches, so the number of buckets says more than the switches. The rules are those of megatron-core
+0.16, and a functional test compares them with its real `DistributedDataParallel`:
 
-- Parameters are taken in reverse order, and a bucket is closed by the one that fills it. Experts
-  (with expert parallelism) and FP8 weights have buffers, and so buckets, of their own.
-- Only the first pipeline stage is cut up, and only its first model chunk: Megatron-LM and
-  Megatron-Bridge pass `disable_bucketing` for the others, and for all chunks where
+- Parameters are taken in reverse order, and the parameter that fills a bucket closes it. Experts
+  (with expert parallelism) and FP8 weights have separate buffers, and so separate buckets.
+- Only the first model chunk of the first pipeline stage is divided: Megatron-LM and Megatron-Bridge
+  pass `disable_bucketing` for the others, and for all chunks where
   `overlap_param_gather_with_optimizer_step` is on.
-- The default bucket size follows the data-parallel size without context parallelism; padding
-  follows the group that really reduces, with it.
+- The default bucket size depends on the data-parallel size without context parallelism. Padding
+  depends on the group that reduces, with context parallelism.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Bucket:
     Attributes:
         tensors: positions of its tensors in the chunk's parameters, in order of readiness.
         parameters: elements of these tensors.
-        size: elements of its buffer, and so of its reduction: parameters and padding.
+        size: elements of its buffer and of its reduction: parameters and padding.
         expert: whether it is reduced over the expert-data-parallel group.
-        fp8: whether it holds FP8 weights.
+        fp8: whether it contains FP8 weights.
     """
 
     tensors: tuple[int, ...]
@@ -58,17 +58,17 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ChunkBuckets:
-    """How one model chunk's gradients travel.
+    """How one model chunk's gradients are reduced.
 
     Attributes:
         pp_rank: pipeline stage, from 0.
         vp_stage: model chunk within the stage, from 0.
-        bucket_size: parameters from which on a bucket is closed; None where nothing is cut.
-        uncut_because: why bucket_size is None, naming the cause; None where there is one.
-        parameters: elements that one rank holds of the chunk.
+        bucket_size: parameters at which a bucket is closed; None where the chunk is not divided.
+        uncut_because: why bucket_size is None; None where it is not.
+        parameters: elements of the chunk on one rank.
         buckets: in the order in which they become ready.
-        collectives: reductions (and parameter gathers) started a step: one a bucket, but buckets
-            that Megatron-Core groups travel as one.
+        collectives: reductions (and parameter gathers) per step: one per bucket, except that
+            buckets that Megatron-Core groups share one.
     """
 
     pp_rank: int
@@ -83,13 +83,13 @@ class ChunkBuckets:
 CORE_LEAST = 40_000_000
 """Megatron-Core's smallest default bucket, in parameters."""
 CORE_PER_RANK = 1_000_000
-"""What it adds for each data-parallel rank, so that large rings are not ruled by latency."""
+"""What it adds for each data-parallel rank, so that latency does not dominate large rings."""
 
 
 def default_bucket_size(data_parallel_size: int) -> int:
     """Parameters per bucket where bucket_size is None and overlap_grad_reduce is on.
 
-    `data_parallel_size` is that without context parallelism.
+    `data_parallel_size` excludes context parallelism.
     """
     return max(CORE_LEAST, CORE_PER_RANK * data_parallel_size)
 
@@ -107,7 +107,7 @@ def bucketing(
     """The buckets of every model chunk on every pipeline stage, chunk 0 of all stages first.
 
     Args:
-        model: see `chunk_parameters`; frozen parameters (LoRA) are not known here.
+        model: see `chunk_parameters`; frozen parameters (LoRA) are not considered.
         ddp: a `DistributedDataParallelConfig`, or an object with its attribute names.
         data_parallel_size: world size / (TP x PP x CP).
         expert_data_parallel_size: None computes it: DP x CP x TP / (EP x expert TP).
@@ -116,27 +116,16 @@ def bucketing(
         overlap_param_gather_with_optimizer_step: the optimizer's switch of that name.
 
     Raises:
-        UncountableModel: the configuration does not tell, or Megatron-FSDP shards the model, which
-            has units instead of buckets.
+        UncountableModel: the configuration does not determine them, or Megatron-FSDP shards the
+            model, which has units instead of buckets.
     """
     if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
         raise UncountableModel("use_megatron_fsdp is on: FSDP has units, and no gradient buckets")
     shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
-    instances = getattr(ddp, "num_distributed_optimizer_instances", 1)
-    dense_ranks = data_parallel_size * read_size(model, "context_parallel_size")
-    expert_ranks = dense_ranks
-    if shape.ep > 1:
-        expert_ranks = expert_data_parallel_size or _whole(
-            dense_ranks * shape.tp,
-            shape.ep * shape.expert_tp,
-            "DP x CP x TP over expert_model_parallel_size x expert_tensor_parallel_size",
-        )
-    instances_named = "the data-parallel group over num_distributed_optimizer_instances"
-    dense_ranks = _whole(dense_ranks, instances, instances_named)
-    expert_ranks = _whole(expert_ranks, instances, instances_named)
+    ranks = _reducing_ranks(model, ddp, shape, data_parallel_size, expert_data_parallel_size)
     layout = layers_by_chunk(model)
     chunks = []
-    alike: dict[Any, tuple[tuple[Bucket, ...], int]] = {}
+    known: dict[Any, tuple[tuple[Bucket, ...], int]] = {}
     for vp_stage, row in enumerate(layout):
         for pp_rank, layers in enumerate(row):
             bucket_size, uncut = _size_in_force(
@@ -146,8 +135,8 @@ def bucketing(
             ends = pp_rank + vp_stage == 0, vp_stage == len(layout) - 1 and pp_rank == len(row) - 1
             kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
             key = kinds, ends, bucket_size, disabled
-            if key not in alike:
-                alike[key] = _cut_chunk(
+            if key not in known:
+                known[key] = _cut_chunk(
                     shape,
                     layers,
                     ends,
@@ -155,14 +144,35 @@ def bucketing(
                     disabled,
                     bool(getattr(ddp, "use_distributed_optimizer", False)),
                     bool(getattr(ddp, "pad_buckets_for_high_nccl_busbw", False)),
-                    (dense_ranks, expert_ranks),
+                    ranks,
                 )
-            buckets, collectives = alike[key]
+            buckets, collectives = known[key]
             count = sum(bucket.parameters for bucket in buckets)
             chunks.append(
                 ChunkBuckets(pp_rank, vp_stage, bucket_size, uncut, count, buckets, collectives)
             )
     return chunks
+
+
+def _reducing_ranks(
+    model: Any,
+    ddp: Any,
+    shape: ModelShape,
+    data_parallel_size: int,
+    expert_data_parallel_size: int | None,
+) -> tuple[int, int]:
+    """Ranks that reduce dense gradients together, and ranks that reduce experts' gradients."""
+    dense = data_parallel_size * read_size(model, "context_parallel_size")
+    expert = dense
+    if shape.ep > 1:
+        expert = expert_data_parallel_size or _quotient(
+            dense * shape.tp,
+            shape.ep * shape.expert_tp,
+            "DP x CP x TP over expert_model_parallel_size x expert_tensor_parallel_size",
+        )
+    instances = getattr(ddp, "num_distributed_optimizer_instances", 1)
+    what = "the data-parallel group over num_distributed_optimizer_instances"
+    return _quotient(dense, instances, what), _quotient(expert, instances, what)
 
 
 def count_buckets(
@@ -174,7 +184,7 @@ def count_buckets(
     pad_for_busbw: bool = False,
     expert_data_parallel_size: int | None = None,
 ) -> list[int]:
-    """Elements of each bucket, padding included, in order of readiness; see `cut_buckets`."""
+    """Elements of each bucket, including padding, in order of readiness; see `cut_buckets`."""
     buckets = cut_buckets(
         parameters,
         bucket_size,
@@ -195,21 +205,21 @@ def cut_buckets(
     pad_for_busbw: bool = False,
     expert_data_parallel_size: int | None = None,
 ) -> list[Bucket]:
-    """Cut one chunk's parameters into buckets, in order of readiness.
+    """Divide one chunk's parameters into buckets, in order of readiness.
 
-    With the distributed optimizer a tensor starts at a multiple of 64 elements within its bucket, a
-    bucket ends at one of 128 and of the ranks (and of 65,536 for bus bandwidth), and each shared
-    embedding has a bucket of its own, so that both pipeline stages shard it alike.
+    With the distributed optimizer a tensor starts at a multiple of 64 elements within its bucket. A
+    bucket ends at a multiple of 128 and of the ranks (and of 65,536 for bus bandwidth). Each shared
+    embedding has a separate bucket, so that both pipeline stages shard it the same way.
 
     Args:
         parameters: in the order of `named_parameters()`.
-        bucket_size: elements, tensor padding included, from which on a bucket is closed; None cuts
-            nothing.
-        data_parallel_size: ranks that reduce together: DP x CP, over
+        bucket_size: elements, including tensor padding, at which a bucket is closed; None makes one
+            bucket.
+        data_parallel_size: ranks that reduce together: DP x CP, divided by
             num_distributed_optimizer_instances.
         use_distributed_optimizer: whether gradients are reduce-scattered.
         pad_for_busbw: pad_buckets_for_high_nccl_busbw.
-        expert_data_parallel_size: the same ranks for experts; None takes data_parallel_size.
+        expert_data_parallel_size: the same for experts; None takes data_parallel_size.
     """
     buffers: dict[tuple[bool, bool], list[int]] = {}
     for position in range(len(parameters) - 1, -1, -1):
@@ -222,15 +232,15 @@ def cut_buckets(
         if use_distributed_optimizer:
             bucket_multiple = lcm(ranks, _BUSBW_ALIGNMENT if pad_for_busbw else _BUCKET_ALIGNMENT)
             tensor_multiple = _TENSOR_ALIGNMENT
-        for held in _cut(
+        for members in _cut(
             positions, parameters, bucket_size, tensor_multiple, use_distributed_optimizer
         ):
             end = 0
-            for position in held:
+            for position in members:
                 end = _padded(end, tensor_multiple) + parameters[position].numel
-            exact = sum(parameters[position].numel for position in held)
+            exact = sum(parameters[position].numel for position in members)
             padded = _padded(end, bucket_multiple)
-            buckets.append(Bucket(tuple(held), exact, padded, expert, fp8))
+            buckets.append(Bucket(tuple(members), exact, padded, expert, fp8))
     return sorted(buckets, key=lambda bucket: -bucket.tensors[-1])
 
 
@@ -243,20 +253,20 @@ def _cut(
 ) -> list[list[int]]:
     """One buffer's tensors, by bucket."""
     closed: list[list[int]] = []
-    held: list[int] = []
+    members: list[int] = []
     end = 0
     for position in positions:
         tensor = parameters[position]
         alone = embeddings_alone and tensor.shared_embedding
-        if alone and held:
-            closed.append(held)
-            held, end = [], 0
-        held.append(position)
+        if alone and members:
+            closed.append(members)
+            members, end = [], 0
+        members.append(position)
         end = _padded(end, tensor_multiple) + tensor.numel
         if alone or (bucket_size is not None and end >= bucket_size):
-            closed.append(held)
-            held, end = [], 0
-    return [*closed, held] if held else closed
+            closed.append(members)
+            members, end = [], 0
+    return [*closed, members] if members else closed
 
 
 @lru_cache(maxsize=256)
@@ -270,11 +280,13 @@ def _cut_chunk(
     pad_for_busbw: bool,
     ranks: tuple[int, int],
 ) -> tuple[tuple[Bucket, ...], int]:
-    """A chunk's buckets and their collectives; kept, since several rules ask for one run's.
+    """A chunk's buckets and the number of their collectives.
+
+    The result is cached, since several rules need it for one run.
 
     Args:
         ends: whether the chunk is the model's first, and whether it is the last.
-        ranks: that reduce dense gradients, and experts'.
+        ranks: as of `_reducing_ranks`.
     """
     groups = tensor_groups(shape, layers, first=ends[0], last=ends[1])
     buckets = cut_buckets(
@@ -303,18 +315,18 @@ def _size_in_force(
     if with_optimizer_step:
         return None, "overlap_param_gather_with_optimizer_step is on"
     if pp_rank > 0:
-        return None, "only the first pipeline stage is bucketed"
+        return None, "only the first pipeline stage is divided into buckets"
     if vp_stage > 0:
-        return None, "only the first model chunk is bucketed"
-    asked = getattr(ddp, "bucket_size", None)
-    return default_bucket_size(data_parallel_size) if asked is None else asked, None
+        return None, "only the first model chunk is divided into buckets"
+    requested = getattr(ddp, "bucket_size", None)
+    return default_bucket_size(data_parallel_size) if requested is None else requested, None
 
 
 def _padded(elements: int, multiple: int) -> int:
     return -(-elements // multiple) * multiple
 
 
-def _whole(total: int, parts: int, what: str) -> int:
+def _quotient(total: int, parts: int, what: str) -> int:
     if total % parts:
         raise UncountableModel(f"{what}: {total} cannot be divided by {parts}")
     return total // parts

@@ -1,12 +1,12 @@
 """Which communication overlap a Megatron training run gets.
 
-`CommOverlapConfig` holds what the user asks for. `setup()` turns that into effective knobs on the
-model, optimizer and DDP configurations: it applies the rules, in the order TP, PP, EP,
-DP, and keeps a `Decision` for every knob, so that nothing is switched off unseen.
+`CommOverlapConfig` is the user's request. `setup()` turns it into effective knobs on the model,
+optimizer and DDP configurations: it applies the rules, in the order TP, PP, EP, DP, and keeps a
+`Decision` for every knob, so that nothing is switched off unnoticed.
 
-Neither torch nor Megatron-Core is imported here: a rule that depends on their version looks it up
+Neither torch nor Megatron-Core is imported here. A rule that depends on their version looks it up
 when it is applied, and the configurations are read and written by attribute, so that
-`overlapkit explain` runs these same rules on a file.
+`overlapkit explain` can run the same rules on a file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    # HAVE_TE is found out by importing Transformer Engine, and torch with it: only when asked.
+    # HAVE_TE is determined by importing Transformer Engine, and with it torch: only on request.
     if name == "HAVE_TE":
         return te_importable()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -84,15 +84,15 @@ _NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size"})
 
 @dataclass(frozen=True)
 class Resolution:
-    """What the rules make of a request on one set of configurations; nothing is applied yet.
+    """What the rules decide about a request on one set of configurations; not yet applied.
 
     Attributes:
         model: knobs for the model configuration.
         data_parallel: knobs for the optimizer and DDP configurations; None where comm_overlap
             leaves them alone.
         decisions: one for every knob, in the order TP, PP, EP, DP.
-        userbuffers: what Transformer Engine would refuse of an effective tp_comm_overlap_cfg, or
-            accept and not do. Told and not raised by setup(): it has the last word on them.
+        userbuffers: what Transformer Engine would refuse in an effective tp_comm_overlap_cfg, or
+            accept and not do. setup() reports these and raises none: Transformer Engine decides.
     """
 
     model: _CommOverlapConfig
@@ -103,26 +103,27 @@ class Resolution:
 
 @dataclass(kw_only=True)
 class CommOverlapConfig:
-    """The communication overlap that a user asks for; None leaves a knob to the rules.
+    """The communication overlap that a user requests; None leaves a knob to the rules.
 
     Attributes:
         tp_comm_overlap: overlap tensor-parallel collectives with their GEMMs (needs TP > 1,
             sequence parallelism and Transformer Engine).
-        tp_comm_overlap_cfg: userbuffers settings per GEMM, e.g. one of the presets of this module
-            or the name of one; None for Transformer Engine's defaults.
+        tp_comm_overlap_cfg: userbuffers settings per GEMM, such as a preset of this module or its
+            name; None for Transformer Engine's defaults.
         tp_comm_bootstrap_backend: "nccl", "mpi" or "gloo".
         overlap_p2p_comm: overlap pipeline sends and receives with another chunk's compute.
         batch_p2p_comm: send and receive in one batch; excludes overlap_p2p_comm.
         overlap_grad_reduce: reduce gradients bucket by bucket during the backward.
         overlap_param_gather: gather parameters bucket by bucket during the forward.
-        overlap_param_gather_with_optimizer_step: gather the first chunk's during the step.
-        align_param_gather: all pipeline stages launch their gathers together.
+        overlap_param_gather_with_optimizer_step: gather the first chunk's parameters during the
+            optimizer step.
+        align_param_gather: launch the gathers of all pipeline stages at the same time.
         bucket_size: parameters (not bytes) per gradient bucket, or "auto".
-        defer_embedding_wgrad_compute: compute the embedding's weight gradients in the pipeline's
-            tail.
-        wgrad_deferral_limit: how many microbatches to defer; Megatron-Core refuses a negative one
-            together with defer_embedding_wgrad_compute.
-        data_parallel_size: ranks that hold a copy of the model; ConfigContainer sets it.
+        defer_embedding_wgrad_compute: compute the embedding's weight gradients at the end of the
+            pipeline.
+        wgrad_deferral_limit: number of microbatches to defer; Megatron-Core refuses a negative
+            number together with defer_embedding_wgrad_compute.
+        data_parallel_size: number of model replicas; ConfigContainer sets it.
         overlap_moe_expert_parallel_comm: overlap the experts' all-to-all with another microbatch.
         delay_wgrad_compute: split off weight gradients to overlap them as well.
     """
@@ -144,21 +145,21 @@ class CommOverlapConfig:
     delay_wgrad_compute: bool | None = None
 
     def __post_init__(self) -> None:
-        # Not fields: a configuration written to YAML holds the request alone.
+        # Not fields: a configuration written to YAML contains only the request.
         self.user_comm_overlap_cfg: _CommOverlapConfig | None = None
         self.decisions: list[Decision] = []
 
     def finalize(self) -> None:
-        """Record the request as it stands now. A second call changes nothing.
+        """Record the current request. A second call changes nothing.
 
         Raises:
-            OverlapConfigError: tp_comm_overlap_cfg names a preset that there is not.
+            OverlapConfigError: tp_comm_overlap_cfg is the name of an unknown preset.
         """
         if self.user_comm_overlap_cfg is None:
-            asked = {f.name: getattr(self, f.name) for f in fields(_CommOverlapConfig)}
-            if isinstance(asked["tp_comm_overlap_cfg"], str):
-                asked["tp_comm_overlap_cfg"] = get_preset(asked["tp_comm_overlap_cfg"])
-            self.user_comm_overlap_cfg = _CommOverlapConfig(**asked)
+            request = {f.name: getattr(self, f.name) for f in fields(_CommOverlapConfig)}
+            if isinstance(request["tp_comm_overlap_cfg"], str):
+                request["tp_comm_overlap_cfg"] = get_preset(request["tp_comm_overlap_cfg"])
+            self.user_comm_overlap_cfg = _CommOverlapConfig(**request)
 
     def resolve(
         self,
@@ -170,14 +171,13 @@ class CommOverlapConfig:
         """Apply every rule to the request; read the configurations, write nothing.
 
         Args:
-            model_cfg: a TransformerConfig or anything with its attributes.
-            ddp_cfg: a DistributedDataParallelConfig or anything with its attributes; None where
-                there is none.
-            software: what is installed; by default looked up on this module.
-            optimizer_cfg: an OptimizerConfig or anything with its attributes.
+            model_cfg: a TransformerConfig or any object with its attributes.
+            ddp_cfg: a DistributedDataParallelConfig or any object with its attributes, or None.
+            software: what is installed; looked up on this module by default.
+            optimizer_cfg: an OptimizerConfig or any object with its attributes.
 
         Raises:
-            OverlapConfigError: data_parallel_size is not set though it is needed.
+            OverlapConfigError: data_parallel_size is needed and not set.
         """
         c = replace(self._context(model_cfg, ddp_cfg, software), optimizer=optimizer_cfg)
         model, decisions = self._resolve_model(c)
@@ -204,11 +204,11 @@ class CommOverlapConfig:
     def setup(self, model_config: Any, optimizer_config: Any, ddp_config: Any) -> None:
         """Make the overlap effective, in place, on the three configurations.
 
-        `self.decisions` then tells what became of every knob. May be called again, on the same or
-        on other configurations.
+        `self.decisions` then contains the decision about every knob. May be called again, on the
+        same or on other configurations.
 
         Raises:
-            OverlapConfigError: the run would fail, hang or train wrongly; nothing was changed.
+            OverlapConfigError: the run would fail, hang or train incorrectly; nothing was changed.
         """
         resolution = self.resolve(model_config, ddp_config, optimizer_cfg=optimizer_config)
         self.decisions = resolution.decisions + resolution.userbuffers
@@ -227,7 +227,7 @@ class CommOverlapConfig:
         self._apply_cfgs(resolution.model, model_config)
         model_config.tp_comm_overlap_cfg = for_te
         if resolution.model.delay_wgrad_compute and hasattr(ddp_config, "delay_wgrad_compute"):
-            # DDP hooks its gradients where the model computes them, with whichever optimizer.
+            # DDP hooks gradients where the model computes them, with every optimizer.
             ddp_config.delay_wgrad_compute = True
         if resolution.data_parallel is not None:
             self._apply_cfgs(resolution.data_parallel, optimizer_config)
@@ -260,7 +260,8 @@ class CommOverlapConfig:
         """The model-side knobs.
 
         Raises:
-            OverlapConfigError: an expert-parallel need is broken, or the pipeline would corrupt.
+            OverlapConfigError: an expert-parallel need is not met, or the pipeline would corrupt
+                gradients.
         """
         resolved, decisions = self._resolve_model(self._context(model_cfg, ddp_cfg))
         raise_errors(decisions)
@@ -280,9 +281,9 @@ class CommOverlapConfig:
         return resolved
 
     def _apply_cfgs(self, src_cfg: _CommOverlapConfig, dest_cfg: Any) -> None:
-        """Copy each knob onto `dest_cfg` where that has one of the name.
+        """Copy each knob onto `dest_cfg` where that has an attribute of the name.
 
-        An unset knob leaves `dest_cfg` alone, apart from those for which None is a value.
+        An unset knob leaves `dest_cfg` alone, except where None is a value.
         """
         for knob in fields(src_cfg):
             value = getattr(src_cfg, knob.name)
@@ -295,9 +296,9 @@ class CommOverlapConfig:
         """`default_cfg` with the user's non-None knobs on top, in place."""
         self.finalize()
         for knob in fields(_CommOverlapConfig):
-            asked = getattr(self.user_comm_overlap_cfg, knob.name)
-            if asked is not None:
-                setattr(default_cfg, knob.name, asked)
+            requested = getattr(self.user_comm_overlap_cfg, knob.name)
+            if requested is not None:
+                setattr(default_cfg, knob.name, requested)
         return default_cfg
 
 

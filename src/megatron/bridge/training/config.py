@@ -1,6 +1,6 @@
 """A run's configurations in one container, and the order in which they become effective.
 
-Construction validates nothing: users set fields one after another
+Construction validates nothing: users set fields one by one
 (`cfg.model.tensor_model_parallel_size = 4`), so Megatron-Core's own checks run in `finalize()`.
 """
 
@@ -38,7 +38,7 @@ class DistributedDataParallelConfig(CoreDistributedDataParallelConfig):  # type:
     """Megatron-Core's, checked in `finalize()`."""
 
     def __post_init__(self) -> None:
-        """Nothing: fields may still be set one after another."""
+        """Does nothing: fields can still be set one by one."""
 
     def finalize(self) -> None:
         """Run Megatron-Core's checks.
@@ -54,7 +54,7 @@ class OptimizerConfig(CoreOptimizerConfig):  # type: ignore[misc]
     """Megatron-Core's, checked in `finalize()`."""
 
     def __post_init__(self) -> None:
-        """Nothing: fields may still be set one after another."""
+        """Does nothing: fields can still be set one by one."""
 
     def finalize(self) -> None:
         """Run Megatron-Core's checks.
@@ -73,7 +73,7 @@ class TrainingConfig:
         micro_batch_size: samples per rank and forward pass.
         global_batch_size: samples per optimizer step, over all data-parallel ranks.
         train_iters: optimizer steps.
-        manual_gc: collect garbage at fixed steps on all ranks together, so that none waits for
+        manual_gc: collect garbage on all ranks at the same fixed steps, so that no rank waits for
             another's collection.
         manual_gc_interval: steps between collections; 0 for never.
     """
@@ -88,7 +88,8 @@ class TrainingConfig:
         """Microbatches per step and rank.
 
         Raises:
-            OverlapConfigError: a batch size is not set, or they do not divide.
+            OverlapConfigError: a batch size is not set, or the global batch size is not a multiple
+                of the micro-batch size times the data-parallel size.
         """
         if not self.micro_batch_size or not self.global_batch_size:
             raise OverlapConfigError(
@@ -113,10 +114,10 @@ class ProfilingConfig:
         use_nsys_profiler: mark the steps for Nsight Systems.
         use_pytorch_profiler: record with torch.profiler.
         profile_step_start: first recorded step, from 0.
-        profile_step_end: first step that is not recorded any more.
+        profile_step_end: step before which recording ends.
         profile_ranks: global ranks that record.
         record_memory_history: record allocations too.
-        memory_snapshot_path: where to.
+        memory_snapshot_path: file for that record.
         record_shapes: record the operators' input shapes.
     """
 
@@ -140,10 +141,10 @@ class ConfigContainer:
         optimizer: Megatron-Core's optimizer configuration.
         ddp: Megatron-Core's data-parallel configuration.
         mixed_precision: a configuration or a recipe's name; overwrites model, optimizer and ddp.
-        comm_overlap: the overlap asked for; overwrites model, optimizer and ddp.
+        comm_overlap: the requested overlap; overwrites model, optimizer and ddp.
         profiling: what to record.
-        scheduler, dataset, logger, tokenizer, checkpoint, dist, rng, peft: carried along for the
-            training loop; nothing here reads them.
+        scheduler, dataset, logger, tokenizer, checkpoint, dist, rng, peft: for the training loop;
+            nothing here reads them.
     """
 
     model: Any
@@ -163,7 +164,7 @@ class ConfigContainer:
     peft: Any = None
 
     def __post_init__(self) -> None:
-        # Not fields: known only once the number of ranks is.
+        # Not fields: they depend on the number of ranks.
         self.data_parallel_size: int | None = None
         self.decisions: list[Decision] = []
 
@@ -171,7 +172,7 @@ class ConfigContainer:
         """World size / (TP x PP x CP).
 
         Raises:
-            OverlapConfigError: it does not divide.
+            OverlapConfigError: the layout does not divide the world size.
         """
         return data_parallel_size(self.model, world_size)
 
@@ -179,8 +180,8 @@ class ConfigContainer:
         """Compute the data-parallel size and hand it to comm_overlap.
 
         Args:
-            world_size: ranks of the job; None for those of torch.distributed, or of the
-                environment that torchrun sets, or 1.
+            world_size: ranks of the job; None takes torch.distributed's, else the WORLD_SIZE that
+                torchrun sets, else 1.
 
         Raises:
             OverlapConfigError: the layout does not divide the ranks.
@@ -193,13 +194,13 @@ class ConfigContainer:
         """Make everything effective, in order, and validate: call it once, before training.
 
         Mixed precision, then the data-parallel size, then comm_overlap, then Megatron-Core's own
-        validation. `decisions` then tells what became of every overlap knob.
+        validation. `decisions` then contains the decision about every overlap knob.
 
         Args:
             world_size: see `set_data_parallel_size`.
 
         Raises:
-            OverlapConfigError: the run would fail, hang or train wrongly.
+            OverlapConfigError: the run would fail, hang or train incorrectly.
             AssertionError, ValueError: Megatron-Core's own checks.
         """
         if isinstance(self.mixed_precision, str):
@@ -210,7 +211,7 @@ class ConfigContainer:
         self.validate()
 
     def validate(self) -> None:
-        """Put the distributed optimizer's switch in step, and run Megatron-Core's own checks."""
+        """Synchronize the distributed optimizer's switch, and run Megatron-Core's own checks."""
         sync_distributed_optimizer(self)
         for config in (self.model, self.ddp, self.optimizer):
             if (finalize := getattr(config, "finalize", None)) is not None:

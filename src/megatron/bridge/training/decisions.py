@@ -1,8 +1,8 @@
-"""Rules and decisions: how a requested knob becomes an effective one, with the reason kept.
+"""Rules and decisions: how a requested knob becomes an effective one, and why.
 
-A *rule* is declared once, beside the code that applies it. Applying it yields a `Decision`.
+A *rule* is declared once, next to the code that applies it. Applying it yields a `Decision`.
 `CommOverlapConfig.setup()` applies decisions, `overlapkit explain` prints them, and the skill's
-tables are rendered from the declared rules, so none of them can disagree with another.
+tables are rendered from the declared rules, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-# Sources are named relative to the folder that holds the `megatron` namespace package.
+# Source paths are relative to the folder that contains the `megatron` namespace package.
 _SOURCE_ROOT = Path(__file__).resolve().parents[3]
 
 
 class OverlapConfigError(AssertionError, ValueError):
-    """A configuration that would fail, hang or train wrongly.
+    """A configuration that would fail, hang or train incorrectly.
 
     It is an AssertionError because callers of Megatron-Bridge catch that, and a ValueError because
     that is what it means.
@@ -65,14 +65,14 @@ PARALLEL_DIMENSIONS = tuple(
 
 
 class Outcome(str, Enum):
-    """How a decision stands to what was asked for."""
+    """How a decision compares with the request."""
 
     GRANTED = "granted"
-    """Asked for, and in effect."""
+    """Requested, and in effect."""
     DEFAULT = "default"
-    """Nobody asked; a default was chosen."""
+    """Not requested; a default was chosen."""
     REFUSED = "refused"
-    """Asked for, and not in effect: the run goes on without it, silently unless told."""
+    """Requested, and not in effect: the run continues without it, silently unless reported."""
     ERROR = "error"
     """The run must not start like this."""
     NOTE = "note"
@@ -85,17 +85,17 @@ FINDINGS = frozenset({Outcome.REFUSED, Outcome.ERROR})
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one knob.
+    """The outcome of one knob.
 
     Attributes:
         knob: dotted name, section first: ``model.tp_comm_overlap``.
-        requested: the value asked for; None when nobody asked.
+        requested: the requested value; None where none was requested.
         effective: the value that the run uses.
-        reason: why, in one sentence that names the values it depends on.
+        reason: why, in one sentence with the values that it depends on.
         rule: id of the rule that decided; a key of `RULES`.
-        outcome: how `effective` stands to `requested`.
+        outcome: how `effective` compares with `requested`.
         dimension: what the knob belongs to.
-        remedy: how to get the other outcome; None where there is nothing to mend.
+        remedy: how to get the other outcome; None where there is nothing to fix.
     """
 
     knob: str
@@ -109,7 +109,7 @@ class Decision:
 
     @property
     def is_finding(self) -> bool:
-        """Whether something asked for is not in effect, or the run must not start."""
+        """Whether something requested is not in effect, or the run must not start."""
         return self.outcome in FINDINGS
 
 
@@ -118,14 +118,14 @@ class Rule:
     """One gate, default, override or consequence, declared by `rule()`.
 
     Attributes:
-        id: ``<dimension>.<name>``, stable: tools, tests and the skill refer to it.
+        id: ``<group>.<name>``, stable: tools, tests and the skill refer to it.
         dimension: what the knobs that it decides about belong to.
-        claim: what the rule does, in one sentence that holds for every configuration.
+        claim: what the rule does, as it holds for every configuration.
         remedy: how to get the other outcome; empty where there is none.
-        path: source file, relative to the folder that holds the `megatron` package.
+        path: source file, relative to the folder that contains the `megatron` package.
         line: line of the declaration, from 1.
-        opt_in: whether its default leaves a knob off for everyone who does not ask: of interest
-            only to those who do.
+        opt_in: whether its default leaves a knob off unless requested. It is then of interest only
+            to those who request it.
     """
 
     id: str
@@ -147,7 +147,10 @@ class Rule:
         remedy: str | None = None,
         dimension: Dimension | None = None,
     ) -> Decision:
-        """A decision by this rule; remedy (for findings) and dimension are its own unless given."""
+        """A decision by this rule.
+
+        A finding's remedy and the dimension are the rule's own unless they are given.
+        """
         if remedy is None and outcome in FINDINGS:
             remedy = self.remedy or None
         return Decision(
@@ -159,6 +162,17 @@ class Rule:
             outcome,
             dimension or self.dimension,
             remedy,
+        )
+
+    def error(self, knob: str, value: Any, reason: str, remedy: str | None = None) -> Decision:
+        """The decision that the run must not start with this value of the knob."""
+        return self.decide(
+            knob,
+            requested=value,
+            effective=value,
+            reason=reason,
+            outcome=Outcome.ERROR,
+            remedy=remedy,
         )
 
 
@@ -188,7 +202,7 @@ def rule(
         depth: 2 for a helper that declares on behalf of its own caller.
 
     Raises:
-        ValueError: the id is already taken by a rule at another place.
+        ValueError: a rule at another place has this id.
     """
     caller = sys._getframe(depth)
     path = _source_path(caller.f_code.co_filename)
@@ -205,10 +219,10 @@ ContextT = TypeVar("ContextT")
 
 @dataclass(frozen=True)
 class Need(Generic[ContextT]):
-    """A rule with its own test: the knob is refused, or the run stopped, while it is not met.
+    """A rule with its own test. While it is not met, the knob is refused or the run is stopped.
 
     Attributes:
-        rule: the rule that speaks when the need is not met.
+        rule: the rule that applies when the need is not met.
         met: whether the context satisfies the need.
         found: what was found instead, as the start of a reason: "sequence_parallel is off".
     """
@@ -219,7 +233,7 @@ class Need(Generic[ContextT]):
 
 
 def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterable[tuple[Rule, str]]:
-    """Each need that `context` does not meet: its rule and what was found, in order."""
+    """Each need that `context` does not meet, in order: its rule and what was found."""
     return ((need.rule, need.found(context)) for need in needs if not need.met(context))
 
 
@@ -227,7 +241,7 @@ def raise_errors(decisions: Iterable[Decision]) -> None:
     """Stop the run if any decision is an error.
 
     Raises:
-        OverlapConfigError: naming every erroneous knob, its reason and its remedy.
+        OverlapConfigError: with every erroneous knob, its reason and its remedy.
     """
     errors = [d for d in decisions if d.outcome is Outcome.ERROR]
     if errors:

@@ -1,9 +1,9 @@
-"""What Megatron-LM's argument checks make of a command line, where Bridge would do otherwise.
+"""What Megatron-LM's argument checks do with a command line, where Megatron-Bridge differs.
 
-Megatron-LM has no comm_overlap: every knob is a flag, a few are on by default with an interleaved
-pipeline, and some combinations that Megatron-Bridge switches off or lets pass stop the job at
-start. Facts of Megatron-LM's main branch, August 2026 (megatron/training/arguments.py); what
-Megatron-Core makes of the result is the same for both and stands in `megatron_core_rules`.
+Megatron-LM has no comm_overlap: every knob is a flag. A few are on by default with an interleaved
+pipeline, and some combinations that Megatron-Bridge switches off or accepts stop the job at start.
+Facts of Megatron-LM's main branch, August 2026 (megatron/training/arguments.py). What Megatron-Core
+does with the result is the same for both: see `rules.megatron_core`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.comm_overlap import InstalledSoftware
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
+from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.megatron_core import (
     OPTIMIZER_STEP_NEEDS,
     PARAM_GATHER_NEEDS,
     as_written,
     core_consequences,
-    layout_sets_vpp,
 )
 from megatron.bridge.training.rules.tensor import decide_tp
 from megatron.bridge.training.runtime_update import Update, data_parallel_size
@@ -33,53 +34,53 @@ SEQUENCE_PARALLEL_OFF = rule(
     "lm.sequence-parallel-off",
     Dimension.TP,
     claim="Megatron-LM switches --sequence-parallel off where --tensor-model-parallel-size is 1, "
-    "with no more than a warning.",
-    remedy="give --tensor-model-parallel-size 2 or more, or leave --sequence-parallel out",
+    "with only a warning.",
+    remedy="pass --tensor-model-parallel-size 2 or more, or omit --sequence-parallel",
 )
 TP_OVERLAP_NEEDS = rule(
     "lm.tp-overlap-needs",
     Dimension.TP,
     claim="--tp-comm-overlap without sequence parallelism in effect, or without Transformer "
     "Engine, stops a Megatron-LM job at start (Megatron-Bridge switches the overlap off).",
-    remedy="give --sequence-parallel with --tensor-model-parallel-size above 1, or leave "
-    "--tp-comm-overlap out",
+    remedy="pass --sequence-parallel with --tensor-model-parallel-size above 1, or omit "
+    "--tp-comm-overlap",
 )
 ONE_CHUNK = rule(
     "lm.one-chunk-no-interleaving",
     Dimension.PP,
-    claim="A virtual pipeline of one chunk a stage is none to Megatron-LM: the schedule is not "
+    claim="With one chunk per stage, Megatron-LM uses no virtual pipeline: the schedule is not "
     "interleaved.",
-    remedy="give a smaller --num-layers-per-virtual-pipeline-stage, or "
+    remedy="pass a smaller --num-layers-per-virtual-pipeline-stage, or "
     "--num-virtual-stages-per-pipeline-rank above 1",
 )
 INTERLEAVING_NEEDS_STAGES = rule(
     "lm.interleaving-needs-stages",
     Dimension.PP,
-    claim="Megatron-LM refuses an interleaved schedule with one pipeline stage; with p2p overlap "
-    "off it refuses two as well, because previous and next stage are then one peer and their "
-    "messages in a batch would swap places.",
-    remedy="leave --no-overlap-p2p-communication out, or use more pipeline stages",
+    claim="Megatron-LM refuses an interleaved schedule with one pipeline stage. With p2p overlap "
+    "off it also refuses two stages, because the previous and the next stage are then the same "
+    "peer and their batched messages would be swapped.",
+    remedy="omit --no-overlap-p2p-communication, or use more pipeline stages",
 )
 P2P_DEFAULT = rule(
     "lm.p2p-overlap",
     Dimension.PP,
     claim="overlap_p2p_comm is on by default with an interleaved schedule "
-    "(--no-overlap-p2p-communication turns it off) and forced off without; batch_p2p_comm is its "
-    "opposite.",
-    remedy="give --num-virtual-stages-per-pipeline-rank above 1",
+    "(--no-overlap-p2p-communication turns it off) and always off without one; batch_p2p_comm is "
+    "its opposite.",
+    remedy="pass --num-virtual-stages-per-pipeline-rank above 1",
 )
 ALIGN_DEFAULT = rule(
     "lm.align-param-gather",
     Dimension.DP,
     claim="align_param_gather is on by default with an interleaved schedule "
-    "(--no-align-param-gather turns it off) and forced off without.",
+    "(--no-align-param-gather turns it off) and always off without one.",
 )
 PARAM_GATHER = rule(
     "lm.param-gather-needs",
     Dimension.DP,
     claim="--overlap-param-gather without --use-distributed-optimizer and --overlap-grad-reduce "
     "stops a Megatron-LM job at start.",
-    remedy="give --use-distributed-optimizer and --overlap-grad-reduce",
+    remedy="pass --use-distributed-optimizer and --overlap-grad-reduce",
 )
 OPTIMIZER_STEP = rule(
     "lm.param-gather-with-optimizer-step-needs",
@@ -87,40 +88,38 @@ OPTIMIZER_STEP = rule(
     claim="--overlap-param-gather-with-optimizer-step stops a Megatron-LM job at start without "
     "the distributed optimizer, --overlap-param-gather and an interleaved schedule, and with a "
     "distributed checkpoint format (the default is one).",
-    remedy="give what is missing and --ckpt-format torch, or leave the flag out",
+    remedy="pass what is missing and --ckpt-format torch, or omit the flag",
 )
 GRADS_IN_FP32 = rule(
     "lm.grads-in-fp32",
     Dimension.PRECISION,
     claim="With --bf16 and fp32 main gradients, gradients are accumulated and reduced in fp32, "
-    "whether or not --accumulate-allreduce-grads-in-fp32 is given, unless --grad-reduce-in-bf16 "
-    "is.",
-    remedy="give --grad-reduce-in-bf16 to reduce half the bytes",
+    "with or without --accumulate-allreduce-grads-in-fp32, unless --grad-reduce-in-bf16 is passed.",
+    remedy="pass --grad-reduce-in-bf16 to reduce half the bytes",
 )
 FP8_GATHER = rule(
     "lm.fp8-param-gather-needs",
     Dimension.PRECISION,
-    claim="--fp8-param-gather without --use-distributed-optimizer or an FSDP stops a Megatron-LM "
+    claim="--fp8-param-gather without --use-distributed-optimizer or FSDP stops a Megatron-LM "
     "job at start.",
-    remedy="give --use-distributed-optimizer, or leave --fp8-param-gather out",
+    remedy="pass --use-distributed-optimizer, or omit --fp8-param-gather",
 )
 BUCKETS_ASKED = rule(
     "lm.bucket-number",
     Dimension.DP,
-    claim="--ddp-num-buckets N, from 1 up, makes a bucket as large as the parameters of a rank "
-    "over N; "
-    "--ddp-bucket-size and --ddp-num-buckets exclude each other.",
-    remedy="give one of --ddp-bucket-size and --ddp-num-buckets",
+    claim="--ddp-num-buckets N, with N of 1 or more, sets the bucket size to a rank's parameters "
+    "divided by N. --ddp-bucket-size and --ddp-num-buckets exclude each other.",
+    remedy="pass only one of --ddp-bucket-size and --ddp-num-buckets",
 )
 AS_FLAGS_SAY = rule(
     "lm.as-flags-say",
     Dimension.ANY,
-    claim="Every other knob is what its flag says: all overlap is off by default.",
+    claim="Every other knob has the value of its flag: all overlap is off by default.",
     opt_in=True,
 )
 
 _STOPS = {PARAM_GATHER_NEEDS.id: PARAM_GATHER, OPTIMIZER_STEP_NEEDS.id: OPTIMIZER_STEP}
-"""What Megatron-Core goes on without, and Megatron-LM refuses."""
+"""Rules by which Megatron-Core continues and Megatron-LM stops."""
 
 _DECIDED_HERE = frozenset(
     {
@@ -134,7 +133,7 @@ _DECIDED_HERE = frozenset(
 
 @dataclass
 class MegatronLmRequest:
-    """Flags of Megatron-LM that are no field of Megatron-Core's configurations.
+    """Flags of Megatron-LM that are not fields of Megatron-Core's configurations.
 
     Attributes:
         ddp_num_buckets: --ddp-num-buckets.
@@ -157,11 +156,11 @@ def update_megatron_lm(
     """Make a Megatron-LM run's configurations effective, in place, as its argument checks do.
 
     Args:
-        run: its model, optimizer and ddp, as the flags say and with Megatron-LM's own defaults
-            (overlap_p2p_comm and align_param_gather on) where there is no flag.
-        request: the flags that they have no field for.
+        run: its model, optimizer and ddp, with the values of the flags, and with Megatron-LM's own
+            defaults (overlap_p2p_comm and align_param_gather on) where a flag is not passed.
+        request: the flags without a field there.
         world_size: number of ranks (GPUs) of the job.
-        software: what is installed; by default looked up.
+        software: what is installed; looked up by default.
 
     Raises:
         OverlapConfigError: the layout does not divide the world size.
@@ -183,29 +182,18 @@ def update_megatron_lm(
     ]
     decisions += [
         d
-        for d in as_written(context, AS_FLAGS_SAY, "Megatron-LM takes it as its flag says")
+        for d in as_written(context, AS_FLAGS_SAY, "Megatron-LM uses the value of its flag")
         if d.knob not in _DECIDED_HERE
     ]
     for decision in core_consequences(context, run.optimizer):
         stop = _STOPS.get(decision.rule)
         decisions.append(_stopped(decision, stop) if stop is not None else decision)
     decisions += _distributed_checkpoint(run, request, decisions)
-    return Update(dp_size, [_told_in_flags(d) for d in decisions])
-
-
-def _error(speaks: Rule, knob: str, value: Any, reason: str, remedy: str | None = None) -> Decision:
-    return speaks.decide(
-        knob,
-        requested=value,
-        effective=value,
-        reason=reason,
-        outcome=Outcome.ERROR,
-        remedy=remedy,
-    )
+    return Update(dp_size, [_with_remedy_in_flags(d) for d in decisions])
 
 
 def _stopped(decision: Decision, by: Rule) -> Decision:
-    """A refusal of Megatron-Core's as the error that Megatron-LM makes of it."""
+    """A refusal by Megatron-Core as the error that it is in Megatron-LM."""
     return replace(
         decision,
         outcome=Outcome.ERROR,
@@ -215,7 +203,7 @@ def _stopped(decision: Decision, by: Rule) -> Decision:
     )
 
 
-def _told_in_flags(decision: Decision) -> Decision:
+def _with_remedy_in_flags(decision: Decision) -> Decision:
     if decision.rule.startswith("lm.") or decision.remedy is None:
         return decision
     return replace(decision, remedy=remedy_in_flags(decision.rule, decision.remedy))
@@ -227,7 +215,7 @@ def _precision(run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     if run.model.bf16:
         if request.grad_reduce_in_bf16:
             run.ddp.grad_reduce_in_fp32 = False
-            reason = "--grad-reduce-in-bf16 is given"
+            reason = "--grad-reduce-in-bf16 is passed"
         elif request.main_grads_dtype != "fp32":
             reason = f"--main-grads-dtype is {request.main_grads_dtype}"
         else:
@@ -241,15 +229,14 @@ def _precision(run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
             effective=effective,
             reason=reason,
             outcome=Outcome.REFUSED if refused else Outcome.DEFAULT,
-            remedy="leave --grad-reduce-in-bf16 out" if refused else GRADS_IN_FP32.remedy,
+            remedy="omit --grad-reduce-in-bf16" if refused else GRADS_IN_FP32.remedy,
         )
     distributed = bool(run.ddp.use_distributed_optimizer)
     if run.ddp.fp8_param_gather and not distributed and fsdp_switch(run.ddp) is None:
-        yield _error(
-            FP8_GATHER,
+        yield FP8_GATHER.error(
             "ddp.fp8_param_gather",
             True,
-            "neither --use-distributed-optimizer nor an FSDP is given: Megatron-LM stops at start",
+            "neither --use-distributed-optimizer nor FSDP is on: Megatron-LM stops at start",
         )
 
 
@@ -262,23 +249,22 @@ def _pipeline(run: Any) -> Iterator[Decision]:
             "model.virtual_pipeline_model_parallel_size",
             requested=1,
             effective=None,
-            reason="its layers make one chunk a stage",
+            reason="its layers make one chunk per stage",
             outcome=Outcome.REFUSED,
         )
     yield from layout_sets_vpp(model)
     interleaved = (model.virtual_pipeline_model_parallel_size or 1) > 1
-    asked = bool(model.overlap_p2p_comm)
-    if interleaved and (pp < 2 or (pp == 2 and not asked)):
+    requested = bool(model.overlap_p2p_comm)
+    if interleaved and (pp < 2 or (pp == 2 and not requested)):
         off = "" if pp < 2 else " and --no-overlap-p2p-communication"
-        yield _error(
-            INTERLEAVING_NEEDS_STAGES,
+        yield INTERLEAVING_NEEDS_STAGES.error(
             "model.virtual_pipeline_model_parallel_size",
             model.virtual_pipeline_model_parallel_size,
             f"PP={pp} with VPP={model.virtual_pipeline_model_parallel_size}{off}: Megatron-LM "
             "stops at start",
-            "give --pipeline-model-parallel-size above 1" if pp < 2 else None,
+            "pass --pipeline-model-parallel-size above 1" if pp < 2 else None,
         )
-    model.overlap_p2p_comm = asked and interleaved
+    model.overlap_p2p_comm = requested and interleaved
     model.batch_p2p_comm = not model.overlap_p2p_comm
     run.ddp.align_param_gather = bool(run.ddp.align_param_gather) and interleaved
     layout = (
@@ -286,12 +272,12 @@ def _pipeline(run: Any) -> Iterator[Decision]:
         if interleaved
         else f"PP={pp} without interleaving"
     )
-    for knob, speaks, effective in (
+    for knob, decided_by, effective in (
         ("model.overlap_p2p_comm", P2P_DEFAULT, model.overlap_p2p_comm),
         ("model.batch_p2p_comm", P2P_DEFAULT, model.batch_p2p_comm),
         ("ddp.align_param_gather", ALIGN_DEFAULT, run.ddp.align_param_gather),
     ):
-        yield speaks.decide(
+        yield decided_by.decide(
             knob, requested=None, effective=effective, reason=layout, outcome=Outcome.DEFAULT
         )
 
@@ -317,8 +303,7 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
     )
     for decision in decide_tp(replace(c, request=wanted)):
         if decision.outcome is Outcome.REFUSED:
-            yield _error(
-                TP_OVERLAP_NEEDS,
+            yield TP_OVERLAP_NEEDS.error(
                 decision.knob,
                 True,
                 f"{decision.reason}: Megatron-LM stops at start",
@@ -338,20 +323,18 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
     if number is None:
         return
     if run.ddp.bucket_size is not None:
-        yield _error(
-            BUCKETS_ASKED,
+        yield BUCKETS_ASKED.error(
             knob,
             run.ddp.bucket_size,
-            f"--ddp-num-buckets {number} is given as well: Megatron-LM stops at start",
+            f"--ddp-num-buckets {number} is passed too: Megatron-LM stops at start",
         )
         return
     if number < 1:
-        yield _error(
-            BUCKETS_ASKED,
+        yield BUCKETS_ASKED.error(
             knob,
             run.ddp.bucket_size,
             f"--ddp-num-buckets {number}: Megatron-LM stops at start",
-            "give --ddp-num-buckets 1 or more",
+            "pass --ddp-num-buckets 1 or more",
         )
         return
     try:
@@ -361,7 +344,7 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
             knob,
             requested=None,
             effective=None,
-            reason=f"--ddp-num-buckets {number}: how large a bucket is then is not known: {cause}",
+            reason=f"--ddp-num-buckets {number}: the size of a bucket is not known: {cause}",
             outcome=Outcome.NOTE,
         )
         return
@@ -371,82 +354,23 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
         knob,
         requested=None,
         effective=run.ddp.bucket_size,
-        reason=f"{parameters:,} parameters on a rank of the first stage over --ddp-num-buckets "
-        f"{number}",
+        reason=f"{parameters:,} parameters on a rank of the first stage, divided by "
+        f"--ddp-num-buckets {number}",
         outcome=Outcome.NOTE,
     )
 
 
 def _distributed_checkpoint(
-    run: Any, request: MegatronLmRequest, told: list[Decision]
+    run: Any, request: MegatronLmRequest, decisions: list[Decision]
 ) -> Iterator[Decision]:
     knob = "optimizer.overlap_param_gather_with_optimizer_step"
-    asked = getattr(run.optimizer, "overlap_param_gather_with_optimizer_step", False)
-    if not asked or request.ckpt_format == "torch" or any(d.knob == knob for d in told):
+    requested = getattr(run.optimizer, "overlap_param_gather_with_optimizer_step", False)
+    if not requested or request.ckpt_format == "torch" or any(d.knob == knob for d in decisions):
         return
-    yield _error(
-        OPTIMIZER_STEP,
+    yield OPTIMIZER_STEP.error(
         knob,
         True,
         f"--ckpt-format is {request.ckpt_format}, a distributed checkpoint: Megatron-LM stops at "
         "start",
-        "give --ckpt-format torch, or leave the flag out",
+        "pass --ckpt-format torch, or omit the flag",
     )
-
-
-_GIVE_PRESET = "give --tp-comm-overlap-cfg a YAML file with the settings of "
-
-
-_REMEDIES = {
-    "tp.userbuffers-default": "give --tp-comm-overlap-cfg a YAML file for your GPU, sizes and "
-    "precision",
-    "tp.preset-fit": "give --tp-comm-overlap-cfg a file for these sizes, or compare profiles with "
-    "and without this one",
-    "ub.split-dgrad-switch": "give --tp-comm-overlap-rs-dgrad",
-    "ep.off-unless-asked": "give --overlap-moe-expert-parallel-comm",
-    "ep.needs-expert-parallel": "give --expert-model-parallel-size above 1",
-    "ep.needs-experts": "give --num-experts above 1",
-    "ep.needs-dispatcher": "give --moe-token-dispatcher-type alltoall",
-    "ep.needs-half-precision": "give --bf16",
-    "ep.needs-virtual-pipeline": "give --num-virtual-stages-per-pipeline-rank",
-    "ep.no-full-recompute": "leave --recompute-granularity full out, or make it selective",
-    "ep.no-recompute-method": "leave --recompute-method out",
-    "ep.no-recompute-layers": "leave --recompute-num-layers out",
-    "ep.no-moe-recompute": "take moe out of --recompute-modules",
-    "ep.no-shared-expert-overlap": "leave --moe-shared-expert-overlap out",
-    "ep.one-mtp-layer": "leave --mtp-num-layers out, or make it 1 with PP > 1",
-    "ep.delay-needs-ep-overlap": "give --overlap-moe-expert-parallel-comm as well",
-    "ep.delay-graph-needs-fusion": "leave --no-gradient-accumulation-fusion out",
-    "ep.delay-graph-no-attention-bias": "give --disable-bias-linear and leave --add-qkv-bias out",
-    "core.bucket-ignored": "give --overlap-grad-reduce",
-    "core.single-bucket": "give a --ddp-bucket-size well below the parameters per rank",
-    "core.layout-sets-vpp": "",
-    "core.p2p-warmup-flush": "leave --overlap-p2p-communication-warmup-flush out, or interleave "
-    "the schedule",
-    "core.defer-embedding-wgrad": "use pipeline parallelism, a --wgrad-deferral-limit that is not "
-    "negative, and no --no-gradient-accumulation-fusion",
-    "core.reuse-grad-buf-needs": "give --fp8-param-gather, or leave "
-    "--reuse-grad-buf-for-mxfp8-param-ag out",
-    "core.fp8-param-needs": "give --fp8-format, or leave --fp8-param-gather out",
-    "core.expert-parallel-needs-experts": "give --num-experts, and an "
-    "--expert-model-parallel-size that divides",
-    "core.ep-overlap-needs": "leave --mtp-num-layers and the flags of CUDA graphs out",
-    "core.delay-wgrad-needs": "give --overlap-moe-expert-parallel-comm, and no "
-    "--moe-use-legacy-grouped-gemm",
-    "core.shared-expert-overlap-needs": "give --moe-token-dispatcher-type alltoall, or leave "
-    "--moe-shared-expert-overlap out",
-}
-"""By the id of the rule; empty where a command line has nothing to mend."""
-
-
-def remedy_in_flags(rule_id: str, remedy: str) -> str | None:
-    """How to get another outcome of a shared rule on Megatron-LM's command line.
-
-    Args:
-        rule_id: the rule that decided.
-        remedy: what it says for a configuration of keys.
-    """
-    named = remedy.partition("set comm_overlap.tp_comm_overlap_cfg to ")[2]
-    if named:
-        return _GIVE_PRESET + named
-    return _REMEDIES.get(rule_id, remedy) or None

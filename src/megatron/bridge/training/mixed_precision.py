@@ -1,8 +1,8 @@
 """Mixed precision: one config whose fields are copied over the model, optimizer and DDP configs.
 
-Because it is copied over them, what it holds wins: `grad_reduce_in_fp32` or `fp8_param_gather` set
-on the DDP config by hand is lost, and has to be set here. `setup()` keeps a decision for each value
-that it overwrote.
+Its values win, because they are copied over the others: a `grad_reduce_in_fp32` or
+`fp8_param_gather` that is set on the DDP config is lost, and has to be set here. `setup()` keeps a
+decision for each value that it overwrote.
 
 Recipes are data (`mixed_precision_recipes.py`), with dtypes by name: neither importing this module
 nor reading a recipe with `mixed_precision_recipe()` loads torch.
@@ -44,8 +44,8 @@ _TWINS = {"fp8_param": "fp8_param_gather", "fp8_param_gather": "fp8_param"}
 _OVERWRITES = rule(
     "precision.overwrites",
     Dimension.PRECISION,
-    claim="Every mixed-precision field is copied over the model, optimizer and DDP fields of its "
-    "name, whatever was set there.",
+    claim="Every mixed-precision field is copied over the model, optimizer and DDP fields of the "
+    "same name, whatever was set there.",
     remedy="Set the field in mixed_precision.",
 )
 
@@ -53,22 +53,19 @@ _ONE_SWITCH = rule(
     "precision.fp8_param_is_fp8_param_gather",
     Dimension.PRECISION,
     claim="fp8_param and fp8_param_gather are one switch under two names: setting either sets "
-    "both; where both are given and differ, fp8_param_gather counts.",
-    remedy="Give only one of the two, or the same value to both.",
+    "both. Where both are set and differ, fp8_param_gather is used.",
+    remedy="Set only one of the two, or set both to the same value.",
 )
 
 
 @dataclass
 class MixedPrecisionConfig:
-    """Which precision the parameters, activations, gradients and matrix products have.
+    """The precision of parameters, activations, gradients and matrix products.
 
     `fp8_param` and `fp8_param_gather` are one switch: assigning either assigns both.
 
     Attributes:
         decisions: what the latest `setup()` overwrote, and with what. Not a field.
-
-    Raises:
-        OverlapConfigError: fp8_param and fp8_param_gather are both given, and differ.
     """
 
     fp32: bool = False
@@ -78,7 +75,7 @@ class MixedPrecisionConfig:
     bf16: bool = False
     """Train in bf16."""
     params_dtype: torch.dtype | None = None
-    """Dtype of the model's parameters; a dtype's name where torch is not to be loaded."""
+    """Dtype of the model's parameters; a dtype's name where torch must not be loaded."""
     pipeline_dtype: torch.dtype | None = None
     """Dtype sent between pipeline stages."""
     autocast_dtype: torch.dtype | None = None
@@ -91,13 +88,13 @@ class MixedPrecisionConfig:
     fp8: str | None = None
     """FP8 format, "e4m3" or "hybrid" (e4m3 forward, e5m2 for gradients); None: no FP8."""
     fp8_recipe: str = "tensorwise"
-    """How FP8 scales are found: "delayed", "tensorwise", "blockwise" or "mxfp8"."""
+    """How FP8 scales are computed: "delayed", "tensorwise", "blockwise" or "mxfp8"."""
     first_last_layers_bf16: bool = False
-    """Keep the first and last layers in bf16; how many, the two num_layers fields say."""
+    """Keep the first and last layers in bf16; the two num_layers fields say how many."""
     fp8_margin: int = 0
     """Margin of the scaling factor, as a power of two."""
     fp8_amax_history_len: int = 1
-    """Steps of amax history that delayed scaling looks back on."""
+    """Steps of amax history that delayed scaling uses."""
     fp8_amax_compute_algo: str = "most_recent"
     """What delayed scaling takes from that history: "most_recent" or "max"."""
     fp8_wgrad: bool = True
@@ -105,23 +102,23 @@ class MixedPrecisionConfig:
     fp8_dot_product_attention: bool = False
     """Run the attention product in FP8."""
     fp8_multi_head_attention: bool = False
-    """Keep the whole multi-head attention, with its inputs and outputs, in FP8."""
+    """Keep the complete multi-head attention, with its inputs and outputs, in FP8."""
     fp8_param: bool | None = None
-    """Hold parameters in FP8; None: as fp8_param_gather, once finalized."""
+    """Store parameters in FP8; None: the same as fp8_param_gather, once finalized."""
     fp8_param_gather: bool = False
     """Gather parameters in FP8: half the bytes of a bf16 all-gather."""
 
     fp4: str | None = None
     """FP4 format, "e2m1"; None: no FP4."""
     fp4_recipe: str = "nvfp4"
-    """How FP4 scales are found."""
+    """How FP4 scales are computed."""
 
     loss_scale: float | None = None
     """Fixed loss scale; None: dynamic. Used in fp16."""
     initial_loss_scale: float | None = 2**32
     """Loss scale that dynamic scaling starts from."""
     min_loss_scale: float = 1.0
-    """Loss scale below which dynamic scaling does not go."""
+    """Smallest loss scale of dynamic scaling."""
     loss_scale_window: float = 1000
     """Steps without overflow after which dynamic scaling raises the scale."""
     hysteresis: int = 2
@@ -132,11 +129,11 @@ class MixedPrecisionConfig:
     num_layers_at_end_in_bf16: int = 0
     """Layers at the end that stay in bf16, with first_last_layers_bf16."""
     reuse_grad_buf_for_mxfp8_param_ag: bool = False
-    """Gather MXFP8 parameters through the gradient buffer instead of one of their own."""
+    """Gather MXFP8 parameters through the gradient buffer instead of a separate buffer."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MixedPrecisionConfig:
-        # The dataclass fills in fp8_param_gather=False where it was not given; only here can the
-        # two be told apart.
+        # The dataclass fills in fp8_param_gather=False where it was not given. Only here can a
+        # given False be distinguished from the default.
         self = super().__new__(cls)
         position = [f.name for f in fields(cls)].index("fp8_param_gather")
         if "fp8_param_gather" in kwargs or len(args) > position:
@@ -165,10 +162,10 @@ class MixedPrecisionConfig:
             super().__setattr__(twin, value)
 
     def finalize(self, *, software: Software | None = None) -> None:
-        """Fill in what follows from other fields, and check them; a second call changes nothing.
+        """Fill in what follows from other fields, and check them. A second call changes nothing.
 
         Args:
-            software: answers which Transformer Engine there is; None: the installed one.
+            software: says which Transformer Engine is available; None: the installed one.
 
         Raises:
             OverlapConfigError: the fields contradict each other, or need a newer
@@ -186,10 +183,10 @@ class MixedPrecisionConfig:
         *,
         software: Software | None = None,
     ) -> None:
-        """Finalize, then copy every field, None included, onto the configs that have it.
+        """Finalize, then copy every field, including None, onto the configs that have it.
 
         A config is read and written by attribute: Megatron-Core's own, or any other object. May be
-        repeated; `decisions` then holds what the latest call overwrote.
+        repeated; `decisions` then contains what the latest call overwrote.
 
         Args:
             software: as for `finalize()`.
@@ -235,8 +232,8 @@ def _twin_conflict(param: bool, gather: bool) -> Decision:
         "mixed_precision.fp8_param",
         requested=param,
         effective=gather,
-        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch, and differ: "
-        "fp8_param_gather counts",
+        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch and differ: "
+        "fp8_param_gather is used",
         outcome=Outcome.REFUSED,
     )
 
@@ -309,8 +306,9 @@ def precision_errors(
     """Why a run must not start with `config`; empty where it may. Changes nothing.
 
     Args:
-        software: answers which Transformer Engine there is; None: the installed one, asked through
-            this module's `is_te_min_version`.
+        config: the mixed-precision configuration.
+        software: says which Transformer Engine is available; None: the installed one, looked up
+            with this module's `is_te_min_version`.
     """
     context = _Context(config, software.is_te_min_version if software else is_te_min_version)
     return [

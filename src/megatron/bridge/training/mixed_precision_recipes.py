@@ -90,7 +90,7 @@ def known_recipe_name(name: str, known: Mapping[str, Any]) -> str:
     """The key of `known` that `name` means: dashes stand for underscores, as in Megatron-Bridge.
 
     Raises:
-        OverlapConfigError: there is none; the message lists them and names the nearest.
+        OverlapConfigError: there is none; the message lists them, with the nearest name.
     """
     key = name.replace("-", "_")
     if key in known:

@@ -1,8 +1,8 @@
 """The order in which a run's configurations become effective.
 
 Mixed precision first, then the data-parallel size, then comm_overlap, then the distributed
-optimizer's switch, then what Megatron-Core makes of it all. The order is itself a rule: what an
-earlier step or a hand wrote, a later step overwrites.
+optimizer's switch, then what Megatron-Core does with the result. The order is itself a rule: a
+later step overwrites what an earlier step or the user has set.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron.bridge.training.decisions import (
 )
 from megatron.bridge.training.mixed_precision import precision_errors
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
+from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.megatron_core import (
     core_consequences,
-    layout_sets_vpp,
     without_comm_overlap,
 )
 from megatron.bridge.training.software import Software
@@ -32,26 +32,26 @@ from megatron.bridge.training.software import Software
 OPTIMIZER_SWITCH = rule(
     "dp.distributed-optimizer-sync",
     Dimension.DP,
-    claim="use_distributed_optimizer on either of ddp and optimizer turns it on for both, but only "
-    "after comm_overlap was applied, which looks at ddp's alone.",
+    claim="use_distributed_optimizer on either ddp or optimizer turns it on for both, but only "
+    "after comm_overlap was applied, and comm_overlap reads only ddp's.",
     remedy="set ddp.use_distributed_optimizer=true",
 )
 OVERWRITTEN = rule(
     "any.set-by-hand-overwritten",
     Dimension.ANY,
-    claim="With a comm_overlap section, its defaults overwrite what was set on model, ddp and "
-    "optimizer by hand.",
+    claim="With a comm_overlap section, its defaults overwrite what was set explicitly on model, "
+    "ddp and optimizer.",
     remedy="set the knob in comm_overlap",
 )
 
 
 class Run(Protocol):
-    """The configurations of a run: a ConfigContainer, or what was read from a file."""
+    """The configurations of a run: a ConfigContainer, or settings read from a file."""
 
     model: Any
     optimizer: Any
     ddp: Any
-    mixed_precision: Any  # MixedPrecisionConfig | None; a name is resolved before.
+    mixed_precision: Any  # MixedPrecisionConfig | None; a recipe's name is already resolved.
     comm_overlap: CommOverlapConfig | None
 
 
@@ -59,7 +59,7 @@ def data_parallel_size(model: Any, world_size: int) -> int:
     """World size / (TP x PP x CP).
 
     Raises:
-        OverlapConfigError: it does not divide.
+        OverlapConfigError: the layout does not divide the world size.
     """
     sizes = {
         "tensor_model_parallel_size": model.tensor_model_parallel_size,
@@ -80,11 +80,11 @@ def data_parallel_size(model: Any, world_size: int) -> int:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
         data_parallel_size: world size / (TP x PP x CP).
-        decisions: every decision, in the order in which it was taken.
+        decisions: every decision, in the order in which it was made.
     """
 
     data_parallel_size: int
@@ -99,9 +99,9 @@ def update_runtime(
     Args:
         run: its model, optimizer and ddp are changed; mixed_precision and comm_overlap are read.
         world_size: number of ranks (GPUs) of the job.
-        software: what is installed; by default looked up.
-        strict: raise on the first step whose decisions hold an error; otherwise go on, so that
-            every error is seen.
+        software: what is installed; looked up by default.
+        strict: raise at the first step whose decisions include an error; otherwise continue, so
+            that every error is reported.
 
     Raises:
         OverlapConfigError: the layout does not divide the world size, or, with `strict`, the run
@@ -154,7 +154,7 @@ def sync_distributed_optimizer(run: Run) -> list[Decision]:
     if on_ddp == on_optimizer:
         return []
     run.ddp.use_distributed_optimizer = run.optimizer.use_distributed_optimizer = True
-    late = " after comm_overlap had left data parallelism alone" if not on_ddp else ""
+    late = ", after comm_overlap had left data parallelism alone" if not on_ddp else ""
     return [
         OPTIMIZER_SWITCH.decide(
             f"{'ddp' if on_optimizer else 'optimizer'}.use_distributed_optimizer",
@@ -168,37 +168,37 @@ def sync_distributed_optimizer(run: Run) -> list[Decision]:
     ]
 
 
-def hold_against_request(
-    decisions: list[Decision], asked: Mapping[str, Any], effective: Mapping[str, Any]
+def compare_with_request(
+    decisions: list[Decision], requested: Mapping[str, Any], effective: Mapping[str, Any]
 ) -> list[Decision]:
-    """The decisions, each held against what was set by hand: granted, or turned into a refusal.
+    """The decisions, compared with what was set explicitly: each is granted, or becomes a refusal.
 
     Args:
-        decisions: as `update_runtime` took them.
-        asked: dotted knob to the value that the user wrote on model, ddp or optimizer.
+        decisions: those of `update_runtime`.
+        requested: dotted knob to the value that the user set on model, ddp or optimizer.
         effective: dotted knob to the value that it has now.
     """
-    by_hand = {k: v for k, v in asked.items() if k in effective}
-    told: set[str] = set()
+    explicit = {k: v for k, v in requested.items() if k in effective}
+    covered: set[str] = set()
     result = []
     for decision in decisions:
-        value = by_hand.get(decision.knob)
-        # A note tells what follows from a value, but for one that tells that it overwrote it.
+        value = explicit.get(decision.knob)
+        # A note says what follows from a value, except where it says that the value was replaced.
         chooses = decision.outcome in (Outcome.DEFAULT, Outcome.GRANTED)
         overwrote = decision.outcome is Outcome.NOTE and decision.requested == value
         if decision.outcome is Outcome.REFUSED:
-            told.add(decision.knob)
+            covered.add(decision.knob)
         elif value is not None and (chooses or overwrote):
-            told.add(decision.knob)
-            decision = _held(decision, value)
+            covered.add(decision.knob)
+            decision = _with_request(decision, value)
         result.append(decision)
-    undone = {k: v for k, v in by_hand.items() if k not in told and effective[k] != v}
+    undone = {k: v for k, v in explicit.items() if k not in covered and effective[k] != v}
     result += [
         OVERWRITTEN.decide(
             knob,
             requested=value,
             effective=effective[knob],
-            reason=f"set to {value!r} by hand, and overwritten",
+            reason=f"set explicitly to {value!r}, and overwritten",
             outcome=Outcome.REFUSED,
         )
         for knob, value in undone.items()
@@ -206,16 +206,16 @@ def hold_against_request(
     return result
 
 
-def _held(decision: Decision, value: Any) -> Decision:
-    """A decision about a knob that was also set to `value` by hand."""
+def _with_request(decision: Decision, value: Any) -> Decision:
+    """A decision about a knob that was also set explicitly to `value`."""
     if decision.effective == value:
         return replace(decision, requested=value, outcome=Outcome.GRANTED)
     knob = decision.knob.rpartition(".")[2]
-    told = value if not isinstance(value, bool) else str(value).lower()
+    written = value if not isinstance(value, bool) else str(value).lower()
     return replace(
         decision,
         requested=value,
         outcome=Outcome.REFUSED,
-        reason=f"set to {told} by hand, and overwritten: {decision.reason}",
-        remedy=decision.remedy or f"set comm_overlap.{knob}={told}",
+        reason=f"set explicitly to {written}, and overwritten: {decision.reason}",
+        remedy=decision.remedy or f"set comm_overlap.{knob}={written}",
     )

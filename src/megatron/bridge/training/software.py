@@ -1,7 +1,7 @@
 """What is installed beside Megatron-Bridge: Transformer Engine and torch, and their versions.
 
-Rules ask a `Software`. A training run asks what is really installed; `overlapkit explain` reads a
-configuration on a laptop for a cluster, and states what it assumes instead.
+Rules query a `Software`. In a training run it is what is really installed. `overlapkit explain` can
+read a cluster's configuration on a laptop, and states what it assumes instead.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TE_DISTRIBUTIONS = (
 
 
 class Software(Protocol):
-    """The questions that rules ask about installed software."""
+    """What rules need to know about installed software."""
 
     def have_te(self) -> bool:
         """Whether Transformer Engine's PyTorch side can be imported."""
 
     def is_te_min_version(self, version: str) -> bool:
-        """Whether Transformer Engine is there and at least `version`."""
+        """Whether Transformer Engine is available and at least `version`."""
 
     def is_torch_min_version(self, version: str) -> bool:
         """Whether torch is at least `version`."""
@@ -40,7 +40,7 @@ class AssumedSoftware:
     """Software as stated by the caller instead of looked up.
 
     Attributes:
-        te: Transformer Engine's version, "any" for one new enough for every rule, None for absent.
+        te: Transformer Engine's version; "any" is recent enough for every rule, None is absent.
         torch: torch's version, or "any".
     """
 
@@ -63,7 +63,7 @@ def _at_least(version: str, minimum: str) -> bool:
 
 def installed_version(*distributions: str) -> str | None:
     """Version of the first of `distributions` that is installed; None when none is."""
-    # Imported here: it costs a twentieth of the start of a command that looks nothing up.
+    # Imported here: it takes a twentieth of the start-up time of a command that looks nothing up.
     from importlib import metadata
 
     for name in distributions:
@@ -75,15 +75,15 @@ def installed_version(*distributions: str) -> str | None:
 
 
 def foreign_megatron_bridge() -> str | None:
-    """What to do about NVIDIA's own megatron-bridge in this environment; None where it is not.
+    """What to do about NVIDIA's own megatron-bridge in this environment; None without it.
 
-    It installs files of the same names as ours, so whichever came last has overwritten the other.
+    It installs files with the same names as ours, so the later installation overwrote the other.
     """
     version = installed_version("megatron-bridge")
     if version is None:
         return None
     return (
-        f"NVIDIA's megatron-bridge {version} is installed in the same environment and holds "
+        f"NVIDIA's megatron-bridge {version} is installed in the same environment and contains "
         "modules of the same names (megatron.bridge.*), so one has overwritten the other: "
         "uninstall megatron-bridge and reinstall overlapkit, or use separate environments"
     )
@@ -96,10 +96,10 @@ def te_version() -> str | None:
 
 @cache
 def te_importable() -> bool:
-    """Whether `transformer_engine.pytorch` can be imported; found out by importing it, once.
+    """Whether `transformer_engine.pytorch` can be imported; determined by importing it, once.
 
-    An installed Transformer Engine built for another torch or CUDA fails with an OSError or a
-    RuntimeError rather than an ImportError, and is as useless to the model.
+    A Transformer Engine built for another torch or CUDA fails with an OSError or a RuntimeError
+    rather than an ImportError, and the model cannot use it either.
     """
     try:
         importlib.import_module("transformer_engine.pytorch")
@@ -109,12 +109,12 @@ def te_importable() -> bool:
 
 
 def is_te_min_version(version: str) -> bool:
-    """Whether the installed Transformer Engine is at least `version`; False when there is none."""
+    """Whether the installed Transformer Engine is at least `version`; False without one."""
     installed = te_version()
     return installed is not None and _at_least(installed, version)
 
 
 def is_torch_min_version(version: str) -> bool:
-    """Whether the installed torch is at least `version`; False when there is none."""
+    """Whether the installed torch is at least `version`; False without one."""
     installed = installed_version("torch")
     return installed is not None and _at_least(installed, version)

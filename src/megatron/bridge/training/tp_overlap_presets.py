@@ -3,7 +3,7 @@
 A preset's name says what it was tuned for; `parse_preset_name` reads it. The names and values are
 those of NVIDIA's Megatron-Bridge 0.3 (Apache-2.0).
 
-The presets are shared objects: whoever wants to change one takes a copy, as `get_preset` gives.
+The presets are shared objects: to change one, take a copy with `get_preset`.
 """
 
 from __future__ import annotations
@@ -284,10 +284,10 @@ class PresetKey:
         gpu: in lower case, "h100" or "b200".
         hidden_size: width of the model.
         tensor_parallel_size: GPUs that share a layer.
-        context_parallel_size: GPUs that share a sequence; not part of the name where it is 1.
+        context_parallel_size: GPUs that share a sequence; not in the name where it is 1.
         micro_batch_size: sequences per microbatch.
         seq_length: tokens per sequence, before context parallelism divides it.
-        lora: whether for fine-tuning with LoRA, whose frozen weights have no wgrad.
+        lora: whether it is for fine-tuning with LoRA, where frozen weights have no wgrad.
     """
 
     precision: str
@@ -316,7 +316,7 @@ def preset_names() -> list[str]:
 
 
 def parse_preset_name(name: str) -> PresetKey:
-    """What the preset of this name is for, whether or not there is one.
+    """What a preset of this name is for, whether or not it exists.
 
     Raises:
         ValueError: `name` is not of the form
@@ -325,7 +325,7 @@ def parse_preset_name(name: str) -> PresetKey:
     found = re.fullmatch(_NAME, name)
     if found is None or found["cp"] == "1":
         raise ValueError(
-            f"{name!r} is not a preset's name, which has the form userbuffers_<precision>_<gpu>"
+            f"{name!r} is not a preset's name; the form is userbuffers_<precision>_<gpu>"
             "_h<n>_tp<n>[_cp<n>]_mbs<n>_seqlen<n>[_lora], with _cp<n> only where n > 1"
         )
     return PresetKey(
@@ -341,7 +341,7 @@ def parse_preset_name(name: str) -> PresetKey:
 
 
 def get_preset(name: str) -> TransformerLayerTPOverlapCfg:
-    """A copy of the preset of this name, the caller's own to change.
+    """A copy of the preset of this name, which the caller may change.
 
     Raises:
         OverlapConfigError: there is none; the message lists the nearest names.
@@ -355,7 +355,7 @@ def get_preset(name: str) -> TransformerLayerTPOverlapCfg:
 
 
 def presets_like(cfg: object) -> list[PresetKey]:
-    """What the presets are tuned for that hold exactly these settings; several may, or none."""
+    """What the presets with exactly these settings are tuned for: none, one or several."""
     given = _settings(as_te_dict(cfg))
     return [
         parse_preset_name(name)
@@ -365,7 +365,7 @@ def presets_like(cfg: object) -> list[PresetKey]:
 
 
 def _settings(gemms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    # Megatron-Bridge writes its fp8_buf of False as a list of it.
+    # Megatron-Bridge writes an fp8_buf of False as the list [False].
     return {
         gemm: {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in entry.items()}
         for gemm, entry in gemms.items()

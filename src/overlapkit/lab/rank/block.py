@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, schedule
 
 from megatron.bridge.training.decisions import Decision
-from megatron.bridge.training.runtime_update import hold_against_request
+from megatron.bridge.training.runtime_update import compare_with_request
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value
 from overlapkit.errors import InputError
 from overlapkit.lab.events import emit
@@ -150,7 +150,7 @@ class RankBlock:
             for section in ("model", "ddp", "optimizer")
             for key, value in variant.settings.get(section, {}).items()
         }
-        decisions = hold_against_request(config.decisions, written, result.effective)
+        decisions = compare_with_request(config.decisions, written, result.effective)
         result.decisions = [_record(decision) for decision in decisions]
         result.buckets = [
             [

@@ -11,7 +11,7 @@ import pytest
 import megatron.bridge.recipes
 import megatron.bridge.training
 from megatron.bridge.training.decisions import RULES, Outcome
-from megatron.bridge.training.runtime_update import hold_against_request
+from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.run import read_settings
@@ -61,7 +61,7 @@ def test_the_rule_refuses_what_its_case_asks_for(case: silent.Case) -> None:
         run, update = make_effective(settings, silent.RANKS, AssumedSoftware(te=None))
         effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
         written = {k: v for k, v in settings.flat().items() if v is not None}
-        decisions = hold_against_request(update.decisions, written, effective)
+        decisions = compare_with_request(update.decisions, written, effective)
         assert not [d for d in decisions if d.outcome is Outcome.ERROR]
         refused[requested] = {
             (d.rule, d.knob): d.requested for d in decisions if d.outcome is Outcome.REFUSED

@@ -26,8 +26,8 @@ from megatron.bridge.training.bucket_size import (
 from megatron.bridge.training.comm_overlap import CommOverlapConfig, _CommOverlapConfig
 from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError, rule
 from megatron.bridge.training.runtime_update import (
+    compare_with_request,
     data_parallel_size,
-    hold_against_request,
     update_runtime,
 )
 from megatron.bridge.training.software import AssumedSoftware
@@ -521,7 +521,7 @@ def test_values_set_by_hand_and_overwritten_are_refusals() -> None:
     update = update_runtime(run, 16, software=EVERYTHING)
     asked = {"ddp.bucket_size": 7, "model.elsewhere": True}
     effective = {"ddp.bucket_size": run.ddp.bucket_size, "model.elsewhere": False}
-    held = hold_against_request(update.decisions, asked, effective)
+    held = compare_with_request(update.decisions, asked, effective)
     refused = {d.knob: d for d in held if d.outcome is Outcome.REFUSED}
     assert refused["ddp.bucket_size"].requested == 7
     assert refused["ddp.bucket_size"].rule == "dp.bucket-size"

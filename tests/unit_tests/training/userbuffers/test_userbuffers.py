@@ -492,7 +492,7 @@ def test_one_mistake_gives_one_error() -> None:
     ("fp8", "effective", "says"),
     [
         (True, True, "reduce-scatters FP8 values"),
-        (None, True, "should the run use FP8"),
+        (None, True, "if the run uses FP8"),
         (False, False, "no difference in a run without FP8"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The rules of overlap, one file a dimension, and what they look at."""
+"""The rules of overlap, one file for each dimension, and what they read."""

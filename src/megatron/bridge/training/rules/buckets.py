@@ -1,4 +1,4 @@
-"""Into how many buckets Megatron-Core cuts the gradients, and what that leaves to overlap.
+"""How many buckets Megatron-Core divides the gradients into, and what that leaves to overlap.
 
 Facts of megatron-core 0.16.
 """
@@ -12,6 +12,7 @@ from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import (
     CORE_LEAST,
     CORE_PER_RANK,
+    ChunkBuckets,
     bucketing,
     default_bucket_size,
 )
@@ -21,7 +22,7 @@ from megatron.bridge.training.rules.context import Context, fsdp_switch
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
     Dimension.DP,
-    claim=f"bucket_size None with overlap_grad_reduce on becomes max({CORE_LEAST:,}, "
+    claim=f"With overlap_grad_reduce on, bucket_size None means max({CORE_LEAST:,}, "
     f"{CORE_PER_RANK:,} x data-parallel size) parameters.",
 )
 BUCKET_IGNORED = rule(
@@ -33,47 +34,49 @@ BUCKET_IGNORED = rule(
 FIRST_CHUNK_ONLY = rule(
     "core.first-chunk-only",
     Dimension.DP,
-    claim="Only the first model chunk of the first pipeline stage is cut by bucket_size; in every "
-    "other stage and chunk the dense gradients are one bucket (expert and FP8 ones another).",
+    claim="bucket_size divides only the first model chunk of the first pipeline stage. In every "
+    "other stage and chunk the dense gradients are one bucket (expert and FP8 gradients another).",
 )
 BUCKET_COUNT = rule(
     "core.bucket-count",
     Dimension.DP,
-    claim="A bucket is closed once it holds bucket_size parameters, counted from the last layer "
-    "back; expert parameters have buckets of their own.",
+    claim="A bucket is closed when it contains bucket_size parameters, counted backward from the "
+    "last layer. Expert parameters have separate buckets.",
 )
 SINGLE_BUCKET = rule(
     "core.single-bucket",
     Dimension.DP,
-    claim="Where a whole model chunk fits into one bucket, overlap_grad_reduce hides nothing: the "
-    "one reduction starts after the last gradient.",
-    remedy="set comm_overlap.bucket_size=auto, or one well below the parameters per rank",
+    claim="Where an entire model chunk fits into one bucket, overlap_grad_reduce hides nothing: "
+    "the one reduction starts after the last gradient.",
+    remedy="set comm_overlap.bucket_size=auto, or to a number well below the parameters per rank",
 )
+
+_KNOB = "ddp.bucket_size"
 
 
 def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     """Notes on the buckets that a run will have; a refusal where a size is ignored."""
-    knob, asked = "ddp.bucket_size", getattr(c.ddp, "bucket_size", None)
+    requested = getattr(c.ddp, "bucket_size", None)
     if fsdp_switch(c.ddp) is not None or c.replicas == 1:
         return
     if not c.ddp.overlap_grad_reduce:
-        if asked is not None:
+        if requested is not None:
             yield BUCKET_IGNORED.decide(
-                knob,
-                requested=asked,
+                _KNOB,
+                requested=requested,
                 effective=None,
                 reason="overlap_grad_reduce is off, so each gradient buffer is one bucket",
                 outcome=Outcome.REFUSED,
             )
         return
-    if asked is None:
+    if requested is None:
         dp = c.data_parallel_size or 1
         yield BUCKET_DEFAULT.decide(
-            knob,
+            _KNOB,
             requested=None,
             effective=default_bucket_size(dp),
-            reason=f"None is max({CORE_LEAST:,}, {CORE_PER_RANK:,} x {dp}) parameters to "
-            "Megatron-Core",
+            reason=f"Megatron-Core takes None for max({CORE_LEAST:,}, {CORE_PER_RANK:,} x {dp}) "
+            "parameters",
             outcome=Outcome.NOTE,
         )
     try:
@@ -87,19 +90,23 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
         )
     except UncountableModel as cause:
         yield BUCKET_COUNT.decide(
-            knob,
+            _KNOB,
             requested=None,
-            effective=asked,
-            reason=f"how many buckets this model gets is not known: {cause}",
+            effective=requested,
+            reason=f"the number of buckets of this model is not known: {cause}",
             outcome=Outcome.NOTE,
         )
         return
+    yield from _notes_on_chunks(chunks, requested)
+
+
+def _notes_on_chunks(chunks: list[ChunkBuckets], bucket_size: int | None) -> Iterator[Decision]:
     first, rest = chunks[0], chunks[1:]
     count = len(first.buckets)
     yield BUCKET_COUNT.decide(
-        knob,
+        _KNOB,
         requested=None,
-        effective=asked,
+        effective=bucket_size,
         reason=f"{first.parameters:,} parameters per rank in the first chunk of the first stage "
         f"are reduced in {count} bucket{'s' if count != 1 else ''}",
         outcome=Outcome.NOTE,
@@ -109,17 +116,18 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
             "ddp.overlap_grad_reduce",
             requested=None,
             effective=True,
-            reason="the first chunk's gradients travel in one piece, after the last one is ready: "
+            reason="the first chunk's gradients are reduced in one piece, when the last one is "
+            "ready: "
             + (first.uncut_because or f"its {first.parameters:,} parameters fit into one bucket"),
             outcome=Outcome.NOTE,
             remedy=SINGLE_BUCKET.remedy,
         )
     if rest:
         yield FIRST_CHUNK_ONLY.decide(
-            knob,
+            _KNOB,
             requested=None,
-            effective=asked,
-            reason=f"the {len(rest)} other pipeline stages and chunks are not cut: each waits for "
-            "its own last gradient",
+            effective=bucket_size,
+            reason=f"the {len(rest)} other pipeline stages and chunks are not divided: each waits "
+            "for its own last gradient",
             outcome=Outcome.NOTE,
         )

@@ -1,4 +1,4 @@
-"""What the overlap rules look at, and how a user's value stands against a default."""
+"""What the overlap rules read, and how a user's value compares with a default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron.bridge.training.userbuffers.settings import TransformerLayerTPOver
 
 @dataclass
 class _CommOverlapConfig:
-    """The resolved knobs. None means unset, or for `bucket_size` Megatron-Core's own default."""
+    """The resolved knobs. None means unset; for `bucket_size` it is Megatron-Core's own default."""
 
     tp_comm_overlap: bool | None = None
     tp_comm_overlap_cfg: TransformerLayerTPOverlapCfg | None = None
@@ -32,7 +32,7 @@ class _CommOverlapConfig:
 
 @dataclass(frozen=True)
 class Context:
-    """What the rules look at: the request, the configurations, the software, the ranks."""
+    """What the rules read: the request, the configurations, the software, the ranks."""
 
     request: _CommOverlapConfig
     model: Any
@@ -60,7 +60,7 @@ class Context:
 
 
 def fsdp_switch(ddp: Any) -> str | None:
-    """Which switch puts another data-parallel path in Megatron DDP's place; None where none does.
+    """The switch that replaces Megatron DDP with another data-parallel path; None where none does.
 
     `use_torch_fsdp2` is Megatron-LM's; Megatron-Core's configuration has no field for it.
     """
@@ -73,27 +73,27 @@ def fsdp_switch(ddp: Any) -> str | None:
 USER_WINS = rule(
     "any.user-wins",
     Dimension.ANY,
-    claim="A knob of comm_overlap that is not None wins over the default that the rules choose.",
+    claim="A knob of comm_overlap that is not None wins over the default of the rules.",
 )
 
 
-OPT_IN_REASON = "it is on only where comm_overlap asks for it"
+OPT_IN_REASON = "it is on only where comm_overlap requests it"
 
 
-def choose(chosen_by: Rule, knob: str, default: Any, asked: Any, reason: str) -> Decision:
+def choose(chosen_by: Rule, knob: str, default: Any, requested: Any, reason: str) -> Decision:
     """The user's value if there is one, else the default of a rule."""
-    if asked is None:
+    if requested is None:
         return chosen_by.decide(
             knob, requested=None, effective=default, reason=reason, outcome=Outcome.DEFAULT
         )
-    speaks = chosen_by
-    if asked != default:
-        reason = f"asked for in comm_overlap, which wins over the default {default} ({reason})"
-        speaks = USER_WINS
-    return speaks.decide(
+    decided_by = chosen_by
+    if requested != default:
+        reason = f"set in comm_overlap, which wins over the default {default} ({reason})"
+        decided_by = USER_WINS
+    return decided_by.decide(
         knob,
-        requested=asked,
-        effective=asked,
+        requested=requested,
+        effective=requested,
         reason=reason,
         outcome=Outcome.GRANTED,
         dimension=chosen_by.dimension,

@@ -1,4 +1,4 @@
-"""Which data-parallel overlap comm_overlap chooses, and how large its gradient buckets are."""
+"""The data-parallel overlap that comm_overlap chooses, and the size of its gradient buckets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DP_NOTHING_TO_OVERLAP = rule(
     "dp.size-1",
     Dimension.DP,
     claim="With data-parallel size 1 all data-parallel overlap is off and bucket_size is None.",
-    remedy="ask for it in comm_overlap, whose values win over this default",
+    remedy="set the knob in comm_overlap: its values win over this default",
 )
 DP_DEFAULTS = rule(
     "dp.defaults",
@@ -64,7 +64,7 @@ DP_ALIGN = rule(
 DP_OPTIMIZER_STEP = rule(
     "dp.param-gather-with-optimizer-step",
     Dimension.DP,
-    claim="overlap_param_gather_with_optimizer_step stays off by default, because of a "
+    claim="overlap_param_gather_with_optimizer_step is off by default, because of a "
     "checkpointing problem.",
     remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
     opt_in=True,
@@ -80,6 +80,11 @@ _DP_KNOBS = {
 
 
 def decide_dp(c: Context) -> Iterator[Decision]:
+    """Every data-parallel knob of comm_overlap: as requested, else the default of its rule.
+
+    Raises:
+        OverlapConfigError: the data-parallel size is not known.
+    """
     dp = c.data_parallel_size
     interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
     if dp is None or dp < 1:
@@ -88,7 +93,7 @@ def decide_dp(c: Context) -> Iterator[Decision]:
             "world size / (TP x PP x CP)"
         )
     if dp == 1:
-        reason = "data-parallel size is 1: there is no other replica to exchange with"
+        reason = "data-parallel size is 1, so there is no other replica to exchange with"
         if (cp := c.of_model("context_parallel_size") or 1) > 1:
             reason += f" (but the {cp} context-parallel ranks still reduce gradients, unhidden)"
         defaults: dict[str, Any] = dict.fromkeys(_DP_KNOBS, False) | {"bucket_size": None}
@@ -110,26 +115,26 @@ def decide_dp(c: Context) -> Iterator[Decision]:
             "overlap_param_gather_with_optimizer_step": DP_OPTIMIZER_STEP,
         }
     for knob, section in _DP_KNOBS.items():
-        asked = getattr(c.request, knob)
-        if knob == "bucket_size" and asked == AUTO:
+        requested = getattr(c.request, knob)
+        if knob == "bucket_size" and requested == AUTO:
             yield _decide_auto_bucket(c, dp)
-        elif knob == "bucket_size" and asked is not None and not is_bucket_size(asked):
+        elif knob == "bucket_size" and requested is not None and not is_bucket_size(requested):
             yield DP_BUCKET_VALUE.decide(
                 "ddp.bucket_size",
-                requested=asked,
+                requested=requested,
                 effective=None,
-                reason=f"comm_overlap.bucket_size is {asked!r}",
+                reason=f"comm_overlap.bucket_size is {requested!r}",
                 outcome=Outcome.ERROR,
             )
         else:
-            yield choose(rules[knob], f"{section}.{knob}", defaults[knob], asked, reason)
+            yield choose(rules[knob], f"{section}.{knob}", defaults[knob], requested, reason)
 
 
 def _decide_auto_bucket(c: Context, dp: int) -> Decision:
     """A number for bucket_size="auto", from the parameters that Megatron-Core puts into buckets.
 
-    Dense and expert gradients have buffers of their own, reduced by different ranks, and share the
-    one bucket_size: the buffer that needs the smaller buckets decides.
+    Dense and expert gradients have separate buffers, which different ranks reduce, and share one
+    bucket_size: the buffer that needs the smaller buckets decides.
     """
     sizes = [
         (auto_bucket_size(parameters, ranks), parameters, ranks, kind)
@@ -137,12 +142,12 @@ def _decide_auto_bucket(c: Context, dp: int) -> Decision:
         if ranks > 1 and parameters > SMALLEST_BUCKET
     ]
     size, parameters, ranks, kind = min(sizes, default=(SMALLEST_BUCKET, 0, dp, ""))
-    told = f"auto: {parameters:,}{kind} parameters per rank in the first chunk, reduced by {ranks}"
+    counted = f"{parameters:,}{kind} parameters per rank in the first chunk"
     return DP_BUCKET_SIZE.decide(
         "ddp.bucket_size",
         requested=AUTO,
         effective=size,
-        reason=f"{told} ranks",
+        reason=f"auto: {counted}, reduced by {ranks} ranks",
         outcome=Outcome.GRANTED,
     )
 
@@ -158,7 +163,7 @@ def _reduced_buffers(c: Context, dp: int) -> Iterator[tuple[str, int, int]]:
         tensors = chunk_parameters(c.model)
     except UncountableModel:
         try:
-            # The vocabulary often comes with the tokenizer, later: the layers alone serve well.
+            # The vocabulary often comes later, with the tokenizer: the layers alone are enough.
             vocabulary = 1 if c.of_model("vocab_size") is None else None
             tensors = chunk_parameters(c.model, vocab_size=vocabulary)
         except UncountableModel:
@@ -173,7 +178,7 @@ def _reduced_buffers(c: Context, dp: int) -> Iterator[tuple[str, int, int]]:
 def _estimated_parameters(c: Context) -> int:
     """A lower bound for a model that cannot be counted: its attention and feed-forward weights.
 
-    12 x hidden^2 a layer, as in a plain transformer whose feed-forward is 4 hidden sizes wide.
+    12 x hidden^2 per layer, as in a plain transformer whose feed-forward is 4 hidden sizes wide.
     """
     hidden = c.of_model("hidden_size") or 0
     layers = c.of_model("num_layers") or 1
@@ -183,28 +188,28 @@ def _estimated_parameters(c: Context) -> int:
 
 
 def decide_dp_ignored(c: Context) -> Iterator[Decision]:
-    """What becomes of data-parallel knobs without the distributed optimizer: nothing is touched."""
+    """The data-parallel knobs without the distributed optimizer: comm_overlap changes none."""
     for knob, section in _DP_KNOBS.items():
         holder = c.optimizer if section == "optimizer" else c.ddp
-        asked, present = getattr(c.request, knob), getattr(holder, knob, None)
+        requested, present = getattr(c.request, knob), getattr(holder, knob, None)
         reason = (
             "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
         )
-        if asked is None and present:
+        if requested is None and present:
             outcome = Outcome.DEFAULT
-        elif asked is None:
-            # Told of the two that comm_overlap would have turned on.
+        elif requested is None:
+            # Only the two that comm_overlap would have turned on are worth a note.
             if knob not in ("overlap_grad_reduce", "overlap_param_gather"):
                 continue
             outcome = Outcome.NOTE
-        elif present == asked or (asked is False and not present):
-            reason += f" ({section} holds the same value by itself)"
+        elif present == requested or (requested is False and not present):
+            reason += f" ({section} has the same value anyway)"
             outcome = Outcome.GRANTED
         else:
             outcome = Outcome.REFUSED
         yield DP_NEEDS_DISTRIBUTED_OPTIMIZER.decide(
             f"{section}.{knob}",
-            requested=asked,
+            requested=requested,
             effective=present,
             reason=reason,
             outcome=outcome,

@@ -1,6 +1,6 @@
-"""When expert-parallel communication may overlap: a broken need stops the run, not the overlap.
+"""When expert-parallel communication overlaps. An unmet need stops the run, not only the overlap.
 
-Megatron-Core asserts most of these too, later, on every rank of the job.
+Megatron-Core asserts most of these needs too, but later, on every rank of the job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choos
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
     Dimension.EP,
-    claim="overlap_moe_expert_parallel_comm and delay_wgrad_compute are off unless asked for.",
+    claim="overlap_moe_expert_parallel_comm and delay_wgrad_compute are off unless requested.",
     remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true",
     opt_in=True,
 )
@@ -25,14 +25,14 @@ def _ep_rule(name: str, need: str, remedy: str) -> Rule:
     return rule(
         f"ep.{name}",
         Dimension.EP,
-        claim=f"overlap_moe_expert_parallel_comm needs {need}, else setup() stops with an error.",
+        claim=f"overlap_moe_expert_parallel_comm needs {need}; otherwise setup() raises an error.",
         remedy=remedy,
         depth=2,
     )
 
 
 def _is(*names: str) -> Any:
-    """A `found` that tells the values of model fields."""
+    """A `found` that shows the values of model fields."""
     return lambda c: ", ".join(f"{name} is {c.of_model(name)!r}" for name in names)
 
 
@@ -71,7 +71,7 @@ EP_GATE: tuple[Need[Context], ...] = (
         found=_is("bf16", "fp16"),
     ),
     Need(
-        _ep_rule("needs-torch", "torch >= 2.6.0 (older ones hang)", "use torch 2.6.0 or newer"),
+        _ep_rule("needs-torch", "torch >= 2.6.0 (older versions hang)", "use torch 2.6.0 or newer"),
         met=lambda c: c.software.is_torch_min_version("2.6.0"),
         found=lambda c: "torch is older than 2.6.0",
     ),
@@ -96,14 +96,16 @@ EP_GATE: tuple[Need[Context], ...] = (
         found=_is("recompute_granularity"),
     ),
     Need(
-        _ep_rule("no-recompute-method", "recompute_method None", "set model.recompute_method=null"),
+        _ep_rule(
+            "no-recompute-method", "recompute_method to be None", "set model.recompute_method=null"
+        ),
         met=lambda c: c.of_model("recompute_method") is None,
         found=_is("recompute_method"),
     ),
     Need(
         _ep_rule(
             "no-recompute-layers",
-            "recompute_num_layers None",
+            "recompute_num_layers to be None",
             "set model.recompute_num_layers=null",
         ),
         met=lambda c: c.of_model("recompute_num_layers") is None,
@@ -113,15 +115,17 @@ EP_GATE: tuple[Need[Context], ...] = (
         _ep_rule(
             "no-moe-recompute",
             'no "moe" in recompute_modules',
-            'take "moe" out of model.recompute_modules',
+            'remove "moe" from model.recompute_modules',
         ),
         met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
-        found=_is("recompute_modules"),
+        found=lambda c: (
+            f"there is moe in recompute_modules, which is {c.of_model('recompute_modules')!r}"
+        ),
     ),
     Need(
         _ep_rule(
             "no-shared-expert-overlap",
-            "moe_shared_expert_overlap off",
+            "moe_shared_expert_overlap to be off",
             "set model.moe_shared_expert_overlap=false",
         ),
         met=lambda c: not c.of_model("moe_shared_expert_overlap"),
@@ -130,11 +134,14 @@ EP_GATE: tuple[Need[Context], ...] = (
     Need(
         _ep_rule(
             "one-mtp-layer",
-            "mtp_num_layers None, 0 or 1",
+            "mtp_num_layers to be None, 0 or 1",
             "set model.mtp_num_layers=null, or to 1 with PP > 1",
         ),
         met=lambda c: c.of_model("mtp_num_layers") in (None, 0, 1),
-        found=_is("mtp_num_layers"),
+        found=lambda c: (
+            f"mtp_num_layers is {c.of_model('mtp_num_layers')!r}, and multi-token prediction "
+            "can have at most one layer"
+        ),
     ),
 )
 
@@ -143,25 +150,25 @@ def _delay_rule(name: str, need: str, remedy: str) -> Rule:
     return rule(
         f"ep.delay-{name}",
         Dimension.EP,
-        claim=f"delay_wgrad_compute needs {need}, else setup() stops with an error.",
+        claim=f"delay_wgrad_compute needs {need}; otherwise setup() raises an error.",
         remedy=remedy,
         depth=2,
     )
 
 
 def _ep_overlap_on(c: Context) -> bool:
-    asked = c.request.overlap_moe_expert_parallel_comm
-    return bool(c.of_model("overlap_moe_expert_parallel_comm") if asked is None else asked)
+    requested = c.request.overlap_moe_expert_parallel_comm
+    return bool(c.of_model("overlap_moe_expert_parallel_comm") if requested is None else requested)
 
 
 def _reduces_into_main_grad(c: Context) -> bool:
-    """Whether the weight gradient is written where a reduction or a fused kernel picks it up."""
+    """Whether a reduction or a fused kernel reads the weight gradient from where it is written."""
     overlap = getattr(c.ddp, "overlap_grad_reduce", False) or c.request.overlap_grad_reduce
     return bool(overlap or c.of_model("gradient_accumulation_fusion"))
 
 
 def graph_scope(c: Context) -> frozenset[str]:
-    """Names of the CUDA-graph scopes, under whichever field this Megatron-Core has for them."""
+    """Names of the CUDA-graph scopes, from whichever field this Megatron-Core has for them."""
     scope = c.of_model("cuda_graph_scope") or c.of_model("cuda_graph_modules") or ()
     if isinstance(scope, str):
         scope = scope.split(",")
@@ -203,60 +210,63 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
     Need(
         _delay_rule(
             "graph-needs-te-2.12",
-            "Transformer Engine >= 2.12.0 where a CUDA graph holds the delayed gradient",
+            "Transformer Engine >= 2.12.0 where a CUDA graph contains the delayed gradient",
             "use Transformer Engine 2.12.0 or newer, or a CUDA-graph scope without attention",
         ),
         met=lambda c: not _wgrad_in_graph(c) or c.software.is_te_min_version("2.12.0"),
         found=lambda c: (
-            f"the CUDA-graph scope {sorted(graph_scope(c))} holds weight gradients and "
+            f"the CUDA-graph scope {sorted(graph_scope(c))} contains weight gradients and "
             "Transformer Engine is absent or older than 2.12.0"
         ),
     ),
     Need(
         _delay_rule(
             "graph-needs-fusion",
-            "gradient_accumulation_fusion where a CUDA graph holds the delayed gradient",
+            "gradient_accumulation_fusion where a CUDA graph contains the delayed gradient",
             "set model.gradient_accumulation_fusion=true",
         ),
         met=lambda c: not _wgrad_in_graph(c) or bool(c.of_model("gradient_accumulation_fusion")),
         found=lambda c: (
-            f"the CUDA-graph scope {sorted(graph_scope(c))} holds weight gradients and "
+            f"the CUDA-graph scope {sorted(graph_scope(c))} contains weight gradients and "
             "gradient_accumulation_fusion is off"
         ),
     ),
     Need(
         _delay_rule(
             "graph-no-attention-bias",
-            "no add_bias_linear and no add_qkv_bias where a CUDA graph covers attention",
+            "no attention bias (add_bias_linear, add_qkv_bias) where a CUDA graph covers attention",
             "set model.add_bias_linear=false and model.add_qkv_bias=false",
         ),
         met=lambda c: (
             "attn" not in graph_scope(c)
             or not (c.of_model("add_bias_linear") or c.of_model("add_qkv_bias"))
         ),
-        found=_is("add_bias_linear", "add_qkv_bias"),
+        found=lambda c: (
+            "the CUDA graph covers attention, and there is an attention bias: "
+            + _is("add_bias_linear", "add_qkv_bias")(c)
+        ),
     ),
 )
 
 
 def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
-    """An expert-parallel knob: as asked; each unmet need is an error, since the run would fail."""
-    knob, asked = f"model.{name}", getattr(c.request, name)
-    broken = list(unmet(gate, c)) if asked else []
+    """An expert-parallel knob, as requested. Each unmet need is an error: the run would fail."""
+    knob, requested = f"model.{name}", getattr(c.request, name)
+    broken = list(unmet(gate, c)) if requested else []
     for broken_rule, found in broken:
         yield broken_rule.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
         )
     if not broken:
-        yield choose(EP_OFF_UNLESS_ASKED, knob, False, asked, OPT_IN_REASON)
+        yield choose(EP_OFF_UNLESS_ASKED, knob, False, requested, OPT_IN_REASON)
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:
-    """Both expert-parallel knobs; a broken need of either is an error."""
-    asked = c.request
-    if asked.delay_wgrad_compute and asked.overlap_moe_expert_parallel_comm is None:
-        # The model's own switch carries the delayed gradient: it is then asked for, not reset.
+    """Both expert-parallel knobs; an unmet need of either is an error."""
+    request = c.request
+    if request.delay_wgrad_compute and request.overlap_moe_expert_parallel_comm is None:
+        # The delayed gradient needs the model's own switch: keep it as requested, do not reset it.
         on_model = c.of_model("overlap_moe_expert_parallel_comm") or None
-        c = replace(c, request=replace(asked, overlap_moe_expert_parallel_comm=on_model))
+        c = replace(c, request=replace(request, overlap_moe_expert_parallel_comm=on_model))
     yield from _decide_gated(c, "overlap_moe_expert_parallel_comm", EP_GATE)
     yield from _decide_gated(c, "delay_wgrad_compute", DELAY_WGRAD_GATE)

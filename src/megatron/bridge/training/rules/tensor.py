@@ -1,4 +1,4 @@
-"""When tensor-parallel communication may overlap, and which userbuffers settings it then gets."""
+"""When tensor-parallel communication overlaps, and which userbuffers settings it gets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from megatron.bridge.training.tp_overlap_presets import (
 TP_OFF_UNLESS_ASKED = rule(
     "tp.off-unless-asked",
     Dimension.TP,
-    claim="tp_comm_overlap is on only where it is asked for.",
+    claim="tp_comm_overlap is on only where it is requested.",
     remedy="set comm_overlap.tp_comm_overlap=true",
     opt_in=True,
 )
 
-# The first need that is not met is the reason that the user is told.
+# The first unmet need is the reason that the user sees.
 TP_GATE: tuple[Need[Context], ...] = (
     Need(
         rule(
@@ -46,7 +46,7 @@ TP_GATE: tuple[Need[Context], ...] = (
         ),
         met=lambda c: bool(c.model.sequence_parallel),
         found=lambda c: (
-            "sequence_parallel is off, so the layers all-reduce; userbuffers overlap "
+            "sequence_parallel is off, so the layers all-reduce; userbuffers overlap only "
             "the all-gathers and reduce-scatters of sequence parallelism"
         ),
     ),
@@ -58,7 +58,7 @@ TP_GATE: tuple[Need[Context], ...] = (
             remedy="install a Transformer Engine built for this torch and CUDA",
         ),
         met=lambda c: c.software.have_te(),
-        found=lambda c: "Transformer Engine, whose userbuffers do the overlap, cannot be imported",
+        found=lambda c: "Transformer Engine cannot be imported, and its userbuffers do the overlap",
     ),
 )
 
@@ -66,24 +66,24 @@ TP_USERBUFFERS_DEFAULT = rule(
     "tp.userbuffers-default",
     Dimension.TP,
     claim="TP overlap without a tp_comm_overlap_cfg runs with Transformer Engine's own settings.",
-    remedy="give comm_overlap.tp_comm_overlap_cfg: a preset of your GPU, sizes and precision",
+    remedy="set comm_overlap.tp_comm_overlap_cfg to a preset for your GPU, sizes and precision",
 )
 TP_PRESET_FIT = rule(
     "tp.preset-fit",
     Dimension.TP,
     claim="A userbuffers preset is tuned for one precision, hidden size and tensor-parallel size.",
-    remedy="take the preset of these sizes, or compare profiles with and without this one",
+    remedy="use the preset for these sizes, or compare profiles with and without this one",
 )
 TP_BOOTSTRAP = rule(
     "tp.bootstrap-backend",
     Dimension.TP,
-    claim="tp_comm_bootstrap_backend of comm_overlap (default nccl) is set on the model.",
+    claim="comm_overlap's tp_comm_bootstrap_backend (default nccl) is set on the model.",
     opt_in=True,
 )
 
 
 def decide_tp_overlap(c: Context) -> Decision:
-    """TP overlap: as asked, unless a need of `TP_GATE` is not met."""
+    """TP overlap: as requested, unless a need of `TP_GATE` is not met."""
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
         return choose(TP_OFF_UNLESS_ASKED, knob, False, None, OPT_IN_REASON)
@@ -91,14 +91,14 @@ def decide_tp_overlap(c: Context) -> Decision:
         return broken.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
         )
-    reason = "asked for, with tensor parallelism, sequence parallelism and Transformer Engine there"
+    reason = "requested, and tensor and sequence parallelism and Transformer Engine are available"
     return TP_OFF_UNLESS_ASKED.decide(
         knob, requested=True, effective=True, reason=reason, outcome=Outcome.GRANTED
     )
 
 
 def _run_sizes(c: Context) -> tuple[str, int | None, int]:
-    """What a preset must fit: precision of the GEMMs, hidden size, tensor-parallel size."""
+    """What a preset must fit: the precision of the GEMMs, hidden size, tensor-parallel size."""
     precision = "fp8" if c.of_model("fp8") else "bf16"
     return precision, c.of_model("hidden_size"), c.model.tensor_model_parallel_size
 
@@ -108,7 +108,7 @@ def _preset_sizes(key: PresetKey) -> tuple[str, int, int]:
 
 
 def _fitting_presets(c: Context) -> str:
-    """A remedy that names the presets of this run's precision and sizes; empty if there is none."""
+    """A remedy that lists the presets for this run's precision and sizes; empty without any."""
     names = [n for n in PRESETS if _preset_sizes(parse_preset_name(n)) == _run_sizes(c)]
     return f"set comm_overlap.tp_comm_overlap_cfg to {' or '.join(names)}" if names else ""
 
@@ -119,19 +119,20 @@ def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
     except TypeError:
         return
     if tuned_for and _run_sizes(c) not in tuned_for:
-        told = "precision {}, hidden size {}, TP {}"
+        sizes = "precision {}, hidden size {}, TP {}"
         yield TP_PRESET_FIT.decide(
             knob,
             requested=given,
             effective=given,
-            reason=f"it is a preset for {told.format(*tuned_for[0])}, while this run has "
-            + told.format(*_run_sizes(c)),
+            reason=f"it is a preset for {sizes.format(*tuned_for[0])}, but this run has "
+            + sizes.format(*_run_sizes(c)),
             outcome=Outcome.NOTE,
             remedy=_fitting_presets(c) or TP_PRESET_FIT.remedy,
         )
 
 
 def decide_tp(c: Context) -> Iterator[Decision]:
+    """Every tensor-parallel knob of comm_overlap, and whether a preset fits this run."""
     overlap = decide_tp_overlap(c)
     yield overlap
     knob, given = "model.tp_comm_overlap_cfg", c.request.tp_comm_overlap_cfg
@@ -140,8 +141,8 @@ def decide_tp(c: Context) -> Iterator[Decision]:
             knob,
             requested=None,
             effective=None,
-            reason="no userbuffers config was given, so Transformer Engine's defaults are used; "
-            "they are not tuned to these sizes",
+            reason="no userbuffers configuration was given, so Transformer Engine's defaults are "
+            "used; they are not tuned for these sizes",
             outcome=Outcome.NOTE,
             remedy=_fitting_presets(c) or TP_USERBUFFERS_DEFAULT.remedy,
         )
@@ -150,16 +151,16 @@ def decide_tp(c: Context) -> Iterator[Decision]:
             knob,
             requested=given,
             effective=given,
-            reason="the userbuffers config given in comm_overlap",
+            reason="comm_overlap sets this userbuffers configuration",
             outcome=Outcome.GRANTED,
         )
         yield from _decide_preset_fit(c, knob, given)
-    # The request's own default is nccl: that is nobody's wish.
+    # The request's own default is nccl: the user did not ask for it.
     backend = c.request.tp_comm_bootstrap_backend
     yield choose(
         TP_BOOTSTRAP,
         "model.tp_comm_bootstrap_backend",
         "nccl",
         None if backend == "nccl" else backend,
-        "the ranks of a node find each other through it before userbuffers take over",
+        "the ranks of a node connect through it before userbuffers take over",
     )

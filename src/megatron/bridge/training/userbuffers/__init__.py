@@ -1,1 +1,1 @@
-"""Transformer Engine's userbuffers: their settings, what it accepts, and the facts behind that."""
+"""Transformer Engine's userbuffers: their settings, what it accepts, and the facts for that."""

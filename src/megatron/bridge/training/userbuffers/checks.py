@@ -1,4 +1,4 @@
-"""Checks userbuffers settings, given as plain dicts, against `userbuffers_rules`."""
+"""Checks userbuffers settings, as plain dicts, against the rules in `facts`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _INT32 = range(-(2**31), 2**31)
 
 @dataclass(frozen=True)
 class _Entry:
-    """One GEMM's settings, their types checked, and the run that they are for."""
+    """One GEMM's settings, with checked types, and the run that they are for."""
 
     name: str
     given: Mapping[str, Any]
@@ -71,7 +71,7 @@ class _Entry:
 
     @property
     def is_split_dgrad(self) -> bool:
-        """Whether this is a dgrad that reduce-scatters itself, instead of its wgrad."""
+        """Whether this is a dgrad that does the reduce-scatter, instead of its wgrad."""
         return self.name in WGRADS and self.method != "bulk"
 
     @property
@@ -85,11 +85,11 @@ class _Entry:
 
     @property
     def by_kernel(self) -> bool:
-        """Whether SMs move the data, not the copy engines."""
+        """Whether SMs move the data, instead of the copy engines."""
         return self.method != "ring_exchange" or not self.given.get("use_ce", True)
 
     def sms(self, key: str) -> int:
-        """num_sm or cga_size, Transformer Engine's default where it is not given."""
+        """num_sm or cga_size; Transformer Engine's default where it is not given."""
         default = {"num_sm": 16, "cga_size": 2}[key] if self.default_method != RING else 1
         value: int = self.given.get(key, default)
         return value
@@ -111,9 +111,9 @@ class _Entry:
     def refusal(
         self, rule: Rule, key: str, effective: object, reason: str, remedy: str
     ) -> Decision:
-        """Accepted by Transformer Engine, and not done as asked."""
-        told = self.note(rule, key, effective, reason, remedy)
-        return replace(told, outcome=Outcome.REFUSED)
+        """Accepted by Transformer Engine, and not done as requested."""
+        note = self.note(rule, key, effective, reason, remedy)
+        return replace(note, outcome=Outcome.REFUSED)
 
     def note(
         self, rule: Rule, key: str, effective: object, reason: str, remedy: str | None = None
@@ -131,7 +131,7 @@ class _Entry:
 def check_gemms(
     gemms: Mapping[str, Mapping[str, Any]], *, fp8: bool | None, also_bf16: bool
 ) -> Iterator[Decision]:
-    """The decisions of `check_userbuffers` on plain dicts: see there."""
+    """The decisions of `check_userbuffers` about plain dicts."""
     entries: dict[str, _Entry] = {}
     for name, given in gemms.items():
         if name not in GEMMS:
@@ -148,8 +148,8 @@ def check_gemms(
         refused = list(_check_keys(raw))
         yield from refused
         bad = {decision.knob for decision in refused}
-        sound = {key: value for key, value in given.items() if raw.knob(key) not in bad}
-        entries[name] = _Entry(name, sound, fp8, also_bf16)
+        valid = {key: value for key, value in given.items() if raw.knob(key) not in bad}
+        entries[name] = _Entry(name, valid, fp8, also_bf16)
     for entry in entries.values():
         for check in _ENTRY_CHECKS:
             yield from check(entry)
@@ -194,15 +194,15 @@ def _is_boxed_bool(value: object) -> bool:
 def _check_method(entry: _Entry) -> Iterator[Decision]:
     method, gemm = entry.method, entry.gemm
     if method in gemm.methods:
-        left_out = [k for k in ("num_sm", "cga_size", "set_sm_margin") if k not in entry.given]
-        if method == RING != entry.default_method and left_out:
-            default = f"{entry.default_method} defaults for {', '.join(left_out)}"
+        omitted = [k for k in ("num_sm", "cga_size", "set_sm_margin") if k not in entry.given]
+        if method == RING != entry.default_method and omitted:
+            default = f"{entry.default_method} defaults for {', '.join(omitted)}"
             reason = f"{entry.name} takes Transformer Engine's {default}"
             yield entry.note(METHOD_DEFAULTS, "method", method, reason)
         return
     usable = " or ".join(gemm.methods)
-    told_otherwise = entry.given.get("is_reduce_scatter", False)
-    if method == "pipeline" and gemm.collective == "all-gather" and not told_otherwise:
+    overridden = entry.given.get("is_reduce_scatter", False)
+    if method == "pipeline" and gemm.collective == "all-gather" and not overridden:
         reason = f"{entry.name} all-gathers, and pipeline is for reduce-scatters only"
         yield entry.error(PIPELINE_GATHER, "method", reason, f"use {usable}")
     elif gemm.stand_in and method != RING:
@@ -249,7 +249,7 @@ def _check_sizes(entry: _Entry) -> Iterator[Decision]:
         remedy = "make num_sm a multiple of cga_size"
         yield entry.note(CGA_DIVIDES, "cga_size", 1, reason, remedy)
     if num_sm > FLAGGED_SMS:
-        reason = f"num_sm is {num_sm}, and the flags between GPUs have room for {FLAGGED_SMS} SMs"
+        reason = f"num_sm is {num_sm}, and the flags between GPUs are for {FLAGGED_SMS} SMs"
         yield entry.note(FLAG_TABLE, "num_sm", num_sm, reason)
 
 
@@ -266,7 +266,7 @@ def _check_unused(entry: _Entry) -> Iterator[Decision]:
     for key, neutral in unused.items():
         if key in entry.given and (neutral is None or bool(entry.given[key]) is not neutral):
             reason = f"{entry.method} does not use {key}"
-            yield entry.note(KEY_UNUSED, key, neutral, reason, f"leave {key} out")
+            yield entry.note(KEY_UNUSED, key, neutral, reason, f"omit {key}")
 
 
 def _check_fp8_buf(entry: _Entry) -> Iterator[Decision]:
@@ -281,11 +281,11 @@ def _check_fp8_buf(entry: _Entry) -> Iterator[Decision]:
     where = "in a run without FP8" if entry.fp8 is False else f"on {entry.name}"
     if boxed_false:
         if effective and entry.collective == "reduce-scatter":
-            when = "" if entry.fp8 else ", should the run use FP8"
-            follows = f"so that {entry.name} reduce-scatters FP8 values{when}"
+            when = "" if entry.fp8 else " if the run uses FP8"
+            follows = f"so {entry.name} reduce-scatters FP8 values{when}"
         else:
             follows = f"which makes no difference {where}"
-        reason = f"a list with one element reads as true, {follows}"
+        reason = f"a list with one element is read as true, {follows}"
         yield entry.note(FP8_BUF_LIST, "fp8_buf", effective, reason)
     elif not effective:
         reason = f"fp8_buf has no effect {where}"
@@ -313,7 +313,7 @@ def _check_split_dgrads(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
                 effective=None,
                 reason=f"{name} is {dgrad.method}, so that it reduce-scatters in place of {wgrad}",
                 outcome=Outcome.ERROR,
-                remedy=f"leave {wgrad} out (None), or use bulk for {name}",
+                remedy=f"omit {wgrad} (None), or use bulk for {name}",
             )
         if dgrad.also_bf16:
             reason = f"{name} is {dgrad.method}, and FP8 and BF16 layers are both set up"

@@ -1,10 +1,10 @@
 """Tensor-parallel userbuffers settings: one slot per overlapped GEMM of a transformer layer.
 
-Transformer Engine overlaps the tensor-parallel all-gathers and reduce-scatters with the GEMMs
-beside them through *userbuffers*, memory that every GPU of the tensor-parallel group may read and
-write. How each overlap runs is set per GEMM with the classes here. `as_te_dict` turns them into
-what ``initialize_ub(ub_cfgs=...)`` takes, and `check_userbuffers` tells what Transformer Engine
-would make of it, before a job starts.
+Transformer Engine overlaps the tensor-parallel all-gathers and reduce-scatters with the GEMMs next
+to them through *userbuffers*: memory that every GPU of the tensor-parallel group reads and writes.
+The classes here set how each GEMM is overlapped. `as_te_dict` turns them into the argument of
+``initialize_ub(ub_cfgs=...)``, and `check_userbuffers` says what Transformer Engine would do with
+it, before a job starts.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from megatron.bridge.training.userbuffers.facts import KNOB
 
 @dataclass
 class TPOverlapCfg:
-    """How one GEMM is overlapped; the base of the three methods."""
+    """How one GEMM is overlapped; the base class of the three methods."""
 
 
 @dataclass
 class PipelineOverlapCfg(TPOverlapCfg):
-    """The GEMM in splits, each split's reduce-scatter under the next split's GEMM.
+    """The GEMM in splits; each split's reduce-scatter runs under the next split's GEMM.
 
-    For a reduce-scatter only: proj_fprop, fc2_fprop, and a dgrad that is not bulk.
+    For reduce-scatters only: proj_fprop, fc2_fprop, and a dgrad that is not bulk.
     """
 
     num_sm: int
-    """SMs that the communication kernels take."""
+    """SMs of the communication kernels."""
     cga_size: int
     """Thread blocks per cluster of a communication kernel, at most 4; divides num_sm."""
     num_splits: int
-    """Pieces that the GEMM is cut into, at least 1."""
+    """Pieces that the GEMM is split into, at least 1."""
     set_sm_margin: bool
     """Whether the GEMM leaves num_sm SMs to the communication."""
     fp8_buf: bool = False
-    """Whether an FP8 run reduce-scatters FP8 values; without effect in a BF16 run."""
+    """Whether an FP8 run reduce-scatters FP8 values; no effect in a BF16 run."""
     atomic_gemm: bool = False
-    """Whether one GEMM kernel signals its finished pieces, instead of one kernel a piece; FP8."""
+    """Whether one GEMM kernel signals its finished pieces, instead of one kernel per piece; FP8."""
     method: str = "pipeline"
     """Transformer Engine's name of the method."""
 
@@ -54,32 +54,32 @@ class PipelineOverlapCfg(TPOverlapCfg):
 class RingExchangeOverlapCfg(TPOverlapCfg):
     """The collective as point-to-point steps around the ring, each under one chunk's GEMM.
 
-    For an all-gather or a reduce-scatter. By default the copy engines move the data, so that
-    num_sm and cga_size drive no kernel; num_sm still is the margin of set_sm_margin.
+    For all-gathers and reduce-scatters. By default the copy engines move the data, so num_sm and
+    cga_size configure no kernel; num_sm is still the margin of set_sm_margin.
     """
 
     aggregate: bool = False
-    """Whether two chunks travel and are multiplied at a time."""
+    """Whether two chunks are sent and multiplied at a time."""
     method: str = "ring_exchange"
     """Transformer Engine's name of the method."""
     num_sm: int = 1
     """SMs for the copies where the copy engines are off (use_ce=False)."""
     cga_size: int = 1
-    """Thread blocks per cluster of the copy kernels, likewise."""
+    """Thread blocks per cluster of these copy kernels."""
     set_sm_margin: bool = False
     """Whether the GEMM leaves num_sm SMs free."""
     fp8_buf: bool = False
-    """Whether an FP8 run reduce-scatters FP8 values (an FP8 run's all-gathers always are FP8)."""
+    """Whether an FP8 run reduce-scatters FP8 values (its all-gathers are always FP8)."""
     atomic_gemm: bool = False
-    """As for `PipelineOverlapCfg`; must be the same on both of a pair (qkv/proj, fc1/fc2)."""
+    """As in `PipelineOverlapCfg`; must be the same for both GEMMs of a pair (qkv/proj, fc1/fc2)."""
 
 
 @dataclass
 class BulkOverlapCfg(TPOverlapCfg):
-    """The whole collective beside a GEMM that does not depend on it."""
+    """The entire collective beside a GEMM that does not depend on it."""
 
     num_sm: int
-    """SMs that the communication kernel takes."""
+    """SMs of the communication kernel."""
     cga_size: int
     """Thread blocks per cluster of the communication kernel, at most 4; divides num_sm."""
     set_sm_margin: bool
@@ -92,7 +92,7 @@ class BulkOverlapCfg(TPOverlapCfg):
 class TransformerLayerTPOverlapCfg:
     """One slot per overlapped GEMM of a transformer layer; None leaves it to Transformer Engine.
 
-    dgrad is the GEMM for a layer's input gradient, wgrad the one for its weight gradient.
+    dgrad is the GEMM for a layer's input gradient, wgrad the GEMM for its weight gradient.
     """
 
     qkv_dgrad: TPOverlapCfg | None
@@ -122,7 +122,7 @@ _HYDRA_KEY = r"_[a-z]+_"
 _FILE = rule(
     "ub.file",
     Dimension.TP,
-    claim="A tp_comm_overlap_cfg that is a path names a YAML file, read when the run starts; "
+    claim="A tp_comm_overlap_cfg that is a path is a YAML file, which is read when the run starts; "
     "its content is not checked here.",
 )
 _SHAPE = rule(
@@ -134,17 +134,17 @@ _SHAPE = rule(
 _TARGET = rule(
     "ub.target",
     Dimension.TP,
-    claim="Where `_target_` names one of the userbuffers classes, the keys beside it must be that "
-    "class's fields, and its fields without a default must be there.",
+    claim="Where `_target_` is one of the userbuffers classes, the other keys must be fields of "
+    "that class, and its fields without a default must be present.",
 )
 
 
 def as_te_dict(cfg: object) -> dict[str, dict[str, Any]]:
     """`cfg` as the plain nested dict that ``initialize_ub(ub_cfgs=...)`` takes.
 
-    None entries are left out, since Transformer Engine takes any key that is present as set. In a
-    mapping read from a YAML, Hydra's own keys (``_target_`` ...) are left out as well, and a known
-    ``_target_`` fills in its class's defaults. Nothing in the result is shared with `cfg`.
+    None entries are omitted, since Transformer Engine takes every key that is present as set. In a
+    mapping read from a YAML, Hydra's own keys (``_target_`` ...) are omitted too, and a known
+    ``_target_`` fills in its class's defaults. The result shares nothing with `cfg`.
 
     Args:
         cfg: any dataclass instance, usually a `TransformerLayerTPOverlapCfg`, or a mapping.
@@ -164,18 +164,18 @@ def as_te_dict(cfg: object) -> dict[str, dict[str, Any]]:
 def check_userbuffers(
     cfg: object, *, fp8: bool | None = None, also_bf16: bool = False
 ) -> list[Decision]:
-    """What Transformer Engine would refuse in `cfg`, and what it would quietly do otherwise.
+    """What Transformer Engine would refuse in `cfg`, and what it would silently do differently.
 
     An `Outcome.ERROR` stops the run in ``initialize_ub``, or at the first GEMM that uses the
-    setting; an `Outcome.NOTE` is accepted but does not do what it says. Settings that do what they
-    say yield nothing, so that an empty list means a sound configuration.
+    setting. A setting with an `Outcome.NOTE` is accepted but does not do what it says. Settings
+    that do what they say yield nothing, so an empty list means a valid configuration.
 
     Args:
         cfg: a dataclass instance, or a mapping as read from a YAML, with or without ``_target_``;
-            None (Transformer Engine's defaults) is sound.
+            None (Transformer Engine's defaults) is valid.
         fp8: whether the run uses FP8 GEMMs; None where that is not known.
-        also_bf16: whether an FP8 run keeps some layers in BF16 (first_last_layers_bf16), for which
-            Transformer Engine is given two quantization modes.
+        also_bf16: whether an FP8 run keeps some layers in BF16 (first_last_layers_bf16), which
+            gives Transformer Engine two quantization modes.
     """
     if cfg is None:
         return []
@@ -212,7 +212,7 @@ def _is_node(value: object) -> bool:
 
 
 def _items(node: Any) -> dict[str, Any]:
-    """The settings of a dataclass instance or of a mapping, its class's defaults included."""
+    """The settings of a dataclass instance or a mapping, including its class's defaults."""
     if not isinstance(node, Mapping):
         return {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     cls = _target_class(node)
@@ -232,7 +232,7 @@ def _plain(value: Any) -> Any:
 
 
 def _target_class(node: Any) -> type | None:
-    """The userbuffers class that a mapping's ``_target_`` names; the name is only compared."""
+    """The userbuffers class in a mapping's ``_target_``; the name is only compared."""
     if not isinstance(node, Mapping):
         return None
     return _CLASSES.get(str(node.get("_target_", "")).rpartition(".")[2])
@@ -253,7 +253,7 @@ def _check_target(knob: str, node: Any) -> Iterator[Decision]:
                 reason=f"{cls.__name__} has no field {key!r}",
                 outcome=Outcome.ERROR,
                 remedy=f"use one of {cls.__name__}'s fields{did_you_mean(key, fields)}, "
-                "or leave `_target_` out",
+                "or omit `_target_`",
             )
     for key in fields:
         if key not in given:

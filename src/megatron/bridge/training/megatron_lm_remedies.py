@@ -1,0 +1,60 @@
+"""The remedies of shared rules, as flags of Megatron-LM's command line."""
+
+from __future__ import annotations
+
+_PASS_PRESET = "pass --tp-comm-overlap-cfg with a YAML file of the settings of "
+
+
+_REMEDIES = {
+    "tp.userbuffers-default": "pass --tp-comm-overlap-cfg with a YAML file for your GPU, sizes "
+    "and precision",
+    "tp.preset-fit": "pass --tp-comm-overlap-cfg with a file for these sizes, or compare profiles "
+    "with and without this one",
+    "ub.split-dgrad-switch": "pass --tp-comm-overlap-rs-dgrad",
+    "ep.off-unless-asked": "pass --overlap-moe-expert-parallel-comm",
+    "ep.needs-expert-parallel": "pass --expert-model-parallel-size above 1",
+    "ep.needs-experts": "pass --num-experts above 1",
+    "ep.needs-dispatcher": "pass --moe-token-dispatcher-type alltoall",
+    "ep.needs-half-precision": "pass --bf16",
+    "ep.needs-virtual-pipeline": "pass --num-virtual-stages-per-pipeline-rank",
+    "ep.no-full-recompute": "omit --recompute-granularity full, or make it selective",
+    "ep.no-recompute-method": "omit --recompute-method",
+    "ep.no-recompute-layers": "omit --recompute-num-layers",
+    "ep.no-moe-recompute": "remove moe from --recompute-modules",
+    "ep.no-shared-expert-overlap": "omit --moe-shared-expert-overlap",
+    "ep.one-mtp-layer": "omit --mtp-num-layers, or make it 1 with PP > 1",
+    "ep.delay-needs-ep-overlap": "pass --overlap-moe-expert-parallel-comm as well",
+    "ep.delay-graph-needs-fusion": "omit --no-gradient-accumulation-fusion",
+    "ep.delay-graph-no-attention-bias": "pass --disable-bias-linear and omit --add-qkv-bias",
+    "core.bucket-ignored": "pass --overlap-grad-reduce",
+    "core.single-bucket": "pass a --ddp-bucket-size well below the parameters per rank",
+    "core.layout-sets-vpp": "",
+    "core.p2p-warmup-flush": "omit --overlap-p2p-communication-warmup-flush, or interleave "
+    "the schedule",
+    "core.defer-embedding-wgrad": "use pipeline parallelism, a --wgrad-deferral-limit that is not "
+    "negative, and no --no-gradient-accumulation-fusion",
+    "core.reuse-grad-buf-needs": "pass --fp8-param-gather, or omit "
+    "--reuse-grad-buf-for-mxfp8-param-ag",
+    "core.fp8-param-needs": "pass --fp8-format, or omit --fp8-param-gather",
+    "core.expert-parallel-needs-experts": "pass --num-experts, and an "
+    "--expert-model-parallel-size that divides the ranks",
+    "core.ep-overlap-needs": "omit --mtp-num-layers and the flags of CUDA graphs",
+    "core.delay-wgrad-needs": "pass --overlap-moe-expert-parallel-comm, and no "
+    "--moe-use-legacy-grouped-gemm",
+    "core.shared-expert-overlap-needs": "pass --moe-token-dispatcher-type alltoall, or omit "
+    "--moe-shared-expert-overlap",
+}
+"""By the id of the rule; empty where a command line has nothing to fix."""
+
+
+def remedy_in_flags(rule_id: str, remedy: str) -> str | None:
+    """How to get another outcome of a shared rule on Megatron-LM's command line.
+
+    Args:
+        rule_id: the rule that decided.
+        remedy: its remedy for a configuration with keys.
+    """
+    named = remedy.partition("set comm_overlap.tp_comm_overlap_cfg to ")[2]
+    if named:
+        return _PASS_PRESET + named
+    return _REMEDIES.get(rule_id, remedy) or None

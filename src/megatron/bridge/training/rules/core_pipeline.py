@@ -1,0 +1,135 @@
+"""What Megatron-Core does with the pipeline's knobs: refusals, fallbacks and hazards.
+
+Facts of megatron-core 0.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.rules.context import Context
+
+LAYOUT_SETS_VPP = rule(
+    "core.layout-sets-vpp",
+    Dimension.PP,
+    claim="pipeline_model_parallel_layout sets the virtual pipeline size only after comm_overlap "
+    "was applied, so comm_overlap chooses as if there were no interleaving.",
+    remedy="set model.virtual_pipeline_model_parallel_size to the layout's chunks per stage",
+)
+P2P_MODES_EXCLUDE = rule(
+    "core.p2p-modes-exclude",
+    Dimension.PP,
+    claim="overlap_p2p_comm and batch_p2p_comm exclude each other: the interleaved schedule "
+    "refuses both together.",
+    remedy="leave both to comm_overlap, or set batch_p2p_comm=false",
+)
+P2P_OVERLAP_NEEDS_INTERLEAVING = rule(
+    "core.p2p-overlap-needs-interleaving",
+    Dimension.PP,
+    claim="The schedule without interleaving refuses overlap_p2p_comm.",
+    remedy="set overlap_p2p_comm=false; to overlap, set "
+    "model.virtual_pipeline_model_parallel_size > 1 and batch_p2p_comm=false",
+)
+WARMUP_FLUSH = rule(
+    "core.p2p-warmup-flush",
+    Dimension.PP,
+    claim="overlap_p2p_comm_warmup_flush needs overlap_p2p_comm without batch_p2p_comm.",
+    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or "
+    "overlap_p2p_comm_warmup_flush=false",
+)
+SENT_THEN_FREED = rule(
+    "core.sent-then-freed",
+    Dimension.PP,
+    claim="With overlap_p2p_comm, deallocate_pipeline_outputs can free an activation while it is "
+    "being sent: over gloo a corrupted activation arrives (observed with megatron-core 0.16.1); "
+    "over NCCL the result depends on when the memory is reused, and was not tested.",
+    remedy="where ranks communicate over gloo, set deallocate_pipeline_outputs=false on the model",
+)
+DEFERRED_WGRAD = rule(
+    "core.defer-embedding-wgrad",
+    Dimension.PP,
+    claim="defer_embedding_wgrad_compute needs PP > 1, gradient_accumulation_fusion and a "
+    "wgrad_deferral_limit that is not negative.",
+    remedy="set all three (comm_overlap's default limit is -1)",
+)
+
+
+def layout_sets_vpp(model: Any) -> Iterator[Decision]:
+    """Set the virtual pipeline size of a layout on the model, in place, as Megatron-Core does."""
+    layout = getattr(model, "pipeline_model_parallel_layout", None)
+    given = getattr(model, "virtual_pipeline_model_parallel_size", None)
+    size = virtual_size_of_layout(layout, model.pipeline_model_parallel_size or 1)
+    if given is None and size is not None and size > 1:
+        model.virtual_pipeline_model_parallel_size = size
+        yield LAYOUT_SETS_VPP.decide(
+            "model.virtual_pipeline_model_parallel_size",
+            requested=None,
+            effective=size,
+            reason=f"pipeline_model_parallel_layout has {size} chunks per stage",
+            outcome=Outcome.NOTE,
+            remedy=f"set model.virtual_pipeline_model_parallel_size={size}",
+        )
+
+
+def pipeline_consequences(c: Context) -> Iterator[Decision]:
+    """What Megatron-Core does with the effective p2p and deferral knobs."""
+    overlap, batch = c.of_model("overlap_p2p_comm"), c.of_model("batch_p2p_comm")
+    pp, vpp = c.pipeline_size, c.virtual_pipeline_size
+    if pp > 1 and vpp > 1 and overlap and batch:
+        yield P2P_MODES_EXCLUDE.error(
+            "model.overlap_p2p_comm",
+            True,
+            "batch_p2p_comm is on too, and the interleaved schedule refuses both together",
+        )
+    if pp > 1 and vpp <= 1 and overlap:
+        yield P2P_OVERLAP_NEEDS_INTERLEAVING.error(
+            "model.overlap_p2p_comm",
+            True,
+            f"PP={pp} without interleaving: this schedule raises a ValueError at the first step",
+        )
+    if c.of_model("overlap_p2p_comm_warmup_flush") and (not overlap or batch):
+        yield WARMUP_FLUSH.error(
+            "model.overlap_p2p_comm_warmup_flush",
+            True,
+            f"overlap_p2p_comm is {overlap} and batch_p2p_comm is {batch}",
+        )
+    if pp > 1 and vpp > 1 and overlap and not batch and c.of_model("deallocate_pipeline_outputs"):
+        yield SENT_THEN_FREED.decide(
+            "model.deallocate_pipeline_outputs",
+            requested=None,
+            effective=True,
+            reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
+            "its send has completed; over gloo that trains on corrupted activations",
+            outcome=Outcome.NOTE,
+            remedy=SENT_THEN_FREED.remedy,
+        )
+    if c.of_model("defer_embedding_wgrad_compute"):
+        yield from _deferred_wgrad(c)
+
+
+def _deferred_wgrad(c: Context) -> Iterator[Decision]:
+    limit = c.of_model("wgrad_deferral_limit", 0)
+    needs = {
+        "pipeline_model_parallel_size is 1": (c.pipeline_size > 1, "use pipeline parallelism"),
+        "gradient_accumulation_fusion is off": (
+            c.of_model("gradient_accumulation_fusion"),
+            "set model.gradient_accumulation_fusion=true",
+        ),
+        f"wgrad_deferral_limit is {limit}": (
+            limit >= 0,
+            "set comm_overlap.wgrad_deferral_limit=0 (comm_overlap's default is -1)",
+        ),
+    }
+    broken = {found: remedy for found, (is_met, remedy) in needs.items() if not is_met}
+    if broken:
+        yield DEFERRED_WGRAD.decide(
+            "model.defer_embedding_wgrad_compute",
+            requested=True,
+            effective=True,
+            reason=", ".join(broken) + ": Megatron-Core raises a ValueError",
+            outcome=Outcome.ERROR,
+            remedy=" and ".join(broken.values()),
+        )
