@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 
@@ -102,6 +103,8 @@ def _decimals(value: float, digits: int, *, least: int = 0) -> str:
         digits: significant digits, of which at least one stands before the point.
         least: digits after the point that are shown whatever the size.
     """
+    if not isfinite(value):
+        return str(value)
     whole = len(str(int(abs(value))))
     return f"{value:,.{max(least, digits - whole)}f}"
 

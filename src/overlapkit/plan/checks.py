@@ -57,7 +57,7 @@ def faults(run: Run, world_size: int, domain: int) -> Iterator[str]:
         )
         return
     groups = getattr(m, "num_query_groups", None)
-    if groups and groups % tp and tp % groups:
+    if isinstance(groups, int) and groups and groups % tp and tp % groups:
         yield (
             f"model.num_query_groups={groups} is neither a multiple nor a divisor of "
             f"model.tensor_model_parallel_size={tp}; choose a TP among {_divisors(groups)}"
@@ -70,7 +70,8 @@ def faults(run: Run, world_size: int, domain: int) -> Iterator[str]:
 
 def _divides(m: Any, tp: int, domain: int, name: str, what: str) -> Iterator[str]:
     size = getattr(m, name, None)
-    if size and size % tp:
+    # What is not a number is reported by what counts the model's parameters.
+    if isinstance(size, int) and size and size % tp:
         yield (
             f"model.tensor_model_parallel_size={tp} does not divide {what} (model.{name}={size}); "
             f"choose a TP among {_divisors(size, domain)}"
@@ -88,6 +89,12 @@ def _experts(m: Any, ep: int, stage_ranks: int) -> Iterator[str]:
         yield (
             f"model.expert_model_parallel_size={ep} does not divide model.num_moe_experts="
             f"{experts}; choose an EP among {_divisors(experts)}"
+        )
+    top = getattr(m, "moe_router_topk", None)
+    if experts and isinstance(top, int) and not 1 <= top <= experts:
+        yield (
+            f"model.moe_router_topk={top} must be from 1 to the {experts} experts of "
+            "model.num_moe_experts"
         )
     etp = getattr(m, "expert_tensor_parallel_size", None) or (
         getattr(m, "tensor_model_parallel_size", 1) or 1

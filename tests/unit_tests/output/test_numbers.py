@@ -50,6 +50,10 @@ def test_an_unknown_figure_is_a_dash() -> None:
     assert unknown == ["-"] * 6
 
 
+def test_a_figure_that_is_not_finite_is_shown_as_such() -> None:
+    assert [ms_of_s(float(text)) for text in ("inf", "-inf", "nan")] == ["inf", "-inf", "nan"]
+
+
 def test_bytes_percentages_and_thousands() -> None:
     assert binary_bytes(1023) == "1023 B"
     assert binary_bytes(3 << 29) == "1.5 GiB"

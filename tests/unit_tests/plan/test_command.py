@@ -267,6 +267,8 @@ def test_a_model_that_cannot_be_estimated_still_gets_its_settings(plan: Command)
     assert "No estimate: " in text
 
 
+EXPERTS = ("model.num_moe_experts=8", "model.moe_token_dispatcher_type=flex", "ep=2")
+OFFLOADED = ("optimizer.optimizer_cpu_offload=true",)
 BAD_INPUT = [
     (("--model", "llama3_70", *CLUSTER), "did you mean llama3_70b?"),
     (("llama3_70b", *CLUSTER), "write --model llama3_70b"),
@@ -300,10 +302,33 @@ BAD_INPUT = [
     ((*NAMED, "precision=fp9"), "not a known recipe"),
     ((*NAMED, "model.hiden_size=3"), "did you mean model.hidden_size?"),
     ((*NAMED, "mbs=0"), "must be 1 or more"),
+    ((*NAMED, "--network", "inf"), "--network inf"),
+    ((*NAMED, "--network", "1e-300"), "--network 1e-300"),
+    ((*NAMED, *EXPERTS, "model.moe_router_topk=9"), "moe_router_topk=9 must be from 1 to the 8"),
+    ((*NAMED, *OFFLOADED, "optimizer.optimizer_offload_fraction=2"), "must be from 0 to 1"),
+    ((*NAMED, "model.cpu_offloading=true", "model.cpu_offloading_num_layers=-4"), "0 or more"),
     ((*NAMED, "--html", "/nonexistent/out.html"), "--html /nonexistent/out.html"),
     (("--from-megatron-lm", "--model", "llama3_8b", SCRIPT, "--gpu", "h100"), "not both"),
     (("--from-megatron-lm", "--gpu", "h100"), "takes one launch script"),
 ]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.ffn_hidden_size=nan",
+        "model.num_query_groups=inf",
+        "model.kv_channels=[]",
+        "model.cp_comm_type=5",
+        "model.window_size=[1,2,3]",
+    ],
+)
+def test_what_cannot_be_estimated_is_planned_without_an_estimate(
+    plan: Command, override: str
+) -> None:
+    shown = document(plan, *NAMED, override)
+    key = override.partition("=")[0].partition(".")[2]
+    assert shown["estimate"] is None and key in shown["not_estimated"]
 
 
 @pytest.mark.parametrize(("arguments", "shown"), BAD_INPUT, ids=[shown for _, shown in BAD_INPUT])

@@ -154,7 +154,7 @@ def _context(p: Proposal) -> DimensionAdvice:
 def _cp_kinds(model: Any) -> set[str]:
     """How keys and values are exchanged, over all layers; Megatron-Core's default is the ring."""
     kind = getattr(model, "cp_comm_type", None) or "p2p"
-    return {kind} if isinstance(kind, str) else {str(each) for each in kind}
+    return {str(each) for each in (kind if isinstance(kind, (list, tuple)) else [kind])}
 
 
 def _experts(p: Proposal, not_worth: str | None) -> DimensionAdvice:

@@ -57,7 +57,7 @@ def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
         machine: the GPU's memory.
 
     Raises:
-        InputError: an optimizer dtype that is not known.
+        InputError: an unknown optimizer dtype, or an impossible share to offload.
     """
     usable = (machine.memory * (1 - MARGIN)).called("usable memory", "B")
     # Of stages with the same parameters, the first has the most microbatches in flight.
@@ -152,6 +152,8 @@ def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
     each = given("optimizer state bytes", sum(sizes), "B", "master weight and Adam's two moments")
     state = shard * each
     offloaded = getattr(run.optimizer, "optimizer_offload_fraction", 0.0) or 0.0
+    if not 0 <= offloaded <= 1:
+        raise InputError(f"optimizer.optimizer_offload_fraction={offloaded}: must be from 0 to 1")
     if getattr(run.optimizer, "optimizer_cpu_offload", False) and offloaded:
         state = state * given(
             "share on the GPU", 1 - float(offloaded), "", "optimizer.optimizer_offload_fraction"
@@ -182,7 +184,10 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
     of_pass = total(of_kinds, "B").called("activations of a microbatch", "B")
     if getattr(run.model, "cpu_offloading", False):
         number = max(sum(workload.stages[stage].values()), 1)
-        moved = min(getattr(run.model, "cpu_offloading_num_layers", 0) or 0, number)
+        requested = getattr(run.model, "cpu_offloading_num_layers", 0) or 0
+        if requested < 0:
+            raise InputError(f"model.cpu_offloading_num_layers={requested}: must be 0 or more")
+        moved = min(requested, number)
         of_pass = of_pass * given(
             "share of layers not offloaded",
             1 - moved / number,

@@ -42,7 +42,7 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
     """How a layer of a kind is recomputed.
 
     Raises:
-        InputError: an unknown granularity, method or module.
+        InputError: an unknown granularity, method or module, or an impossible number of layers.
     """
     granularity = getattr(model, "recompute_granularity", None)
     if granularity is None:
@@ -58,6 +58,8 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
             )
         # The first layers of every chunk.
         most = getattr(model, "recompute_num_layers", None) or 0
+        if most < 0:
+            raise InputError(f"model.recompute_num_layers={most}: must be 0 or more")
         chunks = [len(chunk) for row in layout.chunk_layers for chunk in row]
         return Recompute(full_layers=sum(min(most, n) for n in chunks) / sum(chunks))
     if granularity != "selective":

@@ -280,6 +280,14 @@ def test_latent_attention() -> None:
         ({"window_size": 3}, "window_size=3"),
         ({"recompute_granularity": "some"}, "recompute_granularity='some'"),
         (
+            {
+                "recompute_granularity": "full",
+                "recompute_method": "block",
+                "recompute_num_layers": -3,
+            },
+            "recompute_num_layers=-3",
+        ),
+        (
             {"recompute_granularity": "selective", "recompute_modules": ["mpl"]},
             "unknown 'mpl'",
         ),
