@@ -131,7 +131,9 @@ class LabDocument(Struct, frozen=True, kw_only=True):
     ] = "overlapkit/lab/v1"
     machine: Annotated[LabMachine, Meta(description="the machine that ran the ranks")]
     link: Annotated[LabLink, Meta(description="the link between the ranks")]
-    seconds: Annotated[float, Meta(description="duration of the run, including its judgement")]
+    seconds: Annotated[
+        float, Meta(description="duration of the run, including the evaluation of its results")
+    ]
     scenarios: Annotated[list[LabScenario], Meta(description="in the order of the command line")]
     confirmed: Annotated[
         bool, Meta(description="no claim is `not confirmed`; `not testable here` is allowed")

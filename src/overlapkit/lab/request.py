@@ -101,9 +101,11 @@ def make_setting(
             raise InputError(f"--ranks {request.ranks}: overlap needs at least 2")
         fixed = [scenario.name for scenario in scenarios if not scenario.flexible]
         if fixed:
+            flexible = ", ".join(name for name, each in SCENARIOS.items() if each.flexible)
+            have = "has" if len(fixed) == 1 else "have"
             raise InputError(
-                f"--ranks {request.ranks}: {', '.join(fixed)} has a fixed layout; use --ranks "
-                "with dp or bucket"
+                f"--ranks {request.ranks}: {', '.join(fixed)} {have} a fixed layout; --ranks "
+                f"applies to {flexible}"
             )
     if request.corpus is not None:
         read_text(request.corpus)
