@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from support import late  # noqa: E402
 from support.property_tests import load_profile  # noqa: E402
 
 BYTECODE = HERE.parent / ".pytest_cache" / "bytecode"
@@ -23,6 +24,10 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
     sys.dont_write_bytecode = False
+
+# Importing Megatron-Core then loads no compiler, which takes a third of the time. What tests build
+# compiles nothing on a CPU; tests/gpu takes it away again.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,3 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("whole_lab"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what collecting imported, which every run pays for, of one test too."""
+    session.config.stash[late.IMPORTED] = late.imported()

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("megatron.core", reason="needs the megatron extra")
-
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
@@ -17,8 +15,9 @@ from overlapkit.config.emit.forms import emit
 from overlapkit.config.megatron_lm.script import read_megatron_lm
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
+from support.late import needs
 
-pytestmark = pytest.mark.functional
+pytestmark = [pytest.mark.functional, needs("megatron.core")]
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*ROOT.glob("examples/*.yaml"), *ROOT.glob("tests/data/bridge_configs/*.yaml")])

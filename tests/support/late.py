@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+
+HEAVY = ("torch", "megatron.core", "nemo_run")
+IMPORTED: pytest.StashKey[list[str]] = pytest.StashKey()
+"""What of HEAVY was imported when all tests were collected."""
 
 
 class Late:
@@ -19,7 +24,15 @@ class Late:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            # pytest looks for a few such on everything that a file of tests holds.
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._module), name)
+
+
+def imported() -> list[str]:
+    """What of HEAVY this process has imported."""
+    return [module for module in HEAVY if module in sys.modules]
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge import models
 from megatron.bridge.training import comm_overlap as module
 from megatron.bridge.training.comm_overlap import (
     BulkOverlapCfg,
@@ -23,8 +23,10 @@ from megatron.bridge.training.comm_overlap import (
     userbuffers_bf16_h100_h8192_tp4_mbs1_seqlen8192,
     userbuffers_fp8_h100_h8192_tp2_mbs1_seqlen4096_lora,
 )
-from megatron.bridge.training.config import DistributedDataParallelConfig, OptimizerConfig
 from megatron.bridge.training.decisions import Decision
+from support.late import Late
+
+real = Late("megatron.bridge.training.config")
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +37,12 @@ def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_torch_min_version", lambda version: True)
 
 
-def gpt(**fields: Any) -> GPTModelProvider:
+def gpt(**fields: Any) -> models.GPTModelProvider:
     sizes: dict[str, Any] = {"num_layers": 8, "hidden_size": 512, "num_attention_heads": 8}
-    return GPTModelProvider(**{**sizes, "vocab_size": 1024, "seq_length": 512, **fields})
+    return models.GPTModelProvider(**{**sizes, "vocab_size": 1024, "seq_length": 512, **fields})
 
 
-def moe(**fields: Any) -> GPTModelProvider:
+def moe(**fields: Any) -> models.GPTModelProvider:
     """A model that meets every need of expert-parallel overlap."""
     needs: dict[str, Any] = {
         "num_moe_experts": 8,
@@ -51,7 +53,7 @@ def moe(**fields: Any) -> GPTModelProvider:
     return gpt(**{**needs, **fields})
 
 
-def tp_model(**fields: Any) -> GPTModelProvider:
+def tp_model(**fields: Any) -> models.GPTModelProvider:
     return gpt(**{"tensor_model_parallel_size": 4, "sequence_parallel": True, **fields})
 
 
@@ -61,8 +63,8 @@ def asking(**knobs: Any) -> CommOverlapConfig:
     return config
 
 
-def model_side(config: CommOverlapConfig, model: GPTModelProvider) -> _CommOverlapConfig:
-    return config._get_model_comm_overlap_cfgs(model, DistributedDataParallelConfig())
+def model_side(config: CommOverlapConfig, model: models.GPTModelProvider) -> _CommOverlapConfig:
+    return config._get_model_comm_overlap_cfgs(model, real.DistributedDataParallelConfig())
 
 
 def decided(config: CommOverlapConfig, knob: str) -> Decision:
@@ -90,13 +92,13 @@ class TestTensorParallel:
     ) -> None:
         config = asking(tp_comm_overlap=True)
         model = gpt(tensor_model_parallel_size=1, sequence_parallel=False)
-        config.setup(model, OptimizerConfig(), DistributedDataParallelConfig())
+        config.setup(model, real.OptimizerConfig(), real.DistributedDataParallelConfig())
         assert "tensor_model_parallel_size is 1" in caplog.text
         decision = decided(config, "model.tp_comm_overlap")
         assert (decision.requested, decision.effective) == (True, False)
         assert decision.rule == "tp.needs-tensor-parallel"
         later = tp_model()
-        config.setup(later, OptimizerConfig(), DistributedDataParallelConfig())
+        config.setup(later, real.OptimizerConfig(), real.DistributedDataParallelConfig())
         assert later.tp_comm_overlap is True
 
     def test_preset_becomes_a_plain_dict_without_none(self) -> None:
@@ -105,7 +107,7 @@ class TestTensorParallel:
             tp_comm_overlap_cfg=userbuffers_fp8_h100_h8192_tp2_mbs1_seqlen4096_lora,
         )
         model = tp_model()
-        config.setup(model, OptimizerConfig(), DistributedDataParallelConfig())
+        config.setup(model, real.OptimizerConfig(), real.DistributedDataParallelConfig())
         given = model.tp_comm_overlap_cfg
         assert type(given) is dict
         assert "qkv_wgrad" not in given
@@ -118,7 +120,7 @@ class TestTensorParallel:
     ) -> None:
         model = tp_model()
         asking(tp_comm_overlap=True).setup(
-            model, OptimizerConfig(), DistributedDataParallelConfig()
+            model, real.OptimizerConfig(), real.DistributedDataParallelConfig()
         )
         assert model.tp_comm_overlap is True
         assert model.tp_comm_overlap_cfg is None
@@ -164,7 +166,7 @@ class TestPipelineParallel:
         with pytest.raises(
             AssertionError, match=r"silently wrong gradients.*overlap_p2p_comm=true"
         ):
-            config.setup(model, OptimizerConfig(), DistributedDataParallelConfig())
+            config.setup(model, real.OptimizerConfig(), real.DistributedDataParallelConfig())
         # Megatron-Core's defaults stay: nothing was applied halfway.
         assert (model.overlap_p2p_comm, model.batch_p2p_comm) == (False, True)
 
@@ -204,8 +206,8 @@ class TestDataParallel:
         assert 4 <= layers / chosen.bucket_size <= 64
 
     def test_ignored_without_the_distributed_optimizer(self) -> None:
-        config, ddp = asking(overlap_grad_reduce=True), DistributedDataParallelConfig()
-        config.setup(gpt(), OptimizerConfig(), ddp)
+        config, ddp = asking(overlap_grad_reduce=True), real.DistributedDataParallelConfig()
+        config.setup(gpt(), real.OptimizerConfig(), ddp)
         assert ddp.overlap_grad_reduce is False
         decision = decided(config, "ddp.overlap_grad_reduce")
         assert decision.rule == "dp.needs-distributed-optimizer"
@@ -244,8 +246,8 @@ class TestSetup:
             data_parallel_size=4,
         )
         model = tp_model(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
-        optimizer = OptimizerConfig(use_distributed_optimizer=True)
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True)
+        optimizer = real.OptimizerConfig(use_distributed_optimizer=True)
+        ddp = real.DistributedDataParallelConfig(use_distributed_optimizer=True)
         config.setup(model, optimizer, ddp)
         once = (dict(vars(model)), dict(vars(optimizer)), dict(vars(ddp)))
         assert model.tp_comm_overlap is True

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from megatron.core.distributed import DistributedDataParallelConfig as CoreDdp
-from megatron.core.optimizer import OptimizerConfig as CoreOptimizer
 
-from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge import models
 from megatron.bridge.training import software
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
-from megatron.bridge.training.config import (
-    ConfigContainer,
-    DistributedDataParallelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-    runtime_config_update,
-)
 from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from support.late import Late
+
+if TYPE_CHECKING:
+    from megatron.bridge.training import config
+else:
+    config = Late("megatron.bridge.training.config")
 
 
-def container(**fields: Any) -> ConfigContainer:
-    model = GPTModelProvider(num_layers=8, hidden_size=64, num_attention_heads=4, vocab_size=512)
+def container(**fields: Any) -> config.ConfigContainer:
+    model = models.GPTModelProvider(
+        num_layers=8, hidden_size=64, num_attention_heads=4, vocab_size=512
+    )
     defaults: dict[str, Any] = {
         "model": model,
-        "optimizer": OptimizerConfig(use_distributed_optimizer=True),
-        "ddp": DistributedDataParallelConfig(use_distributed_optimizer=True),
+        "optimizer": config.OptimizerConfig(use_distributed_optimizer=True),
+        "ddp": config.DistributedDataParallelConfig(use_distributed_optimizer=True),
         "mixed_precision": "bf16_mixed",
         "comm_overlap": CommOverlapConfig(tp_comm_overlap=False),
     }
-    return ConfigContainer(**{**defaults, **fields})
+    return config.ConfigContainer(**{**defaults, **fields})
 
 
 def test_configs_are_megatron_cores() -> None:
-    assert issubclass(DistributedDataParallelConfig, CoreDdp)
-    assert issubclass(OptimizerConfig, CoreOptimizer)
+    from megatron.core import distributed, optimizer
+
+    assert issubclass(
+        config.DistributedDataParallelConfig, distributed.DistributedDataParallelConfig
+    )
+    assert issubclass(config.OptimizerConfig, optimizer.OptimizerConfig)
 
 
 def test_data_parallel_size() -> None:
@@ -62,11 +65,11 @@ def test_fields_set_one_after_another_are_checked_at_the_end() -> None:
 
 
 def test_order_mixed_precision_then_overlap() -> None:
-    ddp = DistributedDataParallelConfig(
+    ddp = config.DistributedDataParallelConfig(
         use_distributed_optimizer=True, grad_reduce_in_fp32=False, bucket_size=7
     )
     cfg = container(ddp=ddp)
-    runtime_config_update(cfg, world_size=8)
+    config.runtime_config_update(cfg, world_size=8)
     assert isinstance(cfg.mixed_precision, MixedPrecisionConfig)
     assert cfg.model.bf16 is True
     assert ddp.grad_reduce_in_fp32 is True
@@ -78,8 +81,8 @@ def test_order_mixed_precision_then_overlap() -> None:
 
 def test_distributed_optimizer_is_put_in_step() -> None:
     for one in (
-        {"ddp": DistributedDataParallelConfig()},
-        {"optimizer": OptimizerConfig()},
+        {"ddp": config.DistributedDataParallelConfig()},
+        {"optimizer": config.OptimizerConfig()},
     ):
         cfg = container(**one)
         cfg.apply_runtime_config(world_size=2)
@@ -103,12 +106,12 @@ def test_world_size_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_microbatches() -> None:
-    train = TrainingConfig(micro_batch_size=2, global_batch_size=32)
+    train = config.TrainingConfig(micro_batch_size=2, global_batch_size=32)
     assert train.num_microbatches(4) == 4
     with pytest.raises(OverlapConfigError, match="not a multiple"):
         train.num_microbatches(3)
     with pytest.raises(OverlapConfigError, match="must be set"):
-        TrainingConfig().num_microbatches(1)
+        config.TrainingConfig().num_microbatches(1)
 
 
 def test_megatron_bridge_beside_us_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
