@@ -95,7 +95,7 @@ def _bars(plan: Plan) -> list[tuple[str, list[Piece], str]]:
             ),
             f"{ms_of_s(summary.step_s)} ms",
         )
-        for name, summary in (("without overlap", before), ("as recommended", after))
+        for name, summary in (("without overlap", before), ("with overlap", after))
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -68,7 +69,8 @@ def show_plan(plan: Plan, console: Console) -> None:
             console.print(line)
     console.print(Text(f"\n{CONTRADICTED}", "bold"))
     for step in next_steps(r.proposal):
-        console.print(Text.assemble(step.shows, ("\n  -> " + step.change, "green")))
+        console.print(Text(step.shows))
+        console.print(Padding(Text(f"-> {step.change}", "green"), (0, 0, 0, 2)))
     for note in plan.notes:
         console.print(Text(f"note: {note}", "yellow"))
 
