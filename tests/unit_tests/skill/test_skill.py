@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from skills_ref import validate
 
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.runtime_update import update_runtime
@@ -138,7 +137,8 @@ class TestAnchors:
 
 class TestFormat:
     def test_valid_except_for_a_field_that_the_reference_validator_does_not_know(self) -> None:
-        problems = validate(FOLDER)
+        skills_ref = pytest.importorskip("skills_ref", reason="it needs Python 3.11")
+        problems = skills_ref.validate(FOLDER)
         assert len(problems) == 1
         assert "Unexpected fields in frontmatter: when_to_use." in problems[0]
 
