@@ -1,4 +1,4 @@
-"""Makes a subpackage callable: `overlapkit.explain(...)` beside `overlapkit.explain.report`.
+"""Makes a subpackage callable: `overlapkit.explain(...)` and `overlapkit.explain.report`.
 
 `explain`, `plan` and `trace` are both functions of the library and subpackages. Importing a
 subpackage binds its name in `overlapkit` to the module, whatever was bound before. A plain function

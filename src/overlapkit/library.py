@@ -241,7 +241,7 @@ def _settings(
 
 
 def _configuration(config: Config) -> Settings:
-    """The settings of a configuration beside a profile: a launch script is known by its name."""
+    """The settings of a configuration given with a profile; a launch script is known by name."""
     from overlapkit.config.sources import read_configuration, read_document
 
     if isinstance(config, Mapping):

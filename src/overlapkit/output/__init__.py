@@ -1,1 +1,1 @@
-"""How every command writes: numbers with units, tables, files written whole, pages, progress."""
+"""How every command writes: numbers with units, tables, files, pages, progress, schemas."""

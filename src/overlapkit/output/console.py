@@ -1,4 +1,4 @@
-"""How every command writes: tables for a person, one JSON document for a program."""
+"""Standard output: tables for a person, one JSON document for a program."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Standard output for a person: colours only on a terminal and without NO_COLOR.
+    """Standard output for a person: colors only on a terminal and without NO_COLOR.
 
     A pipe is given 120 columns for tables, and lines that are not broken.
     """
-    # Imported here: a program that asks for JSON should not wait for it.
+    # Imported here: JSON output should not wait for it.
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
@@ -24,14 +24,14 @@ def console() -> Console:
         width=None if terminal else 120,
         soft_wrap=not terminal,
         highlight=False,
-        # A name from a file or a trace is text, whatever brackets it holds.
+        # A name from a file or a trace is text, whatever brackets it contains.
         markup=False,
         emoji=False,
     )
 
 
 def encodable(text: str) -> str:
-    """`text` without lone surrogates, which a file's name may hold and no encoding takes."""
+    """`text` without lone surrogates, which a file name can contain and no encoding accepts."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold."""
+    """A value of the types that JSON has."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {k: plain(v) for k, v in dataclasses.asdict(value).items() if v is not None}
     if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def plain(value: Any) -> Any:
 
 
 def setting_text(value: Any) -> str:
-    """A value in a table cell: a configuration of ten GEMMs is not spelt out."""
+    """A value in a table cell: the settings of ten GEMMs are shown as ``given``."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -33,13 +33,13 @@ def setting_text(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """A reason as a sentence: capital first, no final stop; a knob's name keeps its case."""
+    """A reason as a sentence: capital first, no final period; a knob's name keeps its case."""
     first = text.partition(" ")[0]
     return (text if set(first) & set("_.=") else text[:1].upper() + text[1:]).rstrip(".")
 
 
 def imperative(text: str) -> str:
-    """A remedy as it follows an arrow: small first letter, no final stop."""
+    """A remedy as it follows an arrow: lower-case first letter, no final period."""
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 
@@ -100,8 +100,8 @@ def _decimals(value: float, digits: int, *, least: int = 0) -> str:
 
     Args:
         value: the figure.
-        digits: significant digits, of which at least one stands before the point.
-        least: digits after the point that are shown whatever the size.
+        digits: significant digits, at least one of them before the point.
+        least: digits after the point that are always shown.
     """
     if not isfinite(value):
         return str(value)

@@ -1,4 +1,4 @@
-"""Text from files, made fit for terminals and encodings."""
+"""Text from files, made safe for terminals and encodings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DocumentT = TypeVar("DocumentT")
 
 
 def printable(text: str) -> str:
-    """`text` with what a terminal would obey and no encoding takes made visible as U+FFFD."""
+    """`text` with control characters and lone surrogates replaced by U+FFFD."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 WIDTH = 1000
-"""Of every bar and every timeline, in its own units."""
+"""The width of every bar and every timeline, in its own units."""
 
 GRAIN = 0.4
-"""Units: spans that lie closer together are drawn as one, and none is drawn narrower. A page is
-about 900 pixels wide, so this is less than half of one."""
+"""In units of `WIDTH`: spans closer together than this are drawn as one, and no span is drawn
+narrower. A page is about 900 pixels wide, so this is less than half a pixel."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One part of a bar: colour class, what it stands for, and its place in units of `WIDTH`."""
+    """One part of a bar: color class, meaning, and its position in units of `WIDTH`."""
 
     kind: str
     title: str
@@ -25,10 +25,10 @@ class Piece:
 
 
 def stacked(parts: Iterable[tuple[str, str, float]], longest: float) -> list[Piece]:
-    """Parts of a bar, one behind the other.
+    """Parts of a bar, one after the other.
 
     Args:
-        parts: colour class, title and length of each; what has no length is left out.
+        parts: color class, title and length of each; a part without length is omitted.
         longest: the length that fills the width.
     """
     pieces = []
@@ -42,12 +42,12 @@ def stacked(parts: Iterable[tuple[str, str, float]], longest: float) -> list[Pie
 
 
 def path(spans: Iterable[tuple[int, int]], span: float, start: int = 0) -> str:
-    """An SVG path of boxes of height 1, one for each group of spans that lie closer than `GRAIN`.
+    """An SVG path of boxes of height 1, one for each group of spans closer than `GRAIN`.
 
     Args:
         spans: sorted starts and ends.
         span: the time that fills `WIDTH`.
-        start: is added to every moment.
+        start: is added to every start and end.
     """
     scale = WIDTH / (span or 1)
     boxes = _merged(((start + a) * scale, (start + b) * scale) for a, b in spans)
