@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 TRACES = ROOT / "tests" / "data" / "traces"
 SCRIPTS = ROOT / "tests" / "data" / "megatron_lm"
+CONFIGS = ROOT / "tests" / "data" / "bridge_configs"
 
 SIZES = "num_layers: 4, hidden_size: 256, num_attention_heads: 4, vocab_size: 1024, seq_length: 128"
 NOT_HIDDEN = f"""\
@@ -212,13 +213,18 @@ def test_a_document_with_everything_matches_its_schema(doctor: Any, config: Any)
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
-        (str(EXAMPLES / "pitfalls_16xh100.yaml"), "--world-size", "16"),
-        ("--from-megatron-lm", str(SCRIPTS / "mistakes.sh"), "GPUS=8"),
-        ("--from-megatron-lm", str(SCRIPTS / "mixtral_8x7b_moe.sh")),
-        tuple(profile("megatron-pipeline")),
+        pytest.param((), id="nothing"),
+        pytest.param(tuple(profile("megatron-pipeline")), id="profile"),
+        *(
+            pytest.param((str(path), "--world-size", "2048"), id=path.stem)
+            for path in [*sorted(EXAMPLES.glob("*.yaml")), *sorted(CONFIGS.glob("*.yaml"))]
+        ),
+        *(
+            pytest.param(("--from-megatron-lm", str(path), "GPUS=8"), id=path.stem)
+            for path in sorted(SCRIPTS.glob("*.sh"))
+            if path.stem != "two_launches"
+        ),
     ],
-    ids=["nothing", "configuration", "mistakes", "script", "profile"],
 )
 def test_a_document_matches_its_schema(arguments: tuple[str, ...], doctor: Any) -> None:
     check_document(doctor(*arguments, "--json").document)
