@@ -45,13 +45,20 @@ def main() -> None:
         folder=Path(order["folder"]),
         environment={},
         link=order.get("link", "shaped"),
-        timeout_s=order.get("timeout_s", 100.0),
-        silence_s=order.get("silence_s", 60.0),
+        timeout_s=order.get("timeout_s", 300.0),
+        silence_s=300.0,
         scratch=Path(order["scratch"]) if "scratch" in order else None,
     )
 
+    running = set()
+
     def tell(event: Event) -> None:
         print(json.dumps({"rank": event.rank, **event.data}), flush=True)
+        if event.data["event"] == "step" and "silence_when_running_s" in order:
+            running.add(event.rank)
+            if len(running) == launch.ranks:
+                # Not from the start: a busy machine takes long to import torch.
+                object.__setattr__(launch, "silence_s", order["silence_when_running_s"])
 
     try:
         link = run_ranks(launch, tell)

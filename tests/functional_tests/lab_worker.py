@@ -1,4 +1,7 @@
-"""A rank for tests: `python -m lab_worker WHAT`, all-reduces in a loop until WHAT happens."""
+"""A rank for tests: `python -m lab_worker WHAT`, all-reduces in a loop until WHAT happens.
+
+With `idle` it only waits, without torch, whose import takes most of a rank's time.
+"""
 
 from overlapkit.lab.link import rank_side as network
 
@@ -12,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from overlapkit.lab.launch.start import emit
+
+if sys.argv[1:] != ["idle"]:
+    import torch
+    import torch.distributed as dist
 
 MEGABYTE = 1_000_000
 
@@ -60,11 +64,25 @@ def measure() -> None:
         emit({"event": "measured", "mbit": mbit, "seconds": seconds, "sent": sent - before})
 
 
+def idle() -> None:
+    """Be there until somebody ends this process."""
+    emit({"event": "ready", "namespace": _namespace(), "temporary": os.environ["TMPDIR"]})
+    if os.environ["RANK"] == "1":
+        leave_a_daemon()
+    emit({"event": "step", "step": 0})
+    waits_forever()
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/net").readlink())
+
+
 def main(what: str) -> None:
+    if what == "idle":
+        idle()
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    namespace = str(Path("/proc/self/ns/net").readlink())
-    emit({"event": "ready", "namespace": namespace, "temporary": os.environ["TMPDIR"]})
+    emit({"event": "ready", "namespace": _namespace(), "temporary": os.environ["TMPDIR"]})
     if rank == 1 and what != "measure":
         leave_a_daemon()
     for step in range(3):

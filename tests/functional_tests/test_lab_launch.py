@@ -22,7 +22,7 @@ from overlapkit.lab.link.kernel import NEW_NETWORK, become_root_of_a_user_namesp
 pytestmark = pytest.mark.functional
 
 HERE = Path(__file__).parent
-GONE_S = 30.0
+GONE_S = 60.0
 
 
 def _permitted(*calls: Callable[[], None]) -> bool:
@@ -71,8 +71,6 @@ class Lab:
                 **os.environ,
                 "PYTHONPATH": str(HERE),
                 "TMPDIR": str(self.temporary),
-                # Shared by all tests of a run: torch is compiled once.
-                **_BYTECODE,
             },
             stdout=subprocess.PIPE,
             text=True,
@@ -125,18 +123,6 @@ class Lab:
         names = {entry.name for entry in self.folder.iterdir()}
         kept = {"supervisor.log", "torchrun.log", "logs", "failures.json"}
         assert names - kept <= {"events.rank0.jsonl", "events.rank1.jsonl"}
-
-
-_BYTECODE: dict[str, str] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if sys.dont_write_bytecode:
-        _BYTECODE["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
-        _BYTECODE["PYTHONDONTWRITEBYTECODE"] = ""
-    yield
-    _BYTECODE.clear()
 
 
 def _holders(namespace: str) -> list[str]:
@@ -228,10 +214,10 @@ def test_a_failing_rank_is_named_and_the_rest_ended(
 
 
 def test_a_hanging_rank_is_named_with_the_place_where_it_stands(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, what="hang", silence_s=20.0)
+    lab = Lab(tmp_path, what="hang", silence_when_running_s=3.0)
     with lab.running():
         message = lab.until("error")["message"]
-    assert message.startswith("no rank has sent an event for 20 s")
+    assert message.startswith("no rank has sent an event for 3 s")
     assert "rank 1" in message and "waits_forever (lab_worker.py:" in message
     assert "all_reduce" in message
     lab.assert_nothing_is_left()
@@ -246,9 +232,11 @@ def test_a_run_is_bounded_in_time(tmp_path: Path) -> None:
     lab.assert_only_logs_and_events()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_lab_ends_its_ranks(tmp_path: Path, number: signal.Signals) -> None:
-    lab = Lab(tmp_path, what="loop")
+@pytest.mark.parametrize(("number", "what"), [(signal.SIGINT, "idle"), (signal.SIGTERM, "loop")])
+def test_an_interrupted_lab_ends_its_ranks(
+    tmp_path: Path, number: signal.Signals, what: str
+) -> None:
+    lab = Lab(tmp_path, what=what)
     with lab.running():
         lab.until("step", rank=1)
         assert len(lab.processes()) >= 5
@@ -275,7 +263,7 @@ def test_a_killed_lab_takes_its_ranks_and_its_scratch_folder_along(tmp_path: Pat
 
 @needs_links
 def test_a_killed_supervisor_takes_the_ranks_along(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, what="loop")
+    lab = Lab(tmp_path, what="idle")
     with lab.running():
         lab.until("step", rank=1)
         [supervisor] = [pid for pid in lab.processes() if _parent(pid) == lab.driver.pid]
@@ -324,7 +312,7 @@ def test_without_namespaces_connections_are_paced_or_the_lab_says_what_is_lost(
 
 @needs_user_namespaces
 def test_without_namespaces_a_killed_lab_still_takes_its_ranks_along(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, what="loop", permitted="none")
+    lab = Lab(tmp_path, what="idle", permitted="none")
     with lab.running():
         lab.until("step", rank=1)
         lab.driver.kill()
@@ -343,16 +331,16 @@ def test_a_rank_also_runs_under_a_torchrun_that_others_started(tmp_path: Path) -
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
             FOLDER_VARIABLE: str(tmp_path),
-            **_BYTECODE,
         },
         capture_output=True,
         check=True,
-        timeout=100,
+        timeout=300,
     )
     told = list(Tail(tmp_path, ranks=2).new())
     assert {event.rank for event in told} == {0, 1}
     measured = [event.data for event in told if event.data["event"] == "measured"]
     assert [data["mbit"] for data in measured] == 2 * [None, 40.0, 160.0, None]
-    # Nothing is shaped: 3 MB at 40 Mbit/s would take 0.6 s.
-    assert min(data["seconds"] for data in measured if data["mbit"] == 40.0) < 0.3
+    # Nothing is shaped: at 40 Mbit/s 3 MB would take 0.6 s, at 160 a quarter of it.
+    limited = [data for data in measured if data["mbit"] is not None]
+    assert any(data["seconds"] < 0.8 * 24 / data["mbit"] for data in limited)
     assert all(3_000_000 <= data["sent"] < 3_600_000 for data in measured)
