@@ -6,15 +6,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from overlapkit.output.numbers import plain
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
-from overlapkit.plan.estimate.costs import MemoryNeed, Summary
-from overlapkit.plan.figure import Figure, derivation
+from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
+from overlapkit.plan.work_document import PlanDerivation, derivation_document
 
 LISTED = 20
 """Layouts of a sweep that the document contains: the fastest."""
@@ -179,29 +178,6 @@ class PlanSweep(Struct, frozen=True, kw_only=True):
     ]
 
 
-class PlanFigure(Struct, frozen=True, kw_only=True):
-    """A number with its derivation."""
-
-    value: Annotated[float, Meta(description="in `unit`")]
-    unit: Annotated[str, Meta(description="empty for a plain number")]
-    formula: Annotated[str, Meta(description="in the names of `inputs`; empty for a fact")]
-    inputs: Annotated[list[str], Meta(description="names of the figures in the formula")]
-    source: Annotated[str, Meta(description="where the fact, or the formula, comes from")]
-
-
-class PlanDerivation(Struct, frozen=True, kw_only=True):
-    """One result, and everything that it was computed from."""
-
-    name: Annotated[str, Meta(description="of the result, a key of `figures`")]
-    figures: Annotated[
-        dict[str, PlanFigure],
-        Meta(
-            description="by name; figures that share a name and differ in their derivation are "
-            "numbered, such as `tokens #2`"
-        ),
-    ]
-
-
 class PlanDocument(Struct, frozen=True, kw_only=True):
     """What to set for a model on a cluster, why, and what to expect."""
 
@@ -306,7 +282,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         gradient_reduction=r.reduction,
         environment={v.name: v.value for v in p.report.launch_env},
         environment_reasons={v.name: v.reason for v in p.report.launch_env},
-        settings=recommended_settings(p),
+        settings=p.recommended_settings,
         changes={
             knob: PlanChange(from_=before, to=after) for knob, (before, after) in r.changes.items()
         },
@@ -314,40 +290,6 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         notes=list(plan.notes),
         sweep=None if plan.ranking is None else _sweep(plan.ranking),
         work=[derivation_document(figure) for figure in plan.figures()] if show_work else None,
-    )
-
-
-def recommended_settings(p: Proposal) -> dict[str, Any]:
-    """The keys that carry the recommendation, dotted, usable as overrides."""
-    flat = p.settings.flat()
-    keys = [key for key in flat if key.startswith("comm_overlap.")]
-    keys += [
-        key
-        for key in (
-            "model.sequence_parallel",
-            "ddp.use_distributed_optimizer",
-            "optimizer.use_distributed_optimizer",
-        )
-        if flat.get(key)
-    ]
-    return {key: plain(flat[key]) for key in keys}
-
-
-def derivation_document(figure: Figure) -> PlanDerivation:
-    """A figure and all that it was computed from, each once."""
-    derived = derivation(figure)
-    return PlanDerivation(
-        name=next(iter(derived)),
-        figures={
-            name: PlanFigure(
-                value=one.value,
-                unit=one.unit,
-                formula=one.formula,
-                inputs=inputs,
-                source=one.source,
-            )
-            for name, (one, inputs) in derived.items()
-        },
     )
 
 
@@ -367,7 +309,7 @@ def _layout(plan: Plan) -> PlanLayout:
     )
 
 
-def _estimate(after: Summary, before: Summary) -> PlanEstimate:
+def _estimate(after: StepSummary, before: StepSummary) -> PlanEstimate:
     return PlanEstimate(
         step_ms=_times(before.step_s, after.step_s),
         tokens_per_s_per_gpu=PlanThroughput(

@@ -15,7 +15,7 @@ from overlapkit.plan.advise.recommend import Recommendation, recommend
 from overlapkit.plan.candidates import SWEPT, LayoutChoice, layout_in, with_layout
 from overlapkit.plan.checks import check_layout
 from overlapkit.plan.cluster import Cluster
-from overlapkit.plan.estimate.costs import Costs, MemoryNeed, Summary, costs_of_run
+from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
 from overlapkit.plan.sweep import Ranking, remedy_of, sweep
@@ -59,7 +59,7 @@ class Plan:
     precision: str
     chosen_because: str | None
     recommendation: Recommendation
-    estimates: tuple[Summary, ...]
+    estimates: tuple[StepSummary, ...]
     memory: MemoryNeed | None
     ranking: Ranking | None
     notes: tuple[str, ...]
@@ -99,7 +99,7 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         lambda proposal: _costs_of(proposal, cluster),
     )
     costs, note = recommendation.costs, chosen.note
-    estimates: tuple[Summary, ...] = ()
+    estimates: tuple[StepSummary, ...] = ()
     memory = None
     if costs is not None:
         memory = costs.memory()

@@ -12,7 +12,7 @@ from overlapkit.plan.advise.draft import draft, run_in_precision
 from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.checks import faults
 from overlapkit.plan.cluster import Cluster
-from overlapkit.plan.estimate.costs import MemoryNeed, Summary, costs_of_run
+from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary, costs_of_run
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ranked:
 
     layout: LayoutChoice
     data_parallel_size: int
-    summary: Summary
+    summary: StepSummary
     memory: MemoryNeed
 
 

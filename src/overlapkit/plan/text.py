@@ -12,7 +12,6 @@ from overlapkit.output.numbers import ms_of_s, sentence, setting_text
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.recommend import Gain
-from overlapkit.plan.document import recommended_settings
 from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranking
@@ -95,7 +94,7 @@ def fit(plan: Plan) -> str:
 
 def to_set(plan: Plan) -> str:
     """The settings that carry the recommendation, as overrides, in one line."""
-    settings = recommended_settings(plan.recommendation.proposal)
+    settings = plan.recommendation.proposal.recommended_settings
     overrides = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
     return f"Set {' '.join(overrides)} (to paste: --emit {'|'.join(FORMS)})"
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from overlapkit.plan.document import LISTED, derivation_document
+from overlapkit.plan.document import LISTED
 from overlapkit.plan.figure import given
+from overlapkit.plan.work_document import derivation_document
 from support.documents import check_document
 
 ROOT = Path(__file__).parents[3]

@@ -15,8 +15,16 @@ from megatron.bridge.training.decisions import Decision
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings
 from overlapkit.explain.report import Assumptions, Report, explain
+from overlapkit.output.numbers import plain
 from overlapkit.plan.advise.draft import EP_OVERLAP, OPT_INS, Draft, Request, draft
 from overlapkit.plan.advise.presets import PresetChoice
+
+_SUPPORTING = (
+    "model.sequence_parallel",
+    "ddp.use_distributed_optimizer",
+    "optimizer.use_distributed_optimizer",
+)
+"""Keys outside comm_overlap that overlap needs."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,14 @@ class Proposal:
     def pinned(self) -> frozenset[str]:
         """Keys of comm_overlap that the user fixed on the command line."""
         return self.draft.pinned
+
+    @property
+    def recommended_settings(self) -> dict[str, Any]:
+        """The keys that carry the recommendation, dotted, usable as overrides."""
+        flat = self.settings.flat()
+        keys = [key for key in flat if key.startswith("comm_overlap.")]
+        keys += [key for key in _SUPPORTING if flat.get(key)]
+        return {key: plain(flat[key]) for key in keys}
 
     def effective(self, knob: str) -> Any:
         """The value of a knob such as ``model.tp_comm_overlap`` that the run will have."""

@@ -7,7 +7,6 @@ the input of a quantized GEMM is kept in its small format, and there is no dropo
 
 from __future__ import annotations
 
-from megatron.bridge.models.model_shape import ModelShape
 from overlapkit.plan.figure import Figure, given, literal, total
 from overlapkit.plan.workload.memory_traffic import (
     attention_output,
@@ -68,24 +67,19 @@ def layer_activations(
         if "moe" not in modules:
             kept.append(_experts(workload, low, recompute))
         if shape.experts.shared_ffn and not {"moe", "shared_experts"} & set(modules):
-            kept.append(_mlp(shape, tokens, shape.experts.shared_ffn / shape.tp, base, low, ()))
+            kept.append(_mlp(workload, tokens, shape.experts.shared_ffn / shape.tp, low, ()))
     elif "mlp" not in modules:
-        kept.append(_mlp(shape, tokens, shape.ffn / shape.tp, base, low, modules))
+        kept.append(_mlp(workload, tokens, shape.ffn / shape.tp, low, modules))
     return total(kept).called("activations of a layer", "B")
 
 
 def _mlp(
-    shape: ModelShape,
-    rows: Figure,
-    width: float,
-    base: Precision,
-    low: Precision,
-    modules: tuple[str, ...],
+    workload: Workload, rows: Figure, width: float, low: Precision, modules: tuple[str, ...]
 ) -> Figure:
     middle = given("feed-forward width per rank", width, "", "feed-forward width / TP")
-    wide = 2 if shape.gated else 1
+    wide = 2 if workload.shape.gated else 1
     activated = 0 if "moe_act" in modules else low.operand_bytes
-    return rows * middle * literal(wide * base.operand_bytes + activated, "B")
+    return rows * middle * literal(wide * workload.base.operand_bytes + activated, "B")
 
 
 def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure:
@@ -99,7 +93,7 @@ def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     width = shape.experts.ffn / shape.expert_tp
     return rows * hidden * literal(low.operand_bytes, "B") + _mlp(
-        shape, rows, width, workload.base, low, recompute.modules
+        workload, rows, width, low, recompute.modules
     )
 
 

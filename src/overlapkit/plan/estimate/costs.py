@@ -19,7 +19,7 @@ from overlapkit.plan.workload.step import Workload, workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class StepSummary:
     """A step in plain numbers.
 
     Attributes:
@@ -95,11 +95,11 @@ class Costs:
         """Seconds of that step."""
         return self.estimate(overlapped).step.value
 
-    def summary(self, overlapped: frozenset[str]) -> Summary:
+    def summary(self, overlapped: frozenset[str]) -> StepSummary:
         """That step in plain numbers."""
         e = self.estimate(overlapped)
         parts = {name: figure.value for name, figure in e.parts.items()}
-        return Summary(
+        return StepSummary(
             step_s=e.step.value,
             tokens_per_s_per_gpu=e.tokens_per_second.value,
             parts=parts,

@@ -134,7 +134,6 @@ def machine_of(
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
     streaming = constant("memory efficiency", constants.memory)
     taken = constant("SMs that a collective takes", constants.processors)
-    network = (network_gbps or data.nic_gbps) / 8 * 1e9
     return Machine(
         name=name,
         rates={
@@ -151,14 +150,7 @@ def machine_of(
                 bandwidth=_bandwidth("NVLink", data.nvlink_gbps_per_dir * 1e9, sheet, constants),
                 hop=constant("NVLink hop", NVLINK_HOP_S, "s"),
             ),
-            Link(
-                name="network",
-                domain=ALL_RANKS,
-                bandwidth=_bandwidth(
-                    "network", network, sheet if network_gbps is None else "--network", constants
-                ),
-                hop=constant("network hop", NETWORK_HOP_S, "s"),
-            ),
+            _network(network_gbps, data, sheet, constants),
         ),
         communication_share=(taken / given("SMs", data.sm, "", sheet)).called(
             "share of SMs that a collective takes"
@@ -166,6 +158,17 @@ def machine_of(
         kernel=constant("kernel start", KERNEL_S, "s"),
         processors=data.sm,
         tile=TILE,
+    )
+
+
+def _network(gbps: float | None, data: Gpu, sheet: str, constants: Constants) -> Link:
+    """The network at `gbps` Gbit/s per GPU; None takes the data sheet's adapter."""
+    source = sheet if gbps is None else "--network"
+    return Link(
+        name="network",
+        domain=ALL_RANKS,
+        bandwidth=_bandwidth("network", (gbps or data.nic_gbps) / 8 * 1e9, source, constants),
+        hop=constant("network hop", NETWORK_HOP_S, "s"),
     )
 
 

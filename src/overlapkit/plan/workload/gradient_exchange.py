@@ -144,8 +144,8 @@ def _parameters(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Parameters that the same ranks exchange.
+class _Replicas:
+    """Parameters and the ranks that have copies of them.
 
     Attributes:
         what: "dense" or "expert".
@@ -174,10 +174,10 @@ class _Group:
         )
 
 
-def _groups(layout: Layout, params: Parameters) -> list[_Group]:
+def _groups(layout: Layout, params: Parameters) -> list[_Replicas]:
     """The groups that have something to exchange."""
-    dense = _Group("dense", params.dense, params.dense_fp8, layout.replicas, layout.tp)
-    expert = _Group(
+    dense = _Replicas("dense", params.dense, params.dense_fp8, layout.replicas, layout.tp)
+    expert = _Replicas(
         "expert",
         params.expert,
         params.expert_fp8,
