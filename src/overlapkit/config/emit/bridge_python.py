@@ -64,7 +64,7 @@ _USERBUFFERS = {
 }
 _DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "uint8", "int16")
 _IMPORTED = re.compile(r"(torch|megatron\.core(\.[A-Za-z]\w*)+)(\.[A-Za-z]\w*)+")
-"""Functions whose module is imported by its name alone."""
+"""Functions whose module can be imported by name."""
 _PUBLIC_NAMES = {"torch._C._nn.gelu": "torch.nn.functional.gelu"}
 _OWN_DEFAULTS = {
     "model.transformer_layer_spec": "megatron.bridge.models.gpt_provider.default_layer_spec"
@@ -73,7 +73,7 @@ _INDENT = "    "
 
 
 def emit_bridge(sections: Sections, environment: Mapping[str, str]) -> Emitted:
-    """A script's part that builds the `ConfigContainer` of a run, as `cfg`."""
+    """The part of a script that builds a run's `ConfigContainer`, as `cfg`."""
     sections, left_out = objects_left_out(sections)
     sections = _with_vocabulary(sections)
     arguments: list[str] = []
@@ -113,7 +113,7 @@ def _imports(body: str) -> list[str]:
 
 
 def _with_vocabulary(sections: Sections) -> Sections:
-    """The tokenizer's vocabulary on the model, where Megatron-Bridge puts it when it builds one."""
+    """The tokenizer's vocabulary size on the model, where Megatron-Bridge puts it at build time."""
     vocabulary = (sections.get("tokenizer") or {}).get("vocab_size")
     model = sections.get("model") or {}
     if vocabulary is None or model.get("vocab_size") is not None:
@@ -122,7 +122,7 @@ def _with_vocabulary(sections: Sections) -> Sections:
 
 
 def _keywords(section: str, content: Mapping[str, Any]) -> tuple[dict[str, str], list[LeftOut]]:
-    """Keyword arguments of a section's class, as Python text, and what it does not take."""
+    """Keyword arguments of a section's class, as Python text, and keys that it does not take."""
     taken: dict[str, str] = {}
     refused: list[LeftOut] = []
     fields = _fields_of(section)
@@ -130,7 +130,7 @@ def _keywords(section: str, content: Mapping[str, Any]) -> tuple[dict[str, str],
         dotted = f"{section}.{key}"
         known = section_fields(section).get(key)
         if known is not None and value is None and known.kind in KINDS:
-            # null for a plain number or switch is "not set".
+            # null for a plain number or switch means "not set".
             continue
         if value is not None and _OWN_DEFAULTS.get(dotted) == value:
             continue
@@ -139,7 +139,7 @@ def _keywords(section: str, content: Mapping[str, Any]) -> tuple[dict[str, str],
             continue
         text = _value(section, key, value)
         if text is None:
-            refused.append(LeftOut(dotted, f"{str(value)[:60]!r} names an object of its own"))
+            refused.append(LeftOut(dotted, f"{str(value)[:60]!r} is the name of another object"))
         else:
             taken[key] = text
     return taken, refused
@@ -169,7 +169,7 @@ def _value(section: str, key: str, value: Any) -> str | None:
 
 
 def _literal(value: Any) -> str:
-    """A plain value as Python text; plain names in double quotes, as formatters write them."""
+    """A plain value as Python text, with plain names in double quotes, as formatters do."""
     if isinstance(value, str) and re.fullmatch(r"[\w.,:|*()/+ -]*", value, re.ASCII):
         return f'"{value}"'
     return repr(value)
@@ -198,7 +198,7 @@ def _userbuffers(value: Any) -> str | None:
         needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
         if not settings.keys() <= fields.keys() or not needed <= settings.keys():
             return repr(plain)
-        # The class adds its own defaults, which a mapping did not have.
+        # The class would add its own defaults, which the mapping does not have.
         if any(n not in settings for n in fields):
             return repr(plain)
         given = ", ".join(

@@ -31,13 +31,14 @@ def emit(
         settings: as read, of either framework, or a mapping of section to its keys and values for
             Megatron-Bridge.
         form: "bridge" (Python), "yaml" (a run configuration), "hydra" (overrides) or "megatron-lm"
-            (flags, with the userbuffers file that they name).
+            (flags, and the userbuffers file that they refer to).
         world_size: GPUs of the job, on which Megatron-Bridge's defaults depend; None takes a
             data-parallel size above 1.
         environment: variables that the job's processes must start with.
 
     Raises:
-        InputError: a mapping is no run configuration, or its layout does not divide `world_size`.
+        InputError: a mapping is not a run configuration, or its layout does not divide
+            `world_size`.
     """
     if not isinstance(settings, Settings):
         settings = read_settings(Document("the settings", dict(settings)))

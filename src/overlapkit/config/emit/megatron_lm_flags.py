@@ -25,9 +25,9 @@ from overlapkit.config.schema import section_fields
 from overlapkit.errors import InputError
 
 USERBUFFERS_FILE = "tp_comm_overlap.yaml"
-"""Megatron-LM takes userbuffers settings from a file, and from nowhere else."""
+"""Megatron-LM takes userbuffers settings only from a file."""
 
-# Written by a rule of their own, or other names of one that is.
+# Flags with own rules below, or other names of such flags.
 _SPECIAL = frozenset(
     {
         CHUNK_LAYERS,
@@ -42,7 +42,7 @@ _SPECIAL = frozenset(
         "--swiglu",
     }
 )
-# Follow from flags that are written, or from the run alone.
+# They follow from other flags, or from the run alone.
 _FOLLOWS = frozenset(
     {
         "activation_func",
@@ -59,8 +59,8 @@ _FOLLOWS = frozenset(
         "vocab_size",
     }
 )
-# Megatron-Bridge, where a configuration leaves it open, turns it on as far as kernels are there.
-_WHERE_IT_CAN_BE = "model.gradient_accumulation_fusion"
+# Where a configuration does not set it, Megatron-Bridge turns it on if its kernels are available.
+_WHERE_AVAILABLE = "model.gradient_accumulation_fusion"
 _ONLY_WITH_FP8 = "fp8_"
 _ONLY_WITH_EXPERTS = "moe_"
 
@@ -73,8 +73,8 @@ def emit_megatron_lm(
     Args:
         settings: of either framework.
         environment: variables that the job's processes must start with.
-        world_size: GPUs of the job; None takes a data-parallel size of 2, by which everything that
-            overlaps data-parallel communication is as with any larger one.
+        world_size: GPUs of the job; None takes a data-parallel size of 2, which gives the same
+            data-parallel overlap as any larger size.
 
     Raises:
         InputError: the layout does not divide the world size.
@@ -106,58 +106,82 @@ def _smallest_job(settings: Settings) -> int:
     for name in ("tensor", "pipeline"):
         size *= model.get(f"{name}_model_parallel_size") or 1
     size *= model.get("context_parallel_size") or 1
-    # Experts divide the ranks of a stage: as many replicas as make that true.
+    # Expert parallelism must divide the ranks of a stage: take enough replicas for that.
     return size * (model.get("expert_model_parallel_size") or 1)
 
 
 def _flags(settings: Settings, run: Run) -> Iterator[list[str]]:
-    """Each flag with its words, in the order of the table."""
-    model, ddp = run.model, run.ddp
-    interleaved = (model.virtual_pipeline_model_parallel_size or 1) > 1
-    for flag, declared in FLAGS.items():
-        if flag in _SPECIAL or not declared.keys or declared.keys[0].startswith(LM):
-            continue
-        dotted = declared.keys[0]
-        value = knob_value(run, dotted) if dotted in EFFECTIVE_KNOBS else _held(run, dotted)
-        if value is None or _silent(dotted, run):
-            continue
-        if dotted == _WHERE_IT_CAN_BE and dotted not in settings.asked:
-            continue
-        if declared.kind in ("on", "off"):
-            if bool(value) == (declared.kind == "on") and value != _default(dotted):
-                yield [flag]
-        elif value != _default(dotted) and _is_word(value):
-            yield [flag, *_words(value)]
-    if interleaved and not model.pipeline_model_parallel_layout:
+    """Each flag with its words: those of the table in its order, then those with own rules."""
+    for flag in FLAGS:
+        if flag not in _SPECIAL and (words := _table_words(flag, settings, run)) is not None:
+            yield [flag, *words]
+    yield from _pipeline_flags(run)
+    yield from _precision_flags(run)
+    yield from _tensor_flags(run)
+    yield from _job_flags(settings, run)
+
+
+def _table_words(flag: str, settings: Settings, run: Run) -> list[str] | None:
+    """The words after a flag of the table; None where the flag is not needed."""
+    declared = FLAGS[flag]
+    if not declared.keys or declared.keys[0].startswith(LM):
+        return None
+    dotted = declared.keys[0]
+    value = knob_value(run, dotted) if dotted in EFFECTIVE_KNOBS else _field(run, dotted)
+    if value is None or _has_no_effect(dotted, run):
+        return None
+    if dotted == _WHERE_AVAILABLE and dotted not in settings.asked:
+        return None
+    if declared.kind in ("on", "off"):
+        needed = bool(value) == (declared.kind == "on") and value != _default(dotted)
+        return [] if needed else None
+    return _words(value) if value != _default(dotted) and _is_word(value) else None
+
+
+def _pipeline_flags(run: Run) -> Iterator[list[str]]:
+    model = run.model
+    if (model.virtual_pipeline_model_parallel_size or 1) <= 1:
+        return
+    if not model.pipeline_model_parallel_layout:
         yield [CHUNKS, str(model.virtual_pipeline_model_parallel_size)]
+    if not model.overlap_p2p_comm:
+        yield ["--no-overlap-p2p-communication"]
+    if not run.ddp.align_param_gather:
+        yield ["--no-align-param-gather"]
+
+
+def _precision_flags(run: Run) -> Iterator[list[str]]:
+    if run.ddp.grad_reduce_in_fp32:
+        yield ["--accumulate-allreduce-grads-in-fp32"]
+    elif run.model.bf16:
+        yield ["--grad-reduce-in-bf16"]
+
+
+def _tensor_flags(run: Run) -> Iterator[list[str]]:
+    model = run.model
     if model.num_query_groups is not None:
         yield ["--group-query-attention"]
-    if interleaved and not model.overlap_p2p_comm:
-        yield ["--no-overlap-p2p-communication"]
-    if interleaved and not ddp.align_param_gather:
-        yield ["--no-align-param-gather"]
-    if ddp.grad_reduce_in_fp32:
-        yield ["--accumulate-allreduce-grads-in-fp32"]
-    elif model.bf16:
-        yield ["--grad-reduce-in-bf16"]
     if model.tp_comm_overlap_cfg is not None and model.tp_comm_overlap:
         name = model.tp_comm_overlap_cfg
         yield ["--tp-comm-overlap-cfg", name if isinstance(name, str) else USERBUFFERS_FILE]
     if model.defer_embedding_wgrad_compute and model.wgrad_deferral_limit:
         yield ["--wgrad-deferral-limit", str(model.wgrad_deferral_limit)]
-    if model.gated_linear_unit and not _other_activation(model):
+    if model.gated_linear_unit and not _other_activation(model.activation_func):
         yield ["--swiglu"]
-    request = megatron_lm_request(settings)
-    if fsdp_switch(ddp) == "use_torch_fsdp2":
+
+
+def _job_flags(settings: Settings, run: Run) -> Iterator[list[str]]:
+    checkpoint = megatron_lm_request(settings).ckpt_format
+    if fsdp_switch(run.ddp) == "use_torch_fsdp2":
         yield ["--use-torch-fsdp2"]
-    if request.ckpt_format != "torch_dist":
-        yield ["--ckpt-format", request.ckpt_format]
+    if checkpoint != "torch_dist":
+        yield ["--ckpt-format", checkpoint]
     elif run.optimizer.overlap_param_gather_with_optimizer_step:
-        # A distributed checkpoint, the default, is refused with it.
+        # Megatron-LM refuses it with the default, a distributed checkpoint.
         yield ["--ckpt-format", "torch"]
 
 
-def _held(run: Run, dotted: str) -> Any:
+def _field(run: Run, dotted: str) -> Any:
     section, _, name = dotted.partition(".")
     return getattr(getattr(run, section), name, None)
 
@@ -165,12 +189,12 @@ def _held(run: Run, dotted: str) -> Any:
 def _default(dotted: str) -> Any:
     section, _, name = dotted.partition(".")
     known = section_fields(section).get(name)
-    # Sizes that Megatron-Core declares as 0 stand for "not set".
+    # Where Megatron-Core declares a size as 0, it means "not set".
     return DEFAULTS.get(dotted, known.default if known is not None else None)
 
 
-def _silent(dotted: str, run: Run) -> bool:
-    """Whether a value says nothing in this run, though it is not the default."""
+def _has_no_effect(dotted: str, run: Run) -> bool:
+    """Whether a value that is not the default has no effect in this run."""
     name = dotted.partition(".")[2]
     return (
         (name.startswith(_ONLY_WITH_FP8) and not run.model.fp8)
@@ -180,7 +204,7 @@ def _silent(dotted: str, run: Run) -> bool:
 
 
 def _is_word(value: Any) -> bool:
-    """Whether a value can stand behind a flag: not empty, and not a flag itself."""
+    """Whether a value can follow a flag: it is not empty and not a flag itself."""
     return all(word and not word.startswith("--") for word in _words(value))
 
 
@@ -190,13 +214,13 @@ def _words(value: Any) -> list[str]:
     return [str(value)]
 
 
-def _other_activation(model: Any) -> bool:
-    name = model.activation_func
+def _other_activation(name: Any) -> bool:
+    """Whether this is the name of an activation other than SiLU."""
     return isinstance(name, str) and "silu" not in name.lower()
 
 
 def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
-    """What was asked for and has no flag here."""
+    """Requested settings without a flag here."""
     covered = {key for flag in FLAGS.values() for key in flag.keys}
     others = []
     for section in ("model", "ddp", "optimizer", "train"):
@@ -207,7 +231,7 @@ def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
                 continue
             if dotted in covered:
                 if isinstance(value, (str, list)) and value and not _is_word(value):
-                    yield LeftOut(dotted, f"{str(value)[:40]!r} cannot stand behind a flag")
+                    yield LeftOut(dotted, f"{str(value)[:40]!r} cannot follow a flag")
                 continue
             if value in (None, known.default) or key in _FOLLOWS or key.startswith("tp_comm_"):
                 continue
@@ -215,45 +239,44 @@ def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
                 continue
             others.append(dotted)
     if others:
-        yield LeftOut(", ".join(others), "not of overlap: no flag is written for it")
-    activation = (settings.values.get("model") or {}).get("activation_func")
-    gated = (settings.values.get("model") or {}).get("gated_linear_unit")
-    if isinstance(activation, str) and gated and "silu" not in activation.lower():
-        yield LeftOut("model.activation_func", "--swiglu is SiLU's; another needs its own flag")
+        yield LeftOut(", ".join(others), "not part of overlap: no flag is written for it")
+    model = settings.values.get("model") or {}
+    if model.get("gated_linear_unit") and _other_activation(model.get("activation_func")):
+        yield LeftOut("model.activation_func", "--swiglu means SiLU; others need their own flag")
 
 
 def _differences(
     words: list[str], wanted: Run, world_size: int, before: list[Decision]
 ) -> Iterator[LeftOut]:
-    """Knobs that Megatron-LM makes something else of, found by reading the flags again."""
+    """Knobs with another value in Megatron-LM, determined by reading the flags again."""
     got, update = make_effective(
         read_megatron_lm_arguments(words or ["--tensor-model-parallel-size", "1"]),
         world_size,
         AssumedSoftware(),
     )
     reasons = {d.knob: d.reason for d in update.decisions}
-    told = set()
+    reported = set()
     known_errors = {(d.knob, d.reason) for d in before if d.outcome is Outcome.ERROR}
     for decision in update.decisions:
         new = (decision.knob, decision.reason) not in known_errors
         if decision.outcome is Outcome.ERROR and new:
-            told.add(decision.knob)
+            reported.add(decision.knob)
             yield LeftOut(decision.knob, decision.reason)
     for knob in EFFECTIVE_KNOBS:
         mine, theirs = knob_value(wanted, knob), knob_value(got, knob)
-        if knob in told or _same(knob, wanted, mine, theirs):
+        if knob in reported or _same(knob, wanted, mine, theirs):
             continue
-        why = f"Megatron-LM makes it {theirs!r}"
+        why = f"it is {theirs!r} in Megatron-LM"
         yield LeftOut(
             knob, f"{why}: {reasons[knob]}" if knob in reasons else f"{why}, not {mine!r}"
         )
 
 
 def _same(knob: str, wanted: Run, mine: Any, theirs: Any) -> bool:
-    """Whether two values of a knob come to the same in this run."""
+    """Whether two values of a knob mean the same in this run."""
     model = wanted.model
     if knob == "model.tp_comm_overlap_cfg" and isinstance(mine, Mapping):
-        # The file that is emitted is not there yet.
+        # The emitted file does not exist yet.
         return theirs == USERBUFFERS_FILE or not model.tp_comm_overlap
     if knob == "model.virtual_pipeline_model_parallel_size":
         return (mine or 1) == (theirs or 1)

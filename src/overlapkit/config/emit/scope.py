@@ -1,4 +1,4 @@
-"""What `emit` writes of a run's settings, and what it has to leave out."""
+"""What `emit` writes of a run's settings, and what it has to omit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLAIN_OTHERS = frozenset(
         "window_size",
     }
 )
-"""Fields without one simple kind whose values are lists, names or numbers all the same."""
+"""Fields without one simple kind whose values are nevertheless lists, names or numbers."""
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -50,17 +50,17 @@ class LeftOut(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """A run's settings in one form, and what is not in it."""
+    """A run's settings in one form, and what that form omits."""
 
     text: str
     left_out: list[LeftOut]
 
 
 def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
-    """The sections and keys that a run's overlap depends on, as they were asked for.
+    """The sections and keys that a run's overlap depends on, as requested.
 
-    Keys of no configuration class, and those that only repeat a default in a file that
-    Megatron-Bridge wrote, are not settings that anybody would paste.
+    Keys that belong to no configuration class are omitted, and so are keys that only repeat a
+    default in a file that Megatron-Bridge wrote.
 
     Args:
         settings: as read, or a mapping of section to its keys and values.
@@ -94,7 +94,7 @@ def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
 def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
     """A Megatron-LM run's settings for Megatron-Bridge, which derives nothing without comm_overlap.
 
-    What Megatron-LM derives and fills in by itself is spelt out.
+    What Megatron-LM derives is written out.
     """
     model = settings.values.get("model") or {}
     ranks = prod(
@@ -116,9 +116,9 @@ def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
         section, _, key = knob.partition(".")
         value = knob_value(run, knob)
         known = section_fields(section).get(key)
-        there = sections.setdefault(section, {})
-        if there is not None and known is not None and (value != known.default or key in there):
-            there[key] = value
+        written = sections.setdefault(section, {})
+        if written is not None and known is not None and (value != known.default or key in written):
+            written[key] = value
     left_out = [
         LeftOut(f"{LM}.{key}", why)
         for key, why in _ONLY_MEGATRON_LM.items()
@@ -130,12 +130,12 @@ def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
 LM = "megatron_lm"
 _ONLY_MEGATRON_LM = {
     "use_torch_fsdp2": "Megatron-Bridge has no torch FSDP2; Megatron FSDP is ddp.use_megatron_fsdp",
-    "ckpt_format": "the checkpoint's format is checkpoint.ckpt_format there",
+    "ckpt_format": "in Megatron-Bridge the checkpoint's format is checkpoint.ckpt_format",
 }
 
 
 def recipe_spelt_out(content: Mapping[str, Any]) -> dict[str, Any]:
-    """mixed_precision as keys alone, where it was a recipe's name with keys on top."""
+    """mixed_precision as keys only, where it was a recipe's name and further keys."""
     if BY_NAME not in content:
         return dict(content)
     given = {key: value for key, value in content.items() if key != BY_NAME}
@@ -159,30 +159,30 @@ def is_plain_key(section: str, key: str) -> bool:
 
 
 def is_unwritable(section: str, key: str, value: Any) -> bool:
-    """Whether only the reading of an object is left, not what it was made from."""
+    """Whether the value is an object that cannot be written as it was."""
     return not is_plain_key(section, key) and value is not None and not isinstance(value, str)
 
 
 def objects_left_out(sections: Sections) -> tuple[Sections, list[LeftOut]]:
-    """The sections without values that were objects, and those."""
+    """The sections without values that are objects, and the omitted values."""
     left_out = []
     kept: Sections = {}
     for section, content in sections.items():
         if content is None:
             kept[section] = None
             continue
-        there = kept[section] = {}
+        written = kept[section] = {}
         for key, value in content.items():
             if is_unwritable(section, key, value):
-                why = f"it is an object, of which only {str(value)[:40]!r} was read"
+                why = f"it is an object, and only {str(value)[:40]!r} of it was read"
                 left_out.append(LeftOut(f"{section}.{key}", why))
             else:
-                there[key] = value
+                written[key] = value
     return kept, left_out
 
 
 def environment_lines(environment: Mapping[str, str], intro: str) -> list[str]:
-    """The launch environment as comment lines; none where there is nothing to set."""
+    """The launch environment as comment lines; empty where there is nothing to set."""
     if not environment:
         return []
     return [f"# {intro}", *(f"#   export {name}={value}" for name, value in environment.items())]

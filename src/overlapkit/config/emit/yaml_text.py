@@ -43,7 +43,7 @@ def emit_yaml(sections: Sections, environment: Mapping[str, str]) -> Emitted:
 
 
 def emit_hydra(sections: Sections, environment: Mapping[str, str]) -> Emitted:
-    """One override a line, quoted for a shell, lines continued: the end of a command line."""
+    """One override per line, quoted for a shell, as continued lines of a command."""
     sections, left_out = objects_left_out(sections)
     overrides = []
     for section, content in sections.items():
@@ -63,13 +63,13 @@ def emit_hydra(sections: Sections, environment: Mapping[str, str]) -> Emitted:
 
 def _written(section: str, key: str, value: Any) -> Any:
     if is_name_of_object(section, key, value):
-        # As Megatron-Bridge writes a function or dtype, which it does not call.
+        # This is how Megatron-Bridge writes a function or dtype that must not be called.
         return {"_target_": value, "_call_": False}
     return value
 
 
 def flow(value: Any) -> str:
-    """A value in what YAML's flow style and Hydra's grammar have in common."""
+    """A value in the common subset of YAML's flow style and Hydra's grammar."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from megatron.bridge.recipes.launch_env import CONNECTIONS
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.flags import known_flag
-from overlapkit.config.shell.follow import TELLS, Started
+from overlapkit.config.shell.follow import SHOWS_TEXT, Started
 from overlapkit.config.shell.slurm import number_of
 from overlapkit.config.shell.values import Field, Piece
 
@@ -44,7 +44,7 @@ def _entry(words: Sequence[Field]) -> int:
 
 def is_launch(started: Started) -> int:
     """How many flags of Megatron-LM a started program is given; none where it only shows them."""
-    if started.words and started.words[0].text in TELLS:
+    if started.words and started.words[0].text in SHOWS_TEXT:
         return 0
     return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
 

@@ -16,7 +16,7 @@ _LIMIT = 2**63
 
 
 def _quotient(a: int, b: int) -> int:
-    # A shell rounds towards zero.
+    # A shell rounds toward zero.
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
@@ -44,7 +44,7 @@ def calculate(text: str, value_of: Callable[[str], int]) -> int:
 
     Args:
         text: the expression; ``NAME``, ``$NAME`` and ``${NAME}`` are variables.
-        value_of: a variable's value; may raise what it likes.
+        value_of: a variable's value; its exceptions are passed on.
 
     Raises:
         Incalculable: another operator, a division by zero, more than 64 bits.
@@ -62,7 +62,7 @@ def calculate(text: str, value_of: Callable[[str], int]) -> int:
             digits = found["number"]
             octal = digits.startswith("0") and digits.isdecimal() and len(digits) > 1
             if len(digits) > 19 or (octal and set(digits) & set("89")):
-                raise Incalculable(f"{digits[:20]!r} is no number to a shell")
+                raise Incalculable(f"{digits[:20]!r} is not a number in a shell")
             written.append(str(int(digits, 8 if octal else 0)))
         elif found["name"]:
             written.append(f"({value_of(found['name'])})")
@@ -73,7 +73,7 @@ def calculate(text: str, value_of: Callable[[str], int]) -> int:
     try:
         tree = ast.parse(" ".join(written) or "0", mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise Incalculable("it is no expression") from None
+        raise Incalculable("it is not an expression") from None
     return _value(tree.body, 0)
 
 
@@ -94,7 +94,7 @@ def _value(node: ast.expr, depth: int) -> int:
         left, right = _value(node.left, depth + 1), _value(node.comparators[0], depth + 1)
         result = _OPERATORS[type(node.ops[0])](left, right)
     else:
-        raise Incalculable("it is no expression of whole numbers")
+        raise Incalculable("it is not an expression of whole numbers")
     if not -_LIMIT <= result < _LIMIT:
         raise Incalculable("it does not fit into 64 bits")
     return result

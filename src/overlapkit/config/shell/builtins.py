@@ -1,4 +1,4 @@
-"""The shell's own commands that set variables, or that a script's course depends on."""
+"""The shell's built-in commands that set variables or control what is executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from overlapkit.config.shell.values import Array, Field, Piece, Unknown, strippe
 from overlapkit.config.shell.variables import NotKnown, Variables
 
 Status = bool | None
-"""Whether a command succeeds; None where only running it would tell."""
+"""Whether a command succeeds; None where that is not known without running it."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _COUNTED = re.compile(
@@ -30,7 +30,7 @@ class Stop(Exception):
 
 
 class Builtins:
-    """The commands, each as ``do_<name>``: by the command, its expanded words, its assignments."""
+    """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
 
     def __init__(self, path: str, variables: Variables) -> None:
         self.path = path
@@ -38,16 +38,16 @@ class Builtins:
         self.notes: list[str] = []
         self.export_all = False
 
-    def note(self, line: int, told: str) -> None:
-        """Remember what was assumed at a line."""
-        self.notes.append(f"{self.path}:{line}: {told}")
+    def note(self, line: int, text: str) -> None:
+        """Record what was assumed at a line."""
+        self.notes.append(f"{self.path}:{line}: {text}")
 
     def nested(self, text: list[Field], line: int) -> Status:
-        """Follow commands that stand in a value."""
+        """Follow commands in a value."""
         raise NotImplementedError
 
     def counting(self, text: str, line: int) -> Status:
-        """``(( … ))`` or ``let …``: a value, or an assignment, ``+=`` and ``++`` among them."""
+        """``(( … ))`` or ``let …``: a value, or an assignment such as ``+=`` and ``++``."""
         found = _COUNTED.fullmatch(text)
         name = found["name"] if found and text.strip() != found["name"] else None
         if found is not None and found["by"] is not None:
@@ -76,9 +76,9 @@ class Builtins:
             self.variables.assign(a)
         names = [w.text for w in words[1:] if not w.text.startswith("-")]
         names += [a.name for a in assigned]
-        for whole in [n for n in names if "=" in n]:
-            # export "NAME=value", quoted as a whole.
-            name, _, value = whole.partition("=")
+        for assignment in [n for n in names if "=" in n]:
+            # export "NAME=value", quoted entirely.
+            name, _, value = assignment.partition("=")
             self.variables.put(name, Field((Piece(value, node.line),)))
             names.append(name)
         if any(w.text == "-n" for w in words[1:2]):
@@ -130,21 +130,21 @@ class Builtins:
 
     def do_read(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         names = [w.text for w in words[1:] if _NAME.fullmatch(w.text)]
-        told = Unknown(None, "it is read when the script runs", node.line)
+        unknown = Unknown(None, "it is read when the script runs", node.line)
         value = self.variables.scalar(node.inputs[-1]) if node.inputs else None
         if names and value is not None and len(names) == 1:
-            whole = any(w.text.startswith("-") and "d" in w.text for w in words[1:])
-            self.variables.put(names[0], stripped(value, first_line=not whole))
+            all_lines = any(w.text.startswith("-") and "d" in w.text for w in words[1:])
+            self.variables.put(names[0], stripped(value, first_line=not all_lines))
             return True
         for name in names:
-            self.variables.put(name, Field((Piece("", node.line, unknown=told),)))
+            self.variables.put(name, Field((Piece("", node.line, unknown=unknown),)))
         return None
 
     def do_array(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         name = words[-1].text
         if _NAME.fullmatch(name):
-            told = Unknown(name, "it is read when the script runs", node.line)
-            self.variables.put(name, Array((Field((Piece("", node.line, unknown=told),)),)))
+            unknown = Unknown(name, "it is read when the script runs", node.line)
+            self.variables.put(name, Array((Field((Piece("", node.line, unknown=unknown),)),)))
         return None
 
     def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> NoReturn:

@@ -25,7 +25,7 @@ _INTEGER = re.compile(r"\s*[-+]?\d{1,18}\s*")
 
 
 def evaluate_test(words: tuple[Word, ...], variables: Variables) -> Truth:
-    """Whether a test holds; None where only running it would tell."""
+    """Whether a test holds; None where that is not known without running it."""
     return _Evaluation(words, variables).either()
 
 
@@ -36,7 +36,7 @@ class _Evaluation:
         self.at = 0
 
     def sign(self) -> str:
-        """The plain text of the next word; empty at the end or where something is expanded."""
+        """The plain text of the next word; empty at the end or where the word has expansions."""
         return (self.words[self.at].literal or "") if self.at < len(self.words) else ""
 
     def either(self) -> Truth:
@@ -101,12 +101,12 @@ class _Evaluation:
             if not (_INTEGER.fullmatch(a) and _INTEGER.fullmatch(b)):
                 return None
             return _NUMBERS[sign](int(a), int(b))
-        # A quoted right side is compared as it is; patterns of [[ ]] are not quoted.
+        # A quoted right side is compared literally; patterns of [[ ]] are not quoted.
         same = a == b or fnmatch.fnmatchcase(a, b)
         return same if sign != "!=" else not same
 
     def known(self, word: Word) -> str | None:
-        """A word's value; a variable that the script does not set is empty to it."""
+        """A word's value; a variable that the script does not set counts as empty."""
         value: Field = self.variables.scalar(word)
         if value.unknown is None:
             return value.text

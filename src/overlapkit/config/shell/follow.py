@@ -1,8 +1,8 @@
-"""Follows a shell script without running it: which programs it would start, with what.
+"""Follows a shell script without running it: which programs it would start, and with what.
 
-Assignments, arrays, expansions, functions, branches and the environment are followed as bash
-would. Nothing is executed or looked up: a command is taken to succeed, its output is not known, a
-condition that depends on either is taken as false, and what was so assumed is told.
+Assignments, arrays, expansions, functions, branches and the environment are followed as in bash.
+Nothing is executed or looked up. A command is assumed to succeed, its output is not known, and a
+condition that depends on either is taken as false. Notes say what was assumed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from overlapkit.config.shell.variables import Variables
 from overlapkit.errors import InputError
 
 MOST_COMMANDS = 20_000
-"""Commands that are followed, those of a function each time that it is called."""
+"""Commands that are followed at most; those of a function count each time that it is called."""
 _DEEPEST_CALL = 20
 _MOST_ROUNDS = 200
 
 _MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
-"""What a part of a script holds whose leaving out may change the answer."""
+"""Found in a part of a script that must not be skipped silently, since it may change the answer."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Started:
 
     Attributes:
         words: its name and arguments.
-        outer: words of the programs that it is handed to as text, such as srun's.
+        outer: words of the programs that receive it as text, such as srun's.
         environment: what the script exports to it, by name.
         not_exported: variables of the script that it does not see.
-        line: where it stands.
+        line: its line in the script.
     """
 
     words: tuple[Field, ...]
@@ -70,9 +70,9 @@ class Followed:
 
     Attributes:
         started: the programs, in order.
-        variables: as they are at its end.
+        variables: their values at the end of the script.
         notes: what was assumed, each with its file and line.
-        exits: the line of the ``exit`` that it ends with; None where it goes on to its end.
+        exits: the line of the ``exit`` that ends it; None where it runs to its end.
     """
 
     started: list[Started]
@@ -93,7 +93,7 @@ def follow_script(
         text: the script.
         path: its name, for messages.
         given: values of variables, which win over the script's own; "1" is ``$1``.
-        surroundings: variables that are set where it runs, which it may change.
+        surroundings: variables that are set where it runs, and that it may change.
 
     Raises:
         InputError: it cannot be read as a script, or is larger than a launch script can be.
@@ -125,7 +125,7 @@ class _Follower(Builtins):
         status: Status = True
         former: Node | None = None
         for connector, node in block.commands:
-            # A program is taken to succeed; a test that only running it would tell, to fail.
+            # A program is assumed to succeed, and a test whose result is not known to fail.
             unknown = status is None and _is_test(former)
             succeeded = status is not False and not unknown
             if connector in ("&&", "||") and unknown and _sets_or_starts(node):
@@ -176,10 +176,10 @@ class _Follower(Builtins):
         for condition, body in node.branches:
             status = self.block(condition)
             if status is None and _MATTERS.search(body.source + node.otherwise.source):
-                told = " ".join(condition.source.split()).rstrip("; ")
+                shown = " ".join(condition.source.split()).rstrip("; ")
                 self.note(
                     condition.commands[0][1].line if condition.commands else node.line,
-                    f"whether {told[:80]!r} holds is not known without running it: taken as false",
+                    f"whether {shown[:80]!r} holds is not known without running it: taken as false",
                 )
             if status:
                 return self.block(body)
@@ -191,7 +191,9 @@ class _Follower(Builtins):
             value = Field(())
         if value.unknown is not None:
             if any(_MATTERS.search(body.source) for _, body in node.items):
-                self.note(node.line, "which branch of this case is taken is not known: none is")
+                self.note(
+                    node.line, "which branch of this case is taken is not known: none is followed"
+                )
             return None
         for patterns, body in node.items:
             for pattern in patterns:
@@ -207,7 +209,7 @@ class _Follower(Builtins):
         fields = [f for word in node.words for f in self.variables.fields(word)]
         if not fields or any(field.unknown is not None for field in fields):
             if matters:
-                self.note(node.line, f"the loop {node.told[:60]!r} is left out")
+                self.note(node.line, f"the loop {node.head[:60]!r} is skipped")
             return True
         for number, value in enumerate(fields):
             before = len(self.started)
@@ -215,8 +217,8 @@ class _Follower(Builtins):
             if self.round(node.body):
                 break
             if self.launched(before) and number + 1 < len(fields):
-                told = f"the loop {node.told[:60]!r} is taken once, with {node.name}={value.text}"
-                self.note(node.line, told)
+                once = f"is followed once, with {node.name}={value.text}"
+                self.note(node.line, f"the loop {node.head[:60]!r} {once}")
                 break
         return True
 
@@ -225,20 +227,21 @@ class _Follower(Builtins):
         for _ in range(_MOST_ROUNDS):
             status = self.block(condition)
             if status is None and matters:
-                self.note(node.line, f"the loop {node.told[:60]!r} is left out")
+                self.note(node.line, f"the loop {node.head[:60]!r} is skipped")
             before = len(self.started)
             if status is not wanted or self.round(node.body) or self.launched(before):
                 return True
         if matters:
-            self.note(node.line, f"the loop {node.told[:60]!r} is left after {_MOST_ROUNDS} rounds")
+            text = f"the loop {node.head[:60]!r} is followed for {_MOST_ROUNDS} rounds only"
+            self.note(node.line, text)
         return True
 
     def launched(self, before: int) -> bool:
-        """Whether a job was started since; a loop starts one after the other, or restarts one."""
+        """Whether a job was started since: a loop starts jobs in sequence, or restarts one."""
         return any(_launches(started) for started in self.started[before:])
 
     def round(self, body: CommandList) -> bool:
-        """Go through a loop's body once; whether that ends the loop."""
+        """Follow a loop's body once; whether that ends the loop."""
         try:
             self.block(body)
         except Stop as stop:
@@ -271,33 +274,33 @@ class _Follower(Builtins):
         if name in self.functions:
             return self.call(self.functions[name], words[1:], node.line)
         fed = self.fed(node, words)
-        held = [w for w in words if _is_command_line(w.text)] if name not in TELLS else []
-        if fed is not None or held:
-            return self.hand_over(node, words, held[0] if fed is None else fed)
+        inner = [w for w in words if _is_command_line(w.text)] if name not in SHOWS_TEXT else []
+        if fed is not None or inner:
+            return self.pass_on(node, words, inner[0] if fed is None else fed)
         self.start(node, words)
         return True if name in _ALWAYS else False if name == "false" else None
 
     def fed(self, node: Simple, words: list[Field]) -> Field | None:
-        """A script that a heredoc hands to a shell or a scheduler, or that it writes to a file."""
+        """A script that a heredoc passes to a shell or a scheduler, or writes to a file."""
         names = {PurePosixPath(word.text).name for word in words}
         if not node.inputs or not (names & _TAKES_SCRIPT or (names & _WRITES and node.writes)):
             return None
         text = self.variables.scalar(node.inputs[-1])
         return text if _is_command_line(text.text) else None
 
-    def hand_over(self, node: Simple, words: list[Field], held: Field) -> Status:
-        """Commands that are handed to another program, such as ``srun bash -c "torchrun …"``."""
-        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not held))
+    def pass_on(self, node: Simple, words: list[Field], script: Field) -> Status:
+        """Commands that are passed to another program, such as ``srun bash -c "torchrun …"``."""
+        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not script))
         exported = set(self.variables.exported)
-        for name, value in slurm_variables(held.text, words).items():
+        for name, value in slurm_variables(script.text, words).items():
             self.variables.values.setdefault(name, Field((Piece(value, node.line),)))
             self.variables.exported.add(name)
         for a in node.assignments:
             self.variables.assign(a)
             self.variables.exported.add(a.name)
-        wrapped = held.text.startswith("--wrap=")
+        wrapped = script.text.startswith("--wrap=")
         try:
-            return self.nested([without_start(held, "--wrap=") if wrapped else held], node.line)
+            return self.nested([without_start(script, "--wrap=") if wrapped else script], node.line)
         except Stop:
             return None
         finally:
@@ -321,26 +324,26 @@ class _Follower(Builtins):
 
     def start(self, node: Simple, words: list[Field]) -> None:
         values = self.variables.values
-        seen = {n: v for n in self.variables.exported if isinstance(v := values.get(n), Field)}
-        seen |= {
+        visible = {n: v for n in self.variables.exported if isinstance(v := values.get(n), Field)}
+        visible |= {
             a.name: self.variables.scalar(a.value)
             for a in node.assignments
             if isinstance(a.value, Word)
         }
-        hidden = {n: v for n, v in values.items() if n not in seen and isinstance(v, Field)}
-        self.started.append(Started(tuple(words), self.outer, seen, hidden, node.line))
+        hidden = {n: v for n, v in values.items() if n not in visible and isinstance(v, Field)}
+        self.started.append(Started(tuple(words), self.outer, visible, hidden, node.line))
 
     def nested(self, text: list[Field], line: int) -> Status:
-        """Commands that stand in a value: ``eval``'s arguments."""
+        """Commands in a value, such as ``eval``'s arguments."""
         if self.calls >= _DEEPEST_CALL:
             raise InputError(f"{self.path}:{line}: commands in values nest without end")
         source, lines = "", list[int]()
-        for held in text:
-            for piece in (*held.pieces, Piece(" ", 0)):
+        for value in text:
+            for piece in (*value.pieces, Piece(" ", 0)):
                 shown = piece.text
                 if piece.unknown is not None:
-                    # Stays unknown where it is used, and is asked for there.
-                    shown = f"${{{_HELD}{len(self.variables.values)}}}"
+                    # It stays unknown where it is used, and is reported there.
+                    shown = f"${{{_PLACEHOLDER}{len(self.variables.values)}}}"
                     self.variables.values[shown[2:-1]] = Field((piece,))
                 source += shown
                 lines += [piece.line or line] * len(shown)
@@ -361,7 +364,7 @@ def _is_test(node: Node | None) -> bool:
 
 
 def _sets_or_starts(node: Node) -> bool:
-    """Whether leaving a command out may change the answer."""
+    """Whether skipping a command may change the answer."""
     if not isinstance(node, Simple):
         return True
     words = [word for word in node.words if isinstance(word, Word)]
@@ -370,7 +373,7 @@ def _sets_or_starts(node: Node) -> bool:
 
 
 def _launches(started: Started) -> bool:
-    """Whether a program looks like a job's."""
+    """Whether a program looks like a training job."""
     return any(word.text.endswith((".py", "torchrun")) for word in started.words)
 
 
@@ -380,8 +383,8 @@ def _is_command_line(text: str) -> bool:
     return program is not None and _OPTION.search(text, program.end()) is not None
 
 
-_HELD = "__unknown_"
-TELLS = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
+_PLACEHOLDER = "__unknown_"
+SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
 """Programs that only handle text, even if that is a command."""
 _TAKES_SCRIPT = frozenset({"bash", "sh", "zsh", "ssh", "sbatch", "salloc", "qsub", "bsub"})
 _WRITES = frozenset({"cat", "tee"})

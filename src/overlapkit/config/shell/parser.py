@@ -47,7 +47,7 @@ def parse_script(text: str, path: str, line_of: Callable[[int], int] | None = No
         line_of: from an offset in `text` to a line; by default lines are counted from 1.
 
     Raises:
-        InputError: a quote, bracket or block is not closed, or all nests too deeply.
+        InputError: a quote, bracket or block is not closed, or the script nests too deeply.
     """
     parser = _Parser(text, path, line_of or _line_counter(text))
     block = parser.block(frozenset())
@@ -65,7 +65,7 @@ class _Parser(WordReader):
     """Commands, on top of the words that `WordReader` reads."""
 
     def block(self, closers: frozenset[str]) -> CommandList:
-        """Commands up to one of `closers`, which is left unread, or to the end."""
+        """Commands up to one of `closers`, which is not read, or to the end."""
         self.deeper()
         start, commands, connector = self.at, [], ";"
         while True:
@@ -156,7 +156,7 @@ class _Parser(WordReader):
         return self.simple(line)
 
     def redirected(self, node: Node) -> Node:
-        """A compound command, with the redirections behind it read over."""
+        """A compound command; the redirections after it are skipped."""
         while True:
             self.skip_blanks()
             if _REDIRECTION.match(self.text, self.at) is None:
@@ -227,9 +227,9 @@ class _Parser(WordReader):
                 while self.at < len(self.text) and self.text[self.at] not in ";\n":
                     words.append(self.word())
                     self.skip_blanks()
-        told = f"for {self.text[start : self.at].strip()}"
+        head = f"for {self.text[start : self.at].strip()}"
         self.skip_separators()
-        return Loop("for", name, tuple(words), self.loop_body(), line, told)
+        return Loop("for", name, tuple(words), self.loop_body(), line, head)
 
     def while_command(self, line: int) -> Node:
         return self.conditional_loop("while", line)
@@ -239,8 +239,8 @@ class _Parser(WordReader):
 
     def conditional_loop(self, kind: Literal["while", "until"], line: int) -> Node:
         condition = self.block(frozenset({"do"}))
-        told = f"{kind} {condition.source.strip().rstrip(';')}"
-        return Loop(kind, "", (), self.loop_body(), line, told, condition)
+        head = f"{kind} {condition.source.strip().rstrip(';')}"
+        return Loop(kind, "", (), self.loop_body(), line, head, condition)
 
     def loop_body(self) -> CommandList:
         self.keyword("do")
@@ -284,7 +284,7 @@ class _Parser(WordReader):
                 word = self.word()
                 declares = declares or (not words and word.literal in _DECLARES)
                 words.append(word)
-        # A heredoc's text comes with the next line: hand over the list that it is put into.
+        # A heredoc's text is on the lines after this one, and is read now.
         command = Simple(tuple(assignments), tuple(words), line, tuple(inputs), writes)
         return self.with_heredocs(command)
 
@@ -311,7 +311,7 @@ class _Parser(WordReader):
         return Assignment(name, line, self.word(), plus, index)
 
     def redirection(self) -> Word | None:
-        """Read a redirection over; the text that it feeds in, where it stands on this line."""
+        """Read a redirection; the text that it feeds in, where that is on this line."""
         found = _REDIRECTION.match(self.text, self.at)
         assert found is not None
         operator = found[0].lstrip("0123456789")

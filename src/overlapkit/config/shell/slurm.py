@@ -1,4 +1,4 @@
-"""What a batch script for Slurm says about the size of its job."""
+"""The size of a job from its Slurm batch script."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SBATCH = re.compile(r"^#SBATCH[ \t]+(.+)$", re.MULTILINE)
 
 
 def slurm_variables(text: str, command: Sequence[Field] = ()) -> dict[str, str]:
-    """What Slurm sets in the job of a batch script.
+    """The variables that Slurm sets in the job of a batch script.
 
     Args:
         text: the script, with its ``#SBATCH`` lines.
-        command: words of the ``sbatch`` that submits it, whose options win.
+        command: words of the ``sbatch`` that submits it; its options win.
     """
     options: dict[str, str] = {}
     rows = []
@@ -55,5 +55,5 @@ def slurm_variables(text: str, command: Sequence[Field] = ()) -> dict[str, str]:
 
 
 def number_of(text: str) -> int | None:
-    """A positive whole number; None where `text` is another thing."""
+    """`text` as a positive whole number; None where it is not one."""
     return int(text) if re.fullmatch(r"\d{1,9}", text) and int(text) > 0 else None

@@ -1,4 +1,4 @@
-"""What a shell script is made of, as far as reading its variables and launches needs it."""
+"""The parts of a shell script that are needed to read its variables and launches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Text:
-    """Characters as they stand; quoted ones are never split into words."""
+    """Literal characters; quoted ones are never split into words."""
 
     text: str
     line: int
@@ -22,9 +22,9 @@ class Parameter:
     Attributes:
         name: a variable, a digit, or one of @ * # ? $ ! - 0.
         operator: "" for the plain value; "length", "indirect", a default's operator such as
-            ``:-``, one that cuts or changes case such as ``%%``, or "other".
-        argument: the word behind the operator.
-        index: what stands in brackets, "" for none.
+            ``:-``, one that removes text or changes case such as ``%%``, or "other".
+        argument: the word after the operator.
+        index: the text in brackets, "" for none.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Word:
 
     @property
     def literal(self) -> str | None:
-        """Its text, where nothing in it is expanded."""
+        """Its text, where it has no expansions; else None."""
         if all(isinstance(part, Text) for part in self.parts):
             return "".join(part.text for part in self.parts if isinstance(part, Text))
         return None
@@ -84,9 +84,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Simple:
-    """A simple command: assignments before it, its words, what is fed to its input.
+    """A simple command: assignments before it, its words, and the text of its input.
 
-    `writes` says whether its output goes to a file.
+    `writes` is whether its output goes to a file.
     """
 
     assignments: tuple[Assignment, ...]
@@ -114,7 +114,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class If:
-    """Conditions with their bodies, and what is done where none holds."""
+    """Conditions with their bodies, and the commands where no condition holds."""
 
     branches: tuple[tuple[CommandList, CommandList], ...]
     otherwise: CommandList
@@ -134,7 +134,8 @@ class Case:
 class Loop:
     """``for``, ``while``, ``until`` or ``select``.
 
-    `words` are those of a ``for … in``; `condition` is that of the others, None for a ``for``.
+    `words` are those of a ``for … in``, and `condition` is that of the others, None for a ``for``.
+    `head` is the text of its first line, for messages.
     """
 
     kind: Literal["for", "while", "until"]
@@ -142,7 +143,7 @@ class Loop:
     words: tuple[Word, ...]
     body: CommandList
     line: int
-    told: str
+    head: str
     condition: CommandList | None = None
 
 
@@ -157,7 +158,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Group:
-    """``{ … }``, or ``( … )``, whose variables are lost at its end."""
+    """``{ … }``, or ``( … )``, which discards its variables at its end."""
 
     body: CommandList
     line: int
@@ -179,7 +180,7 @@ Node = Simple | Test | Counting | If | Case | Loop | Function | Group | Negated
 class CommandList:
     """Commands in order, each with the connector before it: ``;``, ``&&``, ``||`` or ``|``.
 
-    `source` is their text, which tells whether leaving them out matters.
+    `source` is their text, which shows whether skipping them matters.
     """
 
     commands: tuple[tuple[str, Node], ...] = field(default=())

@@ -1,4 +1,4 @@
-"""Values of a shell's variables, each character with the line that it comes from."""
+"""Values of a shell's variables; each character has the line that it comes from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Unknown:
-    """Why a value is not known, and which variable would have to be given."""
+    """Why a value is not known, and the variable that has to be given."""
 
     name: str | None
     why: str
@@ -23,8 +23,8 @@ class Piece:
 
     Attributes:
         text: the characters; empty where the value is not known.
-        line: where they stand, from 1; 0 for what the caller gave.
-        quoted: whether they stood in quotes, so that they are not split into words.
+        line: their line, from 1; 0 for what the caller gave.
+        quoted: whether they were in quotes, so that they are not split into words.
         unknown: why they are not known.
     """
 
@@ -45,7 +45,7 @@ class Field:
 
     @property
     def text(self) -> str:
-        """Its characters, without what is not known."""
+        """Its known characters."""
         return "".join(piece.text for piece in self.pieces)
 
     @property
@@ -55,7 +55,7 @@ class Field:
 
     @property
     def line(self) -> int:
-        """The line that it begins on; 0 where nothing tells."""
+        """The line that it begins on; 0 where that is not known."""
         return next((piece.line for piece in self.pieces if piece.text or piece.unknown), 0)
 
 
@@ -72,17 +72,17 @@ _BLANK = re.compile(r"[ \t\n\r]+")
 
 
 def stripped(value: Field, *, first_line: bool) -> Field:
-    """A text as ``read`` takes it: without blanks at its ends, and perhaps its first line alone."""
+    """A text as ``read`` reads it: without blanks at its ends, and perhaps only its first line."""
     kept: list[Piece] = []
     for piece in value.pieces:
         text, end, _ = piece.text.partition("\n") if first_line else (piece.text, "", "")
         kept.append(replace(piece, text=text))
         if end:
             break
-    for order, cut in ((1, str.lstrip), (-1, str.rstrip)):
+    for order, strip in ((1, str.lstrip), (-1, str.rstrip)):
         kept = kept[::order]
         while kept and kept[0].unknown is None:
-            text = cut(kept[0].text, " \t\n")
+            text = strip(kept[0].text, " \t\n")
             kept[0:1] = [replace(kept[0], text=text)] if text else []
             if text:
                 break
@@ -91,7 +91,7 @@ def stripped(value: Field, *, first_line: bool) -> Field:
 
 
 def without_start(value: Field, start: str) -> Field:
-    """A value without the text that it begins with."""
+    """A value without the text `start`, which it begins with."""
     left, kept = len(start), list[Piece]()
     for piece in value.pieces:
         kept.append(replace(piece, text=piece.text[left:]))
@@ -100,13 +100,13 @@ def without_start(value: Field, start: str) -> Field:
 
 
 def merged(pieces: Iterable[Piece]) -> Scalar:
-    """The same pieces, known ones of one line that are quoted alike joined into one."""
+    """The same pieces, where known pieces of one line with the same quoting are joined."""
     result: list[Piece] = []
     for (known, line, quoted), group in groupby(
         pieces, lambda p: (p.unknown is None, p.line, p.quoted)
     ):
-        alike = list(group)
-        result += [Piece("".join(p.text for p in alike), line, quoted)] if known else alike
+        same = list(group)
+        result += [Piece("".join(p.text for p in same), line, quoted)] if known else same
     return tuple(result)
 
 

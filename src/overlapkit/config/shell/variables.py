@@ -21,9 +21,9 @@ from overlapkit.config.shell.values import (
 from overlapkit.errors import InputError
 
 MOST_CHARACTERS = 1024 * 1024
-"""All that a script's values are expanded to; a launch script's are some ten thousand."""
+"""Limit of all expanded values of a script; a launch script needs some ten thousand."""
 _PIECE = 32
-"""What a piece of a value counts in addition, as it takes time of its own."""
+"""Characters that each piece of a value adds to that count, since it takes time as well."""
 _DEEPEST = 60
 _KEYED = re.compile(r"\[[^\]]*\]\+?=")
 _SLICE = re.compile(r":[ ]?(\d{1,5})(?::(\d{1,5}))?")
@@ -31,20 +31,20 @@ _CHANGE = re.compile(r"/(?P<all>/)?(?P<old>[\w.:=+, -]+)(?:/(?P<new>[\w.:=+,/ -]
 
 
 class NotKnown(Exception):
-    """An expression holds something that is not known."""
+    """An expression contains something that is not known."""
 
     def __init__(self, unknown: Unknown) -> None:
         self.unknown = unknown
 
 
 class Variables:
-    """The variables of a script as it goes on.
+    """The variables of a script while it is followed.
 
     Attributes:
         values: by name.
         exported: names that started processes see.
         positional: ``$1`` and its successors.
-        replaced: notes on values that the caller's took the place of.
+        replaced: notes on values of the script that the caller's values replaced.
     """
 
     def __init__(self, path: str, given: Mapping[str, str]) -> None:
@@ -61,7 +61,7 @@ class Variables:
     # ---------------------------------------------------------------------------- assignments
 
     def assign(self, assignment: Assignment) -> None:
-        """Carry out an assignment; a variable that the caller gave keeps the caller's value."""
+        """Execute an assignment; a variable that the caller gave keeps the caller's value."""
         a = assignment
         if a.value is None:
             self.values.setdefault(a.name, Field(()))
@@ -74,7 +74,7 @@ class Variables:
         self.put(a.name, value)
 
     def put(self, name: str, value: Value) -> None:
-        """Set a variable; what is unknown and has no name takes this one."""
+        """Set a variable; an unknown value without a name gets this name."""
         if name in self.given:
             return
         if isinstance(value, Field):
@@ -109,16 +109,16 @@ class Variables:
         return added
 
     def _keyed(self, a: Assignment) -> Field:
-        why = "it is an array by keys, or its index is not known, which is not followed"
+        why = "it is an associative array, or its index is not known, which is not followed"
         return Field((Piece("", a.line, unknown=Unknown(a.name, why, a.line)),))
 
     def _note_replaced(self, a: Assignment, value: Field) -> None:
-        mine = self.given[a.name].text
-        # ${NAME:-8} takes what was given by itself.
-        if value.text != mine:
+        given = self.given[a.name].text
+        # ${NAME:-8} already has the given value.
+        if value.text != given:
             self.replaced.setdefault(
                 a.name,
-                f"{self.path}:{a.line}: {a.name}={mine} as given, in place of {value.text[:40]!r}",
+                f"{self.path}:{a.line}: {a.name}={given} as given, instead of {value.text[:40]!r}",
             )
 
     # ------------------------------------------------------------------------------ expansion
@@ -134,7 +134,7 @@ class Variables:
             if piece is None:
                 pieces.append(Piece(" ", word.line))
             else:
-                # What an assignment holds is split when it is used, whatever its quotes were.
+                # An assigned value is split when it is used, whatever its quotes were.
                 pieces.append(replace(piece, quoted=False))
         return Field(merged(pieces))
 
@@ -148,8 +148,8 @@ class Variables:
                 self._spend(len(part.text), 0)
                 yield Piece(part.text, part.line, quoted=True)
             elif isinstance(part, Command):
-                told = part.text.strip().splitlines() or [""]
-                why = f"it is set by the command {told[0][:50]!r}, which is not run"
+                lines = part.text.strip().splitlines() or [""]
+                why = f"it is set by the command {lines[0][:50]!r}, which is not run"
                 yield Piece("", part.line, part.quoted, Unknown(None, why, part.line))
             elif isinstance(part, Arithmetic):
                 yield self._counted(part)
@@ -167,7 +167,7 @@ class Variables:
         """The value of an arithmetic expression.
 
         Raises:
-            NotKnown: it holds something that is not known.
+            NotKnown: it contains something that is not known.
         """
 
         def value_of(name: str) -> int:
@@ -178,14 +178,14 @@ class Variables:
                 raise NotKnown(found.unknown)
             number = found.text.strip()
             if re.fullmatch(r"-?\d{1,18}", number) is None:
-                raise NotKnown(Unknown(name, f"{number[:30]!r} is no whole number", line))
+                raise NotKnown(Unknown(name, f"{number[:30]!r} is not a whole number", line))
             return int(number)
 
         try:
             return calculate(text, value_of)
         except Incalculable as why:
-            told = f"$(({text.strip()[:50]})) has no value here: {why}"
-            raise NotKnown(Unknown(None, told, line)) from None
+            reason = f"$(({text.strip()[:50]})) has no value here: {why}"
+            raise NotKnown(Unknown(None, reason, line)) from None
 
     def look_up(self, name: str) -> Field | None:
         """A variable's value as one text; None where it is not set."""
@@ -214,7 +214,11 @@ class Variables:
             return
         if p.name in "#?$!-":
             known = str(len(self.positional)) if p.name == "#" else ""
-            unknown = None if known else Unknown(None, f"${p.name} is the running shell's", p.line)
+            unknown = (
+                None
+                if known
+                else Unknown(None, f"${p.name} is known only to the running shell", p.line)
+            )
             yield Piece(known, p.line, p.quoted, unknown)
             return
         value = self.values.get(p.name)
@@ -274,7 +278,7 @@ class Variables:
             yield self._changed(p, found)
 
     def _changed(self, p: Parameter, found: Field) -> Piece:
-        """A value with a prefix or suffix cut off, or in another case."""
+        """A value with a prefix or suffix removed, or in another case."""
         text = found.text
         cases = {",,": text.lower(), "^^": text.upper(), ",": text[:1].lower() + text[1:]}
         cases["^"] = text[:1].upper() + text[1:]
@@ -284,9 +288,9 @@ class Variables:
         elif result is None and p.argument is not None and len(text) < 2000:
             pattern = self.scalar(p.argument)
             if pattern.unknown is None:
-                result = _cut(text, p.operator, pattern.text)
+                result = _removed(text, p.operator, pattern.text)
         if result is None:
-            why = f"${{{p.name}…}} holds an operator that is not followed"
+            why = f"${{{p.name}…}} has an operator that is not followed"
             return Piece("", p.line, p.quoted, Unknown(None, why, p.line))
         return Piece(result, found.line, p.quoted)
 
@@ -322,8 +326,8 @@ class Variables:
         self._characters += characters + besides
         if self._characters > MOST_CHARACTERS:
             raise InputError(
-                f"{self.path}: its variables grow beyond {MOST_CHARACTERS >> 20} MiB: not a "
-                "launch script"
+                f"{self.path}: its variables grow beyond {MOST_CHARACTERS >> 20} MiB; is it a "
+                "launch script?"
             )
 
     def _unset(self, p: Parameter) -> Unknown:
@@ -341,7 +345,7 @@ def _fields_of(value: Value) -> tuple[Field, ...]:
 
 
 def _written(p: Parameter) -> str:
-    """What follows the name in an expansion that is kept as it is written."""
+    """The text after the name in an expansion that is kept as written."""
     return (p.argument.literal or "") if p.operator == "other" and p.argument is not None else ""
 
 
@@ -355,7 +359,7 @@ def _substituted(text: str, written: str) -> str | None:
     return None
 
 
-def _cut(text: str, operator: str, pattern: str) -> str:
+def _removed(text: str, operator: str, pattern: str) -> str:
     """`text` without the shortest or, for a doubled sign, longest match at its start or end."""
     if operator.startswith("#"):
         ends = range(len(text) + 1)

@@ -44,18 +44,18 @@ class WordReader:
 
     @property
     def line(self) -> int:
-        """The line of the present position."""
+        """The line of the current position."""
         return self.line_of(self.at)
 
     def problem(self, message: str, line: int | None = None) -> InputError:
-        """What is wrong here, as the error to raise."""
-        return InputError(f"{self.path}:{line or self.line}: not read as a script: {message}")
+        """The error to raise for a problem here."""
+        return InputError(f"{self.path}:{line or self.line}: cannot be read as a script: {message}")
 
     def deeper(self) -> None:
-        """Count one level more; the caller takes it back.
+        """Add one level of nesting; the caller subtracts it.
 
         Raises:
-            InputError: too many.
+            InputError: there are too many levels.
         """
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -65,7 +65,7 @@ class WordReader:
         return at >= len(self.text) or self.text[at] in _ENDS_WORD
 
     def peek_word(self) -> str:
-        """The plain word that comes next, left unread."""
+        """The plain word that comes next, without reading it."""
         at = self.at
         while not self.ends_word(at):
             at += 1
@@ -99,7 +99,7 @@ class WordReader:
             self.skip_blanks()
 
     def skip_separators(self) -> None:
-        """Skip what may stand between a loop's head and its body."""
+        """Skip what can be between a loop's head and its body."""
         self.skip_lines()
         while self.at < len(self.text) and self.text[self.at] == ";":
             self.at += 1
@@ -116,7 +116,7 @@ class WordReader:
         self._pending.append((delimiter, quoted, strip_tabs))
 
     def with_heredocs(self, command: Simple) -> Simple:
-        """A command with the text of its heredocs, which is read ahead of the rest of the line."""
+        """A command with the text of its heredocs, which is read before the rest of the line."""
         if not self._pending:
             return command
         end = self.text.find("\n", self.at)
@@ -137,7 +137,7 @@ class WordReader:
     _after_line = -1
 
     def newline(self) -> None:
-        """Read a line's end, and over the heredocs that begin behind it."""
+        """Read a line's end, and skip the heredocs that begin after it."""
         self.at = self._after_line if self.at == self._line_end else self.at + 1
 
     def _heredoc(self, delimiter: str, quoted: bool, strip_tabs: bool) -> Word:
@@ -165,8 +165,8 @@ class WordReader:
         """The word that begins here; empty where none does.
 
         Args:
-            ends: characters that end it where they stand unquoted.
-            quoted: whether it stands in quotes as a whole, as a default in ``"${A:-b c}"`` does.
+            ends: characters that end it where they are not quoted.
+            quoted: whether it is entirely in quotes, as is a default in ``"${A:-b c}"``.
         """
         self.deeper()
         line, parts, buffer = self.line, list[Part](), list[str]()
@@ -180,56 +180,42 @@ class WordReader:
         while self.at < len(self.text) and self.text[self.at] not in ends:
             char = self.text[self.at]
             if char == "\\":
+                flush()
                 following = self.text[self.at + 1 : self.at + 2]
                 self.at += 2
-                if following == "\n":
-                    flush()
-                    begun = self.line
-                elif following:
-                    flush()
+                if following not in ("", "\n"):
                     parts.append(Text(following, self.line, True))
-                continue
-            if char == "'" and not quoted:
+            elif (special := self._special(quoted=quoted)) is not None:
                 flush()
-                parts.append(self._single_quoted())
-            elif char == '"' or self.text.startswith('$"', self.at):
-                flush()
-                self.at += 1 if char == '"' else 2
-                opened = self.line
-                inside = self.quoted_parts(until='"')
-                parts += inside or [Text("", opened, True)]
-            elif self.text.startswith("$'", self.at) and not quoted:
-                flush()
-                parts.append(self._ansi_quoted())
-            elif char in "$`":
-                expansion = self._expansion(quoted=quoted)
-                if expansion is None:
-                    buffer.append(char)
-                    self.at += 1
-                else:
-                    flush()
-                    parts.append(expansion)
-            elif char in "<>" and ends is not _ENDS_WORD:
+                parts += special
+            else:
                 buffer.append(char)
                 self.at += 1
-            else:
                 if char == "\n":
-                    buffer.append(char)
                     flush()
-                elif not buffer:
-                    begun = self.line
-                    buffer.append(char)
-                else:
-                    buffer.append(char)
-                self.at += 1
             if not buffer:
                 begun = self.line
         flush()
         self.depth -= 1
         return Word(tuple(parts), line)
 
+    def _special(self, *, quoted: bool) -> list[Part] | None:
+        """The parts of a quote or an expansion that begins here; None for an ordinary character."""
+        char = self.text[self.at]
+        if char == "'" and not quoted:
+            return [self._single_quoted()]
+        if char == '"' or self.text.startswith('$"', self.at):
+            self.at += 1 if char == '"' else 2
+            opened = self.line
+            return self.quoted_parts(until='"') or [Text("", opened, True)]
+        if self.text.startswith("$'", self.at) and not quoted:
+            return [self._ansi_quoted()]
+        if char in "$`" and (expansion := self._expansion(quoted=quoted)) is not None:
+            return [expansion]
+        return None
+
     def test_word(self) -> Word:
-        """A word or operator of ``[[ ]]``, in which < > ( ) & | stand for themselves."""
+        """A word or operator of ``[[ ]]``, where < > ( ) & | are ordinary characters."""
         line = self.line
         for operator in ("&&", "||", "(", ")", "<", ">"):
             if self.text.startswith(operator, self.at):
@@ -255,7 +241,7 @@ class WordReader:
         return Text(text, line, True)
 
     def quoted_parts(self, until: str | None) -> list[Part]:
-        """Parts up to a closing quote, which is read, or to the end of a heredoc's text."""
+        """Parts up to a closing quote, which is read too, or to the end of a heredoc's text."""
         self.deeper()
         opened, parts, buffer = self.line, list[Part](), list[str]()
         begun = opened
@@ -297,7 +283,7 @@ class WordReader:
     # ----------------------------------------------------------------------------- expansions
 
     def _expansion(self, *, quoted: bool) -> Part | None:
-        """What ``$`` or a backtick begins here; None where it stands for itself."""
+        """What ``$`` or a backtick begins here; None where it is an ordinary character."""
         line = self.line
         if self.text[self.at] == "`":
             end = re.compile(r"`((?:[^`\\]|\\.)*)`", re.DOTALL).match(self.text, self.at)
@@ -327,7 +313,7 @@ class WordReader:
     def _braced(self, line: int, quoted: bool) -> Parameter:
         found = _BRACED.match(self.text, self.at)
         if found is None:
-            raise self.problem("a ${ } names no variable", line)
+            raise self.problem("a ${ } has no variable's name", line)
         name, prefix = found["name"], found["prefix"]
         self.at = found.end()
         index = ""
@@ -350,12 +336,12 @@ class WordReader:
         operator = (
             sign[0] if sign is not None and sign[0] in _CASES and rest == sign[0] else "other"
         )
-        # As it is written: only plain texts and numbers in it are followed.
+        # Kept as written: only plain text and numbers in it are followed.
         written = Word((Text(rest, line, True),), line) if prefix is None else None
         return Parameter(name, line, quoted, operator, written, index)
 
     def counting(self) -> str | None:
-        """The text of ``((…))``, read; None, unread, where it is no arithmetic after all."""
+        """The text of ``((…))``, which is read; None, nothing read, where it is not arithmetic."""
         start, line = self.at, self.line
         self.at += 2
         try:
@@ -369,7 +355,7 @@ class WordReader:
         return content
 
     def closing(self, opens: str, closes: str) -> str:
-        """The text up to the bracket that closes, which is read; quotes are respected."""
+        """The text up to the closing bracket, which is read too; quotes are respected."""
         start, line, depth = self.at, self.line, 1
         while self.at < len(self.text):
             char = self.text[self.at]

@@ -222,7 +222,7 @@ def test_an_unknown_value_names_the_variable_to_give(text: str, name: str | None
 def test_given_values_win_and_that_is_told() -> None:
     followed = follow_script("A=1\nB=${B:-2}\nrun $A $B $C", "t.sh", {"A": "9", "C": "7"})
     assert [w.text for w in followed.started[0].words] == ["run", "9", "2", "7"]
-    assert followed.notes == ["t.sh:1: A=9 as given, in place of '1'"]
+    assert followed.notes == ["t.sh:1: A=9 as given, instead of '1'"]
     assert started("run $2 $1 $# $@", **{"1": "a", "2": "b"}) == [["run", "b", "a", "2", "a", "b"]]
 
 
@@ -265,13 +265,16 @@ def test_what_is_exported(text: str, seen: dict[str, str]) -> None:
         ("[[ -d x ]] || export A=1", "t.sh:1: whether this test holds is not known"),
         ("source env.sh", "t.sh:1: env.sh is not read"),
         (". ./env.sh", "t.sh:1: ./env.sh is not read"),
-        ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is left out"),
+        ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is skipped"),
         (
             "for i in 1 2; do python x.py --n $i; done",
-            "t.sh:1: the loop 'for i in 1 2' is taken once, with i=1",
+            "t.sh:1: the loop 'for i in 1 2' is followed once, with i=1",
         ),
-        ("while true; do A=1; done", "t.sh:1: the loop 'while true' is left after 200 rounds"),
-        ("for i in $(seq 2); do A=$i; done", "t.sh:1: the loop 'for i in $(seq 2)' is left out"),
+        (
+            "while true; do A=1; done",
+            "t.sh:1: the loop 'while true' is followed for 200 rounds only",
+        ),
+        ("for i in $(seq 2); do A=$i; done", "t.sh:1: the loop 'for i in $(seq 2)' is skipped"),
         ("case $(uname) in Linux) A=1;; esac", "t.sh:1: which branch of this case"),
     ],
 )
