@@ -1,4 +1,4 @@
-"""GPU names, and what the launch-time environment depends on of them."""
+"""GPUs by name, with the figures of their data sheets."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from overlapkit.errors import InputError
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """A GPU type by its data sheet (`data/hardware.json`, which names the sources).
+    """A GPU type by its data sheet (`data/hardware.json`, which lists the sources).
 
     Attributes:
-        compute_capability: "9.0" and the like.
+        compute_capability: such as "9.0".
         sm: streaming multiprocessors.
-        bf16_tflops, fp8_tflops, nvfp4_tflops: dense tensor-core rates; None where there is none.
-        exp_per_clock: exponentials per SM and clock, which softmax is made of.
-        bf16_flop_per_clock: per SM, which tells the clock that the data sheet's rates are for.
-        hbm_gb, hbm_tbps: memory, and its bandwidth.
-        nvlink_gbps_per_dir: GB/s of one direction.
+        bf16_tflops, fp8_tflops, nvfp4_tflops: dense tensor-core rates, in TFLOP/s; None where the
+            GPU does not have the format.
+        exp_per_clock: exponentials per SM and clock; softmax consists of them.
+        bf16_flop_per_clock: BF16 operations per SM and clock; with the rate it gives the clock.
+        hbm_gb: memory, in GB.
+        hbm_tbps: memory bandwidth, in TB/s.
+        nvlink_gbps_per_dir: NVLink bandwidth of one direction, in GB/s.
         nvlink_domain: GPUs that NVLink connects in the reference system.
-        nic_gbps: Gbit/s of the reference system's network adapter per GPU.
-        tdp_watt: largest power.
+        nic_gbps: bandwidth of the reference system's network adapter per GPU, in Gbit/s.
+        tdp_watt: maximum power.
         memory_mib: memory as nvidia-smi shows it; None where that is not known.
     """
 
@@ -46,12 +48,12 @@ class Gpu(msgspec.Struct, frozen=True):
 
     @property
     def memory_bytes(self) -> float:
-        """The memory, as far as it is known in bytes rather than in round GB."""
+        """The memory in bytes: the exact number where it is known, else from round GB."""
         return self.memory_mib * 2.0**20 if self.memory_mib else self.hbm_gb * 1e9
 
     @property
     def sm100_or_newer(self) -> bool:
-        """Blackwell or its successors: compute capability 10.0 and above."""
+        """Whether it is Blackwell or newer: compute capability 10.0 or above."""
         return float(self.compute_capability) >= 10.0
 
 
@@ -70,7 +72,7 @@ def find_gpu(name: str) -> tuple[str, Gpu]:
     """The GPU of a name such as h100, DGX-H100 or "NVIDIA H100 80GB HBM3", and its short name.
 
     Raises:
-        InputError: it is not known; lists those that are.
+        InputError: it is not known; the message lists the known names.
     """
     plain = name.strip().lower()
     # nvidia-smi writes "NVIDIA H100 80GB HBM3", recipes dgx-h100 or h100_sxm.

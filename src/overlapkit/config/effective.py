@@ -1,4 +1,4 @@
-"""Makes a run's settings effective by the rules of the framework that they are for."""
+"""Makes a run's settings effective, by the rules of their framework."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron.bridge.training.software import Software
 from overlapkit.config.run import Run, Settings, build_run
 
 FRAMEWORKS = {"megatron-bridge": "Megatron-Bridge", "megatron-lm": "Megatron-LM"}
-"""How each framework is written."""
+"""The name of each framework, as it is written."""
 
 
 EFFECTIVE_KNOBS = (
@@ -43,11 +43,11 @@ EFFECTIVE_KNOBS = (
     "optimizer.overlap_param_gather",
     "optimizer.overlap_param_gather_with_optimizer_step",
 )
-"""What `effective` holds: every knob that decides about overlap, as the run will have it."""
+"""The keys of `effective`: every knob that determines the overlap, with the run's value."""
 
 
 def knob_value(run: Any, knob: str) -> Any:
-    """A knob's value by its dotted name, on a run or a ConfigContainer; None where it has none."""
+    """A knob's value by its dotted name, on a run or a ConfigContainer; None without one."""
     section, _, name = knob.partition(".")
     return getattr(getattr(run, section), name, None)
 
@@ -55,12 +55,12 @@ def knob_value(run: Any, knob: str) -> Any:
 def make_effective(
     settings: Settings, world_size: int, software: Software | None = None
 ) -> tuple[Run, Update]:
-    """The run that settings end up as, and every decision on the way.
+    """The effective run of these settings, and every decision about it.
 
     Args:
-        settings: as read; they stay as they are.
+        settings: as read; they are not changed.
         world_size: GPUs of the job.
-        software: what is installed; by default looked up.
+        software: what is installed; looked up by default.
 
     Raises:
         InputError: a section cannot be built.
@@ -74,6 +74,6 @@ def make_effective(
 
 
 def megatron_lm_request(settings: Settings) -> MegatronLmRequest:
-    """The flags of a Megatron-LM run that are no field of Megatron-Core's configurations."""
+    """The flags of a Megatron-LM run that are not fields of Megatron-Core's configurations."""
     given: dict[str, Any] = settings.values.get("megatron_lm") or {}
     return MegatronLmRequest(**given)

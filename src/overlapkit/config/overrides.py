@@ -16,10 +16,10 @@ NAMED_SECTIONS = frozenset({"mixed_precision"})
 """Sections that may be a registered name instead of keys."""
 
 BY_NAME = "_recipe"
-"""Where such a name is kept once it is overridden key by key."""
+"""The key of such a name when the section is overridden key by key."""
 
 _SHOWN = 120
-"""Characters of an override that a message repeats."""
+"""Characters of an override that a message shows."""
 
 _FORM = re.compile(r"(?:\+\+?)?(?P<key>[^=\s]+)=(?P<value>.*)", re.DOTALL)
 
@@ -44,10 +44,10 @@ def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override
 
     Args:
         text: ``section.key=value``; a leading ``+`` or ``++`` is accepted, as Hydra does.
-        in_file: the sections of the file that is overridden, whose own keys are known as well.
+        in_file: the sections of the file that is overridden; their keys are known too.
 
     Raises:
-        InputError: it has another form, or names a section or key that is not known.
+        InputError: it has another form, or its section or key is not known.
     """
     if text.startswith("~"):
         raise InputError(f"{text}: deleting a key is not supported; set it to null instead")
@@ -90,15 +90,15 @@ def _check_known(section: str, key: str, text: str, in_file: dict[str, Any]) -> 
     homes = [s for s in (*KNOB_SECTIONS, "train") if first in known_keys(s)]
     near = nearest(first, known_keys(section) | own)
     meant = f"{homes[0]}.{first}" if homes else f"{section}.{near}" if near else None
-    hint = f"did you mean {meant}?" if meant else "no known key is like it"
+    hint = f"did you mean {meant}?" if meant else "no known key is similar"
     raise InputError(f"{name}: unknown key; {hint}")
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """A copy of `data`'s sections with the overrides on top; `data` stays as it is.
+    """A copy of `data`'s sections with the overrides applied; `data` is not changed.
 
     Raises:
-        InputError: an override goes into a section that is not a mapping.
+        InputError: an override is for a section that is not a mapping.
     """
     result = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
     for override in overrides:
@@ -122,7 +122,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[Override]) -> dict
                 above = ".".join((override.section, *parents[:depth]))
                 raise InputError(
                     f"{override.text}: {above} is {shown(child)} in the file, not a mapping; "
-                    f"override {above} as a whole"
+                    f"override the whole of {above}"
                 )
             content[name] = dict(child or {})
             content = content[name]

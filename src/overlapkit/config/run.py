@@ -1,4 +1,4 @@
-"""From a file and overrides to the run that they describe, defaults filled in."""
+"""From a file and overrides to the run that they describe, with defaults filled in."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _SIZES = {
     "tokenizer": ("vocab_size",),
 }
 _MAY_BE_ZERO = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
-"""Megatron-Core's own defaults, meaning not set."""
+"""Megatron-Core's own defaults, which mean "not set"."""
 
 
 LARGEST = 2**31 - 1
@@ -61,23 +61,23 @@ _COUNTED = {
     ("num_layers", "num_moe_experts"): 200_000,
     ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"): 20_000,
 }
-"""Largest products of sizes whose members are looked at one by one when buckets are counted. The
-largest published models stay below a third of each."""
+"""Largest products of sizes: buckets are counted by looking at each layer, expert and chunk. The
+largest published models are below a third of each limit."""
 
 
 Framework = Literal["megatron-bridge", "megatron-lm"]
-"""Whose rules make the settings effective."""
+"""The framework whose rules make the settings effective."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launch script tells beside a run's settings.
+    """What a launch script says besides a run's settings.
 
     Attributes:
         environment: variables that it exports to the job.
-        source: the script; None where the arguments alone were given.
-        world_size: GPUs that it starts the job on; None where it does not tell.
-        world_size_unknown: why it does not tell, and how to give it.
+        source: the script; None where only the arguments were given.
+        world_size: GPUs that it starts the job on; None where that is not known.
+        world_size_unknown: why that is not known, and how to give it.
         notes: what was assumed in reading it, and what the settings do not show.
     """
 
@@ -90,19 +90,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class Settings:
-    """A run's settings as written, checked, nothing filled in.
+    """A run's settings as written: checked, with nothing filled in.
 
     Attributes:
         source: the file, as the user named it.
         values: section to its keys and values, enums and dtypes as plain names; a section that
             is null or absent is None.
-        asked: dotted keys that count as asked for. All of a hand-written file do; of a file that
-            Megatron-Bridge wrote, which holds every field there is, those that differ from
-            Megatron-Core's default; and every override.
+        asked: dotted keys that count as requested: all keys of a file that a user wrote, and every
+            override. A file that Megatron-Bridge wrote has every field; of those, the keys that
+            differ from Megatron-Core's default.
         where: dotted key to ``file:line``, or to the override that set it.
         overridden: dotted keys that an override set.
         framework: whose defaults and checks apply to them.
-        launch: what the script tells that starts the run; None for a file of settings.
+        launch: what the launch script says; None for a file of settings.
     """
 
     source: str
@@ -131,7 +131,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """The configurations of a run, with every field that the rules may ask for."""
+    """The configurations of a run, with every field that the rules may read."""
 
     model: Any
     optimizer: Any
@@ -142,10 +142,10 @@ class Run:
 
 
 def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Settings:
-    """The checked settings in a file, with overrides on top.
+    """The checked settings in a file, with overrides applied.
 
     Raises:
-        InputError: a key, kind or size that no run can have; a knob misspelt or misplaced.
+        InputError: a key, kind or size that no run can have; a misspelt or misplaced knob.
     """
     overrides = list(overrides)
     dumped = "_target_" in document.data
@@ -191,7 +191,7 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
 
 
 def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
-    """Each dotted key that an override sets, of two parts at most, and that override."""
+    """Each dotted key that an override sets, with two parts at most, and that override."""
     for override in overrides:
         if override.key is not None:
             yield f"{override.section}.{override.key.partition('.')[0]}", override.text
@@ -213,7 +213,7 @@ def _check_sections(document: Document, data: dict[str, Any]) -> None:
         homes = [s for s in (*KNOB_SECTIONS, "train") if section in section_fields(s)]
         if homes:
             raise InputError(
-                f"{document.where(section)}: {section} stands at the top level; "
+                f"{document.where(section)}: {section} is at the top level; "
                 f"did you mean {homes[0]}.{section}?"
             )
         near = nearest(str(section), sections(), cutoff=0.75)
@@ -223,7 +223,7 @@ def _check_sections(document: Document, data: dict[str, Any]) -> None:
             )
     if not any(section in data for section in ("model", "ddp", "comm_overlap")):
         raise InputError(
-            f"{document.path}: holds none of the sections model, ddp and comm_overlap; "
+            f"{document.path}: contains none of the sections model, ddp and comm_overlap; "
             "is it a run configuration?"
         )
 
@@ -286,7 +286,7 @@ def _plain(value: Any) -> Any:
         if "_args_" in value:
             return _enum_name(target, value["_args_"])
     return {
-        # A userbuffers class's name fills in its defaults: `as_te_dict` compares it, no more.
+        # A userbuffers class's name is kept, since it fills in the class's defaults.
         k: _plain_userbuffers(v) if k == "tp_comm_overlap_cfg" else _plain(v)
         for k, v in value.items()
         if k not in ("_target_", "_call_", "_args_")
@@ -294,7 +294,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_override(override: Override) -> Override:
-    # What stays of a wrapper depends on the key that it is the value of.
+    # What is kept of a wrapper depends on its key.
     key = (override.key or override.section).rpartition(".")[2]
     return replace(override, value=_plain({key: override.value})[key])
 
@@ -306,7 +306,7 @@ def _plain_userbuffers(value: Any) -> Any:
 
 
 def _enum_name(target: str, args: Any) -> Any:
-    """The member's name of a CUDA-graph scope, which rules read; else the value it is made from."""
+    """For a CUDA-graph scope the member's name, which rules read; otherwise the enum's value."""
     value = args[0] if isinstance(args, list) and len(args) == 1 else args
     if target.rpartition(".")[2] == "CudaGraphScope":
         names: dict[Any, str] = {n: name for name, n in core_table().cuda_graph_scopes.items()}
@@ -315,17 +315,18 @@ def _enum_name(target: str, args: Any) -> Any:
 
 
 def build_run(settings: Settings) -> Run:
-    """The run that settings describe, fresh: changing it changes no other.
+    """A new run with these settings; changing it changes no other.
 
     Raises:
-        InputError: an unknown mixed-precision recipe or userbuffers preset, or contradicting twins.
+        InputError: an unknown mixed-precision recipe or userbuffers preset, or contradicting values
+            of fp8_param and fp8_param_gather.
     """
     values = settings.values
     train = {name: known.default for name, known in section_fields("train").items()}
     model = _section("model", values)
     tokenizer_vocab = (values.get("tokenizer") or {}).get("vocab_size")
     if model.vocab_size is None and isinstance(tokenizer_vocab, int):
-        # As Megatron-Bridge does when it builds the model.
+        # Megatron-Bridge does the same when it builds the model.
         model.vocab_size, model.should_pad_vocab = tokenizer_vocab, True
     return Run(
         model=model,
@@ -340,7 +341,7 @@ def build_run(settings: Settings) -> Run:
 def _section(section: str, values: Mapping[str, dict[str, Any] | None]) -> SimpleNamespace:
     defaults = {name: known.default for name, known in section_fields(section).items()}
     given = values.get(section) or {}
-    # null is None where Megatron-Core allows that, and "not set" for a plain number or switch.
+    # null is None where Megatron-Core allows it, and "not set" for a plain number or switch.
     plain = {k for k, known in section_fields(section).items() if known.kind in KINDS}
     content = {k: v for k, v in given.items() if v is not None or k not in plain}
     return SimpleNamespace(**(defaults | content))
@@ -354,7 +355,7 @@ def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
     given = {k: v for k, v in content.items() if k in fields}
     place = settings.where.get("mixed_precision", settings.source)
     try:
-        # An override comes after what it overrides: fp8_param and its twin follow the later one.
+        # An override comes after what it overrides, so fp8_param and its twin take its value.
         late = {k for k in given if f"mixed_precision.{k}" in settings.overridden}
         early = {k: v for k, v in given.items() if k not in late}
         if BY_NAME in content:

@@ -1,7 +1,7 @@
-"""Which keys a run configuration may hold, of which kind, with which default.
+"""The keys of a run configuration, with their kinds and defaults.
 
 Megatron-Core's fields and defaults come from a table made by `scripts/generate_tables.py`, so that
-reading a configuration needs neither torch nor Megatron-Core; a test holds the table equal to the
+reading a configuration needs neither torch nor Megatron-Core. A test compares the table with the
 installed Megatron-Core.
 """
 
@@ -27,14 +27,14 @@ KINDS = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A key's kind ("bool", "int", "float", "str", each perhaps with "|null", or "other")."""
+    """A key's kind ("bool", "int", "float" or "str", with or without "|null", or "other")."""
 
     kind: str
     default: Any = None
 
 
 class CoreTable(msgspec.Struct, frozen=True):
-    """Fields of Megatron-Core's configuration classes, and of what builds a model from them."""
+    """Fields of Megatron-Core's configuration classes, and of the model providers."""
 
     source: str
     model: dict[str, Field]
@@ -109,7 +109,7 @@ def _mixed_precision() -> dict[str, Field]:
 
 @cache
 def section_fields(section: str) -> Mapping[str, Field]:
-    """The typed fields of a section; empty for one whose keys are only known by name."""
+    """The typed fields of a section; empty where only the names of its keys are known."""
     table = core_table()
     return {
         "model": {**table.mla, **table.model, **table.provider},
@@ -134,7 +134,7 @@ def known_keys(section: str) -> frozenset[str]:
 
 
 KNOB_SECTIONS = ("comm_overlap", "ddp", "model", "optimizer", "mixed_precision")
-"""The sections whose keys decide about overlap, in the order in which a lost key is looked for."""
+"""The sections whose keys determine the overlap, in the order of search for a misplaced key."""
 
 OVERLAP_KNOBS = frozenset(_COMM_OVERLAP) | {
     "use_distributed_optimizer",
@@ -149,7 +149,7 @@ OVERLAP_KNOBS = frozenset(_COMM_OVERLAP) | {
     "micro_batch_size",
     "global_batch_size",
 }
-"""Keys whose misspelling or misplacing would change the answer without a trace."""
+"""Keys that would silently change the answer if they were misspelt or misplaced."""
 
 
 _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
@@ -187,18 +187,18 @@ _NAME_LISTS = frozenset({"recompute_modules"})
 
 
 def shown(value: Any) -> str:
-    """A value as a message repeats it: on one line, and no longer than it helps."""
+    """A value for messages: on one line, and shortened."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def check_unknown_key(section: str, key: str, where: str) -> None:
-    """Refuse an unknown key of a file that is surely a knob misspelt or in the wrong section.
+    """Refuse an unknown key of a file that is certainly a misspelt or misplaced knob.
 
-    Other unknown keys are fine: Megatron-Bridge has hundreds, and its releases differ.
+    Other unknown keys are accepted: Megatron-Bridge has hundreds, and its releases differ.
 
     Raises:
-        InputError: naming the place and the key that was probably meant.
+        InputError: with the place and the key that was probably meant.
     """
     if section not in KNOB_SECTIONS and section != "train":
         return
@@ -213,14 +213,14 @@ def check_unknown_key(section: str, key: str, where: str) -> None:
 
 
 def check_kind(section: str, key: str, value: Any, where: str) -> Any:
-    """`value`, if it is of the key's kind; an int is accepted where a float is meant.
+    """`value`, if it is of the key's kind; an int is accepted for a float.
 
     Raises:
-        InputError: naming the place, the key, the kind expected and the value found.
+        InputError: with the place, the key, the expected kind and the value.
     """
     expected = section_fields(section).get(key)
     # Megatron-Bridge writes null for fields that Megatron-Core declares without None, and its
-    # model providers give lists to some that no rule reads (rotary_base, say).
+    # model providers use lists for some that no rule reads (such as rotary_base).
     if expected is None or value is None or (section == "model" and key not in _READ_BY_RULES):
         return value
     if key in _NAME_LISTS:
@@ -232,7 +232,7 @@ def check_kind(section: str, key: str, value: Any, where: str) -> Any:
     kind, _, optional = expected.kind.partition("|")
     if kind not in KINDS or (kind == "float" and type(value) is int):
         return value
-    # bool is an int to Python, and 1 is no yes to a reader.
+    # In Python bool is an int; here 1 is not accepted for true.
     if not isinstance(value, KINDS[kind]) or (kind == "int" and isinstance(value, bool)):
         allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}
         wanted = allowed.get(kind, "a string") + (" or null" if optional else "")

@@ -44,10 +44,10 @@ class Source:
     arguments: tuple[str, ...] = ()
 
     def read(self) -> Settings:
-        """The settings in it, with the overrides on top.
+        """The settings in it, with the overrides applied.
 
         Raises:
-            InputError: it cannot be read, or holds a key or value that no run can have.
+            InputError: it cannot be read, or contains a key or value that no run can have.
         """
         if self.kind == "yaml":
             return read_document(read_yaml(self.name), self.given)
@@ -65,7 +65,7 @@ class Source:
 
 
 def read_document(document: Document, overrides: Sequence[str] = ()) -> Settings:
-    """The settings in a document, with overrides ``section.key=value`` on top.
+    """The settings in a document, with overrides ``section.key=value`` applied.
 
     Raises:
         InputError: a key or value that no run can have.

@@ -1,4 +1,4 @@
-"""Reads YAML as data: safely, bounded, with the line of every key."""
+"""Reads YAML as data: safely, with limits, and with the line of every key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from overlapkit.output.console import encodable
 
 MAX_DEPTH = 60
 MAX_NODES = 100_000
-"""Values and keys, those behind an alias counted wherever it stands; Bridge writes about 1,500."""
+"""Values and keys, with those of an alias counted each time; Megatron-Bridge writes about 1,500."""
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -23,7 +23,7 @@ except ImportError:  # PyYAML without libyaml: slower, the same result.
 
 
 class _Loader(_SafeLoader):
-    """The safe loader, with whole numbers kept to 64 bits: no field takes more, nor does JSON."""
+    """The safe loader, with integers limited to 64 bits: no field takes more, nor does JSON."""
 
 
 def _int(loader: Any, node: yaml.ScalarNode) -> int:
@@ -48,7 +48,7 @@ _NAME_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", 
 
 @dataclass(frozen=True)
 class Document:
-    """A mapping read from a file, and where its keys stand.
+    """A mapping read from a file, and the places of its keys.
 
     Attributes:
         path: the file, as the user named it.
@@ -67,7 +67,7 @@ class Document:
 
 
 class YamlProblem(Exception):
-    """Why a text is not the YAML of a configuration, and the line, from 1, where that is known."""
+    """Why a text is not a configuration's YAML, and the line, from 1, where that is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -93,7 +93,9 @@ def read_yaml(path: str | Path) -> Document:
         data = {}
     if not isinstance(data, dict):
         kind = "a list" if isinstance(data, list) else f"the single value {str(data)[:40]!r}"
-        raise InputError(f"{name}: holds {kind}, not a mapping of sections such as model and ddp")
+        raise InputError(
+            f"{name}: contains {kind}, not a mapping of sections such as model and ddp"
+        )
     return Document(name, data, lines)
 
 
@@ -101,11 +103,11 @@ def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """The one value in a YAML text, and the lines of its keys of the first two levels.
 
     Raises:
-        YamlProblem: it is not valid, holds more than one document or a key twice, refers to
+        YamlProblem: it is not valid, contains more than one document or a key twice, refers to
             itself, or is larger or deeper than a configuration can be.
     """
     try:
-        # The loader recurses in C, where too deep a nesting ends the process: so look before.
+        # The loader recurses in C, where deep nesting would end the process: check the depth first.
         _check_events(text)
         loader = _Loader(text)
         try:
@@ -117,7 +119,7 @@ def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
-        raise YamlProblem(f"not valid YAML: {_told(error, text, line)}", line) from None
+        raise YamlProblem(f"not valid YAML: {_cause(error, text, line)}", line) from None
     except UnicodeEncodeError:
         raise YamlProblem("is not UTF-8 text") from None
     except yaml.reader.ReaderError as error:
@@ -126,7 +128,7 @@ def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
 
 
 _NOT_OF_ITS_KIND = (ValueError, OverflowError, LookupError, AttributeError, TypeError)
-"""What PyYAML lets through: a date of month 13, ``!!bool maybe``, ``!!int ""``."""
+"""What PyYAML raises for a date with month 13, ``!!bool maybe`` or ``!!int ""``."""
 
 
 def _construct(loader: Any, root: yaml.Node | None) -> Any:
@@ -143,7 +145,7 @@ def _construct(loader: Any, root: yaml.Node | None) -> Any:
                     _Loader("").construct_object(node)
                 except _NOT_OF_ITS_KIND:
                     line = node.start_mark.line + 1
-                    what = f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}"
+                    what = f"{node.value[:40]!r} is not a valid {node.tag.rpartition(':')[2]}"
                     raise YamlProblem(f"not valid YAML: {what}", line) from None
             else:
                 entries = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -152,18 +154,18 @@ def _construct(loader: Any, root: yaml.Node | None) -> Any:
         raise YamlProblem("not valid YAML: a value is not of its kind") from None
 
 
-def _told(error: yaml.MarkedYAMLError, text: str, line: int | None) -> str:
-    told = str(error.problem or error.context)
-    if "could not determine a constructor" in told:
-        return "a tag is not read here; write the plain value (" + told.rpartition(" ")[2] + ")"
+def _cause(error: yaml.MarkedYAMLError, text: str, line: int | None) -> str:
+    cause = str(error.problem or error.context)
+    if "could not determine a constructor" in cause:
+        return "tags are not supported; write the plain value (" + cause.rpartition(" ")[2] + ")"
     shown = text.splitlines()[line - 1 : line] if line else []
     if shown and "\t" in shown[0][: len(shown[0]) - len(shown[0].lstrip())]:
-        told += "; indent with spaces instead of tabs"
-    return told
+        cause += "; indent with spaces instead of tabs"
+    return cause
 
 
 def _check_events(text: str) -> None:
-    """Refuse a text that nests deeper, holds more or has more documents than a configuration."""
+    """Refuse a text that nests deeper, is larger or has more documents than a configuration."""
     loader: Any = _Loader(text)
     depth = count = documents = 0
     try:
@@ -180,15 +182,15 @@ def _check_events(text: str) -> None:
             if depth > MAX_DEPTH:
                 raise YamlProblem("nested too deeply for a configuration", line)
             if count > MAX_NODES:
-                raise YamlProblem("holds more values than a configuration can", line)
+                raise YamlProblem("contains more values than a configuration can", line)
             if documents > 1:
-                raise YamlProblem("holds a second YAML document; keep one per file", line)
+                raise YamlProblem("contains a second YAML document; keep one per file", line)
     finally:
         loader.dispose()
 
 
 def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], int]:
-    """Lines of the keys of the first two levels; refuses duplicate keys and endless aliases."""
+    """Lines of the keys of the first two levels. Refuses duplicate keys and recursive aliases."""
     lines: dict[tuple[str, ...], int] = {}
     if root is None:
         return lines
@@ -204,23 +206,23 @@ def _name(key: yaml.Node) -> str:
     if key.tag not in _NAME_TAGS:
         kind = _READS_AS.get(key.tag.rpartition(":")[2], "something else")
         raise YamlProblem(
-            f"the key {key.value!r} reads as {kind}; a key is a name: quote it",
+            f"the key {key.value!r} is read as {kind}; a key is a name: quote it",
             key.start_mark.line + 1,
         )
     return str(key.value)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Values in a node and how deep they nest, aliases followed; each node is looked at once.
+    """Number of values in a node and their depth, aliases included; each node is visited once.
 
-    An alias stands behind its anchor, so that the recursion is no deeper than the text, whose
-    depth `_check_events` has bounded.
+    An alias comes after its anchor, so the recursion is not deeper than the text, and
+    `_check_events` has limited the text's depth.
     """
     line = node.start_mark.line + 1
     if id(node) in known:
         measured = known[id(node)]
         if measured is None:
-            raise YamlProblem("an alias refers to what it stands in", line)
+            raise YamlProblem("an alias refers to a value that contains it", line)
         return measured
     known[id(node)] = None
     size, depth = 1, 0
@@ -239,7 +241,9 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
         more, deeper = _measure(value, known)
         size, depth = size + more, max(depth, deeper)
     if size > MAX_NODES:
-        raise YamlProblem("its aliases stand for more values than a configuration can hold", line)
+        raise YamlProblem(
+            "its aliases expand to more values than a configuration can contain", line
+        )
     if depth >= MAX_DEPTH:
         raise YamlProblem("its aliases nest too deeply for a configuration", line)
     known[id(node)] = size, depth + 1

@@ -30,7 +30,7 @@ FILES = {
     "empty": ("", ["none of the sections model, ddp and comm_overlap"]),
     "a comment": ("# nothing\n", ["none of the sections"]),
     "no known section": ("foo: {a: 1}\n", ["none of the sections"]),
-    "a list": ("- a\n- b\n", ["holds a list", "not a mapping"]),
+    "a list": ("- a\n- b\n", ["contains a list", "not a mapping"]),
     "a scalar": ("hello\n", ["'hello'", "not a mapping"]),
     "two documents": (RUN + "---\n" + RUN, [":8:", "second YAML document"]),
     "a key twice": ("model:\n  num_layers: 2\n  num_layers: 3\n", [":3:", "num_layers", "twice"]),
@@ -43,10 +43,10 @@ FILES = {
     "bottomless dashes": ("- " * 500_000, [":1:"]),
     "bottomless braces": ("{a: " * 500_000, [":1:"]),
     "too many values": ("a: [" + "x," * 200_000 + "]", ["more values than"]),
-    "an alias bomb of lists": (bombs("[{}, {}, {}, {}]"), ["aliases stand for more values"]),
+    "an alias bomb of lists": (bombs("[{}, {}, {}, {}]"), ["aliases expand to more values"]),
     "an alias bomb of mappings": (
         bombs("{{p: {}, q: {}, r: {}, s: {}}}"),
-        ["aliases stand for more values"],
+        ["aliases expand to more values"],
     ),
     "an alias bomb of merges": (
         "a0: &a0 {k0: x}\n"
@@ -54,10 +54,13 @@ FILES = {
             f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}], k{n}: x}}\n"
             for n in range(1, 26)
         ),
-        ["aliases stand for more values"],
+        ["aliases expand to more values"],
     ),
-    "an alias to itself": ("model: &m\n  a: *m\n", [":1:", "alias refers to what it stands in"]),
-    "a merge of itself": ("model: &m\n  <<: *m\n", ["alias refers to what it stands in"]),
+    "an alias to itself": (
+        "model: &m\n  a: *m\n",
+        [":1:", "alias refers to a value that contains it"],
+    ),
+    "a merge of itself": ("model: &m\n  <<: *m\n", ["alias refers to a value that contains it"]),
     "an unknown alias": ("model: *nothing\n", [":1:", "not valid YAML"]),
     "a merge of no mapping": ("model:\n  <<: 5\n", [":2:", "not valid YAML"]),
     "a number for a section": ("1: 2\n" + RUN, [":1:", "'1'", "quote it"]),
@@ -70,9 +73,9 @@ FILES = {
     "a Python call": ('model: !!python/object/apply:os.system ["true"]\n', [":1:", "tag"]),
     "an unknown tag": ("model: !mine {}\n", [":1:", "!mine"]),
     "no date": ("model:\n  a: 2020-13-45\n", [":2:", "2020-13-45"]),
-    "no number": ("model:\n  num_layers: !!int many\n", [":2:", "'many' is no int"]),
-    "an empty number": ('model:\n  num_layers: !!int ""\n', [":2:", "is no int"]),
-    "no truth value": ("model:\n  bf16: !!bool maybe\n", [":2:", "'maybe' is no bool"]),
+    "no number": ("model:\n  num_layers: !!int many\n", [":2:", "'many' is not a valid int"]),
+    "an empty number": ('model:\n  num_layers: !!int ""\n', [":2:", "is not a valid int"]),
+    "no truth value": ("model:\n  bf16: !!bool maybe\n", [":2:", "'maybe' is not a valid bool"]),
     "more than 64 bits": ("model:\n  seed: 99999999999999999999\n", [":2:", "64 bits"]),
     "five thousand digits": ("model:\n  seed: " + "9" * 5000 + "\n", [":2:", "64 bits"]),
     "model is a number": ("model: 5\n", [":1:", "model must be a section", "5"]),

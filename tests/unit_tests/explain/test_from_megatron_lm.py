@@ -131,7 +131,7 @@ def test_both_numbers_of_gpus_of_two_scripts(overlapkit: Any) -> None:
         (["none.sh"], ["no such file"]),
         (["mistakes.sh", "comm_overlap.tp_comm_overlap=true"], ["Megatron-LM has no comm_overlap"]),
         (["mistakes.sh", "a.b.c=1"], ["unknown section 'a'"]),
-        (["--", "--made-up", "3"], ["hold no flag of Megatron-LM"]),
+        (["--", "--made-up", "3"], ["contain no flag of Megatron-LM"]),
         (["x", "--", "--num-layers", "3"], ["a script or its arguments, not both"]),
         (["--", "--num-layers", "3"], ["--world-size N is missing"]),
     ],

@@ -25,7 +25,7 @@ from overlapkit.config.emit.scope import (
     is_name_of_object,
     is_plain_key,
     objects_left_out,
-    recipe_spelt_out,
+    recipe_in_full,
 )
 from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.schema import KINDS, core_table, section_fields
@@ -126,7 +126,7 @@ def _keywords(section: str, content: Mapping[str, Any]) -> tuple[dict[str, str],
     taken: dict[str, str] = {}
     refused: list[LeftOut] = []
     fields = _fields_of(section)
-    for key, value in recipe_spelt_out(content).items():
+    for key, value in recipe_in_full(content).items():
         dotted = f"{section}.{key}"
         known = section_fields(section).get(key)
         if known is not None and value is None and known.kind in KINDS:

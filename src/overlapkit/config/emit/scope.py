@@ -134,7 +134,7 @@ _ONLY_MEGATRON_LM = {
 }
 
 
-def recipe_spelt_out(content: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_in_full(content: Mapping[str, Any]) -> dict[str, Any]:
     """mixed_precision as keys only, where it was a recipe's name and further keys."""
     if BY_NAME not in content:
         return dict(content)

@@ -16,7 +16,7 @@ from overlapkit.config.emit.scope import (
     environment_lines,
     is_name_of_object,
     objects_left_out,
-    recipe_spelt_out,
+    recipe_in_full,
 )
 from overlapkit.config.overrides import BY_NAME
 
@@ -33,8 +33,7 @@ def emit_yaml(sections: Sections, environment: Mapping[str, str]) -> Emitted:
             document[section] = content[BY_NAME]
         elif content is not None:
             document[section] = {
-                key: _written(section, key, value)
-                for key, value in recipe_spelt_out(content).items()
+                key: _written(section, key, value) for key, value in recipe_in_full(content).items()
             }
         else:
             document[section] = None

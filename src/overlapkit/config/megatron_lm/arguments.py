@@ -1,4 +1,4 @@
-"""From the arguments of a Megatron-LM job to the settings that they stand for."""
+"""From the arguments of a Megatron-LM job to the settings that they mean."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SWIGLU_MULTIPLE = 64
 
 @dataclass
 class Arguments:
-    """What a job's arguments say.
+    """What a job's arguments set.
 
     Attributes:
-        values: dotted key to value, asked for.
-        defaults: dotted key to value, Megatron-LM's own or following from other flags.
+        values: dotted key to requested value.
+        defaults: dotted key to a value that is Megatron-LM's default or follows from other flags.
         where: dotted key to ``file:line``.
-        flags: every known flag given, to what was read of it.
-        places: every known flag given, to its ``file:line``.
-        notes: what is of interest beside.
+        flags: every known flag that is given, to its value.
+        places: every known flag that is given, to its ``file:line``.
+        notes: further remarks for the user.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -75,27 +75,29 @@ def ask_for(unknown: Unknown, what: str, where: str) -> UnknownValue:
 
 
 def read_arguments(fields: Sequence[Field], path: str) -> Arguments:
-    """The settings in a job's arguments; the last of a flag given twice counts.
+    """The settings in a job's arguments. Of a flag that is given twice, the last one is used.
 
     Args:
-        fields: the arguments, behind the name of the training script.
-        path: where they stand, for messages; lines come from the fields.
+        fields: the arguments after the name of the training script.
+        path: the file that they are in, for messages; lines come from the fields.
 
     Raises:
-        InputError: a flag misspelt, without its value or with one of another kind, one whose value
-            is not known, or flags that exclude each other.
+        InputError: a flag is misspelt, has no value, one of the wrong kind or one that is not
+            known, or flags exclude each other.
     """
     result = Arguments()
     grouped = list(_grouped(fields))
     if len(grouped) > MOST_FLAGS:
-        raise InputError(f"{path}: starts a job with more than {MOST_FLAGS} flags; is it one?")
-    for flag_field, behind in grouped:
+        raise InputError(
+            f"{path}: starts a program with more than {MOST_FLAGS} flags; is it Megatron-LM?"
+        )
+    for flag_field, following in grouped:
         where = place(path, flag_field)
         text = flag_field.text
         if text.partition("=")[0] == "--yaml-cfg":
             raise InputError(
-                f"{where}: --yaml-cfg: Megatron-LM then takes its settings from that YAML instead "
-                "of flags, and it is not read here; give the settings as flags"
+                f"{where}: --yaml-cfg: Megatron-LM then takes its settings from that YAML file, "
+                "which is not read here; give the settings as flags"
             )
         flag = known_flag(text)
         if flag is None:
@@ -104,7 +106,7 @@ def read_arguments(fields: Sequence[Field], path: str) -> Arguments:
                     f"{where}: {text.partition('=')[0]}: unknown flag; did you mean {meant}?"
                 )
             continue
-        _read_flag(flag, flag_field, behind, where, path, result)
+        _read_flag(flag, flag_field, following, where, path, result)
     _settle(result)
     return result
 
@@ -115,45 +117,46 @@ def place(path: str, at: Field, line: int = 0) -> str:
 
 
 def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
-    """Each flag with the words behind it, up to the next flag."""
+    """Each flag with the words after it, up to the next flag."""
     flag: Field | None = None
-    behind: list[Field] = []
+    following: list[Field] = []
     for each in fields:
         if each.text.startswith("--") and len(each.text) > 2:
             if flag is not None:
-                yield flag, behind
-            flag, behind = each, []
+                yield flag, following
+            flag, following = each, []
         else:
-            behind.append(each)
+            following.append(each)
     if flag is not None:
-        yield flag, behind
+        yield flag, following
 
 
 def _read_flag(
-    flag: str, at: Field, behind: list[Field], where: str, path: str, result: Arguments
+    flag: str, at: Field, following: list[Field], where: str, path: str, result: Arguments
 ) -> None:
     kind = FLAGS[flag].kind
     if "=" in at.text and kind not in ("on", "off"):
         inline = Field(tuple(at.pieces))
-        words, taken, rest = [at.text.partition("=")[2]], [inline], behind
+        words, taken, rest = [at.text.partition("=")[2]], [inline], following
     else:
-        count = 0 if kind in ("on", "off") else len(behind) if kind == "names" else 1
-        words, taken, rest = [f.text for f in behind[:count]], behind[:count], behind[count:]
+        count = 0 if kind in ("on", "off") else len(following) if kind == "names" else 1
+        taken, rest = following[:count], following[count:]
+        words = [f.text for f in taken]
         if kind in ("on", "off"):
-            words = [f.text for f in behind[:1]] + (["true"] if "=" in at.text else [])
+            words = [f.text for f in following[:1]] + (["true"] if "=" in at.text else [])
     for each in taken:
         if each.unknown is not None:
             raise ask_for(each.unknown, flag, where)
     value = flag_value(flag, words, where)
     for stray in rest:
         if stray.unknown is not None and stray.unknown.name:
-            told = f"{stray.unknown.name} has no known value: taken as empty"
-            result.notes.append(f"{place(path, stray)}: {told}")
+            text = f"{stray.unknown.name} has no known value: taken as empty"
+            result.notes.append(f"{place(path, stray)}: {text}")
         elif stray.text:
-            told = f"{stray.text[:40]!r} behind {flag} is no argument of Megatron-LM"
-            result.notes.append(f"{place(path, stray)}: {told}")
+            text = f"{stray.text[:40]!r} after {flag} is not an argument of Megatron-LM"
+            result.notes.append(f"{place(path, stray)}: {text}")
     if flag in result.flags and result.flags[flag] != value:
-        result.notes.append(f"{where}: {flag} is given again; this last one counts")
+        result.notes.append(f"{where}: {flag} is given again; this last one is used")
     result.flags[flag] = value
     result.places[flag] = where
     for key in FLAGS[flag].keys:
@@ -162,7 +165,7 @@ def _read_flag(
 
 
 def _settle(result: Arguments) -> None:
-    """Flags that act together, and what Megatron-LM fills in by itself."""
+    """Flags that depend on each other, and what Megatron-LM fills in."""
     flags, values, defaults = result.flags, result.values, result.defaults
     defaults.update(DEFAULTS)
     for one, other in ((CHUNK_LAYERS, CHUNKS), ("--bf16", "--fp16")):
@@ -175,7 +178,7 @@ def _settle(result: Arguments) -> None:
     if "--group-query-attention" not in flags and "--num-query-groups" in flags:
         del values["model.num_query_groups"]
         result.notes.append(
-            "--num-query-groups counts only with --group-query-attention, which is not given"
+            "--num-query-groups is used only with --group-query-attention, which is not given"
         )
     elif "--group-query-attention" in flags:
         defaults["model.num_query_groups"] = 1
@@ -186,7 +189,7 @@ def _settle(result: Arguments) -> None:
         defaults["model.position_embedding_type"] = "rope"
     hidden = values.get("model.hidden_size")
     if "--swiglu" in flags and hidden:
-        # Two thirds of 4 x hidden, so that the third matrix costs nothing.
+        # Two thirds of 4 x hidden: the three matrices then have as many weights as the usual two.
         defaults["model.ffn_hidden_size"] = (
             int(hidden * 4 * 2 / 3 / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
         )
@@ -204,7 +207,7 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
     """The virtual pipeline size: layers of a stage over layers of a chunk.
 
     Raises:
-        InputError: --num-layers is missing, or they do not divide.
+        InputError: --num-layers is missing, or a stage's layers are not divisible.
     """
     layers = values.get("model.num_layers")
     stages = values.get("model.pipeline_model_parallel_size") or 1
@@ -212,7 +215,7 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
         raise InputError(
             f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: needs --num-layers, and sizes above 0"
         )
-    told = f"--num-layers {layers}"
+    given = f"--num-layers {layers}"
     ends = (
         ("model.num_layers_in_first_pipeline_stage", -1),
         ("model.num_layers_in_last_pipeline_stage", -1),
@@ -228,6 +231,6 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
     if stages < 1 or layers % stages or layers // stages % layers_of_chunk:
         raise InputError(
             f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage "
-            f"({told} on {stages} stages)"
+            f"({given} on {stages} stages)"
         )
     return int(layers // stages // layers_of_chunk)

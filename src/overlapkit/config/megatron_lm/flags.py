@@ -1,6 +1,6 @@
-"""Megatron-LM's flags that decide about overlap, or make up the workload, and what each sets.
+"""Megatron-LM's flags that determine the overlap or the workload, and what each sets.
 
-Names and defaults are those of Megatron-LM's main branch, August 2026 (its argument parser).
+Names and defaults are those of the argument parser on Megatron-LM's main branch, August 2026.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Flag:
 
     Attributes:
         kind: what follows it: a number, a name, names, a pattern of layers, or nothing ("on" and
-            "off" are the switches, and the value that they set).
+            "off" are switches, by the value that they set).
         keys: the dotted keys that it sets.
     """
 
@@ -38,7 +38,7 @@ def _flags(kind: Kind, names: str, section: str = "model") -> dict[str, Flag]:
 
 
 LM = "megatron_lm"
-"""The section of what is no field of Megatron-Core's configurations."""
+"""The section of flags that are not fields of Megatron-Core's configurations."""
 
 CHUNK_LAYERS = "--num-layers-per-virtual-pipeline-stage"
 CHUNKS = "--num-virtual-stages-per-pipeline-rank"
@@ -140,7 +140,7 @@ FLAGS: dict[str, Flag] = {
     "--use-checkpoint-args": Flag("on", ()),
     "--use-dist-ckpt": Flag("on", ()),
 }
-"""By flag."""
+"""What each flag sets."""
 
 DEFAULTS: dict[str, Any] = {
     "model.gradient_accumulation_fusion": True,
@@ -186,7 +186,7 @@ _OTHER = frozenset(
         "--eval-global-batch-size",
     }
 )
-"""Flags that there are, whose names are near one above."""
+"""Other existing flags with names that are near to one above."""
 
 _NEAR = 0.86
 
@@ -198,7 +198,7 @@ def known_flag(argument: str) -> str | None:
 
 
 def misspelt(argument: str) -> str | None:
-    """The flag of the table that an unknown one was surely meant to be."""
+    """The flag of the table that an unknown flag was certainly meant to be."""
     name = argument.partition("=")[0]
     if name in FLAGS or name in _OTHER or not name.startswith("--"):
         return None
@@ -209,17 +209,17 @@ def misspelt(argument: str) -> str | None:
 
 
 def flag_value(flag: str, words: list[str], where: str) -> Any:
-    """What the words behind a flag say.
+    """The value in the words after a flag.
 
     Raises:
-        InputError: too few or too many, or not of its kind.
+        InputError: there are too few or too many words, or they are not of the flag's kind.
     """
     kind = FLAGS[flag].kind
     if kind in ("on", "off"):
         if words and words[0].lower() in ("true", "false", "0", "1", "yes", "no"):
             raise InputError(
-                f"{where}: {flag} {words[0]}: it is a switch, which takes no value; leave "
-                f"{words[0]} out, or the flag where it should be off"
+                f"{where}: {flag} {words[0]}: it is a switch, which takes no value; omit "
+                f"{words[0]}, or omit the flag to switch it off"
             )
         return kind == "on"
     if not words or (words[0] == "" and kind != "names"):
@@ -235,7 +235,7 @@ def flag_value(flag: str, words: list[str], where: str) -> Any:
 
 
 def layer_pattern(text: str, where: str) -> int | list[int]:
-    """--moe-layer-freq: a number N, or a list written as in Python, such as ``[0]*3+[1]*58``.
+    """--moe-layer-freq: a number N, or a list as in Python, such as ``[0]*3+[1]*58``.
 
     Raises:
         InputError: it is neither.

@@ -1,4 +1,4 @@
-"""What a launch line tells beside the job's arguments: how many GPUs, and which environment."""
+"""What a launch line says besides the job's arguments: the number of GPUs, and the environment."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 class Undetermined(Exception):
-    """Why a launch line does not tell the number of GPUs, and how to give it."""
+    """Why a launch line does not determine the number of GPUs, and how to give it."""
 
 
 def split_launch(started: Started) -> tuple[list[Field], list[Field]]:
-    """The launcher's words, outer programs' first, and the job's arguments."""
+    """The launcher's words, those of outer programs first, and the job's arguments."""
     words = list(started.words)
     entry = _entry(words)
     return [*started.outer, *words[:entry]], words[entry:]
 
 
 def _entry(words: Sequence[Field]) -> int:
-    """Where the job's arguments begin: behind the training script or module."""
+    """Where the job's arguments begin: after the training script or module."""
     for number, word in enumerate(words):
         text = word.text
         if text.endswith(".py") and "torch/distributed/" not in text:
@@ -43,43 +43,43 @@ def _entry(words: Sequence[Field]) -> int:
 
 
 def is_launch(started: Started) -> int:
-    """How many flags of Megatron-LM a started program is given; none where it only shows them."""
+    """How many flags of Megatron-LM a started program has; 0 where it only shows them."""
     if started.words and started.words[0].text in SHOWS_TEXT:
         return 0
     return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
 
 
 def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
-    """GPUs of the job: the launcher's processes a node times its nodes.
+    """GPUs of the job: the launcher's processes per node times its nodes.
 
     Raises:
-        Undetermined: the launch line does not tell.
+        Undetermined: the launch line does not determine it.
     """
     head, _ = split_launch(started)
     slurm = slurm | {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
     names = [PurePosixPath(word.text).name for word in head]
 
-    def behind(*launchers: str) -> list[Field] | None:
+    def after(*launchers: str) -> list[Field] | None:
         found = [n for n, name in enumerate(names) if name in launchers]
         return head[found[-1] + 1 :] if found else None
 
-    options = behind(*_TORCHRUN, "run.py", "launch.py")
+    options = after(*_TORCHRUN, "run.py", "launch.py")
     if options is not None:
         nodes = _option(options, ("--nnodes",), path, started.line)
         processes = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
         return (1 if nodes is None else nodes) * (1 if processes is None else processes)
-    options = behind("deepspeed")
+    options = after("deepspeed")
     if options is not None:
         gpus = _option(options, ("--num_gpus",), path, started.line)
         nodes = _option(options, ("--num_nodes",), path, started.line)
         if gpus is not None:
             return gpus * (nodes or 1)
-    options = behind(*_MPI)
+    options = after(*_MPI)
     if options is not None:
         ranks = _option(options, ("-np", "-n", "--np"), path, started.line)
         if ranks is not None:
             return ranks
-    options = behind("srun")
+    options = after("srun")
     if options is not None:
         tasks = _option(options, ("--ntasks", "-n"), path, started.line)
         nodes = _option(options, ("--nodes", "-N"), path, started.line)
@@ -93,14 +93,14 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
     exported = started.environment.get("WORLD_SIZE")
     if exported is not None and (size := number_of(exported.text)) and exported.unknown is None:
         return size
-    raise Undetermined(f"{path}:{started.line}: the launch does not tell how many GPUs it uses")
+    raise Undetermined(f"{path}:{started.line}: the launch does not say how many GPUs it uses")
 
 
 def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:
     """A launcher's option as a number; None where it is not given.
 
     Raises:
-        Undetermined: it is given, and its value is not known or no number.
+        Undetermined: its value is not known, or not a number.
     """
     for number, word in enumerate(words):
         name, is_set, text = word.text.partition("=")
@@ -120,13 +120,13 @@ def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int
             raise Undetermined(str(ask_for(value.unknown, name, where)))
         size = number_of(text)
         if size is None:
-            raise Undetermined(f"{where}: {name} {text[:30]} is no number of its own")
+            raise Undetermined(f"{where}: {name} {text[:30]} is not a number")
         return size
     return None
 
 
 def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[str]]:
-    """What the job's processes see of the script's variables, and notes on what they do not.
+    """The script's variables that the job's processes see, and notes on those that they do not.
 
     Raises:
         InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
@@ -135,8 +135,8 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[st
     fields = dict(started.environment)
     for word in head:
         option, _, rest = word.text.partition("=")
-        handed = {"--export": rest.split(","), "--env": [rest]}.get(option, [word.text])
-        for assigned in handed:
+        passed = {"--export": rest.split(","), "--env": [rest]}.get(option, [word.text])
+        for assigned in passed:
             found = _ASSIGNED.fullmatch(assigned)
             if found is not None and word.unknown is None:
                 fields[found[1]] = Field((Piece(found[2], word.line),))
@@ -144,9 +144,9 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[st
     if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
         raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
     if CONNECTIONS in started.not_exported and CONNECTIONS not in fields:
-        held = started.not_exported[CONNECTIONS]
+        value = started.not_exported[CONNECTIONS]
         notes.append(
-            f"{place(path, held)}: {CONNECTIONS}={held.text} is not exported, so that the job does "
+            f"{place(path, value)}: {CONNECTIONS}={value.text} is not exported, so the job does "
             "not see it; write export before it"
         )
     return {n: f.text for n, f in fields.items() if f.unknown is None}, notes

@@ -1,7 +1,7 @@
 """Reads a Megatron-LM command line: from the shell script that starts the job, or as arguments.
 
-The script is followed, never run (`shell_script`). The result is the same `Settings` that a YAML
-gives, with Megatron-LM's own defaults filled in, so that Megatron-LM's rules apply to it.
+The script is followed, never run (`config.shell`). The result is the same `Settings` as from a YAML
+file, with Megatron-LM's own defaults filled in, so that Megatron-LM's rules apply to it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from overlapkit.errors import InputError
 from overlapkit.output.console import encodable
 
 ARGUMENTS = "the arguments"
-"""What arguments that stand in no file are called in messages."""
+"""What messages call arguments that are in no file."""
 
 _FEW_FLAGS = 3
-"""Fewer flags than this are a tool's (a checkpoint converter's), where another command has more."""
+"""A command with fewer flags is a tool (a checkpoint converter), if another command has more."""
 _MOST_BYTES = 256 * 1024
 """A launch script has a few kilobytes."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
@@ -54,19 +54,19 @@ def read_megatron_lm(
 
     Args:
         script: the script; ``FILE:LINE`` names one of several launches in it.
-        variables: values by name that the script does not tell, which win over its own; "1" is
-            its first argument.
-        overrides: ``section.key=value``, put on top.
-        world_size: GPUs of the job, where the caller knows them; another number in the script is
-            then noted.
+        variables: values by name that the script does not set; they win over its own; "1" is its
+            first argument.
+        overrides: ``section.key=value``, applied last.
+        world_size: GPUs of the job, where the caller knows them; a note then says where the script
+            has another number.
 
     Returns:
         Settings with the framework "megatron-lm", and `launch` with the exported environment, the
         world size where the launcher states it, and what was assumed.
 
     Raises:
-        InputError: it is no script, starts no Megatron-LM job or several, a flag that matters has
-            no known value (the message names the variable to give), or a flag is wrong.
+        InputError: it is not a script, it starts no Megatron-LM job or several, a flag that matters
+            has no known value (the message has the variable to give), or a flag is wrong.
     """
     name, wanted = _named(script)
     path = encodable(name)
@@ -78,8 +78,8 @@ def read_megatron_lm(
     notes = [*followed.notes, *more, *arguments.notes]
     size, unknown, environment = None, f"{path} does not start the job", dict[str, str]()
     if started is not None:
-        environment, told = environment_of(started, path)
-        notes += told
+        environment, hidden = environment_of(started, path)
+        notes += hidden
         try:
             size, unknown = world_size_of(started, slurm, path), ""
         except Undetermined as why:
@@ -93,11 +93,11 @@ def read_megatron_lm(
 def read_megatron_lm_arguments(
     arguments: Sequence[str], *, overrides: Iterable[str] = ()
 ) -> Settings:
-    """The settings that Megatron-LM's arguments stand for.
+    """The settings in Megatron-LM's arguments.
 
     Args:
-        arguments: as `pretrain_gpt.py` gets them; a launch line in front of them is read over.
-        overrides: ``section.key=value``, put on top.
+        arguments: those of `pretrain_gpt.py`, with or without a launch line before them.
+        overrides: ``section.key=value``, applied last.
 
     Raises:
         InputError: as `read_megatron_lm`.
@@ -105,8 +105,8 @@ def read_megatron_lm_arguments(
     words = tuple(Field((Piece(encodable(text), 0, quoted=True),)) for text in arguments)
     started = Started(words, (), {}, {}, 0)
     if not is_launch(started):
-        raise InputError(f"{ARGUMENTS}: hold no flag of Megatron-LM that is known here")
-    size, unknown = None, f"{ARGUMENTS} do not tell how many GPUs the job uses"
+        raise InputError(f"{ARGUMENTS}: contain no flag of Megatron-LM that is known here")
+    size, unknown = None, f"{ARGUMENTS} do not say how many GPUs the job uses"
     environment, _ = environment_of(started, ARGUMENTS)
     with suppress(Undetermined):
         size, unknown = world_size_of(started, {}, ARGUMENTS), ""
@@ -116,7 +116,7 @@ def read_megatron_lm_arguments(
 
 
 def _named(script: str) -> tuple[str, int | None]:
-    """A file, and the line behind its name."""
+    """A file, and the line after its name."""
     name, _, line = script.rpartition(":")
     if name and line.isdecimal() and len(line) < 8 and not exists(script):
         return name, int(line)
@@ -126,7 +126,7 @@ def _named(script: str) -> tuple[str, int | None]:
 def _checked(variables: Mapping[str, str]) -> dict[str, str]:
     for name, value in variables.items():
         if _NAME.fullmatch(name) is None:
-            raise InputError(f"{name}={value}: {name!r} is no name of a shell variable")
+            raise InputError(f"{name}={value}: {name!r} is not the name of a shell variable")
     return dict(variables)
 
 
@@ -140,8 +140,8 @@ def _chosen(
     if wanted is not None:
         at = [started for started in launches if started.line == wanted]
         if not at:
-            there = ", ".join(str(started.line) for started in launches) or "none"
-            raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {there}")
+            others = ", ".join(str(started.line) for started in launches) or "none"
+            raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
         launches = at[-1:]
     if not launches:
         return None, *_without_launch(followed, path)
@@ -150,7 +150,7 @@ def _chosen(
         lines = [started.line for started in launches]
         raise InputError(
             f"{path}: starts Megatron-LM {len(lines)} times with different arguments (lines "
-            f"{', '.join(map(str, lines))}); name one as {path}:{lines[0]}"
+            f"{', '.join(map(str, lines))}); select one, such as {path}:{lines[0]}"
         )
     return launches[0], read[0], []
 
@@ -162,21 +162,22 @@ def _without_launch(followed: Followed, path: str) -> tuple[Arguments, list[str]
     for name, value in followed.variables.values.items():
         if name in followed.variables.given:
             continue
-        held = value.fields if isinstance(value, Array) else split_into_fields(list(value.pieces))
-        if any(known_flag(field.text) for field in held):
-            fields += held
+        words = value.fields if isinstance(value, Array) else split_into_fields(list(value.pieces))
+        if any(known_flag(field.text) for field in words):
+            fields += words
             names.append(name)
     if not fields and followed.exits is not None:
         raise InputError(
             f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
-            "give the variables that decide about it as NAME=value, 1=value its first argument"
+            "give the variables that this depends on as NAME=value, and its first argument as "
+            "1=value"
         )
     if not fields:
         raise InputError(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
-            "script? The arguments themselves may be given behind --"
+            "script? The arguments themselves can be given after --"
         )
-    note = f"{path} starts no job: the arguments in {', '.join(names)} are taken together"
+    note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
     return read_arguments(fields, path), [note]
 
 
@@ -188,8 +189,8 @@ def _settings(
     cfg = "model.tp_comm_overlap_cfg"
     values = dict(arguments.values)
     if cfg in values:
-        values[cfg], told = _userbuffers(values[cfg], folder)
-        notes += told
+        values[cfg], remarks = _userbuffers(values[cfg], folder)
+        notes += remarks
     for dotted, value in {**arguments.defaults, **values}.items():
         section, _, key = dotted.partition(".")
         data.setdefault(section, {})[key] = value
@@ -217,14 +218,14 @@ def _overrides(texts: Iterable[str], data: dict[str, Any]) -> list[Override]:
 
 
 def _userbuffers(name: str, folder: Path) -> tuple[Any, list[str]]:
-    """What --tp-comm-overlap-cfg names, read where it is here."""
+    """The content of the file of --tp-comm-overlap-cfg, where that exists here."""
     for path in (Path(name), folder / name):
         try:
-            there = path.is_file()
+            exists_here = path.is_file()
         except (OSError, ValueError):
-            there = False
-        if there:
+            exists_here = False
+        if exists_here:
             return read_yaml(path).data, []
     return name, [
-        f"--tp-comm-overlap-cfg {name[:80]}: there is no such file here, so that it is not checked"
+        f"--tp-comm-overlap-cfg {name[:80]}: there is no such file here, so it is not checked"
     ]

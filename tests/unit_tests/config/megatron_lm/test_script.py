@@ -369,7 +369,7 @@ def test_what_no_script_can_be_is_refused(tmp_path: Path) -> None:
             read_megatron_lm(str(path))
     with pytest.raises(InputError, match="no such file"):
         read_megatron_lm(str(tmp_path / "none.sh"))
-    with pytest.raises(InputError, match="no name of a shell variable"):
+    with pytest.raises(InputError, match="not the name of a shell variable"):
         read_megatron_lm(str(SCRIPTS / "mistakes.sh"), {"a-b": "1"})
 
 
