@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
-from overlapkit.output.tables import add_numbers, borderless
+from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.document import TraceDiagnosis, TraceDocument
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
@@ -36,7 +36,7 @@ def show_trace(document: TraceDocument, console: Console) -> None:
         console.print(
             Text(f"\nCollectives that cost most, rank {rank.rank}, all steps (ms)", "bold")
         )
-        console.print(_collectives(rank))
+        console.print(_collectives(rank, console))
     slowed = slowed_sentence(rank.slowed_compute, rank.rank)
     if slowed is not None:
         console.print(Text(f"\n{slowed}"))
@@ -53,15 +53,15 @@ def show_diagnoses(diagnoses: Sequence[TraceDiagnosis], console: Console) -> Non
         return
     console.print(Text("\nDiagnoses", "bold"))
     for d in diagnoses:
-        console.print(Text.assemble(("- ", ""), d.message, (f" ({cost(d)})", "dim")))
+        print_item(console, "- ", Text.assemble(d.message, (f" ({cost(d)})", "dim")))
         rule = f" [rule {d.rule}]" if d.rule else ""
-        console.print(Text.assemble("  -> ", (d.remedy, "green"), (rule, "dim")))
+        print_item(console, "  -> ", Text.assemble((d.remedy, "green"), (rule, "dim")))
 
 
 def show_warnings(warnings: Sequence[str], console: Console) -> None:
     """What the reader omitted or assumed."""
     for warning in warnings:
-        console.print(Text(f"note: {warning}", "yellow"))
+        print_item(console, "note: ", Text(warning, "yellow"))
 
 
 def _table(first: str, *numbers: str) -> Table:
@@ -115,8 +115,11 @@ def _dimensions(rank: TraceRank) -> Table:
     return table
 
 
-def _collectives(rank: TraceRank) -> Table:
-    table = _table("kernel", "dimension", "operation", "count", "size", "exposed", "GB/s")
+def _collectives(rank: TraceRank, console: Console) -> Table:
+    table = borderless()
+    for name in ("kernel", "dimension", "operation"):
+        table.add_column(name)
+    add_numbers(table, "count", "size", "exposed", "GB/s")
     for c in rank.exposed_collectives:
         table.add_row(
             Text(c.name),
@@ -127,7 +130,5 @@ def _collectives(rank: TraceRank) -> Table:
             ms_of_us(c.exposed_comm_us),
             "-" if c.bus_gb_per_s is None else f"{c.bus_gb_per_s:.1f}",
         )
-    table.columns[0].overflow = "ellipsis"
-    table.columns[0].max_width = 44
-    table.columns[0].no_wrap = True
+    shorten_first(table, console, most=44)
     return table

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from overlapkit.output.numbers import ms_of_us, signed_ms_of_us
-from overlapkit.output.tables import add_numbers, borderless
+from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.compare.comparison import Verdict
 from overlapkit.trace.compare.document import (
     CompareDecision,
@@ -35,7 +35,7 @@ def show_comparison(document: CompareDocument, console: Console) -> None:
     """Verdict, parts with what moved in them, decisions, warnings."""
     console.print(Text(headline(document), _STYLES[document.verdict]))
     table = borderless()
-    table.add_column("ms a step", overflow="ellipsis", max_width=64, no_wrap=True)
+    table.add_column("ms a step")
     add_numbers(table, "base", "new", "change")
     for part in document.parts:
         table.add_row(PART_TITLES[part.part], *_row(part), style="bold")
@@ -49,6 +49,7 @@ def show_comparison(document: CompareDocument, console: Console) -> None:
         signed_ms_of_us(document.change_us),
         style="bold",
     )
+    shorten_first(table, console, most=64)
     console.print(table)
     decided = decisions(document)
     for decision in decided or ():
@@ -60,15 +61,18 @@ def show_comparison(document: CompareDocument, console: Console) -> None:
 
 def _show_decision(decision: CompareDecision, console: Console) -> None:
     rule = f"  [rule {decision.rule}]" if decision.rule else ""
-    console.print(
-        Text.assemble("\n", (decision.knob, "bold"), f": {change(decision)}", (rule, "dim"))
+    console.print()
+    print_item(
+        console,
+        "- ",
+        Text.assemble((decision.knob, "bold"), f": {change(decision)}", (rule, "dim")),
     )
     if decision.reason:
-        console.print(Text(f"  {decision.reason}"))
+        print_item(console, "  ", Text(decision.reason))
     for explained in decision.explains:
-        console.print(Text(f"  fits: {explanation(explained)}", "green"))
+        print_item(console, "  fits: ", Text(explanation(explained), "green"))
     if not decision.explains:
-        console.print(Text(f"  {NOTHING_EXPLAINED}", "dim"))
+        print_item(console, "  ", Text(NOTHING_EXPLAINED, "dim"))
 
 
 def _row(row: ComparePart | CompareMoved) -> tuple[str, str, str]:
