@@ -7,9 +7,18 @@ from functools import cache
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from overlapkit.output.numbers import FILTERS
 from overlapkit.output.svg import path
+
+
+def breakable(name: str) -> Markup:
+    """A kernel's or file's name that a browser can break after each part of it."""
+    text = str(escape(name))
+    for end in ("::", "_", "/"):
+        text = text.replace(end, f"{end}<wbr>")
+    return Markup(text)
 
 
 @cache
@@ -29,5 +38,5 @@ def environment(package: str, **filters: Callable[..., Any]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(FILTERS, path=path, **filters)
+    templates.filters.update(FILTERS, path=path, breakable=breakable, **filters)
     return templates

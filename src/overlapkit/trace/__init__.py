@@ -1,4 +1,4 @@
-"""Measures communication overlap in a profile, and finds what made a step slower."""
+"""Measures communication overlap in profiles, and finds what made a step slower."""
 
 from overlapkit.callable_package import make_callable
 

@@ -1,4 +1,4 @@
-"""Reads and analyses the files of one run."""
+"""Reads and analyses the traces of one run."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ def layout_of(settings: Settings) -> Layout:
 
 
 def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) -> list[RankReport]:
-    """Every device of every file, in the order of the files; several files in processes.
+    """A report for each device in each file, in the order of the files.
+
+    Several files are read in parallel.
 
     Args:
         paths: the files.
-        options: what to make of them.
-        ahead: processes that are reading the only file already.
+        options: what to report.
+        ahead: processes that already read the only file.
 
     Raises:
         InputError: of the first file that cannot be read.
@@ -80,7 +82,7 @@ def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) 
 def analyse_each(
     paths: Sequence[str], options: Options, ahead: Ahead | None = None, *, forking: bool = True
 ) -> list[list[RankReport]]:
-    """The devices of each file, otherwise as `analyse`.
+    """The reports of `analyse`, grouped by file.
 
     Args:
         paths, options, ahead: see `analyse`.
@@ -99,25 +101,25 @@ def analyse_each(
                 advance()
     except WorkerLost:
         raise InputError(
-            "a process reading a trace was ended by the system, most likely for lack of "
-            "memory; name fewer files at a time"
+            "the system ended a process that was reading a trace, most likely for lack of "
+            "memory; give fewer files at a time"
         ) from None
     return [found[index] for index in sorted(found)]
 
 
 STRAY = 0.01
-"""Share of the busiest device's work below which another device of the same file is a stray."""
+"""Share of the busiest device's work below which another device in the same file is omitted."""
 
 
 def read(path: str, ahead: Ahead | None = None) -> list[Work]:
-    """The device work in a file of any kind that is known.
+    """The device work in a file, for each device that has any.
 
     Args:
-        path: the file.
-        ahead: processes that are reading it already.
+        path: the file, of any supported format.
+        ahead: processes that already read it.
 
     Raises:
-        InputError: it is none of them, or cannot be read.
+        InputError: the format is not supported, or the file cannot be read.
     """
     if check_readable(path).startswith(SQLITE_MAGIC):
         from overlapkit.trace.read.nsys import read_nsys
@@ -129,10 +131,15 @@ def read(path: str, ahead: Ahead | None = None) -> list[Work]:
 
 
 def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> list[RankReport]:
-    """A report per device of a file, which processes may be reading `ahead`.
+    """A report for each device in a file.
+
+    Args:
+        path: the file.
+        options: what to report.
+        ahead: processes that already read it.
 
     Raises:
-        InputError: as `read`; or the file lacks the steps asked for.
+        InputError: as `read`; or the file does not contain the requested steps.
     """
     # Millions of short-lived objects, none in a cycle.
     collecting = gc.isenabled()
@@ -165,7 +172,7 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
     steps = m.times(windows)
     measured = windows or [work.whole]
     scope = span_of(measured)
-    # Operators of one name differ in their shapes, and the CPU's cores in what they share.
+    # On a CPU, operators of the same name have different shapes, and cores share resources.
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
     confidence = confidence_by_dimension(m.traffic)
     report = RankReport(
@@ -211,10 +218,10 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
 
 
 def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
-    """Those of reading, and what a measurement assumes."""
+    """What was omitted or assumed, in reading and in measuring."""
     warnings = list(work.warnings)
     if not work.steps:
-        warnings.append("no steps are marked: the whole trace is taken as one")
+        warnings.append("no steps are marked: the whole trace is treated as one step")
     doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
     if doubtful:
         warnings.append(
@@ -224,32 +231,39 @@ def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
     return warnings
 
 
-def choose_steps(steps: Sequence[Window], asked: str, path: str) -> list[Window]:
-    """The steps that "all", "N" or "A:B" (from A up to, not including, B) name by their numbers.
+def choose_steps(steps: Sequence[Window], requested: str, path: str) -> list[Window]:
+    """The requested steps.
+
+    Args:
+        steps: every step in the file.
+        requested: "all", the number of a step, or "A:B" (from A up to, but not including, B).
+        path: the file, for messages.
 
     Raises:
-        InputError: it is none of these, or names no step of this file.
+        InputError: the request is none of these, or the file has no such step.
     """
-    if asked == "all":
+    if requested == "all":
         return list(steps)
-    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", asked.strip())
+    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", requested.strip())
     if match is None:
-        raise InputError(f"--steps {asked}: give all, a step's number, or A:B (B not included)")
+        raise InputError(
+            f"--steps {requested}: give all, the number of a step, or A:B (B not included)"
+        )
     single, low, high = match.groups()
     first = int(single or low or 0)
     last = int(single) + 1 if single else int(high) if high else 1 << 62
     chosen = [w for w in steps if w.number is not None and first <= w.number < last]
     if not chosen:
         numbers = [w.number for w in steps if w.number is not None]
-        there = (
-            f"it has the steps {min(numbers)} to {max(numbers)}" if numbers else "it has no steps"
+        existing = (
+            f"it has steps {min(numbers)} to {max(numbers)}" if numbers else "it has no steps"
         )
-        raise InputError(f"--steps {asked}: no such step in {path}; {there}")
+        raise InputError(f"--steps {requested}: no such step in {path}; {existing}")
     return chosen
 
 
 def _without_strays(works: list[Work]) -> list[Work]:
-    """Without devices that a process only touched, as with a context on device 0."""
+    """Without devices that a process hardly used, such as a CUDA context on device 0."""
     if len(works) < 2:
         return works
     busy = [int((work.end - work.start).sum()) for work in works]
@@ -258,6 +272,6 @@ def _without_strays(works: list[Work]) -> list[Work]:
     if strays:
         for work in kept:
             work.warnings.append(
-                f"device {', '.join(strays)} left out: under 1 % of the busiest device's work"
+                f"device {', '.join(strays)} omitted: less than 1 % of the busiest device's work"
             )
     return kept

@@ -1,4 +1,4 @@
-"""Writes the trace again with tracks of its own: exposed communication by dimension, and idle."""
+"""Writes a copy of a trace with added tracks: exposed communication by dimension, and idle time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.json_events import split_head
 
 _FIRST_PROCESS = 2_000_000_000
-"""Process ids of the new tracks: above any that Linux gives out (4,194,304)."""
+"""Process id of the first added track, above any that Linux assigns (up to 4,194,304)."""
 
 _CATEGORY = "overlapkit"
-"""No category of device work, so that an annotated trace measures as the one it came from."""
+"""Not a category of device work, so that an annotated trace yields the same measurements."""
 
 
 def write_annotated(path: str, measured: Sequence[WorkSpans], target: Output) -> None:
-    """Write `target`, compressed where it is called ``.gz``: the events of `path` and new tracks.
+    """Write the events of a trace and the added tracks.
+
+    Args:
+        path: the trace.
+        measured: the work of each of its devices.
+        target: the file to write, compressed where its name ends in ``.gz``.
 
     Raises:
-        InputError: `path` is no JSON, or `target` cannot be written.
+        InputError: the trace is not JSON, or the target cannot be written.
     """
     if any(m.work.source == "nsys" for m in measured):
         raise InputError(f"--annotate: {path} is SQLite; only JSON traces can be annotated")
@@ -74,6 +79,6 @@ def _metadata(kind: str, process: int, thread: int, **args: str | int) -> bytes:
 
 
 def _digits(ns: int) -> str:
-    """Microseconds with every digit of the nanoseconds."""
+    """Microseconds with all digits of the nanoseconds."""
     sign, ns = ("-", -ns) if ns < 0 else ("", ns)
     return f"{sign}{ns // 1000}.{ns % 1000:03d}"

@@ -12,7 +12,7 @@ from overlapkit.output.files import Output, outputs, real_path
 from overlapkit.trace.read.parallel_read import read_ahead
 
 SUFFIXES = (".json", ".json.gz", ".sqlite")
-"""Files of a folder that are taken for traces."""
+"""Files in a folder that are read as traces."""
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     html: str | None,
     annotate: str | None,
 ) -> int:
-    """Report where the steps' time goes; returns the exit status.
+    """Report where the time of the steps goes; return the exit status.
 
     Raises:
         InputError: see `overlapkit.errors`.
@@ -61,10 +61,10 @@ def run(
 
 
 def expand(files: Sequence[str]) -> list[str]:
-    """Files as named, and the traces in each folder.
+    """The files, with each folder replaced by the traces in it.
 
     Raises:
-        InputError: a folder without traces, or a file named twice.
+        InputError: a folder contains no trace, or a file is given twice.
     """
     paths: list[str] = []
     for name in files:
@@ -77,13 +77,13 @@ def expand(files: Sequence[str]) -> list[str]:
             raise InputError(f"{name}: cannot be read: {error.strerror}") from None
         inside = [str(p) for p in entries if p.name.endswith(SUFFIXES) and p.is_file()]
         if not inside:
-            raise InputError(f"{name}: holds no trace ({', '.join(SUFFIXES)})")
+            raise InputError(f"{name}: contains no trace ({', '.join(SUFFIXES)})")
         paths += inside
     seen = set()
     for path in paths:
         place = real_path(path)
         if place in seen:
-            raise InputError(f"{path}: is named twice")
+            raise InputError(f"{path}: is given twice")
         seen.add(place)
     return paths
 

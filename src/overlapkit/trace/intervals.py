@@ -1,7 +1,7 @@
 """Sets of time as sorted, disjoint intervals in integer nanoseconds, and their algebra.
 
-Everything that is reported is the measure of such a set, never a sum of durations: two kernels
-that run at once count once.
+Every reported time is the measure of such a set, never a sum of durations: two kernels that run at
+the same time count once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Spans:
         return int((self.end - self.start).sum())
 
     def upto(self, when: Ints) -> Ints:
-        """The measure of the part before each moment in `when`."""
+        """The measure of the part before each time in `when`."""
         if not len(self.start):
             return np.zeros(len(when), dtype=np.int64)
         before = np.concatenate(([0], np.cumsum(self.end - self.start)))
         index = np.searchsorted(self.start, when, side="right")
-        # The interval that began last may reach beyond the moment.
+        # The interval that began last can extend beyond that time.
         last_end = self.end[np.maximum(index - 1, 0)]
         beyond = np.where(index > 0, np.maximum(last_end - when, 0), 0)
         return np.asarray(before[index] - beyond, dtype=np.int64)
@@ -53,7 +53,7 @@ NOTHING = _spans(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 def union(start: Ints, end: Ints) -> Spans:
-    """The set that these intervals cover; they may overlap, be unsorted or empty."""
+    """The set that these intervals cover; they can overlap, be unsorted or be empty."""
     keep = end > start
     start, end = start[keep], end[keep]
     if not len(start):
@@ -66,7 +66,7 @@ def union(start: Ints, end: Ints) -> Spans:
 
 
 def both(a: Spans, b: Spans) -> Spans:
-    """The time in `a` and in `b`."""
+    """The intersection: the time in `a` and in `b`."""
     if not len(a) or not len(b):
         return NOTHING
     edges = np.sort(np.concatenate((a.start, a.end, b.start, b.end)))
@@ -76,7 +76,7 @@ def both(a: Spans, b: Spans) -> Spans:
 
 
 def minus(a: Spans, b: Spans) -> Spans:
-    """The time in `a` and not in `b`."""
+    """The difference: the time in `a` and not in `b`."""
     if not len(a) or not len(b):
         return a
     edges = np.sort(np.concatenate((a.start, a.end, b.start, b.end)))
@@ -86,20 +86,20 @@ def minus(a: Spans, b: Spans) -> Spans:
 
 
 def either(*sets: Spans) -> Spans:
-    """The time in any of the sets."""
+    """The union: the time in any of the sets."""
     return union(np.concatenate([s.start for s in sets]), np.concatenate([s.end for s in sets]))
 
 
 def _covers(a: Spans, when: Ints) -> NDArray[np.bool_]:
-    """Whether each moment lies in `a`."""
+    """Whether each time is in `a`."""
     index = np.searchsorted(a.start, when, side="right") - 1
     return np.asarray((index >= 0) & (when < a.end[np.maximum(index, 0)]))
 
 
 def distinct(values: Ints) -> tuple[Ints, NDArray[np.intp]]:
-    """The distinct values, sorted, and for each value the index of its own among them.
+    """The distinct values, sorted, and for each value its index among them.
 
-    numpy.unique does the same, and imports numpy.ma for it, a tenth of a short run's time.
+    numpy.unique does the same, but imports numpy.ma, which takes a tenth of a short run.
     """
     if not len(values):
         return values, np.zeros(0, dtype=np.intp)
@@ -114,11 +114,11 @@ def distinct(values: Ints) -> tuple[Ints, NDArray[np.intp]]:
 def shares(start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
     """Cut the union of intervals into pieces, each owned by one interval.
 
-    The interval that began first owns what several cover, so that the pieces are disjoint and
-    add up to the union.
+    Where several intervals overlap, the one that began first is the owner. The pieces are disjoint
+    and add up to the union.
 
     Returns:
-        Starts and ends of the pieces, sorted, and for each piece the index of its owner.
+        Starts and ends of the pieces, sorted, and the index of the owner of each piece.
     """
     order = np.argsort(start, kind="stable")
     begin, finish = start[order], end[order]

@@ -13,11 +13,11 @@ from overlapkit.trace.step_bars import KEY, StepTime, step_bars
 from overlapkit.trace.timeline import Timeline
 
 BARS = 24
-"""Steps of all ranks that are drawn before the chart is cut to each rank's median."""
+"""Steps of all ranks up to which each is drawn; beyond, only the median of each rank is."""
 
 
 def trace_page(document: TraceDocument, timelines: Sequence[Timeline | None]) -> str:
-    """Bars per step, dimensions, a timeline, tables, diagnoses.
+    """Bars of the steps, dimensions, a timeline, tables, diagnoses.
 
     Args:
         document: the report.

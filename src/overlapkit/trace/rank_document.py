@@ -300,11 +300,11 @@ def _pct(value: float | None) -> float | None:
 
 def _collective(c: Collective) -> TraceCollective:
     return TraceCollective(
-        name=c.sort.name,
-        operation=c.sort.operation,
-        dimension=c.sort.dimension,
-        confidence=c.sort.confidence,
-        group=c.sort.group,
+        name=c.traffic.name,
+        operation=c.traffic.operation,
+        dimension=c.traffic.dimension,
+        confidence=c.traffic.confidence,
+        group=c.traffic.group,
         count=c.count,
         bytes=c.bytes,
         comm_us=us_of_ns(c.busy_ns),

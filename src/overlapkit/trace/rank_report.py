@@ -1,4 +1,4 @@
-"""Analyses one file and puts its ranks' figures together."""
+"""The report on one rank, and what it should contain."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of a file.
+    """What to report.
 
     Attributes:
         steps: "all", "N" or "A:B", as the user wrote it.
-        layout: the run's parallel sizes, where a configuration tells them.
-        owners: whether to say who makes up each part, as a comparison needs.
-        timeline: whether to keep one step's spans for a picture.
-        pictured: its place among the steps, as in a list; None: the one of median length.
+        layout: the parallel sizes of the run; None without a configuration.
+        owners: whether to report what each part consists of, which a comparison needs.
+        timeline: whether to keep the spans of one step for a picture.
+        pictured: the index of that step; None for the one of median length.
         annotate: where to write the trace with tracks of exposed communication.
     """
 
@@ -41,20 +41,22 @@ class Options:
 
 @dataclass
 class RankReport:
-    """One device of one file. Times are in nanoseconds.
+    """One device in one file. Times are in nanoseconds.
 
     Attributes:
-        rank: its rank; None until ranks are settled among all files.
-        kernels: device events in all.
+        path, source, device, world_size, gpu: as in `Work`.
+        rank: its rank; None until the ranks of all files are determined.
+        kernels: number of device events.
         whole: the whole trace.
-        steps: the steps asked for; empty where the profile has none.
-        confidence: how sure each dimension is.
-        collectives: every sort of communication in the steps, the most exposed first.
+        steps: the requested steps; empty where the profile marks none.
+        confidence: how certain the assignment to each dimension is.
+        collectives: every kind of communication in the steps, the most exposed first.
         slowed: compute beside communication.
         diagnoses: what the profile shows.
         calls: durations and exposed times of each group's collectives.
-        owners: part to label to time per step; filled where asked.
-        timeline: one step's spans; filled where asked.
+        warnings: what was omitted or assumed.
+        owners: part to label to time per step; empty unless requested.
+        timeline: the spans of one step; None unless requested.
     """
 
     path: str
@@ -89,5 +91,5 @@ def middle_of(items: Iterable[ItemT], key: Callable[[ItemT], float]) -> list[Ite
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; 0 of nothing."""
+    """The median; 0 without values."""
     return statistics.median(values) if values else 0.0

@@ -1,8 +1,8 @@
-"""What several ranks' profiles tell together: spread, the slowest, and who waits for whom.
+"""Several ranks compared: the spread, the slowest, and which rank waits for which.
 
-Clocks of different hosts do not agree, so nothing here compares their timestamps. A collective
-ends on all ranks of its group when the last one has joined and the data has moved: the shortest
-duration among the ranks is the transfer, what is longer elsewhere is waiting.
+Clocks of different hosts do not agree, so timestamps of different ranks are never compared. A
+collective ends on all ranks of its group when the last one has joined and the data has moved. So
+its shortest duration among the ranks is the transfer, and whatever is longer is waiting.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from overlapkit.errors import InputError
 from overlapkit.trace.rank_report import RankReport, median
 
 NOTABLE_PCT = 10.0
-"""Share of exposed communication from which waiting is worth a word."""
+"""Percentage of exposed communication from which waiting is attributed to a late rank."""
 
 NEGLIGIBLE_NS = 1_000
-"""Waiting, over all ranks, below which nobody was late for a collective."""
+"""Waiting, summed over all ranks, up to which no rank counts as late for a collective."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A rank's waiting for late peers, in nanoseconds over all its measured steps.
+    """How long a rank waits for others, in nanoseconds over all its measured steps.
 
     Attributes:
-        waiting_ns: its collectives' time beyond that of the last to join.
-        exposed_ns: the part of that which can be exposed time.
-        caused_ns: other ranks' waiting in collectives that it joined last.
-        last_to_join: how many of the matched collectives it joined last.
-        matched: collectives that could be matched with other ranks'.
+        waiting_ns: how much longer its collectives take than those of the last rank to join.
+        exposed_ns: the part of that time that can be exposed.
+        caused_ns: how long other ranks wait in collectives that it joined last.
+        last_to_join: number of matched collectives that it joined last.
+        matched: number of collectives that were matched with those of other ranks.
     """
 
     waiting_ns: int
@@ -44,16 +44,17 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Across:
-    """Several ranks together.
+    """Several ranks compared. Times are in nanoseconds.
 
     Attributes:
-        step_ns: median step time by rank.
+        step_ns: median step by rank.
         slowest: the rank with the longest median step.
-        spread_ns: longest less shortest median step.
-        spread_pct: that in percent of the shortest.
+        spread_ns: longest minus shortest median step.
+        spread_pct: the same in percent of the shortest.
         waiting: by rank; empty where no collectives could be matched.
-        late_rank: the rank that the others wait for, where one causes most of the waiting.
-        exposed_waiting_pct: exposed waiting in percent of all exposed communication.
+        late_rank: the rank that the others wait for; None where no rank causes most of the waiting.
+        exposed_waiting_pct: exposed waiting in percent of all exposed communication; None where no
+            collectives could be matched.
         notes: what could not be compared.
     """
 
@@ -68,7 +69,7 @@ class Across:
 
 
 def across(reports: Sequence[RankReport]) -> Across | None:
-    """The ranks together; None for a single one."""
+    """The ranks compared; None for a single rank, and where a rank appears twice."""
     ranks = [r for r in reports if r.rank is not None]
     if len(ranks) < 2 or len({r.rank for r in ranks}) < len(ranks):
         return None
@@ -82,7 +83,7 @@ def across(reports: Sequence[RankReport]) -> Across | None:
         share = 100.0 * sum(w.exposed_ns for w in waiting.values()) / exposed if exposed else 0.0
         total = sum(w.waiting_ns for w in waiting.values())
         last = max(waiting, key=lambda rank: waiting[rank].caused_ns)
-        # Of two ranks one always causes half or more.
+        # One of two ranks always causes half of it or more.
         enough = 0.75 if len(waiting) == 2 else 0.6
         if share >= NOTABLE_PCT and waiting[last].caused_ns >= enough * total:
             late = last
@@ -116,7 +117,8 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
         if len(counts) > 1:
             dimension, operation, _ = key.split("|", 2)
             notes.append(
-                f"{dimension} {operation}: ranks show different numbers of calls, not matched"
+                f"{dimension} {operation}: ranks have different numbers of calls, which are not "
+                "matched"
             )
             continue
         for index in range(counts.pop()):
@@ -148,7 +150,7 @@ _IN_NAME = (
 
 
 def rank_in_name(path: str) -> int | None:
-    """The rank that a file's name tells: rank3, rank_3, gpu3, trace_3.json; None where none."""
+    """The rank in the name of a file, as rank3, gpu3 or trace_3.json; None without one."""
     stem = re.sub(r"(?:\.(?:gz|json|sqlite|pt|trace|pt\.trace))+$", "", PurePath(path).name)
     for pattern in _IN_NAME:
         matches = pattern.findall(stem)
@@ -158,41 +160,50 @@ def rank_in_name(path: str) -> int | None:
 
 
 def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankReport]:
-    """Give every report its rank and sort them by it.
+    """Give every report its rank, and sort them by rank.
 
     Args:
-        rank_from: "json", "name", or None: the first that tells for all files.
+        reports: the reports on all files.
+        rank_from: where ranks are read: "json" or "name". None takes the first of them that has the
+            rank of every file, and otherwise the order of the files.
 
     Raises:
-        InputError: the source asked for does not tell.
+        InputError: the requested source lacks a rank.
     """
     if rank_from == "json":
         for report in reports:
             if report.rank is None:
                 raise InputError(
-                    f"--rank-from json: {report.path} has no distributedInfo.rank; use name"
+                    f"--rank-from json: {report.path} has no distributedInfo.rank; "
+                    "use --rank-from name"
                 )
     elif rank_from == "name" or any(r.rank is None for r in reports):
         reports = _rank_by_name(reports, required=rank_from == "name")
-    seen: dict[tuple[int | None, int], str] = {}
+    known: dict[tuple[int | None, int], str] = {}
     for report in reports:
         key = (report.rank, report.device)
-        if key in seen:
-            report.warnings.append(f"rank {report.rank} is also that of {seen[key]}")
-        seen[key] = report.path
+        if key in known:
+            report.warnings.append(f"rank {report.rank} is also the rank of {known[key]}")
+        known[key] = report.path
     return sorted(reports, key=lambda r: (r.rank or 0, r.device))
 
 
 def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankReport]:
-    """Ranks from the files' names; where those do not tell, and need not, from their order.
+    """Ranks from the names of the files, or from their order where a name has none.
+
+    Args:
+        reports: the reports on all files.
+        required: whether every name must have a rank.
 
     Raises:
-        InputError: they are required, and a name does not tell.
+        InputError: a name must have a rank, and has none.
     """
     named = {r.path: rank_in_name(r.path) for r in reports}
     missing = [path for path, rank in named.items() if rank is None]
     if required and missing:
-        raise InputError(f"--rank-from name: {missing[0]} names no rank; call it like rank3.json")
+        raise InputError(
+            f"--rank-from name: the name {missing[0]} contains no rank; rename it, as in rank3.json"
+        )
     several_devices = len(named) != len(reports)
     distinct = len(set(named.values())) == len(named)
     if not missing and (required or (distinct and not several_devices)):
@@ -201,6 +212,6 @@ def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankRepo
         report.rank = position
         if len(reports) > 1:
             report.warnings.append(
-                "no file tells its rank: ranks are the order of files and devices"
+                "not every file states its rank: ranks follow the order of files and devices"
             )
     return reports

@@ -1,4 +1,4 @@
-"""The tables of a report on a terminal; all figures come from the JSON document."""
+"""A report on a terminal; all figures come from the JSON document."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from overlapkit.trace.text import (
 )
 
 STEP_ROWS = 12
-"""Steps of one rank that are listed before the table is cut to the median."""
+"""Steps of a single rank up to which each is listed; beyond, only their median is."""
 
 
 def show_trace(document: TraceDocument, console: Console) -> None:
-    """The whole report: steps, dimensions, collectives, ranks, diagnoses, warnings."""
+    """Print the report: steps, dimensions, collectives, ranks, diagnoses, warnings."""
     console.print(Text(headline(document), "bold"))
     console.print(_steps(document.ranks))
     rank = document.slowest
@@ -34,20 +34,20 @@ def show_trace(document: TraceDocument, console: Console) -> None:
         console.print(_dimensions(rank))
     if rank.exposed_collectives:
         console.print(
-            Text(f"\nCollectives that cost most, rank {rank.rank}, all steps (ms)", "bold")
+            Text(f"\nMost expensive collectives, rank {rank.rank}, all steps (ms)", "bold")
         )
         console.print(_collectives(rank, console))
     slowed = slowed_sentence(rank.slowed_compute, rank.rank)
     if slowed is not None:
         console.print(Text(f"\n{slowed}"))
     if document.across_ranks is not None:
-        console.print(Text(f"\nAcross ranks: {across_sentence(document.across_ranks)}"))
+        console.print(Text(f"\n{across_sentence(document.across_ranks)}"))
     show_diagnoses(document.diagnoses, console)
     show_warnings(document.warnings, console)
 
 
 def show_diagnoses(diagnoses: Sequence[TraceDiagnosis], console: Console) -> None:
-    """Each with its cost, remedy and rule."""
+    """Print each diagnosis with its cost, remedy and rule."""
     if not diagnoses:
         console.print(Text(f"\n{NO_DIAGNOSES}", "green"))
         return
@@ -59,7 +59,7 @@ def show_diagnoses(diagnoses: Sequence[TraceDiagnosis], console: Console) -> Non
 
 
 def show_warnings(warnings: Sequence[str], console: Console) -> None:
-    """What the reader omitted or assumed."""
+    """Print what was omitted or assumed."""
     for warning in warnings:
         print_item(console, "note: ", Text(warning, "yellow"))
 

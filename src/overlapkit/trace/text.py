@@ -16,22 +16,22 @@ PART_TITLES: dict[Part, str] = {
 """What the exclusive parts of a step are called."""
 
 NOTABLE_SLOWDOWN = 1.02
-"""Ratio from which slowed compute is mentioned."""
+"""Ratio from which slowed compute is reported."""
 
 NO_DIAGNOSES = "Nothing stands out."
 
 
 def headline(document: TraceDocument) -> str:
-    """How many ranks were read, of how many, and on what."""
+    """How many ranks were read, of how many, and the GPU."""
     count = len(document.ranks)
     text = f"{count} rank{'s' if count > 1 else ''}"
     if document.world_size:
         text += f" of {document.world_size}"
-    return f"{text}  {document.gpu}" if document.gpu else text
+    return f"{text}, {document.gpu}" if document.gpu else text
 
 
 def slowed_sentence(slowed: TraceSlowedCompute, rank: int) -> str | None:
-    """How much longer compute takes beside communication; None where it is too little to say."""
+    """How much longer compute takes beside communication; None where that is negligible."""
     if slowed.ratio is None or slowed.ratio < NOTABLE_SLOWDOWN:
         return None
     return (
@@ -41,16 +41,16 @@ def slowed_sentence(slowed: TraceSlowedCompute, rank: int) -> str | None:
 
 
 def across_sentence(across: TraceAcrossRanks) -> str:
-    """The slowest rank, the spread, and who waits for whom."""
+    """The slowest rank, the spread, and which rank the others wait for."""
     text = (
-        f"rank {across.slowest_rank} is slowest, spread {ms_of_us(across.spread_us)} ms "
-        f"({across.spread_pct:.1f} %)."
+        f"Rank {across.slowest_rank} is the slowest; the ranks differ by "
+        f"{ms_of_us(across.spread_us)} ms ({across.spread_pct:.1f} %)."
     )
     share = across.exposed_waiting_pct
     if share is not None:
         late = across.late_rank
         text += f" Waiting for late ranks is {share:.0f} % of exposed communication"
-        text += "." if late is None else f"; the late one is rank {late}."
+        text += "." if late is None else f"; the late rank is rank {late}."
     return text
 
 

@@ -1,4 +1,4 @@
-"""One step's spans for a picture, coarse enough for a page."""
+"""The spans of one step for a picture, coarse enough for a page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from overlapkit.trace.measure.step_times import WorkSpans
 from overlapkit.trace.read.recorded import Window
 
 RESOLUTION = 1600
-"""Columns of a picture: what lies closer together than one is drawn as one."""
+"""Columns of a picture: spans closer together than one column are drawn as one."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Rows of spans of one window, in nanoseconds from its start.
+    """Rows of spans in one window, in nanoseconds from its start.
 
     Attributes:
         name: the step's name.
-        start: of the window, on the profiler's own clock.
-        length: of the window.
+        start: start of the window, on the profiler's clock.
+        length: length of the window.
         rows: label, kind ("compute", "comm", "exposed", "memory") and spans, top to bottom.
     """
 
@@ -32,7 +32,7 @@ class Timeline:
 
 
 def timeline(m: WorkSpans, window: Window) -> Timeline:
-    """The window's compute, communication by dimension, what of it is exposed, and memory."""
+    """Compute, communication by dimension with its exposed part, and memory in a window."""
     rows = [("compute", "compute", _coarse(m.compute, window))]
     for dimension, spans in m.dimension_comm.items():
         rows.append((dimension, "comm", _coarse(spans, window)))

@@ -61,7 +61,7 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-def test_json_has_what_it_promises(run, ranks):
+def test_the_document_of_several_ranks(run, ranks):
     status, out, err = run("trace", ranks, "--json")
     document = json.loads(out)
     assert (status, err) == (0, "")
@@ -98,18 +98,18 @@ def test_every_rule_in_the_source_exists():
     assert found <= RULES.keys()
 
 
-def test_people_get_tables_and_the_diagnosis(run, ranks):
+def test_the_terminal_shows_tables_and_the_diagnosis(run, ranks):
     status, out, _ = run("trace", ranks)
     assert status == 0
     assert "rank 2" in out and "Diagnoses" in out
-    assert "the late one is rank 2" in " ".join(out.split())
+    assert "the late rank is rank 2" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
-    ("asked", "numbers"), [("all", [5, 6, 7]), ("6", [6]), ("5:7", [5, 6]), ("6:", [6, 7])]
+    ("steps", "numbers"), [("all", [5, 6, 7]), ("6", [6]), ("5:7", [5, 6]), ("6:", [6, 7])]
 )
-def test_steps_are_chosen_by_number(run, ranks, asked, numbers):
-    _, out, _ = run("trace", ranks / "rank0.json.gz", "--steps", asked, "--json")
+def test_steps_are_chosen_by_number(run, ranks, steps, numbers):
+    _, out, _ = run("trace", ranks / "rank0.json.gz", "--steps", steps, "--json")
     (rank,) = json.loads(out)["ranks"]
     assert [s["number"] for s in rank["steps"]] == numbers
 
@@ -131,14 +131,14 @@ def test_bad_input_is_one_line(run, ranks, arguments, words):
     assert words in err and err.count("\n") == 1
 
 
-def test_one_bad_file_among_many_is_named(run, tmp_path, ranks):
+def test_an_error_names_the_bad_file_among_many(run, tmp_path, ranks):
     bad = tmp_path / "rank9.json"
     bad.write_text("{}")
     status, _, err = run("trace", ranks / "rank0.json.gz", bad, "--json")
     assert status == 2 and str(bad) in err and err.count("\n") == 1
 
 
-def test_a_configuration_tells_dimensions_where_the_trace_does_not(run, tmp_path):
+def test_a_configuration_determines_dimensions_where_the_trace_does_not(run, tmp_path):
     scenario = SCENARIOS["no metadata"].but(noise=0, pp=1, dp=1)
     truth = write_kineto(scenario, tmp_path)[0]
     config = tmp_path / "c.yaml"
@@ -150,7 +150,7 @@ def test_a_configuration_tells_dimensions_where_the_trace_does_not(run, tmp_path
     assert status == 2 and "does not divide" in err
 
 
-def test_page_is_whole_and_safe(run, ranks, tmp_path):
+def test_the_page_is_complete_and_safe(run, ranks, tmp_path):
     hostile = '<script>alert(1)</script>"&'
     events = [
         tiny.kernel(hostile, 1000, 100),
@@ -163,7 +163,7 @@ def test_page_is_whole_and_safe(run, ranks, tmp_path):
         assert "<script" not in text.lower()
         assert not re.search(r"""(?:src|href)\s*=|url\(|https?://|@import""", text)
         assert text.rstrip().endswith("</html>")
-    assert "late one is rank 2" in text
+    assert "late rank is rank 2" in text
 
 
 def test_an_annotated_trace_opens_and_measures_the_same(run, ranks, tmp_path):
@@ -200,7 +200,7 @@ def test_compare_exits_with_1_when_the_new_run_is_slower(run, pair):
     assert run("compare", base, base, "--json")[0] == 0
 
 
-def test_compare_names_the_decision_that_explains_it(run, pair, tmp_path):
+def test_compare_shows_the_decision_that_explains_it(run, pair, tmp_path):
     for name, off in (("a", ""), ("b", ", overlap_grad_reduce: false")):
         text = CONFIG.replace("tensor_model_parallel_size: 4, sequence_parallel: true, ", "")
         text = text.replace("tp_comm_overlap: true", f"tp_comm_overlap: false{off}")
@@ -221,13 +221,13 @@ def test_compare_names_the_decision_that_explains_it(run, pair, tmp_path):
     assert run("compare", *pair, *configs[:2])[0] == 2
 
 
-def test_compare_refuses_unlike_things(run, pair, tmp_path):
+def test_compare_refuses_different_runs(run, pair, tmp_path):
     base = pair[0] / "rank0.json"
     text = base.read_text()
     other = tmp_path / "rank0.json"
     for change, words in (
-        (("NVIDIA H100", "NVIDIA B200"), "other GPU"),
-        (('"world_size": 8', '"world_size": 16'), "other world size"),
+        (("NVIDIA H100", "NVIDIA B200"), "different GPUs"),
+        (('"world_size": 8', '"world_size": 16'), "different world sizes"),
     ):
         other.write_text(text.replace(*change))
         status, _, err = run("compare", base, other)
@@ -237,13 +237,13 @@ def test_compare_refuses_unlike_things(run, pair, tmp_path):
     assert "order of magnitude" in run("compare", base, few)[2]
 
 
-def test_a_file_may_belong_to_both_runs(run, ranks):
+def test_a_file_can_belong_to_both_runs(run, ranks):
     out = run("compare", ranks, ranks / "rank0.json.gz", "--force", "--json")[1]
     document = json.loads(out)
     assert document["base"]["ranks"] > document["new"]["ranks"] == 1
 
 
-def test_compare_tells_of_time_that_no_step_holds(run, tmp_path):
+def test_compare_warns_of_time_between_steps(run, tmp_path):
     def written(name: str, gap: int) -> str:
         events = []
         for number in range(4):

@@ -1,4 +1,4 @@
-"""What real files hold beside well-formed events: a right number with a warning, or one error."""
+"""What real files contain besides well-formed events: right figures with a warning, or an error."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_the_plain_pair(tmp_path):
         tiny.kernel(GEMM, [1], {"a": 1}),
     ],
 )
-def test_device_events_without_a_usable_time_are_left_out_and_counted(tmp_path, extra):
+def test_device_events_without_a_usable_time_are_omitted_and_counted(tmp_path, extra):
     many = [tiny.kernel(GEMM, 1000 + i, 1) for i in range(20)]
     report = of(tmp_path, [*PAIR, extra, *many])
     assert figures(report) == (100, 50, 50)
-    assert warned(report, "left out")
+    assert warned(report, "omitted")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_device_events_without_a_usable_time_are_left_out_and_counted(tmp_path, 
         {"ph": 5, "cat": None, "name": ["x"]},
     ],
 )
-def test_what_is_no_device_work_changes_nothing(tmp_path, extra):
+def test_events_other_than_device_work_change_nothing(tmp_path, extra):
     report = of(tmp_path, [extra, *PAIR, extra])
     assert figures(report) == (100, 50, 50)
 
@@ -151,7 +151,7 @@ def test_literals_that_json_does_not_have(tmp_path, literal):
     assert warned(report, "NaN or Infinity")
 
 
-def test_a_duration_that_is_nan_is_left_out(tmp_path):
+def test_an_event_whose_duration_is_nan_is_omitted(tmp_path):
     text = json.dumps(tiny.document([*PAIR, tiny.kernel(GEMM, 1200, 7)]))
     report = of_text(tmp_path, text.replace('"dur": 7', '"dur": NaN'))
     assert figures(report) == (100, 50, 50)
@@ -173,7 +173,7 @@ def test_control_characters_and_unescaped_backslashes(tmp_path):
     assert warned(report, "unreadable event")
 
 
-def test_names_that_no_terminal_and_no_encoding_should_get(tmp_path):
+def test_names_with_escape_sequences_and_surrogates(tmp_path):
     nasty = "nccl\\ud800\\u001b[31m\\u0000"
     text = json.dumps(tiny.document([*PAIR, tiny.kernel("odd", 1200, 10)]))
     report = of_text(tmp_path, text.replace("odd", nasty))
@@ -183,23 +183,23 @@ def test_names_that_no_terminal_and_no_encoding_should_get(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
-def test_a_file_cut_in_the_middle_is_read_up_to_the_cut(tmp_path, keep):
+def test_a_truncated_file_is_read_up_to_its_end(tmp_path, keep):
     events = [tiny.kernel(GEMM, 1000 + 10 * i, 5) for i in range(400)]
     text = json.dumps(tiny.document([*PAIR, *events]), indent=1)
     report = of_text(tmp_path, text[: int(len(text) * keep)])
-    assert warned(report, "ends in the middle")
+    assert warned(report, "truncated")
     assert 0.9 * keep * 400 < report.kernels < 402
 
 
-def test_a_compressed_file_cut_in_the_middle(tmp_path):
+def test_a_truncated_compressed_file(tmp_path):
     events = [tiny.kernel(GEMM, 1000 + 10 * i, 5 + i / 7) for i in range(4000)]
     packed = gzip.compress(json.dumps(tiny.document(events)).encode())
     report = of_text(tmp_path, packed[: len(packed) // 2], "t.json.gz")
-    assert warned(report, "ends in the middle")
+    assert warned(report, "truncated")
     assert 500 < report.kernels < 4000
 
 
-def test_gzip_is_told_by_content_and_may_have_several_members(tmp_path):
+def test_gzip_is_recognized_by_content_and_can_have_several_members(tmp_path):
     text = json.dumps(tiny.document(PAIR)).encode()
     packed = gzip.compress(text[:100]) + gzip.compress(text[100:])
     assert figures(of_text(tmp_path, packed, "t.json")) == (100, 50, 50)
@@ -221,7 +221,7 @@ def test_any_layout_of_the_json(tmp_path, indent):
     assert of_text(tmp_path, json.dumps(first, indent=indent)).rank == 3
 
 
-def test_events_in_strings_and_nested_lists_are_not_taken_apart(tmp_path):
+def test_events_in_strings_and_nested_lists_are_not_split(tmp_path):
     tricky = tiny.kernel('}, {"ph": "X"}, {', 1200, 10, shapes=[{"a": [1]}, {"b": 2}])
     assert figures(of(tmp_path, [*PAIR, tricky, tricky]))[0] == 110
 
@@ -236,12 +236,12 @@ def test_more_than_one_block(tmp_path, monkeypatch):
         assert report.kernels == 303
         assert report.whole.compute == (100 + 10 + 300 * 5) * 1000
         assert report.warnings == [
-            "no steps are marked: the whole trace is taken as one",
+            "no steps are marked: the whole trace is treated as one step",
             *report.warnings[1:],
         ]
 
 
-def test_several_devices_are_reported_each_by_itself(tmp_path):
+def test_several_devices_are_reported_separately(tmp_path):
     other = [{**e, "args": {**e["args"], "device": 1}} for e in PAIR]
     other[0]["dur"] = 50
     reports = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, *other]), Options())
@@ -249,20 +249,20 @@ def test_several_devices_are_reported_each_by_itself(tmp_path):
     assert [figures(r) for r in reports] == [(100, 50, 50), (50, 100, 0)]
 
 
-def test_a_device_that_was_only_touched_is_left_out(tmp_path):
+def test_a_device_with_hardly_any_work_is_omitted(tmp_path):
     stray = tiny.kernel("Memset (Device)", 1010, 0.1, cat="gpu_memset", device=5)
     report = of(tmp_path, [*PAIR, stray])
     assert report.device == 0
-    assert warned(report, "device 5 left out")
+    assert warned(report, "device 5 omitted")
 
 
-def test_device_number_unlike_the_rank(tmp_path):
+def test_a_device_number_other_than_the_rank(tmp_path):
     events = [{**e, "args": {**e["args"], "device": 3}} for e in PAIR]
     report = of(tmp_path, events, distributedInfo={"rank": 11, "world_size": 16})
     assert (report.rank, report.device, report.world_size) == (11, 3, 16)
 
 
-def test_steps_on_the_device_win_over_the_hosts(tmp_path):
+def test_steps_on_the_device_take_precedence_over_the_host(tmp_path):
     events = [
         *PAIR,
         tiny.step(3, 1000, 120),
@@ -317,14 +317,14 @@ def test_a_step_without_a_number_does_not_widen_a_numbered_one(tmp_path):
     assert [(t.window.number, t.step) for t in report.steps] == [(0, 150_000)]
 
 
-def test_steps_that_overlap_on_the_device_are_told(tmp_path):
+def test_steps_that_overlap_on_the_device_cause_a_warning(tmp_path):
     steps = [tiny.step(1, 1000, 100), tiny.step(2, 1050, 100)]
     (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, *steps]), Options())
     assert [t.comm for t in report.steps] == [50_000, 100_000]
-    assert warned(report, "steps overlap on the device, by 25 %")
+    assert warned(report, "steps overlap on the device by 25 %")
 
 
-def test_work_without_a_launch_may_cut_steps_short_and_is_told(tmp_path):
+def test_work_without_a_launch_causes_a_warning(tmp_path):
     events = [
         launch(10, 1),
         tiny.kernel(GEMM, 1000, 100, correlation=1),
@@ -336,21 +336,21 @@ def test_work_without_a_launch_may_cut_steps_short_and_is_told(tmp_path):
     assert warned(report, "1 of 2 device events have no launch")
 
 
-def test_an_event_that_is_written_twice_counts_once(tmp_path):
+def test_an_event_that_is_recorded_twice_counts_once(tmp_path):
     events = [
         tiny.kernel(GEMM, 1000, 100, correlation=1),
         tiny.kernel(RS, 1050, 100, stream=20, correlation=2),
     ]
-    # What starts and ends together with another event is no repetition of it.
+    # An event that starts and ends together with another one is not a repetition of it.
     twin = tiny.kernel(RS, 1050, 100, stream=24, correlation=3)
     report = of(tmp_path, [*events, *events, twin, events[1]])
     assert figures(report) == (100, 50, 50)
     assert report.kernels == 3
     assert [c.count for c in report.collectives] == [2]
-    assert warned(report, "3 x device event written twice")
+    assert warned(report, "3 x device event recorded twice")
 
 
-def test_a_kernel_without_a_name_is_told(tmp_path):
+def test_a_kernel_without_a_name_causes_a_warning(tmp_path):
     report = of(tmp_path, [*PAIR, tiny.kernel("", 1000, 10)])
     assert warned(report, "1 x device event without a name, counted as compute")
 
@@ -374,7 +374,7 @@ def test_a_kernel_without_a_name_is_told(tmp_path):
         (b'{"traceEvents": [' + b'{"a":' * 230_000, "no device work"),
     ],
 )
-def test_what_is_no_trace_is_refused_in_one_line(tmp_path, content, words):
+def test_other_files_are_refused_in_one_line(tmp_path, content, words):
     path = tmp_path / "t.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
@@ -415,10 +415,10 @@ def test_rank_in_a_files_name(name, rank):
     assert rank_in_name(f"/some/rank9/{name}") == rank
 
 
-def test_ranks_by_position_are_said_to_be_so(tmp_path):
+def test_ranks_by_position_cause_a_warning(tmp_path):
     reports = [report_of(tiny.write(tmp_path / name, PAIR)) for name in ("a.json", "b.json")]
     settled = settle_ranks(reports, None)
     assert [r.rank for r in settled] == [0, 1]
-    assert warned(settled[0], "no file tells its rank")
+    assert warned(settled[0], "not every file states its rank")
     with pytest.raises(InputError, match="--rank-from name"):
         settle_ranks(reports, "name")

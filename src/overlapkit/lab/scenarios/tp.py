@@ -138,10 +138,10 @@ def _userbuffers(timed: dict[str, MeasuredVariant], setting: Setting) -> Verdict
     requested = timed["asked"]
     kernels = sorted(
         {
-            collective.sort.name
+            collective.traffic.name
             for report in requested.reports
             for collective in report.collectives
-            if "userbuffers" in collective.sort.name.lower()
+            if "userbuffers" in collective.traffic.name.lower()
         }
     )
     assert requested.profile is not None

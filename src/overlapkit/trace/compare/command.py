@@ -31,7 +31,7 @@ def run(
     as_json: bool,
     html: str | None,
 ) -> int:
-    """Explain the change of the median step time; returns the exit status.
+    """Explain the change of the median step; return the exit status.
 
     Raises:
         InputError: see `overlapkit.errors`.
@@ -79,7 +79,7 @@ def compare_runs(
     """
     options = Options(steps=steps, owners=True)
     by_file = analyse_each([*files[0], *files[1]], options, forking=forking)
-    # By their places: a file may belong to both runs.
+    # By position, since a file can belong to both runs.
     split = len(files[0])
     reports = [
         settle_ranks([report for one in part for report in one], None)

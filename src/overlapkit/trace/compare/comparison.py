@@ -16,30 +16,32 @@ from overlapkit.trace.rank_report import RankReport, middle_of
 from overlapkit.trace.read.device_work import Source
 
 TOP = 5
-"""Movers that are named in each part."""
+"""Movers that are listed for each part."""
 
 Verdict = Literal["slower", "faster", "same"]
 DecisionKind = Literal["knob", "env", "finding", "buckets"]
 
 UNKNOWN_SPREAD = 0.01
-"""Spread taken, as a share of the step, where fewer than three steps show none."""
+"""Assumed spread, as a share of the step, of fewer than three steps."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One run, averaged over its ranks. Times in nanoseconds.
+    """One run, averaged over its ranks. Times are in nanoseconds.
 
     Attributes:
         name: the file or folder, as the user named it.
-        ranks: how many ranks were read.
-        steps: length of every step.
-        step: the median step's length.
+        ranks: number of ranks that were read.
+        gpu, world_size, source: as in `Work`.
+        steps: the length of each step.
+        step: the length of the median step.
         parts: its exclusive parts, which add up to `step`.
         owners: part to label to time; the labels of a part add up to it.
         exposed: exposed communication by dimension in that step.
-        spread: range that holds the middle half of the steps; None for fewer than three.
-        kernels: device events per rank and step.
-        between: mean time from a step's end to the next one's start, which is in no step.
+        spread: range of the middle half of the steps; None for fewer than three.
+        kernels: number of device events per rank and step.
+        between: mean time from the end of a step to the start of the next, which is in no step.
+        warnings: what to keep in mind.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Mover:
-    """A kernel or collective inside a part: its time in each run's median step, nanoseconds."""
+    """A kernel or a kind of communication inside a part: its time in each median step, in ns."""
 
     name: str
     base: float
@@ -68,7 +70,7 @@ class Mover:
 
     @property
     def change(self) -> float:
-        """What it adds to the step."""
+        """What it adds to the step, in nanoseconds."""
         return self.new - self.base
 
 
@@ -115,13 +117,13 @@ class DecisionChange:
 
 @dataclass
 class Comparison:
-    """Two runs held against each other.
+    """Two runs compared. Times are in nanoseconds.
 
     Attributes:
         base, new: the runs.
-        movers: part to what moved most in it.
-        spread: the new run's spread, or what is taken where it shows none.
-        decisions: what the configurations decide differently; None where none were given.
+        movers: what changed most inside each part.
+        spread: the spread of the new run, assumed where it has fewer than three steps.
+        decisions: what the configurations decide differently; None without configurations.
         keys: keys that differ between the configurations, with both values.
         warnings: what to keep in mind.
     """
@@ -136,12 +138,12 @@ class Comparison:
 
     @property
     def change(self) -> float:
-        """Change of the median step, nanoseconds; the parts' changes add up to it."""
+        """Change of the median step; the changes of the parts add up to it."""
         return self.new.step - self.base.step
 
     @property
     def verdict(self) -> Verdict:
-        """Slower or faster beyond the spread of the new run's steps, or the same."""
+        """Whether the change is larger than the spread, and in which direction."""
         if abs(self.change) <= self.spread:
             return "same"
         return "slower" if self.change > 0 else "faster"
@@ -152,9 +154,9 @@ class Comparison:
 
 
 def side_of(name: str, reports: Sequence[RankReport]) -> Side:
-    """One run's median step, averaged over its ranks step by step.
+    """The median step of one run, averaged over its ranks step by step.
 
-    Averages of parts that add up add up too, which medians of each part would not.
+    Averages of parts add up to the average of the step. Medians of parts would not.
     """
     count = min(len(r.measured) for r in reports)
     ranks = len(reports)
@@ -166,7 +168,9 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
         spread = high - low
     warnings = []
     if len({len(r.measured) for r in reports}) > 1:
-        warnings.append(f"{name}: ranks have different numbers of steps; the first {count} count")
+        warnings.append(
+            f"{name}: ranks have different numbers of steps; only the first {count} are used"
+        )
     return Side(
         name=name,
         ranks=ranks,
@@ -214,22 +218,22 @@ def _between(report: RankReport) -> float:
     return sum(gaps) / len(gaps) if gaps else 0.0
 
 
-def check_alike(base: Side, new: Side) -> list[str]:
-    """Why the two are unlike, so that a comparison would mislead; empty where they are not."""
+def why_not_comparable(base: Side, new: Side) -> list[str]:
+    """Why comparing the two would be misleading; empty where it would not."""
     reasons = []
     if base.gpu and new.gpu and _plain(base.gpu) != _plain(new.gpu):
-        reasons.append(f"other GPU ({base.gpu} against {new.gpu})")
+        reasons.append(f"different GPUs ({base.gpu} and {new.gpu})")
     if base.world_size and new.world_size and base.world_size != new.world_size:
-        reasons.append(f"other world size ({base.world_size} against {new.world_size})")
+        reasons.append(f"different world sizes ({base.world_size} and {new.world_size})")
     if (base.source == "cpu") != (new.source == "cpu"):
-        reasons.append("one is a CPU trace, the other of a device")
+        reasons.append("one is a CPU trace, the other a GPU trace")
     if base.ranks != new.ranks:
-        reasons.append(f"other number of profiled ranks ({base.ranks} against {new.ranks})")
+        reasons.append(f"different numbers of profiled ranks ({base.ranks} and {new.ranks})")
     few, many = sorted((base.kernels, new.kernels))
     if many >= 10 * few:
         reasons.append(
             f"numbers of kernels per step differ by an order of magnitude ({base.kernels:,.0f} "
-            f"against {new.kernels:,.0f})"
+            f"and {new.kernels:,.0f})"
         )
     return reasons
 
@@ -239,29 +243,30 @@ def _plain(gpu: str) -> str:
 
 
 def compare(base: Side, new: Side, *, force: bool = False) -> Comparison:
-    """Hold two runs against each other.
+    """Compare two runs.
 
     Raises:
-        InputError: they are unlike, and `force` is not given.
+        InputError: a comparison would be misleading, and `force` is not given.
     """
-    reasons = check_alike(base, new)
+    reasons = why_not_comparable(base, new)
     if reasons and not force:
         raise InputError(
-            f"{base.name} and {new.name} are unlike: {'; '.join(reasons)}; --force compares anyway"
+            f"{base.name} and {new.name} are not comparable: {'; '.join(reasons)}; "
+            "--force compares them anyway"
         )
-    warnings = [*base.warnings, *new.warnings, *(f"unlike runs: {r}" for r in reasons)]
+    warnings = [*base.warnings, *new.warnings, *(f"not comparable: {r}" for r in reasons)]
     spread = new.spread
     if spread is None:
         spread = UNKNOWN_SPREAD * base.step
         warnings.append(
             f"{new.name} has {len(new.steps)} step{'s' if len(new.steps) > 1 else ''}: its spread "
-            f"is not known, and taken as {100 * UNKNOWN_SPREAD:g} %"
+            f"is unknown, and {100 * UNKNOWN_SPREAD:g} % is assumed"
         )
     if abs(new.between - base.between) > max(spread, UNKNOWN_SPREAD * base.step):
         warnings.append(
-            f"the time between steps, which belongs to no step, went from "
-            f"{us_of_ns(base.between):,.0f} to {us_of_ns(new.between):,.0f} us a step: "
-            "look at the host (data loading, logging)"
+            "the time between steps, which belongs to no step, changed from "
+            f"{us_of_ns(base.between):,.0f} to {us_of_ns(new.between):,.0f} us per step: "
+            "check the host (data loading, logging)"
         )
     movers = {part: _movers(base.owners[part], new.owners[part]) for part in PARTS}
     return Comparison(base, new, movers, spread, warnings=warnings)

@@ -1,4 +1,4 @@
-"""Which decisions differ between two runs' configurations, and which moved part each explains."""
+"""Which decisions differ between two configurations, and which changes of the step they explain."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from overlapkit.config.run import Settings
 
 NOTABLE = 0.005
-"""Share of the base step from which a part counts as moved."""
+"""Share of the base step from which a change of a part is attributed to decisions."""
 
 _OPERATIONS = {"reduce": ("reduce_scatter", "all_reduce"), "gather": ("all_gather",)}
-# Knob to the parts of the step that it acts on, a dimension (and what
-# it does) for communication; the first that fits.
+# Patterns of knobs, and the parts of the step that they act on, with the dimension of communication
+# (and the operations). The first pattern that matches applies.
 _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[Part, str | None], ...]], ...] = (
     (
         re.compile(r"LAYERNORM_SM_MARGIN"),
@@ -59,7 +59,7 @@ _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[Part, str | None], ...]], ...
 
 
 def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
-    """Fill in what the base's and the new run's settings decide differently.
+    """Add what the settings of the base and the new run decide differently.
 
     Raises:
         InputError: as `overlapkit explain`.
@@ -73,8 +73,8 @@ def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
     if None in sizes:
         ranks = comparison.base.ranks, comparison.new.ranks
         comparison.warnings.append(
-            "no trace tells the world size: the configurations are explained for the profiled "
-            "ranks alone"
+            "no trace states the world size: the decisions are those for as many GPUs as there are "
+            "profiled ranks"
         )
         sizes = list(ranks)
     assumptions = assume(known_gpu(comparison.new.gpu or comparison.base.gpu), "assume", None)
@@ -108,14 +108,14 @@ def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
 
 
 def known_gpu(name: str | None) -> str | None:
-    """The hardware table's name of a device such as "NVIDIA H100 80GB HBM3"; None where none."""
+    """The name in the hardware table of a GPU such as "NVIDIA H100 80GB HBM3"; None without one."""
     words = re.findall(r"[a-z0-9]+", (name or "").lower())
     found = [gpu for gpu in gpus() if gpu in words]
     return max(found, key=len) if found else None
 
 
 def _of_operations(c: Comparison, dimension: str, operations: tuple[str, ...]) -> float:
-    """Change of the exposed time that these operations of a dimension own."""
+    """Change of the exposed time of these operations of a dimension, in nanoseconds."""
     starts = tuple(f"{dimension} {operation} " for operation in operations)
     new, base = (
         sum(ns for label, ns in side.owners["exposed_comm"].items() if label.startswith(starts))
@@ -125,7 +125,7 @@ def _of_operations(c: Comparison, dimension: str, operations: tuple[str, ...]) -
 
 
 def _explains(c: Comparison, kind: str, name: str) -> tuple[Explanation, ...]:
-    """The moved parts that this knob acts on, the largest first."""
+    """The changed parts that this knob acts on, the largest change first."""
     knob = f"env.{name}" if kind == "env" else name
     targets = next((parts for pattern, parts in _ACTS_ON if pattern.search(knob)), ())
     moved = []

@@ -9,7 +9,7 @@ from overlapkit.trace.step_bars import KEY, StepTime, step_bars
 
 
 def compare_page(document: CompareDocument) -> str:
-    """Both steps as bars, what moved, exposed communication by dimension, decisions."""
+    """Both steps as bars, what changed, exposed communication by dimension, decisions."""
     base = {part.part: part.base_us for part in document.parts}
     new = {part.part: part.new_us for part in document.parts}
     steps = [

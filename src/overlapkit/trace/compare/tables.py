@@ -1,4 +1,4 @@
-"""The tables of a comparison on a terminal; all figures come from the JSON document."""
+"""A comparison on a terminal; all figures come from the JSON document."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from overlapkit.trace.text import PART_TITLES
 _STYLES: dict[Verdict, str] = {"slower": "bold red", "faster": "green", "same": "green"}
 
 NOTABLE_CHANGE = 0.02
-"""Share of the step's change from which what moved inside a part is listed."""
+"""Share of the change of the step from which a change inside a part is listed."""
 
 
 def show_comparison(document: CompareDocument, console: Console) -> None:
-    """Verdict, parts with what moved in them, decisions, warnings."""
+    """Print the verdict, the parts and what changed inside them, the decisions and the warnings."""
     console.print(Text(headline(document), _STYLES[document.verdict]))
     table = borderless()
     table.add_column("ms a step")
@@ -70,7 +70,7 @@ def _show_decision(decision: CompareDecision, console: Console) -> None:
     if decision.reason:
         print_item(console, "  ", Text(decision.reason))
     for explained in decision.explains:
-        print_item(console, "  fits: ", Text(explanation(explained), "green"))
+        print_item(console, "  explains: ", Text(explanation(explained), "green"))
     if not decision.explains:
         print_item(console, "  ", Text(NOTHING_EXPLAINED, "dim"))
 

@@ -14,13 +14,15 @@ from overlapkit.trace.compare.document import (
 from overlapkit.trace.text import PART_TITLES
 
 VERDICTS: dict[Verdict, str] = {
-    "slower": "Slower beyond the spread of its steps",
-    "faster": "Faster beyond the spread of its steps",
-    "same": "No change beyond the spread of its steps",
+    "slower": "Slower by more than the spread of its steps",
+    "faster": "Faster by more than the spread of its steps",
+    "same": "No change larger than the spread of its steps",
 }
 
-NO_DECISIONS = "The configurations decide alike: no overlap setting explains the change."
-NOTHING_EXPLAINED = "no part that it acts on has moved"
+NO_DECISIONS = (
+    "The configurations lead to the same decisions: no overlap setting explains the change."
+)
+NOTHING_EXPLAINED = "no part that it acts on has changed"
 
 
 def headline(document: CompareDocument) -> str:
@@ -35,19 +37,19 @@ def headline(document: CompareDocument) -> str:
 
 
 def decisions(document: CompareDocument) -> Sequence[CompareDecision] | None:
-    """What is decided differently; None where no configurations were given."""
-    return document.decisions or [] if isinstance(document.decisions, list) else None
+    """What is decided differently; None without configurations."""
+    return document.decisions if isinstance(document.decisions, list) else None
 
 
 def change(decision: CompareDecision) -> str:
-    """Both values, and the keys that caused the difference where they are not the knob itself."""
+    """Both values, and the keys that caused the change unless they are the knob itself."""
     text = f"{setting_text(decision.base)} -> {setting_text(decision.new)}"
     causes = ", ".join(decision.causes)
     return f"{text} (by {causes})" if causes and causes != decision.knob else text
 
 
 def explanation(explained: CompareExplanation) -> str:
-    """A part that changed, and by how much."""
+    """A part that changed, and its change."""
     where = f"{explained.dimension} " if explained.dimension else ""
     if explained.operations:
         where += f"{' and '.join(explained.operations)}, "

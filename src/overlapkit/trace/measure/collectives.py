@@ -1,4 +1,4 @@
-"""The collectives that cost most, and the compute that runs slower beside them."""
+"""The most expensive collectives, and the compute that runs slower beside them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _SIZES = {
     "half": 2, "float16": 2, "bfloat16": 2, "short": 2, "int16": 2, "uint16": 2,
     "byte": 1, "uint8": 1, "char": 1, "int8": 1, "bool": 1, "complexdouble": 16,
 }  # fmt: skip
-"""Bytes of PyTorch's element types."""
+"""Bytes per element of PyTorch's types."""
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One sort of communication inside the steps looked at.
+    """One kind of communication in the measured steps.
 
     Attributes:
-        sort: what it is.
-        count: how often it started.
-        bytes: its messages together, the larger side of each; None where a size is not known.
-        busy_ns: time that any of it ran.
-        exposed_ns: the part of that without compute.
-        bus_gb_s: bandwidth of the busiest link as nccl-tests define it, in 10**9 bytes/s, waiting
-            for late ranks included; None where sizes are not known.
+        traffic: the kind.
+        count: how many started.
+        bytes: the larger side of each message, summed; None where a size is unknown.
+        busy_ns: time during which any of them ran.
+        exposed_ns: the part of that time without compute.
+        bus_gb_s: bus bandwidth as nccl-tests define it, in 10**9 bytes/s, including the time spent
+            waiting for late ranks; None where a size is unknown.
     """
 
-    sort: Traffic
+    traffic: Traffic
     count: int
     bytes: int | None
     busy_ns: int
@@ -49,7 +49,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Slowed:
-    """A kernel that runs both alone and beside communication; medians in nanoseconds."""
+    """A kernel that runs both alone and beside communication. Times are in nanoseconds."""
 
     name: str
     count: int
@@ -59,18 +59,18 @@ class Slowed:
 
     @property
     def ratio(self) -> float:
-        """How many times longer it takes beside communication."""
+        """Duration beside communication divided by the duration alone."""
         return self.median_during / self.median_alone
 
 
 @dataclass(frozen=True)
 class SlowedCompute:
-    """Compute beside communication against the same kernels alone, in nanoseconds.
+    """Compute beside communication, compared with the same kernels alone.
 
     Attributes:
         during_ns: durations of the kernels that ran beside communication, summed.
-        expected_ns: what they would take alone, by the medians of their own kind.
-        kernels: the kinds that lose most.
+        expected_ns: what they would take alone, by the median of the same kernel.
+        kernels: the kernels that lose most.
     """
 
     during_ns: int
@@ -79,7 +79,7 @@ class SlowedCompute:
 
     @property
     def ratio(self) -> float | None:
-        """How many times longer, over all; None where no kernel runs both ways."""
+        """The overall ratio; None where no kernel runs both ways."""
         return self.during_ns / self.expected_ns if self.expected_ns else None
 
     @property
@@ -89,7 +89,7 @@ class SlowedCompute:
 
 
 def message_bytes(call: Call) -> int | None:
-    """Bytes of a collective's larger side; None where elements or type are not known."""
+    """Bytes of the larger side of a collective; None where elements or type are unknown."""
     kind = (call.dtype or "").lower().rpartition(".")[2].rpartition("::")[2]
     size = 1 if kind.startswith("float8") else _SIZES.get(kind)
     elements = [n for n in (call.elements_in, call.elements_out) if n is not None and n >= 0]
@@ -97,7 +97,10 @@ def message_bytes(call: Call) -> int | None:
 
 
 def bus_factor(what: str, ranks: int | None) -> float | None:
-    """Bytes on the busiest link per byte of the message (nccl-tests, PERFORMANCE.md)."""
+    """Bytes on the busiest link per byte of the message (nccl-tests, doc/PERFORMANCE.md).
+
+    None where the number of ranks matters and is unknown.
+    """
     if what == "all_reduce":
         return 2 * (ranks - 1) / ranks if ranks else None
     if what in ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter"):
@@ -106,12 +109,12 @@ def bus_factor(what: str, ranks: int | None) -> float | None:
 
 
 def collectives(m: WorkSpans, scope: Spans) -> list[Collective]:
-    """Every sort of communication that runs in `scope`, the most exposed first."""
+    """Every kind of communication that runs in `scope`, the most exposed first."""
     work = m.work
     result = []
     known = [message_bytes(call) for call in work.calls]
     sizes = [*known, None]
-    for index, sort in enumerate(m.traffic):
+    for index, traffic in enumerate(m.traffic):
         chosen = np.flatnonzero(m.traffic_of == index)
         busy = both(union(work.start[chosen], work.end[chosen]), scope)
         started = chosen[_inside(scope, work.start[chosen])]
@@ -125,13 +128,13 @@ def collectives(m: WorkSpans, scope: Spans) -> list[Collective]:
                 complete = False
                 break
             total += size * count
-            factor = bus_factor(sort.operation, work.calls[call].group_size)
+            factor = bus_factor(traffic.operation, work.calls[call].group_size)
             if factor is not None:
                 moved += size * count * factor
                 duration += ran
         result.append(
             Collective(
-                sort=sort,
+                traffic=traffic,
                 count=len(started),
                 bytes=total if complete else None,
                 busy_ns=busy.total,
@@ -139,7 +142,7 @@ def collectives(m: WorkSpans, scope: Spans) -> list[Collective]:
                 bus_gb_s=moved / duration if complete and duration and moved else None,
             )
         )
-    return sorted(result, key=lambda c: (-c.exposed_ns, -c.busy_ns, c.sort.name))
+    return sorted(result, key=lambda c: (-c.exposed_ns, -c.busy_ns, c.traffic.name))
 
 
 def _per_call(calls: NDArray[np.int32], durations: Ints) -> list[tuple[int, int, int]]:
@@ -155,10 +158,11 @@ def _inside(scope: Spans, when: Ints) -> NDArray[np.bool_]:
 
 
 def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute:
-    """Kernels of one name, launch grid and launching thread: beside communication against alone.
+    """Kernels beside communication, compared with the same kernels alone.
 
-    A kernel counts as beside communication when that covers half of it or more, and as alone when
-    none touches it; what lies between is left out, and so are sorts not seen both ways twice.
+    Kernels are the same if their name, launch grid and launching thread are. A kernel is beside
+    communication if that covers at least half of it, and alone if none overlaps it. Kernels in
+    between are ignored, and so are those that did not run at least twice both ways.
     """
     work = m.work
     chosen = np.flatnonzero(work.kind == COMPUTE)
@@ -177,7 +181,7 @@ def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute
             continue
         expected = median(own)
         if float(own[3 * len(own) // 4]) - float(own[len(own) // 4]) > 0.5 * expected:
-            # One name for work of several sizes: nothing to compare with.
+            # The name stands for work of several sizes, so there is no reference.
             continue
         total = int(shared.sum())
         total_during += total
@@ -198,8 +202,8 @@ def _same_work(m: WorkSpans, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.in
     width = int(work.grid.max(initial=-1)) + 2
     keys = work.name[chosen].astype(np.int64) * width + work.grid[chosen] + 1
     if work.launches is not None and len(work.launches.correlation):
-        # Forward and backward launch kernels of one name and grid for different sizes, and do so
-        # from different threads.
+        # Forward and backward launch kernels of one name and grid for different sizes, but from
+        # different threads.
         place, known = work.launches.find(work.correlation[chosen])
         thread = np.where(known, work.launches.thread[place] + 1, 0)
         keys = keys * (int(thread.max(initial=0)) + 1) + thread
@@ -210,7 +214,7 @@ def _same_work(m: WorkSpans, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.in
 
 
 def _together(kinds: Sequence[Slowed]) -> Slowed:
-    """Several launch grids of one kernel: the medians are those of the one that loses most."""
+    """One kernel with several launch grids: the medians are those of the grid that loses most."""
     return replace(
         max(kinds, key=lambda k: k.lost_ns),
         count=sum(k.count for k in kinds),
@@ -219,7 +223,7 @@ def _together(kinds: Sequence[Slowed]) -> Slowed:
 
 
 def median(ordered: Ints) -> float:
-    """The median of sorted values (numpy.median takes a hundred times as long for a few)."""
+    """The median of sorted values. For few values numpy.median takes a hundred times as long."""
     half = len(ordered) // 2
     if len(ordered) % 2:
         return float(ordered[half])
@@ -229,21 +233,22 @@ def median(ordered: Ints) -> float:
 def calls_by_group(m: WorkSpans, scope: Spans) -> dict[str, tuple[list[int], list[int]]]:
     """Durations and exposed times of the collectives of each group, in the order of their starts.
 
-    Point-to-point work is left out: its two sides do not wait for each other alike.
+    Point-to-point communication is excluded: its two sides do not wait for each other in the same
+    way.
     """
     work = m.work
-    keys: dict[str, list[int]] = {}
-    for index, sort in enumerate(m.traffic):
-        if sort.operation in _POINT_TO_POINT:
+    kinds: dict[str, list[int]] = {}
+    for index, traffic in enumerate(m.traffic):
+        if traffic.operation in _POINT_TO_POINT:
             continue
         used = distinct(work.call[m.traffic_of == index].astype(np.int64))[0].tolist()
         ranks = {work.calls[c].ranks for c in used if c >= 0}
         group = ",".join(map(str, next(iter(ranks)))) if len(ranks) == 1 else ""
-        key = f"{sort.dimension}|{sort.operation}|{group or sort.group or ''}"
-        keys.setdefault(key, []).append(index)
+        key = f"{traffic.dimension}|{traffic.operation}|{group or traffic.group or ''}"
+        kinds.setdefault(key, []).append(index)
     result = {}
-    for key, sorts in keys.items():
-        chosen = m.events_of(sorts)
+    for key, indices in kinds.items():
+        chosen = m.events_of(indices)
         chosen = chosen[_inside(scope, work.start[chosen])]
         start, end = work.start[chosen], work.end[chosen]
         exposed = (end - start) - m.compute.within(start, end)

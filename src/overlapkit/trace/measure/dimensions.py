@@ -1,4 +1,4 @@
-"""Which parallel dimension a communication belongs to, and how sure that is."""
+"""Which parallel dimension a communication belongs to, and how certain that is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Literal, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.trace.read.device_work import DIMENSIONS
-from overlapkit.trace.read.kernel_names import Nature, operation
+from overlapkit.trace.read.kernel_names import EventClass, operation
 from overlapkit.trace.read.recorded import Call, Group
 
 Confidence = Literal["certain", "likely", "guess", "unknown"]
-"""From a description or a library of one use; from sizes; from the operation alone; not at all."""
+"""How certain a dimension is.
+
+It is known from a description or a library with a single use; from group sizes or ranks; from the
+operation alone; or not at all.
+"""
 
 CONFIDENCE: tuple[Confidence, ...] = get_args(Confidence)
+"""The levels, the highest first."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Parallel sizes of a run, from its configuration; `dp` is None where it cannot be told."""
+    """Parallel sizes of a run, from its configuration; `dp` is None where it is unknown."""
 
     tp: int = 1
     pp: int = 1
@@ -30,10 +35,14 @@ class Layout:
     vpp: int | None = None
 
     def on(self, world_size: int | None, path: str) -> Layout:
-        """The same with the data-parallel size that this number of ranks gives.
+        """The same with the data-parallel size that follows from the number of ranks.
+
+        Args:
+            world_size: the number of ranks; None where it is unknown.
+            path: the trace, for messages.
 
         Raises:
-            InputError: the sizes do not divide the ranks of the trace.
+            InputError: the product of the sizes does not divide the number of ranks.
         """
         if world_size is None:
             return self
@@ -45,7 +54,7 @@ class Layout:
         return replace(self, dp=world_size // (self.tp * self.pp * self.cp))
 
     def sizes(self) -> dict[str, set[int]]:
-        """Group sizes by dimension, of those that communicate at all."""
+        """Group sizes by dimension, for those with more than one rank."""
         sizes = {"TP": {self.tp}, "PP": {self.pp}, "CP": {self.cp}, "EP": {self.ep}}
         if self.dp is not None:
             sizes["DP"] = {self.dp, self.dp * self.cp, self.dp * self.cp // self.ep} - {0, 1}
@@ -56,7 +65,7 @@ class Layout:
         }
 
     def ranks(self, dimension: str, rank: int) -> set[tuple[int, ...]]:
-        """The groups of a dimension that hold a rank, in Megatron-Core's order tp-cp-dp-pp."""
+        """The groups of a dimension that contain a rank, in Megatron-Core's order tp-cp-dp-pp."""
         if self.dp is None:
             return set()
         tp, cp, dp, pp = self.tp, self.cp, self.dp, self.pp
@@ -82,18 +91,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a file's communication beside a kernel's own arguments."""
+    """What is known about the communication in a file, apart from the arguments of each kernel."""
 
     groups: tuple[Group, ...] = ()
     layout: Layout | None = None
     rank: int | None = None
 
     def named(self, name: str | None) -> Group | None:
-        """The listed group of a name."""
+        """The listed group with this name."""
         return next((g for g in self.groups if name is not None and g.name == name), None)
 
     def sizes(self) -> dict[str, set[int]]:
-        """Group sizes by dimension, of groups with more than one rank."""
+        """Group sizes by dimension, for groups with more than one rank."""
         if self.layout is not None:
             return self.layout.sizes()
         sizes: dict[str, set[int]] = {}
@@ -104,7 +113,7 @@ class Known:
         return sizes
 
 
-# By words of Megatron-Core's descriptions (parallel_state.py, `group_desc`); the first that fits.
+# Words in descriptions by Megatron-Core (parallel_state.py, `group_desc`); the first match counts.
 _MEGATRON = (
     ("embedding", re.compile(r"EMBEDDING")),
     ("other", re.compile(r"TENSOR_AND_(?:DATA|CONTEXT)|TENSOR_MODEL_PIPELINE|^MODEL_PARALLEL")),
@@ -114,7 +123,7 @@ _MEGATRON = (
     ("EP", re.compile(r"EXPERT_(?:TENSOR_AND_)?MODEL|EXPERT_PARALLEL")),
     ("TP", re.compile(r"TENSOR")),
 )
-# By the words of a device mesh's dimension, as torchtitan and others name them ("mesh_dp_shard").
+# Words in the names of device mesh dimensions, as in torchtitan and others ("mesh_dp_shard").
 _MESH = {
     "TP": {"tp"},
     "DP": {"dp", "ddp", "fsdp", "hsdp", "shard", "replicate", "data"},
@@ -122,12 +131,12 @@ _MESH = {
     "CP": {"cp", "sp"},
     "EP": {"ep"},
 }
-_UNTOLD = frozenset({"", "default_pg", "undefined", "default", "world"})
+_UNDESCRIBED = frozenset({"", "default_pg", "undefined", "default", "world"})
 
 
 def described(description: str | None) -> str | None:
-    """The dimension that a process group's description tells; None where it tells none."""
-    if description is None or description.strip().lower() in _UNTOLD:
+    """The dimension in the description of a process group; None without one."""
+    if description is None or description.strip().lower() in _UNDESCRIBED:
         return None
     text = description.upper()
     for dimension, pattern in _MEGATRON:
@@ -140,43 +149,43 @@ def described(description: str | None) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def dimension_of(nature: Nature, call: Call | None, known: Known) -> tuple[str, Confidence]:
-    """A communication's dimension and the confidence in it."""
-    if nature.library == "userbuffers":
+def dimension_of(event: EventClass, call: Call | None, known: Known) -> tuple[str, Confidence]:
+    """The dimension of a communication, and how certain it is."""
+    if event.library == "userbuffers":
         return "TP", "certain"
-    if nature.library == "deep_ep":
+    if event.library == "deep_ep":
         return "EP", "certain"
     if call is not None:
         group = known.named(call.group)
         for description in (call.description, group.description if group else None):
-            told = described(description)
-            if told is not None:
-                return told, "certain"
-    if nature.library == "nvshmem":
+            dimension = described(description)
+            if dimension is not None:
+                return dimension, "certain"
+    if event.library == "nvshmem":
         return "EP", "likely"
-    if nature.library == "peer copy":
-        # Userbuffers' ring exchange moves its chunks with copy engines; NCCL uses kernels.
+    if event.library == "peer copy":
+        # The ring exchange of userbuffers moves its chunks with copy engines; NCCL uses kernels.
         return "TP", "likely" if known.sizes().get("TP") else "guess"
-    told = operation(call.name) if call is not None and call.name else "other"
-    if told == "other" and nature.library == "nccl" and nature.operation == "send_recv":
-        # NCCL has no all-to-all of its own: PyTorch's is a group of sends and receives.
+    recorded = operation(call.name) if call is not None and call.name else "other"
+    if recorded == "other" and event.library == "nccl" and event.operation == "send_recv":
+        # NCCL has no all-to-all operation. PyTorch's is a group of sends and receives.
         return _inferred("exchange", call, known)
-    return _inferred(nature.operation if told == "other" else told, call, known)
+    return _inferred(event.operation if recorded == "other" else recorded, call, known)
 
 
-_FITTING = {
+_DIMENSIONS_OF = {
     "send_recv": ("PP", "CP"),
     "exchange": ("PP", "EP", "CP"),
     "all_to_all": ("EP", "CP"),
     "barrier": (),
 }
-_REDUCING = ("TP", "DP", "CP", "EP", "embedding")
+_COLLECTIVE = ("TP", "DP", "CP", "EP", "embedding")
 
 
 def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confidence]:
     sizes = known.sizes()
-    fitting = _FITTING.get(what, _REDUCING)
-    candidates = [d for d in fitting if d in sizes]
+    possible = _DIMENSIONS_OF.get(what, _COLLECTIVE)
+    candidates = [d for d in possible if d in sizes]
     size = call.group_size if call is not None else None
     if call is not None and call.ranks and known.layout is not None and known.layout.dp:
         mine = known.rank if known.rank in call.ranks else call.ranks[0]
@@ -185,7 +194,7 @@ def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confiden
         if exact:
             return (exact[0], "likely") if len(exact) == 1 else (_preferred(exact), "guess")
     if size is not None and sizes and what not in ("send_recv", "exchange"):
-        # NCCL runs point-to-point work of a pipeline in communicators of two.
+        # NCCL runs the point-to-point communication of a pipeline in communicators of two ranks.
         candidates = [d for d in candidates if size in sizes[d]]
     if len(candidates) == 1:
         return candidates[0], "likely"
@@ -193,7 +202,7 @@ def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confiden
         return ("PP" if "PP" in candidates or not candidates else candidates[0]), "guess"
     if what == "all_to_all":
         return (candidates[0] if candidates else "EP"), "guess"
-    if not sizes and known.groups and _only_default(known.groups) and fitting:
+    if not sizes and known.groups and _only_default(known.groups) and possible:
         return "DP", "guess"
     return "other", "unknown"
 
@@ -203,5 +212,5 @@ def _preferred(dimensions: Iterable[str]) -> str:
 
 
 def _only_default(groups: Iterable[Group]) -> bool:
-    """Plain data parallelism uses the default group, and no other."""
-    return all(g.description.strip().lower() in _UNTOLD for g in groups)
+    """Whether only the default group exists, as with data parallelism alone."""
+    return all(g.description.strip().lower() in _UNDESCRIBED for g in groups)

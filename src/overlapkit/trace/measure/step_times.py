@@ -1,4 +1,4 @@
-"""What a step's time is made of: measures of unions of intervals, in nanoseconds."""
+"""What the time of a step consists of: measures of unions of intervals, in nanoseconds."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from overlapkit.trace.read.device_work import (
     MEMORY,
     Work,
 )
-from overlapkit.trace.read.kernel_names import Nature, nature, operation, short
+from overlapkit.trace.read.kernel_names import classify, operation, short
 from overlapkit.trace.read.recorded import Call, Window
 
 Part = Literal["compute", "exposed_comm", "exposed_memory", "idle"]
-"""The exclusive parts of a step, in order of precedence; they add up to it."""
+"""An exclusive part of a step. The parts add up to the step."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
+"""The parts in the order of precedence: what computes is not exposed, whatever else it does."""
 
 
 @dataclass(frozen=True)
 class DimensionTime:
-    """A dimension's communication in a window, in nanoseconds."""
+    """The communication of a dimension in a window, in nanoseconds."""
 
     comm: int
     exposed: int
@@ -53,7 +54,7 @@ class Times:
         memory: copies and memsets.
         exposed_memory: copies and memsets with neither compute nor communication.
         idle: no device work at all.
-        by_dimension: those dimensions that communicate in this trace. Two may be exposed at once.
+        by_dimension: the dimensions that communicate in this trace. Two can be exposed at once.
     """
 
     window: Window
@@ -77,7 +78,7 @@ class Times:
 
     @property
     def overlap_pct(self) -> float | None:
-        """Hidden communication in percent of all; None where there is none."""
+        """Hidden communication in percent of all communication; None without communication."""
         return 100.0 * self.hidden_comm / self.comm if self.comm else None
 
     @property
@@ -93,14 +94,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Traffic:
-    """One sort of communication: what shares kernel, operation, group and dimension.
+    """A kind of communication: same kernel, operation, group and dimension.
 
     Attributes:
-        name: the kernel, short.
-        operation: "all_gather", "send", …
+        name: the shortened name of the kernel.
+        operation: such as "all_gather" or "send".
         dimension: one of `DIMENSIONS`.
-        confidence: how sure the dimension is, see `Confidence`.
-        group: the process group's description or name; None where it is not known.
+        confidence: how certain the dimension is.
+        group: description or name of the process group; None where it is unknown.
     """
 
     name: str
@@ -112,16 +113,17 @@ class Traffic:
 
 @dataclass
 class WorkSpans:
-    """A device's work with everything that reports ask of it.
+    """The work of a device, and the sets of time that it covers.
 
     Attributes:
         work: the events.
-        traffic: the sorts of communication.
-        traffic_of: for each event the index of its sort; -1 for what is no communication.
-        compute, comm, memory: the time covered by each kind.
+        traffic: the kinds of communication.
+        traffic_of: for each event the index of its kind; -1 for events that are not communication.
+        compute, comm, memory: the time covered by each kind of work.
         exposed, hidden: communication without and with compute.
+        exposed_memory: memory operations with neither compute nor communication.
         busy: any device work.
-        dimension_comm, dimension_exposed: communication of each dimension, all and exposed.
+        dimension_comm, dimension_exposed: the communication of each dimension, all and exposed.
     """
 
     work: Work
@@ -137,15 +139,15 @@ class WorkSpans:
     dimension_comm: dict[str, Spans] = field(default_factory=dict)
     dimension_exposed: dict[str, Spans] = field(default_factory=dict)
 
-    def events_of(self, sorts: Sequence[int]) -> NDArray[np.intp]:
-        """The events of these sorts of communication."""
-        # One place more, for the -1 of what is no communication.
+    def events_of(self, kinds: Sequence[int]) -> NDArray[np.intp]:
+        """The events of these kinds of communication, by their indices in `traffic`."""
+        # One more, for the -1 of events that are not communication.
         wanted = np.zeros(len(self.traffic) + 1, dtype=np.bool_)
-        wanted[list(sorts)] = True
+        wanted[list(kinds)] = True
         return np.flatnonzero(wanted[self.traffic_of])
 
     def times(self, windows: Sequence[Window]) -> list[Times]:
-        """What each window's time is made of."""
+        """What the time of each window consists of."""
         start = np.asarray([w.start for w in windows], dtype=np.int64)
         end = np.asarray([w.end for w in windows], dtype=np.int64)
         columns = {
@@ -170,7 +172,7 @@ class WorkSpans:
 
 
 def measure(work: Work, known: Known) -> WorkSpans:
-    """Classify a device's communication and form the sets of time that reports measure."""
+    """Classify the communication of a device, and form the sets of time to measure."""
     is_comm = work.kind == COMMUNICATION
     traffic, traffic_of = _traffic(work, np.flatnonzero(is_comm), known)
     compute = _of(work, work.kind == COMPUTE)
@@ -205,7 +207,7 @@ def _of(work: Work, which: NDArray[np.bool_]) -> Spans:
 def _traffic(
     work: Work, events: NDArray[np.intp], known: Known
 ) -> tuple[list[Traffic], NDArray[np.int32]]:
-    """The sorts of communication, and each event's sort: equal names and calls are one lookup."""
+    """The kinds of communication, and the kind of each event."""
     traffic_of = np.full(len(work), -1, dtype=np.int32)
     kinds: dict[Traffic, int] = {}
     if len(events):
@@ -213,34 +215,40 @@ def _traffic(
         keys = work.name[events].astype(np.int64) * width + work.call[events] + 1
         unique, inverse = distinct(keys)
         numbers = []
-        # Message sizes vary from call to call, and do not matter here.
-        alike: dict[tuple[Any, ...], int] = {}
+        # Calls differ in their message sizes, which do not matter here.
+        classified: dict[tuple[Any, ...], int] = {}
         for key in unique.tolist():
             call = work.calls[key % width - 1] if key % width else None
-            told = call and (call.name, call.group_size, call.group, call.description, call.ranks)
-            number = alike.get((key // width, told))
+            facts = call and (call.name, call.group_size, call.group, call.description, call.ranks)
+            number = classified.get((key // width, facts))
             if number is None:
                 name = work.names[key // width]
-                sort = _sort(name, nature(name), call, known)
-                number = kinds.setdefault(sort, len(kinds))
-                alike[key // width, told] = number
+                traffic = _traffic_of(name, call, known)
+                number = kinds.setdefault(traffic, len(kinds))
+                classified[key // width, facts] = number
             numbers.append(number)
         traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse]
     return list(kinds), traffic_of
 
 
-def _sort(name: str, what: Nature, call: Call | None, known: Known) -> Traffic:
-    dimension, confidence = dimension_of(what, call, known)
-    told = call.name if call is not None and call.name else None
-    named = operation(told) if told else "other"
+def _traffic_of(name: str, call: Call | None, known: Known) -> Traffic:
+    event = classify(name)
+    dimension, confidence = dimension_of(event, call, known)
+    collective = call.name if call is not None and call.name else None
+    recorded = operation(collective) if collective else "other"
     group = None
     if call is not None:
         listed = known.named(call.group)
         group = call.description or (listed.description if listed else None) or call.group
-    if named == "send_recv" and told:
-        named = told.lower()
+    if recorded == "send_recv" and collective:
+        # "send" or "recv", which the kernel's name does not say.
+        recorded = collective.lower()
     return Traffic(
-        short(name), what.operation if named == "other" else named, dimension, confidence, group
+        name=short(name),
+        operation=event.operation if recorded == "other" else recorded,
+        dimension=dimension,
+        confidence=confidence,
+        group=group,
     )
 
 
@@ -253,32 +261,32 @@ def span_of(windows: Sequence[Window]) -> Spans:
 
 
 def confidence_by_dimension(traffic: Sequence[Traffic]) -> dict[str, Confidence]:
-    """The weakest confidence among each dimension's communication."""
+    """The lowest confidence among the communication of each dimension."""
     result: dict[str, Confidence] = {}
-    for sort in traffic:
-        known: Confidence = result.get(sort.dimension, "certain")
-        result[sort.dimension] = max(known, sort.confidence, key=CONFIDENCE.index)
+    for kind in traffic:
+        known: Confidence = result.get(kind.dimension, "certain")
+        result[kind.dimension] = max(known, kind.confidence, key=CONFIDENCE.index)
     return {d: result[d] for d in DIMENSIONS if d in result}
 
 
 def contributions(m: WorkSpans, windows: Sequence[Window]) -> dict[Part, dict[str, Ints]]:
-    """Who makes up each exclusive part: part to label to nanoseconds per window.
+    """What each exclusive part consists of: part to label to nanoseconds per window.
 
-    Every moment has one owner (of kernels that run at once, the one that began first), so the
-    labels of a part add up to it. Idle time is owned by the work that ends it.
+    Each moment has one owner (of kernels that run at the same time, the one that began first), so
+    the labels of a part add up to it. Idle time is owned by the work that ends it.
     """
     work = m.work
     label = np.asarray([short(name) for name in work.names], dtype=object)[work.name]
-    for index, sort in enumerate(m.traffic):
-        label[m.traffic_of == index] = f"{sort.dimension} {sort.operation} ({sort.name})"
+    for index, kind in enumerate(m.traffic):
+        label[m.traffic_of == index] = f"{kind.dimension} {kind.operation} ({kind.name})"
     before: dict[Part, tuple[int, Spans | None]] = {
         "compute": (COMPUTE, None),
         "exposed_comm": (COMMUNICATION, m.compute),
         "exposed_memory": (MEMORY, either(m.compute, m.comm)),
     }
     result: dict[Part, dict[str, Ints]] = {}
-    for part, (kind, above) in before.items():
-        chosen = np.flatnonzero(work.kind == kind)
+    for part, (work_kind, above) in before.items():
+        chosen = np.flatnonzero(work.kind == work_kind)
         start, end, owner = shares(work.start[chosen], work.end[chosen])
         result[part] = _Pieces(start, end, label[chosen][owner]).by_label(windows, above)
     result["idle"] = _idle_by_label(m, label, windows)
@@ -294,7 +302,7 @@ def _idle_by_label(
     owner = np.minimum(follower, len(work) - 1)
     names = np.asarray([f"before {name}" for name in label[owner]], dtype=object)
     rows = _Pieces(gap_start, gap_end, names).by_label(windows, None)
-    # A step may begin before its first work, or end after its last.
+    # A step can begin before its first work, or end after its last.
     for index, window in enumerate(windows):
         outside = max(0, min(window.end, work.whole.start) - window.start)
         outside += max(0, window.end - max(window.start, work.whole.end))
@@ -306,14 +314,14 @@ def _idle_by_label(
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Disjoint pieces of time, sorted, and the label of each one's owner."""
+    """Disjoint pieces of time, sorted, and the label of the owner of each."""
 
     start: Ints
     end: Ints
     labels: NDArray[np.object_]
 
     def by_label(self, windows: Sequence[Window], above: Spans | None) -> dict[str, Ints]:
-        """The nanoseconds of each label per window, without those that `above` covers."""
+        """The nanoseconds of each label per window, except those that `above` covers."""
         rows: dict[str, Ints] = defaultdict(lambda: np.zeros(len(windows), dtype=np.int64))
         for index, window in enumerate(windows):
             first = int(np.searchsorted(self.end, window.start, side="right"))

@@ -1,1 +1,1 @@
-"""From bytes to device work: Kineto and Nsight."""
+"""From bytes to device work: Kineto and Nsight Systems."""

@@ -1,4 +1,4 @@
-"""Reads a file, compressed or not, in blocks, and never more than it should hold."""
+"""Reads a file, compressed or not, in blocks, within the limits of a plausible size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from overlapkit.errors import InputError
 from overlapkit.input_file import open_input
 
 BLOCK = 1 << 20
-"""Bytes of a block: small enough for the caches, large enough that a block's overhead is lost."""
+"""Bytes of a block: small enough for caches, large enough that its overhead is negligible."""
 
 MAX_RATIO = 500
-"""Expansion beyond which a gzip file is a bomb: profiles shrink to a tenth or a thirtieth."""
+"""Ratio beyond which a gzip file is a bomb: profiles are compressed to a tenth or a thirtieth."""
 
 FREE_BYTES = 256 << 20
-"""Expanded bytes that are read whatever the ratio: reading them costs next to nothing."""
+"""Expanded bytes that are read whatever the ratio, since that takes hardly any time."""
 
 _DAMAGED: tuple[type[Exception], ...] = (isal_zlib.error,)  # type: ignore[assignment]
 GZIP_MAGIC = b"\x1f\x8b"
@@ -43,10 +43,10 @@ def check_readable(path: str) -> bytes:
 
 
 class ByteSource:
-    """The content of a file in blocks; expands gzip in a thread beside the reader.
+    """The content of a file in blocks. A separate thread expands gzip.
 
     Attributes:
-        cut: whether a compressed file ended before its content did; known at the end.
+        cut: whether a compressed file ended before its content did; valid at the end.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,7 +58,7 @@ class ByteSource:
         """Blocks of at most `BLOCK` bytes.
 
         Raises:
-            InputError: it cannot be read, its compression is damaged, or it expands without end.
+            InputError: it cannot be read, its compression is damaged, or it expands too much.
         """
         return self._in_thread() if self._gzip else self._plain()
 
@@ -71,7 +71,7 @@ class ByteSource:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def _in_thread(self) -> Iterator[bytes]:
-        # Expanding releases the interpreter's lock, so it runs while blocks are decoded.
+        # Expansion releases the interpreter's lock, so it runs while blocks are decoded.
         blocks: queue.Queue[bytes | InputError | None] = queue.Queue(maxsize=2)
         stop = threading.Event()
 
@@ -132,13 +132,13 @@ class ByteSource:
                     if expanded > FREE_BYTES and expanded > MAX_RATIO * read:
                         raise InputError(
                             f"{self.path}: expands to more than {MAX_RATIO} times its size; "
-                            "is this a trace? Expand it yourself if it is"
+                            "if it is a trace, expand it first"
                         )
                     if block:
                         yield block
                 self.cut = not member.eof
                 if self.cut and not expanded:
-                    raise InputError(f"{self.path}: damaged gzip data, or cut off at its start")
+                    raise InputError(f"{self.path}: damaged gzip data, or truncated at its start")
         except _DAMAGED as error:
             if not expanded:
                 raise InputError(f"{self.path}: damaged gzip data: {error}") from None

@@ -1,4 +1,4 @@
-"""From columns as they were read to device work that can be measured."""
+"""Turns columns as they were read into device work that can be measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, distinct
 from overlapkit.trace.read.device_work import Source, Work
-from overlapkit.trace.read.kernel_names import nature
+from overlapkit.trace.read.kernel_names import classify
 from overlapkit.trace.read.recorded import Call, WorkColumns
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns, whole_numbers
 from overlapkit.trace.read.timestamps import LONGEST_US
@@ -47,12 +47,12 @@ def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> W
         return None
     names, troubles = recording.names, recording.troubles
     index = np.flatnonzero(keep)
-    # By end where starts are equal, so that the order in which the file was read does not show.
+    # By end where starts are equal, so that the result does not depend on the order in the file.
     order = index[np.lexsort((length[index], start[index]))]
     coded = np.asarray(columns.name, dtype=np.int64)
     stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
-    again = _written_again(order, [start, length, coded, stream, correlation])
-    _count(troubles, "device event written twice, counted once", again)
+    again = _recorded_again(order, [start, length, coded, stream, correlation])
+    _count(troubles, "device event recorded twice, counted once", again)
     order = order[~again]
     coded = coded[order]
     nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
@@ -80,29 +80,29 @@ def _usable(columns: WorkColumns, troubles: Counter[str]) -> tuple[Ints, Ints, N
     start, has_start = read(columns.ts)
     length, has_length = read(columns.dur)
     keep = has_start & has_length
-    _count(troubles, "device event without a usable time or duration, left out", ~keep)
+    _count(troubles, "device event without a usable time or duration, omitted", ~keep)
     negative = keep & (length < 0)
-    _count(troubles, "device event with a negative duration, left out", negative)
+    _count(troubles, "device event with a negative duration, omitted", negative)
     keep &= ~negative
     endless = keep & (length > LONGEST_US * 1000)
-    _count(troubles, "device event longer than an hour, left out", endless)
+    _count(troubles, "device event longer than an hour, omitted", endless)
     keep &= ~endless
     if keep.any():
         middle = int(np.median(start[keep]))
         far = keep & (np.abs(start - middle) > _DAY_NS)
-        _count(troubles, "device event a day or more from the others, left out", far)
+        _count(troubles, "device event a day or more from the others, omitted", far)
         keep &= ~far
         first, last = int(start[keep].min()), int(start[keep].max())
-        # Ten times as long as all else together, and seconds long: a clock gone wrong.
+        # Ten times as long as everything else together, and seconds long: a faulty clock.
         wrong = keep & (length > max(10 * (last - first), 10 * 10**9))
         if int(keep.sum()) > 10:
-            _count(troubles, "device event far longer than the trace, left out", wrong)
+            _count(troubles, "device event far longer than the trace, omitted", wrong)
             keep &= ~wrong
     return start, length, keep
 
 
-def _written_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray[np.bool_]:
-    """Which of the events, in this order, repeat another one to the last digit.
+def _recorded_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray[np.bool_]:
+    """Which of the events are exact repetitions of an earlier one.
 
     Args:
         order: the events, sorted by start and then by length.
@@ -111,7 +111,7 @@ def _written_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray[
     """
     start, length, *_, correlation = columns
     again = np.zeros(len(order), dtype=np.bool_)
-    # Hardly any two events of a device share start and end: only those are looked at.
+    # Hardly any two events of a device have equal start and end, and only those are compared.
     equal = (np.diff(start[order]) == 0) & (np.diff(length[order]) == 0)
     near = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
     known: set[tuple[int, ...]] = set()
@@ -126,7 +126,7 @@ def _written_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray[
 def _kinds(coded: Ints, names: Sequence[str]) -> NDArray[np.int8]:
     """The kind of each event, from its name and whether it is listed among the copies."""
     kinds = {
-        code: nature(names[code >> 1], copy=bool(code & 1)).kind
+        code: classify(names[code >> 1], copy=bool(code & 1)).kind
         for code in distinct(coded)[0].tolist()
     }
     lookup = np.zeros(max(kinds) + 1, dtype=np.int8)

@@ -1,8 +1,9 @@
-"""A trace without a device: gloo's ranges are the communication, operators the compute.
+"""A trace without device work: gloo's ranges are the communication, operators the compute.
 
-As seen with torch 2.13 to 2.15: the real span of a gloo collective is a range ``gloo:<operation>``
-on a worker thread (point-to-point: on the trainer's), while ``c10d::…`` operators on the trainer's
-thread show its launch. Waiting for a collective leaves no operator, and so is not compute.
+As observed with torch 2.13 to 2.15, the actual span of a gloo collective is a range
+``gloo:<operation>`` on a worker thread (for point-to-point, on the trainer's thread). The
+``c10d::...`` operators on the trainer's thread show its launch. Waiting for a collective shows no
+operator, so it is not compute.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ _OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
 _LAUNCHES = ("c10d::", "_c10d_functional::", "c10d_functional::", "record_param_comms")
 _AUTOGRAD = "autograd::engine::evaluate_function"
 _KERNEL_NAMESPACES = ("aten::", "mkldnn::", "quantized::", "prims::")
-"""Operators that compute all the time. Around them stand functions of autograd, Python's own among
-them, which may also wait."""
+"""Operators that only compute. The autograd functions around them can also wait."""
 
 
 def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]) -> Work | None:
-    """The trace's work; None where it holds neither gloo ranges nor operators."""
+    """The work in the trace; None where it contains neither gloo ranges nor operators."""
     threads: dict[tuple[Any, Any], list[int]] = defaultdict(list)
     gloo: list[int] = []
     for index, (name, category) in enumerate(zip(host.names, host.categories, strict=True)):
@@ -34,9 +34,9 @@ def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
         if category in _OPERATORS or name.startswith("gloo:"):
             threads[host.threads[index]].append(index)
     events = [(host.start[i], host.end[i], host.names[i], COMMUNICATION, i) for i in gloo]
-    flying = _spans(host, gloo)
+    communication = _spans(host, gloo)
     for thread in _trainer_threads(host, threads):
-        events += _compute_of(host, threads[thread], flying)
+        events += _compute_of(host, threads[thread], communication)
     events = [event for event in events if event[1] > event[0]]
     if not events:
         return None
@@ -61,8 +61,8 @@ def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
         groups=groups,
     )
     work.warnings.append(
-        "no device work: measured are gloo's ranges (communication) and the outermost operators of "
-        "the trainer's threads (compute)"
+        "no device work: gloo's ranges are measured as communication, and the outermost operators "
+        "of the trainer's threads as compute"
     )
     return work
 
@@ -70,7 +70,7 @@ def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
 def _trainer_threads(
     host: HostRanges, threads: dict[tuple[Any, Any], list[int]]
 ) -> list[tuple[Any, Any]]:
-    """The threads of forward and backward; workers of gloo and of data loaders are none."""
+    """The threads of forward and backward, without the workers of gloo and of data loaders."""
     chosen = [
         thread
         for thread, ranges in threads.items()
@@ -78,7 +78,7 @@ def _trainer_threads(
     ]
     if chosen:
         return chosen
-    # Without steps and without a backward: the busiest thread.
+    # Without steps and without a backward pass: the busiest thread.
     busy = {
         thread: _spans(host, [i for i in ranges if not host.names[i].startswith("gloo:")]).total
         for thread, ranges in threads.items()
@@ -94,20 +94,29 @@ def _spans(host: HostRanges, indices: list[int]) -> Spans:
 
 
 def _compute_of(
-    host: HostRanges, ranges: list[int], flying: Spans
+    host: HostRanges, ranges: list[int], communication: Spans
 ) -> list[tuple[int, int, str, int, int]]:
     """The outermost operators of a thread, without the launches and waits inside them.
 
-    A function that waits for a collective within itself, as tensor parallelism's do, shows no
-    operator while it waits: what is no kernel of its own while communication is `flying` is that.
+    A function that waits for a collective, as those of tensor parallelism do, shows no operator
+    while it waits. So the time of a function in which communication runs and no kernel does is a
+    wait.
 
-    An asynchronous send or receive has its gloo range on this thread too, from its launch until it
-    is waited for: what computes within it hides it.
+    An asynchronous send or receive has its gloo range on this thread too, from its launch until the
+    thread waits for it. Kernels inside that range hide it.
+
+    Args:
+        host: the ranges on the host.
+        ranges: the indices of those on this thread.
+        communication: the time of gloo's ranges on all threads.
+
+    Returns:
+        Start, end, name, kind and index of each operator.
     """
     excluded = _spans(host, [i for i in ranges if host.names[i].startswith(_LAUNCHES)])
     operators = [i for i in ranges if not host.names[i].startswith((*_LAUNCHES, "gloo:"))]
     kernels = _spans(host, [i for i in operators if host.names[i].startswith(_KERNEL_NAMESPACES)])
-    waiting = minus(both(_spans(host, operators), flying), kernels)
+    waiting = minus(both(_spans(host, operators), communication), kernels)
     excluded = either(excluded, waiting)
     operators.sort(key=lambda i: (host.start[i], -host.end[i]))
     events = []

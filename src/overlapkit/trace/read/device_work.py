@@ -29,7 +29,7 @@ class Launches:
     Attributes:
         correlation: the ids.
         time: of the launch, in nanoseconds.
-        thread: the launching threads, numbered.
+        thread: the number of the launching thread.
     """
 
     correlation: Ints
@@ -37,7 +37,7 @@ class Launches:
     thread: NDArray[np.int32]
 
     def find(self, correlation: Ints) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """For each id the place of its launch, and whether there is one."""
+        """For each id the index of its launch, and whether there is one."""
         if not len(self.correlation):
             return np.zeros(len(correlation), np.intp), np.zeros(len(correlation), np.bool_)
         place = np.searchsorted(self.correlation, correlation)
@@ -53,26 +53,28 @@ def sorted_launches(correlation: Ints, time: Ints, thread: NDArray[np.int32]) ->
 
 @dataclass
 class Work:
-    """Device work of one device. The columns have one entry per event, sorted by start.
+    """The work of one device. The columns have one entry per event, sorted by start.
 
     Attributes:
         path: the file, as the user named it.
-        source: "kineto", "nsys" or "cpu" (operators and gloo's ranges take the device's place).
+        source: what recorded it; "cpu" where operators and gloo's ranges replace device work.
         device: the device's number; -1 for a CPU.
         start, end: nanoseconds.
         name: index into `names`.
         kind: COMPUTE, COMMUNICATION or MEMORY.
-        stream: the stream's number, -1 where it is not known.
-        correlation: ties an event to its launch, -1 where it is not known.
-        grid: launch grids, numbered; -1 where it is not known.
-        call: index into `calls`, -1 where nothing was recorded.
-        steps: the steps on the device, in order; empty where the profile has none.
-        launches: the host's launches, where the profile has them.
-        rank: this process's rank; None where the file does not tell.
-        world_size: ranks of the job; None where the file does not tell.
-        gpu: the device's name; None where the file does not tell.
+        stream: the number of the stream; -1 where it is unknown.
+        correlation: connects an event to its launch; -1 where it is unknown.
+        grid: the number of the launch grid; -1 where it is unknown.
+        call: index into `calls`; -1 where nothing was recorded.
+        names: the names of the events.
+        calls: what was recorded about collectives.
+        steps: the steps on the device, in order; empty where the profile marks none.
+        launches: the launches on the host; None where the profile has none.
+        rank: the rank of this process; None where it is not recorded.
+        world_size: the number of ranks of the job; None where it is not recorded.
+        gpu: the name of the device; None where it is not recorded.
         groups: the process groups that the file lists.
-        warnings: what the reader had to leave out or assume.
+        warnings: what was omitted or assumed.
     """
 
     path: str

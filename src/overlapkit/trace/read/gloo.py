@@ -1,7 +1,7 @@
-"""A trace of a GPU whose ranks exchange data through memory: gloo's ranges are communication.
+"""A trace of a GPU whose ranks communicate with gloo: its ranges are the communication.
 
-Ranks that share a GPU cannot use NCCL. Then the device shows the copies to and from memory alone,
-and what happens between them stands on the host, on the same clock.
+Ranks that share a GPU cannot use NCCL. The device then shows only the copies to and from host
+memory. The communication between them is recorded on the host, on the same clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PREFIX = "gloo:"
 
 
 def with_gloo(work: Work, host: HostRanges) -> Work:
-    """The device's work and the host's gloo ranges, which are a stream each of their threads."""
+    """The work of the device and the gloo ranges of the host, a stream for each host thread."""
     ranges = [
         index
         for index, name in enumerate(host.names)
@@ -31,7 +31,7 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
         if host.names[index] not in number:
             number[host.names[index]] = len(names)
             names.append(host.names[index])
-    # No stream of a device has a negative number but -1, which is none.
+    # A device's streams are not negative, and -1 stands for an unknown one.
     threads = {thread: -2 - place for place, thread in enumerate(dict.fromkeys(host.threads))}
     count = len(ranges)
     start = np.concatenate([work.start, np.asarray([host.start[i] for i in ranges], np.int64)])
@@ -55,6 +55,7 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
         names=names,
         warnings=[
             *work.warnings,
-            f"no device communication: {count} ranges of gloo on the host are the communication",
+            f"no device communication: {count} gloo ranges on the host are measured as "
+            "communication",
         ],
     )

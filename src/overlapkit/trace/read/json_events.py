@@ -1,8 +1,8 @@
-"""Splits a trace's JSON into chunks of whole events, without holding the file.
+"""Splits the JSON of a trace into chunks of complete events, without keeping the file in memory.
 
-Blocks of bytes are cut where one event ends and the next begins. A cut is only a guess, made by
-looking at a few bytes, but a chunk that decodes as a list proves its own cuts: braces and quotes
-balance in it. One that does not decode is walked through token by token.
+Blocks of bytes are cut between one event and the next. A cut is a guess from a few bytes. A chunk
+that decodes as a list proves that its cuts are right, since its braces and quotes balance. Other
+chunks are walked through token by token.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.event_walk import EVENT_LIMIT, EventWalk
 
 HEAD_LIMIT = 64 << 20
-"""Bytes that may stand before the list of events, and after it."""
+"""Bytes allowed before the list of events, and after it."""
 
 MAX_DAMAGED = 1000
-"""Unreadable stretches after which a file is given up."""
+"""Unreadable stretches beyond which a file is refused."""
 
 _WHITE = b" \t\r\n"
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
@@ -35,7 +35,7 @@ EventT = TypeVar("EventT")
 
 
 class NotInShares(Exception):
-    """The file must be read as a whole."""
+    """The file cannot be read in shares."""
 
 
 class EventReader(Generic[EventT]):
@@ -44,13 +44,13 @@ class EventReader(Generic[EventT]):
     Args:
         source: the file's bytes.
         kind: type of one event; all its fields have defaults.
-        lenient: makes an event from a plain mapping whose values may have any type.
-        share: (i, n) to decode only every n-th chunk, from the i-th; what follows the last cut
-            belongs to share 0. Works on files without damage only.
+        lenient: makes an event from a mapping whose values can have any type.
+        share: (i, n) to decode only every n-th chunk, from the i-th. What follows the last cut
+            belongs to share 0. This works only on undamaged files.
 
     Attributes:
-        metadata: what stands beside the events at the top level; complete after the last chunk.
-        troubles: what had to be left out or mended, with counts.
+        metadata: the other keys at the top level; complete after the last chunk.
+        troubles: what was omitted or repaired, with counts.
         cut: whether the file ends before its list of events does.
     """
 
@@ -73,8 +73,8 @@ class EventReader(Generic[EventT]):
         """The events of each chunk.
 
         Raises:
-            InputError: it is no trace, or too damaged to read.
-            NotInShares: one share alone cannot tell where chunks begin.
+            InputError: it is not a trace, or too damaged to read.
+            NotInShares: a share alone does not show where chunks begin.
         """
         blocks = iter(self.source)
         buffer = self._head(blocks)
@@ -95,7 +95,7 @@ class EventReader(Generic[EventT]):
                     yield decoded
                     buffer = buffer[following:]
                     continue
-            self._alone()
+            self._refuse_shares()
             events, done, ended = self._walk(buffer, final=False)
             yield events
             buffer = buffer[done:]
@@ -111,13 +111,13 @@ class EventReader(Generic[EventT]):
         if ended:
             self._tail(buffer, blocks)
 
-    def _alone(self) -> None:
-        """Only who decodes every chunk can go on from a cut that may be wrong."""
+    def _refuse_shares(self) -> None:
+        """A reader that skips chunks cannot continue from a cut that may be wrong."""
         if self._share[1] > 1:
             raise NotInShares
 
     def _head(self, blocks: Iterator[bytes]) -> bytes:
-        """Read up to the list of events; what follows its bracket is returned."""
+        """Read up to the list of events; return what was read of the list."""
         head, rest = split_head(self.source.path, blocks)
         if head.endswith(b"["):
             before = head.strip(b"\xef\xbb\xbf" + _WHITE)
@@ -129,7 +129,7 @@ class EventReader(Generic[EventT]):
     def _tail(self, buffer: bytes, blocks: Iterator[bytes]) -> None:
         for block in blocks:
             if len(buffer) > HEAD_LIMIT:
-                self.troubles["metadata after the events too long, left out"] += 1
+                self.troubles["metadata after the events too long, omitted"] += 1
                 return
             buffer += block
         text = buffer.strip().removeprefix(b",").strip()
@@ -147,28 +147,28 @@ class EventReader(Generic[EventT]):
             return self._decoder.decode(chunk)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
-        mended = self._mend(chunk)
-        if mended is None:
+        repaired = self._repair(chunk)
+        if repaired is None:
             return None
         try:
-            return self._decoder.decode(mended)
+            return self._decoder.decode(repaired)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    def _mend(self, text: bytes) -> bytes | None:
-        """The text in UTF-8 and without NaN and Infinity; None if it has neither trouble."""
-        mended, count = _NOT_A_NUMBER.subn(rb"\1null", text)
+    def _repair(self, text: bytes) -> bytes | None:
+        """The text in UTF-8 and without NaN and Infinity; None if it has neither problem."""
+        repaired, count = _NOT_A_NUMBER.subn(rb"\1null", text)
         if count:
-            # Neighbours in a list share their comma, which the first pass may have consumed.
-            mended = _NOT_A_NUMBER.sub(rb"\1null", mended)
-            self.troubles["NaN or Infinity, read as absent"] += count
+            # Two neighbors in a list share a comma, which the first pass can have consumed.
+            repaired = _NOT_A_NUMBER.sub(rb"\1null", repaired)
+            self.troubles["NaN or Infinity, treated as absent"] += count
         try:
-            mended.decode()
+            repaired.decode()
         except UnicodeDecodeError:
-            mended = mended.decode(errors="replace").encode()
-            self.troubles["chunk with invalid UTF-8, bad bytes replaced"] += 1
+            repaired = repaired.decode(errors="replace").encode()
+            self.troubles["chunk with invalid UTF-8, invalid bytes replaced"] += 1
             count += 1
-        return mended if count else None
+        return repaired if count else None
 
     def _walk(self, buffer: bytes, *, final: bool) -> tuple[list[EventT], int, bool]:
         """Go through the text token by token.
@@ -185,7 +185,7 @@ class EventReader(Generic[EventT]):
     def _damaged(self) -> None:
         self.troubles["unreadable stretch, skipped"] += 1
         if self.troubles["unreadable stretch, skipped"] > MAX_DAMAGED:
-            raise InputError(f"{self.source.path}: too damaged to read; export it again")
+            raise InputError(f"{self.source.path}: too damaged to read; export the trace again")
 
     def _one(self, text: bytes, events: list[EventT]) -> None:
         decoded = self._decode(b"[" + text + b"]")
@@ -194,13 +194,17 @@ class EventReader(Generic[EventT]):
             return
         plain = _loads(text)
         if plain is None:
-            self.troubles["unreadable event, left out"] += 1
+            self.troubles["unreadable event, omitted"] += 1
             return
         events.append(self._lenient(plain))
 
 
 def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
-    """What stands up to the bracket of the list of events, with it, and what was read after it.
+    """The text up to and including the bracket of the list of events, and what was read after it.
+
+    Args:
+        path: the file, for messages.
+        blocks: its content.
 
     Raises:
         InputError: there is no such list.
@@ -214,8 +218,8 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
             return buffer[:offset], buffer[offset:]
         if text and not text.startswith(b"{"):
             raise InputError(
-                f"{path}: is neither JSON nor an Nsight Systems SQLite export; give a trace of "
-                "torch.profiler (.json, .json.gz) or of nsys export --type sqlite"
+                f"{path}: is neither JSON nor an SQLite export of Nsight Systems; give a trace of "
+                "torch.profiler (.json, .json.gz) or the output of nsys export --type sqlite"
             )
         for match in _LIST.finditer(buffer):
             if _loads(_closed(buffer[: match.start()])) is not None:
@@ -223,23 +227,23 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
         if len(buffer) > HEAD_LIMIT:
             break
     if not buffer.strip():
-        raise InputError(f"{path}: holds nothing but white space")
+        raise InputError(f"{path}: contains nothing but white space")
     if _LIST.search(buffer):
         raise InputError(f"{path}: not valid JSON before its list of events, traceEvents")
     raise InputError(
-        f"{path}: has no list traceEvents; is it a trace of torch.profiler? It may also have "
-        "been cut off: export it again"
+        f"{path}: has no list traceEvents; give a trace of torch.profiler, or export it again if "
+        "it is truncated"
     )
 
 
 def _closed(head: bytes) -> bytes:
-    """The members before a key, made an object."""
+    """The text before a key, closed to an object."""
     text = head.strip(b"\xef\xbb\xbf" + _WHITE)
     return text.removesuffix(b",") + b"}"
 
 
 def _last_boundary(buffer: bytes) -> tuple[int, int] | None:
-    """Where the last `}` before a `, {` ends and where that `{` stands, found from the back."""
+    """The end of the last `}` before a `, {`, and the position of that `{`."""
     position = len(buffer)
     for _ in range(200):
         position = buffer.rfind(b"{", 0, position)
@@ -255,9 +259,9 @@ def _last_boundary(buffer: bytes) -> tuple[int, int] | None:
 
 
 def _loads(text: bytes) -> dict[str, Any] | None:
-    """A JSON object read with patience: control characters, NaN and bad UTF-8 pass.
+    """A JSON object, or None. Control characters, NaN and invalid UTF-8 are accepted.
 
-    Numbers with a fraction stay text, so that none of their digits is lost.
+    Numbers with a fraction remain text, so that no digit is lost.
     """
     try:
         value = json.loads(

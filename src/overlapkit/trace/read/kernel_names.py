@@ -1,4 +1,4 @@
-"""What a device event is, told from its name, and a short form of the name for people."""
+"""What a device event is, according to its name, and a shorter name for people."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from overlapkit.trace.read.device_work import COMMUNICATION, COMPUTE, MEMORY
 
 # Transformer Engine's userbuffers kernels, from transformer_engine/common/comm_gemm_overlap.
 _USERBUFFERS = re.compile(r"userbuffers", re.IGNORECASE)
-# DeepEP's dispatch and combine, with what notifies and synchronises them; its layout kernels only
-# count tokens. HybridEP is DeepEP's successor for large NVLink domains.
+# Dispatch and combine of DeepEP, with their notification and synchronization. Its layout kernels
+# only count tokens. HybridEP succeeds DeepEP for large NVLink domains.
 _DEEP_EP = re.compile(r"(?:deep_ep|hybrid_ep)::(?!layout\b)")
 _NVSHMEM = re.compile(r"nvshmem", re.IGNORECASE)
 _NCCL = re.compile(r"nccl|rccl|mscclkernel|msccl(?:pp)?::", re.IGNORECASE)
-# torch.distributed._symmetric_memory, and the one-node all-reduce of inference engines.
+# torch.distributed._symmetric_memory, and the single-node all-reduce of inference engines.
 _SYMMETRIC_MEMORY = re.compile(
     r"multimem_(?:all|one_shot)|(?:one|two)_shot_all_(?:reduce|gather)|cross_device_reduce"
 )
@@ -39,15 +39,15 @@ _OPERATIONS = (
 
 
 @dataclass(frozen=True)
-class Nature:
-    """What a name tells.
+class EventClass:
+    """What a device event is.
 
     Attributes:
         kind: COMPUTE, COMMUNICATION or MEMORY.
-        library: who communicates: "nccl", "userbuffers", "deep_ep", "nvshmem", "peer copy",
-            "symmetric memory", "gloo"; "" for what is no communication.
-        operation: "all_reduce", "reduce_scatter", …; "other" where the name does not tell, ""
-            for what is no communication.
+        library: what communicates: "nccl", "userbuffers", "deep_ep", "nvshmem", "peer copy",
+            "symmetric memory" or "gloo"; "" for other kinds of work.
+        operation: such as "all_reduce" or "reduce_scatter"; "other" where the name does not say,
+            "" for other kinds of work.
     """
 
     kind: int
@@ -55,15 +55,20 @@ class Nature:
     operation: str = ""
 
 
-def nature(name: str, *, copy: bool = False) -> Nature:
-    """What a device event of this name is; `copy` where the profiler lists it among the copies."""
+def classify(name: str, *, copy: bool = False) -> EventClass:
+    """What a device event is.
+
+    Args:
+        name: its name.
+        copy: whether the profiler lists it among the copies.
+    """
     if name.startswith("gloo:"):
-        return Nature(COMMUNICATION, "gloo", operation(name))
+        return EventClass(COMMUNICATION, "gloo", operation(name))
     if _PEER_COPY.search(name):
-        return Nature(COMMUNICATION, "peer copy", "peer copy")
-    # Copies and memsets carry these names in every category that profilers list them under.
+        return EventClass(COMMUNICATION, "peer copy", "peer copy")
+    # Copies and memsets have these names, whatever category a profiler lists them under.
     if copy or (_MEMORY.match(name) and "(" in name) or name in ("Memset", "Memcpy"):
-        return Nature(MEMORY)
+        return EventClass(MEMORY)
     for library, pattern in (
         ("userbuffers", _USERBUFFERS),
         ("deep_ep", _DEEP_EP),
@@ -72,13 +77,13 @@ def nature(name: str, *, copy: bool = False) -> Nature:
         ("symmetric memory", _SYMMETRIC_MEMORY),
     ):
         if pattern.search(name):
-            return Nature(COMMUNICATION, library, operation(name))
-    return Nature(COMPUTE)
+            return EventClass(COMMUNICATION, library, operation(name))
+    return EventClass(COMPUTE)
 
 
 @cache
 def operation(name: str) -> str:
-    """The collective operation that a kernel's or a collective's name tells."""
+    """The operation in the name of a kernel or collective; "other" without one."""
     plain = name.partition("(")[0]
     for result, pattern in _OPERATIONS:
         if pattern.search(plain):
@@ -102,7 +107,7 @@ def short(name: str, limit: int = 60) -> str:
             if shorter == text:
                 break
             text = shorter
-    # What is left of a cut name, then the return type and the namespaces.
+    # The rest of a truncated name, then the return type and the namespaces.
     text = re.split(r"[<(]", text)[0].strip()
     text = text.rpartition(" ")[2] if text.startswith(("void ", "static ")) else text
     functor = _functor(name)
@@ -118,7 +123,7 @@ _FUNCTOR = re.compile(
 
 
 def _functor(name: str) -> str:
-    """PyTorch's elementwise kernels differ only in the functor among their arguments."""
+    """The functor of an elementwise kernel of PyTorch, which differ only in that argument."""
     if "elementwise" not in name and "multi_tensor" not in name:
         return ""
     for match in _FUNCTOR.finditer(name, name.find("<") + 1):

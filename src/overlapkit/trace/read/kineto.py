@@ -1,4 +1,4 @@
-"""Reads Kineto's JSON, as torch.profiler writes it, into columns of device work."""
+"""Reads Kineto's JSON, as torch.profiler writes it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from overlapkit.trace.read.timestamps import integer
 
 
 def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
-    """The device work in a file, one `Work` per device that has any.
+    """The device work in a file, one `Work` for each device that has any.
 
-    A file without device work is read as a CPU trace: gloo's ranges are its communication, the
+    A file without device work is read as a CPU trace: gloo's ranges are its communication, and the
     outermost operators its compute.
 
     Args:
         path: the file.
-        ahead: processes that are reading it already.
+        ahead: processes that already read it.
 
     Raises:
-        InputError: it is no trace, too damaged, or holds neither device work nor operators.
+        InputError: it is not a trace, is too damaged, or contains neither device work nor
+            operators.
     """
     reading = _read_device(path, ahead)
     if reading.devices:
@@ -48,12 +49,12 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
             _describe(work, reading)
             return [work]
     raise InputError(
-        f"{path}: holds no device work and no operators; record with ProfilerActivity.CUDA"
+        f"{path}: contains no device work and no operators; record with ProfilerActivity.CUDA"
     )
 
 
 def _read_device(path: str, ahead: Ahead | None) -> Reading:
-    """What processes have read ahead, where they could; else what is read here."""
+    """What other processes have read, if they could; otherwise what is read here."""
     try:
         reading = ahead.collect() if ahead is not None else None
     except DigitsNeeded:
@@ -75,7 +76,7 @@ def _uses_gloo(reading: Reading) -> bool:
 
 
 def _with_gloo(path: str, reading: Reading, works: list[Work]) -> list[Work]:
-    """The same work, with gloo's ranges where the device shows no communication of its own."""
+    """The work, with gloo's ranges added where the device shows no communication."""
     if len(works) != 1 or (works[0].kind == COMMUNICATION).any():
         return works
     host = reading.host if reading.host.names else _read_here(path, want_host=True).host
@@ -111,7 +112,7 @@ def _finish(path: str, reading: Reading) -> list[Work]:
         work.launches = launches
         marked = reading.device_steps.get(device)
         if marked is None and not reading.device_steps.keys() & reading.devices.keys():
-            # Ranges whose device is not told.
+            # The ranges do not state their device.
             marked = next(iter(reading.device_steps.values()), None)
         work.steps, notes = project(work, marked, reading.host_steps, launches)
         work.warnings += notes
@@ -147,7 +148,5 @@ def _describe(work: Work, reading: Reading) -> None:
         ):
             work.gpu = str(entry.get("name") or "") or work.gpu
     if reading.cut:
-        work.warnings.insert(
-            0, "the file ends in the middle of its events: what follows is not in the report"
-        )
+        work.warnings.insert(0, "the file is truncated: it ends in the middle of its events")
     work.warnings += [f"{count} x {what}" for what, count in reading.troubles.items()]

@@ -1,4 +1,4 @@
-"""Takes what matters out of the events of Kineto's JSON. Without numpy, see `raw`."""
+"""Extracts what matters from the events of Kineto's JSON. Without numpy, see `recorded`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Id = int | str | float | None
 
 
 class Event(msgspec.Struct, gc=False):
-    """What is read of every event; the arguments only of those that matter."""
+    """What is read of every event. The arguments are decoded only where they matter."""
 
     ph: str | None = None
     cat: str | None = None
@@ -31,7 +31,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 class ExactEvent(Event, gc=False):
-    """The same for traces whose times a double cannot hold: their digits are kept."""
+    """The same for traces with times that a double cannot represent: their digits are kept."""
 
     ts: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
     dur: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
@@ -78,7 +78,7 @@ _LAUNCH_ARGUMENTS = msgspec.json.Decoder(LaunchArguments)
 _ARGUMENTS = msgspec.json.Decoder(Arguments)
 _NO_ARGUMENTS = Arguments()
 
-# Traces of 2022 and before write the categories that follow the comma.
+# Traces from 2022 and earlier use the names that begin with a capital letter.
 _DEVICE = {
     "kernel": False,
     "Kernel": False,
@@ -90,14 +90,14 @@ _DEVICE = {
 """Categories of device work, and whether they are copies."""
 
 _LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
-# PyTorch 1.8 writes ProfilerStep#N among the operators, which it calls so.
+# PyTorch 1.8 records ProfilerStep#N in the category of operators, which it calls "Operator".
 _RANGE = frozenset({"user_annotation", "gpu_user_annotation", "Operator"})
 _WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
 _CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
 
 
 def lenient_event(plain: Mapping[str, Any]) -> Event:
-    """An event from values of any type; what cannot be used becomes None."""
+    """An event from values of any type; a value of an unexpected type becomes None."""
 
     def text(key: str) -> str | None:
         value = plain.get(key)
@@ -131,7 +131,7 @@ def lenient_event(plain: Mapping[str, Any]) -> Event:
 
 
 class DigitsNeeded(Exception):
-    """Times have digits that a double rounds: the file must be read with their text kept."""
+    """Times have digits that a double rounds: the file must be read with their text."""
 
 
 def read_events(
@@ -147,13 +147,13 @@ def read_events(
         path: the file.
         want_host: whether operators and annotations matter, as in a CPU trace.
         exact: whether to keep the digits of times.
-        share: (i, n) to decode only every n-th chunk, from the i-th; the readings of all shares
-            make up the file.
+        share: (i, n) to decode only every n-th chunk, from the i-th. The readings of all shares
+            together are the reading of the file.
 
     Raises:
-        InputError: it is no trace, or too damaged.
-        DigitsNeeded: `exact` is off, and matters.
-        NotInShares: the file can only be read as a whole.
+        InputError: it is not a trace, or too damaged.
+        DigitsNeeded: the digits of times matter, and `exact` is off.
+        NotInShares: the file cannot be read in shares.
     """
     reading = Reading()
     kind = ExactEvent if exact else Event
@@ -161,7 +161,7 @@ def read_events(
     first = True
     for events in reader.chunks():
         if first and not want_host and reader.metadata.get("deviceProperties") == []:
-            # With no devices in its head it is a CPU trace: one pass is enough.
+            # No devices are listed in its head: it is a CPU trace, and one pass is enough.
             if share[1] > 1:
                 raise NotInShares
             want_host = True
@@ -180,7 +180,7 @@ def _needs_digits(events: list[Event]) -> bool:
     """Whether times of these events have digits that a double rounds."""
     for event in events[:200]:
         ts = event.ts
-        # An integer stays one: a double was written with a fraction.
+        # Only numbers with a fraction are decoded to doubles.
         if isinstance(ts, float) and ts >= EXACT_DOUBLE_US:
             return True
     return False
@@ -207,7 +207,7 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
         span = usable_ns(event.ts, event.dur)
         if span is None:
             if is_step:
-                reading.troubles["step range without a usable time, left out"] += 1
+                reading.troubles["step range without a usable time, omitted"] += 1
         elif is_step and category == "gpu_user_annotation":
             reading.device_steps[_device(_arguments(event), event)].add(name, *span)
         elif is_step:
@@ -230,14 +230,14 @@ def _take_launches(events: list[Event], reading: Reading) -> None:
 
 
 def _take_device(events: list[Event], reading: Reading) -> None:
-    # Columns are filled one after the other: a loop over events takes twice as long.
+    # Columns are filled one after the other, since a loop over events takes twice as long.
     decode = _ARGUMENTS.decode
     try:
         arguments = [decode(event.args) for event in events]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         arguments = [_arguments(event) for event in events]
-    told = {a.device for a in arguments}
-    if len(told) == 1 and type(device := told.pop()) is int and 0 <= device < _LARGEST_DEVICE:
+    devices = {a.device for a in arguments}
+    if len(devices) == 1 and type(device := devices.pop()) is int and 0 <= device < _LARGEST_DEVICE:
         _add_device(device, events, arguments, reading)
         return
     apart: dict[int, tuple[list[Event], list[Arguments]]] = {}
@@ -285,7 +285,7 @@ def _arguments(event: Event) -> Arguments:
         return _ARGUMENTS.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    # A value of an unexpected type: take what has the expected one.
+    # A value has an unexpected type: use the others.
     try:
         plain = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -308,7 +308,7 @@ def _arguments(event: Event) -> Arguments:
 
 
 def _device(arguments: Arguments, event: Event) -> int:
-    """The device's number, from the arguments or, in old traces, the process id's place."""
+    """The number of the device, from the arguments; in old traces, from the process id."""
     for value in (arguments.device, event.pid):
         number = integer(value)
         if number is not None and 0 <= number < _LARGEST_DEVICE:
@@ -317,7 +317,7 @@ def _device(arguments: Arguments, event: Event) -> int:
 
 
 def _call(arguments: Arguments, reading: Reading) -> int:
-    """The number of a collective's recorded facts; equal ones share it."""
+    """The number of what was recorded about a collective; equal facts share it."""
     ranks = arguments.ranks
     key = (
         arguments.collective,
@@ -347,7 +347,7 @@ def _call(arguments: Arguments, reading: Reading) -> int:
 
 
 def ranks_of(value: Any) -> tuple[int, ...]:
-    """Ranks from a list, or from its text; empty where it is cut short by "..."."""
+    """Ranks from a list, or from its text; empty where it is abbreviated by "..."."""
     if isinstance(value, str):
         return _ranks_in(value)
     if not isinstance(value, (list, tuple)):

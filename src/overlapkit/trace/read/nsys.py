@@ -1,7 +1,7 @@
-"""Reads Nsight Systems' SQLite export into columns of device work.
+"""Reads SQLite exports of Nsight Systems.
 
-Tables and columns differ between versions, so each is looked up before it is asked for. Only
-plain tables are read: a view could hide any computation.
+Tables and columns differ between versions, so each is looked up before it is read. Only tables are
+read, because a view can contain any computation.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ FoundT = TypeVar("FoundT")
 
 
 def read_nsys(path: str) -> list[Work]:
-    """The device work in an export, one `Work` per process and device.
+    """The device work in an export, one `Work` for each process and device.
 
     Raises:
-        InputError: it is no such export, damaged, or holds no device work.
+        InputError: it is not such an export, is damaged, or contains no device work.
     """
     uri = Path(path).absolute().as_uri() + "?mode=ro&immutable=1"
     try:
@@ -72,7 +72,7 @@ def read_nsys(path: str) -> list[Work]:
 class _Export:
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self.path, self.connection = path, connection
-        # Names that are no UTF-8 are data like any other.
+        # Invalid UTF-8 in a name is no reason to refuse the file.
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         self.tables: dict[str, dict[str, str]] = {}
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
@@ -89,14 +89,14 @@ class _Export:
     def read(self) -> list[Work]:
         if not any(name.startswith(_PREFIX) for name in self.tables):
             raise InputError(
-                f"{self.path}: is SQLite without CUPTI_ACTIVITY_KIND_ tables; is it an export of "
-                "Nsight Systems (nsys export --type sqlite), recorded with --trace=cuda?"
+                f"{self.path}: is SQLite without CUPTI_ACTIVITY_KIND_ tables; give an export of "
+                "Nsight Systems (nsys export --type sqlite), recorded with --trace=cuda"
             )
         strings = dict(self._rows("StringIds", ("id", "value")))
         self._kernels(strings)
         self._copies()
         if not self.devices:
-            raise InputError(f"{self.path}: holds no device work; record with --trace=cuda")
+            raise InputError(f"{self.path}: contains no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
         recording = Recording(self.path, "nsys", list(self.names), [], self.troubles)
@@ -118,12 +118,12 @@ class _Export:
         return works
 
     def _rows(self, table: str, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-        """The rows of a table; a column that it lacks is None throughout."""
+        """The rows of a table; None for a column that it lacks."""
         known = self.tables.get(table)
         if known is None or not any(c.lower() in known for c in columns):
             return
-        asked = [f'"{known[c.lower()]}"' if c.lower() in known else "NULL" for c in columns]
-        cursor = self.connection.execute(f'SELECT {", ".join(asked)} FROM "{table}"')
+        names = [f'"{known[c.lower()]}"' if c.lower() in known else "NULL" for c in columns]
+        cursor = self.connection.execute(f'SELECT {", ".join(names)} FROM "{table}"')
         while rows := cursor.fetchmany(_ROWS):
             yield from rows
 
@@ -137,7 +137,7 @@ class _Export:
     ) -> None:
         start, end, device, stream, process, correlation = row
         if not isinstance(start, int) or not isinstance(end, int):
-            self.troubles["device event without a usable time or duration, left out"] += 1
+            self.troubles["device event without a usable time or duration, omitted"] += 1
             return
         key = (_integer(process, 0) >> 24, _integer(device, 0))
         columns = self.devices.get(key)
@@ -159,7 +159,7 @@ class _Export:
             for row in self._rows(_PREFIX + table, columns):
                 name = strings.get(row[6]) or strings.get(row[7])
                 if name is None:
-                    # Some versions write the name itself.
+                    # Some versions record the name instead of its id.
                     name = next((v for v in row[6:8] if isinstance(v, str)), "")
                 self._add(row[:6], str(name), grid=row[8:] if row[8] is not None else None)
         graphs = 0
@@ -181,7 +181,7 @@ class _Export:
             self._add(row, "Memset", copy=True)
 
     def _launches(self) -> dict[int, Launches]:
-        """By process; by 0 where the table does not tell processes apart."""
+        """The launches of each process; of process 0 where the table does not distinguish them."""
         found: dict[int, tuple[list[int], list[int], list[int]]] = {}
         threads: dict[Any, int] = {}
         for table in ("RUNTIME", "DRIVER"):
@@ -203,7 +203,7 @@ class _Export:
         }
 
     def _steps(self, strings: dict[Any, Any]) -> dict[int, StepRanges]:
-        """NVTX ranges that mark steps, by process; by 0 where no thread is told."""
+        """The NVTX ranges that mark steps, by process; of process 0 where no thread is recorded."""
         numbered: dict[int, StepRanges] = {}
         plain: dict[tuple[int, str], list[tuple[int, int]]] = {}
         profiler: dict[int, StepRanges] = {}
@@ -236,7 +236,7 @@ class _Export:
 
 
 def _of_process(found: Mapping[int, FoundT], process: int) -> FoundT | None:
-    """What belongs to a process; tables that do not tell processes apart hold it under 0."""
+    """What belongs to a process; where tables do not distinguish processes, all belongs to 0."""
     if process in found:
         return found[process]
     if 0 in found:
@@ -245,5 +245,5 @@ def _of_process(found: Mapping[int, FoundT], process: int) -> FoundT | None:
 
 
 def _integer(value: Any, default: int) -> int:
-    """The value where it is an integer that fits; exports hold NULL and text too."""
+    """The value if it is an integer in range; exports also contain NULL and text."""
     return value if isinstance(value, int) and abs(value) < 1 << 62 else default

@@ -1,8 +1,8 @@
 """Reads one large file in several processes, while this one imports what analyses it.
 
-Every process expands the whole file and cuts it at the same places, which costs little, but decodes
-only its share of the chunks. Whatever goes wrong there, the file is read again here, so that only
-one place decides what a damaged file means.
+Every process expands the entire file and cuts it at the same places, which costs little, but
+decodes only its share of the chunks. If anything fails there, the file is read again here, so that
+damaged files are handled in one place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from overlapkit.trace.read.kineto_events import DigitsNeeded, read_events
 from overlapkit.trace.read.recorded import Reading
 
 LARGE = 96 << 20
-"""Bytes of text from which processes pay off; compressed files are counted ten times."""
+"""Bytes of text from which processes pay off. The size of a compressed file counts ten times."""
 
 MAX_PROCESSES = 4
-"""More would wait for the expansion of the file, which each does for itself."""
+"""More processes would not be faster, since each of them expands the file."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Ahead:
 
 
 def read_ahead(path: str, *, exact: bool = False) -> Ahead | None:
-    """Begin to read a large JSON trace in processes; None where that does not pay or cannot be."""
+    """Begin to read a large JSON trace in processes; None where that does not pay off or work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if cores < 2 or not hasattr(os, "fork") or not _is_large(path):
         return None

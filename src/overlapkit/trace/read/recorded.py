@@ -1,6 +1,6 @@
-"""What a file holds before it is arranged: plain lists, without numpy.
+"""What is read from a file, in lists, without numpy.
 
-Reading goes on in processes of its own while numpy is imported, which takes as long as reading a
+Large files are read in separate processes while numpy is imported, which takes as long as reading a
 small file.
 """
 
@@ -16,16 +16,16 @@ from overlapkit.output.printable import printable
 
 @dataclass(frozen=True)
 class Call:
-    """What the profiler recorded of a collective beside its kernel; None where it did not.
+    """What the profiler recorded about a collective; None where it did not.
 
     Attributes:
         name: PyTorch's "Collective name".
-        elements_in, elements_out: elements of the messages of this rank.
+        elements_in, elements_out: number of elements in the input and output of this rank.
         dtype: PyTorch's name of the element type.
-        group_size: ranks of the process group.
-        group: the process group's name.
+        group_size: number of ranks in the process group.
+        group: name of the process group.
         description: its description, such as TENSOR_MODEL_PARALLEL_GROUP.
-        ranks: its ranks; empty where they are not known, or cut short in the file.
+        ranks: its ranks; empty where they are unknown, or abbreviated in the file.
     """
 
     name: str | None = None
@@ -53,7 +53,7 @@ class Window:
     """A step on the device: [start, end) in nanoseconds.
 
     Attributes:
-        name: as in the profile, "ProfilerStep#12"; "whole trace" where it has no steps.
+        name: as in the profile, such as "ProfilerStep#12"; "whole trace" for the whole trace.
         number: the step's number; None for the whole trace.
     """
 
@@ -68,16 +68,16 @@ _NUMBER = re.compile(r"(\d+)\s*$")
 
 @dataclass
 class StepRanges:
-    """Ranges that mark steps, by step number; several of one number are one step.
+    """Ranges that mark steps, by the number of the step; ranges of one number are one step.
 
-    Ranges without a number are steps only where none has one.
+    Ranges without a number are steps only where no range has a number.
     """
 
     ranges: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     unnumbered: list[tuple[str, int, int]] = field(default_factory=list)
 
     def add(self, name: str, start: int, end: int) -> None:
-        """One range, in nanoseconds; one that covers no time is no step."""
+        """Add a range, in nanoseconds; an empty one is ignored."""
         if end <= start:
             return
         match = _NUMBER.search(name)
@@ -91,12 +91,12 @@ class StepRanges:
         self.ranges[number] = (printable(name), start, end)
 
     def update(self, other: StepRanges) -> None:
-        """Take in the ranges of another share of the same file."""
+        """Add the ranges of another share of the same file."""
         for name, start, end in (*other.ranges.values(), *other.unnumbered):
             self.add(name, start, end)
 
     def windows(self) -> list[Window]:
-        """The steps in the order of their starts."""
+        """The steps, in the order of their starts."""
         ranges = self.ranges or dict(enumerate(sorted(self.unnumbered, key=lambda r: r[1:])))
         windows = [Window(name, number, a, b) for number, (name, a, b) in ranges.items()]
         return sorted(windows, key=lambda w: (w.start, w.end))
@@ -104,7 +104,7 @@ class StepRanges:
 
 @dataclass
 class WorkColumns:
-    """Device events of one device as they were read; `name` is 2 x its number + is a copy."""
+    """Events of one device as they were read; `name` is twice its number, plus 1 for a copy."""
 
     ts: list[Any] = field(default_factory=list)
     dur: list[Any] = field(default_factory=list)
@@ -114,7 +114,7 @@ class WorkColumns:
     grid: list[int] = field(default_factory=list)
     call: list[int] = field(default_factory=list)
     nanoseconds: bool = False
-    """Whether times are integer nanoseconds already, not Kineto's microseconds."""
+    """Whether times are integer nanoseconds; otherwise they are Kineto's microseconds."""
 
 
 @dataclass
@@ -129,7 +129,7 @@ class HostRanges:
     step_threads: set[tuple[Any, Any]] = field(default_factory=set)
 
     def add(self, name: str, category: str, thread: tuple[Any, Any], start: int, end: int) -> None:
-        """One range."""
+        """Add a range."""
         self.names.append(name)
         self.categories.append(category)
         self.threads.append(thread)
@@ -138,7 +138,7 @@ class HostRanges:
 
 
 class Numbers(dict[Any, int]):
-    """Numbers things in the order in which they are first asked for."""
+    """Numbers keys in the order in which they are first looked up."""
 
     def __missing__(self, key: Any) -> int:
         number = self[key] = len(self)
@@ -147,8 +147,21 @@ class Numbers(dict[Any, int]):
 
 @dataclass
 class Reading:
-    """What accumulates while a file is read; `metadata` stands beside the events in it, and `cut`
-    tells whether it ends before they do."""
+    """What accumulates while a file is read.
+
+    Attributes:
+        devices: the events of each device.
+        names, grids, threads: what is numbered in the columns, with its number.
+        calls: what was recorded about collectives, with its number.
+        call_numbers: the numbers of calls by the unconverted arguments of an event.
+        launch_correlation, launch_time, launch_thread: columns of the launches on the host.
+        device_steps: ranges on each device that mark steps.
+        host_steps: ranges on the host that mark steps.
+        host: operators and annotations, where they matter.
+        troubles: what was omitted or repaired, with counts.
+        metadata: the other keys at the top level of the file.
+        cut: whether the file ends before its list of events does.
+    """
 
     devices: dict[int, WorkColumns] = field(default_factory=dict)
     names: Numbers = field(default_factory=Numbers)
@@ -167,7 +180,7 @@ class Reading:
     cut: bool = False
 
     def add(self, other: Reading) -> None:
-        """Take in what another share of the same file holds."""
+        """Add what was read of another share of the same file."""
         names, calls = (
             _renumbered(a, b) for a, b in ((self.names, other.names), (self.calls, other.calls))
         )
@@ -193,5 +206,5 @@ class Reading:
 
 
 def _renumbered(mine: dict[Any, int], theirs: dict[Any, int]) -> list[int]:
-    """For each of their numbers, in order, the number of the same thing among mine."""
+    """For each of their numbers, in order, the number of the same key among mine."""
     return [mine.setdefault(key, len(mine)) for key in theirs]

@@ -10,17 +10,23 @@ from overlapkit.trace.read.device_work import Launches, Work
 from overlapkit.trace.read.recorded import StepRanges, Window
 
 LOOSE = 0.01
-"""Share of events without a known launch, or of time in two steps, that is worth a word."""
+"""Share of events without a known launch, or of time in two steps, that causes a warning."""
 
 
 def project(
     work: Work, on_device: StepRanges | None, on_host: StepRanges, launches: Launches | None
 ) -> tuple[list[Window], list[str]]:
-    """The steps on the device, and what had to be assumed.
+    """The steps on the device, and what was assumed.
 
-    The profiler's own ranges on the device are taken where there are any. Otherwise a step goes
-    from the start of the first to the end of the last work that was launched inside the host's
-    range. Where launches are not known, the host's times are taken.
+    The profiler's ranges on the device are used if there are any. Otherwise a step is from the
+    start of the first to the end of the last work that was launched inside its range on the host.
+    If the launches are unknown, the ranges on the host are used.
+
+    Args:
+        work: the work of the device.
+        on_device: the profiler's ranges on the device; None without any.
+        on_host: the ranges on the host.
+        launches: the launches on the host; None where they are unknown.
     """
     if on_device is not None and (marked := on_device.windows()):
         return marked, _overlapping(marked)
@@ -30,7 +36,7 @@ def project(
     if launches is None or not len(launches.correlation):
         inside = [w for w in host if _has_work(work, w)]
         return inside, [
-            "steps are the host's ranges: the trace has neither ranges on the device nor launches"
+            "steps are ranges on the host: the trace has neither ranges on the device nor launches"
         ]
     place, known = launches.find(work.correlation)
     launched = np.where(known, launches.time[place], np.int64(-(1 << 62)))
@@ -47,26 +53,26 @@ def project(
     if windows and loose > LOOSE * len(work):
         notes.append(
             f"{loose} of {len(work)} device events have no launch in the trace: steps end with the "
-            "last work whose launch is known, and may be cut short"
+            "last work whose launch is known, and can be too short"
         )
     if empty and windows:
-        notes.append(f"{empty} of {len(host)} steps launched no work on the device, left out")
+        notes.append(f"{empty} of {len(host)} steps launched no work on the device, omitted")
     elif not windows:
         inside = [w for w in host if _has_work(work, w)]
-        notes.append("steps are the host's ranges: no launch inside them ties work to a step")
+        notes.append("steps are ranges on the host: no launch inside them connects work to a step")
         return inside, notes
     return windows, notes + _overlapping(windows)
 
 
 def _overlapping(windows: list[Window]) -> list[str]:
-    """Whether work of one step still runs when the next one's begins, by more than a little."""
+    """A warning where the work of one step overlaps that of the next by a notable share."""
     shared = sum(max(0, a.end - b.start) for a, b in itertools.pairwise(windows))
     length = sum(w.end - w.start for w in windows)
     if shared <= LOOSE * length:
         return []
     return [
-        f"steps overlap on the device, by {100 * shared / length:.0f} % of their length: work "
-        "there counts in both"
+        f"steps overlap on the device by {100 * shared / length:.0f} % of their length: work in "
+        "that time counts in both"
     ]
 
 

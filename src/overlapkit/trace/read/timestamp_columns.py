@@ -1,4 +1,4 @@
-"""Columns of microseconds as profilers write them, turned into exact integer nanoseconds."""
+"""Turns columns of microseconds, as profilers write them, into exact integer nanoseconds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from overlapkit.trace.read.timestamps import LIMIT_US, integer, one_ns
 
 
 def column_ns(values: Sequence[Any]) -> tuple[Ints, NDArray[np.bool_]]:
-    """A column of microseconds as nanoseconds, and which of them are usable."""
+    """A column of microseconds in nanoseconds, and which of them are usable."""
     try:
-        # None becomes NaN; anything but numbers raises.
+        # None becomes NaN; other values that are not numbers raise an error.
         floats = np.asarray(values, dtype=np.float64) if _all_numbers(values) else None
     except (TypeError, ValueError, OverflowError):
         floats = None
@@ -25,14 +25,14 @@ def column_ns(values: Sequence[Any]) -> tuple[Ints, NDArray[np.bool_]]:
         return np.asarray([0 if v is None else v for v in exact], dtype=np.int64), usable
     usable = np.isfinite(floats) & (np.abs(floats) <= LIMIT_US)
     floats = np.where(usable, floats, 0.0)
-    # In two parts: their product with 1000 would round once more.
+    # In two parts, since the product with 1000 would be rounded again.
     whole = np.floor(floats)
     fraction = np.rint((floats - whole) * 1000.0)
     return whole.astype(np.int64) * 1000 + fraction.astype(np.int64), usable
 
 
 def whole_numbers(values: Sequence[Any]) -> Ints:
-    """A column of identifiers, -1 where one is not known or negative."""
+    """A column of identifiers; -1 where one is unknown or negative."""
     if {type(v) for v in values} <= {int}:
         try:
             column = np.asarray(values, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Times and identifiers of single events, as profilers write them."""
+"""Times and identifiers of individual events, as profilers write them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 
 EXACT_DOUBLE_US = float(1 << 43)
-"""Microseconds below which a double still tells nanoseconds apart (its step is 2**-10 there)."""
+"""Microseconds below which a double still distinguishes nanoseconds (its step is 2**-10 there)."""
 
 LIMIT_US = 4e15
-"""Microseconds beyond which a time is no time: past the year 2096 since 1970."""
+"""Microseconds beyond which a time is invalid: after the year 2096, counted from 1970."""
 
 LONGEST_US = 3.6e9
-"""Microseconds, an hour: no kernel runs longer."""
+"""Microseconds, one hour: no kernel runs longer."""
 
 
 def literal_ns(text: bytes) -> int | None:
-    """Nanoseconds from the digits of a number of microseconds; None where it is none."""
+    """Nanoseconds from the digits of a number of microseconds; None where it is not a number."""
     text = text.strip(b'" \t\r\n')
     whole, _, fraction = text.partition(b".")
     if len(fraction) <= 3 and whole.isdigit() and len(whole) < 16:
@@ -37,7 +37,7 @@ def literal_ns(text: bytes) -> int | None:
 
 
 def one_ns(value: Any) -> int | None:
-    """Nanoseconds from microseconds of any type; None where they are none."""
+    """Nanoseconds from microseconds of any type; None where they are not a time."""
     if isinstance(value, float):
         if not math.isfinite(value) or abs(value) > LIMIT_US:
             return None
@@ -53,7 +53,7 @@ def one_ns(value: Any) -> int | None:
 
 
 def usable_ns(ts: Any, dur: Any) -> tuple[int, int] | None:
-    """Start and end of one event; None where it has no time or no duration that can be."""
+    """Start and end of an event; None without a possible time and duration."""
     start, length = one_ns(ts), one_ns(dur)
     if start is None or length is None or length < 0:
         return None

@@ -82,8 +82,8 @@ def test_collectives_are_counted_with_their_bytes(tmp_path):
     (report,) = analysed([truth])
     counts, sizes = {}, {}
     for c in report.collectives:
-        if c.sort.group is not None:
-            key = (c.sort.dimension, c.sort.operation)
+        if c.traffic.group is not None:
+            key = (c.traffic.dimension, c.traffic.operation)
             counts[key] = counts.get(key, 0) + c.count
             sizes[key] = sizes.get(key, 0) + (c.bytes or 0)
     assert counts == truth.whole.collectives
@@ -106,7 +106,7 @@ def test_collectives_are_counted_with_their_bytes(tmp_path):
         ("late rank", "late-rank", None),
     ],
 )
-def test_what_is_wrong_is_told_with_its_rule(name, diagnosis, rule, tmp_path):
+def test_a_problem_has_its_diagnosis_and_rule(name, diagnosis, rule, tmp_path):
     reports = analysed(write_kineto(quick(name), tmp_path))
     found = {d.id: d for d in diagnoses_of(reports, across(reports))}
     assert diagnosis in found
@@ -118,12 +118,12 @@ def test_what_is_wrong_is_told_with_its_rule(name, diagnosis, rule, tmp_path):
 @pytest.mark.parametrize(
     "name", ["dp overlapped", "tp userbuffers", "tp peer copies", "pp interleaved", "ep deepep"]
 )
-def test_nothing_is_told_of_a_sound_run(name, tmp_path):
+def test_a_good_run_has_no_diagnoses(name, tmp_path):
     reports = analysed(write_kineto(quick(name), tmp_path))
     assert diagnoses_of(reports, across(reports)) == []
 
 
-def test_the_late_rank_is_named(tmp_path):
+def test_the_late_rank_is_found(tmp_path):
     truths = write_kineto(quick("late rank"), tmp_path)
     reports = analysed(truths)
     together = across(reports)
@@ -134,14 +134,14 @@ def test_the_late_rank_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.4])
-def test_compute_beside_communication_is_held_against_itself_alone(factor, tmp_path):
+def test_compute_beside_communication_is_compared_with_the_same_alone(factor, tmp_path):
     scenario = SCENARIOS["slowed compute"].but(slowdown=factor, steps=6, noise=0)
     (report,) = analysed(write_kineto(scenario, tmp_path))
     assert report.slowed.ratio == pytest.approx(factor, rel=0.08)
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_comparison_names_the_part_that_moved(name, tmp_path):
+def test_a_comparison_finds_the_part_that_changed(name, tmp_path):
     sides = []
     for label, scenario in zip(("base", "new"), CHANGES[name][:2], strict=True):
         folder = tmp_path / label
