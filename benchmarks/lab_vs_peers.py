@@ -108,6 +108,8 @@ def measure(rounds: int, steps: int, link: str | None) -> dict[str, Any]:
 
 
 def _half_iqr(lengths: list[float]) -> float:
+    if len(lengths) < 3:
+        return (max(lengths) - min(lengths)) / 2
     low, _, high = statistics.quantiles(lengths, n=4, method="inclusive")
     return (high - low) / 2
 
