@@ -293,12 +293,12 @@ def main() -> NoReturn:
 
             traceback.print_exc()
         else:
-            print(f"overlapkit: {InputError(_told(error))}", file=sys.stderr)
+            print(f"overlapkit: {InputError(_message(error))}", file=sys.stderr)
     sys.exit(status)
 
 
-def _told(error: Exception) -> str:
-    """What a user is told of an error, in one line."""
+def _message(error: Exception) -> str:
+    """What the user sees of an error, in one line."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, click.ClickException):
@@ -317,8 +317,8 @@ def _missing(error: ImportError) -> str:
     """What to install, or to uninstall, for an import that failed."""
     from megatron.bridge.training.software import foreign_megatron_bridge
 
-    mend = foreign_megatron_bridge() or "a dependency is missing: reinstall overlapkit"
-    return f"{error}; {mend}"
+    remedy = foreign_megatron_bridge() or "a dependency is missing: reinstall overlapkit"
+    return f"{error}; {remedy}"
 
 
 if __name__ == "__main__":

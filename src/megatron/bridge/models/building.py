@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.errors import OverlapConfigError
 
 
 class VocabularyFields(Protocol):

@@ -12,9 +12,9 @@ from megatron.core.models.T5.t5_model import T5Model
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from megatron.bridge.errors import OverlapConfigError
 from megatron.bridge.models.building import built_vocab_size, first_and_last_stage
 from megatron.bridge.models.transformer_config import TransformerConfig
-from megatron.bridge.training.decisions import OverlapConfigError
 
 LayerSpec: TypeAlias = ModuleSpec | TransformerBlockSubmodules
 """One layer's spec, for every layer; or the specs of all layers, one by one."""

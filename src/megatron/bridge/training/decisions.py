@@ -15,16 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from megatron.bridge.errors import OverlapConfigError as OverlapConfigError
+
 # Source paths are relative to the folder that contains the `megatron` namespace package.
 _SOURCE_ROOT = Path(__file__).resolve().parents[3]
-
-
-class OverlapConfigError(AssertionError, ValueError):
-    """A configuration that would fail, hang or train incorrectly.
-
-    It is an AssertionError because callers of Megatron-Bridge catch that, and a ValueError because
-    that is what it means.
-    """
 
 
 class Dimension(str, Enum):

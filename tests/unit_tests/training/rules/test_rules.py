@@ -1,89 +1,36 @@
-"""Every rule of comm_overlap and of Megatron-Core's consequences, made to speak or be silent."""
+"""Every rule of comm_overlap and of Megatron-Core's consequences, made to apply or not."""
 
 from __future__ import annotations
 
-import logging
 import re
-from dataclasses import asdict, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 import megatron.bridge
 
 # Imported for the rules that it declares.
 import megatron.bridge.recipes.megatron_lm_environment
-from megatron.bridge.training.bucket_size import (
-    BRIDGE_BUCKET_SIZE,
-    SMALLEST_BUCKET,
-    auto_bucket_size,
-)
-from megatron.bridge.training.comm_overlap import CommOverlapConfig, _CommOverlapConfig
-from megatron.bridge.training.decisions import RULES, Decision, Outcome, OverlapConfigError, rule
+from megatron.bridge.training.decisions import RULES, Outcome, rule
 from megatron.bridge.training.runtime_update import (
-    compare_with_request,
-    data_parallel_size,
     update_runtime,
 )
 from megatron.bridge.training.software import AssumedSoftware
-from overlapkit.config.schema import section_fields
 from support.megatron_lm_cases import every_rule
-from support.property_tests import examples
-
-EVERYTHING = AssumedSoftware()
-
-
-def section(name: str, **values: Any) -> SimpleNamespace:
-    """A configuration with Megatron-Core's defaults; torch-free."""
-    defaults = {key: known.default for key, known in section_fields(name).items()}
-    return SimpleNamespace(**{**defaults, **values})
-
-
-def run_of(
-    *,
-    model: dict[str, Any] | None = None,
-    ddp: dict[str, Any] | None = None,
-    optimizer: dict[str, Any] | None = None,
-    comm: dict[str, Any] | None = None,
-) -> SimpleNamespace:
-    sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
-    return SimpleNamespace(
-        model=section("model", **{**sizes, **(model or {})}),
-        ddp=section("ddp", **(ddp or {})),
-        optimizer=section("optimizer", **(optimizer or {})),
-        mixed_precision=None,
-        comm_overlap=None if comm is None else CommOverlapConfig(**comm),
-    )
-
-
-def decisions_of(
-    *, world_size: int = 16, software: AssumedSoftware = EVERYTHING, **sections: Any
-) -> list[Decision]:
-    update = update_runtime(run_of(**sections), world_size, software=software, strict=False)
-    return update.decisions
-
-
-def findings(decisions: list[Decision]) -> set[str]:
-    return {d.rule for d in decisions if d.is_finding}
-
-
-OFF = {"tp_comm_overlap": False}
-DISTRIBUTED = {"use_distributed_optimizer": True}
-MOE = {
-    "num_moe_experts": 8,
-    "expert_model_parallel_size": 4,
-    "expert_tensor_parallel_size": 1,
-    "moe_token_dispatcher_type": "alltoall",
-    "bf16": True,
-}
-EP = {"tp_comm_overlap": False, "overlap_moe_expert_parallel_comm": True}
-DELAY = {**EP, "delay_wgrad_compute": True}
-TP4 = {"tensor_model_parallel_size": 4, "sequence_parallel": True}
+from support.rule_runs import (
+    DELAY,
+    DISTRIBUTED,
+    EP,
+    EVERYTHING,
+    MOE,
+    OFF,
+    TP4,
+    decisions_of,
+    findings,
+    run_of,
+)
 
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
@@ -419,66 +366,6 @@ def test_every_broken_expert_need_is_told_at_once() -> None:
     assert {"ep.needs-half-precision", "ep.no-full-recompute"} <= told
 
 
-def test_finalize_records_the_request_once() -> None:
-    config = CommOverlapConfig(tp_comm_overlap=True, bucket_size=5)
-    config.finalize()
-    config.bucket_size = 6
-    config.finalize()
-    assert config.user_comm_overlap_cfg is not None
-    assert config.user_comm_overlap_cfg.bucket_size == 5
-
-
-def test_knobs_of_request_and_resolution_agree() -> None:
-    asked = {f.name for f in fields(CommOverlapConfig)} - {"data_parallel_size"}
-    assert asked == {f.name for f in fields(_CommOverlapConfig)}
-
-
-def test_keyword_only() -> None:
-    with pytest.raises(TypeError):
-        CommOverlapConfig(True)  # type: ignore[misc]
-
-
-def test_apply_leaves_unset_knobs_alone() -> None:
-    config = CommOverlapConfig(tp_comm_overlap=False)
-    target = SimpleNamespace(overlap_p2p_comm=True, bucket_size=7, tp_comm_overlap_cfg={"a": 1})
-    config._apply_cfgs(_CommOverlapConfig(), target)
-    assert target == SimpleNamespace(
-        overlap_p2p_comm=True, bucket_size=None, tp_comm_overlap_cfg=None
-    )
-
-
-def test_data_parallel_size_is_required() -> None:
-    config = CommOverlapConfig(tp_comm_overlap=False)
-    with pytest.raises(OverlapConfigError, match="data_parallel_size"):
-        config._get_optimizer_overlap_cfgs(section("model"))
-
-
-def test_setup_refuses_before_it_changes_anything() -> None:
-    config = CommOverlapConfig(data_parallel_size=4, **EP)
-    model, ddp = section("model"), section("ddp", **DISTRIBUTED)
-    before = (dict(vars(model)), dict(vars(ddp)))
-    with pytest.raises(OverlapConfigError):
-        config.setup(model, section("optimizer"), ddp)
-    assert (dict(vars(model)), dict(vars(ddp))) == before
-    assert any(d.outcome is Outcome.ERROR for d in config.decisions)
-
-
-def test_a_refusal_is_logged_with_its_remedy(caplog: pytest.LogCaptureFixture) -> None:
-    config = CommOverlapConfig(tp_comm_overlap=True, data_parallel_size=4)
-    with caplog.at_level(logging.WARNING):
-        config.setup(section("model"), section("optimizer"), section("ddp"))
-    assert "tp.needs-tensor-parallel" in caplog.text
-    assert "tensor_model_parallel_size to 2" in caplog.text
-
-
-def test_delayed_wgrad_reaches_ddp() -> None:
-    config = CommOverlapConfig(data_parallel_size=4, **DELAY)
-    model, ddp = section("model", **MOE), section("ddp", **DISTRIBUTED)
-    config.apply(config.resolve(model, ddp, EVERYTHING), model, section("optimizer"), ddp)
-    assert model.delay_wgrad_compute is True
-    assert ddp.delay_wgrad_compute is True
-
-
 def test_cuda_graph_scope_is_read_under_either_name() -> None:
     for field in ("cuda_graph_scope", "cuda_graph_modules"):
         scope = {"cuda_graph_scope": None, field: "attn,mlp"}
@@ -495,11 +382,6 @@ def test_context_parallel_ranks_are_told_of_at_data_parallel_size_1() -> None:
     assert "16 context-parallel ranks still reduce" in reason
 
 
-def test_layout_must_divide_the_world() -> None:
-    with pytest.raises(OverlapConfigError, match=r"world size \(6\).*= 4"):
-        data_parallel_size(section("model", tensor_model_parallel_size=4), 6)
-
-
 def test_a_request_that_the_optimizer_holds_by_itself_is_granted() -> None:
     told = decisions_of(
         optimizer={"overlap_param_gather_with_optimizer_step": True},
@@ -507,111 +389,3 @@ def test_a_request_that_the_optimizer_holds_by_itself_is_granted() -> None:
     )
     decision = next(d for d in told if d.rule == "dp.needs-distributed-optimizer" and d.requested)
     assert (decision.effective, decision.outcome) == (True, Outcome.GRANTED)
-
-
-def test_optimizer_switch_alone_leaves_data_parallel_overlap_off() -> None:
-    run = run_of(optimizer=DISTRIBUTED, comm=OFF)
-    update_runtime(run, 16, software=EVERYTHING)
-    assert run.ddp.use_distributed_optimizer is True
-    assert run.ddp.overlap_grad_reduce is False
-
-
-def test_values_set_by_hand_and_overwritten_are_refusals() -> None:
-    run = run_of(ddp={**DISTRIBUTED, "bucket_size": 7}, comm=OFF)
-    update = update_runtime(run, 16, software=EVERYTHING)
-    asked = {"ddp.bucket_size": 7, "model.elsewhere": True}
-    effective = {"ddp.bucket_size": run.ddp.bucket_size, "model.elsewhere": False}
-    held = compare_with_request(update.decisions, asked, effective)
-    refused = {d.knob: d for d in held if d.outcome is Outcome.REFUSED}
-    assert refused["ddp.bucket_size"].requested == 7
-    assert refused["ddp.bucket_size"].rule == "dp.bucket-size"
-    assert refused["model.elsewhere"].rule == "any.set-by-hand-overwritten"
-
-
-class TestAutoBucketSize:
-    @given(st.integers(1, 2**40), st.integers(1, 20_000))
-    def test_bounds(self, parameters: int, ranks: int) -> None:
-        assert SMALLEST_BUCKET <= auto_bucket_size(parameters, ranks) <= BRIDGE_BUCKET_SIZE
-
-    @given(st.integers(4 * SMALLEST_BUCKET, 2**40), st.integers(1, 20_000))
-    def test_several_buckets_for_every_model_that_is_not_trivial(
-        self, parameters: int, ranks: int
-    ) -> None:
-        assert parameters / auto_bucket_size(parameters, ranks) > 3.99
-
-    def test_few_ranks_get_sixteen_and_many_get_larger_buckets(self) -> None:
-        assert auto_bucket_size(160_000_000, 2) == 10_000_000
-        assert auto_bucket_size(160_000_000, 256) > 30_000_000
-
-
-KNOBS = {
-    f.name: st.none() | st.booleans()
-    for f in fields(CommOverlapConfig)
-    if "bool" in str(f.type) and f.name != "tp_comm_overlap"
-}
-RANDOM_COMM = st.fixed_dictionaries(
-    {
-        "tp_comm_overlap": st.booleans(),
-        "bucket_size": st.none() | st.just("auto") | st.integers(1, 10**9),
-        "wgrad_deferral_limit": st.none() | st.integers(-1, 8),
-        **KNOBS,
-    }
-)
-RANDOM_MODEL = st.fixed_dictionaries(
-    {
-        "tensor_model_parallel_size": st.sampled_from([1, 2]),
-        "sequence_parallel": st.booleans(),
-        "pipeline_model_parallel_size": st.sampled_from([1, 2, 4]),
-        "virtual_pipeline_model_parallel_size": st.sampled_from([None, 1, 2]),
-        "context_parallel_size": st.sampled_from([1, 2]),
-        "bf16": st.booleans(),
-        "num_moe_experts": st.sampled_from([None, 8]),
-        "expert_model_parallel_size": st.sampled_from([1, 2]),
-        "moe_token_dispatcher_type": st.sampled_from(["allgather", "alltoall", "flex"]),
-    }
-)
-RANDOM_DDP = st.fixed_dictionaries(
-    {
-        "use_distributed_optimizer": st.booleans(),
-        "overlap_grad_reduce": st.booleans(),
-        "overlap_param_gather": st.booleans(),
-        "bucket_size": st.none() | st.integers(1, 10**9),
-    }
-)
-
-
-class TestAnyRequest:
-    @examples(75, 1500)
-    @given(comm=RANDOM_COMM, model=RANDOM_MODEL, ddp=RANDOM_DDP)
-    def test_setup_twice_equals_once(
-        self, comm: dict[str, Any], model: dict[str, Any], ddp: dict[str, Any]
-    ) -> None:
-        run = run_of(model=model, ddp=ddp, comm=comm)
-        config = run.comm_overlap
-        config.data_parallel_size = 4
-
-        def apply() -> Any:
-            resolution = config.resolve(run.model, run.ddp, EVERYTHING)
-            config.apply(resolution, run.model, run.optimizer, run.ddp)
-            return {name: dict(vars(getattr(run, name))) for name in ("model", "optimizer", "ddp")}
-
-        request = asdict(config)
-        assert apply() == apply()
-        assert asdict(config) == request
-
-    @examples(75, 1500)
-    @given(comm=RANDOM_COMM, model=RANDOM_MODEL)
-    def test_user_values_win_unless_a_decision_says_why_not(
-        self, comm: dict[str, Any], model: dict[str, Any]
-    ) -> None:
-        run = run_of(model=model, ddp=DISTRIBUTED, comm=comm)
-        run.comm_overlap.data_parallel_size = 4
-        resolution = run.comm_overlap.resolve(run.model, run.ddp, EVERYTHING)
-        told = {d.knob.rpartition(".")[2] for d in resolution.decisions if d.is_finding}
-        run.comm_overlap.apply(resolution, run.model, run.optimizer, run.ddp)
-        for knob, asked in comm.items():
-            if asked is None or knob in told or asked == "auto":
-                continue
-            holders = [s for s in (run.model, run.ddp, run.optimizer) if hasattr(s, knob)]
-            assert holders
-            assert all(getattr(holder, knob) == asked for holder in holders), knob

@@ -114,7 +114,7 @@ EP_GATE: tuple[Need[Context], ...] = (
     Need(
         _ep_rule(
             "no-moe-recompute",
-            'no "moe" in recompute_modules',
+            'recompute_modules without "moe"',
             'remove "moe" from model.recompute_modules',
         ),
         met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
@@ -234,7 +234,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
     Need(
         _delay_rule(
             "graph-no-attention-bias",
-            "no attention bias (add_bias_linear, add_qkv_bias) where a CUDA graph covers attention",
+            "add_bias_linear and add_qkv_bias to be off (no attention bias) where a CUDA graph "
+            "covers attention",
             "set model.add_bias_linear=false and model.add_qkv_bias=false",
         ),
         met=lambda c: (

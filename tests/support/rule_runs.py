@@ -1,0 +1,62 @@
+"""Runs for the rules of megatron.bridge, by the sections that differ from the defaults."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from megatron.bridge.training.comm_overlap import CommOverlapConfig
+from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.runtime_update import update_runtime
+from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.schema import section_fields
+
+EVERYTHING = AssumedSoftware()
+
+
+def section(name: str, **values: Any) -> SimpleNamespace:
+    """A configuration with Megatron-Core's defaults; torch-free."""
+    defaults = {key: known.default for key, known in section_fields(name).items()}
+    return SimpleNamespace(**{**defaults, **values})
+
+
+def run_of(
+    *,
+    model: dict[str, Any] | None = None,
+    ddp: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    comm: dict[str, Any] | None = None,
+) -> SimpleNamespace:
+    sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
+    return SimpleNamespace(
+        model=section("model", **{**sizes, **(model or {})}),
+        ddp=section("ddp", **(ddp or {})),
+        optimizer=section("optimizer", **(optimizer or {})),
+        mixed_precision=None,
+        comm_overlap=None if comm is None else CommOverlapConfig(**comm),
+    )
+
+
+def decisions_of(
+    *, world_size: int = 16, software: AssumedSoftware = EVERYTHING, **sections: Any
+) -> list[Decision]:
+    update = update_runtime(run_of(**sections), world_size, software=software, strict=False)
+    return update.decisions
+
+
+def findings(decisions: list[Decision]) -> set[str]:
+    return {d.rule for d in decisions if d.is_finding}
+
+
+OFF = {"tp_comm_overlap": False}
+DISTRIBUTED = {"use_distributed_optimizer": True}
+MOE = {
+    "num_moe_experts": 8,
+    "expert_model_parallel_size": 4,
+    "expert_tensor_parallel_size": 1,
+    "moe_token_dispatcher_type": "alltoall",
+    "bf16": True,
+}
+EP = {"tp_comm_overlap": False, "overlap_moe_expert_parallel_comm": True}
+DELAY = {**EP, "delay_wgrad_compute": True}
+TP4 = {"tensor_model_parallel_size": 4, "sequence_parallel": True}
