@@ -69,4 +69,4 @@ def sample(tokens: NDArray[np.int64], index: int, length: int) -> NDArray[np.int
     """
     starts = max(1, len(tokens) - length - 1)
     start = (index * 7919) % starts
-    return tokens[np.arange(start, start + length + 1) % len(tokens)]
+    return tokens.take(np.arange(start, start + length + 1) % len(tokens))

@@ -7,8 +7,10 @@ memory. The communication between them is recorded on the host, on the same cloc
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from overlapkit.trace.read.device_work import COMMUNICATION, Work
 from overlapkit.trace.read.recorded import HostRanges
@@ -39,8 +41,9 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
     order = np.lexsort((end, start))
     unknown = np.full(count, -1)
 
-    def joined(column: np.ndarray, more: np.ndarray | list[int]) -> np.ndarray:
-        return np.concatenate([column, np.asarray(more, column.dtype)])[order]
+    def joined(column: NDArray[Any], more: NDArray[Any] | list[int]) -> NDArray[Any]:
+        both: NDArray[Any] = np.concatenate([column, np.asarray(more, column.dtype)])[order]
+        return both
 
     return replace(
         work,
