@@ -45,7 +45,8 @@ def timeline(m: WorkSpans, window: Window) -> Timeline:
 
 
 def _coarse(spans: Spans, window: Window) -> list[tuple[int, int]]:
-    inside = both(spans, union(np.asarray([window.start]), np.asarray([window.end])))
+    start, end = (np.asarray([at], np.int64) for at in (window.start, window.end))
+    inside = both(spans, union(start, end))
     if not len(inside):
         return []
     grain = max(1, (window.end - window.start) // RESOLUTION)

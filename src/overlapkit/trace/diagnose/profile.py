@@ -65,8 +65,8 @@ def _pipeline(case: Case) -> Diagnosis | None:
     # The pipeline fills in the first sixth of a step, and drains in the last.
     sixth = [(w.end - w.start) // 6 for w in case.windows]
     middle = union(
-        np.asarray([w.start + s for w, s in zip(case.windows, sixth, strict=True)]),
-        np.asarray([w.end - s for w, s in zip(case.windows, sixth, strict=True)]),
+        np.asarray([w.start + s for w, s in zip(case.windows, sixth, strict=True)], np.int64),
+        np.asarray([w.end - s for w, s in zip(case.windows, sixth, strict=True)], np.int64),
     )
     steady = both(exposed, middle).total
     if len(events) < 4 * case.steps or not case.notable(steady):

@@ -126,7 +126,7 @@ def _compute_of(
         if end <= start:
             continue
         reach = end
-        piece = union(np.asarray([start]), np.asarray([end]))
+        piece = union(np.asarray([start], np.int64), np.asarray([end], np.int64))
         for a, b in _minus_near(piece, excluded):
             events.append((a, b, host.names[i], COMPUTE, i))
     return events
