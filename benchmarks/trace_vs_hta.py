@@ -3,14 +3,14 @@
     uv run python benchmarks/trace_vs_hta.py                 # 5, 50 and 200 MB
     uv run python benchmarks/trace_vs_hta.py --sizes 1000 --hta-up-to 200
 
-For each size, in turn and several times over, three whole processes:
+For each size, three complete processes are run alternately, several times:
 
 - `overlapkit trace FILE --json`;
-- Holistic Trace Analysis (HTA, from an environment of its own) loading the file and calling
+- Holistic Trace Analysis (HTA, in a separate environment) loading the file and calling
   get_comm_comp_overlap;
 - the floor: decompress with isal, decode every event with msgspec into seven typed fields, stop.
 
-Ratios are taken run by run, between neighbours in time, and their median is printed. Memory is the
+Ratios are taken between runs that are neighbors in time, and their median is printed. Memory is the
 peak resident size of the largest process of each command. Files come from the generator in
 tests/support, so that the true overlap is known too. Nothing is asserted.
 """
@@ -123,9 +123,9 @@ def with_bytecode(cache: str) -> dict[str, str]:
 def scenario(size: int, steps: int) -> Scenario:
     """A run whose file has about `size` MB: larger steps, not more of them.
 
-    HTA looks through all of a file's step ranges for each of its events, so the number of steps
-    counts for it; profiles usually hold a few. It knows no communication but NCCL's, so there is
-    no other.
+    HTA searches all step ranges of a file for each of its events, so the number of steps affects
+    its time; profiles usually contain a few. It recognizes only NCCL communication, so there is no
+    other.
     """
     layers = 4 if size < 20 else 32
     microbatches = max(1, round(size * 1_000_000 / (steps * layers * LAYER_BYTES)))
@@ -145,10 +145,10 @@ def scenario(size: int, steps: int) -> Scenario:
 
 
 def write(run: Scenario, folder: Path, gz: bool) -> RankTruth:
-    """Write the file in a process of its own.
+    """Write the file in a separate process.
 
-    Linux counts the peak of the process that started a command as the command's, so this one has
-    to stay small.
+    Linux attributes the peak memory of the process that starts a command to the command, so this
+    process must stay small.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(write_kineto, run, folder, gz=gz).result()[0]
@@ -177,7 +177,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        # 1 is a finding, and the report is whole.
+        # 1 is a finding, and the report is complete.
         if process.returncode not in (0, 1):
             said = err.read().decode(errors="replace")[-2000:]
             raise SystemExit(f"{command[:3]} exited with {process.returncode}:\n{said}")
@@ -262,7 +262,7 @@ def ratio(over: Results, under: Results, what: str) -> str:
 
 
 def main() -> None:
-    """Write the traces, run the three in turn, print the tables."""
+    """Write the traces, run the three alternately, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 50, 200], metavar="MB")
     parser.add_argument("--steps", type=int, default=3, help="in each file")

@@ -1,4 +1,4 @@
-"""Small Kineto traces written by hand, event by event, in microseconds."""
+"""Small Kineto traces, written event by event, in microseconds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def step(number: int, ts: float, dur: float, cat: str = "gpu_user_annotation") -
 
 
 def document(events: list[Any], **head: Any) -> dict[str, Any]:
-    """A whole trace."""
+    """A complete trace."""
     return {"schemaVersion": 1, **head, "traceEvents": events}
 
 

@@ -4,9 +4,9 @@
     truths = write_kineto(SCENARIOS["tp exposed"], tmp_path)
     truths[0].steps[5].exposed_by_dimension["TP"]
 
-Device work is laid out on a grid of whole nanoseconds by `trace_layout` and `trace_program`, put
-into files by `trace_kineto` and `trace_nsys`, and judged by `trace_truth`, which shares nothing
-with the analyzer under test.
+`trace_layout` and `trace_program` lay out device work on a grid of whole nanoseconds.
+`trace_kineto` and `trace_nsys` write it to files. `trace_truth` determines what they show, and
+shares nothing with the analyzer under test.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def write_kineto(
     """Write ``rank<N>.json`` (or ``.json.gz``) for each traced rank and return what they show.
 
     Args:
-        at_least_bytes: go on past `scenario.steps` until each file holds so much text,
-            uncompressed.
+        at_least_bytes: continue past `scenario.steps` until each file has at least this much
+            uncompressed text.
     """
     suffix = ".json.gz" if gz else ".json"
 

@@ -1,7 +1,7 @@
 """Writes laid-out device work as the Kineto JSON that torch.profiler exports, one step at a time.
 
-Around each device event stand the events that a real trace has: the runtime call that launched
-it, the flow arrows between both, the operators and Python functions that led there.
+Each device event has the other events of a real trace around it: the runtime call that launched it,
+the flow arrows between the two, the operators and the Python functions.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ class KinetoWriter:
         return f'{text},\n  "displayTimeUnit": "ms",\n  "traceEvents": [\n{process}'
 
     def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None:
-        """Append the device `events` of step `number`; the next one's device work starts then."""
+        """Append the device `events` of step `number`; the next one starts at `next_start`."""
         out: list[str] = []
         begin = min(event.start for event in events)
         host_begin, host_end = begin - LEAD_NS - 2_000, next_start - LEAD_NS - 2_000
         slots = launch_slots(events, self.host_free)
         self.host_free = slots[-1] + SLOT_NS
         if slots[0] < host_begin or self.host_free > host_end:
-            raise ValueError(f"step {number}: a launch lies outside of the host's range")
+            raise ValueError(f"step {number}: a launch is outside the range on the host")
         for event, slot in zip(events, slots, strict=True):
             self.correlation += 1
             self._host_events(out, event, slot)
@@ -222,7 +222,7 @@ class KinetoWriter:
         )
 
     def _device_ranges(self, number: int, events: list[DeviceEvent]) -> None:
-        """Kineto draws a range once for each stream that works in it, around that work."""
+        """Kineto draws a range for each stream that has work in it, around that work."""
         for stream in sorted({event.stream for event in events}):
             mine = [event for event in events if event.stream == stream]
             start, end = mine[0].start, max(event.end for event in mine)

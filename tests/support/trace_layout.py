@@ -1,8 +1,8 @@
-"""Lays the device work of Megatron-like training steps out in time, for several ranks at once.
+"""Lays out the device work of Megatron-like training steps in time, for several ranks at once.
 
-Streams are queues: an event starts when its stream is free and what it waits for has ended.
-Collectives end together on all ranks, when the last has joined and the data has moved. Every
-timestamp is a multiple of the scenario's grid.
+Streams are queues: an event starts when its stream is free and the events that it waits for have
+ended. Collectives end at the same time on all ranks, when the last rank has joined and the data has
+moved. Every timestamp is a multiple of the scenario's grid.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STREAMS = {
     "other": 48,
     "userbuffers": 52,
 }
-# Bytes per nanosecond that a collective of this dimension moves; sizes follow from durations.
+# Bytes per nanosecond that a collective of this dimension moves. Sizes follow from durations.
 BANDWIDTH = {"TP": 300, "DP": 90, "PP": 40, "CP": 120, "EP": 60, "embedding": 50, "other": 1}
 ELEMENT_SIZE = {"BFloat16": 2, "Float": 4}
 
 
 @dataclass(frozen=True)
 class Call:
-    """What PyTorch records of a collective; element counts are those of the whole message."""
+    """What PyTorch records about a collective; element counts are those of the entire message."""
 
     dimension: str
     operation: str
@@ -75,7 +75,7 @@ class DeviceEvent:
 
 @dataclass
 class RankTimeline:
-    """One rank: when each stream is free, the events of the step so far, its own jitter."""
+    """One rank: when each stream is free, the events of the step so far, and its jitter."""
 
     random: random.Random
     free: dict[int, int] = field(default_factory=lambda: defaultdict(int))
@@ -84,7 +84,7 @@ class RankTimeline:
     waited: int = 0
 
     def communicates_until(self, when: int) -> int:
-        """The end of the communication that runs at `when`; `when` itself where none does."""
+        """The end of the communication that runs at `when`; `when` where none runs."""
         # What ended before a kernel of today starts cannot run during a later one.
         self.communication = [span for span in self.communication if span[1] > when]
         return max((end for start, end in self.communication if start <= when), default=when)
@@ -97,7 +97,7 @@ SLOT_NS = 4_000
 
 
 def launch_slots(events: list[DeviceEvent], host_free: int) -> list[int]:
-    """When the host works on each launch of a step, one slot after the other, ahead of the device.
+    """When the host prepares each launch of a step, one after the other, ahead of the device.
 
     Args:
         events: in the order of their launches.
@@ -116,7 +116,7 @@ def launch_slots(events: list[DeviceEvent], host_free: int) -> list[int]:
         slots.append(max(host_free, when))
         host_free = slots[-1] + SLOT_NS
         if host_free > event.start:
-            raise ValueError(f"the host fell behind the device at {event}")
+            raise ValueError(f"the device would wait for the host at {event}")
     return slots
 
 
@@ -171,13 +171,13 @@ class Layout:
             timeline.free[COMPUTE_STREAM] = end + self._jitter(timeline, 1_500)
 
     def stall(self, duration: int, rank: int | None = None) -> None:
-        """The compute stream stands idle, on every rank or on one."""
+        """Keep the compute stream idle, on every rank or on one."""
         for index, timeline in enumerate(self.ranks):
             if duration and rank in (None, index):
                 timeline.free[COMPUTE_STREAM] += self._grid(duration)
 
     def copy(self, name: str, duration: float, size: int, stream: int = COMPUTE_STREAM) -> None:
-        """A copy or memset that is no communication."""
+        """A copy or memset that is not communication."""
         category = "gpu_memset" if name == names.MEMSET else "gpu_memcpy"
         for timeline in self.ranks:
             start = max(timeline.free[stream], timeline.free[COMPUTE_STREAM])
@@ -198,7 +198,7 @@ class Layout:
         dtype: str = "BFloat16",
         together: bool = True,
     ) -> list[int]:
-        """A collective that needs what compute has made so far; returns each rank's end.
+        """A collective that depends on the compute so far; returns its end on each rank.
 
         `name` replaces NCCL's kernel by one without metadata. With `together` false each rank's
         ends by itself (its peers are not among the traced ranks).
@@ -245,7 +245,7 @@ class Layout:
         return ends
 
     def wait(self, ends: list[int]) -> None:
-        """Compute goes on only when these have ended."""
+        """Continue compute only when these have ended."""
         for timeline, end in zip(self.ranks, ends, strict=True):
             timeline.free[COMPUTE_STREAM] = max(timeline.free[COMPUTE_STREAM], end)
 

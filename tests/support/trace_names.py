@@ -1,4 +1,4 @@
-"""Names that device work bears in real profiles of Megatron training."""
+"""Names of device work in real profiles of Megatron training."""
 
 from __future__ import annotations
 

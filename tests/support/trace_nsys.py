@@ -49,8 +49,8 @@ CREATE TABLE NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER
 class NsysWriter:
     """One rank's database; `step()` appends, `close()` commits.
 
-    A step is an NVTX range on the host, as `torch.cuda.nvtx.range_push` makes it; what the device
-    did for it follows from the correlation of the launches.
+    A step is an NVTX range on the host, as created by `torch.cuda.nvtx.range_push`. Its work on the
+    device follows from the correlation ids of the launches.
     """
 
     def __init__(self, path: Path, scenario: Scenario, rank: int) -> None:
@@ -84,7 +84,7 @@ class NsysWriter:
         return self._strings.setdefault(text, len(self._strings) + 1)
 
     def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None:
-        """Append the device `events` of step `number`; the next one's device work starts then."""
+        """Append the device `events` of step `number`; the next one starts at `next_start`."""
         rows: dict[str, list[tuple[object, ...]]] = {"KERNEL": [], "MEMCPY": [], "MEMSET": []}
         launches: list[tuple[object, ...]] = []
         nvtx: list[tuple[object, ...]] = []
@@ -124,7 +124,7 @@ class NsysWriter:
     def _nvtx(
         self, start: int, end: int, text: str | None, registered: str | None, thread: int
     ) -> tuple[object, ...]:
-        """A range whose text stands in the row, or is registered as a string."""
+        """A range whose text is in the row, or in the string table."""
         text_id = self._string(registered) if registered else None
         return (start, end, _PUSH_POP_RANGE, None, None, None, text, thread, None, text_id, 0)
 

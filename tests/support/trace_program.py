@@ -46,7 +46,7 @@ def _gather_parameters(layout: Layout) -> list[int]:
 def _forward(layout: Layout, first_microbatch: bool) -> None:
     """The forward of a microbatch; in the first one, parameters are gathered bucket by bucket.
 
-    As in Megatron-Core, who waits for a bucket then launches the gather of the next one.
+    As in Megatron-Core, waiting for a bucket launches the gather of the next one.
     """
     s = layout.scenario
     buckets = min(s.buckets, s.layers)
@@ -82,7 +82,7 @@ def _backward(layout: Layout, last_microbatch: bool) -> list[list[int]]:
 
 
 def _reduce_gradients(layout: Layout, index: int) -> list[int]:
-    """The reduce-scatter of one bucket, counted from the last layer's."""
+    """The reduce-scatter of one bucket, counted from that of the last layer."""
     s = layout.scenario
     others = min(s.buckets, s.layers) - 1
     duration = s.reduce_ns / (others + s.reduce_skew) * (1.0 if index else s.reduce_skew)
@@ -134,7 +134,7 @@ def _exchange_context(layout: Layout) -> None:
 def _tensor_parallel(
     layout: Layout, operation: str, duration: float, gemm: str, gemm_duration: float
 ) -> None:
-    """A GEMM with its tensor-parallel collective: before it, or under it with userbuffers."""
+    """A GEMM with its tensor-parallel collective: before it, or beside it with userbuffers."""
     s = layout.scenario
     if s.tp == 1:
         layout.compute(gemm, gemm_duration)

@@ -30,31 +30,31 @@ class Scenario:
         steps: profiled steps; the first is ``ProfilerStep#first_step``.
         tp, dp, pp, cp, ep: parallel sizes; the world is tp x dp x pp x cp, ep divides dp.
         layers, microbatches: transformer layers of the stage, microbatches of a step.
-        dp_overlap: gradient reduce-scatters run under the backward, parameter all-gathers under
-            the forward; otherwise all of them stand alone.
-        buckets: gradient buckets; with one, nothing is left to hide the reduce-scatter under.
+        dp_overlap: gradient reduce-scatters run beside the backward, parameter all-gathers beside
+            the forward; otherwise nothing runs beside them.
+        buckets: gradient buckets; with one, no compute is left to hide the reduce-scatter.
         gather_ns, reduce_ns: time of a step's parameter gathers and gradient reductions together.
-        reduce_skew: the first gradient bucket (the output embedding's) takes so many times as
-            long as each of the others.
-        tp_comm: "nccl" (each collective exposed), "userbuffers" (kernels under the GEMMs),
-            "copies" (userbuffers through copy engines: peer copies under the GEMMs).
-        pp_overlap: send/recv run under compute (interleaved schedule); otherwise they are exposed.
+        reduce_skew: how many times as long the first gradient bucket (of the output embedding)
+            takes as each of the others.
+        tp_comm: "nccl" (each collective exposed), "userbuffers" (kernels beside the GEMMs),
+            "copies" (userbuffers through copy engines: peer copies beside the GEMMs).
+        pp_overlap: send/recv run beside compute (interleaved schedule); otherwise exposed.
         ep_comm: "nccl" (all-to-all), "deepep" or "nvshmem" kernels.
-        ep_overlap: the expert exchange runs under compute.
-        single_queue: CUDA_DEVICE_MAX_CONNECTIONS=1: a collective queued behind another one holds
-            back every kernel launched after it.
+        ep_overlap: the expert exchange runs beside compute.
+        single_queue: CUDA_DEVICE_MAX_CONNECTIONS=1: a collective that waits for another one delays
+            every kernel launched after it.
         layernorm_waits: persistent LayerNorm kernels wait for a running collective (no SM margin).
         slowdown: factor on the duration of a compute kernel that starts while communication runs.
         gemm_factor: factor on every GEMM.
-        idle_ns: compute stands still for so long before the backward of each microbatch.
-        late_rank, late_ns: this rank stalls so long at the start of each step; others wait for it.
+        idle_ns: how long compute is idle before the backward of each microbatch.
+        late_rank, late_ns: a rank, and how long it stalls at the start of each step; others wait.
         gap_ns: time between the last device work of one step and the first of the next.
         noise: python_function events per device event; the writer adds five more of other kinds.
         metadata: NCCL kernels carry PyTorch's process-group arguments.
-        distributed_info: the file names its rank and its groups.
+        distributed_info: the file states its rank and its groups.
         annotations: "both", "gpu", "cpu" or "none": where ProfilerStep ranges appear.
         generation: "2025" (float microseconds, relative to baseTimeNanoseconds), "2024" (float,
-            absolute, about 1.7e15, beyond what a double holds to the nanosecond), "2022" (integer
+            absolute, about 1.7e15, beyond nanosecond resolution of a double), "2022" (integer
             microseconds, `Kernel`/`Memcpy`/`Memset` categories, ncclKernel_ names).
         grid_ns: every device timestamp is a multiple of this; 1000 where `generation` is "2022".
     """
@@ -113,7 +113,7 @@ class Scenario:
 
     @property
     def world_size(self) -> int:
-        """Ranks of the whole job."""
+        """Number of ranks of the job."""
         return self.tp * self.cp * self.dp * self.pp
 
     def but(self, **changes: Any) -> Scenario:
@@ -181,7 +181,7 @@ SCENARIOS: dict[str, Scenario] = {
     "2024": Scenario(generation="2024"),
     "2022": Scenario(generation="2022", grid_ns=1000, metadata=False, distributed_info=False),
 }
-"""Named runs, each showing one thing; tests are parametrised over them."""
+"""Named runs, each showing one thing; tests are parametrized over them."""
 
 CHANGES: dict[str, tuple[Scenario, Scenario, str]] = {
     "overlap lost": (Scenario(), Scenario(dp_overlap=False), "exposed_comm"),

@@ -1,8 +1,8 @@
-"""What a window of a profile really holds, found by marking every elementary cell of time.
+"""What a window of a profile really contains, determined by marking every elementary cell of time.
 
-Independent on purpose of the interval algebra that it judges: no unions, no subtraction of
-intervals. All timestamps that occur cut the window into cells; each cell is wholly covered or
-wholly free for every kind of work; widths of cells are added.
+It is independent of the interval algebra under test: there are no unions and no subtraction of
+intervals. All timestamps cut the window into cells. Each cell is completely covered or completely
+free for every kind of work, and the widths of cells are added.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Truth:
         exposed_memory_ns: memory work while neither compute nor communication ran.
         comm_by_dimension, exposed_by_dimension: one entry per dimension that communicates.
         collectives: how often each (dimension, collective name) started in the window.
-        bytes: elements times their size, of the larger side, summed likewise.
+        bytes: elements of the larger side times their size, summed in the same way.
     """
 
     start_ns: int
@@ -51,7 +51,7 @@ class Truth:
 
     @property
     def overlap_pct(self) -> float:
-        """Hidden communication in percent of all; 0 where there is none."""
+        """Hidden communication in percent of all communication; 0 without communication."""
         return 100.0 * self.hidden_comm_ns / self.comm_ns if self.comm_ns else 0.0
 
 
@@ -83,7 +83,7 @@ class DeviceWork:
             self.calls.append((start, (dimension, call), size))
 
     def mark(self) -> tuple[int, int]:
-        """Where the next event will stand: pass it to `truth` to look at nothing before it."""
+        """The position of the next event; `truth` ignores the events before it."""
         return len(self.start), len(self.calls)
 
     def truth(self, lo: int, hi: int, since: tuple[int, int] = (0, 0)) -> Truth:
@@ -140,14 +140,13 @@ class DeviceWork:
 
 @dataclass(frozen=True)
 class RankTruth:
-    """One rank's file and what it shows.
+    """The file of one rank, and what it shows.
 
     Attributes:
         steps: by step number, over the device range of each ProfilerStep.
         whole: from the first device work to the end of the last.
-        waited_ns: how long this rank's collectives ran before the last rank joined them, summed.
-        device_events, events: how many of the file's events are device work, and all with a
-            category.
+        waited_ns: how long the collectives of this rank ran before the last rank joined, summed.
+        device_events, events: number of events that are device work, and of all with a category.
     """
 
     rank: int

@@ -20,7 +20,7 @@ RANGES = {
 
 
 def test_every_file_is_described_and_small() -> None:
-    """Nothing lies in the folder that the README does not explain."""
+    """The README explains every file in the folder."""
     files = sorted(path.name for path in TRACES.glob("*.json.gz") if "cuda" not in path.name)
     assert files == sorted(f"{kind}.rank{rank}.json.gz" for kind in RANGES for rank in (0, 1))
     readme = (TRACES / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The generator of profiles: its truth holds, its files say what the truth says."""
+"""The generator of profiles: its truth is right, and its files show the same."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_steps_tile_the_trace_unless_a_gap_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["everything", "gap between steps", "2024", "layernorm waits"])
 def test_step_ranges_enclose_their_work(name: str, tmp_path: Path) -> None:
-    """Device ranges, one per stream, span the step; launches lie in the host's range."""
+    """Device ranges, one per stream, span the step; launches are in the range on the host."""
     rank = write_kineto(SCENARIOS[name], tmp_path)[0]
     events = load(rank.path)["traceEvents"]
     launches = {

@@ -26,14 +26,14 @@ class Recording:
 
     Attributes:
         path, source, names, calls: as in `Work`.
-        troubles: what was omitted from the columns, with counts; added to.
+        problems: what was omitted from the columns, with counts; added to.
     """
 
     path: str
     source: Source
     names: list[str]
     calls: list[Call]
-    troubles: Counter[str]
+    problems: Counter[str]
 
 
 def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> Work | None:
@@ -42,21 +42,21 @@ def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> W
     Returns:
         None where no event is left.
     """
-    start, length, keep = _usable(columns, recording.troubles)
+    start, length, keep = _usable(columns, recording.problems)
     if not keep.any():
         return None
-    names, troubles = recording.names, recording.troubles
+    names, problems = recording.names, recording.problems
     index = np.flatnonzero(keep)
     # By end where starts are equal, so that the result does not depend on the order in the file.
     order = index[np.lexsort((length[index], start[index]))]
     coded = np.asarray(columns.name, dtype=np.int64)
     stream, correlation = whole_numbers(columns.stream), whole_numbers(columns.correlation)
     again = _recorded_again(order, [start, length, coded, stream, correlation])
-    _count(troubles, "device event recorded twice, counted once", again)
+    _count(problems, "device event recorded twice, counted once", again)
     order = order[~again]
     coded = coded[order]
     nameless = np.asarray([not name for name in names], dtype=np.bool_)[coded >> 1]
-    _count(troubles, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
+    _count(problems, "device event without a name, counted as compute", nameless & (coded & 1 == 0))
     return Work(
         path=recording.path,
         source=recording.source,
@@ -74,29 +74,29 @@ def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> W
     )
 
 
-def _usable(columns: WorkColumns, troubles: Counter[str]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+def _usable(columns: WorkColumns, problems: Counter[str]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """Starts and lengths in nanoseconds, and which events a device can have run."""
     read = whole_ns if columns.nanoseconds else column_ns
     start, has_start = read(columns.ts)
     length, has_length = read(columns.dur)
     keep = has_start & has_length
-    _count(troubles, "device event without a usable time or duration, omitted", ~keep)
+    _count(problems, "device event without a usable time or duration, omitted", ~keep)
     negative = keep & (length < 0)
-    _count(troubles, "device event with a negative duration, omitted", negative)
+    _count(problems, "device event with a negative duration, omitted", negative)
     keep &= ~negative
     endless = keep & (length > LONGEST_US * 1000)
-    _count(troubles, "device event longer than an hour, omitted", endless)
+    _count(problems, "device event longer than an hour, omitted", endless)
     keep &= ~endless
     if keep.any():
         middle = int(np.median(start[keep]))
         far = keep & (np.abs(start - middle) > _DAY_NS)
-        _count(troubles, "device event a day or more from the others, omitted", far)
+        _count(problems, "device event a day or more from the others, omitted", far)
         keep &= ~far
         first, last = int(start[keep].min()), int(start[keep].max())
         # Ten times as long as everything else together, and seconds long: a faulty clock.
         wrong = keep & (length > max(10 * (last - first), 10 * 10**9))
         if int(keep.sum()) > 10:
-            _count(troubles, "device event far longer than the trace, omitted", wrong)
+            _count(problems, "device event far longer than the trace, omitted", wrong)
             keep &= ~wrong
     return start, length, keep
 
@@ -135,7 +135,7 @@ def _kinds(coded: Ints, names: Sequence[str]) -> NDArray[np.int8]:
     return lookup[coded]
 
 
-def _count(troubles: Counter[str], what: str, which: Any) -> None:
+def _count(problems: Counter[str], what: str, which: Any) -> None:
     number = int(which.sum())
     if number:
-        troubles[what] += number
+        problems[what] += number

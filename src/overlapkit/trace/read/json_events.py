@@ -50,7 +50,7 @@ class EventReader(Generic[EventT]):
 
     Attributes:
         metadata: the other keys at the top level; complete after the last chunk.
-        troubles: what was omitted or repaired, with counts.
+        problems: what was omitted or repaired, with counts.
         cut: whether the file ends before its list of events does.
     """
 
@@ -63,7 +63,7 @@ class EventReader(Generic[EventT]):
     ) -> None:
         self.source = source
         self.metadata: dict[str, Any] = {}
-        self.troubles: Counter[str] = Counter()
+        self.problems: Counter[str] = Counter()
         self.cut = False
         self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
         self._lenient = lenient
@@ -129,7 +129,7 @@ class EventReader(Generic[EventT]):
     def _tail(self, buffer: bytes, blocks: Iterator[bytes]) -> None:
         for block in blocks:
             if len(buffer) > HEAD_LIMIT:
-                self.troubles["metadata after the events too long, omitted"] += 1
+                self.problems["metadata after the events too long, omitted"] += 1
                 return
             buffer += block
         text = buffer.strip().removeprefix(b",").strip()
@@ -137,7 +137,7 @@ class EventReader(Generic[EventT]):
             return
         tail = _loads(b"{" + text)
         if tail is None:
-            self.troubles["metadata after the events not readable"] += 1
+            self.problems["metadata after the events not readable"] += 1
         else:
             self.metadata.update(tail)
 
@@ -161,12 +161,12 @@ class EventReader(Generic[EventT]):
         if count:
             # Two neighbors in a list share a comma, which the first pass can have consumed.
             repaired = _NOT_A_NUMBER.sub(rb"\1null", repaired)
-            self.troubles["NaN or Infinity, treated as absent"] += count
+            self.problems["NaN or Infinity, treated as absent"] += count
         try:
             repaired.decode()
         except UnicodeDecodeError:
             repaired = repaired.decode(errors="replace").encode()
-            self.troubles["chunk with invalid UTF-8, invalid bytes replaced"] += 1
+            self.problems["chunk with invalid UTF-8, invalid bytes replaced"] += 1
             count += 1
         return repaired if count else None
 
@@ -183,8 +183,8 @@ class EventReader(Generic[EventT]):
         return events, walk.done, walk.ended
 
     def _damaged(self) -> None:
-        self.troubles["unreadable stretch, skipped"] += 1
-        if self.troubles["unreadable stretch, skipped"] > MAX_DAMAGED:
+        self.problems["unreadable stretch, skipped"] += 1
+        if self.problems["unreadable stretch, skipped"] > MAX_DAMAGED:
             raise InputError(f"{self.source.path}: too damaged to read; export the trace again")
 
     def _one(self, text: bytes, events: list[EventT]) -> None:
@@ -194,7 +194,7 @@ class EventReader(Generic[EventT]):
             return
         plain = _loads(text)
         if plain is None:
-            self.troubles["unreadable event, omitted"] += 1
+            self.problems["unreadable event, omitted"] += 1
             return
         events.append(self._lenient(plain))
 

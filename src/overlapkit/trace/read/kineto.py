@@ -101,7 +101,7 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
 
 def _finish(path: str, reading: Reading) -> list[Work]:
     recording = Recording(
-        path, "kineto", list(reading.names), list(reading.calls), reading.troubles
+        path, "kineto", list(reading.names), list(reading.calls), reading.problems
     )
     launches = _launches(reading)
     works = []
@@ -149,4 +149,4 @@ def _describe(work: Work, reading: Reading) -> None:
             work.gpu = str(entry.get("name") or "") or work.gpu
     if reading.cut:
         work.warnings.insert(0, "the file is truncated: it ends in the middle of its events")
-    work.warnings += [f"{count} x {what}" for what, count in reading.troubles.items()]
+    work.warnings += [f"{count} x {what}" for what, count in reading.problems.items()]

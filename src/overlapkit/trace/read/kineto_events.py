@@ -171,7 +171,7 @@ def read_events(
         if not exact and _needs_digits(chosen):
             raise DigitsNeeded
         _take(chosen, reading, want_host)
-    reading.troubles.update(reader.troubles)
+    reading.problems.update(reader.problems)
     reading.metadata, reading.cut = reader.metadata, reader.cut
     return reading
 
@@ -207,7 +207,7 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
         span = usable_ns(event.ts, event.dur)
         if span is None:
             if is_step:
-                reading.troubles["step range without a usable time, omitted"] += 1
+                reading.problems["step range without a usable time, omitted"] += 1
         elif is_step and category == "gpu_user_annotation":
             reading.device_steps[_device(_arguments(event), event)].add(name, *span)
         elif is_step:

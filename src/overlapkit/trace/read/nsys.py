@@ -81,7 +81,7 @@ class _Export:
                 continue
             columns = connection.execute(f'PRAGMA table_info("{name}")').fetchall()
             self.tables[name] = {str(c[1]).lower(): str(c[1]) for c in columns}
-        self.troubles: Counter[str] = Counter()
+        self.problems: Counter[str] = Counter()
         self.names: dict[str, int] = {}
         self.devices: dict[tuple[int, int], WorkColumns] = {}
         self.grids: dict[Any, int] = {}
@@ -99,7 +99,7 @@ class _Export:
             raise InputError(f"{self.path}: contains no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
-        recording = Recording(self.path, "nsys", list(self.names), [], self.troubles)
+        recording = Recording(self.path, "nsys", list(self.names), [], self.problems)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
             work = finish_columns(columns, device, recording)
@@ -114,7 +114,7 @@ class _Export:
         if not works:
             raise InputError(f"{self.path}: none of its device events has a usable time")
         for work in works:
-            work.warnings += [f"{count} x {what}" for what, count in self.troubles.items()]
+            work.warnings += [f"{count} x {what}" for what, count in self.problems.items()]
         return works
 
     def _rows(self, table: str, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
@@ -137,7 +137,7 @@ class _Export:
     ) -> None:
         start, end, device, stream, process, correlation = row
         if not isinstance(start, int) or not isinstance(end, int):
-            self.troubles["device event without a usable time or duration, omitted"] += 1
+            self.problems["device event without a usable time or duration, omitted"] += 1
             return
         key = (_integer(process, 0) >> 24, _integer(device, 0))
         columns = self.devices.get(key)
@@ -167,7 +167,7 @@ class _Export:
             self._add(row, "CUDA graph")
             graphs += 1
         if graphs:
-            self.troubles[
+            self.problems[
                 "CUDA graph recorded as one event, counted as compute: record with "
                 "--cuda-graph-trace=node"
             ] += graphs

@@ -158,7 +158,7 @@ class Reading:
         device_steps: ranges on each device that mark steps.
         host_steps: ranges on the host that mark steps.
         host: operators and annotations, where they matter.
-        troubles: what was omitted or repaired, with counts.
+        problems: what was omitted or repaired, with counts.
         metadata: the other keys at the top level of the file.
         cut: whether the file ends before its list of events does.
     """
@@ -175,7 +175,7 @@ class Reading:
     device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
     host_steps: StepRanges = field(default_factory=StepRanges)
     host: HostRanges = field(default_factory=HostRanges)
-    troubles: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
     metadata: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
 
@@ -202,7 +202,7 @@ class Reading:
         for device, ranges in other.device_steps.items():
             self.device_steps[device].update(ranges)
         self.host_steps.update(other.host_steps)
-        self.troubles.update(other.troubles)
+        self.problems.update(other.problems)
 
 
 def _renumbered(mine: dict[Any, int], theirs: dict[Any, int]) -> list[int]:

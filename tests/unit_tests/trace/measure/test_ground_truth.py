@@ -1,4 +1,4 @@
-"""Generated profiles, whose overlap is known by construction, come back to the nanosecond."""
+"""Generated profiles, whose overlap is known by construction, are measured to the nanosecond."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces without a device, written by hand: what is compute and what is communication."""
+"""Traces without device work: what is compute and what is communication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nsight Systems exports whose tables have other columns than today's."""
+"""Nsight Systems exports of other versions, with other columns."""
 
 from __future__ import annotations
 
