@@ -12,7 +12,6 @@ from overlapkit.errors import InputError
 from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.document import trace_document
 from overlapkit.trace.rank_report import Options, RankReport
-from overlapkit.trace.ranks import rank_in_name, settle_ranks
 from support import tiny_trace as tiny
 
 GEMM, RS = tiny.GEMM, tiny.REDUCE_SCATTER
@@ -396,29 +395,3 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch, filler):
         stream.write(filler * ((30 << 20) // len(filler)))
     with pytest.raises(InputError, match="expands to more than"):
         analyse_file(str(path), Options())
-
-
-@pytest.mark.parametrize(
-    ("name", "rank"),
-    [
-        ("rank3.json", 3),
-        ("trace_rank-12.json.gz", 12),
-        ("rank[5]_step10.json", 5),
-        ("gpu2.sqlite", 2),
-        ("trace_7.json", 7),
-        ("4.json.gz", 4),
-        ("host_123.1700000000000.pt.trace.json", None),
-        ("trace.json", None),
-    ],
-)
-def test_rank_in_a_files_name(name, rank):
-    assert rank_in_name(f"/some/rank9/{name}") == rank
-
-
-def test_ranks_by_position_cause_a_warning(tmp_path):
-    reports = [report_of(tiny.write(tmp_path / name, PAIR)) for name in ("a.json", "b.json")]
-    settled = settle_ranks(reports, None)
-    assert [r.rank for r in settled] == [0, 1]
-    assert warned(settled[0], "not every file states its rank")
-    with pytest.raises(InputError, match="--rank-from name"):
-        settle_ranks(reports, "name")

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from overlapkit.trace.analyse import analyse
-from overlapkit.trace.compare.comparison import compare, side_of
-from overlapkit.trace.diagnose.ranks import diagnoses_of
-from overlapkit.trace.rank_report import Options, RankReport
-from overlapkit.trace.ranks import across, settle_ranks
-from support.trace_generator import (
-    CHANGES,
-    SCENARIOS,
-    RankTruth,
-    Scenario,
-    write_kineto,
-    write_nsys,
-)
+from overlapkit.trace.rank_report import RankReport
+from support.trace_generator import SCENARIOS, RankTruth, write_kineto, write_nsys
+from support.trace_reports import analysed, quick
 
 FIELDS = (
     "step",
@@ -29,16 +19,6 @@ FIELDS = (
     "idle",
 )
 DESCRIBED = [n for n, s in SCENARIOS.items() if s.metadata or s.tp_comm != "nccl"]
-
-
-def quick(name: str) -> Scenario:
-    """The scenario without the noise of a real host, which other tests read."""
-    return SCENARIOS[name].but(noise=0, steps=2)
-
-
-def analysed(truths: list[RankTruth], **options) -> list[RankReport]:
-    reports = analyse([t.path for t in truths], Options(**options))
-    return settle_ranks(reports, "name" if len(truths) > 1 else None)
 
 
 def assert_times(report: RankReport, truth: RankTruth, *, steps: bool = True) -> None:
@@ -92,73 +72,8 @@ def test_collectives_are_counted_with_their_bytes(tmp_path):
     assert all(c.bus_gb_s is None or 0 < c.bus_gb_s < 2000 for c in report.collectives)
 
 
-@pytest.mark.parametrize(
-    ("name", "diagnosis", "rule"),
-    [
-        ("one bucket", "single-bucket", "core.single-bucket"),
-        ("dp exposed", "grad-reduce-after-backward", "dp.defaults"),
-        ("tp exposed", "tp-overlap-off", "tp.off-unless-asked"),
-        ("pp bubbles", "pipeline-exposed", "pp.not-interleaved"),
-        ("single queue", "one-queue", "launch.env-one-queue"),
-        ("layernorm waits", "layernorm-waits", "launch.layernorm-margin"),
-        ("ep all-to-all", "expert-exchange-exposed", "ep.off-unless-asked"),
-        ("slowed compute", "compute-slowed", None),
-        ("late rank", "late-rank", None),
-    ],
-)
-def test_a_problem_has_its_diagnosis_and_rule(name, diagnosis, rule, tmp_path):
-    reports = analysed(write_kineto(quick(name), tmp_path))
-    found = {d.id: d for d in diagnoses_of(reports, across(reports))}
-    assert diagnosis in found
-    assert found[diagnosis].rule == rule
-    assert found[diagnosis].cost_us > 0
-    assert found[diagnosis].evidence
-
-
-@pytest.mark.parametrize(
-    "name", ["dp overlapped", "tp userbuffers", "tp peer copies", "pp interleaved", "ep deepep"]
-)
-def test_a_good_run_has_no_diagnoses(name, tmp_path):
-    reports = analysed(write_kineto(quick(name), tmp_path))
-    assert diagnoses_of(reports, across(reports)) == []
-
-
-def test_the_late_rank_is_found(tmp_path):
-    truths = write_kineto(quick("late rank"), tmp_path)
-    reports = analysed(truths)
-    together = across(reports)
-    assert together.late_rank == 2
-    assert {r: w.waiting_ns for r, w in together.waiting.items()} == {
-        t.rank: t.waited_ns for t in truths
-    }
-
-
 @pytest.mark.parametrize("factor", [1.0, 1.4])
 def test_compute_beside_communication_is_compared_with_the_same_alone(factor, tmp_path):
     scenario = SCENARIOS["slowed compute"].but(slowdown=factor, steps=6, noise=0)
     (report,) = analysed(write_kineto(scenario, tmp_path))
     assert report.slowed.ratio == pytest.approx(factor, rel=0.08)
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_comparison_finds_the_part_that_changed(name, tmp_path):
-    sides = []
-    for label, scenario in zip(("base", "new"), CHANGES[name][:2], strict=True):
-        folder = tmp_path / label
-        folder.mkdir()
-        sides.append(
-            side_of(label, analysed(write_kineto(scenario.but(noise=0), folder), owners=True))
-        )
-    comparison = compare(*sides)
-    parts = {p: comparison.part_change(p) for p in comparison.base.parts}
-    assert sum(parts.values()) == pytest.approx(comparison.change, abs=1)
-    moved = CHANGES[name][2]
-    if not moved:
-        assert comparison.verdict == "same"
-        return
-    assert comparison.verdict == "slower"
-    assert max(parts, key=lambda p: parts[p]) == moved
-    assert parts[moved] > 0.9 * comparison.change
-    for side in sides:
-        for part, owners in side.owners.items():
-            assert sum(owners.values()) == pytest.approx(side.parts[part], abs=1)

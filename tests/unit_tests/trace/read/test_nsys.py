@@ -92,6 +92,6 @@ def test_steps_and_parts_do_not_depend_on_the_columns(tmp_path, lacking):
     assert (report.whole.compute, report.whole.comm) == (20_000, 30_000)
 
 
-def test_kernels_without_names_are_told(tmp_path):
+def test_kernels_without_names_cause_a_warning(tmp_path):
     report = export(tmp_path / "t.sqlite", strings=False)
     assert any("4 x device event without a name" in w for w in report.warnings)
