@@ -214,7 +214,7 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
             reading.host_steps.add(name, *span)
             reading.host.step_threads.add((event.pid, event.tid))
         elif category != "gpu_user_annotation":
-            reading.host.add(name, category, (event.pid, event.tid), *span)
+            reading.host.add(name, category, (event.pid, event.tid), span)
 
 
 def _take_launches(events: list[Event], reading: Reading) -> None:

@@ -128,13 +128,13 @@ class HostRanges:
     end: list[int] = field(default_factory=list)
     step_threads: set[tuple[Any, Any]] = field(default_factory=set)
 
-    def add(self, name: str, category: str, thread: tuple[Any, Any], start: int, end: int) -> None:
-        """Add a range."""
+    def add(self, name: str, category: str, thread: tuple[Any, Any], span: tuple[int, int]) -> None:
+        """Add a range; `span` is its start and end."""
         self.names.append(name)
         self.categories.append(category)
         self.threads.append(thread)
-        self.start.append(start)
-        self.end.append(end)
+        self.start.append(span[0])
+        self.end.append(span[1])
 
 
 class Numbers(dict[Any, int]):
