@@ -116,4 +116,5 @@ def save(path: Path, chunks: Iterable[Any], gradients: Mapping[str, torch.Tensor
             if gradient is not None:
                 arrays[f"gradient|{label}"] = gradient.float().cpu().numpy()
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        # Without allow_pickle, which NumPy before 2.1 would save as one more array.
+        np.savez(file, **arrays)  # type: ignore[arg-type]
