@@ -18,6 +18,17 @@ BYTECODE = HERE.parent / ".pytest_cache" / "bytecode"
 
 load_profile()
 
+# What is shown must not depend on who runs the tests: colours, widths, the variables that rules
+# look at, and those of a job in which the tests may run.
+for name in (
+    *("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    *("CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_LAUNCH_BLOCKING"),
+    *("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN"),
+    *("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+):
+    os.environ.pop(name, None)
+
 if sys.dont_write_bytecode:
     # Many tests start processes that import torch, which takes twice as long where each of them
     # compiles it anew. So what is compiled is kept, though not beside the sources.

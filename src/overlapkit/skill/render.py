@@ -99,6 +99,8 @@ def output_of(root: Path, *command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "overlapkit.cli", *command],
         cwd=root,
+        # CI often sets it: the pages contain plain text.
+        env={name: value for name, value in os.environ.items() if name != "FORCE_COLOR"},
         capture_output=True,
         text=True,
         check=False,

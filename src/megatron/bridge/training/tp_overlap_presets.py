@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -360,8 +361,13 @@ def presets_like(cfg: object) -> list[PresetKey]:
     return [
         parse_preset_name(name)
         for name, preset in PRESETS.items()
-        if cfg == preset or given == _settings(as_te_dict(preset))
+        if cfg == preset or given == _settings_of(name)
     ]
+
+
+@cache
+def _settings_of(name: str) -> dict[str, dict[str, Any]]:
+    return _settings(as_te_dict(PRESETS[name]))
 
 
 def _settings(gemms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
