@@ -54,6 +54,8 @@ def cli(context: click.Context) -> None:
 @options.world_sizes
 @options.gpu
 @options.te("assume")
+@options.core
+@options.bridge
 @options.env_file
 @options.as_json("overlapkit/explain/v1")
 @options.html

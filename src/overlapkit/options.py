@@ -42,6 +42,17 @@ world_sizes: Decorator = click.option(
     help="Number of GPUs of the job. Give it twice to compare configurations on different numbers.",
 )
 
+core: Decorator = click.option(
+    "--core",
+    metavar="VERSION",
+    help="The job's megatron-core, or the tag of Megatron-LM, such as 0.18.2 or main. By default "
+    "inferred from the configuration.",
+)
+
+bridge: Decorator = click.option(
+    "--bridge", metavar="VERSION", help="The job's Megatron-Bridge, such as 0.5.1 or main."
+)
+
 env_file: Decorator = click.option(
     "--env-file",
     metavar="FILE",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update_megatron_lm
 from megatron.bridge.training.runtime_update import Update, update_runtime
-from megatron.bridge.training.software import Software
+from megatron.bridge.training.software import AssumedSoftware, Software
 from overlapkit.config.run import Run, Settings, build_run
 
 FRAMEWORKS = {"megatron-bridge": "Megatron-Bridge", "megatron-lm": "Megatron-LM"}
@@ -67,6 +68,8 @@ def make_effective(
         OverlapConfigError: the layout does not divide the world size.
     """
     run = build_run(settings)
+    if isinstance(software, AssumedSoftware):
+        software = replace(software, stack=settings.stack)
     if settings.framework == "megatron-lm":
         request = megatron_lm_request(settings)
         return run, update_megatron_lm(run, request, world_size, software=software)

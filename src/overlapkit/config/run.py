@@ -15,6 +15,7 @@ from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
 from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
+from megatron.bridge.training.versions import NEWEST, Stack
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
 from overlapkit.config.schema import (
     KINDS,
@@ -27,6 +28,7 @@ from overlapkit.config.schema import (
     sections,
     shown,
 )
+from overlapkit.config.versions import stacks_of_dump
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
 
@@ -103,6 +105,10 @@ class Settings:
         overridden: dotted keys that an override set.
         framework: whose defaults and checks apply to them.
         launch: what the launch script says; None for a file of settings.
+        stacks: the versions that the settings may be for, oldest first: those whose fields a file
+            that Megatron-Bridge wrote has, or the one that the user gave; empty where nothing
+            tells.
+        stack_given: whether the user gave it.
     """
 
     source: str
@@ -112,6 +118,13 @@ class Settings:
     overridden: frozenset[str] = frozenset()
     framework: Framework = "megatron-bridge"
     launch: Launch | None = None
+    stacks: tuple[Stack, ...] = ()
+    stack_given: bool = False
+
+    @property
+    def stack(self) -> Stack:
+        """The newest stack that the settings may be for; the newest known where nothing tells."""
+        return self.stacks[-1] if self.stacks else NEWEST
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""
@@ -158,12 +171,16 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         if isinstance(data.get(section), dict):
             data[section].pop(BY_NAME, None)
     _check_sections(document, data)
+    nested = _flatten_model(document, data)
+    stacks = stacks_of_dump(data) if dumped else ()
+    overrides = [_unnested(o) for o in overrides] if nested else overrides
     values = apply_overrides(data, [_plain_override(o) for o in overrides])
     for section in NAMED_SECTIONS:
         if isinstance(values.get(section), str):
             values[section] = {BY_NAME: values[section]}
 
     where = {".".join(keys): document.where(*keys) for keys in document.lines if 0 < len(keys) <= 2}
+    where |= {f"model.{key}": document.where("model", TRANSFORMER, key) for key in nested}
     overridden = dict(_overridden(overrides))
     where |= overridden
     for section, content in values.items():
@@ -177,7 +194,7 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         for key, value in (content or {}).items():
             place = where.get(f"{section}.{key}", document.path)
             check_kind(section, key, value, place)
-            if key not in known_keys(section):
+            if key not in known_keys(section) and not dumped:
                 check_unknown_key(section, key, place)
     _check_sizes(settings, where, document.path)
     asked = frozenset(
@@ -185,9 +202,47 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         for section, content in settings.items()
         for key, value in (content or {}).items()
         if (dotted := f"{section}.{key}") in overridden
-        or not (dumped and _is_default(section, key, value))
+        or not (dumped and _is_default(section, key, value, stacks))
     )
-    return Settings(document.path, settings, asked, where, frozenset(overridden))
+    return Settings(
+        document.path, settings, asked, where, frozenset(overridden), stacks=tuple(stacks)
+    )
+
+
+TRANSFORMER = "transformer"
+"""The section of a model, since Megatron-Bridge's main branch of 2026-07-31 (061468b78), that has
+the fields of TransformerConfig; the model's own are those of its builder."""
+
+
+def _flatten_model(document: Document, data: dict[str, Any]) -> list[str]:
+    """Move the fields of a nested model section to where older versions have them, in place.
+
+    Returns:
+        The names of the fields that were moved.
+
+    Raises:
+        InputError: the nested section is not a mapping.
+    """
+    model = data.get("model")
+    if not isinstance(model, dict) or TRANSFORMER not in model:
+        return []
+    inner = model.pop(TRANSFORMER)
+    if not isinstance(inner, dict):
+        raise InputError(
+            f"{document.where('model', TRANSFORMER)}: model.{TRANSFORMER} must be a section with "
+            f"keys, not {shown(inner)}"
+        )
+    # The builder's userbuffers settings are beside it, and null there is no value.
+    model.update({key: value for key, value in inner.items() if model.get(key) is None})
+    return [key for key in inner if ("model", key) not in document.lines]
+
+
+def _unnested(override: Override) -> Override:
+    """An override of ``model.transformer.KEY`` as one of ``model.KEY``."""
+    prefix = f"{TRANSFORMER}."
+    if override.section == "model" and (override.key or "").startswith(prefix):
+        return replace(override, key=(override.key or "").removeprefix(prefix))
+    return override
 
 
 def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
@@ -201,8 +256,10 @@ def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
             yield from ((f"{override.section}.{key}", override.text) for key in override.value)
 
 
-def _is_default(section: str, key: str, value: Any) -> bool:
-    known = section_fields(section).get(key)
+def _is_default(section: str, key: str, value: Any, stacks: tuple[Stack, ...]) -> bool:
+    """Whether a file that has every field has this value of it without anyone's asking."""
+    stack = stacks[-1] if stacks else None
+    known = section_fields(section, stack).get(key)
     return known is not None and known.default == value
 
 
@@ -284,12 +341,13 @@ def _plain(value: Any) -> Any:
         if value.get("_call_") is False:
             return target
         if "_args_" in value:
-            return _enum_name(target, value["_args_"])
+            name = value.get("_name_")
+            return name if isinstance(name, str) else _enum_name(target, value["_args_"])
     return {
         # A userbuffers class's name is kept, since it fills in the class's defaults.
         k: _plain_userbuffers(v) if k == "tp_comm_overlap_cfg" else _plain(v)
         for k, v in value.items()
-        if k not in ("_target_", "_call_", "_args_")
+        if k not in ("_target_", "_call_", "_args_", "_builder_")
     }
 
 
@@ -308,10 +366,25 @@ def _plain_userbuffers(value: Any) -> Any:
 def _enum_name(target: str, args: Any) -> Any:
     """For a CUDA-graph scope the member's name, which rules read; otherwise the enum's value."""
     value = args[0] if isinstance(args, list) and len(args) == 1 else args
-    if target.rpartition(".")[2] == "CudaGraphScope":
-        names: dict[Any, str] = {n: name for name, n in core_table().cuda_graph_scopes.items()}
-        return names.get(value, value) if isinstance(value, int) else value
+    numbers = _GRAPH_SCOPES.get(target.rpartition(".")[2])
+    if numbers is not None and isinstance(value, int):
+        return next((scope for scope, number in numbers.items() if number == value), value)
     return value
+
+
+_GRAPH_SCOPES: dict[str, dict[str, int]] = {
+    "CudaGraphScope": core_table().cuda_graph_scopes,
+    # megatron-core 0.18.2 and later; the same number means another scope than before.
+    "CudaGraphModule": {
+        "attn": 1,
+        "mlp": 2,
+        "moe": 3,
+        "moe_router": 4,
+        "moe_preprocess": 5,
+        "mamba": 6,
+    },
+}
+"""Members of the enums of CUDA-graph scopes (megatron/core/transformer/enums.py) by class."""
 
 
 def build_run(settings: Settings) -> Run:
@@ -323,26 +396,30 @@ def build_run(settings: Settings) -> Run:
     """
     values = settings.values
     train = {name: known.default for name, known in section_fields("train").items()}
-    model = _section("model", values)
+    stack = settings.stacks[-1] if settings.stacks else None
+    model = _section("model", values, stack)
     tokenizer_vocab = (values.get("tokenizer") or {}).get("vocab_size")
     if model.vocab_size is None and isinstance(tokenizer_vocab, int):
         # Megatron-Bridge does the same when it builds the model.
         model.vocab_size, model.should_pad_vocab = tokenizer_vocab, True
     return Run(
         model=model,
-        optimizer=_section("optimizer", values),
-        ddp=_section("ddp", values),
+        optimizer=_section("optimizer", values, stack),
+        ddp=_section("ddp", values, stack),
         train=SimpleNamespace(**(train | (values.get("train") or {}))),
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
     )
 
 
-def _section(section: str, values: Mapping[str, dict[str, Any] | None]) -> SimpleNamespace:
-    defaults = {name: known.default for name, known in section_fields(section).items()}
+def _section(
+    section: str, values: Mapping[str, dict[str, Any] | None], stack: Stack | None
+) -> SimpleNamespace:
+    fields = section_fields(section, stack)
+    defaults = {name: known.default for name, known in fields.items()}
     given = values.get(section) or {}
     # null is None where Megatron-Core allows it, and "not set" for a plain number or switch.
-    plain = {k for k, known in section_fields(section).items() if known.kind in KINDS}
+    plain = {k for k, known in fields.items() if known.kind in KINDS}
     content = {k: v for k, v in given.items() if v is not None or k not in plain}
     return SimpleNamespace(**(defaults | content))
 

@@ -19,6 +19,8 @@ from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.near_names import nearest
+from megatron.bridge.training.versions import Stack
+from overlapkit.config.versions import histories, index_of, keys_in, span_in, spans
 from overlapkit.errors import InputError
 
 _DATA = Path(__file__).with_name("data")
@@ -108,8 +110,36 @@ def _mixed_precision() -> dict[str, Field]:
 
 
 @cache
-def section_fields(section: str) -> Mapping[str, Field]:
-    """The typed fields of a section; empty where only the names of its keys are known."""
+def section_fields(section: str, stack: Stack | None = None) -> Mapping[str, Field]:
+    """The typed fields of a section; empty where only the names of its keys are known.
+
+    Args:
+        section: its name.
+        stack: the versions whose fields and defaults are wanted; None: the fields of every version,
+            with the defaults of the oldest that has each.
+    """
+    oldest = _oldest_fields(section)
+    if section not in VERSIONED:
+        return oldest
+    if stack is None:
+        newer = {k: spans[0] for k, spans in histories(section).items() if k not in oldest}
+        return {**oldest, **{k: Field(s.kind, s.default) for k, s in newer.items()}}
+    index = index_of(stack)
+    fields = {
+        k: f for k, f in oldest.items() if not spans(section, k) or span_in(section, k, index)
+    }
+    for key, span in keys_in(section, index).items():
+        # The oldest stack's table is of the classes themselves, with what annotations hide.
+        if key not in oldest or span.since > 0:
+            fields[key] = Field(span.kind, span.default)
+    return fields
+
+
+VERSIONED = ("model", "ddp", "optimizer", "dist", "validation")
+"""Sections whose fields differ between versions in a way that matters here."""
+
+
+def _oldest_fields(section: str) -> Mapping[str, Field]:
     table = core_table()
     return {
         "model": {**table.mla, **table.model, **table.provider},
@@ -125,12 +155,16 @@ def section_fields(section: str) -> Mapping[str, Field]:
 
 def sections() -> frozenset[str]:
     """Every known section name."""
-    return frozenset(bridge_keys().sections) | {"megatron_lm"}
+    return frozenset(bridge_keys().sections) | {"megatron_lm", "validation", "env_vars"}
 
 
 def known_keys(section: str) -> frozenset[str]:
     """Every known key of a section, typed or not."""
-    return frozenset(section_fields(section)) | frozenset(bridge_keys().sections.get(section, ()))
+    return (
+        frozenset(section_fields(section))
+        | frozenset(bridge_keys().sections.get(section, ()))
+        | frozenset(histories(section))
+    )
 
 
 KNOB_SECTIONS = ("comm_overlap", "ddp", "model", "optimizer", "mixed_precision")

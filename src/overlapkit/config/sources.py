@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron.bridge.training.versions import MAIN, as_version, complete
 from overlapkit.config.overrides import is_override, parse_override
 from overlapkit.config.run import LARGEST, Settings, read_settings
 from overlapkit.config.schema import sections
@@ -203,6 +204,27 @@ def read_configuration(name: str) -> Settings:
         # Beside such an option there is no NAME=value.
         remedy = f"set {error.variable}" if error.variable else "write the value"
         raise InputError(f"{error.fact}; {remedy} in a copy of the script") from None
+
+
+def with_versions(settings: Settings, core: str | None, bridge: str | None) -> Settings:
+    """The settings for the versions that the user gave; as they are where none is given.
+
+    Args:
+        settings: as they were read.
+        core: megatron-core's version (or Megatron-LM's tag), or main.
+        bridge: Megatron-Bridge's version, or main.
+
+    Raises:
+        InputError: it is not a version.
+    """
+    if core is None and bridge is None:
+        return settings
+    for option, version in (("--core", core), ("--bridge", bridge)):
+        try:
+            as_version(version or MAIN)
+        except ValueError as error:
+            raise InputError(f"{option} {version}: {error}") from None
+    return replace(settings, stacks=(complete(core, bridge),), stack_given=True)
 
 
 def check_world_size(size: int | None, option: str = "--world-size") -> int | None:

@@ -53,7 +53,7 @@ class Document:
     Attributes:
         path: the file, as the user named it.
         data: the mapping.
-        lines: line, from 1, of each key of the first two levels: ("model", "num_layers").
+        lines: line, from 1, of each key of the first three levels: ("model", "num_layers").
     """
 
     path: str
@@ -100,7 +100,7 @@ def read_yaml(path: str | Path) -> Document:
 
 
 def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
-    """The one value in a YAML text, and the lines of its keys of the first two levels.
+    """The one value in a YAML text, and the lines of its keys of the first three levels.
 
     Raises:
         YamlProblem: it is not valid, contains more than one document or a key twice, refers to
@@ -190,15 +190,17 @@ def _check_events(text: str) -> None:
 
 
 def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], int]:
-    """Lines of the keys of the first two levels. Refuses duplicate keys and recursive aliases."""
+    """Lines of the keys of the first three levels. Refuses duplicate keys and recursive aliases."""
     lines: dict[tuple[str, ...], int] = {}
     if root is None:
         return lines
     _measure(root, {})
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         lines[(_name(key),)] = key.start_mark.line + 1
-        for inner, _ in value.value if isinstance(value, yaml.MappingNode) else ():
+        for inner, content in value.value if isinstance(value, yaml.MappingNode) else ():
             lines[(key.value, _name(inner))] = inner.start_mark.line + 1
+            for deep, _ in content.value if isinstance(content, yaml.MappingNode) else ():
+                lines[(key.value, inner.value, str(deep.value))] = deep.start_mark.line + 1
     return lines
 
 

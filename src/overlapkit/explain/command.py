@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overlapkit.config.sources import read_sources, world_sizes_of
+from overlapkit.config.sources import read_sources, with_versions, world_sizes_of
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Report, explain
@@ -23,6 +23,8 @@ def run(
     world_sizes: Sequence[int],
     gpu: str | None,
     te: str,
+    core: str | None,
+    bridge: str | None,
     env_file: str | None,
     as_json: bool,
     html: str | None,
@@ -33,6 +35,7 @@ def run(
     Args:
         arguments: one or two configurations, and overrides; see `config.sources.name_sources`.
         world_sizes: GPUs of the job, of each of two, or none where launch scripts state them.
+        core, bridge: the job's versions; None infers them from the configuration.
         gpu, te, env_file: see `explain.assumptions.assume`.
         as_json: whether to print the JSON document instead of text.
         html: file for the page; None for none.
@@ -45,6 +48,7 @@ def run(
     files = [*arguments, *(text.rpartition(":")[0] for text in arguments), env_file or ""]
     (page,) = outputs({"--html": html}, files)
     settings = read_sources(arguments, command="explain", from_megatron_lm=from_megatron_lm, most=2)
+    settings = [with_versions(each, core, bridge) for each in settings]
     sizes = world_sizes_of(settings, world_sizes)
     assumptions = assume(gpu, te, env_file)
     if len(settings) == 1:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from megatron.bridge.recipes.launch_env import (
     EnvironmentVariable,
@@ -15,10 +15,17 @@ from megatron.bridge.recipes.launch_env import (
     omissions,
 )
 from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
-from megatron.bridge.training.decisions import Decision, Dimension, Outcome, OverlapConfigError
-from megatron.bridge.training.rules.context import fsdp_switch
+from megatron.bridge.training.decisions import (
+    RULES,
+    Decision,
+    Dimension,
+    Outcome,
+    OverlapConfigError,
+)
+from megatron.bridge.training.rules.context import OTHER_VERSIONS, fsdp_switch
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
+from megatron.bridge.training.versions import KNOWN, NEWEST, Stack, spoken
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
 from overlapkit.config.effective import knob_value, make_effective
 from overlapkit.config.run import Framework, Run, Settings
@@ -28,6 +35,10 @@ from overlapkit.output.console import encodable
 
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are shown: a valid value has three."""
+
+StackSource = Literal["given", "fields", "unknown"]
+"""How the versions of a run are known: as the user gave them, from the fields of the file, or not
+at all, so that the newest known are assumed."""
 
 DIMENSIONS = tuple(Dimension)
 """In the order in which decisions are shown."""
@@ -74,6 +85,8 @@ class Report:
         launch_env: the environment that the job needs.
         framework: whose rules were applied.
         notes: what was assumed while reading a launch script.
+        stack: the versions whose rules were applied.
+        stack_source: how they are known.
     """
 
     source: str
@@ -86,6 +99,8 @@ class Report:
     launch_env: tuple[EnvironmentVariable, ...]
     framework: Framework = "megatron-bridge"
     notes: tuple[str, ...] = ()
+    stack: Stack = NEWEST
+    stack_source: StackSource = "unknown"
 
     @property
     def findings(self) -> list[Decision]:
@@ -108,6 +123,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     flat = settings.flat()
     requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
     decisions = compare_with_request(update.decisions, requested, effective)
+    decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
 
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
     decisions += _environment_decisions(settings.framework, run, required, assumptions)
@@ -128,7 +144,48 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         required,
         settings.framework,
         settings.launch.notes if settings.launch is not None else (),
+        _spoken_of(settings),
+        "given" if settings.stack_given else "fields" if settings.stacks else "unknown",
     )
+
+
+def _spoken_of(settings: Settings) -> Stack:
+    """The stack as a reader knows it: a Megatron-LM run has no Megatron-Bridge."""
+    stack = settings.stack
+    return Stack(stack.core) if settings.framework == "megatron-lm" else stack
+
+
+def _on_other_stacks(
+    settings: Settings, world_size: int, assumptions: Assumptions, known: Sequence[Decision]
+) -> Iterator[Decision]:
+    """What the versions that a run may also have do otherwise: stops, refusals and bugs.
+
+    Args:
+        settings: the run's; where its versions are known there is nothing else to say.
+        world_size: GPUs of the job.
+        assumptions: what the file does not say.
+        known: the decisions of the newest version.
+    """
+    candidates = settings.stacks or KNOWN
+    said = {(d.rule, d.knob) for d in known}
+    others: dict[tuple[str, str], tuple[Decision, list[str]]] = {}
+    for stack in candidates[:-1]:
+        on_stack = dataclasses.replace(settings, stacks=(stack,))
+        _, update = make_effective(on_stack, world_size, assumptions.software)
+        for d in update.decisions:
+            key = (d.rule, d.knob)
+            if (d.is_finding or RULES[d.rule].is_bug) and key not in said:
+                others.setdefault(key, (d, []))[1].append(stack.core or "")
+    for d, versions in others.values():
+        yield OTHER_VERSIONS.decide(
+            d.knob,
+            requested=d.requested,
+            effective=d.effective,
+            reason=f"with megatron-core {spoken(versions)}: {d.reason} ({d.rule})",
+            outcome=Outcome.NOTE,
+            remedy=f"state the job's version with --core; for those versions: {d.remedy}",
+            dimension=d.dimension,
+        )
 
 
 def _environment_decisions(

@@ -132,7 +132,20 @@ def run_text(report: Report) -> str:
 def basis(report: Report) -> tuple[str, str]:
     """What the rules were applied on: Transformer Engine, and whose rules they are."""
     te = f"Transformer Engine {report.assumptions.te}"
-    return te, f"{FRAMEWORKS[report.framework]}'s rules"
+    known = {
+        "given": "as given",
+        "fields": "by the file's fields",
+        "unknown": "assumed: see --core",
+    }
+    return te, f"rules of {stack_text(report)} ({known[report.stack_source]})"
+
+
+def stack_text(report: Report) -> str:
+    """The versions whose rules were applied."""
+    stack, framework = report.stack, FRAMEWORKS[report.framework]
+    if report.framework == "megatron-lm":
+        return f"{framework}, core {stack.core}"
+    return f"{framework} {stack.bridge}, core {stack.core}"
 
 
 def verdict(report: Report) -> Iterator[tuple[str, Tone]]:

@@ -35,6 +35,7 @@ from megatron.bridge.training.rules.pipeline import select_p2p as select_p2p
 from megatron.bridge.training.rules.tensor import TP_USERBUFFERS_DEFAULT, decide_tp
 from megatron.bridge.training.software import (
     Software,
+    installed_stack,
     is_te_min_version,
     is_torch_min_version,
     te_importable,
@@ -53,6 +54,7 @@ from megatron.bridge.training.userbuffers.settings import (
     TransformerLayerTPOverlapCfg as TransformerLayerTPOverlapCfg,
 )
 from megatron.bridge.training.userbuffers.settings import as_te_dict, check_userbuffers
+from megatron.bridge.training.versions import Stack
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ def __getattr__(name: str) -> Any:
 
 class InstalledSoftware:
     """What is installed, looked up on this module at call time, where callers patch it."""
+
+    @property
+    def stack(self) -> Stack:
+        return installed_stack()
 
     def have_te(self) -> bool:
         return bool(sys.modules[__name__].HAVE_TE)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from megatron.bridge.errors import OverlapConfigError as OverlapConfigError
+from megatron.bridge.training.versions import NAMES, Range, Stack, holds
 
 # Source paths are relative to the folder that contains the `megatron` namespace package.
 _SOURCE_ROOT = Path(__file__).resolve().parents[3]
@@ -120,6 +121,9 @@ class Rule:
         line: line of the declaration, from 1.
         opt_in: whether its default leaves a knob off unless requested. It is then of interest only
             to those who request it.
+        versions: the versions that it holds for, all of them together; empty means every version.
+        source: where the fact is from, such as a commit; empty where it is our own measurement.
+        is_bug: whether it describes a bug, so that the end of its range of versions fixed it.
     """
 
     id: str
@@ -129,6 +133,21 @@ class Rule:
     path: str
     line: int
     opt_in: bool = False
+    versions: tuple[Range, ...] = ()
+    source: str = ""
+    is_bug: bool = False
+
+    def holds(self, stack: Stack) -> bool:
+        """Whether it holds for the versions of a stack."""
+        return holds(self.versions, stack)
+
+    @property
+    def fix(self) -> str | None:
+        """The version that fixed it, such as "megatron-core 0.18.0"; None where there is none."""
+        for each in self.versions if self.is_bug else ():
+            if each.until is not None:
+                return f"{NAMES[each.package]} {each.until}"
+        return None
 
     def decide(
         self,
@@ -143,10 +162,14 @@ class Rule:
     ) -> Decision:
         """A decision by this rule.
 
-        A finding's remedy and the dimension are the rule's own unless they are given.
+        A finding's remedy and the dimension are the rule's own unless they are given. Where a newer
+        version fixed what the rule describes, to use that version is one more remedy.
         """
         if remedy is None and outcome in FINDINGS:
             remedy = self.remedy or None
+        if self.fix is not None:
+            upgrade = f"use {self.fix} or newer"
+            remedy = f"{remedy}, or {upgrade}" if remedy else upgrade
         return Decision(
             knob,
             requested,
@@ -188,11 +211,15 @@ def rule(
     claim: str,
     remedy: str = "",
     opt_in: bool = False,
+    versions: tuple[Range, ...] = (),
+    source: str = "",
+    is_bug: bool = False,
     depth: int = 1,
 ) -> Rule:
     """Declare a rule; its source position is that of the calling statement.
 
     Args:
+        versions, source, is_bug: as in `Rule`.
         depth: 2 for a helper that declares on behalf of its own caller.
 
     Raises:
@@ -200,7 +227,9 @@ def rule(
     """
     caller = sys._getframe(depth)
     path = _source_path(caller.f_code.co_filename)
-    declared = Rule(id, dimension, claim, remedy, path, caller.f_lineno, opt_in)
+    declared = Rule(
+        id, dimension, claim, remedy, path, caller.f_lineno, opt_in, versions, source, is_bug
+    )
     known = RULES.get(id)
     if known is not None and (known.path, known.line) != (declared.path, declared.line):
         raise ValueError(f"rule {id!r} is declared twice: {known.path}:{known.line}")
@@ -226,9 +255,20 @@ class Need(Generic[ContextT]):
     found: Callable[[ContextT], str]
 
 
-def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterable[tuple[Rule, str]]:
-    """Each need that `context` does not meet, in order: its rule and what was found."""
-    return ((need.rule, need.found(context)) for need in needs if not need.met(context))
+def unmet(
+    needs: Iterable[Need[ContextT]], context: ContextT, stack: Stack
+) -> Iterable[tuple[Rule, str]]:
+    """Each need of the stack that `context` does not meet: its rule and what was found."""
+    return (
+        (need.rule, need.found(context))
+        for need in needs
+        if need.rule.holds(stack) and not need.met(context)
+    )
+
+
+def in_force(decisions: Iterable[Decision], stack: Stack) -> Iterable[Decision]:
+    """The decisions whose rules hold for a stack: those that report, and change nothing."""
+    return (d for d in decisions if RULES[d.rule].holds(stack))
 
 
 def raise_errors(decisions: Iterable[Decision]) -> None:

@@ -38,9 +38,22 @@ _REMEDIES = {
     "core.fp8-param-needs": "pass --fp8-format, or omit --fp8-param-gather",
     "core.expert-parallel-needs-experts": "pass --num-experts, and an "
     "--expert-model-parallel-size that divides the ranks",
-    "core.ep-overlap-needs": "omit --mtp-num-layers and the flags of CUDA graphs",
-    "core.delay-wgrad-needs": "pass --overlap-moe-expert-parallel-comm, and no "
-    "--moe-use-legacy-grouped-gemm",
+    "core.ep-overlap-mtp-zero": "omit --mtp-num-layers",
+    "core.ep-overlap-mtp-needs-pipeline": "pass --pipeline-model-parallel-size above 1, or omit "
+    "--mtp-num-layers",
+    "core.ep-overlap-graph-kind": "omit --cuda-graph-impl, or make it transformer_engine",
+    "core.ep-overlap-needs": "remove moe and mlp from the CUDA-graph scopes, or omit "
+    "--cuda-graph-impl",
+    "core.early-release-needs-ep-overlap": "omit --ep-overlap-early-attn-memory-release",
+    "core.dispatch-wgrad-excludes": "omit --overlap-dispatch-backward-with-experts-wgrad",
+    "core.delay-wgrad-needs": "pass --overlap-moe-expert-parallel-comm",
+    "core.delay-wgrad-legacy-gemm": "omit --moe-use-legacy-grouped-gemm",
+    "core.delay-wgrad-graph-needs-te": "use Transformer Engine 2.10.0 or newer, or omit "
+    "--cuda-graph-impl",
+    "core.num-buckets-excludes": "omit --ddp-num-buckets or --ddp-bucket-size",
+    "core.mxfp8-gather-needs-reuse": "pass --reuse-grad-buf-for-mxfp8-param-ag",
+    "core.mxfp8-reuse-excludes-step": "omit --overlap-param-gather-with-optimizer-step",
+    "core.optimizer-instances-need": "pass --use-distributed-optimizer",
     "core.shared-expert-overlap-needs": "pass --moe-token-dispatcher-type alltoall, or omit "
     "--moe-shared-expert-overlap",
 }

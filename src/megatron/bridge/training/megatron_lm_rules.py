@@ -15,7 +15,7 @@ from typing import Any
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.comm_overlap import InstalledSoftware
-from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, in_force, rule
 from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
@@ -185,7 +185,10 @@ def update_megatron_lm(
         for d in as_written(context, AS_FLAGS_SAY, "Megatron-LM uses the value of its flag")
         if d.knob not in _DECIDED_HERE
     ]
-    for decision in core_consequences(context, run.optimizer):
+    for decision in in_force(core_consequences(context, run.optimizer), context.stack):
+        if decision.rule.startswith("bridge."):
+            # A check of Megatron-Bridge's own, around the same Megatron-Core.
+            continue
         stop = _STOPS.get(decision.rule)
         decisions.append(_stopped(decision, stop) if stop is not None else decision)
     decisions += _distributed_checkpoint(run, request, decisions)

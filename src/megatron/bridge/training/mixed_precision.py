@@ -32,7 +32,7 @@ from megatron.bridge.training.mixed_precision_recipes import (
 from megatron.bridge.training.mixed_precision_recipes import (
     mixed_precision_recipe as mixed_precision_recipe,
 )
-from megatron.bridge.training.software import Software, is_te_min_version
+from megatron.bridge.training.software import Software, installed_stack, is_te_min_version
 
 if TYPE_CHECKING:
     import torch
@@ -311,6 +311,7 @@ def precision_errors(
             with this module's `is_te_min_version`.
     """
     context = _Context(config, software.is_te_min_version if software else is_te_min_version)
+    stack = software.stack if software else installed_stack()
     return [
         broken.decide(
             f"mixed_precision.{knob}",
@@ -320,7 +321,7 @@ def precision_errors(
             outcome=Outcome.ERROR,
         )
         for knob, need in _NEEDS
-        for broken, found in unmet([need], context)
+        for broken, found in unmet([need], context, stack)
     ]
 
 

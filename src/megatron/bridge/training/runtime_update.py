@@ -7,7 +7,7 @@ later step overwrites what an earlier step or the user has set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from megatron.bridge.training.decisions import (
     Dimension,
     Outcome,
     OverlapConfigError,
+    in_force,
     raise_errors,
     rule,
 )
@@ -109,7 +110,7 @@ def update_runtime(
     """
     decisions: list[Decision] = []
 
-    def step(taken: Iterator[Decision] | list[Decision]) -> None:
+    def step(taken: Iterable[Decision]) -> None:
         taken = list(taken)
         if strict:
             raise_errors(taken)
@@ -143,7 +144,7 @@ def update_runtime(
     )
     if run.comm_overlap is None:
         step(without_comm_overlap(context))
-    step(core_consequences(context, run.optimizer))
+    step(in_force(core_consequences(context, run.optimizer), context.stack))
     return Update(dp_size, decisions)
 
 

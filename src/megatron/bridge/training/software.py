@@ -13,6 +13,8 @@ from typing import Protocol
 
 from packaging.version import Version
 
+from megatron.bridge.training.versions import MAIN, NEWEST, Stack, complete
+
 # The metapackage, then the wheels that may be installed without it.
 _TE_DISTRIBUTIONS = (
     "transformer-engine",
@@ -24,6 +26,10 @@ _TE_DISTRIBUTIONS = (
 
 class Software(Protocol):
     """What rules need to know about installed software."""
+
+    @property
+    def stack(self) -> Stack:
+        """The versions of Megatron-Bridge and Megatron-Core."""
 
     def have_te(self) -> bool:
         """Whether Transformer Engine's PyTorch side can be imported."""
@@ -42,10 +48,12 @@ class AssumedSoftware:
     Attributes:
         te: Transformer Engine's version; "any" is recent enough for every rule, None is absent.
         torch: torch's version, or "any".
+        stack: the versions of Megatron-Bridge and Megatron-Core; by default the newest known.
     """
 
     te: str | None = "any"
     torch: str = "any"
+    stack: Stack = NEWEST
 
     def have_te(self) -> bool:
         return self.te is not None
@@ -87,6 +95,12 @@ def foreign_megatron_bridge() -> str | None:
         "modules of the same names (megatron.bridge.*), so one has overwritten the other: "
         "uninstall megatron-bridge and reinstall overlapkit, or use separate environments"
     )
+
+
+@cache
+def installed_stack() -> Stack:
+    """The installed megatron-core with the main branch of Megatron-Bridge, which we follow."""
+    return complete(installed_version("megatron-core"), MAIN)
 
 
 def te_version() -> str | None:

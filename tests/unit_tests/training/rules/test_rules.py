@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron.bridge.training.runtime_update import (
     update_runtime,
 )
 from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import KNOWN
 from support.megatron_lm_cases import every_rule
 from support.rule_runs import (
     DELAY,
@@ -31,6 +33,13 @@ from support.rule_runs import (
     findings,
     run_of,
 )
+
+
+def on_stack(name: str, case: dict[str, Any], *, holds: bool = True) -> dict[str, Any]:
+    """A case on the newest known stack for which the rule holds, or does not."""
+    stack = next(s for s in reversed(KNOWN) if RULES[name].holds(s) is holds)
+    return {**case, "software": replace(case.get("software", EVERYTHING), stack=stack)}
+
 
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
@@ -126,11 +135,63 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": {**OFF, "defer_embedding_wgrad_compute": True},
     },
     "core.expert-parallel-needs-experts": {"model": {"expert_model_parallel_size": 4}},
-    "core.ep-overlap-needs": {"model": {**MOE, "mtp_num_layers": 0}, "comm": EP},
-    "core.delay-wgrad-needs": {
+    "core.ep-overlap-mtp-zero": {"model": {**MOE, "mtp_num_layers": 0}, "comm": EP},
+    "core.ep-overlap-mtp-needs-pipeline": {"model": {**MOE, "mtp_num_layers": 1}, "comm": EP},
+    "core.ep-overlap-graph-kind": {
+        "model": {**MOE, "cuda_graph_impl": "local", "cuda_graph_scope": "full_iteration"},
+        "comm": EP,
+    },
+    "core.ep-overlap-needs": {
+        "model": {**MOE, "cuda_graph_impl": "transformer_engine", "cuda_graph_scope": ["moe"]},
+        "comm": EP,
+    },
+    "core.early-release-needs-ep-overlap": {
+        "model": {**MOE, "ep_overlap_early_attn_memory_release": True}
+    },
+    "core.dispatch-wgrad-excludes": {
+        "model": {**MOE, "overlap_dispatch_backward_with_experts_wgrad": True},
+        "comm": EP,
+    },
+    "core.dispatch-wgrad-needs-te": {
+        "model": {**MOE, "overlap_dispatch_backward_with_experts_wgrad": True},
+        "software": AssumedSoftware(te="2.2.0"),
+    },
+    "core.delay-wgrad-needs": {"model": {**MOE, "delay_wgrad_compute": True}},
+    "core.delay-wgrad-legacy-gemm": {
         "model": {**MOE, "moe_use_legacy_grouped_gemm": True},
         "comm": DELAY,
     },
+    "core.delay-wgrad-graph-needs-te": {
+        "model": {**MOE, "cuda_graph_impl": "transformer_engine", "cuda_graph_scope": ["mamba"]},
+        "comm": DELAY,
+        "software": AssumedSoftware(te="2.9.0"),
+    },
+    "bridge.local-graph-scopes": {
+        "model": {"cuda_graph_impl": "local", "cuda_graph_modules": ["attn"]}
+    },
+    "core.num-buckets-excludes": {
+        "ddp": {**DISTRIBUTED, "num_buckets": 4},
+        "comm": OFF,
+    },
+    "core.mxfp8-gather-needs-reuse": {
+        "model": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+        "ddp": {**DISTRIBUTED, "fp8_param_gather": True},
+    },
+    "core.mxfp8-reuse-excludes-step": {
+        "model": {
+            "fp8": "e4m3",
+            "fp8_recipe": "mxfp8",
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+        },
+        "ddp": {
+            **DISTRIBUTED,
+            "fp8_param_gather": True,
+            "reuse_grad_buf_for_mxfp8_param_ag": True,
+        },
+        "comm": {**OFF, "overlap_param_gather_with_optimizer_step": True},
+    },
+    "core.optimizer-instances-need": {"ddp": {"num_distributed_optimizer_instances": 2}},
     "core.shared-expert-overlap-needs": {
         "model": {
             **MOE,
@@ -209,7 +270,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 # Spoken by another function than update_runtime, and tested below or in another file.
 ELSEWHERE = {"any.set-by-hand-overwritten"}
-DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core.", "lm."}
+DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core.", "bridge.", "lm."}
 
 
 @pytest.mark.parametrize(
@@ -271,9 +332,28 @@ def test_every_rule_is_exercised_here() -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_need_is_found_with_its_remedy(name: str) -> None:
-    found = [d for d in decisions_of(**BROKEN[name]) if d.rule == name and d.is_finding]
+    found = [
+        d for d in decisions_of(**on_stack(name, BROKEN[name])) if d.rule == name and d.is_finding
+    ]
     assert found
     assert all(d.reason and d.remedy for d in found)
+
+
+ALL_CASES = BROKEN | NOTED | CHOSEN
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_CASES if RULES[name].versions])
+def test_a_rule_ends_with_its_versions(name: str) -> None:
+    decisions = decisions_of(**on_stack(name, ALL_CASES[name], holds=False))
+    assert name not in {d.rule for d in decisions}
+    assert RULES[name].source
+
+
+def test_a_bug_that_a_version_fixed_is_avoided_by_upgrading() -> None:
+    name = "core.sent-then-freed"
+    (note,) = [d for d in decisions_of(**on_stack(name, NOTED[name])) if d.rule == name]
+    assert note.remedy is not None
+    assert note.remedy.endswith("or use megatron-core 0.18.0 or newer")
 
 
 ASSIGNMENT = re.compile(r"\b(model|ddp|optimizer|comm_overlap)\.(\w+)=([\w.]+)")
@@ -281,32 +361,37 @@ ASSIGNMENT = re.compile(r"\b(model|ddp|optimizer|comm_overlap)\.(\w+)=([\w.]+)")
 
 def remedies(name: str) -> list[tuple[str, str, Any]]:
     """What the first alternative of a finding's remedy says to set: section, key, value."""
-    found = next(d for d in decisions_of(**BROKEN[name]) if d.rule == name and d.is_finding)
+    found = next(
+        d for d in decisions_of(**on_stack(name, BROKEN[name])) if d.rule == name and d.is_finding
+    )
     first = (found.remedy or "").partition(", or ")[0].partition("; ")[0]
     return [(s, key, yaml.safe_load(value)) for s, key, value in ASSIGNMENT.findall(first)]
 
 
 @pytest.mark.parametrize("name", [name for name in BROKEN if remedies(name)])
 def test_a_remedy_mends(name: str) -> None:
-    sections = {key: dict(v) if isinstance(v, dict) else v for key, v in BROKEN[name].items()}
+    sections = {
+        key: dict(v) if isinstance(v, dict) else v
+        for key, v in on_stack(name, BROKEN[name]).items()
+    }
     for section, key, value in remedies(name):
         into = "comm" if section == "comm_overlap" else section
         sections.setdefault(into, {})[key] = value
-    before, after = decisions_of(**BROKEN[name]), decisions_of(**sections)
+    before, after = decisions_of(**on_stack(name, BROKEN[name])), decisions_of(**sections)
     assert name not in findings(after)
     assert findings(after) <= findings(before)
 
 
 @pytest.mark.parametrize("name", NOTED)
 def test_a_note_is_no_finding(name: str) -> None:
-    told = [d for d in decisions_of(**NOTED[name]) if d.rule == name]
+    told = [d for d in decisions_of(**on_stack(name, NOTED[name])) if d.rule == name]
     assert told
     assert all(d.outcome is Outcome.NOTE for d in told)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_choice_says_why(name: str) -> None:
-    told = [d for d in decisions_of(**CHOSEN[name]) if d.rule == name]
+    told = [d for d in decisions_of(**on_stack(name, CHOSEN[name])) if d.rule == name]
     assert told
     assert all(d.outcome in (Outcome.DEFAULT, Outcome.GRANTED) and d.reason for d in told)
 

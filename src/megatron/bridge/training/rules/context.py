@@ -8,6 +8,7 @@ from typing import Any, Literal
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.userbuffers.settings import TransformerLayerTPOverlapCfg
+from megatron.bridge.training.versions import Stack
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Context:
     optimizer: Any = None
 
     @property
+    def stack(self) -> Stack:
+        """The versions of Megatron-Bridge and Megatron-Core."""
+        return self.software.stack
+
+    @property
     def pipeline_size(self) -> int:
         return self.model.pipeline_model_parallel_size or 1
 
@@ -70,6 +76,13 @@ def fsdp_switch(ddp: Any) -> str | None:
     return None
 
 
+OTHER_VERSIONS = rule(
+    "any.other-versions",
+    Dimension.ANY,
+    claim="Where a run's versions are not known, the newest known ones are assumed. What an older "
+    "one refuses or does wrongly is reported with its versions.",
+    remedy="state the version with --core",
+)
 USER_WINS = rule(
     "any.user-wins",
     Dimension.ANY,

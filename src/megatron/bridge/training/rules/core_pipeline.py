@@ -11,6 +11,7 @@ from typing import Any
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.versions import Range
 
 LAYOUT_SETS_VPP = rule(
     "core.layout-sets-vpp",
@@ -47,6 +48,9 @@ SENT_THEN_FREED = rule(
     "being sent: over gloo a corrupted activation arrives (observed with megatron-core 0.16.1); "
     "over NCCL the result depends on when the memory is reused, and was not tested.",
     remedy="where ranks communicate over gloo, set deallocate_pipeline_outputs=false on the model",
+    versions=(Range("core", until="0.18.0"),),
+    source="fixed by Megatron-LM 260cba7133",
+    is_bug=True,
 )
 DEFERRED_WGRAD = rule(
     "core.defer-embedding-wgrad",

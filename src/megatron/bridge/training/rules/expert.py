@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
+from megatron.bridge.training.versions import Range
 
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
@@ -21,12 +22,16 @@ EP_OFF_UNLESS_ASKED = rule(
 )
 
 
-def _ep_rule(name: str, need: str, remedy: str) -> Rule:
+def _ep_rule(
+    name: str, need: str, remedy: str, versions: tuple[Range, ...] = (), source: str = ""
+) -> Rule:
     return rule(
         f"ep.{name}",
         Dimension.EP,
         claim=f"overlap_moe_expert_parallel_comm needs {need}; otherwise setup() raises an error.",
         remedy=remedy,
+        versions=versions,
+        source=source,
         depth=2,
     )
 
@@ -116,6 +121,8 @@ EP_GATE: tuple[Need[Context], ...] = (
             "no-moe-recompute",
             'recompute_modules without "moe"',
             'remove "moe" from model.recompute_modules',
+            (Range("core", since="0.17.1"),),
+            "Megatron-LM 45b8eac955, Megatron-Bridge a8087d298",
         ),
         met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
         found=lambda c: (
@@ -146,12 +153,16 @@ EP_GATE: tuple[Need[Context], ...] = (
 )
 
 
-def _delay_rule(name: str, need: str, remedy: str) -> Rule:
+def _delay_rule(
+    name: str, need: str, remedy: str, versions: tuple[Range, ...] = (), source: str = ""
+) -> Rule:
     return rule(
         f"ep.delay-{name}",
         Dimension.EP,
         claim=f"delay_wgrad_compute needs {need}; otherwise setup() raises an error.",
         remedy=remedy,
+        versions=versions,
+        source=source,
         depth=2,
     )
 
@@ -185,6 +196,11 @@ def _wgrad_in_graph(c: Context) -> bool:
     return "attn" in scope or ("moe_router" in scope and exposed_shared_expert)
 
 
+# Megatron-Bridge 0.4.2 has the check, but compares scopes with the enum's members alone: it accepts
+# scopes that are given by name, as a file has them.
+_GRAPH_RULES = (Range("bridge", since="0.5.1"),)
+_GRAPH_SOURCE = "Megatron-Bridge 71768cde2, 56e56d708"
+
 DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
     Need(
         _delay_rule(
@@ -212,6 +228,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             "graph-needs-te-2.12",
             "Transformer Engine >= 2.12.0 where a CUDA graph contains the delayed gradient",
             "use Transformer Engine 2.12.0 or newer, or a CUDA-graph scope without attention",
+            _GRAPH_RULES,
+            _GRAPH_SOURCE,
         ),
         met=lambda c: not _wgrad_in_graph(c) or c.software.is_te_min_version("2.12.0"),
         found=lambda c: (
@@ -224,6 +242,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             "graph-needs-fusion",
             "gradient_accumulation_fusion where a CUDA graph contains the delayed gradient",
             "set model.gradient_accumulation_fusion=true",
+            _GRAPH_RULES,
+            _GRAPH_SOURCE,
         ),
         met=lambda c: not _wgrad_in_graph(c) or bool(c.of_model("gradient_accumulation_fusion")),
         found=lambda c: (
@@ -237,6 +257,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             "add_bias_linear and add_qkv_bias to be off (no attention bias) where a CUDA graph "
             "covers attention",
             "set model.add_bias_linear=false and model.add_qkv_bias=false",
+            _GRAPH_RULES,
+            _GRAPH_SOURCE,
         ),
         met=lambda c: (
             "attn" not in graph_scope(c)
@@ -253,7 +275,7 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
 def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
     """An expert-parallel knob, as requested. Each unmet need is an error: the run would fail."""
     knob, requested = f"model.{name}", getattr(c.request, name)
-    broken = list(unmet(gate, c)) if requested else []
+    broken = list(unmet(gate, c, c.stack)) if requested else []
     for broken_rule, found in broken:
         yield broken_rule.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR

@@ -1,6 +1,6 @@
 """What Megatron-Core itself does with the effective knobs: refusals, silent fallbacks, defaults.
 
-Facts of megatron-core 0.16. `comm_overlap` sets knobs. These rules say what happens to them when
+`comm_overlap` sets knobs. These rules say what happens to them when
 the model is built and trained, and to knobs that are set on model and ddp without comm_overlap.
 """
 
@@ -14,7 +14,8 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rul
 from megatron.bridge.training.rules.buckets import bucket_consequences
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
-from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE, graph_scope
+from megatron.bridge.training.rules.core_refusals import refusals
+from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 
@@ -79,22 +80,6 @@ EXPERTS_NEEDED = rule(
     remedy="set model.num_moe_experts, or set model.expert_model_parallel_size to a size that "
     "divides the ranks",
 )
-EP_OVERLAP_NEEDS = rule(
-    "core.ep-overlap-needs",
-    Dimension.EP,
-    claim="Megatron-Core refuses overlap_moe_expert_parallel_comm with mtp_num_layers 0, with an "
-    "MTP layer and PP = 1, with CUDA graphs other than Transformer Engine's, and with CUDA graphs "
-    "that cover the experts.",
-    remedy="set model.mtp_num_layers=null and model.cuda_graph_impl=none",
-)
-DELAY_WGRAD_NEEDS = rule(
-    "core.delay-wgrad-needs",
-    Dimension.EP,
-    claim="Megatron-Core refuses delay_wgrad_compute without EP overlap in effect, and with the "
-    "legacy grouped GEMM.",
-    remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true and "
-    "model.moe_use_legacy_grouped_gemm=false",
-)
 SHARED_EXPERT_NEEDS = rule(
     "core.shared-expert-overlap-needs",
     Dimension.EP,
@@ -114,6 +99,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from _tensor_parallel(c)
     yield from pipeline_consequences(c)
     yield from _expert_parallel(c)
+    yield from refusals(replace(c, optimizer=optimizer))
     yield from _data_parallel(c, optimizer)
     yield from bucket_consequences(c, optimizer)
 
@@ -164,7 +150,7 @@ def as_written(c: Context, decided_by: Rule, reason: str) -> Iterator[Decision]:
         decided_by: the rule that leaves the knobs as they are.
         reason: why; ``{section}`` in it is replaced by the knob's section.
     """
-    broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
+    broken = {knob: list(unmet(gate, c, c.stack)) for knob, gate in _GATES if c.of_model(knob)}
     for dotted, dimension in _AS_WRITTEN.items():
         section, _, knob = dotted.partition(".")
         value = getattr(c.model if section == "model" else c.ddp, knob, None)
@@ -225,29 +211,6 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
             f"EP={ep} x expert_tensor_parallel_size={expert_tp} does not divide the {ranks} ranks "
             "of a pipeline stage",
         )
-    overlap, mtp = c.of_model("overlap_moe_expert_parallel_comm"), c.of_model("mtp_num_layers")
-    if overlap:
-        graph, scope = c.of_model("cuda_graph_impl") or "none", graph_scope(c)
-        if mtp == 0:
-            found = "mtp_num_layers is 0, and Megatron-Core accepts only None and 1"
-        elif mtp == 1 and c.pipeline_size == 1:
-            found = "mtp_num_layers is 1 and pipeline_model_parallel_size is 1"
-        elif graph != "none" and (graph != "transformer_engine" or scope & {"moe", "mlp"}):
-            covered = sorted(scope) or "the entire layer"
-            found = f"cuda_graph_impl is {graph} with scope {covered}"
-        else:
-            found = ""
-        if found:
-            yield EP_OVERLAP_NEEDS.error("model.overlap_moe_expert_parallel_comm", True, found)
-    if c.of_model("delay_wgrad_compute"):
-        if not overlap:
-            found = "overlap_moe_expert_parallel_comm is not in effect on the model"
-        elif c.of_model("moe_use_legacy_grouped_gemm"):
-            found = "moe_use_legacy_grouped_gemm is on"
-        else:
-            found = ""
-        if found:
-            yield DELAY_WGRAD_NEEDS.error("model.delay_wgrad_compute", True, found)
     dispatcher = c.of_model("moe_token_dispatcher_type")
     shared = c.of_model("moe_shared_expert_intermediate_size")
     if shared and c.of_model("moe_shared_expert_overlap") and dispatcher != "alltoall":

@@ -1,0 +1,116 @@
+"""Which versions have a configuration key, and which version wrote a configuration file.
+
+The table is made by `scripts/generate_version_tables.py` from facts of each version's source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from megatron.bridge.training.versions import KNOWN, Stack, as_version
+
+_DATA = Path(__file__).with_name("data") / "fields_by_version.json"
+
+_WRITTEN_WHOLE = ("ddp", "optimizer", "mixed_precision", "dist")
+"""Sections of which Megatron-Bridge writes every field, so that a missing one tells the version."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A key over consecutive known stacks.
+
+    Attributes:
+        since: index in `KNOWN` of the first stack that has it.
+        kind: as in `overlapkit.config.schema.Field`; "other" where only the name is known.
+        default: in that stack; None also where it is not a literal.
+        until: index of the first stack without it (or with another kind or default); None: none.
+    """
+
+    since: int
+    kind: str
+    default: Any = None
+    until: int | None = None
+
+    def contains(self, stack: int) -> bool:
+        """Whether the key is like this in the stack of that index."""
+        return self.since <= stack and (self.until is None or stack < self.until)
+
+
+class _Table(msgspec.Struct, frozen=True):
+    source: str
+    stacks: list[tuple[str, str]]
+    sections: dict[str, dict[str, list[Span]]]
+
+
+@cache
+def _table() -> _Table:
+    table: _Table = msgspec.json.decode(_DATA.read_bytes(), type=_Table)
+    return table
+
+
+def index_of(stack: Stack) -> int:
+    """The index in `KNOWN` of the stack whose fields a run has: the newest not newer than it."""
+    core = as_version(stack.core or KNOWN[-1].core or "")
+    older = [i for i, known in enumerate(KNOWN) if as_version(known.core or "") <= core]
+    return older[-1] if older else 0
+
+
+def spans(section: str, key: str) -> list[Span]:
+    """The history of a key; empty where no version that is known here has it."""
+    return histories(section).get(key, [])
+
+
+def histories(section: str) -> dict[str, list[Span]]:
+    """The history of every key of a section."""
+    return _table().sections.get(section, {})
+
+
+def span_in(section: str, key: str, stack: int) -> Span | None:
+    """What a key is in the stack of that index; None where it does not exist there."""
+    return next((span for span in spans(section, key) if span.contains(stack)), None)
+
+
+def keys_in(section: str, stack: int) -> dict[str, Span]:
+    """Every key of a section in the stack of that index."""
+    return {
+        key: span
+        for key, history in histories(section).items()
+        for span in history
+        if span.contains(stack)
+    }
+
+
+def stacks_of_dump(sections: Mapping[str, Any]) -> tuple[Stack, ...]:
+    """The stacks that may have written a file that holds every field, oldest first.
+
+    Those whose classes agree best with the keys that the file has and lacks: one where the fields
+    differ enough, several where they do not, none where the file holds no section that tells.
+    """
+    present = {
+        section: set(sections[section])
+        for section in (*_WRITTEN_WHOLE, "model")
+        if isinstance(sections.get(section), dict)
+    }
+    if not any(section in present for section in _WRITTEN_WHOLE):
+        return ()
+    errors = [
+        sum(_disagreements(section, keys, stack) for section, keys in present.items())
+        for stack in range(len(KNOWN))
+    ]
+    return tuple(stack for stack, wrong in zip(KNOWN, errors, strict=True) if wrong == min(errors))
+
+
+def _disagreements(section: str, present: set[str], stack: int) -> int:
+    """Keys that the stack does not know, and keys of its own that are missing."""
+    wrong = 0
+    for key, history in histories(section).items():
+        exists = any(span.contains(stack) for span in history)
+        if key in present:
+            wrong += not exists
+        elif section in _WRITTEN_WHOLE:
+            wrong += exists
+    return wrong
