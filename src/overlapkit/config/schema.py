@@ -20,7 +20,7 @@ from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.versions import Stack
-from overlapkit.config.versions import histories, index_of, keys_in, span_in, spans
+from overlapkit.config.versions import histories, index_of, keys_in, spans
 from overlapkit.errors import InputError
 
 _DATA = Path(__file__).with_name("data")
@@ -125,14 +125,18 @@ def section_fields(section: str, stack: Stack | None = None) -> Mapping[str, Fie
         newer = {k: spans[0] for k, spans in histories(section).items() if k not in oldest}
         return {**oldest, **{k: Field(s.kind, s.default) for k, s in newer.items()}}
     index = index_of(stack)
-    fields = {
-        k: f for k, f in oldest.items() if not spans(section, k) or span_in(section, k, index)
-    }
+    fields = {key: f for key, f in oldest.items() if not _is_gone(section, key, index)}
     for key, span in keys_in(section, index).items():
         # The oldest stack's table is of the classes themselves, with what annotations hide.
         if key not in oldest or span.since > 0:
             fields[key] = Field(span.kind, span.default)
     return fields
+
+
+def _is_gone(section: str, key: str, index: int) -> bool:
+    """Whether a key that the oldest stack has no longer exists in the stack of that index."""
+    history = spans(section, key)
+    return bool(history) and all(each.until is not None and each.until <= index for each in history)
 
 
 VERSIONED = ("model", "ddp", "optimizer", "dist", "validation")

@@ -132,20 +132,15 @@ def run_text(report: Report) -> str:
 def basis(report: Report) -> tuple[str, str]:
     """What the rules were applied on: Transformer Engine, and whose rules they are."""
     te = f"Transformer Engine {report.assumptions.te}"
-    known = {
-        "given": "as given",
-        "fields": "by the file's fields",
-        "unknown": "assumed: see --core",
-    }
-    return te, f"rules of {stack_text(report)} ({known[report.stack_source]})"
+    known = {"given": "given", "fields": "from the file's fields", "unknown": "assumed: see --core"}
+    how = known[report.stack_source]
+    return te, f"{FRAMEWORKS[report.framework]}'s rules ({stack_text(report)}, {how})"
 
 
 def stack_text(report: Report) -> str:
     """The versions whose rules were applied."""
-    stack, framework = report.stack, FRAMEWORKS[report.framework]
-    if report.framework == "megatron-lm":
-        return f"{framework}, core {stack.core}"
-    return f"{framework} {stack.bridge}, core {stack.core}"
+    core = f"core {report.stack.core}"
+    return core if report.stack.bridge is None else f"{report.stack.bridge} on {core}"
 
 
 def verdict(report: Report) -> Iterator[tuple[str, Tone]]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -357,3 +358,44 @@ def test_names_of_a_file_are_no_markup(overlapkit, config) -> None:
     name = config(RUN, "[bold]run[red].yaml")
     result = overlapkit("explain", name, "--world-size", "8")
     assert result.status == 0 and "[bold]run[red].yaml" in result.out
+
+
+HAZARD = "model: {num_layers: 8, pipeline_model_parallel_size: 4, \
+virtual_pipeline_model_parallel_size: 2, deallocate_pipeline_outputs: true}\n\
+ddp: {}\ncomm_overlap: {tp_comm_overlap: false}\n"
+
+
+def test_a_bug_that_a_version_fixed_is_reported_for_the_versions_that_have_it(
+    overlapkit: Any, config: Any
+) -> None:
+    path = config(HAZARD)
+
+    def notes(*options: str) -> dict[str, str]:
+        answer = overlapkit("explain", path, "--world-size", "8", "--json", *options)
+        return {d["rule"]: d["reason"] for d in json.loads(answer.out)["decisions"]}
+
+    assert "core.sent-then-freed" in notes("--core", "0.16.1")
+    assert "core.sent-then-freed" not in notes("--core", "0.18.0")
+    unknown = notes()
+    assert "core.sent-then-freed" not in unknown
+    assert "megatron-core 0.16.1 and 0.17.1" in unknown["any.other-versions"]
+    assert "any.other-versions" not in notes("--bridge", "main")
+
+
+def test_the_versions_are_in_the_document(
+    overlapkit: Any, config: Any, bridge_configs: Path
+) -> None:
+    def stack(path: str, *options: str) -> Any:
+        answer = overlapkit("explain", path, "--world-size", "64", "--json", *options)
+        return json.loads(answer.out)["stack"]
+
+    dumped = str(bridge_configs / "llama3_8b_pretrain_config.yaml")
+    assert stack(dumped) == {"core": "0.16.1", "bridge": "0.3.1", "source": "fields"}
+    assert stack(dumped, "--bridge", "0.6.0") == {
+        "core": "0.19.0",
+        "bridge": "0.6.0",
+        "source": "given",
+    }
+    assert stack(config(HAZARD))["source"] == "unknown"
+    refused = overlapkit("explain", dumped, "--world-size", "64", "--core", "newest")
+    assert refused.status == 2 and "--core newest" in refused.err

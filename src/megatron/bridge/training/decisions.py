@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from megatron.bridge.errors import OverlapConfigError as OverlapConfigError
 from megatron.bridge.training.versions import NAMES, Range, Stack, holds
@@ -237,7 +237,15 @@ def rule(
     return declared
 
 
-ContextT = TypeVar("ContextT")
+class OnAStack(Protocol):
+    """What a need is tested on: it knows the versions of Megatron-Bridge and Megatron-Core."""
+
+    @property
+    def stack(self) -> Stack:
+        """The versions."""
+
+
+ContextT = TypeVar("ContextT", bound=OnAStack)
 
 
 @dataclass(frozen=True)
@@ -255,14 +263,12 @@ class Need(Generic[ContextT]):
     found: Callable[[ContextT], str]
 
 
-def unmet(
-    needs: Iterable[Need[ContextT]], context: ContextT, stack: Stack
-) -> Iterable[tuple[Rule, str]]:
-    """Each need of the stack that `context` does not meet: its rule and what was found."""
+def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterable[tuple[Rule, str]]:
+    """Each need of its stack that `context` does not meet: its rule and what was found."""
     return (
         (need.rule, need.found(context))
         for need in needs
-        if need.rule.holds(stack) and not need.met(context)
+        if need.rule.holds(context.stack) and not need.met(context)
     )
 
 

@@ -33,6 +33,7 @@ from megatron.bridge.training.mixed_precision_recipes import (
     mixed_precision_recipe as mixed_precision_recipe,
 )
 from megatron.bridge.training.software import Software, installed_stack, is_te_min_version
+from megatron.bridge.training.versions import Stack
 
 if TYPE_CHECKING:
     import torch
@@ -242,6 +243,7 @@ def _twin_conflict(param: bool, gather: bool) -> Decision:
 class _Context:
     config: MixedPrecisionConfig
     is_te_min_version: Callable[[str], bool]
+    stack: Stack
 
 
 _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
@@ -310,8 +312,11 @@ def precision_errors(
         software: says which Transformer Engine is available; None: the installed one, looked up
             with this module's `is_te_min_version`.
     """
-    context = _Context(config, software.is_te_min_version if software else is_te_min_version)
-    stack = software.stack if software else installed_stack()
+    context = _Context(
+        config,
+        software.is_te_min_version if software else is_te_min_version,
+        software.stack if software else installed_stack(),
+    )
     return [
         broken.decide(
             f"mixed_precision.{knob}",
@@ -321,7 +326,7 @@ def precision_errors(
             outcome=Outcome.ERROR,
         )
         for knob, need in _NEEDS
-        for broken, found in unmet([need], context, stack)
+        for broken, found in unmet([need], context)
     ]
 
 

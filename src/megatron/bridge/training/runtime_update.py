@@ -29,6 +29,7 @@ from megatron.bridge.training.rules.megatron_core import (
     without_comm_overlap,
 )
 from megatron.bridge.training.software import Software
+from megatron.bridge.training.versions import Range
 
 OPTIMIZER_SWITCH = rule(
     "dp.distributed-optimizer-sync",
@@ -36,6 +37,13 @@ OPTIMIZER_SWITCH = rule(
     claim="use_distributed_optimizer on either ddp or optimizer turns it on for both, but only "
     "after comm_overlap was applied, and comm_overlap reads only ddp's.",
     remedy="set ddp.use_distributed_optimizer=true",
+)
+GATHER_SYNC = rule(
+    "dp.param-gather-sync",
+    Dimension.DP,
+    claim="overlap_param_gather on either of ddp and optimizer turns it on for both.",
+    versions=(Range("bridge", since="0.5.1"),),
+    source="Megatron-Bridge 4bb633034",
 )
 OVERWRITTEN = rule(
     "any.set-by-hand-overwritten",
@@ -109,6 +117,7 @@ def update_runtime(
             must not start.
     """
     decisions: list[Decision] = []
+    installed = software or InstalledSoftware()
 
     def step(taken: Iterable[Decision]) -> None:
         taken = list(taken)
@@ -135,11 +144,13 @@ def update_runtime(
 
     step(layout_sets_vpp(run.model))
     step(sync_distributed_optimizer(run))
+    if GATHER_SYNC.holds(installed.stack):
+        step(sync_param_gather(run))
     context = Context(
         request=_CommOverlapConfig(),
         model=run.model,
         ddp=run.ddp,
-        software=software or InstalledSoftware(),
+        software=installed,
         data_parallel_size=dp_size,
     )
     if run.comm_overlap is None:
@@ -165,6 +176,25 @@ def sync_distributed_optimizer(run: Run) -> list[Decision]:
             f"on for both{late}",
             outcome=Outcome.NOTE,
             remedy=OPTIMIZER_SWITCH.remedy if not on_ddp else None,
+        )
+    ]
+
+
+def sync_param_gather(run: Run) -> list[Decision]:
+    """Turn overlap_param_gather on for both ddp and optimizer where it is on for either."""
+    on_ddp = bool(getattr(run.ddp, "overlap_param_gather", False))
+    on_optimizer = bool(getattr(run.optimizer, "overlap_param_gather", False))
+    if on_ddp == on_optimizer:
+        return []
+    run.ddp.overlap_param_gather = run.optimizer.overlap_param_gather = True
+    return [
+        GATHER_SYNC.decide(
+            f"{'ddp' if on_optimizer else 'optimizer'}.overlap_param_gather",
+            requested=None,
+            effective=True,
+            reason=f"it is on for {'the optimizer' if on_optimizer else 'ddp'}, so it was turned "
+            "on for both",
+            outcome=Outcome.NOTE,
         )
     ]
 

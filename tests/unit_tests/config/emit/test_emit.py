@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def effective(of: Settings, world_size: int) -> dict[str, Any]:
     return {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
 
 
+def on_the_stack_of(dated: Settings, undated: Settings) -> Settings:
+    """Emitted settings for the versions of their origin: what is emitted does not hold them."""
+    return replace(undated, stacks=dated.stacks)
+
+
 def ranks(of: Settings) -> int:
     size = 4
     for name in ("tensor", "pipeline"):
@@ -85,7 +90,7 @@ def test_a_configuration_comes_back(path: Path, form: Any) -> None:
     after = from_yaml(emitted) if form == "yaml" else from_hydra(emitted)
     same_run(before, after, {left.key for left in emitted.left_out})
     size = ranks(before)
-    assert effective(before, size) == effective(after, size)
+    assert effective(before, size) == effective(on_the_stack_of(before, after), size)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

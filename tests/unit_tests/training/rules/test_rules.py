@@ -269,7 +269,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
 }
 
 # Spoken by another function than update_runtime, and tested below or in another file.
-ELSEWHERE = {"any.set-by-hand-overwritten"}
+ELSEWHERE = {"any.set-by-hand-overwritten", "any.other-versions"}
 DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core.", "bridge.", "lm."}
 
 

@@ -275,7 +275,7 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
 def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Iterator[Decision]:
     """An expert-parallel knob, as requested. Each unmet need is an error: the run would fail."""
     knob, requested = f"model.{name}", getattr(c.request, name)
-    broken = list(unmet(gate, c, c.stack)) if requested else []
+    broken = list(unmet(gate, c)) if requested else []
     for broken_rule, found in broken:
         yield broken_rule.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR

@@ -150,7 +150,7 @@ def as_written(c: Context, decided_by: Rule, reason: str) -> Iterator[Decision]:
         decided_by: the rule that leaves the knobs as they are.
         reason: why; ``{section}`` in it is replaced by the knob's section.
     """
-    broken = {knob: list(unmet(gate, c, c.stack)) for knob, gate in _GATES if c.of_model(knob)}
+    broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
     for dotted, dimension in _AS_WRITTEN.items():
         section, _, knob = dotted.partition(".")
         value = getattr(c.model if section == "model" else c.ddp, knob, None)

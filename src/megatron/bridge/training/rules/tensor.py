@@ -87,7 +87,7 @@ def decide_tp_overlap(c: Context) -> Decision:
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
         return choose(TP_OFF_UNLESS_ASKED, knob, False, None, OPT_IN_REASON)
-    for broken, found in unmet(TP_GATE, c, c.stack):
+    for broken, found in unmet(TP_GATE, c):
         return broken.decide(
             knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
         )
