@@ -230,6 +230,9 @@ NOTED: dict[str, dict[str, Any]] = {
             "pipeline_model_parallel_layout": "Et|(t|)*6tL",
         },
     },
+    "dp.param-gather-sync": {
+        "ddp": {**DISTRIBUTED, "overlap_grad_reduce": True, "overlap_param_gather": True}
+    },
     "core.sent-then-freed": {
         "model": {
             "pipeline_model_parallel_size": 2,
