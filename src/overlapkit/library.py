@@ -39,6 +39,8 @@ def explain(
     world_size: int | None = None,
     gpu: str | None = None,
     te: str = "assume",
+    core: str | None = None,
+    bridge: str | None = None,
     env: Mapping[str, str] | File | None = None,
     from_megatron_lm: bool = False,
 ) -> ExplainDocument:
@@ -53,6 +55,8 @@ def explain(
         gpu: the cluster's GPU, such as "h100"; None assumes h100.
         te: Transformer Engine: "assume" (a recent version), "here" (the installed one), "none", or
             a version.
+        core: the job's megatron-core, such as "0.18.2", or "main"; None infers it from `config`.
+        bridge: the job's Megatron-Bridge, likewise.
         env: the job's environment, as a mapping or a file of ``NAME=value`` lines; None compares
             with the environment of this process.
         from_megatron_lm: whether `config` is for Megatron-LM, whose own rules then apply.
@@ -63,12 +67,13 @@ def explain(
     Raises:
         InputError: the configuration or an option is invalid.
     """
-    from overlapkit.config.sources import world_size_of
+    from overlapkit.config.sources import with_versions, world_size_of
     from overlapkit.explain.assumptions import assume
     from overlapkit.explain.document import explain_document
     from overlapkit.explain.report import explain as explain_settings
 
     settings = _settings("explain", config, overrides, from_megatron_lm=from_megatron_lm)
+    settings = with_versions(settings, core, bridge)
     size = world_size_of(settings, world_size)
     variables = dict(env) if isinstance(env, Mapping) else None
     env_file = None if env is None or isinstance(env, Mapping) else os.fspath(env)
