@@ -24,8 +24,10 @@ from overlapkit.errors import InputError
 SECOND = "b:"
 """Marks an override of the second configuration alone."""
 
-_LAUNCHER = re.compile(r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+=")
-_SCRIPT = re.compile(r"\.(sh|bash|slurm|sbatch)(:\d{1,7})?$")
+# Compiled at its first use, not at import.
+_LAUNCHER = r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+="
+_SCRIPTS = (".sh", ".bash", ".slurm", ".sbatch")
+"""How the names of launch scripts end."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,10 @@ def name_sources(
         sources = _files(texts, command, from_megatron_lm=from_megatron_lm, most=most)
     if own:
         extra = tuple(text.removeprefix(SECOND) for text in own)
-        sources = [sources[0], replace(sources[-1], given=(*sources[-1].given, *extra))]
+        sources = [
+            sources[0],
+            replace(sources[-1], given=(*sources[-1].given, *extra)),
+        ]
     return sources
 
 
@@ -150,13 +155,19 @@ def _is_dotted(override: str) -> bool:
     return "." in override.partition("=")[0] or override.startswith(("+", "~"))
 
 
+def _is_script(name: str) -> bool:
+    """Whether a file's name, with or without the line of a launch, is that of a launch script."""
+    file, _, line = name.rpartition(":")
+    return (file if line.isdecimal() else name).endswith(_SCRIPTS)
+
+
 def _arguments(before: list[str], arguments: Sequence[str]) -> Source:
     """Megatron-LM's arguments, with overrides or a launcher in front of them."""
     given = [text for text in before if is_override(text) and _is_dotted(text)]
     # A launcher in front of the flags states the number of GPUs.
     launcher = [text for text in before if text not in given]
     for text in launcher[:1]:
-        if exists(text) or not _LAUNCHER.search(text):
+        if exists(text) or not re.search(_LAUNCHER, text):
             raise InputError(
                 f"{text}: only section.key=value or a launcher can come before Megatron-LM's "
                 "arguments; give a script or its arguments, not both"
@@ -180,7 +191,7 @@ def _files(
     if from_megatron_lm:
         return [Source("script", name, overrides) for name in files]
     for name in files:
-        if _SCRIPT.search(name):
+        if _is_script(name):
             raise InputError(f"{name}: a launch script is read with --from-megatron-lm")
     return [Source("yaml", name, overrides) for name in files]
 
@@ -194,7 +205,7 @@ def read_configuration(name: str) -> Settings:
     Raises:
         InputError: as `Source.read`.
     """
-    if not _SCRIPT.search(name):
+    if not _is_script(name):
         return Source("yaml", name).read()
     from overlapkit.config.megatron_lm.arguments import UnknownValue
 

@@ -11,10 +11,10 @@ from overlapkit.errors import EXIT_FINDING
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Report, explain
 from overlapkit.output.console import write_json, write_text
-from overlapkit.output.files import Output, outputs
 
 if TYPE_CHECKING:
     from overlapkit.explain.difference import Difference
+    from overlapkit.output.files import Output
 
 
 def run(
@@ -44,9 +44,7 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    # A launch script can be given with a line: FILE:LINE.
-    files = [*arguments, *(text.rpartition(":")[0] for text in arguments), env_file or ""]
-    (page,) = outputs({"--html": html}, files)
+    page = None if html is None else _page(html, arguments, env_file)
     settings = read_sources(arguments, command="explain", from_megatron_lm=from_megatron_lm, most=2)
     settings = [with_versions(each, core, bridge) for each in settings]
     sizes = world_sizes_of(settings, world_sizes)
@@ -61,6 +59,15 @@ def run(
         report = difference.after
         _show_difference(difference, page, as_json=as_json)
     return EXIT_FINDING if report.findings else 0
+
+
+def _page(html: str, arguments: Sequence[str], env_file: str | None) -> Output | None:
+    # Imported here: most runs write no page.
+    from overlapkit.output.files import outputs
+
+    # A launch script can be given with a line: FILE:LINE.
+    files = [*arguments, *(text.rpartition(":")[0] for text in arguments), env_file or ""]
+    return outputs({"--html": html}, files)[0]
 
 
 def _show_report(report: Report, page: Output | None, *, as_json: bool) -> None:

@@ -27,10 +27,19 @@ def nearest(
 
 def near_names(name: str, known: Iterable[str], *, most: int, cutoff: float = 0.6) -> list[str]:
     """The known names that are most similar to `name`, the nearest first; at most `most`."""
+    similar = [each for each in known if _at_most(name, each) >= cutoff]
+    if not similar:
+        return []
     # Imported here: only a mistake needs it, and every start would pay for it.
     from difflib import get_close_matches
 
-    return get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return get_close_matches(name, similar, n=most, cutoff=cutoff)
+
+
+def _at_most(a: str, b: str) -> float:
+    """An upper bound of two names' similarity: the share of characters that they have in common."""
+    common = sum(min(a.count(char), b.count(char)) for char in set(a))
+    return 2 * common / max(len(a) + len(b), 1)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
