@@ -201,6 +201,8 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
     "tp_comm_overlap",
     "overlap_p2p_comm_warmup_flush",
     "gradient_accumulation_fusion",
+    # plan's alone: how many experts a token is sent to.
+    "moe_router_topk",
     "moe_token_dispatcher_type",
     "moe_flex_dispatcher_backend",
     "moe_shared_expert_overlap",

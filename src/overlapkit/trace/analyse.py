@@ -244,7 +244,7 @@ def choose_steps(steps: Sequence[Window], requested: str, path: str) -> list[Win
     """
     if requested == "all":
         return list(steps)
-    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", requested.strip())
+    match = re.fullmatch(r"(\d{1,18})|(\d{0,18}):(\d{0,18})", requested.strip())
     if match is None:
         raise InputError(
             f"--steps {requested}: give all, the number of a step, or A:B (B not included)"
@@ -268,7 +268,12 @@ def _without_strays(works: list[Work]) -> list[Work]:
         return works
     busy = [int((work.end - work.start).sum()) for work in works]
     kept = [w for w, ns in zip(works, busy, strict=True) if ns >= STRAY * max(busy)]
-    strays = [str(w.device) for w in works if w not in kept]
+    devices = {work.device for work in kept}
+    strays = [
+        f"{w.device} (of another process)" if w.device in devices else str(w.device)
+        for w in works
+        if w not in kept
+    ]
     if strays:
         for work in kept:
             work.warnings.append(

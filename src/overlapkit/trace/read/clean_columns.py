@@ -88,7 +88,8 @@ def _usable(columns: WorkColumns, problems: Counter[str]) -> tuple[Ints, Ints, N
     _count(problems, "device event longer than an hour, omitted", endless)
     keep &= ~endless
     if keep.any():
-        middle = int(np.median(start[keep]))
+        # One of them, also where their number is even: it stays, however far apart they are.
+        middle = int(np.quantile(start[keep], 0.5, method="lower"))
         far = keep & (np.abs(start - middle) > _DAY_NS)
         _count(problems, "device event a day or more from the others, omitted", far)
         keep &= ~far

@@ -51,7 +51,8 @@ def sorted_launches(correlation: Ints, time: Ints, thread: NDArray[np.int32]) ->
     return Launches(correlation[order], time[order], thread[order])
 
 
-@dataclass
+# Compared by identity: equality of columns is not a truth value.
+@dataclass(eq=False)
 class Work:
     """The work of one device. The columns have one entry per event, sorted by start.
 

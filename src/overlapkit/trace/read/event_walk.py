@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 EVENT_LIMIT = 1 << 20
 """Bytes of one event beyond which the text is taken to be damaged where the event began."""
 
+DEPTH_LIMIT = 100
+"""Brackets open at once, beyond which the same holds: the arguments of an event nest a few deep."""
+
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
 _EVENT_START = re.compile(rb'\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args|id|s|bp)"\s*:')
 _MARKED_EVENT = re.compile(rb'\{\s*"ph"\s*:')
@@ -20,14 +23,15 @@ class EventWalk:
         buffer: the text.
         final: whether the file ends with it. Otherwise an event that has not ended yet is left for
             a walk through more text.
-        on_damage: called for each unreadable stretch that is skipped.
+        on_damage: called for each unreadable stretch that is skipped, with the number of bytes that
+            were walked through and are walked through again.
 
     Attributes:
         done: number of bytes that are dealt with, once the walk has ended.
         ended: whether the list of events ends there.
     """
 
-    def __init__(self, buffer: bytes, *, final: bool, on_damage: Callable[[], None]) -> None:
+    def __init__(self, buffer: bytes, *, final: bool, on_damage: Callable[[int], None]) -> None:
         self.done = 0
         self.ended = False
         self._buffer = buffer
@@ -50,10 +54,11 @@ class EventWalk:
             unfinished = match is None or match.group() == b'"'
             reached = len(self._buffer) if match is None or unfinished else match.end()
             too_long = reached - self._anchor > EVENT_LIMIT and (unfinished or self._closing)
+            too_long = too_long or len(self._closing) > DEPTH_LIMIT
             if unfinished and not too_long and not self._final:
                 return
             if match is None or unfinished or too_long or self._is_unbalanced(match):
-                if not self._skip():
+                if not self._skip(reached):
                     self.done = len(self._buffer)
                     return
             elif (event := self._take(match)) is not None:
@@ -68,13 +73,13 @@ class EventWalk:
         token = match.group()
         return token in (b"}", b"]") and bool(self._closing) and self._closing[-1] != token
 
-    def _skip(self) -> bool:
+    def _skip(self, reached: int) -> bool:
         """Go on at the next text that looks like an event; False if there is none."""
         begun = self._position if self._start is None else self._start
         following = _next_event(self._buffer, max(self._anchor, begun) + 1)
         if following is None:
             return False
-        self._on_damage()
+        self._on_damage(max(0, reached - following))
         self._closing.clear()
         self._resume(following)
         return True
@@ -108,7 +113,7 @@ class EventWalk:
         if token == b"]" and following is None:
             self.done, self.ended = self._position, True
             return
-        self._on_damage()
+        self._on_damage(0)
         self._resume(following.start() if following else self._position)
 
 

@@ -25,6 +25,9 @@ HEAD_LIMIT = 64 << 20
 MAX_DAMAGED = 1000
 """Unreadable stretches beyond which a file is refused."""
 
+MAX_REPEATED = 16 << 20
+"""Bytes read more than once, beyond which a file is refused."""
+
 _WHITE = b" \t\r\n"
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
 _NOT_A_NUMBER = re.compile(
@@ -68,6 +71,7 @@ class EventReader(Generic[EventT]):
         self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
         self._lenient = lenient
         self._share = share
+        self._repeated = 0
 
     def chunks(self) -> Iterator[list[EventT]]:
         """The events of each chunk.
@@ -182,9 +186,13 @@ class EventReader(Generic[EventT]):
             self._one(text, events)
         return events, walk.done, walk.ended
 
-    def _damaged(self) -> None:
+    def _damaged(self, repeated: int) -> None:
         self.problems["unreadable stretch, skipped"] += 1
-        if self.problems["unreadable stretch, skipped"] > MAX_DAMAGED:
+        self._repeated += repeated
+        if (
+            self.problems["unreadable stretch, skipped"] > MAX_DAMAGED
+            or self._repeated > MAX_REPEATED
+        ):
             raise InputError(f"{self.source.path}: too damaged to read; export the trace again")
 
     def _one(self, text: bytes, events: list[EventT]) -> None:
@@ -210,6 +218,7 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
         InputError: there is no such list.
     """
     buffer = b""
+    tried = parsed = 0
     for block in blocks:
         buffer += block
         text = buffer.lstrip(b"\xef\xbb\xbf" + _WHITE)
@@ -221,10 +230,14 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
                 f"{path}: is neither JSON nor an SQLite export of Nsight Systems; give a trace of "
                 "torch.profiler (.json, .json.gz) or the output of nsys export --type sqlite"
             )
-        for match in _LIST.finditer(buffer):
+        for match in _LIST.finditer(buffer, tried):
+            # Each try parses everything before it: text that repeats the key would take forever.
+            tried, parsed = match.end(), parsed + match.start()
+            if parsed > HEAD_LIMIT:
+                break
             if _loads(_closed(buffer[: match.start()])) is not None:
                 return buffer[: match.end()], buffer[match.end() :]
-        if len(buffer) > HEAD_LIMIT:
+        if max(len(buffer), parsed) > HEAD_LIMIT:
             break
     if not buffer.strip():
         raise InputError(f"{path}: contains nothing but white space")

@@ -46,7 +46,7 @@ def one_ns(value: Any) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value * 1000 if abs(value) <= LIMIT_US else None
     if isinstance(value, str):
-        return literal_ns(value.encode())
+        return literal_ns(value.encode(errors="replace"))
     if isinstance(value, msgspec.Raw):
         return literal_ns(bytes(value))
     return None
