@@ -1,6 +1,6 @@
 """The userbuffers presets: their values, names and registry.
 
-The values are held against tests/data/tp_userbuffers_presets.json: the presets of Megatron-Bridge
+The values are compared with tests/data/tp_userbuffers_presets.json: the presets of Megatron-Bridge
 0.3 (Apache-2.0) by name and GEMM, with the fields that differ from a default left to the classes.
 """
 
@@ -26,6 +26,7 @@ from megatron.bridge.training.tp_overlap_presets import (
     get_preset,
     parse_preset_name,
     preset_names,
+    presets_like,
 )
 from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
@@ -169,6 +170,15 @@ def test_an_unknown_name_is_an_error_that_lists_the_nearest() -> None:
         get_preset(PLAIN + "0")
     with pytest.raises(ValueError, match=LORA):
         get_preset("nothing like it")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_preset_is_recognized_as_an_object_and_as_plain_settings(name: str) -> None:
+    plain = as_te_dict(PRESETS[name])
+    assert parse_preset_name(name) in presets_like(PRESETS[name])
+    assert presets_like(plain) == presets_like(PRESETS[name])
+    changed = {**plain, "proj_fprop": {**plain["proj_fprop"], "num_sm": 7}}
+    assert presets_like(changed) == []
 
 
 def test_importing_loads_no_torch() -> None:
