@@ -194,6 +194,7 @@ def test_two_of_bridges_files_that_differ_in_many_keys(overlapkit, bridge_config
     start = time.process_time()
     result = overlapkit("explain", *names, "--world-size", "2048", "--json")
     spent = time.process_time() - start
-    assert spent < 2, f"{spent:.1f} s of CPU time"
+    # Well under a second; a run for every key and every decision would take minutes.
+    assert spent < 20, f"{spent:.1f} s of CPU time"
     changes = json.loads(result.out)["changes"]
     assert len(changes) > 5 and all(change["causes"] for change in changes)

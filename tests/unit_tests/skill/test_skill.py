@@ -22,6 +22,7 @@ from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
 from overlapkit.skill.facts import facts
 from overlapkit.skill.render import SKILL, drift, find_root
+from support.late import needs
 
 Command = Callable[..., Any]
 ROOT = find_root(str(Path(__file__).parent))
@@ -225,6 +226,7 @@ class TestClaims:
                 start = line.removesuffix("…")
                 assert line in shown or (start != line and any(s.startswith(start) for s in shown))
 
+    @needs("megatron.core")
     def test_the_enablement_snippet_grants_everything(self) -> None:
         snippet = re.search(r"```python\n(.*?)```", MAIN, re.DOTALL)
         assert snippet is not None

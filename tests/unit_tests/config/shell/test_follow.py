@@ -346,13 +346,13 @@ def test_what_is_no_script_is_told(name: str) -> None:
         follow_script(text, "t.sh", {})
     assert where in str(error.value) and what in str(error.value)
     # Not a measure of speed: an endless or exponential reading would take minutes.
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20
 
 
 def test_a_long_value_is_searched_for_a_command_once() -> None:
     began = time.process_time()
     follow_script(f"srun bash -c '{'a.py ' * 40_000}'", "t.sh", {})
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20
 
 
 @given(st.text("ab $(){}[]\"'`\\\n;&|<>=#!*?~-+0:", max_size=60))
