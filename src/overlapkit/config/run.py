@@ -106,8 +106,8 @@ class Settings:
         framework: whose defaults and checks apply to them.
         launch: what the launch script says; None for a file of settings.
         stacks: the versions that the settings may be for, oldest first: those whose fields a file
-            that Megatron-Bridge wrote has, or the one that the user gave; empty where nothing
-            tells.
+            that Megatron-Bridge wrote has, or the one that the user gave; empty where they are not
+            known.
         stack_given: whether the user gave it.
     """
 
@@ -123,7 +123,7 @@ class Settings:
 
     @property
     def stack(self) -> Stack:
-        """The newest stack that the settings may be for; the newest known where nothing tells."""
+        """The newest stack that the settings may be for; the newest known where none is known."""
         return self.stacks[-1] if self.stacks else NEWEST
 
     def flat(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
 
 
 def _is_default(section: str, key: str, value: Any, stacks: tuple[Stack, ...]) -> bool:
-    """Whether a file that has every field has this value of it without anyone's asking."""
+    """Whether this is the value that a field has where nobody set it."""
     stack = stacks[-1] if stacks else None
     known = section_fields(section, stack).get(key)
     return known is not None and known.default == value

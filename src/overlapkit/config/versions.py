@@ -17,7 +17,7 @@ from megatron.bridge.training.versions import KNOWN, Stack, as_version
 _DATA = Path(__file__).with_name("data") / "fields_by_version.json"
 
 _WRITTEN_WHOLE = ("ddp", "optimizer", "mixed_precision", "dist")
-"""Sections of which Megatron-Bridge writes every field, so that a missing one tells the version."""
+"""Sections of which Megatron-Bridge writes every field, so that a missing one shows the version."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -85,10 +85,11 @@ def keys_in(section: str, stack: int) -> dict[str, Span]:
 
 
 def stacks_of_dump(sections: Mapping[str, Any]) -> tuple[Stack, ...]:
-    """The stacks that may have written a file that holds every field, oldest first.
+    """The stacks that may have written a file with every field, oldest first.
 
-    Those whose classes agree best with the keys that the file has and lacks: one where the fields
-    differ enough, several where they do not, none where the file holds no section that tells.
+    These are the stacks whose classes agree best with the keys that the file has and lacks: one
+    where the fields differ enough, otherwise several. None where the file has no section that
+    Megatron-Bridge writes in full.
     """
     present = {
         section: set(sections[section])
