@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from megatron.bridge.training.runtime_update import GATHER_SYNC
 from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
@@ -316,7 +317,12 @@ def _differences(variant: MeasuredVariant, twin: MeasuredVariant) -> Iterator[st
 def _in_effect(variant: MeasuredVariant) -> dict[str, object]:
     """Knobs as trained; for those that Megatron-Core ignores, the value that the decision gives."""
     refused = {d.knob: d.effective for d in variant.decisions if d.outcome == "refused"}
-    return {knob: refused.get(knob, value) for knob, value in variant.effective.items()}
+    in_effect = {knob: refused.get(knob, value) for knob, value in variant.effective.items()}
+    gather = "optimizer.overlap_param_gather"
+    if variant.decision(GATHER_SYNC.id, gather) is not None:
+        # The optimizer's switch was copied from ddp's, and is ignored with it.
+        in_effect[gather] = in_effect["ddp.overlap_param_gather"]
+    return in_effect
 
 
 def _communicated(variant: MeasuredVariant) -> str:
