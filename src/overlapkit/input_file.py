@@ -9,7 +9,7 @@ from typing import BinaryIO
 from overlapkit.errors import InputError
 
 _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-"""What a shell passes for ``<(command)`` and ``-``-like input: a pipe with a writer."""
+"""What a shell passes for ``<(command)``, and standard input: a pipe that has a writer."""
 
 
 def open_input(name: str, what: str, *, pipes: bool = False) -> BinaryIO:
@@ -49,6 +49,31 @@ def open_input(name: str, what: str, *, pipes: bool = False) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def read_input(name: str, what: str, *, most: int, pipes: bool = False) -> bytes:
+    """The content of a file.
+
+    Args:
+        name: the file, as the user named it.
+        what: what it should be, for messages.
+        most: bytes of the largest file that is read.
+        pipes: as in `open_input`.
+
+    Raises:
+        InputError: as `open_input`; or the file is larger, or cannot be read.
+    """
+    with open_input(name, what, pipes=pipes) as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    if content is None:
+        raise InputError(f"{name}: cannot be read: it has no content yet")
+    if len(content) > most:
+        size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise InputError(f"{name}: is larger than {size}; name the {what}")
+    return content
 
 
 def _check_kind(name: str, mode: int, what: str, piped: bool) -> None:

@@ -130,8 +130,10 @@ def name_sources(
     if flags is None and is_override(arguments[0]) and not exists(arguments[0]):
         raise InputError(f"{arguments[0]}: an override comes after the configuration file")
     texts = [spell(text) if is_override(text) else text for text in arguments[:named]]
-    own = [text for text in texts if text.startswith(SECOND) and is_override(text)]
-    texts = [text for text in texts if text not in own]
+    # Without flags the first one is a file, whatever its name looks like.
+    first, rest = (texts[:1], texts[1:]) if flags is None else ([], texts)
+    own = [text for text in rest if text.startswith(SECOND) and is_override(text)]
+    texts = [*first, *(text for text in rest if text not in own)]
     if own and most == 1:
         raise InputError(
             f"{own[0]}: {SECOND} marks an override of a second configuration, and {command} takes "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from overlapkit.errors import InputError
-from overlapkit.input_file import open_input
+from overlapkit.input_file import read_input
 
 MAX_BYTES = 4 * 1024 * 1024
 """Larger than any run configuration by two orders of magnitude."""
@@ -25,20 +25,11 @@ def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:
         what: what it should be, for the messages: "run configuration".
 
     Raises:
-        InputError: as `open_input`; or the file is too large, or not UTF-8.
+        InputError: as `read_input`; or the file is not UTF-8.
     """
-    with open_input(name, what, pipes=True) as file:
-        try:
-            raw = file.read(most + 1)
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    if raw is None:
-        raise InputError(f"{name}: cannot be read: it has no content yet")
-    if len(raw) > most:
-        size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
-        raise InputError(f"{name}: larger than {size}, not a {what}")
+    raw = read_input(name, what, most=most, pipes=True)
     if b"\0" in raw:
-        raise InputError(f"{name}: is a binary file, not a {what}")
+        raise InputError(f"{name}: is a binary file; name the {what}")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

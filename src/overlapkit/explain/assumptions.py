@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from megatron.bridge.training.software import AssumedSoftware, installed_version, te_version
 from overlapkit.config.text_file import read_text
@@ -66,7 +66,8 @@ def _software(te: str) -> tuple[AssumedSoftware, str]:
         return _installed_here()
     try:
         Version(te)
-    except InvalidVersion:
+    except ValueError:
+        # InvalidVersion is one; so is the error for a number of thousands of digits.
         raise InputError(f"--te {te}: give assume, here, none or a version such as 2.12") from None
     return AssumedSoftware(te=te), f"{te}, as stated"
 

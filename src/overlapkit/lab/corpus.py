@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.errors import InputError
-from overlapkit.input_file import open_input
+from overlapkit.input_file import read_input
 
 VOCABULARY = 256
 """A token is a byte."""
@@ -38,17 +38,12 @@ def read_text(path: str) -> bytes:
     """The bytes of a text file.
 
     Raises:
-        InputError: it cannot be read, is too short to sample from, or too long for memory.
+        InputError: it cannot be read, is too short to sample from, or longer than `MOST_BYTES`.
     """
-    with open_input(path, "text to train on (--corpus)") as file:
-        try:
-            text = file.read(MOST_BYTES + 1) or b""
-        except OSError as error:
-            raise InputError(f"--corpus {path}: cannot be read: {error.strerror}") from None
-    if not LEAST_BYTES <= len(text) <= MOST_BYTES:
-        size = f"{len(text):,} bytes" if len(text) < LEAST_BYTES else "longer"
+    text = read_input(path, "text of --corpus", most=MOST_BYTES)
+    if len(text) < LEAST_BYTES:
         raise InputError(
-            f"--corpus {path}: {size}; give from {LEAST_BYTES:,} to {MOST_BYTES:,} bytes of text"
+            f"--corpus {path}: the text has {len(text)} bytes; give one of at least {LEAST_BYTES}"
         )
     return text
 

@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from overlapkit.errors import InputError
+from overlapkit.input_file import read_input
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.lab.measurements import ObservedBlock
-from overlapkit.lab.protocol import Block
+from overlapkit.lab.protocol import MOST_BYTES, Block
 from overlapkit.lab.scenario import NOT_CONFIRMED, ClaimOutcome, JudgedScenario
 from overlapkit.lab.variant_document import LabVariant, ideal, lab_variant, rounded_ms
 
@@ -198,10 +199,9 @@ def read_results(folder: Path) -> LabDocument:
         InputError: it cannot be read, or it is damaged.
     """
     path = folder / RESULTS_FILE
+    content = read_input(str(path), "results of a run of the lab", most=MOST_BYTES)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=LabDocument)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; name a folder that the lab wrote") from None
+        return msgspec.json.decode(content, type=LabDocument)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: damaged: {error}; run the lab again") from None
 

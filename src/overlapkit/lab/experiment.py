@@ -11,12 +11,13 @@ import msgspec
 
 from megatron.bridge.recipes.launch_env import LaunchSettings, launch_environment
 from overlapkit.errors import InputError
+from overlapkit.input_file import read_input
 from overlapkit.lab.document import LabLink, lab_link
 from overlapkit.lab.launch.start import Launch, run_ranks
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.lab.measurements import Observations, ObservedBlock, read_blocks, with_profiles
 from overlapkit.lab.progress import turns
-from overlapkit.lab.protocol import JOB_FILE, Block, Job
+from overlapkit.lab.protocol import JOB_FILE, MOST_BYTES, Block, Job
 from overlapkit.lab.scenario import JudgedScenario, Scenario, Setting
 from overlapkit.lab.scenarios import find
 
@@ -226,12 +227,14 @@ def read_experiment(folder: Path) -> Experiment:
     """
     path = folder / EXPERIMENT_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Experiment)
-    except OSError as error:
+        content = read_input(str(path), "plan of a run", most=MOST_BYTES)
+    except InputError as error:
         raise InputError(
-            f"{folder}: contains no run of the lab ({EXPERIMENT_FILE}: {error.strerror}); name "
-            "the folder that was given with --out"
+            f"{folder}: contains no run of the lab ({error}); name the folder that was given with "
+            "--out"
         ) from None
+    try:
+        return msgspec.json.decode(content, type=Experiment)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
             f"{path}: {error}; it is damaged, or another version of overlapkit wrote it: collect "

@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 
 from overlapkit.errors import InputError
+from overlapkit.input_file import read_input
 from overlapkit.lab.full_tensors import Tensors, assembled
 from overlapkit.lab.protocol import (
+    MOST_BYTES,
     BlockResult,
     Calibration,
     DecisionRecord,
@@ -218,11 +220,10 @@ def read_blocks(folder: Path, job: Job, ranks: int) -> list[ObservedBlock]:
 
 def _read_result(path: Path, names: list[str]) -> BlockResult:
     """One rank's result, which must be of the variants `names`."""
+    content = read_input(str(path), "result of a rank", most=MOST_BYTES)
     try:
-        result = msgspec.json.decode(path.read_bytes(), type=BlockResult)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run the scenario again") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        result = msgspec.json.decode(content, type=BlockResult)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: damaged: {error}; run the scenario again") from None
     if [variant.name for variant in result.variants] != names:
         raise InputError(

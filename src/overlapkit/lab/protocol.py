@@ -9,6 +9,9 @@ import msgspec
 JOB_FILE = "job.json"
 """In the work folder: the `Job`, written before the ranks start."""
 
+MOST_BYTES = 64 << 20
+"""Largest of the lab's own JSON files that is read back."""
+
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
     """One way to train the same model on the same data.
