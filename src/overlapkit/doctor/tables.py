@@ -16,14 +16,14 @@ def show_examination(x: Examination, console: Console) -> None:
     """The examination as tables: what was examined, the findings, the verdict."""
     overview = borderless(header=False)
     overview.add_column(style="bold", no_wrap=True)
-    overview.add_column(ratio=1)
+    overview.add_column(ratio=1, overflow="fold")
     for name, text in examined(x):
         overview.add_row(name, text)
     console.print(overview)
     console.print()
     table = borderless(header=False, gap=1)
     table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for number, finding in enumerate(x.findings[:MOST], start=1):
         cell = Text(finding.message, "bold")
         if cost(finding):

@@ -65,7 +65,7 @@ def _decisions(decisions: list[Decision]) -> Table:
     table.add_column(min_width=7)
     table.add_column(overflow="fold", max_width=40)
     table.add_column(overflow="fold", max_width=14)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for _, same in groupby(decisions, key=lambda d: (d.rule, d.reason, d.outcome, d.effective)):
         group = list(same)
         d = group[0]
@@ -85,7 +85,7 @@ def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:
     table = borderless(header=False)
     table.add_column(min_width=7)
     table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for names, variable in by_reason(variables):
         why = _why(variable.reason, variable.rule)
         table.add_row(Text("needs", "cyan"), "\n".join(names), why)

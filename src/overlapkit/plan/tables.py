@@ -81,7 +81,7 @@ def _strategy(plan: Plan) -> Table:
     table.add_column("dimension", no_wrap=True)
     table.add_column("ranks", justify="right")
     table.add_column("saves", no_wrap=True)
-    table.add_column("why", ratio=1)
+    table.add_column("why", ratio=1, overflow="fold")
     for d in plan.recommendation.dimensions:
         gain = plan.recommendation.gains.get(d.name)
         worth = gained(gain).removeprefix("saves ") if gain is not None else ""
