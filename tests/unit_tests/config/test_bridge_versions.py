@@ -90,7 +90,8 @@ def test_a_nested_section_that_is_none_is_refused(config: Callable[..., str]) ->
 
 
 def test_no_key_of_a_dump_is_unknown(read: Callable[..., Settings]) -> None:
-    read(dump_of(1, ddp={"fp8_param_gathers": True, "of_a_fork": 1}))
+    settings = read(dump_of(1, ddp={"fp8_param_gathers": True, "of_a_fork": 1}))
+    assert (settings.values["ddp"] or {})["of_a_fork"] == 1
 
 
 def test_a_typo_in_a_file_by_hand_is_refused(config: Callable[..., str]) -> None:
