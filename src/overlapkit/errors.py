@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 EXIT_FINDING = 1
-"""Something asked for is not in effect, a page drifted, a step regressed."""
+"""A finding: a requested setting is not in effect, a page drifted, or a step regressed."""
 EXIT_BAD_INPUT = 2
+"""Bad input, a missing dependency, or an output that cannot be written."""
 
 _LONGEST = 1200
 
@@ -12,7 +13,7 @@ _LONGEST = 1200
 class InputError(Exception):
     """Bad input or a missing dependency.
 
-    The message is one line that says what is wrong, where (file:line or key) and how to mend it.
+    The message is one line that says what is wrong, where (file:line or key) and how to fix it.
     """
 
     def __init__(self, message: str) -> None:

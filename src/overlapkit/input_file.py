@@ -76,6 +76,12 @@ def read_input(name: str, what: str, *, most: int, pipes: bool = False) -> bytes
     return content
 
 
+def is_file(name: str) -> bool:
+    """Whether a regular file of this name exists; false where no file can have the name."""
+    # Path.is_file raises for a name that is too long.
+    return os.path.isfile(name)  # noqa: PTH113
+
+
 def _check_kind(name: str, mode: int, what: str, piped: bool) -> None:
     if stat.S_ISDIR(mode):
         raise InputError(f"{name}: is a folder; name the {what} in it")

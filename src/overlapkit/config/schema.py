@@ -211,6 +211,7 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
     "recompute_method",
     "recompute_num_layers",
     "recompute_modules",
+    "cp_comm_type",
     "num_layers_in_first_pipeline_stage",
     "num_layers_in_last_pipeline_stage",
     "num_layers_at_start_in_bf16",
@@ -223,7 +224,8 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
 }
 
 
-_NAME_LISTS = frozenset({"recompute_modules"})
+_NAME_LISTS = {"recompute_modules": False, "cp_comm_type": True}
+"""Keys whose value is a list of names, and whether a single name can take its place."""
 
 
 def shown(value: Any) -> str:
@@ -264,9 +266,12 @@ def check_kind(section: str, key: str, value: Any, where: str) -> Any:
     if expected is None or value is None or (section == "model" and key not in _READ_BY_RULES):
         return value
     if key in _NAME_LISTS:
-        if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        single = _NAME_LISTS[key]
+        names = [value] if single and isinstance(value, str) else value
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            wanted = "a name, a list of names" if single else "a list of names"
             raise InputError(
-                f"{where}: {section}.{key} must be a list of names or null, not {shown(value)}"
+                f"{where}: {section}.{key} must be {wanted} or null, not {shown(value)}"
             )
         return value
     kind, _, optional = expected.kind.partition("|")

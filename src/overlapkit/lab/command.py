@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from overlapkit.errors import EXIT_FINDING, InputError
+from overlapkit.input_file import is_file
 from overlapkit.lab.cluster import executor
 from overlapkit.lab.cluster.slurm_options import slurm_options
 from overlapkit.lab.document import (
@@ -148,7 +149,7 @@ def _collect(request: LabRequest, folder: Path) -> int:
         raise InputError(
             f"--collect {folder}: shows a finished run; omit the other options: {', '.join(other)}"
         )
-    if (folder / RESULTS_FILE).is_file():
+    if is_file(str(folder / RESULTS_FILE)):
         if request.out is not None:
             raise InputError(f"--collect {folder}: contains {RESULTS_FILE} already; omit --out")
         document = read_results(folder)

@@ -25,8 +25,8 @@ HEAD_LIMIT = 64 << 20
 MAX_DAMAGED = 1000
 """Unreadable stretches beyond which a file is refused."""
 
-MAX_REPEATED = 16 << 20
-"""Bytes read more than once, beyond which a file is refused."""
+MAX_REPEATED = 8 << 20
+"""Bytes read more than once because of damage, beyond which a file is refused."""
 
 _WHITE = b" \t\r\n"
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
@@ -218,7 +218,7 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
         InputError: there is no such list.
     """
     buffer = b""
-    tried = parsed = 0
+    tried = failed = 0
     for block in blocks:
         buffer += block
         text = buffer.lstrip(b"\xef\xbb\xbf" + _WHITE)
@@ -231,13 +231,13 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
                 "torch.profiler (.json, .json.gz) or the output of nsys export --type sqlite"
             )
         for match in _LIST.finditer(buffer, tried):
-            # Each try parses everything before it: text that repeats the key would take forever.
-            tried, parsed = match.end(), parsed + match.start()
-            if parsed > HEAD_LIMIT:
-                break
             if _loads(_closed(buffer[: match.start()])) is not None:
                 return buffer[: match.end()], buffer[match.end() :]
-        if max(len(buffer), parsed) > HEAD_LIMIT:
+            # Each try parses everything before it: text that repeats the key would take forever.
+            tried, failed = match.end(), failed + match.start()
+            if failed > MAX_REPEATED:
+                break
+        if len(buffer) > HEAD_LIMIT or failed > MAX_REPEATED:
             break
     if not buffer.strip():
         raise InputError(f"{path}: contains nothing but white space")
