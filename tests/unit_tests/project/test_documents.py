@@ -62,3 +62,9 @@ def test_every_folder_of_the_source_is_described() -> None:
     folders = {p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "src").rglob("*.py")}
     for folder in folders - {"src/megatron/bridge", "src/overlapkit"}:
         assert f"| `{folder}` |" in text, folder
+
+
+def test_the_readme_quotes_the_recorded_run_of_the_lab() -> None:
+    section = _text("README.md").partition("## What the lab shows\n")[2]
+    (quoted,) = re.findall(r"```text\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    assert quoted in _text("docs/evidence/lab-default.txt")
