@@ -301,6 +301,7 @@ BAD_INPUT = [
     ((*NAMED[:2], "--gpu", "a100", "--world-size", "64", "tp=8", "precision=fp8"), "no fp8"),
     ((*NAMED, "precision=fp9"), "not a known recipe"),
     ((*NAMED, "model.hiden_size=3"), "did you mean model.hidden_size?"),
+    ((*NAMED, "model.cp_comm_type=5"), "model.cp_comm_type must be a name"),
     ((*NAMED, "mbs=0"), "must be 1 or more"),
     ((*NAMED, "--network", "inf"), "--network inf"),
     ((*NAMED, "--network", "1e-300"), "--network 1e-300"),
@@ -319,7 +320,6 @@ BAD_INPUT = [
         "model.ffn_hidden_size=nan",
         "model.num_query_groups=inf",
         "model.kv_channels=[]",
-        "model.cp_comm_type=5",
         "model.window_size=[1,2,3]",
     ],
 )
