@@ -26,12 +26,14 @@ def run_of(
     ddp: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     comm: dict[str, Any] | None = None,
+    dist: dict[str, Any] | None = None,
 ) -> SimpleNamespace:
     sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
     return SimpleNamespace(
         model=section("model", **{**sizes, **(model or {})}),
         ddp=section("ddp", **(ddp or {})),
         optimizer=section("optimizer", **(optimizer or {})),
+        dist=section("dist", **(dist or {})),
         mixed_precision=None,
         comm_overlap=None if comm is None else CommOverlapConfig(**comm),
     )

@@ -152,6 +152,7 @@ class Run:
     train: Any
     mixed_precision: MixedPrecisionConfig | None
     comm_overlap: CommOverlapConfig | None
+    dist: Any = None
 
 
 def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Settings:
@@ -409,6 +410,7 @@ def build_run(settings: Settings) -> Run:
         train=SimpleNamespace(**(train | (values.get("train") or {}))),
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
+        dist=_section("dist", values, stack),
     )
 
 

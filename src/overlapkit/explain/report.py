@@ -250,5 +250,5 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         num_gpus=world_size,
         moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
         a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
-        fsdp=fsdp_switch(run.ddp) is not None,
+        fsdp=fsdp_switch(run.ddp, run.dist) is not None,
     )

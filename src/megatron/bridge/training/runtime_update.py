@@ -62,6 +62,7 @@ class Run(Protocol):
     ddp: Any
     mixed_precision: Any  # MixedPrecisionConfig | None; a recipe's name is already resolved.
     comm_overlap: CommOverlapConfig | None
+    dist: Any  # Megatron-Bridge's DistributedInitConfig; None: its defaults.
 
 
 def data_parallel_size(model: Any, world_size: int) -> int:
@@ -152,6 +153,8 @@ def update_runtime(
         ddp=run.ddp,
         software=installed,
         data_parallel_size=dp_size,
+        optimizer=run.optimizer,
+        dist=getattr(run, "dist", None),
     )
     if run.comm_overlap is None:
         step(without_comm_overlap(context))

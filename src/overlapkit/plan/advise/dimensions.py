@@ -89,7 +89,7 @@ def _data(p: Proposal) -> Iterator[DimensionAdvice]:
     cp = model.context_parallel_size or 1
     ranks = p.report.data_parallel_size * cp
     of = f"DP x CP = {p.report.data_parallel_size} x {cp}" if cp > 1 else f"DP {ranks}"
-    piece = "a bucket" if fsdp_switch(p.run.ddp) is None else "an FSDP unit"
+    piece = "a bucket" if fsdp_switch(p.run.ddp, p.run.dist) is None else "an FSDP unit"
     for name, knob, on_reason in (
         (
             DP_GRADIENTS,

@@ -114,7 +114,7 @@ def draft(
         comm["tp_comm_overlap_cfg"] = preset.name
     if exchanged:
         comm |= {"overlap_grad_reduce": True, "overlap_param_gather": True}
-        if fsdp_switch(run.ddp) is None:
+        if fsdp_switch(run.ddp, run.dist) is None:
             # FSDP exchanges unit by unit, and has no buckets.
             comm["bucket_size"] = AUTO
     if expert_overlap and (model.expert_model_parallel_size or 1) > 1:

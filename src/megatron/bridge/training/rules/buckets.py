@@ -17,7 +17,7 @@ from megatron.bridge.training.bucketing import (
     default_bucket_size,
 )
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
-from megatron.bridge.training.rules.context import Context, fsdp_switch
+from megatron.bridge.training.rules.context import Context
 
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
@@ -57,7 +57,7 @@ _KNOB = "ddp.bucket_size"
 def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     """Notes on the buckets that a run will have; a refusal where a size is ignored."""
     requested = getattr(c.ddp, "bucket_size", None)
-    if fsdp_switch(c.ddp) is not None or c.replicas == 1:
+    if c.fsdp is not None or c.replicas == 1:
         return
     if not c.ddp.overlap_grad_reduce:
         if requested is not None:

@@ -41,6 +41,7 @@ class Context:
     software: Software
     data_parallel_size: int | None = None
     optimizer: Any = None
+    dist: Any = None
 
     @property
     def stack(self) -> Stack:
@@ -64,14 +65,32 @@ class Context:
         """A model field that not every model or Megatron-Core release has."""
         return getattr(self.model, name, default)
 
+    def of_ddp(self, name: str, default: Any = None) -> Any:
+        """A field of ddp that not every Megatron-Core release has."""
+        return getattr(self.ddp, name, default)
 
-def fsdp_switch(ddp: Any) -> str | None:
+    def of_optimizer(self, name: str, default: Any = None) -> Any:
+        """A field of the optimizer that not every Megatron-Core release has."""
+        return getattr(self.optimizer, name, default)
+
+    def of_dist(self, name: str, default: Any = None) -> Any:
+        """A field of Megatron-Bridge's section dist; Megatron-LM has no such section."""
+        return getattr(self.dist, name, default)
+
+    @property
+    def fsdp(self) -> str | None:
+        """The switch of another data-parallel path than Megatron DDP, as `fsdp_switch`."""
+        return fsdp_switch(self.ddp, self.dist)
+
+
+def fsdp_switch(ddp: Any, dist: Any = None) -> str | None:
     """The switch that replaces Megatron DDP with another data-parallel path; None where none does.
 
-    `use_torch_fsdp2` is Megatron-LM's; Megatron-Core's configuration has no field for it.
+    Megatron-Core's ddp has no field `use_torch_fsdp2`: it is a flag of Megatron-LM, whose rules set
+    it on ddp, and a field of Megatron-Bridge's section dist.
     """
     for name in ("use_megatron_fsdp", "use_custom_fsdp", "use_torch_fsdp2"):
-        if getattr(ddp, name, False):
+        if getattr(ddp, name, False) or getattr(dist, name, False):
             return name
     return None
 

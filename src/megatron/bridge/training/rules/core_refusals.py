@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Rule, rule
-from megatron.bridge.training.rules.context import Context, fsdp_switch
+from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.expert import graph_scope
 from megatron.bridge.training.versions import Range
 
@@ -293,7 +293,7 @@ REFUSALS: tuple[Refusal, ...] = (
             "ddp.reuse_grad_buf_for_mxfp8_param_ag is off"
             if _mxfp8_gather(c)
             and not _of_ddp(c, "reuse_grad_buf_for_mxfp8_param_ag")
-            and fsdp_switch(c.ddp) is None
+            and c.fsdp is None
             else ""
         ),
     ),

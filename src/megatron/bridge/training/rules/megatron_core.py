@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.buckets import bucket_consequences
-from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
+from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
 from megatron.bridge.training.rules.core_refusals import refusals
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
@@ -223,10 +223,10 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
 
 def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
     ddp = c.ddp
-    switch = fsdp_switch(ddp)
+    switch = c.fsdp
     if switch is not None:
         yield FSDP.decide(
-            f"ddp.{switch}",
+            f"{'ddp' if c.of_ddp(switch) else 'dist'}.{switch}",
             requested=True,
             effective=True,
             reason="FSDP shards and overlaps by itself: it is another data-parallel path, and the "
