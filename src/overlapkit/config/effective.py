@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update_megatron_lm
 from megatron.bridge.training.runtime_update import Update, update_runtime
 from megatron.bridge.training.software import AssumedSoftware, Software
@@ -54,7 +55,10 @@ def knob_value(run: Any, knob: str) -> Any:
 
 
 def make_effective(
-    settings: Settings, world_size: int, software: Software | None = None
+    settings: Settings,
+    world_size: int,
+    software: Software | None = None,
+    environment: JobEnvironment = UNKNOWN,
 ) -> tuple[Run, Update]:
     """The effective run of these settings, and every decision about it.
 
@@ -62,6 +66,7 @@ def make_effective(
         settings: as read; they are not changed.
         world_size: GPUs of the job.
         software: what is installed; looked up by default.
+        environment: what is known of the job's environment, without the settings' env_vars.
 
     Raises:
         InputError: a section cannot be built.
@@ -72,8 +77,14 @@ def make_effective(
         software = replace(software, stack=settings.stack)
     if settings.framework == "megatron-lm":
         request = megatron_lm_request(settings)
-        return run, update_megatron_lm(run, request, world_size, software=software)
-    return run, update_runtime(run, world_size, software=software, strict=False)
+        update = update_megatron_lm(
+            run, request, world_size, software=software, environment=environment
+        )
+    else:
+        update = update_runtime(
+            run, world_size, software=software, environment=environment, strict=False
+        )
+    return run, update
 
 
 def megatron_lm_request(settings: Settings) -> MegatronLmRequest:

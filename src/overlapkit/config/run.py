@@ -153,6 +153,7 @@ class Run:
     mixed_precision: MixedPrecisionConfig | None
     comm_overlap: CommOverlapConfig | None
     dist: Any = None
+    env_vars: dict[str, Any] | None = None
 
 
 def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Settings:
@@ -411,6 +412,7 @@ def build_run(settings: Settings) -> Run:
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
         dist=_section("dist", values, stack),
+        env_vars=values.get("env_vars"),
     )
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron.bridge.recipes.launch_check import contradictions, omissions
 from megatron.bridge.recipes.launch_env import (
     EnvironmentVariable,
     LaunchSettings,
-    contradictions,
     launch_environment,
-    omissions,
 )
 from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
 from megatron.bridge.training.decisions import (
@@ -22,6 +21,7 @@ from megatron.bridge.training.decisions import (
     Outcome,
     OverlapConfigError,
 )
+from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvironment
 from megatron.bridge.training.rules.context import OTHER_VERSIONS, fsdp_switch
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
@@ -69,6 +69,13 @@ class Assumptions:
     environment_source: str
     environment_is_the_jobs: bool = False
 
+    @property
+    def job(self) -> JobEnvironment:
+        """What is known of the job's environment, without what the configuration adds to it."""
+        return JobEnvironment(
+            self.environment, self.environment_is_the_jobs, self.environment_source
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -87,6 +94,7 @@ class Report:
         notes: what was assumed while reading a launch script.
         stack: the versions whose rules were applied.
         stack_source: how they are known.
+        environment: what is known of the job's environment, with the configuration's env_vars.
     """
 
     source: str
@@ -101,6 +109,7 @@ class Report:
     notes: tuple[str, ...] = ()
     stack: Stack = NEWEST
     stack_source: StackSource = "unknown"
+    environment: JobEnvironment = UNKNOWN
 
     @property
     def findings(self) -> list[Decision]:
@@ -116,7 +125,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     """
     assumptions = _with_launch(settings, assumptions)
     try:
-        run, update = make_effective(settings, world_size, assumptions.software)
+        run, update = make_effective(settings, world_size, assumptions.software, assumptions.job)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
@@ -126,7 +135,10 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
 
     required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
-    decisions += _environment_decisions(settings.framework, run, required, assumptions)
+    environment = _with_places(update.environment, settings)
+    decisions += _environment_decisions(
+        settings.framework, run, required, environment, assumptions.gpu
+    )
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also reported as granted by an earlier one.
@@ -146,7 +158,17 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         settings.launch.notes if settings.launch is not None else (),
         _spoken_of(settings),
         "given" if settings.stack_given else "fields" if settings.stacks else "unknown",
+        environment,
     )
+
+
+def _with_places(environment: JobEnvironment, settings: Settings) -> JobEnvironment:
+    """The environment whose variables of env_vars have their lines as sources."""
+    origins = {
+        name: f"{settings.where.get(f'{ENV_VARS}.{name}', settings.source)} ({section})"
+        for name, section in environment.origins.items()
+    }
+    return dataclasses.replace(environment, origins=origins)
 
 
 def _spoken_of(settings: Settings) -> Stack:
@@ -171,7 +193,7 @@ def _on_other_stacks(
     others: dict[tuple[str, str], tuple[Decision, list[str]]] = {}
     for stack in candidates[:-1]:
         on_stack = dataclasses.replace(settings, stacks=(stack,))
-        _, update = make_effective(on_stack, world_size, assumptions.software)
+        _, update = make_effective(on_stack, world_size, assumptions.software, assumptions.job)
         for d in update.decisions:
             key = (d.rule, d.knob)
             if (d.is_finding or RULES[d.rule].is_bug) and key not in said:
@@ -192,25 +214,25 @@ def _environment_decisions(
     framework: Framework,
     run: Run,
     required: Sequence[EnvironmentVariable],
-    assumptions: Assumptions,
+    environment: JobEnvironment,
+    gpu: Gpu,
 ) -> list[Decision]:
     """Where the job's environment is not what the run needs."""
-    given, source = assumptions.environment, assumptions.environment_source
-    complete = assumptions.environment_is_the_jobs
     present = {
-        v.name: encodable(given[v.name])[:_LONGEST_VALUE] for v in required if v.name in given
+        v.name: encodable(value)[:_LONGEST_VALUE]
+        for v in required
+        if (value := environment.get(v.name)) is not None
     }
-    decisions = contradictions(required, present, source)
-    if complete:
-        decisions += omissions(required, given, source)
+    decisions = contradictions(required, dataclasses.replace(environment, variables=present))
+    decisions += omissions(required, environment)
     if framework != "megatron-lm":
         return decisions
     stops = environment_refusals(
         run,
         present,
-        source,
-        sm100_or_newer=assumptions.gpu.sm100_or_newer,
-        complete=complete,
+        environment.source,
+        sm100_or_newer=gpu.sm100_or_newer,
+        complete=environment.complete,
     )
     # What stops the job is not also reported as overlap that is lost.
     stopped = {d.knob for d in stops}

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
+from megatron.bridge.recipes.launch_check import contradictions, omissions
 from megatron.bridge.recipes.launch_env import (
     EnvironmentVariable,
     LaunchSettings,
-    contradictions,
     launch_environment,
-    omissions,
 )
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.job_environment import JobEnvironment
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 FORWARD_MARGIN = "NVTE_FWD_LAYERNORM_SM_MARGIN"
@@ -62,6 +62,10 @@ def _settings(
     )
 
 
+def _job(variables: dict[str, str], source: str) -> JobEnvironment:
+    return JobEnvironment(variables, True, source)
+
+
 def _values(settings: LaunchSettings) -> dict[str, str]:
     return {variable.name: variable.value for variable in launch_environment(settings)}
 
@@ -91,7 +95,7 @@ def test_what_is_needed_never_contradicts_itself(
 ) -> None:
     settings = _settings(*case)
 
-    assert contradictions(launch_environment(settings), _values(settings), "here") == []
+    assert contradictions(launch_environment(settings), _job(_values(settings), "here")) == []
 
 
 @pytest.mark.parametrize(
@@ -206,16 +210,16 @@ def test_every_variable_and_contradiction_cites_a_launch_rule() -> None:
         gpu_sm100_or_newer=False, tp_size=2, pp_size=2, nccl_pp_comm_chunksize=4096
     )
     variables = launch_environment(settings)
-    found = contradictions(variables, {v.name: "5" for v in variables}, "here")
+    found = contradictions(variables, _job({v.name: "5" for v in variables}, "here"))
 
     assert len(variables) == len(found) == 4
     for rule in [v.rule for v in variables] + [d.rule for d in found]:
         assert RULES[rule].dimension == "launch"
-        assert RULES[rule].path == "megatron/bridge/recipes/launch_env.py"
+        assert RULES[rule].path.startswith("megatron/bridge/recipes/launch_")
 
 
 def _one_contradiction(settings: LaunchSettings, name: str, value: str) -> Decision:
-    (decision,) = contradictions(launch_environment(settings), {name: value}, "job.env")
+    (decision,) = contradictions(launch_environment(settings), _job({name: value}, "job.env"))
     return decision
 
 
@@ -279,10 +283,12 @@ def test_another_chunk_size_than_the_one_asked_for_is_a_finding() -> None:
 def test_names_are_exact_values_are_stripped_and_absence_is_no_contradiction() -> None:
     needed = launch_environment(_settings(tp_cp=(2, 1)))
 
-    assert contradictions(needed, {}, "here") == []
-    assert contradictions(needed, {CONNECTIONS.lower(): "8", "PATH": "/bin"}, "here") == []
-    assert contradictions(needed, {CONNECTIONS: " 1\n"}, "here") == []
-    assert [d.effective for d in contradictions(needed, {CONNECTIONS: " 4 "}, "here")] == ["4"]
+    assert contradictions(needed, _job({}, "here")) == []
+    assert contradictions(needed, _job({CONNECTIONS.lower(): "8", "PATH": "/bin"}, "here")) == []
+    assert contradictions(needed, _job({CONNECTIONS: " 1\n"}, "here")) == []
+    assert [d.effective for d in contradictions(needed, _job({CONNECTIONS: " 4 "}, "here"))] == [
+        "4"
+    ]
 
 
 def test_importing_it_loads_no_torch() -> None:
@@ -298,18 +304,18 @@ def test_importing_it_loads_no_torch() -> None:
 
 def test_omissions_are_judged_by_the_default_that_then_holds() -> None:
     needs_one = launch_environment(LaunchSettings(gpu_sm100_or_newer=False, tp_size=2))
-    told = {d.knob: d for d in omissions(needs_one, {}, "job.env")}
+    told = {d.knob: d for d in omissions(needs_one, _job({}, "job.env"))}
     queues = told["env.CUDA_DEVICE_MAX_CONNECTIONS"]
     assert (queues.requested, queues.effective, queues.outcome) == ("1", "8", Outcome.REFUSED)
     assert "job.env does not set CUDA_DEVICE_MAX_CONNECTIONS" in queues.reason
     assert told["env.NVTE_FWD_LAYERNORM_SM_MARGIN"].outcome is Outcome.NOTE
 
     misspelt = {"CUDA_DEVICE_MAX_CONECTIONS": "1"}
-    [queues, *_] = omissions(needs_one, misspelt, "job.env")
+    [queues, *_] = omissions(needs_one, _job(misspelt, "job.env"))
     assert "it sets CUDA_DEVICE_MAX_CONECTIONS, which nothing reads" in queues.reason
 
 
 def test_an_omission_whose_default_will_do_is_none() -> None:
     needs_eight = launch_environment(LaunchSettings(gpu_sm100_or_newer=False))
     margins = {v.name: v.value for v in needs_eight if "MARGIN" in v.name}
-    assert omissions(needs_eight, margins, "job.env") == []
+    assert omissions(needs_eight, _job(margins, "job.env")) == []

@@ -3,23 +3,14 @@
 CUDA, Transformer Engine and NCCL read these variables once, when the process starts or the library
 is first used. A configuration object is too late to set them: they belong to the launch.
 `PerfEnvPlugin` sets what `launch_environment` returns, `explain` and `plan` show it, and
-`contradictions` compares it with an existing environment.
+`launch_check` compares it with an existing environment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from megatron.bridge.training.decisions import (
-    Decision,
-    Dimension,
-    Outcome,
-    OverlapConfigError,
-    Rule,
-    rule,
-)
-from megatron.bridge.training.near_names import near_names
+from megatron.bridge.training.decisions import Dimension, OverlapConfigError, Rule, rule
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN")
@@ -72,42 +63,6 @@ NCCL_P2P_CHUNK = rule(
     "launch.nccl-p2p-chunk",
     Dimension.LAUNCH,
     claim=f"{P2P_CHUNK} is nccl_pp_comm_chunksize, in bytes, with PP > 1; otherwise it is not set.",
-)
-
-ORDER_LOST = rule(
-    "launch.env-order-lost",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is not 1 where launch.queue-hopper-order needs 1: a tensor- or "
-    "context-parallel collective may start after the GEMM that should hide it.",
-    remedy=f"Set {CONNECTIONS}=1.",
-)
-ONE_QUEUE = rule(
-    "launch.env-one-queue",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS}=1 where nothing needs launch order, as with TP = CP = 1: overlap "
-    "quietly stops working, because collectives and compute start only in launch order.",
-    remedy=f"Unset {CONNECTIONS}, or set it to the number of queues that the run needs.",
-)
-FEWER_QUEUES = rule(
-    "launch.env-fewer-queues",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is above 1 but below what the run needs: streams that share a hardware "
-    "queue wait for each other.",
-    remedy=f"Raise {CONNECTIONS} to the number of queues that the run needs.",
-)
-SMALLER_MARGIN = rule(
-    "launch.env-smaller-margin",
-    Dimension.LAUNCH,
-    claim="The LayerNorm SM margin is below the requested one: LayerNorm claims SMs that a "
-    "data-parallel collective uses, and waits until it has ended.",
-    remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the requested margin.",
-)
-ENV_DIFFERS = rule(
-    "launch.env-differs",
-    Dimension.LAUNCH,
-    claim="A variable differs from the value that the run needs. It is a finding where the value "
-    "is invalid or replaces a requested one, and a note where no overlap is lost.",
-    remedy="Unset the variable, or set it to the value that the run needs.",
 )
 
 
@@ -285,157 +240,3 @@ def _queue_reason(s: LaunchSettings, chosen_by: Rule) -> str:
         f"{sizes}, a2a_overlap=True on {generation}: the expert all-to-all and another "
         "micro-batch's compute must run at the same time, which one queue would prevent."
     )
-
-
-def contradictions(
-    required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
-) -> list[Decision]:
-    """Each required variable that an environment sets to another value.
-
-    Names are compared exactly, and values as text without surrounding white space. A variable that
-    `actual` does not set is not a contradiction.
-
-    Args:
-        required: the result of `launch_environment`.
-        actual: the environment to check, by name.
-        source: where `actual` comes from, for messages: "the current environment", "cluster.env".
-
-    Returns:
-        One decision per difference, with knob ``env.NAME``. `requested` is the value that the
-        settings need, and `effective` the value in `actual`, which a run started there would use.
-        The outcome is REFUSED where overlap or a requested value is lost, and a NOTE where the
-        difference costs no overlap.
-    """
-    return [
-        _contradiction(variable, actual[variable.name].strip(), source)
-        for variable in required
-        if variable.name in actual and actual[variable.name].strip() != variable.value
-    ]
-
-
-_DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0")}
-"""The values where a variable is not set: CUDA's and Transformer Engine's own defaults."""
-
-
-def omissions(
-    required: Iterable[EnvironmentVariable], actual: Mapping[str, str], source: str
-) -> list[Decision]:
-    """Each required variable that a job's environment does not set, and whose default differs.
-
-    Only for an environment that is known to be the job's: on another machine a missing variable
-    means nothing.
-
-    Args:
-        required, actual, source: as for `contradictions`.
-
-    Returns:
-        One decision per omission, with knob and values as of `contradictions`. A missing LayerNorm
-        margin is a NOTE, since launch plugins commonly set it.
-    """
-    decisions = []
-    for variable in required:
-        default = _DEFAULTS.get(variable.name)
-        if variable.name in actual or default is None or default == variable.value:
-            continue
-        of_default = _contradiction(variable, default, source)
-        queues = variable.name == CONNECTIONS
-        harm = of_default.reason.partition(" is needed: ")[2]
-        decisions.append(
-            replace(
-                of_default,
-                outcome=of_default.outcome if queues else Outcome.NOTE,
-                reason=f"{source} does not set {variable.name}{_meant(variable.name, actual)}, so "
-                f"the default of {default} applies where {variable.value} is needed: {harm}",
-            )
-        )
-    return decisions
-
-
-def _meant(name: str, actual: Mapping[str, str]) -> str:
-    """A variable in `actual` that is probably a misspelling of `name`."""
-    near = near_names(name, actual, most=1, cutoff=0.85)
-    known = {*_DEFAULTS, P2P_CHUNK}
-    return f" (it sets {near[0]}, which nothing reads)" if near and near[0] not in known else ""
-
-
-def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> Decision:
-    """What setting `variable` to `found` does to a run, as a decision."""
-    if variable.name == CONNECTIONS:
-        decided_by, outcome, harm = _queue_harm(variable, found)
-    elif variable.name in LAYERNORM_MARGINS:
-        decided_by, outcome, harm = _margin_harm(variable, found)
-    else:
-        decided_by, outcome = ENV_DIFFERS, Outcome.REFUSED
-        harm = f"it replaces the requested {variable.value}"
-    return decided_by.decide(
-        f"env.{variable.name}",
-        requested=variable.value,
-        effective=found,
-        reason=f"{source} sets {variable.name}={found} where {variable.value} is needed: {harm}.",
-        outcome=outcome,
-        remedy=None
-        if outcome is Outcome.NOTE
-        else f"Set {variable.name}={variable.value} in {source}, before the process starts.",
-    )
-
-
-def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
-    """What `found` hardware queues break: the rule, the outcome, the clause of the reason."""
-    queues, needed = _whole_number(found), int(variable.value)
-    if queues is None or queues not in CONNECTIONS_RANGE:
-        return ENV_DIFFERS, Outcome.REFUSED, "CUDA takes a whole number from 1 to 32"
-    if queues == needed:
-        return ENV_DIFFERS, Outcome.NOTE, "it is the same number, written differently"
-    if needed == 1:
-        return (
-            ORDER_LOST,
-            Outcome.REFUSED,
-            f"with {queues} hardware queues kernels need not start in launch order, so a tensor- "
-            "or context-parallel collective that was launched before a GEMM can start after it, "
-            "when the GEMM occupies the SMs, and is then exposed",
-        )
-    if queues == 1:
-        return (
-            ONE_QUEUE,
-            Outcome.REFUSED,
-            "with one hardware queue kernels start only in launch order: a collective waits for "
-            "compute launched before it, a collective that waits for an earlier one delays all "
-            "compute launched after it, and data-parallel and pipeline overlap quietly stops "
-            "working",
-        )
-    if queues < needed:
-        return (
-            FEWER_QUEUES,
-            Outcome.REFUSED,
-            f"streams beyond {queues} share a hardware queue with others, so communication can "
-            "wait for compute that it does not depend on",
-        )
-    return ENV_DIFFERS, Outcome.NOTE, "more hardware queues than needed cost no overlap"
-
-
-def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
-    """What a LayerNorm margin of `found` SMs breaks, as `_queue_harm` does."""
-    margin, needed = _whole_number(found), int(variable.value)
-    if margin is None:
-        return ENV_DIFFERS, Outcome.REFUSED, "Transformer Engine takes a whole number of SMs"
-    if margin == needed:
-        return ENV_DIFFERS, Outcome.NOTE, "it is the same number, written differently"
-    if margin < needed:
-        return (
-            SMALLER_MARGIN,
-            Outcome.REFUSED,
-            f"LayerNorm claims {needed - margin} more SMs, waits while a data-parallel collective "
-            "uses any of them, and delays every kernel after it",
-        )
-    return (
-        ENV_DIFFERS,
-        Outcome.NOTE,
-        f"LayerNorm leaves {margin - needed} more SMs idle, which costs its own speed but no "
-        "overlap",
-    )
-
-
-def _whole_number(text: str) -> int | None:
-    """`text` as a non-negative integer; None where it is not one."""
-    # No valid value has ten digits, and Python refuses to convert thousands of them.
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

@@ -16,6 +16,7 @@ from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.comm_overlap import InstalledSoftware
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, in_force, rule
+from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
@@ -151,7 +152,12 @@ class MegatronLmRequest:
 
 
 def update_megatron_lm(
-    run: Any, request: MegatronLmRequest, world_size: int, *, software: Software | None = None
+    run: Any,
+    request: MegatronLmRequest,
+    world_size: int,
+    *,
+    software: Software | None = None,
+    environment: JobEnvironment = UNKNOWN,
 ) -> Update:
     """Make a Megatron-LM run's configurations effective, in place, as its argument checks do.
 
@@ -161,6 +167,7 @@ def update_megatron_lm(
         request: the flags without a field there.
         world_size: number of ranks (GPUs) of the job.
         software: what is installed; looked up by default.
+        environment: what is known of the job's environment.
 
     Raises:
         OverlapConfigError: the layout does not divide the world size.
@@ -173,6 +180,7 @@ def update_megatron_lm(
         ddp=run.ddp,
         software=software or InstalledSoftware(),
         data_parallel_size=dp_size,
+        environment=environment,
     )
     decisions = [
         *_precision(run, request),
@@ -192,7 +200,7 @@ def update_megatron_lm(
         stop = _STOPS.get(decision.rule)
         decisions.append(_stopped(decision, stop) if stop is not None else decision)
     decisions += _distributed_checkpoint(run, request, decisions)
-    return Update(dp_size, [_with_remedy_in_flags(d) for d in decisions])
+    return Update(dp_size, [_with_remedy_in_flags(d) for d in decisions], environment)
 
 
 def _stopped(decision: Decision, by: Rule) -> Decision:

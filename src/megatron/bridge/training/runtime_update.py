@@ -21,6 +21,12 @@ from megatron.bridge.training.decisions import (
     raise_errors,
     rule,
 )
+from megatron.bridge.training.job_environment import (
+    ENV_VARS,
+    UNKNOWN,
+    JobEnvironment,
+    with_env_vars,
+)
 from megatron.bridge.training.mixed_precision import precision_errors
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
@@ -95,14 +101,21 @@ class Update:
     Attributes:
         data_parallel_size: world size / (TP x PP x CP).
         decisions: every decision, in the order in which it was made.
+        environment: what is known of the job's environment, with the configuration's env_vars.
     """
 
     data_parallel_size: int
     decisions: list[Decision]
+    environment: JobEnvironment = UNKNOWN
 
 
 def update_runtime(
-    run: Run, world_size: int, *, software: Software | None = None, strict: bool = True
+    run: Run,
+    world_size: int,
+    *,
+    software: Software | None = None,
+    environment: JobEnvironment = UNKNOWN,
+    strict: bool = True,
 ) -> Update:
     """Make a run's configurations effective, in place and in order.
 
@@ -110,6 +123,7 @@ def update_runtime(
         run: its model, optimizer and ddp are changed; mixed_precision and comm_overlap are read.
         world_size: number of ranks (GPUs) of the job.
         software: what is installed; looked up by default.
+        environment: what is known of the job's environment, without the configuration's env_vars.
         strict: raise at the first step whose decisions include an error; otherwise continue, so
             that every error is reported.
 
@@ -126,6 +140,8 @@ def update_runtime(
             raise_errors(taken)
         decisions.extend(taken)
 
+    environment, taken = with_env_vars(getattr(run, ENV_VARS, None), environment, installed.stack)
+    step(taken)
     if run.mixed_precision is not None:
         errors = precision_errors(run.mixed_precision, software=software)
         step(errors)
@@ -155,11 +171,12 @@ def update_runtime(
         data_parallel_size=dp_size,
         optimizer=run.optimizer,
         dist=getattr(run, "dist", None),
+        environment=environment,
     )
     if run.comm_overlap is None:
         step(without_comm_overlap(context))
     step(in_force(core_consequences(context, run.optimizer), context.stack))
-    return Update(dp_size, decisions)
+    return Update(dp_size, decisions, environment)
 
 
 def sync_distributed_optimizer(run: Run) -> list[Decision]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.userbuffers.settings import TransformerLayerTPOverlapCfg
 from megatron.bridge.training.versions import Stack
@@ -33,7 +34,10 @@ class _CommOverlapConfig:
 
 @dataclass(frozen=True)
 class Context:
-    """What the rules read: the request, the configurations, the software, the ranks."""
+    """What the rules read: the request, the configurations, the software, the ranks.
+
+    `environment` is what is known of the job's environment, with the configuration's env_vars.
+    """
 
     request: _CommOverlapConfig
     model: Any
@@ -42,6 +46,7 @@ class Context:
     data_parallel_size: int | None = None
     optimizer: Any = None
     dist: Any = None
+    environment: JobEnvironment = UNKNOWN
 
     @property
     def stack(self) -> Stack:
