@@ -24,14 +24,18 @@ if TYPE_CHECKING:
 
     from megatron.bridge import models
     from megatron.bridge.models import building
+    from megatron.bridge.models.gpt import gpt_builder, model_config
+    from megatron.bridge.utils import cuda_graph
 else:
     torch = Late("torch")
     parallel_state = Late("megatron.core.parallel_state")
     models = Late("megatron.bridge.models")
     building = Late("megatron.bridge.models.building")
+    gpt_builder = Late("megatron.bridge.models.gpt.gpt_builder")
+    model_config = Late("megatron.bridge.models.gpt.model_config")
+    cuda_graph = Late("megatron.bridge.utils.cuda_graph")
 layer_specs = Late("megatron.core.models.gpt.gpt_layer_specs")
 transformer_config = Late("megatron.core.transformer.transformer_config")
-enums = Late("megatron.core.transformer.enums")
 gpt_model = Late("megatron.core.models.gpt.gpt_model")
 t5_model = Late("megatron.core.models.T5.t5_model")
 random_state = Late("megatron.core.tensor_parallel.random")
@@ -121,17 +125,56 @@ def test_construction_takes_what_finalize_refuses_and_the_user_may_mend_it() -> 
     assert (config.ffn_hidden_size, config.expert_tensor_parallel_size) == (64, 4)
 
 
-@pytest.mark.parametrize("provider", ["GPTModelProvider", "T5ModelProvider"])
-def test_fields_and_defaults_are_those_of_megatron_core(provider: str) -> None:
+# What Megatron-Bridge's providers set otherwise than Megatron-Core: the fields of the providers in
+# tests/data/bridge_configs (custom_*) that nobody had set.
+BRIDGE_DEFAULTS: dict[str, dict[str, object]] = {
+    "GPTModelProvider": {
+        "attention_softmax_in_fp32": False,
+        "deallocate_pipeline_outputs": True,
+        "masked_softmax_fusion": True,
+        "cross_entropy_loss_fusion": True,
+    },
+    "T5ModelProvider": {
+        "attention_softmax_in_fp32": False,
+        "bias_activation_fusion": True,
+        "bias_dropout_fusion": True,
+        "masked_softmax_fusion": True,
+        "deallocate_pipeline_outputs": True,
+    },
+}
+
+
+@pytest.mark.parametrize("provider", BRIDGE_DEFAULTS)
+def test_fields_and_defaults_are_those_of_megatron_core_and_bridge(provider: str) -> None:
     sizes = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 4}
-    ours, theirs = getattr(models, provider)(**sizes), transformer_config.TransformerConfig(**sizes)
+    ours = getattr(models, provider)(**sizes, gradient_accumulation_fusion=False)
+    theirs = transformer_config.TransformerConfig(**sizes)
     assert isinstance(ours, transformer_config.TransformerConfig)
     ours.finalize()
+    different = {}
     for name in vars(theirs):
         mine, its = getattr(ours, name), getattr(theirs, name)
         if isinstance(its, partial):
             mine, its = (mine.func, mine.args, mine.keywords), (its.func, its.args, its.keywords)
-        assert mine == its, name
+        if mine != its:
+            different[name] = mine
+    assert different == BRIDGE_DEFAULTS[provider]
+
+
+@pytest.mark.parametrize(
+    ("modules", "fused"),
+    [
+        ((), False),
+        (("transformer_engine.pytorch",), True),
+        (("fused_weight_gradient_mlp_cuda",), True),
+    ],
+)
+def test_weight_gradients_are_fused_where_a_kernel_can_be_imported(
+    monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...], fused: bool
+) -> None:
+    monkeypatch.setattr("megatron.bridge.utils.fusions._importable", lambda name: name in modules)
+    assert _gpt().gradient_accumulation_fusion is fused
+    assert _gpt(gradient_accumulation_fusion=not fused).gradient_accumulation_fusion is not fused
 
 
 @pytest.mark.parametrize(
@@ -160,7 +203,9 @@ def test_finalize_converts_the_cuda_graph_scope() -> None:
     config = _gpt(cuda_graph_impl="local", cuda_graph_scope="attn,mlp")
     assert config.cuda_graph_scope == "attn,mlp"
     config.finalize()
-    assert config.cuda_graph_scope == [enums.CudaGraphScope.attn, enums.CudaGraphScope.mlp]
+    assert cuda_graph.cuda_graph_module_names(config) == ["attn", "mlp"]
+    (field,) = [f for f in cuda_graph.FIELDS if getattr(config, f, None)]
+    assert not any(isinstance(part, str) for part in getattr(config, field))
 
 
 def test_what_finalize_worked_out_follows_a_field_set_afterwards() -> None:
@@ -183,11 +228,11 @@ def test_what_the_user_gave_or_set_afterwards_stays() -> None:
     config = _gpt(ffn_hidden_size=40, enable_cuda_graph=True)
     config.finalize()
     config.kv_channels = config.kv_channels  # now the user's, though the same
-    config.cuda_graph_scope.append(enums.CudaGraphScope.attn)
+    cuda_graph.set_cuda_graph_modules(config, ["attn"])
     config.hidden_size = 32
     config.finalize()
     assert (config.ffn_hidden_size, config.kv_channels) == (40, 4)
-    assert config.cuda_graph_scope == [enums.CudaGraphScope.attn]
+    assert cuda_graph.cuda_graph_module_names(config) == ["attn"]
 
 
 def test_multi_latent_fields_come_by_inheritance_and_are_checked_late_too() -> None:
@@ -317,10 +362,45 @@ def test_the_virtual_stage_decides_too(two_stages: None) -> None:
         config.provide(vp_stage=0)
 
 
-@pytest.mark.parametrize("make", [_gpt, _t5])
+def _nested(**fields: object) -> gpt_builder.GPTModelConfig:
+    """The same model as `_gpt`, its TransformerConfig inside."""
+    own = {k: fields.pop(k) for k in ("position_embedding_type", "vocab_size") if k in fields}
+    inside = {k: v for k, v in SMALL.items() if k not in ("vocab_size", "seq_length")} | fields
+    return model_config.BridgeGPTModelConfig(
+        transformer=transformer_config.TransformerConfig(**inside),
+        **{"vocab_size": VOCABULARY, "seq_length": SEQUENCE, **own},
+    )
+
+
+def test_a_nested_configuration_builds_the_same_model(world_of_one: None) -> None:
+    config = _nested(position_embedding_type="rope")
+    model = gpt_builder.GPTModelBuilder(config).build_model()
+    flat = _gpt(position_embedding_type="rope", share_embeddings_and_output_weights=False).provide()
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (model, flat)]
+    assert shapes[0] == shapes[1]
+    assert _forward(model).shape == (BATCH, SEQUENCE, VOCABULARY)
+
+
+def test_a_nested_configuration_is_read_and_set_as_a_flat_one() -> None:
+    config = _nested()
+    config.tensor_model_parallel_size = 4
+    assert config.transformer.tensor_model_parallel_size == config.tensor_model_parallel_size == 4
+    config.seq_length = 16
+    assert not hasattr(config.transformer, "seq_length")
+    for twin in (copy.copy(config), copy.deepcopy(config)):
+        assert (twin.hidden_size, twin.seq_length) == (16, 16)
+    with pytest.raises(AttributeError, match="tensor_model_paralel_size"):
+        config.tensor_model_paralel_size = 8
+    with pytest.raises(AttributeError, match="no_such_field"):
+        config.no_such_field  # noqa: B018
+
+
+@pytest.mark.parametrize("make", [_gpt, _t5, _nested])
 def test_a_missing_vocabulary_size_is_named(world_of_one: None, make: object) -> None:
+    config = make(vocab_size=None)  # type: ignore[operator]
+    build = gpt_builder.GPTModelBuilder(config).build_model if make is _nested else config.provide
     with pytest.raises(OverlapConfigError, match=r"model\.vocab_size is None: set it"):
-        make(vocab_size=None).provide()  # type: ignore[operator]
+        build()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[3] / "src"
-BRIDGE = ("errors", "models", "training", "recipes")
+BRIDGE = ("errors", "utils", "models", "training", "recipes")
 """The parts of megatron.bridge, the lowest first; each imports only those before it."""
 COMMANDS = ("explain", "plan", "lab", "trace", "doctor", "skill")
 FORBIDDEN = {

@@ -54,9 +54,24 @@ def default_layer_spec(
 class T5ModelProvider(TransformerConfig):
     """The decoder's TransformerConfig of Megatron-Core, and what else a T5 model needs.
 
-    TransformerConfig's fields have Megatron-Core's defaults. Construction checks nothing;
-    `finalize()` does.
+    The first fields are Megatron-Core's with the defaults of Megatron-Bridge's provider; all others
+    of Megatron-Core have their own. (Megatron-Bridge also turns persist_layer_norm and
+    apply_rope_fusion on, which Megatron-Core's own modules refuse without Transformer Engine.)
+    Construction checks nothing; `finalize()` does.
     """
+
+    attention_softmax_in_fp32: bool = False
+    """Compute the attention's softmax in fp32."""
+    bias_activation_fusion: bool = True
+    """Fuse bias and activation of the feed-forward."""
+    bias_dropout_fusion: bool = True
+    """Fuse bias, dropout and residual connection."""
+    masked_softmax_fusion: bool = True
+    """Fuse mask, scale and softmax of the attention."""
+    deallocate_pipeline_outputs: bool = True
+    """Free a stage's output once it was sent to the next stage."""
+    tp_only_amax_red: bool = False
+    """Reduce FP8's amax over the tensor-parallel ranks alone."""
 
     encoder_num_layers: int | None = None
     """Layers of the encoder; None: as many as the decoder's `num_layers`."""

@@ -12,6 +12,7 @@ from typing import Any
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
 from megatron.bridge.training.versions import Range
+from megatron.bridge.utils.cuda_graph import captured_names
 
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
@@ -179,14 +180,8 @@ def _reduces_into_main_grad(c: Context) -> bool:
 
 
 def graph_scope(c: Context) -> frozenset[str]:
-    """Names of the CUDA-graph scopes, from whichever field this Megatron-Core has for them."""
-    scope = c.of_model("cuda_graph_scope") or c.of_model("cuda_graph_modules") or ()
-    if isinstance(scope, str):
-        scope = scope.split(",")
-    elif not isinstance(scope, (list, tuple, set, frozenset)):
-        scope = (scope,)
-    names = (getattr(part, "name", str(part)) for part in scope)
-    return frozenset(name.strip().rpartition(".")[2] for name in names)
+    """Names of the CUDA-graph scopes, from both fields that Megatron-Core has had for them."""
+    return frozenset(captured_names(c.model))
 
 
 def _wgrad_in_graph(c: Context) -> bool:
