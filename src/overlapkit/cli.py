@@ -34,6 +34,14 @@ class _Group(click.Group):
     group_class = type
 
 
+def _read_by(given: dict[str, Any]) -> dict[str, Any]:
+    """A command's parameters, with those of `options.reading` as one: its `reading`."""
+    from overlapkit.config.reading import Reading
+
+    reading = Reading(**{name: given.pop(name) for name in options.READING})
+    return {**given, "reading": reading}
+
+
 @click.group(cls=_Group, context_settings=_CONTEXT, invoke_without_command=True)
 @click.version_option(__version__, prog_name="overlapkit")
 @click.option("--debug", is_flag=True, expose_value=False, help=_DEBUG_HELP)
@@ -53,9 +61,8 @@ def cli(context: click.Context) -> None:
 @options.from_megatron_lm
 @options.world_sizes
 @options.gpu
-@options.te("assume")
-@options.core
-@options.bridge
+@options.te("a recent one is assumed")
+@options.reading
 @options.env_file
 @options.as_json("overlapkit/explain/v1")
 @options.html
@@ -75,13 +82,15 @@ def explain(**given: Any) -> int:
     """
     from overlapkit.explain.command import run
 
-    return run(**given)
+    return run(**_read_by(given))
 
 
 @cli.command()
 @options.overrides
 @click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
 @options.gpu
+@options.te("a recent one is assumed")
+@options.reading
 @options.world_size
 @click.option("--nodes", type=int, metavar="N", help="Number of machines of the job.")
 @click.option("--network", type=float, metavar="GBPS", help="Network bandwidth per GPU, in Gbit/s.")
@@ -110,7 +119,7 @@ def plan(**given: Any) -> int:
     """
     from overlapkit.plan.command import run
 
-    return run(**given)
+    return run(**_read_by(given))
 
 
 @cli.command()
@@ -125,7 +134,8 @@ def plan(**given: Any) -> int:
 )
 @options.world_size
 @options.gpu
-@options.te(None)
+@options.te("it is looked for where a GPU is visible, and else assumed")
+@options.reading
 @options.env_file
 @options.as_json("overlapkit/doctor/v1")
 @options.html
@@ -138,7 +148,7 @@ def doctor(**given: Any) -> int:
     """
     from overlapkit.doctor.command import run
 
-    return run(**given)
+    return run(**_read_by(given))
 
 
 @cli.command()
@@ -182,6 +192,7 @@ def render(check: bool, root: str | None) -> int:
     "The run's configuration, a YAML file or a launch script (.sh, .bash, .slurm, .sbatch): "
     "parallel sizes identify dimensions.",
 )
+@options.reading
 @options.as_json("overlapkit/trace/v1")
 @options.html
 @click.option(
@@ -197,7 +208,7 @@ def trace(**given: Any) -> int:
     """
     from overlapkit.trace.command import run
 
-    return run(**given)
+    return run(**_read_by(given))
 
 
 @cli.command()
@@ -208,6 +219,8 @@ def trace(**given: Any) -> int:
 @options.configuration(
     "--config-new", "NEW's configuration: the answer then lists the decisions that differ."
 )
+@options.te("a recent one is assumed")
+@options.reading
 @click.option(
     "--force", is_flag=True, help="Compare different runs: other GPU, other world size ..."
 )
@@ -221,7 +234,7 @@ def compare(**given: Any) -> int:
     """
     from overlapkit.trace.compare.command import run
 
-    return run(**given)
+    return run(**_read_by(given))
 
 
 @cli.command()

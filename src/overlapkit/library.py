@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from overlapkit.errors import InputError
 
 if TYPE_CHECKING:
+    from overlapkit.config.reading import Reading
     from overlapkit.config.run import Settings
     from overlapkit.config.yaml_file import Document
     from overlapkit.explain.document import ExplainDocument
@@ -38,9 +39,11 @@ def explain(
     overrides: Overrides = (),
     world_size: int | None = None,
     gpu: str | None = None,
-    te: str = "assume",
+    te: str | None = None,
     core: str | None = None,
     bridge: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
     env: Mapping[str, str] | File | None = None,
     from_megatron_lm: bool = False,
 ) -> ExplainDocument:
@@ -54,9 +57,12 @@ def explain(
         world_size: GPUs of the job. A launch script can state it; otherwise it is required.
         gpu: the cluster's GPU, such as "h100"; None assumes h100.
         te: Transformer Engine: "assume" (a recent version), "here" (the installed one), "none", or
-            a version.
+            a version. None is the one at `stack`, and else a recent one.
         core: the job's megatron-core, such as "0.18.2", or "main"; None infers it from `config`.
         bridge: the job's Megatron-Bridge, likewise.
+        stack: a checkout of Megatron-Bridge or Megatron-LM, a virtual environment, or a folder of
+            installed packages, in which the versions are read. `core`, `bridge` and `te` win.
+        allow_unknown: whether a key that looks like a misspelt knob is passed over.
         env: the job's environment, as a mapping or a file of ``NAME=value`` lines; None compares
             with the environment of this process.
         from_megatron_lm: whether `config` is for Megatron-LM, whose own rules then apply.
@@ -67,17 +73,17 @@ def explain(
     Raises:
         InputError: the configuration or an option is invalid.
     """
-    from overlapkit.config.sources import with_versions, world_size_of
+    from overlapkit.config.sources import world_size_of
     from overlapkit.explain.assumptions import assume
     from overlapkit.explain.document import explain_document
     from overlapkit.explain.report import explain as explain_settings
 
-    settings = _settings("explain", config, overrides, from_megatron_lm=from_megatron_lm)
-    settings = with_versions(settings, core, bridge)
+    reading = _reading(core, bridge, stack, allow_unknown)
+    settings = _settings("explain", config, overrides, reading, from_megatron_lm=from_megatron_lm)
     size = world_size_of(settings, world_size)
     variables = dict(env) if isinstance(env, Mapping) else None
     env_file = None if env is None or isinstance(env, Mapping) else os.fspath(env)
-    assumptions = assume(gpu, te, env_file, variables)
+    assumptions = assume(gpu, te, env_file, variables, reading.installation)
     return explain_document(explain_settings(settings, size, assumptions))
 
 
@@ -87,6 +93,11 @@ def plan(
     gpu: str,
     model: str | None = None,
     overrides: Overrides = (),
+    te: str | None = None,
+    core: str | None = None,
+    bridge: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
     world_size: int | None = None,
     nodes: int | None = None,
     network: float | None = None,
@@ -101,6 +112,8 @@ def plan(
         gpu: the cluster's GPU, such as "h100".
         model: a published model instead of `config`, such as "llama3_70b".
         overrides: as in `explain`; the short names of the command, such as ``tp``, can be used.
+        te: as in `explain`.
+        core, bridge, stack, allow_unknown: as in `explain`.
         world_size: GPUs of the job.
         nodes: machines of the job.
         network: Gbit/s of network per GPU; None takes that of the GPU's reference system.
@@ -124,6 +137,8 @@ def plan(
         document=_document(config) if given and isinstance(config, Mapping) else None,
         model=model,
         gpu=gpu,
+        te=te,
+        reading=_reading(core, bridge, stack, allow_unknown),
         world_size=world_size,
         nodes=nodes,
         network=network,
@@ -139,6 +154,10 @@ def trace(
     steps: str | int = "all",
     rank_from: Literal["name", "json"] | None = None,
     config: Config | None = None,
+    core: str | None = None,
+    bridge: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
 ) -> TraceDocument:
     """Where the time of each step goes, and which communication is exposed.
 
@@ -150,6 +169,7 @@ def trace(
             tries the files first.
         config: the run's configuration, to tell the parallel dimensions apart by the sizes of
             process groups. A path that ends in .sh, .bash, .slurm or .sbatch is a launch script.
+        core, bridge, stack, allow_unknown: as in `explain`, for `config`.
 
     Returns:
         The document `overlapkit/trace/v1`.
@@ -170,12 +190,14 @@ def trace(
     if not each:
         raise InputError("files is empty: name at least one profile")
     paths = expand([os.fspath(file) for file in each])
-    layout = None if config is None else layout_of(_configuration(config))
+    reading = _reading(core, bridge, stack, allow_unknown)
+    settings = None if config is None else _configuration(config, reading)
+    layout = None if settings is None else layout_of(settings)
     options = Options(steps=str(steps), layout=layout)
     with no_progress():
         by_file = analyse_each(paths, options, forking=_can_fork())
     reports = [report for reports in by_file for report in reports]
-    return trace_document(settle_ranks(reports, rank_from))
+    return trace_document(settle_ranks(reports, rank_from), settings)
 
 
 def compare(
@@ -185,6 +207,11 @@ def compare(
     steps: str | int = "all",
     config_base: Config | None = None,
     config_new: Config | None = None,
+    te: str | None = None,
+    core: str | None = None,
+    bridge: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
     force: bool = False,
 ) -> CompareDocument:
     """Why the median step of one profile differs from that of another.
@@ -195,6 +222,8 @@ def compare(
         steps: as in `trace`.
         config_base: BASE's configuration, as in `trace`.
         config_new: NEW's configuration. With both, the document lists the decisions that differ.
+        te: as in `explain`, for both configurations.
+        core, bridge, stack, allow_unknown: likewise.
         force: whether to compare runs that differ in GPU, world size or number of ranks.
 
     Returns:
@@ -206,16 +235,20 @@ def compare(
     from overlapkit.output.progress import no_progress
     from overlapkit.trace.command import expand
     from overlapkit.trace.compare.command import compare_runs
-    from overlapkit.trace.compare.decisions import read_configurations
+    from overlapkit.trace.compare.decisions import Installed, read_configurations
 
     names = os.fspath(base), os.fspath(new)
-    configurations = [None if c is None else _configuration(c) for c in (config_base, config_new)]
+    reading = _reading(core, bridge, stack, allow_unknown)
+    given = (config_base, config_new)
+    configurations = [None if c is None else _configuration(c, reading) for c in given]
+    settings = read_configurations(configurations[0], configurations[1])
     with no_progress():
         return compare_runs(
             names,
             [expand([name]) for name in names],
             steps=str(steps),
-            settings=read_configurations(*configurations),
+            settings=settings,
+            software=Installed(te, reading.installation if settings else None),
             force=force,
             forking=_can_fork(),
         )
@@ -228,8 +261,22 @@ def _can_fork() -> bool:
     return active_count() == 1
 
 
+def _reading(
+    core: str | None, bridge: str | None, stack: File | None, allow_unknown: bool
+) -> Reading:
+    """The keywords of how a configuration is read."""
+    from overlapkit.config.reading import Reading
+
+    return Reading(core, bridge, None if stack is None else os.fspath(stack), allow_unknown)
+
+
 def _settings(
-    command: str, config: Config, overrides: Overrides, *, from_megatron_lm: bool
+    command: str,
+    config: Config,
+    overrides: Overrides,
+    reading: Reading,
+    *,
+    from_megatron_lm: bool,
 ) -> Settings:
     """The settings of a configuration in any form, with overrides on top."""
     from overlapkit.config.sources import read_document, read_sources
@@ -238,21 +285,24 @@ def _settings(
     if isinstance(config, Mapping):
         if from_megatron_lm:
             raise InputError("from_megatron_lm=True takes a launch script or its arguments")
-        return read_document(_document(config), texts)
+        return read_document(_document(config), texts, reading)
     (settings,) = read_sources(
-        _before_flags(_arguments(config), texts), command=command, from_megatron_lm=from_megatron_lm
+        _before_flags(_arguments(config), texts),
+        command=command,
+        from_megatron_lm=from_megatron_lm,
+        reading=reading,
     )
     return settings
 
 
-def _configuration(config: Config) -> Settings:
+def _configuration(config: Config, reading: Reading) -> Settings:
     """The settings of a configuration given with a profile; a launch script is known by name."""
     from overlapkit.config.sources import read_configuration, read_document
 
     if isinstance(config, Mapping):
-        return read_document(_document(config))
+        return read_document(_document(config), (), reading)
     (name,) = _arguments(config)
-    return read_configuration(name)
+    return read_configuration(name, reading)
 
 
 def _arguments(config: Config) -> list[str]:

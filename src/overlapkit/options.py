@@ -42,16 +42,39 @@ world_sizes: Decorator = click.option(
     help="Number of GPUs of the job. Give it twice to compare configurations on different numbers.",
 )
 
-core: Decorator = click.option(
-    "--core",
-    metavar="VERSION",
-    help="The job's megatron-core, or the tag of Megatron-LM, such as 0.18.2 or main. By default "
-    "inferred from the configuration.",
+READING = ("core", "bridge", "stack", "allow_unknown")
+"""The parameters of `reading`: the fields of `overlapkit.config.reading.Reading`."""
+
+_READING: tuple[Decorator, ...] = (
+    click.option(
+        "--core",
+        metavar="VERSION",
+        help="The job's megatron-core, or the tag of Megatron-LM, such as 0.18.2 or main. By "
+        "default inferred from the configuration.",
+    ),
+    click.option(
+        "--bridge", metavar="VERSION", help="The job's Megatron-Bridge, such as 0.5.1 or main."
+    ),
+    click.option(
+        "--stack",
+        metavar="PATH",
+        help="Read the job's versions in a checkout of Megatron-Bridge or Megatron-LM, a virtual "
+        "environment, or a folder of installed packages. --core, --bridge and --te win.",
+    ),
+    click.option(
+        "--allow-unknown",
+        is_flag=True,
+        help="Pass over a key that looks like a misspelt knob, as over any other unknown key.",
+    ),
 )
 
-bridge: Decorator = click.option(
-    "--bridge", metavar="VERSION", help="The job's Megatron-Bridge, such as 0.5.1 or main."
-)
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--core, --bridge, --stack and --allow-unknown: how every configuration is read."""
+    for option in reversed(_READING):
+        command = option(command)
+    return command
+
 
 env_file: Decorator = click.option(
     "--env-file",
@@ -68,23 +91,17 @@ steps: Decorator = click.option(
 )
 
 
-def te(default: str | None) -> Decorator:
+def te(otherwise: str) -> Decorator:
     """--te: which Transformer Engine the job has.
 
     Args:
-        default: its value where it is not given; None leaves the choice to the command.
+        otherwise: what is done where neither it nor --stack gives one.
     """
-    text = (
-        "The job's Transformer Engine: assume a recent one, look for it here, none, or a version."
-    )
-    if default is None:
-        text += " By default it is looked for where a GPU is visible, and else assumed."
     return click.option(
         "--te",
-        default=default,
-        show_default=default is not None,
         metavar="assume|here|none|VERSION",
-        help=text,
+        help="The job's Transformer Engine: assume a recent one, look for it here, none, or a "
+        f"version. By default that of --stack; without one {otherwise}.",
     )
 
 

@@ -12,7 +12,9 @@ import click
 import pytest
 
 from overlapkit.cli import cli
+from overlapkit.config.reading import Reading
 from overlapkit.lab.request import LabRequest
+from overlapkit.options import READING
 
 WIDTH = 80
 ROOMS = {
@@ -45,7 +47,17 @@ def parameters(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_room_takes_what_its_command_declares(name: str) -> None:
-    assert set(inspect.signature(import_module(ROOMS[name]).run).parameters) == parameters(name)
+    handed = parameters(name)
+    if handed & set(READING):
+        assert set(READING) <= handed, "a configuration is read alike everywhere"
+        handed = handed - set(READING) | {"reading"}
+    assert set(inspect.signature(import_module(ROOMS[name]).run).parameters) == handed
+
+
+def test_every_command_that_reads_a_configuration_reads_it_alike() -> None:
+    reads = ("explain", "plan", "doctor", "trace", "compare")
+    assert all(set(READING) <= parameters(name) for name in reads)
+    assert {f.name for f in dataclasses.fields(Reading)} == set(READING)
 
 
 def test_the_labs_request_has_what_its_command_declares() -> None:

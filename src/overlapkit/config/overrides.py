@@ -39,12 +39,15 @@ def is_override(argument: str) -> bool:
     return _FORM.fullmatch(argument) is not None or argument.startswith(("~", "+"))
 
 
-def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override:
+def parse_override(
+    text: str, in_file: dict[str, Any] | None = None, *, allow_unknown: bool = False
+) -> Override:
     """The override in one argument.
 
     Args:
         text: ``section.key=value``; a leading ``+`` or ``++`` is accepted, as Hydra does.
         in_file: the sections of the file that is overridden; their keys are known too.
+        allow_unknown: whether the section and the key may be any.
 
     Raises:
         InputError: it has another form, or its section or key is not known.
@@ -59,7 +62,8 @@ def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override
     names = form["key"].split(".")
     if not all(names) or len(names) > MAX_DEPTH:
         raise InputError(f"{text}: {shown(form['key'])} is not a key; write section.key=value")
-    _check_known(section, key, text, in_file or {})
+    if not allow_unknown:
+        _check_known(section, key, text, in_file or {})
     try:
         value, _ = load_yaml(form["value"])
     except YamlProblem as problem:
@@ -68,7 +72,7 @@ def parse_override(text: str, in_file: dict[str, Any] | None = None) -> Override
         raise InputError(f"{text}: None is a string here; write null")
     if form["value"].strip() == "":
         raise InputError(f"{text}: no value; write null to unset {form['key']}")
-    if not key and isinstance(value, dict):
+    if not key and isinstance(value, dict) and not allow_unknown:
         for inner in value:
             _check_known(section, inner, f"{section}.{inner}", in_file or {})
     return Override(section, key or None, value, text)

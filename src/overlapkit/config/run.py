@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from megatron.bridge.training.bucket_size import AUTO, LEAST_BUCKET_SIZE, is_bucket_size
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
@@ -17,55 +15,22 @@ from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.versions import NEWEST, Stack
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
+from overlapkit.config.reading import Reading, StackBasis, StackSource
 from overlapkit.config.schema import (
     KINDS,
     KNOB_SECTIONS,
     check_kind,
     check_unknown_key,
-    core_table,
     known_keys,
     section_fields,
     sections,
     shown,
 )
+from overlapkit.config.shapes import TRANSFORMER, flatten_model, plain, plain_override, unnested
+from overlapkit.config.sizes import check_sizes
 from overlapkit.config.versions import stacks_of_dump
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
-
-_SIZES = {
-    "model": (
-        "tensor_model_parallel_size",
-        "pipeline_model_parallel_size",
-        "virtual_pipeline_model_parallel_size",
-        "context_parallel_size",
-        "expert_model_parallel_size",
-        "expert_tensor_parallel_size",
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "num_moe_experts",
-        "vocab_size",
-        "seq_length",
-    ),
-    "ddp": ("num_distributed_optimizer_instances",),
-    "train": ("micro_batch_size", "global_batch_size"),
-    "tokenizer": ("vocab_size",),
-}
-_MAY_BE_ZERO = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
-"""Megatron-Core's own defaults, which mean "not set"."""
-
-
-LARGEST = 2**31 - 1
-"""Largest size: beyond any model or cluster."""
-
-_COUNTED = {
-    ("num_layers",): 10_000,
-    ("num_layers", "num_moe_experts"): 200_000,
-    ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"): 20_000,
-}
-"""Largest products of sizes: buckets are counted by looking at each layer, expert and chunk. The
-largest published models are below a third of each limit."""
-
 
 Framework = Literal["megatron-bridge", "megatron-lm"]
 """The framework whose rules make the settings effective."""
@@ -108,7 +73,9 @@ class Settings:
         stacks: the versions that the settings may be for, oldest first: those whose fields a file
             that Megatron-Bridge wrote has, or the one that the user gave; empty where they are not
             known.
-        stack_given: whether the user gave it.
+        stack_given: whether the user gave one of them as --core or --bridge.
+        stack_path: the checkout or installation that they were read from; None without one.
+        stack_overridden: versions at `stack_path` for which the user gave others.
     """
 
     source: str
@@ -120,11 +87,33 @@ class Settings:
     launch: Launch | None = None
     stacks: tuple[Stack, ...] = ()
     stack_given: bool = False
+    stack_path: str | None = None
+    stack_overridden: Stack | None = None
 
     @property
     def stack(self) -> Stack:
         """The newest stack that the settings may be for; the newest known where none is known."""
         return self.stacks[-1] if self.stacks else NEWEST
+
+    @property
+    def basis(self) -> StackBasis:
+        """The versions whose rules are applied, and how they are known."""
+        of_megatron_lm = self.framework == "megatron-lm"
+
+        def spoken_of(stack: Stack) -> Stack:
+            # A run of Megatron-LM has no Megatron-Bridge.
+            return Stack(stack.core) if of_megatron_lm else stack
+
+        how: StackSource = "fields" if self.stacks else "unknown"
+        if self.stack_given or self.stack_path is not None:
+            how = "given" if self.stack_given else "path"
+        return StackBasis(
+            spoken_of(self.stack),
+            how,
+            tuple(spoken_of(stack) for stack in self.stacks),
+            self.stack_path,
+            self.stack_overridden,
+        )
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""
@@ -156,16 +145,24 @@ class Run:
     env_vars: dict[str, Any] | None = None
 
 
-def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Settings:
+def read_settings(
+    document: Document, overrides: Iterable[Override] = (), reading: Reading | None = None
+) -> Settings:
     """The checked settings in a file, with overrides applied.
+
+    Args:
+        document: the file.
+        overrides: what is on top of it.
+        reading: for which versions and how strictly it is read; by default for those that it shows.
 
     Raises:
         InputError: a key, kind or size that no run can have; a misspelt or misplaced knob.
     """
     overrides = list(overrides)
+    reading = reading or Reading()
     dumped = "_target_" in document.data
     data = {
-        section: _plain(content)
+        section: plain(content)
         for section, content in document.data.items()
         if not section.startswith("_")
     }
@@ -173,10 +170,10 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         if isinstance(data.get(section), dict):
             data[section].pop(BY_NAME, None)
     _check_sections(document, data)
-    nested = _flatten_model(document, data)
+    nested = flatten_model(document, data)
     stacks = stacks_of_dump(data) if dumped else ()
-    overrides = [_unnested(o) for o in overrides] if nested else overrides
-    values = apply_overrides(data, [_plain_override(o) for o in overrides])
+    overrides = [unnested(o) for o in overrides] if nested else overrides
+    values = apply_overrides(data, [plain_override(o) for o in overrides])
     for section in NAMED_SECTIONS:
         if isinstance(values.get(section), str):
             values[section] = {BY_NAME: values[section]}
@@ -196,9 +193,9 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         for key, value in (content or {}).items():
             place = where.get(f"{section}.{key}", document.path)
             check_kind(section, key, value, place)
-            if key not in known_keys(section) and not dumped:
+            if key not in known_keys(section) and not (dumped or reading.allow_unknown):
                 check_unknown_key(section, key, place)
-    _check_sizes(settings, where, document.path)
+    check_sizes(settings, where, document.path)
     asked = frozenset(
         dotted
         for section, content in settings.items()
@@ -206,45 +203,9 @@ def read_settings(document: Document, overrides: Iterable[Override] = ()) -> Set
         if (dotted := f"{section}.{key}") in overridden
         or not (dumped and _is_default(section, key, value, stacks))
     )
-    return Settings(
-        document.path, settings, asked, where, frozenset(overridden), stacks=tuple(stacks)
+    return reading.dated(
+        Settings(document.path, settings, asked, where, frozenset(overridden), stacks=tuple(stacks))
     )
-
-
-TRANSFORMER = "transformer"
-"""The section of a model, since Megatron-Bridge's main branch of 2026-07-31 (061468b78), that has
-the fields of TransformerConfig; the model's own are those of its builder."""
-
-
-def _flatten_model(document: Document, data: dict[str, Any]) -> list[str]:
-    """Move the fields of a nested model section to where older versions have them, in place.
-
-    Returns:
-        The names of the fields that were moved.
-
-    Raises:
-        InputError: the nested section is not a mapping.
-    """
-    model = data.get("model")
-    if not isinstance(model, dict) or TRANSFORMER not in model:
-        return []
-    inner = model.pop(TRANSFORMER)
-    if not isinstance(inner, dict):
-        raise InputError(
-            f"{document.where('model', TRANSFORMER)}: model.{TRANSFORMER} must be a section with "
-            f"keys, not {shown(inner)}"
-        )
-    # The builder's userbuffers settings are beside it, and null there is no value.
-    model.update({key: value for key, value in inner.items() if model.get(key) is None})
-    return [key for key in inner if ("model", key) not in document.lines]
-
-
-def _unnested(override: Override) -> Override:
-    """An override of ``model.transformer.KEY`` as one of ``model.KEY``."""
-    prefix = f"{TRANSFORMER}."
-    if override.section == "model" and (override.key or "").startswith(prefix):
-        return replace(override, key=(override.key or "").removeprefix(prefix))
-    return override
 
 
 def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
@@ -285,108 +246,6 @@ def _check_sections(document: Document, data: dict[str, Any]) -> None:
             f"{document.path}: contains none of the sections model, ddp and comm_overlap; "
             "is it a run configuration?"
         )
-
-
-def _check_sizes(
-    values: dict[str, dict[str, Any] | None], where: Mapping[str, str], path: str
-) -> None:
-    for section, names in _SIZES.items():
-        for name in names:
-            value = (values.get(section) or {}).get(name)
-            least = 0 if name in _MAY_BE_ZERO else 1
-            if value is not None and value < least:
-                raise InputError(
-                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
-                    f"{least} or more, not {value}"
-                )
-            if value is not None and value > LARGEST:
-                raise InputError(
-                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
-                    f"{LARGEST} or less, not {value}"
-                )
-    _check_work(values.get("model") or {}, where, path)
-    for section, other in (("ddp", None), ("comm_overlap", AUTO)):
-        size = (values.get(section) or {}).get("bucket_size")
-        if size not in (None, other) and not is_bucket_size(size):
-            raise InputError(
-                f"{where.get(f'{section}.bucket_size', path)}: {section}.bucket_size must be "
-                f"{LEAST_BUCKET_SIZE} or more parameters, {f'{other} ' if other else ''}or null, "
-                f"not {shown(size)}"
-            )
-    comm = values.get("comm_overlap")
-    if comm is None:
-        return
-    if not isinstance(comm.get("tp_comm_overlap"), bool):
-        raise InputError(
-            f"{where.get('comm_overlap', path)}: comm_overlap.tp_comm_overlap is required; add "
-            "comm_overlap.tp_comm_overlap=true or false"
-        )
-
-
-def _check_work(model: Mapping[str, Any], where: Mapping[str, str], path: str) -> None:
-    for names, most in _COUNTED.items():
-        sizes = {f"model.{name}": size for name in names if (size := model.get(name))}
-        product = prod(sizes.values())
-        if product > most:
-            place = where.get(max(sizes, key=lambda name: sizes[name]), path)
-            raise InputError(f"{place}: {' x '.join(sizes)} must be {most} or less, not {product}")
-
-
-def _plain(value: Any) -> Any:
-    """A value without `_target_` wrappers: a name is read, never imported or called."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    target = value.get("_target_")
-    if isinstance(target, str):
-        if value.get("_call_") is False:
-            return target
-        if "_args_" in value:
-            name = value.get("_name_")
-            return name if isinstance(name, str) else _enum_name(target, value["_args_"])
-    return {
-        # A userbuffers class's name is kept, since it fills in the class's defaults.
-        k: _plain_userbuffers(v) if k == "tp_comm_overlap_cfg" else _plain(v)
-        for k, v in value.items()
-        if k not in ("_target_", "_call_", "_args_", "_builder_")
-    }
-
-
-def _plain_override(override: Override) -> Override:
-    # What is kept of a wrapper depends on its key.
-    key = (override.key or override.section).rpartition(".")[2]
-    return replace(override, value=_plain({key: override.value})[key])
-
-
-def _plain_userbuffers(value: Any) -> Any:
-    if not isinstance(value, dict) or value.get("_call_") is False or "_args_" in value:
-        return _plain(value)
-    return {k: _plain_userbuffers(v) for k, v in value.items()}
-
-
-def _enum_name(target: str, args: Any) -> Any:
-    """For a CUDA-graph scope the member's name, which rules read; otherwise the enum's value."""
-    value = args[0] if isinstance(args, list) and len(args) == 1 else args
-    numbers = _GRAPH_SCOPES.get(target.rpartition(".")[2])
-    if numbers is not None and isinstance(value, int):
-        return next((scope for scope, number in numbers.items() if number == value), value)
-    return value
-
-
-_GRAPH_SCOPES: dict[str, dict[str, int]] = {
-    "CudaGraphScope": core_table().cuda_graph_scopes,
-    # megatron-core 0.18.2 and later; the same number means another scope than before.
-    "CudaGraphModule": {
-        "attn": 1,
-        "mlp": 2,
-        "moe": 3,
-        "moe_router": 4,
-        "moe_preprocess": 5,
-        "mamba": 6,
-    },
-}
-"""Members of the enums of CUDA-graph scopes (megatron/core/transformer/enums.py) by class."""
 
 
 def build_run(settings: Settings) -> Run:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron.bridge.training.versions import MAIN, as_version, complete
 from overlapkit.config.overrides import is_override, parse_override
-from overlapkit.config.run import LARGEST, Settings, read_settings
+from overlapkit.config.reading import Reading
+from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.schema import sections
+from overlapkit.config.sizes import LARGEST
 from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
@@ -46,14 +47,18 @@ class Source:
     given: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
 
-    def read(self) -> Settings:
+    def read(self, reading: Reading | None = None) -> Settings:
         """The settings in it, with the overrides applied.
+
+        Args:
+            reading: for which versions and how strictly it is read.
 
         Raises:
             InputError: it cannot be read, or contains a key or value that no run can have.
         """
+        reading = reading or Reading()
         if self.kind == "yaml":
-            return read_document(read_yaml(self.name), self.given)
+            return read_document(read_yaml(self.name), self.given, reading)
         # Imported here: most runs read a YAML file.
         from overlapkit.config.megatron_lm.script import (
             read_megatron_lm,
@@ -62,18 +67,26 @@ class Source:
 
         overrides = [text for text in self.given if _is_dotted(text)]
         if self.kind == "arguments":
-            return read_megatron_lm_arguments(self.arguments, overrides=overrides)
+            read = read_megatron_lm_arguments(self.arguments, overrides=overrides)
+            return reading.dated(read)
         variables = dict(text.split("=", 1) for text in self.given if not _is_dotted(text))
-        return read_megatron_lm(self.name, variables, overrides=overrides)
+        return reading.dated(read_megatron_lm(self.name, variables, overrides=overrides))
 
 
-def read_document(document: Document, overrides: Sequence[str] = ()) -> Settings:
+def read_document(
+    document: Document, overrides: Sequence[str] = (), reading: Reading | None = None
+) -> Settings:
     """The settings in a document, with overrides ``section.key=value`` applied.
+
+    Args:
+        reading: for which versions and how strictly it is read.
 
     Raises:
         InputError: a key or value that no run can have.
     """
-    return read_settings(document, [parse_override(text, document.data) for text in overrides])
+    allowed = reading is not None and reading.allow_unknown
+    parsed = [parse_override(text, document.data, allow_unknown=allowed) for text in overrides]
+    return read_settings(document, parsed, reading)
 
 
 def read_sources(
@@ -82,14 +95,18 @@ def read_sources(
     command: str,
     from_megatron_lm: bool = False,
     most: Literal[1, 2] = 1,
+    reading: Reading | None = None,
 ) -> list[Settings]:
     """The settings of every configuration that a command's arguments name; see `name_sources`.
+
+    Args:
+        reading: for which versions and how strictly they are read.
 
     Raises:
         InputError: as `name_sources`, and whatever reading them raises.
     """
     named = name_sources(arguments, command=command, from_megatron_lm=from_megatron_lm, most=most)
-    return [source.read() for source in named]
+    return [source.read(reading) for source in named]
 
 
 def name_sources(
@@ -198,7 +215,7 @@ def _files(
     return [Source("yaml", name, overrides) for name in files]
 
 
-def read_configuration(name: str) -> Settings:
+def read_configuration(name: str, reading: Reading | None = None) -> Settings:
     """The settings of a file that an option such as --config names.
 
     Such an option has no --from-megatron-lm beside it, so that the file's name decides: one that
@@ -208,36 +225,15 @@ def read_configuration(name: str) -> Settings:
         InputError: as `Source.read`.
     """
     if not _is_script(name):
-        return Source("yaml", name).read()
+        return Source("yaml", name).read(reading)
     from overlapkit.config.megatron_lm.arguments import UnknownValue
 
     try:
-        return Source("script", name).read()
+        return Source("script", name).read(reading)
     except UnknownValue as error:
         # Beside such an option there is no NAME=value.
         remedy = f"set {error.variable}" if error.variable else "write the value"
         raise InputError(f"{error.fact}; {remedy} in a copy of the script") from None
-
-
-def with_versions(settings: Settings, core: str | None, bridge: str | None) -> Settings:
-    """The settings for the versions that the user gave; as they are where none is given.
-
-    Args:
-        settings: as they were read.
-        core: megatron-core's version (or Megatron-LM's tag), or main.
-        bridge: Megatron-Bridge's version, or main.
-
-    Raises:
-        InputError: it is not a version.
-    """
-    if core is None and bridge is None:
-        return settings
-    for option, version in (("--core", core), ("--bridge", bridge)):
-        try:
-            as_version(version or MAIN)
-        except ValueError as error:
-            raise InputError(f"{option} {version}: {error}") from None
-    return replace(settings, stacks=(complete(core, bridge),), stack_given=True)
 
 
 def check_world_size(size: int | None, option: str = "--world-size") -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from megatron.bridge.training.versions import KNOWN, Stack, as_version
+from megatron.bridge.training.versions import KNOWN, Stack, nearest_known
 
 _DATA = Path(__file__).with_name("data") / "fields_by_version.json"
 
@@ -53,10 +53,8 @@ def _table() -> _Table:
 
 
 def index_of(stack: Stack) -> int:
-    """The index in `KNOWN` of the stack whose fields a run has: the newest not newer than it."""
-    core = as_version(stack.core or KNOWN[-1].core or "")
-    older = [i for i, known in enumerate(KNOWN) if as_version(known.core or "") <= core]
-    return older[-1] if older else 0
+    """The index in `KNOWN` of the stack whose fields a run has: the nearest to its core."""
+    return nearest_known(stack.core or KNOWN[-1].core or "", "core")
 
 
 def spans(section: str, key: str) -> list[Span]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import check_world_size, read_sources
 from overlapkit.doctor.examine import Examination, Question, examine
@@ -25,6 +26,7 @@ def run(
     world_size: int | None,
     gpu: str | None,
     te: str | None,
+    reading: Reading,
     env_file: str | None,
     as_json: bool,
     html: str | None,
@@ -34,6 +36,7 @@ def run(
     Args:
         arguments: a configuration and overrides, or nothing; see `config.sources.name_sources`.
         from_megatron_lm: the configuration is a launch script of Megatron-LM, or its arguments.
+        reading: for which versions and how strictly it is read.
         traces: profiles, and folders with one per rank.
         world_size, gpu, te, env_file: see `doctor.examine.Question`.
         as_json: whether to print the JSON document instead of text.
@@ -44,10 +47,12 @@ def run(
     """
     page = _page(html, arguments, env_file, traces)
     check_world_size(world_size)
-    named = read_sources(arguments, command="doctor", from_megatron_lm=from_megatron_lm)
+    named = read_sources(
+        arguments, command="doctor", from_megatron_lm=from_megatron_lm, reading=reading
+    )
     settings = named[0] if named else None
     profile = _profile(traces, settings) if traces else None
-    x = examine(Question(settings, world_size, gpu, te, env_file, profile))
+    x = examine(Question(settings, world_size, gpu, te, env_file, profile, reading.installation))
     if page is not None:
         from overlapkit.doctor.page import doctor_page
 

@@ -11,6 +11,7 @@ from overlapkit.doctor.environment import shown_variables
 from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST, Finding, Kind, Source
 from overlapkit.doctor.packages import in_bounds
+from overlapkit.explain.stack_document import JobStack, stack_document
 
 if TYPE_CHECKING:
     from overlapkit.trace.document import TraceDocument
@@ -116,13 +117,14 @@ class DoctorDocument(Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="the configuration, as the command line names it; `null` without one, like "
-            "the four keys below"
+            "the five keys below"
         ),
     ]
     framework: Annotated[
         Framework | None,
         Meta(description="whose rules were applied: `megatron-bridge` or `megatron-lm`"),
     ]
+    stack: Annotated[JobStack | None, Meta(description="the versions whose rules were applied")]
     world_size: Annotated[
         int | None,
         Meta(
@@ -147,6 +149,10 @@ class DoctorDocument(Struct, frozen=True, kw_only=True):
     findings: Annotated[list[DoctorFinding], Meta(description="at most five, most likely first")]
     more_findings: Annotated[int, Meta(description="how many findings are not in `findings`")]
     assumed: Annotated[list[str], Meta(description="what had to be assumed")]
+    notes: Annotated[
+        list[str],
+        Meta(description="about the versions, and what of the configuration was not looked at"),
+    ]
 
 
 def doctor_document(x: Examination) -> DoctorDocument:
@@ -155,6 +161,7 @@ def doctor_document(x: Examination) -> DoctorDocument:
     return DoctorDocument(
         config=None if report is None else report.source,
         framework=None if report is None else report.framework,
+        stack=None if report is None else stack_document(report.basis),
         world_size=None if report is None else report.world_size,
         gpu=None if report is None else report.assumptions.gpu_name,
         transformer_engine=None if report is None else report.assumptions.te,
@@ -175,6 +182,7 @@ def doctor_document(x: Examination) -> DoctorDocument:
         findings=[_finding(f) for f in x.findings[:MOST]],
         more_findings=max(0, len(x.findings) - MOST),
         assumed=list(x.assumed),
+        notes=list(x.remarks),
     )
 
 

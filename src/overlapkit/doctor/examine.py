@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from megatron.bridge.training.software import AssumedSoftware, te_version
+from overlapkit.config.installation import Installation
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import world_size_of
 from overlapkit.doctor.configuration import configuration_findings
@@ -36,6 +37,7 @@ class Question:
         te: as in `overlapkit explain`; None looks at the packages where a GPU is visible.
         env_file: file of the job's environment; None takes the current environment.
         profile: the document of `overlapkit trace`; None without a profile.
+        installation: the checkout or installation that has the job's versions; None without one.
     """
 
     settings: Settings | None
@@ -44,6 +46,7 @@ class Question:
     te: str | None
     env_file: str | None
     profile: TraceDocument | None
+    installation: Installation | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Examination:
         profile: trace's document; None without a profile.
         findings: all, most likely first.
         assumed: what had to be assumed.
+        remarks: about the versions, and what of the configuration was not looked at.
     """
 
     report: Report | None
@@ -69,6 +73,7 @@ class Examination:
     profile: TraceDocument | None
     findings: list[Finding]
     assumed: list[str] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
 
 
 def examine(question: Question) -> Examination:
@@ -100,7 +105,15 @@ def examine(question: Question) -> Examination:
     diagnoses = question.profile.diagnoses if question.profile is not None else []
     findings += joined(diagnoses, configured)
     return Examination(
-        report, environment, source, packages, machine, question.profile, ranked(findings), assumed
+        report,
+        environment,
+        source,
+        packages,
+        machine,
+        question.profile,
+        ranked(findings),
+        assumed,
+        report.remarks if report is not None else (),
     )
 
 
@@ -117,8 +130,9 @@ def _assumptions(
                 gpu = known
                 assumed.append(f"the GPU is {known}, as in {where}")
                 break
-    assumptions = assume(gpu, question.te or "assume", question.env_file)
-    if question.te is None and machine.gpus:
+    found = question.installation
+    assumptions = assume(gpu, question.te, question.env_file, installation=found)
+    if question.te is None and machine.gpus and (found is None or found.te is None):
         version = te_version()
         torch = next((p.version for p in packages if p.name == "torch"), None)
         te = f"{version}, installed here" if version else "not installed here"

@@ -26,6 +26,8 @@ def examined(x: Examination) -> Iterator[tuple[str, str]]:
     yield "profile", "not given" if x.profile is None else profile_text(x.profile)
     for note in x.assumed:
         yield "assumed", note
+    for remark in x.remarks:
+        yield "note", remark
 
 
 def configuration_text(report: Report) -> str:

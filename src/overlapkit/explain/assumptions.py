@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from packaging.version import Version
 
 from megatron.bridge.training.software import AssumedSoftware, installed_version, te_version
+from overlapkit.config.installation import Installation
 from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions
@@ -23,22 +24,28 @@ _IMPORT_LIMIT_S = 120
 
 
 def assume(
-    gpu: str | None, te: str, env_file: str | None, variables: Mapping[str, str] | None = None
+    gpu: str | None,
+    te: str | None,
+    env_file: str | None,
+    variables: Mapping[str, str] | None = None,
+    installation: Installation | None = None,
 ) -> Assumptions:
     """The assumptions that the command's options state.
 
     Args:
         gpu: name of the cluster's GPU; None assumes h100.
-        te: "assume" (a recent version), "here" (look), "none" or a version.
+        te: "assume" (a recent version), "here" (look), "none" or a version. None is the version of
+            `installation`, and without one "assume".
         env_file: file of the job's environment.
         variables: the job's environment, instead of a file; without either, the current one is
             taken.
+        installation: what --stack names.
 
     Raises:
         InputError: an unknown GPU, not a version, or an unreadable file.
     """
     name, figures = find_gpu(DEFAULT_GPU if gpu is None else gpu)
-    software, te_text = _software(te)
+    software, te_text = _software(te, installation)
     if variables is not None:
         environment, source = dict(variables), "the given environment"
     elif env_file is not None:
@@ -57,11 +64,15 @@ def assume(
     )
 
 
-def _software(te: str) -> tuple[AssumedSoftware, str]:
-    if te == "assume":
-        return AssumedSoftware(), "assumed, in a recent version"
+def _software(te: str | None, installation: Installation | None) -> tuple[AssumedSoftware, str]:
+    torch = (installation.torch if installation is not None else None) or "any"
+    if te is None and installation is not None and installation.te is not None:
+        software = AssumedSoftware(te=installation.te, torch=torch)
+        return software, f"{installation.te}, as in {installation.path}"
+    if te is None or te == "assume":
+        return AssumedSoftware(torch=torch), "assumed, in a recent version"
     if te == "none":
-        return AssumedSoftware(te=None), "none, as stated"
+        return AssumedSoftware(te=None, torch=torch), "none, as stated"
     if te == "here":
         return _installed_here()
     try:
@@ -69,7 +80,7 @@ def _software(te: str) -> tuple[AssumedSoftware, str]:
     except ValueError:
         # InvalidVersion is one; so is the error for a number of thousands of digits.
         raise InputError(f"--te {te}: give assume, here, none or a version such as 2.12") from None
-    return AssumedSoftware(te=te), f"{te}, as stated"
+    return AssumedSoftware(te=te, torch=torch), f"{te}, as stated"
 
 
 def _installed_here() -> tuple[AssumedSoftware, str]:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overlapkit.config.sources import read_sources, with_versions, world_sizes_of
+from overlapkit.config.reading import Reading
+from overlapkit.config.sources import read_sources, world_sizes_of
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Report, explain
@@ -22,9 +23,8 @@ def run(
     arguments: Sequence[str],
     world_sizes: Sequence[int],
     gpu: str | None,
-    te: str,
-    core: str | None,
-    bridge: str | None,
+    te: str | None,
+    reading: Reading,
     env_file: str | None,
     as_json: bool,
     html: str | None,
@@ -35,7 +35,7 @@ def run(
     Args:
         arguments: one or two configurations, and overrides; see `config.sources.name_sources`.
         world_sizes: GPUs of the job, of each of two, or none where launch scripts state them.
-        core, bridge: the job's versions; None infers them from the configuration.
+        reading: for which versions and how strictly they are read.
         gpu, te, env_file: see `explain.assumptions.assume`.
         as_json: whether to print the JSON document instead of text.
         html: file for the page; None for none.
@@ -45,10 +45,15 @@ def run(
         InputError: see `overlapkit.errors`.
     """
     page = None if html is None else _page(html, arguments, env_file)
-    settings = read_sources(arguments, command="explain", from_megatron_lm=from_megatron_lm, most=2)
-    settings = [with_versions(each, core, bridge) for each in settings]
+    settings = read_sources(
+        arguments,
+        command="explain",
+        from_megatron_lm=from_megatron_lm,
+        most=2,
+        reading=reading,
+    )
     sizes = world_sizes_of(settings, world_sizes)
-    assumptions = assume(gpu, te, env_file)
+    assumptions = assume(gpu, te, env_file, installation=reading.installation)
     if len(settings) == 1:
         report = explain(settings[0], sizes[0], assumptions)
         _show_report(report, page, as_json=as_json)

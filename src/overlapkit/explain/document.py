@@ -10,7 +10,8 @@ from msgspec import Meta, Struct
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.run import Framework
 from overlapkit.explain.difference import Change, Difference, Kind
-from overlapkit.explain.report import Report, StackSource
+from overlapkit.explain.report import Report
+from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import plain
 
 Config = Annotated[str, Meta(description="the configuration, as the command line names it")]
@@ -73,24 +74,6 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
     source: Annotated[ExplainSource, Meta(description="where that rule is declared")]
 
 
-class ExplainStack(Struct, frozen=True, kw_only=True):
-    """The versions whose rules were applied."""
-
-    core: Annotated[
-        str | None, Meta(description="megatron-core's, or the tag of Megatron-LM of that number")
-    ]
-    bridge: Annotated[
-        str | None, Meta(description="Megatron-Bridge's; `null` for a run of Megatron-LM")
-    ]
-    source: Annotated[
-        StackSource,
-        Meta(
-            description="how they are known: `given` on the command line, from the `fields` of the "
-            "file, or `unknown`, where the newest known ones are taken"
-        ),
-    ]
-
-
 class ExplainDocument(Struct, frozen=True, kw_only=True):
     """Which communication overlap a run gets, and why."""
 
@@ -101,7 +84,7 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     framework: Annotated[
         Framework, Meta(description="whose rules were applied: `megatron-bridge` or `megatron-lm`")
     ]
-    stack: Annotated[ExplainStack, Meta(description="the versions whose rules were applied")]
+    stack: Annotated[JobStack, Meta(description="the versions whose rules were applied")]
     world_size: WorldSize
     data_parallel_size: Annotated[int, Meta(description="`world_size` / (TP x PP x CP)")]
     gpu: Annotated[ExplainGPU, Meta(description="the GPU that the rules assume")]
@@ -129,7 +112,10 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     ]
     notes: Annotated[
         list[str],
-        Meta(description="what was assumed while reading a launch script; empty for a YAML"),
+        Meta(
+            description="what was assumed in reading the configuration, and what of it was not "
+            "looked at"
+        ),
     ]
 
 
@@ -220,9 +206,7 @@ def explain_document(report: Report) -> ExplainDocument:
     return ExplainDocument(
         config=report.source,
         framework=report.framework,
-        stack=ExplainStack(
-            core=report.stack.core, bridge=report.stack.bridge, source=report.stack_source
-        ),
+        stack=stack_document(report.basis),
         world_size=report.world_size,
         data_parallel_size=report.data_parallel_size,
         gpu=ExplainGPU(name=a.gpu_name, assumed=not a.gpu_given),
@@ -233,7 +217,7 @@ def explain_document(report: Report) -> ExplainDocument:
         effective={k: plain(v) for k, v in report.effective.items()},
         launch_env={v.name: v.value for v in report.launch_env},
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
-        notes=list(report.notes),
+        notes=[*report.notes, *report.remarks],
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from megatron.bridge.recipes.launch_check import contradictions, omissions
 from megatron.bridge.recipes.launch_env import (
@@ -25,9 +25,11 @@ from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvir
 from megatron.bridge.training.rules.context import OTHER_VERSIONS, fsdp_switch
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
-from megatron.bridge.training.versions import KNOWN, NEWEST, Stack, spoken
+from megatron.bridge.training.versions import KNOWN, NEWEST, spoken
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
 from overlapkit.config.effective import knob_value, make_effective
+from overlapkit.config.reading import StackBasis
+from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.hardware import Gpu
@@ -35,10 +37,6 @@ from overlapkit.output.console import encodable
 
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are shown: a valid value has three."""
-
-StackSource = Literal["given", "fields", "unknown"]
-"""How the versions of a run are known: as the user gave them, from the fields of the file, or not
-at all, so that the newest known are assumed."""
 
 DIMENSIONS = tuple(Dimension)
 """In the order in which decisions are shown."""
@@ -92,8 +90,8 @@ class Report:
         launch_env: the environment that the job needs.
         framework: whose rules were applied.
         notes: what was assumed while reading a launch script.
-        stack: the versions whose rules were applied.
-        stack_source: how they are known.
+        remarks: about the versions, and what of the configuration was not looked at.
+        basis: the versions whose rules were applied, and how they are known.
         environment: what is known of the job's environment, with the configuration's env_vars.
     """
 
@@ -107,8 +105,8 @@ class Report:
     launch_env: tuple[EnvironmentVariable, ...]
     framework: Framework = "megatron-bridge"
     notes: tuple[str, ...] = ()
-    stack: Stack = NEWEST
-    stack_source: StackSource = "unknown"
+    remarks: tuple[str, ...] = ()
+    basis: StackBasis = field(default_factory=lambda: StackBasis(NEWEST))
     environment: JobEnvironment = UNKNOWN
 
     @property
@@ -156,8 +154,8 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         required,
         settings.framework,
         settings.launch.notes if settings.launch is not None else (),
-        _spoken_of(settings),
-        "given" if settings.stack_given else "fields" if settings.stacks else "unknown",
+        remarks(settings),
+        settings.basis,
         environment,
     )
 
@@ -169,12 +167,6 @@ def _with_places(environment: JobEnvironment, settings: Settings) -> JobEnvironm
         for name, section in environment.origins.items()
     }
     return dataclasses.replace(environment, origins=origins)
-
-
-def _spoken_of(settings: Settings) -> Stack:
-    """The stack as a reader knows it: a Megatron-LM run has no Megatron-Bridge."""
-    stack = settings.stack
-    return Stack(stack.core) if settings.framework == "megatron-lm" else stack
 
 
 def _on_other_stacks(

@@ -47,6 +47,8 @@ def show_report(report: Report, console: Console) -> None:
     console.print(run_text(report))
     for note in report.notes:
         console.print(Text(f"assumed: {note}", "yellow"))
+    for remark in report.remarks:
+        console.print(Text(f"note: {remark}", "yellow"))
     for section in sections(report):
         console.print(Text(f"\n{section.title}", "bold"))
         if section.variables:

@@ -18,6 +18,7 @@ from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
 from overlapkit.explain.report import Report
+from overlapkit.explain.stack_document import stack_text
 from overlapkit.output.numbers import imperative, setting_text
 
 Tone = Literal["good", "advice", "bad"]
@@ -85,6 +86,7 @@ def report_lines(report: Report) -> Iterator[str]:
     yield f"{report.source}  {gpus_text(report)}"
     yield run_text(report)
     yield from (f"assumed: {note}" for note in report.notes)
+    yield from (f"note: {remark}" for remark in report.remarks)
     for section in sections(report):
         yield ""
         yield section.title
@@ -132,15 +134,7 @@ def run_text(report: Report) -> str:
 def basis(report: Report) -> tuple[str, str]:
     """What the rules were applied on: Transformer Engine, and whose rules they are."""
     te = f"Transformer Engine {report.assumptions.te}"
-    known = {"given": "given", "fields": "from the file's fields", "unknown": "assumed: see --core"}
-    how = known[report.stack_source]
-    return te, f"{FRAMEWORKS[report.framework]}'s rules ({stack_text(report)}, {how})"
-
-
-def stack_text(report: Report) -> str:
-    """The versions whose rules were applied."""
-    core = f"core {report.stack.core}"
-    return core if report.stack.bridge is None else f"{report.stack.bridge} on {core}"
+    return te, f"{FRAMEWORKS[report.framework]}'s rules ({stack_text(report.basis)})"
 
 
 def verdict(report: Report) -> Iterator[tuple[str, Tone]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from overlapkit.config.installation import Installation
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions
 from overlapkit.hardware import find_gpu
@@ -41,6 +42,8 @@ def cluster_of(
     *,
     gpus_per_node: int | None = None,
     network_gbps: float | None = None,
+    te: str | None = None,
+    installation: Installation | None = None,
 ) -> Cluster:
     """A cluster of one kind of GPU.
 
@@ -49,6 +52,7 @@ def cluster_of(
         world_size: GPUs of the job.
         gpus_per_node: None takes the GPU's reference system.
         network_gbps: Gbit/s of network per GPU; None takes the reference system's adapter.
+        te, installation: the job's Transformer Engine, as in `explain.assumptions.assume`.
 
     Raises:
         InputError: the GPU is not known, or the bandwidth is out of range.
@@ -56,7 +60,7 @@ def cluster_of(
     name, data = find_gpu(gpu)
     domain = nvlink_domain(data.nvlink_domain, gpus_per_node)
     machine = machine_of(name, network_gbps=network_gbps, nvlink_domain=domain)
-    return Cluster(world_size, machine, plan_assumptions(name))
+    return Cluster(world_size, machine, plan_assumptions(name, te, installation))
 
 
 def nvlink_domain(reference: int, gpus_per_node: int | None) -> int:
@@ -72,10 +76,13 @@ def nvlink_domain(reference: int, gpus_per_node: int | None) -> int:
     return min(reference, gpus_per_node)
 
 
-def plan_assumptions(gpu: str) -> Assumptions:
-    """A recent Transformer Engine on this GPU, and no environment yet.
+def plan_assumptions(
+    gpu: str, te: str | None = None, installation: Installation | None = None
+) -> Assumptions:
+    """A Transformer Engine on this GPU, by default a recent one, and no environment yet.
 
     Raises:
-        InputError: the GPU is not known.
+        InputError: the GPU is not known, or `te` is not what the option takes.
     """
-    return replace(assume(gpu, "assume", None), environment={}, environment_source="no environment")
+    assumed = assume(gpu, te, None, installation=installation)
+    return replace(assumed, environment={}, environment_source="no environment")

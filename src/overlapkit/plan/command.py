@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from overlapkit.config.emit.forms import FORMS, Form, emit
+from overlapkit.config.reading import Reading
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import find_gpu, gpus
@@ -24,6 +25,8 @@ def run(
     *,
     model: str | None,
     gpu: str | None,
+    te: str | None,
+    reading: Reading,
     world_size: int | None,
     nodes: int | None,
     network: float | None,
@@ -50,6 +53,8 @@ def run(
         arguments,
         model=model,
         gpu=gpu,
+        te=te,
+        reading=reading,
         world_size=world_size,
         nodes=nodes,
         network=network,
@@ -75,6 +80,8 @@ def read_and_plan(
     document: Document | None = None,
     model: str | None,
     gpu: str | None,
+    te: str | None,
+    reading: Reading,
     world_size: int | None,
     nodes: int | None,
     network: float | None,
@@ -88,6 +95,8 @@ def read_and_plan(
             `from_megatron_lm`.
         document: settings instead of a file.
         gpu: the cluster's GPU.
+        te: as in `overlapkit explain`.
+        reading: for which versions and how strictly the configuration is read.
         network: Gbit/s of network per GPU; None takes that of the GPU's reference system.
         swept: dimensions to sweep, such as ``tp,pp``; None for none.
 
@@ -106,9 +115,15 @@ def read_and_plan(
         world_size=world_size,
         nodes=nodes,
         domain=data.nvlink_domain,
+        reading=reading,
     )
     cluster = cluster_of(
-        name, inputs.world_size, gpus_per_node=inputs.gpus_per_node, network_gbps=network
+        name,
+        inputs.world_size,
+        gpus_per_node=inputs.gpus_per_node,
+        network_gbps=network,
+        te=te,
+        installation=reading.installation,
     )
     return make_plan(inputs, cluster, dimensions)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
@@ -187,6 +188,7 @@ class PlanDocument(Struct, frozen=True, kw_only=True):
     config: Annotated[
         str, Meta(description="the configuration or the model, as the command line names it")
     ]
+    stack: Annotated[JobStack, Meta(description="the versions that it is planned for")]
     world_size: Annotated[int, Meta(description="GPUs of the job")]
     gpu: Annotated[str, Meta(description="short name of the GPU, such as `h100`")]
     precision: Annotated[
@@ -262,6 +264,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
     preset = p.preset
     return PlanDocument(
         config=plan.name,
+        stack=stack_document(p.report.basis),
         world_size=plan.world_size,
         gpu=plan.gpu,
         precision=plan.precision,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from overlapkit.config.overrides import is_override
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import section_fields
 from overlapkit.config.sources import (
@@ -105,6 +106,7 @@ def read_inputs(
     world_size: int | None = None,
     nodes: int | None = None,
     domain: int = 8,
+    reading: Reading | None = None,
 ) -> Inputs:
     """The run that the command's arguments describe.
 
@@ -117,6 +119,7 @@ def read_inputs(
         world_size: GPUs of the job; None takes full nodes, or what a launch script states.
         nodes: machines of the job; None if not given.
         domain: GPUs in one NVLink domain of the GPU's reference system.
+        reading: for which versions and how strictly the configuration is read.
 
     Raises:
         InputError: not exactly one source, or any error in it.
@@ -125,7 +128,7 @@ def read_inputs(
         if model is not None:
             raise InputError(f"give --from-megatron-lm or --model {model}, not both")
         (source,) = name_sources(arguments, command="plan", from_megatron_lm=True, spell=_spelt_out)
-        read = source.read()
+        read = source.read(reading)
         size, per_node = _world_size(read, world_size, nodes, domain)
         # Megatron-Bridge's rules are applied; what is recommended is the same.
         settings, more = _as_bridge(read)
@@ -134,7 +137,7 @@ def read_inputs(
     if document is not None:
         if model is not None:
             raise InputError(f"plan takes one CONFIG, or --model NAME: both are given ({model})")
-        settings = _read(document, [_spelt_out(text) for text in arguments])
+        settings = _read(document, [_spelt_out(text) for text in arguments], reading)
         size, per_node = _world_size(settings, world_size, nodes, domain)
         return _filled_in(settings, settings, size, per_node, ())
     files = [text for text in arguments if not is_override(text)]
@@ -146,12 +149,12 @@ def read_inputs(
     if model is None:
         (source,) = name_sources(arguments, command="plan", spell=_spelt_out)
         _check_file(source.name)
-        settings = _read(read_yaml(source.name), source.given)
+        settings = _read(read_yaml(source.name), source.given, reading)
         size, per_node = _world_size(settings, world_size, nodes, domain)
         return _filled_in(settings, settings, size, per_node, ())
     data = {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}}
     overrides = [_spelt_out(text) for text in arguments]
-    settings = _read(Document(f"--model {model}", data), overrides)
+    settings = _read(Document(f"--model {model}", data), overrides, reading)
     size, per_node = _world_size(settings, world_size, nodes, domain)
     return _filled_in(settings, None, size, per_node, ())
 
@@ -185,13 +188,13 @@ def _spelt_out(text: str) -> str:
     return f"{key}={value}"
 
 
-def _read(document: Document, overrides: Sequence[str]) -> Settings:
+def _read(document: Document, overrides: Sequence[str], reading: Reading | None) -> Settings:
     fixes = any(text.startswith("comm_overlap.") for text in overrides)
     if fixes and document.data.get("comm_overlap") is None:
         # The section has one required key, which the plan chooses: the user need not give it.
         data = {**document.data, "comm_overlap": {"tp_comm_overlap": False}}
         document = replace(document, data=data)
-    return read_document(document, overrides)
+    return read_document(document, overrides, reading)
 
 
 def _world_size(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron.bridge.training.decisions import Dimension
+from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
@@ -123,6 +124,8 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
             *([note] if note else []),
             *([_MIXTURE] if estimates and run.model.num_moe_experts else []),
             *_not_granted(proposal),
+            *_on_other_versions(proposal),
+            *proposal.report.remarks,
         ),
     )
 
@@ -243,6 +246,13 @@ def overrides(layout: LayoutChoice) -> str:
     if layout.ep > 1:
         parts.append(f"ep={layout.ep}")
     return " ".join([*parts, f"mbs={layout.mbs}"])
+
+
+def _on_other_versions(proposal: Proposal) -> Iterator[str]:
+    """What the versions that the run may also have would do otherwise."""
+    for d in proposal.report.decisions:
+        if d.rule == OTHER_VERSIONS.id:
+            yield f"{d.knob}: {d.reason.rstrip('.')} -> {d.remedy}"
 
 
 def _not_granted(proposal: Proposal) -> Iterator[str]:

@@ -28,6 +28,7 @@ from overlapkit.plan.text import (
     sweep_header,
     title,
     to_set,
+    versions,
 )
 
 SHOWN = 15
@@ -48,6 +49,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(expectation(plan), "bold green"))
         memory = plan.memory
         console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
+    console.print(Text(versions(plan), "dim"))
     settings, _, paste = to_set(plan).partition(" (")
     console.print(Text.assemble((settings, "cyan"), (f" ({paste}", "dim")))
     console.print()

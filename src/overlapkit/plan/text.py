@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
-from overlapkit.explain.text import by_reason
+from overlapkit.explain.text import basis, by_reason
 from overlapkit.output.numbers import ms_of_s, sentence, setting_text
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
@@ -59,15 +59,21 @@ def header(plan: Plan) -> Iterator[str]:
         yield plan.chosen_because
     if plan.recommendation.costs is None:
         yield f"No estimate: {plan.recommendation.not_estimated}"
-        return
-    yield expectation(plan)
-    yield fit(plan)
+    else:
+        yield expectation(plan)
+        yield fit(plan)
+    yield versions(plan)
 
 
 def title(plan: Plan) -> tuple[str, str]:
     """What is planned, and on what."""
     layout = f"{plan.layout}, DP {plan.data_parallel_size}, {plan.precision}"
     return plan.name, f"on {plan.world_size} x {plan.gpu}: {layout}"
+
+
+def versions(plan: Plan) -> str:
+    """The versions that it is planned for, and how they are known."""
+    return basis(plan.recommendation.proposal.report)[1]
 
 
 def expectation(plan: Plan) -> str:

@@ -38,17 +38,6 @@ if TYPE_CHECKING:
     from overlapkit.config.run import Settings
 
 
-def read_layout(config: str) -> Layout:
-    """The parallel sizes in a run's configuration.
-
-    Raises:
-        InputError: as `overlapkit explain`.
-    """
-    from overlapkit.config.sources import read_configuration
-
-    return layout_of(read_configuration(config))
-
-
 def layout_of(settings: Settings) -> Layout:
     """The parallel sizes of a run."""
     from overlapkit.config.run import build_run

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from overlapkit.config.reading import Reading
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json
 from overlapkit.output.files import Output, outputs, real_path
@@ -21,6 +22,7 @@ def run(
     steps: str,
     rank_from: str | None,
     config: str | None,
+    reading: Reading,
     as_json: bool,
     html: str | None,
     annotate: str | None,
@@ -37,15 +39,17 @@ def run(
         raise InputError("--annotate: takes one trace file at a time")
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as reading a small file, which goes on beside it.
-    from overlapkit.trace.analyse import analyse, read_layout
+    from overlapkit.config.sources import read_configuration
+    from overlapkit.trace.analyse import analyse, layout_of
     from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
     from overlapkit.trace.ranks import settle_ranks
 
-    layout = read_layout(config) if config is not None else None
+    settings = read_configuration(config, reading) if config is not None else None
+    layout = layout_of(settings) if settings is not None else None
     options = Options(steps=steps, layout=layout, timeline=page is not None, annotate=annotated)
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
-    document = trace_document(reports)
+    document = trace_document(reports, settings)
     if page is not None:
         from overlapkit.trace.page import trace_page
 

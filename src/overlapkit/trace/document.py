@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
@@ -14,6 +15,9 @@ from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, across
+
+if TYPE_CHECKING:
+    from overlapkit.config.run import Settings
 
 
 class TraceWaiting(Struct, frozen=True, kw_only=True):
@@ -89,6 +93,10 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     world_size: Annotated[
         int | None, Meta(description="number of ranks of the job; `null` where not recorded")
     ]
+    stack: Annotated[
+        JobStack | None,
+        Meta(description="the versions that the configuration is for; `null` without `--config`"),
+    ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed, each once")]
     ranks: Annotated[list[TraceRank], Meta(description="the ranks, in order")]
     across_ranks: Annotated[
@@ -104,18 +112,30 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
         return max(self.ranks, key=lambda rank: rank.median.step_us)
 
 
-def trace_document(reports: Sequence[RankReport]) -> TraceDocument:
+def trace_document(
+    reports: Sequence[RankReport], settings: Settings | None = None
+) -> TraceDocument:
     """The document of ranks that are in order.
 
     Texts from the files are made printable.
+
+    Args:
+        reports: one for each rank.
+        settings: the run's configuration, where it was given.
     """
     together = across(reports)
+    about = []
+    if settings is not None:
+        from overlapkit.config.remarks import remarks
+
+        about = list(remarks(settings))
     return all_printable(
         TraceDocument(
             files=list(dict.fromkeys(r.path for r in reports)),
             gpu=next((r.gpu for r in reports if r.gpu), None),
             world_size=next((r.world_size for r in reports if r.world_size), None),
-            warnings=merged_warnings(reports),
+            stack=None if settings is None else stack_document(settings.basis),
+            warnings=merged_warnings(reports) + about,
             ranks=[rank_of(r) for r in reports],
             across_ranks=None if together is None else _across_ranks(together, reports),
             diagnoses=[_diagnosis(d) for d in diagnoses_of(reports, together)],

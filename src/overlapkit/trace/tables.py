@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.document import TraceDiagnosis, TraceDocument
@@ -27,6 +28,8 @@ STEP_ROWS = 12
 def show_trace(document: TraceDocument, console: Console) -> None:
     """Print the report: steps, dimensions, collectives, ranks, diagnoses, warnings."""
     console.print(Text(headline(document), "bold"))
+    if document.stack is not None:
+        console.print(Text(configured_for(document.stack), "dim"))
     console.print(_steps(document.ranks))
     rank = document.slowest
     if rank.median.by_dimension:

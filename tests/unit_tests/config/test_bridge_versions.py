@@ -11,8 +11,9 @@ import yaml
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN, Stack
 from overlapkit.config.effective import make_effective
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings, read_settings
-from overlapkit.config.sources import read_sources, with_versions
+from overlapkit.config.sources import read_sources
 from overlapkit.config.versions import keys_in
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
@@ -123,10 +124,10 @@ def test_a_default_is_that_of_the_version(read: Callable[..., Settings]) -> None
 
 
 def test_a_version_that_is_given_wins(read: Callable[..., Settings]) -> None:
-    settings = with_versions(read(dump_of(0)), "0.19.0", None)
+    settings = Reading(core="0.19.0").dated(read(dump_of(0)))
     assert settings.stack == Stack("0.19.0", "0.6.0") and settings.stack_given
     with pytest.raises(InputError, match=r"--core new: 'new' is not a version"):
-        with_versions(settings, "new", None)
+        Reading(core="new").dated(settings)
 
 
 @pytest.mark.parametrize(("stack", "both"), [(1, False), (2, True)])

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from overlapkit.config.run import LARGEST, Settings
+from overlapkit.config.run import Settings
+from overlapkit.config.sizes import LARGEST
 from overlapkit.config.sources import (
     name_sources,
     read_configuration,

@@ -390,11 +390,19 @@ def test_the_versions_are_in_the_document(
         return json.loads(answer.out)["stack"]
 
     dumped = str(bridge_configs / "llama3_8b_pretrain_config.yaml")
-    assert stack(dumped) == {"core": "0.16.1", "bridge": "0.3.1", "source": "fields"}
+    assert stack(dumped) == {
+        "core": "0.16.1",
+        "bridge": "0.3.1",
+        "source": "fields",
+        "candidates": ["0.16.1"],
+        "path": None,
+    }
     assert stack(dumped, "--bridge", "0.6.0") == {
         "core": "0.19.0",
         "bridge": "0.6.0",
         "source": "given",
+        "candidates": ["0.19.0"],
+        "path": None,
     }
     assert stack(config(HAZARD))["source"] == "unknown"
     refused = overlapkit("explain", dumped, "--world-size", "64", "--core", "newest")

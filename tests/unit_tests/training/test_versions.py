@@ -40,7 +40,10 @@ def test_every_range_must_contain_its_version() -> None:
     [
         (None, None, NEWEST),
         ("0.17.1", None, Stack("0.17.1", "0.4.2")),
-        ("0.18.0", None, Stack("0.18.0", "0.4.2")),
+        ("0.18.0", None, Stack("0.18.0", "0.5.1")),
+        ("0.20.0rc0", None, Stack("0.20.0rc0", "main")),
+        (None, "0.7.0rc0", Stack("0.20.0", "0.7.0rc0")),
+        (None, "0.6.1", Stack("0.19.0", "0.6.1")),
         (None, "0.6.0", Stack("0.19.0", "0.6.0")),
         (None, "main", Stack("0.20.0", "main")),
         ("0.16.1", "0.6.0", Stack("0.16.1", "0.6.0")),
@@ -51,6 +54,20 @@ def test_what_is_not_given_is_what_goes_with_the_other(
     core: str | None, bridge: str | None, stack: Stack
 ) -> None:
     assert complete(core, bridge) == stack
+
+
+def test_what_began_on_the_main_branch_holds_for_what_was_released_from_it() -> None:
+    since_main = Range("bridge", since="main")
+    versions = ("0.6.0", "0.6.1", "0.7.0rc0", "0.7.0", "main")
+    assert [since_main.contains(v) for v in versions] == [False, False, True, True, True]
+    assert [Range("bridge", until="main").contains(v) for v in versions] == [
+        not since_main.contains(v) for v in versions
+    ]
+
+
+@pytest.mark.parametrize("text", ["0.18.0rc1", "0.18.0.dev3", "0.18.0+cu13", "core_v0.18.0"])
+def test_a_pre_release_counts_as_its_release(text: str) -> None:
+    assert Range("core", since="0.18.0").contains(text)
 
 
 @pytest.mark.parametrize("text", ["v0.18.2", "core_v0.18.2", " 0.18.2"])

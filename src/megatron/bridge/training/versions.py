@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 Package = Literal["core", "bridge", "te", "torch"]
 """megatron-core (and the arguments.py of Megatron-LM at the same tag), Megatron-Bridge, Transformer
@@ -28,21 +28,27 @@ NAMES: dict[Package, str] = {
 MAIN = "main"
 """The development branch: newer than every release that is known here."""
 
+_MAIN = Version("9999")
+
 
 def as_version(text: str) -> Version:
     """A version to compare; ``main`` (or ``HEAD``) is newer than every release.
+
+    A pre-release, such as the ``0.20.0rc0`` that a development branch calls itself, is compared as
+    its release, which has most of its changes; so is a local build, such as ``0.18.2+abc``.
 
     Raises:
         ValueError: the text is not a version.
     """
     name = text.strip().removeprefix("core_").removeprefix("v")
     if name.lower() in ("main", "head", "dev"):
-        return Version("9999")
+        return _MAIN
     try:
-        return Version(name)
-    except InvalidVersion:
+        return Version(Version(name).base_version)
+    except ValueError:
+        # InvalidVersion is one; so is the error for a number of thousands of digits.
         raise ValueError(
-            f"{text!r} is not a version: give a number such as 0.18.2, or main"
+            f"{text[:40]!r} is not a version: give a number such as 0.18.2, or main"
         ) from None
 
 
@@ -82,6 +88,10 @@ KNOWN: tuple[Stack, ...] = (
 with the Megatron-LM commit that it pins as a submodule; the last is its main branch of 2026-08-22
 (067f987df), which pins Megatron-LM 2a75ac12c54b, megatron-core 0.20.0 before its release."""
 
+_RELEASE_OF_MAIN = Version("0.7.0")
+"""From this version on, a Megatron-Bridge has what its main branch had when it was looked at: the
+newest release then was 0.6.0."""
+
 NEWEST = KNOWN[-1]
 """What is assumed of a run whose versions nothing shows."""
 
@@ -103,9 +113,13 @@ class Range:
     def contains(self, version: str) -> bool:
         """Whether the version is in the range."""
         asked = as_version(version)
-        return (self.since is None or asked >= as_version(self.since)) and (
-            self.until is None or asked < as_version(self.until)
+        return (self.since is None or asked >= self._bound(self.since)) and (
+            self.until is None or asked < self._bound(self.until)
         )
+
+    def _bound(self, text: str) -> Version:
+        bound = as_version(text)
+        return _RELEASE_OF_MAIN if self.package == "bridge" and bound == _MAIN else bound
 
     def __str__(self) -> str:
         name = NAMES[self.package]
@@ -140,10 +154,26 @@ def complete(core: str | None, bridge: str | None) -> Stack:
 
 
 def _beside(version: str, package: Package) -> Stack:
-    """The newest known stack whose version of the package is not newer than `version`."""
+    """The known stack that goes with a version of a package: see `nearest_known`."""
+    return KNOWN[nearest_known(version, package)]
+
+
+def nearest_known(version: str, package: Package) -> int:
+    """The index in `KNOWN` of the stack that is nearest to a version of a package.
+
+    It is the newest of the same minor release, such as 0.18.2 for 0.18.0; where none is known, the
+    newest that is older; and the oldest for what is older than all.
+
+    Raises:
+        ValueError: it is not a version.
+    """
     asked = as_version(version)
-    older = [s for s in KNOWN if as_version(s.version(package) or MAIN) <= asked]
-    return older[-1] if older else KNOWN[0]
+    if package == "bridge" and asked >= _RELEASE_OF_MAIN:
+        return len(KNOWN) - 1
+    known = [as_version(stack.version(package) or MAIN) for stack in KNOWN]
+    same = [i for i, each in enumerate(known) if each.release[:2] == asked.release[:2]]
+    older = [i for i, each in enumerate(known) if each <= asked]
+    return same[-1] if same else older[-1] if older else 0
 
 
 def spoken(versions: Sequence[str]) -> str:

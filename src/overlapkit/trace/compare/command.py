@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from overlapkit.config.reading import Reading
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
 from overlapkit.trace.command import expand, trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
-from overlapkit.trace.compare.decisions import add_decisions, read_configurations
+from overlapkit.trace.compare.decisions import Installed, add_decisions, read_configurations
 from overlapkit.trace.compare.document import CompareDocument, compare_document
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
@@ -27,6 +28,8 @@ def run(
     steps: str,
     config_base: str | None,
     config_new: str | None,
+    te: str | None,
+    reading: Reading,
     force: bool,
     as_json: bool,
     html: str | None,
@@ -36,11 +39,14 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    settings = read_configurations(config_base, config_new)
+    settings = read_configurations(config_base, config_new, reading)
     files = [expand([base]), expand([new])]
     configs = [name for name in (config_base, config_new) if name is not None]
     (page,) = trace_outputs({"--html": html}, (base, new), [*files[0], *files[1], *configs])
-    document = compare_runs((base, new), files, steps=steps, settings=settings, force=force)
+    software = Installed(te, reading.installation if settings else None)
+    document = compare_runs(
+        (base, new), files, steps=steps, settings=settings, software=software, force=force
+    )
     if page is not None:
         from overlapkit.trace.compare.page import compare_page
 
@@ -61,6 +67,7 @@ def compare_runs(
     *,
     steps: str,
     settings: Sequence[Settings],
+    software: Installed,
     force: bool,
     forking: bool = True,
 ) -> CompareDocument:
@@ -71,6 +78,7 @@ def compare_runs(
         files: the traces of each.
         steps: see `choose_steps`.
         settings: the configuration of each; empty where they are not known.
+        software: the Transformer Engine of both jobs.
         force: whether to compare runs that differ in more than their speed.
         forking: see `analyse_each`.
 
@@ -91,5 +99,5 @@ def compare_runs(
         comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
     if settings:
-        add_decisions(comparison, settings)
+        add_decisions(comparison, settings, software)
     return compare_document(comparison)

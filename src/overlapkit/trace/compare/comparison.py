@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from overlapkit.config.reading import StackBasis
 from overlapkit.errors import InputError
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.measure.step_times import PARTS, Part
@@ -124,6 +125,7 @@ class Comparison:
         movers: what changed most inside each part.
         spread: the spread of the new run, assumed where it has fewer than three steps.
         decisions: what the configurations decide differently; None without configurations.
+        stacks: the versions of both configurations; None without configurations.
         keys: keys that differ between the configurations, with both values.
         warnings: what to keep in mind.
     """
@@ -133,6 +135,7 @@ class Comparison:
     movers: dict[Part, list[Mover]]
     spread: float
     decisions: list[DecisionChange] | None = None
+    stacks: tuple[StackBasis, StackBasis] | None = None
     keys: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

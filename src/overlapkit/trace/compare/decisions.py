@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from overlapkit.errors import InputError
@@ -17,6 +18,8 @@ from overlapkit.trace.compare.comparison import (
 from overlapkit.trace.measure.step_times import Part
 
 if TYPE_CHECKING:
+    from overlapkit.config.installation import Installation
+    from overlapkit.config.reading import Reading
     from overlapkit.config.run import Settings
 
 NOTABLE = 0.005
@@ -58,7 +61,17 @@ _ACTS_ON: tuple[tuple[re.Pattern[str], tuple[tuple[Part, str | None], ...]], ...
 )
 
 
-def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
+@dataclass(frozen=True)
+class Installed:
+    """The Transformer Engine of a job: as --te gives it, or as --stack has it."""
+
+    te: str | None = None
+    installation: Installation | None = None
+
+
+def add_decisions(
+    comparison: Comparison, settings: Sequence[Settings], software: Installed
+) -> None:
     """Add what the settings of the base and the new run decide differently.
 
     Raises:
@@ -77,11 +90,15 @@ def add_decisions(comparison: Comparison, settings: Sequence[Settings]) -> None:
             "profiled ranks"
         )
         sizes = list(ranks)
-    assumptions = assume(known_gpu(comparison.new.gpu or comparison.base.gpu), "assume", None)
+    gpu = known_gpu(comparison.new.gpu or comparison.base.gpu)
+    assumptions = assume(gpu, software.te, None, installation=software.installation)
     difference = find_difference(settings, [size or 1 for size in sizes], assumptions)
     rules = {d.knob: d.rule for d in difference.before.decisions}
     rules |= {d.knob: d.rule for d in difference.after.decisions}
     rules |= {v.name: v.rule for v in difference.after.launch_env}
+    comparison.stacks = (difference.before.basis, difference.after.basis)
+    remarks = (*difference.before.remarks, *difference.after.remarks)
+    comparison.warnings += [each for each in remarks if each not in comparison.warnings]
     comparison.decisions = [
         DecisionChange(
             kind=change.of.kind,
@@ -145,12 +162,15 @@ def _explains(c: Comparison, kind: str, name: str) -> tuple[Explanation, ...]:
 
 
 def read_configurations(
-    config_base: str | Settings | None, config_new: str | Settings | None
+    config_base: str | Settings | None,
+    config_new: str | Settings | None,
+    reading: Reading | None = None,
 ) -> list[Settings]:
     """The settings of the base's and the new run's configuration; empty where neither is given.
 
     Args:
         config_base, config_new: a file, or settings that were read already.
+        reading: for which versions and how strictly they are read.
 
     Raises:
         InputError: one of the two is given without the other, one cannot be read, or they are for
@@ -165,7 +185,7 @@ def read_configurations(
     from overlapkit.config.sources import read_configuration
 
     settings = [
-        read_configuration(given) if isinstance(given, str) else given
+        read_configuration(given, reading) if isinstance(given, str) else given
         for given in (config_base, config_new)
     ]
     if settings[0].framework != settings[1].framework:

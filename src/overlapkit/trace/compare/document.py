@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
 from overlapkit.trace.compare.comparison import (
@@ -120,6 +121,13 @@ class CompareKey(Struct, frozen=True, kw_only=True):
     new: Annotated[Any, Meta(description="its value in the new configuration")]
 
 
+class CompareStacks(Struct, frozen=True, kw_only=True):
+    """The versions that the two configurations are for."""
+
+    base: Annotated[JobStack, Meta(description="the base run's")]
+    new: Annotated[JobStack, Meta(description="the new run's")]
+
+
 class CompareDocument(Struct, frozen=True, kw_only=True):
     """What changed in the median step between two runs.
 
@@ -155,6 +163,10 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
         Meta(description="each parallel dimension, and its exposed communication"),
     ]
     warnings: Annotated[list[str], Meta(description="what to keep in mind")]
+    stacks: Annotated[
+        CompareStacks | UnsetType,
+        Meta(description="with both configurations: the versions that they are for"),
+    ] = UNSET
     decisions: Annotated[
         list[CompareDecision] | UnsetType,
         Meta(description="with both configurations: what they decide differently"),
@@ -185,6 +197,9 @@ def compare_document(c: Comparison) -> CompareDocument:
                 for d in {**c.base.exposed, **c.new.exposed}
             },
             warnings=c.warnings,
+            stacks=UNSET
+            if c.stacks is None
+            else CompareStacks(base=stack_document(c.stacks[0]), new=stack_document(c.stacks[1])),
             decisions=UNSET if c.decisions is None else [_decision(d) for d in c.decisions],
             keys=UNSET
             if c.decisions is None
