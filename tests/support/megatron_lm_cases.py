@@ -50,13 +50,15 @@ CHOICES: dict[str, str] = {
 }
 """Each rule that only chooses, with arguments that it speaks of."""
 
+FLAGS_OF_VERSIONS = frozenset({"lm.flag-versions"})
+"""Fire only where the version is given: see config/megatron_lm/test_flag_versions.py."""
 ENVIRONMENT = frozenset({"lm.env-connections"})
 """Spoken by another function, of the environment."""
 
 
 def every_rule() -> set[str]:
     """The ids of all rules that are made to speak here."""
-    return set(FINDINGS) | set(CHOICES) | ENVIRONMENT
+    return set(FINDINGS) | set(CHOICES) | ENVIRONMENT | FLAGS_OF_VERSIONS
 
 
 def arguments(text: str) -> list[str]:

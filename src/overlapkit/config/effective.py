@@ -78,7 +78,13 @@ def make_effective(
     if settings.framework == "megatron-lm":
         request = megatron_lm_request(settings)
         update = update_megatron_lm(
-            run, request, world_size, software=software, environment=environment
+            run,
+            request,
+            world_size,
+            software=software,
+            environment=environment,
+            flags=settings.launch.flags if settings.launch is not None else (),
+            version_known=settings.stack_given,
         )
     else:
         update = update_runtime(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import OverlapConfigError
+from megatron.bridge.training.megatron_lm.request import PassedFlag
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
 from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
@@ -46,6 +47,7 @@ class Launch:
         world_size: GPUs that it starts the job on; None where that is not known.
         world_size_unknown: why that is not known, and how to give it.
         notes: what was assumed in reading it, and what the settings do not show.
+        flags: its flags that some versions of Megatron-LM do not know.
     """
 
     environment: dict[str, str]
@@ -53,6 +55,7 @@ class Launch:
     world_size: int | None = None
     world_size_unknown: str = ""
     notes: tuple[str, ...] = ()
+    flags: tuple[PassedFlag, ...] = ()
 
 
 @dataclass(frozen=True)

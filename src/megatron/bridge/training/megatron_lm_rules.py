@@ -9,7 +9,7 @@ does with the result is the same for both: see `rules.megatron_core`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
@@ -17,6 +17,9 @@ from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.comm_overlap import InstalledSoftware
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, in_force, rule
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.megatron_lm.request import MegatronLmRequest as MegatronLmRequest
+from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFlag
+from megatron.bridge.training.megatron_lm.request import flags_of_other_versions
 from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
@@ -132,25 +135,6 @@ _DECIDED_HERE = frozenset(
 )
 
 
-@dataclass
-class MegatronLmRequest:
-    """Flags of Megatron-LM that are not fields of Megatron-Core's configurations.
-
-    Attributes:
-        ddp_num_buckets: --ddp-num-buckets.
-        grad_reduce_in_bf16: --grad-reduce-in-bf16.
-        main_grads_dtype: --main-grads-dtype, "fp32" or "bf16".
-        use_torch_fsdp2: --use-torch-fsdp2.
-        ckpt_format: --ckpt-format.
-    """
-
-    ddp_num_buckets: int | None = None
-    grad_reduce_in_bf16: bool = False
-    main_grads_dtype: str = "fp32"
-    use_torch_fsdp2: bool = False
-    ckpt_format: str = "torch_dist"
-
-
 def update_megatron_lm(
     run: Any,
     request: MegatronLmRequest,
@@ -158,6 +142,8 @@ def update_megatron_lm(
     *,
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
+    flags: tuple[PassedFlag, ...] = (),
+    version_known: bool = False,
 ) -> Update:
     """Make a Megatron-LM run's configurations effective, in place, as its argument checks do.
 
@@ -168,6 +154,8 @@ def update_megatron_lm(
         world_size: number of ranks (GPUs) of the job.
         software: what is installed; looked up by default.
         environment: what is known of the job's environment.
+        flags: those that some versions of Megatron-LM do not know.
+        version_known: whether the version of the software is certainly the run's.
 
     Raises:
         OverlapConfigError: the layout does not divide the world size.
@@ -183,6 +171,7 @@ def update_megatron_lm(
         environment=environment,
     )
     decisions = [
+        *flags_of_other_versions(flags, context.stack, version_known=version_known),
         *_precision(run, request),
         *_pipeline(run),
         *_tensor_parallel(context),

@@ -36,6 +36,42 @@ def near_names(name: str, known: Iterable[str], *, most: int, cutoff: float = 0.
     return get_close_matches(name, similar, n=most, cutoff=cutoff)
 
 
+def typo_of(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is a typing error of; None where it may be another name.
+
+    A typing error is one letter that is missing, added or another, or two that are swapped; in a
+    name of 12 letters or more also two such errors.
+    """
+    most = 1 if len(name) < 12 else 2
+    if len(name) < 5:
+        return None
+    near = [(edits(name, each, most), each) for each in known]
+    best = min(((count, each) for count, each in near if count is not None), default=None)
+    return best[1] if best is not None else None
+
+
+def edits(a: str, b: str, most: int) -> int | None:
+    """Letters to add, remove, replace or swap with their neighbour to get from `a` to `b`.
+
+    Returns:
+        The number, from 0 to `most`; None where it takes more.
+    """
+    if abs(len(a) - len(b)) > most:
+        return None
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            least = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                least = min(least, older[j - 2] + 1)
+            row.append(least)
+        if min(row) > most:
+            return None
+    return row[-1] if row[-1] <= most else None
+
+
 def _at_most(a: str, b: str) -> float:
     """An upper bound of two names' similarity: the share of characters that they have in common."""
     common = sum(min(a.count(char), b.count(char)) for char in set(a))

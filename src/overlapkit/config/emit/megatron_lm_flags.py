@@ -27,9 +27,10 @@ from overlapkit.errors import InputError
 USERBUFFERS_FILE = "tp_comm_overlap.yaml"
 """Megatron-LM takes userbuffers settings only from a file."""
 
-# Flags with own rules below, or other names of such flags.
+# Flags with own rules below, or other names of flags.
 _SPECIAL = frozenset(
     {
+        *(flag for flag in FLAGS if flag.startswith("--no-tp-comm-")),
         CHUNK_LAYERS,
         CHUNKS,
         "--group-query-attention",

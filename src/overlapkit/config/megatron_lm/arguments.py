@@ -6,20 +6,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron.bridge.training.megatron_lm_rules import PassedFlag
+from overlapkit.config.megatron_lm.flag_versions import versions_of, versions_of_value
 from overlapkit.config.megatron_lm.flags import (
     CHUNK_LAYERS,
     CHUNKS,
     DEFAULTS,
     FLAGS,
+    LM,
+    MATTERS_LITTLE,
+    SWITCHED,
     flag_value,
     known_flag,
     misspelt,
+    similar,
 )
 from overlapkit.config.shell.values import Field, Unknown
 from overlapkit.errors import InputError
 
 MOST_FLAGS = 2000
-"""Megatron-LM has some five hundred."""
+"""Megatron-LM has some nine hundred."""
+TE_GRAPHS = "transformer_engine"
+"""--cuda-graph-impl of Transformer Engine's graphs."""
+_MOST_NAMED = 8
+"""Unknown flags that a note names."""
 SWIGLU_MULTIPLE = 64
 """Megatron-LM's default feed-forward size with --swiglu is a multiple of this."""
 
@@ -34,6 +44,8 @@ class Arguments:
         where: dotted key to ``file:line``.
         flags: every known flag that is given, to its value.
         places: every known flag that is given, to its ``file:line``.
+        versions: the flags, and words after them, that some versions of Megatron-LM lack.
+        unknown: the flags that no known version has, each with what it resembles, if anything.
         notes: further remarks for the user.
     """
 
@@ -42,6 +54,8 @@ class Arguments:
     where: dict[str, str] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    versions: list[PassedFlag] = field(default_factory=list)
+    unknown: dict[str, str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,12 +88,13 @@ def ask_for(unknown: Unknown, what: str, where: str) -> UnknownValue:
     )
 
 
-def read_arguments(fields: Sequence[Field], path: str) -> Arguments:
+def read_arguments(fields: Sequence[Field], path: str, *, allow_unknown: bool = False) -> Arguments:
     """The settings in a job's arguments. Of a flag that is given twice, the last one is used.
 
     Args:
         fields: the arguments after the name of the training script.
         path: the file that they are in, for messages; lines come from the fields.
+        allow_unknown: whether a flag that looks like a misspelt one is passed over.
 
     Raises:
         InputError: a flag is misspelt, has no value, one of the wrong kind or one that is not
@@ -100,15 +115,75 @@ def read_arguments(fields: Sequence[Field], path: str) -> Arguments:
                 "which is not read here; give the settings as flags"
             )
         flag = known_flag(text)
-        if flag is None:
-            if (meant := misspelt(text)) is not None:
-                raise InputError(
-                    f"{where}: {text.partition('=')[0]}: unknown flag; did you mean {meant}?"
-                )
-            continue
-        _read_flag(flag, flag_field, following, where, path, result)
+        if flag is not None:
+            _note_spelling(text.partition("=")[0], flag, where, result)
+            _note_versions(flag, where, result)
+            _read_flag(flag, flag_field, following, where, path, result)
+        elif (known := versions_of(text.partition("=")[0])) is not None:
+            _note_versions(text.partition("=")[0].replace("_", "-"), where, result)
+            most = int(known.words) if known.words.isdecimal() else len(following)
+            _note_strays(
+                text.partition("=")[0], following[0 if "=" in text else most :], path, result
+            )
+        else:
+            _pass_over(text.partition("=")[0], where, result, allow_unknown=allow_unknown)
+    _note_unknown(path, result)
     _settle(result)
     return result
+
+
+def _note_spelling(name: str, flag: str, where: str, result: Arguments) -> None:
+    """Forks that spell flags with underscores have the same flags."""
+    if name != flag:
+        result.notes.append(
+            f"{where}: {name} is read as {flag}: some forks spell flags with underscores, and "
+            "Megatron-LM itself does not know them so"
+        )
+
+
+def _note_versions(flag: str, where: str, result: Arguments) -> None:
+    """Keep a flag that some versions lack, for the rule about that."""
+    known = versions_of(flag)
+    if known is not None and (known.versions.since or known.versions.until):
+        result.versions.append(PassedFlag(flag, _knob(flag), known.versions, where))
+
+
+def _knob(flag: str) -> str:
+    """The dotted key that stands for a flag in decisions."""
+    declared = FLAGS.get(flag)
+    if declared is not None and declared.keys:
+        return declared.keys[0]
+    return f"{LM}.{flag.removeprefix('--').replace('-', '_')}"
+
+
+def _pass_over(name: str, where: str, result: Arguments, *, allow_unknown: bool) -> None:
+    """A flag that no known version has: a fork's, or misspelt.
+
+    Raises:
+        InputError: it is certainly a misspelt flag that decides on overlap, and not allowed.
+    """
+    meant = misspelt(name)
+    if meant is not None and not allow_unknown:
+        raise InputError(
+            f"{where}: {name}: unknown flag; did you mean {meant}? If it is right, as a fork's "
+            "flag may be, add --allow-unknown"
+        )
+    result.unknown[name] = similar(name)
+
+
+def _note_unknown(path: str, result: Arguments) -> None:
+    """One note on all flags that no known version has."""
+    if not result.unknown:
+        return
+    named = [
+        f"{name[:60]} (not read as {near})" if near else name[:60]
+        for name, near in list(result.unknown.items())[:_MOST_NAMED]
+    ]
+    more = len(result.unknown) - len(named)
+    result.notes.append(
+        f"{path}: not looked at, because Megatron-LM has no such flags in any version that is "
+        f"known here: {', '.join(named)}{f' and {more} more' if more else ''}"
+    )
 
 
 def place(path: str, at: Field, line: int = 0) -> str:
@@ -134,20 +209,62 @@ def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
 def _read_flag(
     flag: str, at: Field, following: list[Field], where: str, path: str, result: Arguments
 ) -> None:
-    kind = FLAGS[flag].kind
-    if "=" in at.text and kind not in ("on", "off"):
-        inline = Field(tuple(at.pieces))
-        words, taken, rest = [at.text.partition("=")[2]], [inline], following
+    declared = FLAGS[flag]
+    name, is_set, inline = at.text.partition("=")
+    is_switch = declared.kind in ("on", "off")
+    if is_set and not is_switch:
+        taken, rest, words = [Field(tuple(at.pieces))], following, [inline]
     else:
-        count = 0 if kind in ("on", "off") else len(following) if kind == "names" else 1
-        taken, rest = following[:count], following[count:]
+        most = 0 if is_switch else len(following) if declared.kind in ("names", "given") else 1
+        taken, rest = following[:most], following[most:]
         words = [f.text for f in taken]
-        if kind in ("on", "off"):
-            words = [f.text for f in following[:1]] + (["true"] if "=" in at.text else [])
-    for each in taken:
-        if each.unknown is not None:
-            raise ask_for(each.unknown, flag, where)
-    value = flag_value(flag, words, where)
+    if is_switch and name != flag:
+        value, rest = _switch_of_fork(declared.kind, inline if is_set else None, following)
+    elif not _are_known(taken, flag, where, result):
+        return
+    else:
+        if is_switch:
+            words = ["true"] if is_set else [f.text for f in following[:1]]
+        value = flag_value(flag, words, where)
+    _note_strays(flag, rest, path, result)
+    if isinstance(value, str) and (accepted := versions_of_value(flag, value)) is not None:
+        result.versions.append(PassedFlag(f"{flag} {value}", _knob(flag), accepted, where))
+    if flag in result.flags and result.flags[flag] != value:
+        result.notes.append(f"{where}: {flag} is given again; this last one is used")
+    result.flags[flag] = value
+    result.places[flag] = where
+    for key in declared.keys:
+        result.values[key] = value
+        result.where[key] = where
+
+
+def _are_known(taken: Sequence[Field], flag: str, where: str, result: Arguments) -> bool:
+    """Whether the words of a flag are known; if not, a note where that matters little.
+
+    Raises:
+        UnknownValue: it matters.
+    """
+    unknown = next((each.unknown for each in taken if each.unknown is not None), None)
+    if unknown is None or FLAGS[flag].kind == "given":
+        return True
+    if flag not in MATTERS_LITTLE:
+        raise ask_for(unknown, flag, where)
+    result.notes.append(f"{where}: {flag} has no known value ({unknown.why}): taken as not given")
+    return False
+
+
+def _switch_of_fork(
+    kind: str, inline: str | None, following: list[Field]
+) -> tuple[bool, list[Field]]:
+    """What a fork's switch sets, which true or false may follow, and the words after that."""
+    word = following[0].text if inline is None and following else inline or ""
+    switched = SWITCHED.get(word.lower())
+    rest = following[1:] if inline is None and switched is not None else following
+    return (kind == "on") == (switched is not False), rest
+
+
+def _note_strays(flag: str, rest: Sequence[Field], path: str, result: Arguments) -> None:
+    """Words after a flag that it does not take."""
     for stray in rest:
         if stray.unknown is not None and stray.unknown.name:
             text = f"{stray.unknown.name} has no known value: taken as empty"
@@ -155,13 +272,6 @@ def _read_flag(
         elif stray.text:
             text = f"{stray.text[:40]!r} after {flag} is not an argument of Megatron-LM"
             result.notes.append(f"{place(path, stray)}: {text}")
-    if flag in result.flags and result.flags[flag] != value:
-        result.notes.append(f"{where}: {flag} is given again; this last one is used")
-    result.flags[flag] = value
-    result.places[flag] = where
-    for key in FLAGS[flag].keys:
-        result.values[key] = value
-        result.where[key] = where
 
 
 def _settle(result: Arguments) -> None:
@@ -182,6 +292,10 @@ def _settle(result: Arguments) -> None:
         )
     elif "--group-query-attention" in flags:
         defaults["model.num_query_groups"] = 1
+    for old, graphs in (("--enable-cuda-graph", "local"), ("--external-cuda-graph", TE_GRAPHS)):
+        if old in flags and "--cuda-graph-impl" not in flags:
+            values["model.cuda_graph_impl"] = graphs
+            result.where["model.cuda_graph_impl"] = result.places[old]
     if "--recompute-activations" in flags:
         values["model.recompute_granularity"] = "selective"
         result.where["model.recompute_granularity"] = result.places["--recompute-activations"]

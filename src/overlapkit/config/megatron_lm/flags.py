@@ -1,6 +1,6 @@
 """Megatron-LM's flags that determine the overlap or the workload, and what each sets.
 
-Names and defaults are those of the argument parser on Megatron-LM's main branch, August 2026.
+Which versions have a flag is in `flag_versions`, with the names of all the others.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron.bridge.training.near_names import nearest
+from megatron.bridge.training.near_names import nearest, typo_of
+from overlapkit.config.megatron_lm.flag_versions import versions_of
 from overlapkit.errors import InputError
 
-Kind = Literal["int", "str", "names", "freq", "on", "off"]
+Kind = Literal["int", "str", "names", "freq", "given", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Flag:
     """What a flag sets.
 
     Attributes:
-        kind: what follows it: a number, a name, names, a pattern of layers, or nothing ("on" and
-            "off" are switches, by the value that they set).
+        kind: what follows it: a number, a name, names, a pattern of layers, something of which only
+            the presence counts ("given"), or nothing ("on" and "off" are switches, by the value
+            that they set).
         keys: the dotted keys that it sets.
     """
 
@@ -52,7 +54,9 @@ FLAGS: dict[str, Flag] = {
         "make-vocab-size-divisible-by moe-ffn-hidden-size moe-router-topk "
         "moe-shared-expert-intermediate-size mtp-num-layers recompute-num-layers "
         "wgrad-deferral-limit num-layers-at-start-in-bf16 num-layers-at-end-in-bf16 fp8-margin "
-        "fp8-amax-history-len q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim",
+        "fp8-amax-history-len q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim "
+        "moe-deepep-num-sms moe-hybridep-num-sms moe-flex-dispatcher-num-sms "
+        "tensor-parallel-num-weight-shards expert-tensor-parallel-num-weight-shards",
     ),
     **_flags(
         "str",
@@ -67,16 +71,28 @@ FLAGS: dict[str, Flag] = {
         "multi-latent-attention overlap-moe-expert-parallel-comm moe-shared-expert-overlap "
         "moe-grouped-gemm moe-use-legacy-grouped-gemm defer-embedding-wgrad-compute "
         "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split "
-        "first-last-layers-bf16 enable-cuda-graph external-cuda-graph",
+        "first-last-layers-bf16 enable-cuda-graph external-cuda-graph "
+        "overlap-dispatch-backward-with-experts-wgrad ep-overlap-early-attn-memory-release "
+        "high-priority-a2a-comm-stream",
     ),
-    **_flags("int", "num-distributed-optimizer-instances", "ddp"),
-    **_flags("str", "data-parallel-sharding-strategy", "ddp"),
-    **_flags("on", "overlap-grad-reduce use-megatron-fsdp use-custom-fsdp", "ddp"),
+    **_flags("names", "recompute-modules cuda-graph-scope cuda-graph-modules cp-comm-type"),
+    **_flags("int", "num-distributed-optimizer-instances megatron-fsdp-version", "ddp"),
+    **_flags("str", "data-parallel-sharding-strategy outer-dp-sharding-strategy", "ddp"),
+    **_flags(
+        "on",
+        "overlap-grad-reduce use-megatron-fsdp use-custom-fsdp fsdp-double-buffer "
+        "fsdp-manual-registration megatron-fsdp-enable-fine-grained-param-gather "
+        "megatron-fsdp-max-pool-double-buffer",
+        "ddp",
+    ),
+    **_flags("str", "optimizer muon-tp-mode", "optimizer"),
     **_flags("int", "micro-batch-size global-batch-size manual-gc-interval", "train"),
     **_flags("on", "manual-gc", "train"),
-    **_flags("int", "ddp-num-buckets", LM),
-    **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2", LM),
+    **_flags("int", "ddp-num-buckets save-params-interval", LM),
+    **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2 freeze-all-layers use-legacy-models", LM),
     **_flags("str", "main-grads-dtype ckpt-format", LM),
+    **_flags("given", "save", LM),
+    **_flags("names", "high-priority-stream-groups", LM),
     CHUNK_LAYERS: Flag("int", ()),
     CHUNKS: Flag("int", ("model.virtual_pipeline_model_parallel_size",)),
     "--decoder-first-pipeline-num-layers": Flag(
@@ -100,16 +116,27 @@ FLAGS: dict[str, Flag] = {
     "--ddp-bucket-size": Flag("int", ("ddp.bucket_size",)),
     "--ddp-average-in-collective": Flag("on", ("ddp.average_in_collective",)),
     "--ddp-pad-buckets-for-high-nccl-busbw": Flag("on", ("ddp.pad_buckets_for_high_nccl_busbw",)),
-    "--disable-tp-comm-overlap-ag": Flag("off", ("model.tp_comm_overlap_ag",)),
-    "--disable-tp-comm-overlap-rs": Flag("off", ("model.tp_comm_overlap_rs",)),
-    "--disable-tp-comm-bulk-dgrad": Flag("off", ("model.tp_comm_bulk_dgrad",)),
-    "--disable-tp-comm-bulk-wgrad": Flag("off", ("model.tp_comm_bulk_wgrad",)),
-    "--disable-tp-comm-split-ag": Flag("off", ("model.tp_comm_split_ag",)),
-    "--disable-tp-comm-split-rs": Flag("off", ("model.tp_comm_split_rs",)),
+    "--ddp-reduce-scatter-with-fp32-accumulation": Flag(
+        "on", ("ddp.reduce_scatter_with_fp32_accumulation",)
+    ),
+    "--ddp-param-name-patterns-for-fp32-local-accumulation": Flag(
+        "names", ("ddp.param_name_patterns_for_fp32_local_accumulation",)
+    ),
+    "--use-nccl-ub": Flag("on", ("ddp.nccl_ub",)),
+    "--no-gradient-reduce-div-fusion": Flag("off", ("ddp.gradient_reduce_div_fusion",)),
+    "--no-check-for-nan-in-loss-and-grad": Flag(
+        "off", (f"{LM}.check_for_nan", "ddp.check_for_nan_in_grad")
+    ),
+    **{
+        f"--{off}-tp-comm-{name}": Flag("off", (f"model.tp_comm_{name.replace('-', '_')}",))
+        for name in ("overlap-ag", "overlap-rs", "bulk-dgrad", "bulk-wgrad", "split-ag", "split-rs")
+        for off in ("disable", "no")
+    },
     "--accumulate-allreduce-grads-in-fp32": Flag("on", ("ddp.grad_reduce_in_fp32",)),
     "--bf16": Flag("on", ("model.bf16", "optimizer.bf16")),
     "--fp16": Flag("on", ("model.fp16", "optimizer.fp16")),
     "--fp8-format": Flag("str", ("model.fp8",)),
+    "--fp4-param-gather": Flag("on", ("ddp.fp4_param_gather", "model.fp4_param")),
     "--fp8-recipe": Flag("str", ("model.fp8_recipe", "optimizer.fp8_recipe")),
     "--fp8-param-gather": Flag("on", ("ddp.fp8_param_gather", "model.fp8_param")),
     "--no-fp8-wgrad": Flag("off", ("model.fp8_wgrad",)),
@@ -124,9 +151,6 @@ FLAGS: dict[str, Flag] = {
     "--delay-wgrad-compute": Flag("on", ("model.delay_wgrad_compute", "ddp.delay_wgrad_compute")),
     "--num-experts": Flag("int", ("model.num_moe_experts",)),
     "--moe-layer-freq": Flag("freq", ("model.moe_layer_freq",)),
-    "--cp-comm-type": Flag("names", ("model.cp_comm_type",)),
-    "--recompute-modules": Flag("names", ("model.recompute_modules",)),
-    "--cuda-graph-scope": Flag("names", ("model.cuda_graph_scope",)),
     "--no-gradient-accumulation-fusion": Flag("off", ("model.gradient_accumulation_fusion",)),
     "--disable-bias-linear": Flag("off", ("model.add_bias_linear",)),
     "--swiglu": Flag("on", ("model.gated_linear_unit",)),
@@ -142,7 +166,23 @@ FLAGS: dict[str, Flag] = {
 }
 """What each flag sets."""
 
+MATTERS_LITTLE = frozenset(
+    {
+        "--optimizer",
+        "--muon-tp-mode",
+        "--save-params-interval",
+        "--high-priority-stream-groups",
+        "--moe-deepep-num-sms",
+        "--moe-hybridep-num-sms",
+        "--moe-flex-dispatcher-num-sms",
+        "--ddp-param-name-patterns-for-fp32-local-accumulation",
+        "--outer-dp-sharding-strategy",
+    }
+)
+"""Flags that change little, so that a value that is not known is no error."""
+
 DEFAULTS: dict[str, Any] = {
+    "model.deallocate_pipeline_outputs": True,
     "model.gradient_accumulation_fusion": True,
     "model.overlap_p2p_comm": True,
     "model.should_pad_vocab": True,
@@ -150,62 +190,40 @@ DEFAULTS: dict[str, Any] = {
 }
 """Megatron-LM's defaults that are not Megatron-Core's."""
 
-_OTHER = frozenset(
-    {
-        "--encoder-tensor-model-parallel-size",
-        "--encoder-pipeline-model-parallel-size",
-        "--encoder-context-parallel-size",
-        "--encoder-num-layers",
-        "--decoder-num-layers",
-        "--encoder-seq-length",
-        "--decoder-seq-length",
-        "--no-align-grad-reduce",
-        "--no-delay-grad-reduce",
-        "--delay-grad-reduce",
-        "--hierarchical-context-parallel-sizes",
-        "--moe-layer-recompute",
-        "--max-position-embeddings",
-        "--target-tensor-parallel-size",
-        "--target-pipeline-parallel-size",
-        "--rampup-batch-size",
-        "--moe-shared-expert-gate",
-        "--hidden-dropout",
-        "--moe-expert-capacity-factor",
-        "--fp8-interval",
-        "--num-attention-heads-per-group",
-        "--no-load-optim",
-        "--no-save-optim",
-        "--use-mcore-models",
-        "--use-flash-attn",
-        "--eval-micro-batch-size",
-        "--main-params-dtype",
-        "--dist-ckpt-format",
-        "--moe-router-group-topk",
-        "--pipeline-model-parallel-split-rank",
-        "--pipeline-model-parallel-comm-backend",
-        "--eval-global-batch-size",
-    }
-)
-"""Other existing flags with names that are near to one above."""
+SWITCHED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+"""What a switch of a fork may be followed by."""
 
-_NEAR = 0.86
+_DECIDES = re.compile(
+    r"overlap|parallel|tp-comm|p2p|wgrad|bucket|distributed|gather|reduce|batch-size"
+)
+"""What is in the name of a flag that decides on overlap, or on the ranks that it is between."""
+
+_SIMILAR = 0.86
 
 
 def known_flag(argument: str) -> str | None:
-    """The flag of the table that an argument begins with, as ``--flag`` or ``--flag=value``."""
+    """The flag of the table that an argument begins with, as ``--flag`` or ``--flag=value``.
+
+    Some forks spell all flags with underscores: those are the same flags.
+    """
     name = argument.partition("=")[0]
-    return name if name in FLAGS else None
+    if name in FLAGS:
+        return name
+    dashed = name.replace("_", "-")
+    return dashed if dashed in FLAGS else None
 
 
 def misspelt(argument: str) -> str | None:
-    """The flag of the table that an unknown flag was certainly meant to be."""
+    """The flag that decides on overlap and that an unknown flag was certainly meant to be."""
     name = argument.partition("=")[0]
-    if name in FLAGS or name in _OTHER or not name.startswith("--"):
+    if known_flag(name) is not None or versions_of(name) is not None:
         return None
-    dashed = "--" + name[2:].replace("_", "-").lower()
-    if dashed in FLAGS:
-        return dashed
-    return nearest(name, FLAGS, cutoff=_NEAR, shortest_prefix=9)
+    return typo_of(name, [flag for flag in FLAGS if _DECIDES.search(flag)])
+
+
+def similar(argument: str) -> str | None:
+    """The flag of the table that an unknown flag resembles; it may be another one all the same."""
+    return nearest(argument.partition("=")[0], FLAGS, cutoff=_SIMILAR, shortest_prefix=9)
 
 
 def flag_value(flag: str, words: list[str], where: str) -> Any:
@@ -216,12 +234,14 @@ def flag_value(flag: str, words: list[str], where: str) -> Any:
     """
     kind = FLAGS[flag].kind
     if kind in ("on", "off"):
-        if words and words[0].lower() in ("true", "false", "0", "1", "yes", "no"):
+        if words and words[0].lower() in SWITCHED:
             raise InputError(
                 f"{where}: {flag} {words[0]}: it is a switch, which takes no value; omit "
                 f"{words[0]}, or omit the flag to switch it off"
             )
         return kind == "on"
+    if kind == "given":
+        return True
     if not words or (words[0] == "" and kind != "names"):
         raise InputError(f"{where}: {flag} needs a value")
     if kind == "names":

@@ -15,6 +15,8 @@ from overlapkit.config.shell.values import Field, Piece
 
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 _MPI = ("mpirun", "mpiexec")
+_MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
+"""In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
@@ -46,7 +48,10 @@ def is_launch(started: Started) -> int:
     """How many flags of Megatron-LM a started program has; 0 where it only shows them."""
     if started.words and started.words[0].text in SHOWS_TEXT:
         return 0
-    return sum(known_flag(word.text) is not None for word in split_launch(started)[1])
+    flags = [word.text for word in split_launch(started)[1] if known_flag(word.text)]
+    plain = [text for text in flags if known_flag(text) == text.partition("=")[0]]
+    # Other programs spell common names so, such as --num_layers: these few are Megatron's alone.
+    return len(flags) if any(map(_MEGATRONS.search, flags)) else len(plain)
 
 
 def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:

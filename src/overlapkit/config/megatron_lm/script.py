@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
+from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.megatron_lm.launch_line import (
     Undetermined,
@@ -49,6 +50,7 @@ def read_megatron_lm(
     *,
     overrides: Iterable[str] = (),
     world_size: int | None = None,
+    allow_unknown: bool = False,
 ) -> Settings:
     """The settings of the Megatron-LM job that a shell script starts.
 
@@ -59,6 +61,7 @@ def read_megatron_lm(
         overrides: ``section.key=value``, applied last.
         world_size: GPUs of the job, where the caller knows them; a note then says where the script
             has another number.
+        allow_unknown: whether a flag that looks like a misspelt one is passed over.
 
     Returns:
         Settings with the framework "megatron-lm", and `launch` with the exported environment, the
@@ -74,7 +77,7 @@ def read_megatron_lm(
     given = _checked(variables or {})
     slurm = slurm_variables(text)
     followed = follow_script(text, path, given, slurm)
-    started, arguments, more = _chosen(followed, path, wanted)
+    started, arguments, more = _chosen(followed, path, wanted, allow_unknown)
     notes = [*followed.notes, *more, *arguments.notes]
     size, unknown, environment = None, f"{path} does not start the job", dict[str, str]()
     if started is not None:
@@ -91,13 +94,14 @@ def read_megatron_lm(
 
 
 def read_megatron_lm_arguments(
-    arguments: Sequence[str], *, overrides: Iterable[str] = ()
+    arguments: Sequence[str], *, overrides: Iterable[str] = (), allow_unknown: bool = False
 ) -> Settings:
     """The settings in Megatron-LM's arguments.
 
     Args:
         arguments: those of `pretrain_gpt.py`, with or without a launch line before them.
         overrides: ``section.key=value``, applied last.
+        allow_unknown: whether a flag that looks like a misspelt one is passed over.
 
     Raises:
         InputError: as `read_megatron_lm`.
@@ -110,7 +114,7 @@ def read_megatron_lm_arguments(
     environment, _ = environment_of(started, ARGUMENTS)
     with suppress(Undetermined):
         size, unknown = world_size_of(started, {}, ARGUMENTS), ""
-    read = read_arguments(split_launch(started)[1], ARGUMENTS)
+    read = read_arguments(split_launch(started)[1], ARGUMENTS, allow_unknown=allow_unknown)
     launch = Launch(environment, None, size, unknown, tuple(read.notes))
     return _settings(ARGUMENTS, read, overrides, launch, folder=Path())
 
@@ -131,7 +135,7 @@ def _checked(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _chosen(
-    followed: Followed, path: str, wanted: int | None
+    followed: Followed, path: str, wanted: int | None, allow_unknown: bool
 ) -> tuple[Started | None, Arguments, list[str]]:
     """The launch of the job, its arguments, and notes on the choice."""
     launches = [started for started in followed.started if is_launch(started)]
@@ -144,8 +148,11 @@ def _chosen(
             raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
         launches = at[-1:]
     if not launches:
-        return None, *_without_launch(followed, path)
-    read = [read_arguments(split_launch(started)[1], path) for started in launches]
+        return None, *_without_launch(followed, path, allow_unknown)
+    read = [
+        read_arguments(split_launch(started)[1], path, allow_unknown=allow_unknown)
+        for started in launches
+    ]
     if any(each.values != read[0].values for each in read[1:]):
         lines = [started.line for started in launches]
         raise InputError(
@@ -155,7 +162,9 @@ def _chosen(
     return launches[0], read[0], []
 
 
-def _without_launch(followed: Followed, path: str) -> tuple[Arguments, list[str]]:
+def _without_launch(
+    followed: Followed, path: str, allow_unknown: bool
+) -> tuple[Arguments, list[str]]:
     """The arguments in a script's variables, where it only sets them for another."""
     fields: list[Field] = []
     names: list[str] = []
@@ -178,7 +187,7 @@ def _without_launch(followed: Followed, path: str) -> tuple[Arguments, list[str]
             "script? The arguments themselves can be given after --"
         )
     note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
-    return read_arguments(fields, path), [note]
+    return read_arguments(fields, path, allow_unknown=allow_unknown), [note]
 
 
 def _settings(
@@ -201,8 +210,9 @@ def _settings(
     }
     settings = read_settings(Document(path, data, lines), _overrides(overrides, data))
     asked = frozenset(values) | settings.overridden
-    launch = replace(launch, notes=tuple(dict.fromkeys(notes)))
-    return replace(settings, asked=asked, framework="megatron-lm", launch=launch)
+    launch = replace(launch, notes=tuple(dict.fromkeys(notes)), flags=tuple(arguments.versions))
+    stacks = stacks_with(flag.versions for flag in arguments.versions)
+    return replace(settings, asked=asked, framework="megatron-lm", launch=launch, stacks=stacks)
 
 
 def _overrides(texts: Iterable[str], data: dict[str, Any]) -> list[Override]:

@@ -1,0 +1,1 @@
+"""Checks of Megatron-LM's argument parser; `megatron_lm_rules` applies them."""
