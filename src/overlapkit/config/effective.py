@@ -84,7 +84,7 @@ def make_effective(
             software=software,
             environment=environment,
             flags=settings.launch.flags if settings.launch is not None else (),
-            version_known=settings.stack_given,
+            version_known=settings.basis.source in ("given", "path"),
         )
     else:
         update = update_runtime(

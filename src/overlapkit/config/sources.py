@@ -67,10 +67,15 @@ class Source:
 
         overrides = [text for text in self.given if _is_dotted(text)]
         if self.kind == "arguments":
-            read = read_megatron_lm_arguments(self.arguments, overrides=overrides)
+            read = read_megatron_lm_arguments(
+                self.arguments, overrides=overrides, allow_unknown=reading.allow_unknown
+            )
             return reading.dated(read)
         variables = dict(text.split("=", 1) for text in self.given if not _is_dotted(text))
-        return reading.dated(read_megatron_lm(self.name, variables, overrides=overrides))
+        read = read_megatron_lm(
+            self.name, variables, overrides=overrides, allow_unknown=reading.allow_unknown
+        )
+        return reading.dated(read)
 
 
 def read_document(

@@ -16,9 +16,9 @@ from overlapkit.config.megatron_lm.arguments import read_arguments
 from overlapkit.config.megatron_lm.flag_versions import all_flags, versions_of
 from overlapkit.config.megatron_lm.flags import FLAGS, known_flag
 from overlapkit.config.megatron_lm.script import read_megatron_lm_arguments
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings
 from overlapkit.config.shell.values import Field, Piece, Unknown
-from overlapkit.config.sources import with_versions
 from overlapkit.errors import InputError
 from support.megatron_lm_cases import arguments
 
@@ -64,7 +64,7 @@ def notes(settings: Settings) -> str:
 
 
 def decisions(settings: Settings, core: str | None = None) -> list[Decision]:
-    dated = with_versions(settings, core, None)
+    dated = Reading(core=core).dated(settings)
     found = make_effective(dated, 32, AssumedSoftware())[1].decisions
     return [d for d in found if d.rule == "lm.flag-versions"]
 
