@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from megatron.bridge.recipes.launch_env import CONNECTIONS, CONNECTIONS_RANGE, LAYERNORM_MARGINS
+from megatron.bridge.recipes.launch_env import LAYERNORM_MARGINS
+from megatron.bridge.recipes.launch_queues import CONNECTIONS, CONNECTIONS_RANGE
 from overlapkit.doctor.finding import Evidence, Finding
 from overlapkit.output.console import encodable
 

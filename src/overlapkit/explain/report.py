@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.bridge.recipes.launch_check import contradictions, omissions
-from megatron.bridge.recipes.launch_env import (
-    EnvironmentVariable,
-    LaunchSettings,
-    launch_environment,
-)
+from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
+from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
 from megatron.bridge.training.decisions import (
     RULES,
@@ -132,7 +129,9 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     decisions = compare_with_request(update.decisions, requested, effective)
     decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
 
-    required = launch_environment(_launch_settings(run, world_size, assumptions.gpu))
+    required = launch_environment(
+        _launch_settings(run, world_size, assumptions.gpu), settings.stack
+    )
     environment = _with_places(update.environment, settings)
     decisions += _environment_decisions(
         settings.framework, run, required, environment, assumptions.gpu

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-from megatron.bridge.recipes.launch_env import LaunchSettings, launch_environment
+from megatron.bridge.recipes.launch_env import launch_environment
+from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN
+from megatron.bridge.recipes.launch_settings import LaunchSettings
 from overlapkit.errors import InputError
 from overlapkit.input_file import read_input
 from overlapkit.lab.document import LabLink, lab_link
@@ -162,7 +164,9 @@ def _environment(layout: Layout, ranks: int, setting: Setting) -> dict[str, str]
         pp_size=layout.pp,
         num_gpus=ranks,
     )
-    needed = {variable.name: variable.value for variable in launch_environment(settings)}
+    # As PerfEnvPlugin of the other executors, so that they measure the same.
+    variables = launch_environment(settings, PERF_ENV_PLUGIN)
+    needed = {variable.name: variable.value for variable in variables}
     return {**needed, **_SAME_BITS}
 
 

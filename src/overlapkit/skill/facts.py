@@ -6,16 +6,20 @@ import dataclasses
 from typing import Any
 
 # Declaring modules: importing them fills the registry of rules.
+import megatron.bridge.recipes.launch_check
 import megatron.bridge.recipes.launch_env
 import megatron.bridge.training.rules.megatron_core
 import megatron.bridge.training.runtime_update  # noqa: F401
-from megatron.bridge.recipes.launch_env import LaunchSettings, max_connections
+from megatron.bridge.recipes.launch_env import NOT_ADVISED
+from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN, max_connections
+from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.training import bucket_size
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import RULES, Rule
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.mixed_precision_recipes import RECIPES
 from megatron.bridge.training.tp_overlap_presets import PRESETS, PresetKey, parse_preset_name
+from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS
 from overlapkit.config.schema import core_table
 from overlapkit.doctor.finding import KINDS
@@ -70,22 +74,35 @@ def presets() -> list[tuple[str, PresetKey]]:
 
 
 def queues() -> list[dict[str, Any]]:
-    """CUDA_DEVICE_MAX_CONNECTIONS for the layouts that differ, by the launch rules themselves."""
+    """CUDA_DEVICE_MAX_CONNECTIONS for the layouts that differ, by the launch rules themselves.
+
+    Each layout has the number of either generation before Megatron-Bridge 0.6.0 and since.
+    """
+    split = LaunchSettings(False, tp_size=2, num_gpus=8)
+    overlapped = dataclasses.replace(split, a2a_overlap=True)
     layouts = {
         "TP = CP = 1": LaunchSettings(False),
-        "TP or CP > 1": LaunchSettings(False, tp_size=2),
-        "TP or CP > 1, expert all-to-all overlapped": LaunchSettings(
-            False, tp_size=2, a2a_overlap=True
-        ),
-        "TP = CP = 1, DeepEP or HybridEP dispatcher": LaunchSettings(
+        "TP = CP = 1, DeepEP or HybridEP": LaunchSettings(
             False, moe_flex_dispatcher_backend="deepep"
         ),
+        "TP or CP > 1": split,
+        "TP or CP > 1, expert all-to-all overlapped": overlapped,
+        "the same with DeepEP": dataclasses.replace(
+            overlapped, moe_flex_dispatcher_backend="deepep"
+        ),
+        "the same with HybridEP": dataclasses.replace(
+            overlapped, moe_flex_dispatcher_backend="hybridep"
+        ),
+        "TP or CP > 1, FSDP": dataclasses.replace(split, fsdp=True),
     }
     return [
-        {
-            "layout": name,
-            "hopper": max_connections(layout)[0],
-            "blackwell": max_connections(dataclasses.replace(layout, gpu_sm100_or_newer=True))[0],
+        {"layout": name}
+        | {
+            f"{generation}_{when}": max_connections(
+                dataclasses.replace(layout, gpu_sm100_or_newer=generation == "blackwell"), stack
+            )[0]
+            for generation in ("hopper", "blackwell")
+            for when, stack in (("before", PERF_ENV_PLUGIN), ("since", NEWEST))
         }
         for name, layout in layouts.items()
     ]
@@ -104,6 +121,7 @@ def facts() -> dict[str, Any]:
         "knobs": knobs(),
         "presets": presets(),
         "queues": queues(),
+        "not_advised": [f"`{name}` ({why})" for name, why in NOT_ADVISED.items()],
         "gpus": gpus(),
         "bucket": bucket_size,
         "precision_recipes": list(RECIPES),

@@ -9,11 +9,9 @@ import sys
 import pytest
 
 from megatron.bridge.recipes.launch_check import contradictions, omissions
-from megatron.bridge.recipes.launch_env import (
-    EnvironmentVariable,
-    LaunchSettings,
-    launch_environment,
-)
+from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
+from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN
+from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from megatron.bridge.training.job_environment import JobEnvironment
 
@@ -62,16 +60,21 @@ def _settings(
     )
 
 
+def plugin_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, ...]:
+    """The environment that Megatron-Bridge's PerfEnvPlugin sets, until 0.6.0."""
+    return launch_environment(settings, PERF_ENV_PLUGIN)
+
+
 def _job(variables: dict[str, str], source: str) -> JobEnvironment:
     return JobEnvironment(variables, True, source)
 
 
 def _values(settings: LaunchSettings) -> dict[str, str]:
-    return {variable.name: variable.value for variable in launch_environment(settings)}
+    return {variable.name: variable.value for variable in plugin_environment(settings)}
 
 
 def _connections(settings: LaunchSettings) -> EnvironmentVariable:
-    (variable,) = (v for v in launch_environment(settings) if v.name == CONNECTIONS)
+    (variable,) = (v for v in plugin_environment(settings) if v.name == CONNECTIONS)
     return variable
 
 
@@ -95,7 +98,7 @@ def test_what_is_needed_never_contradicts_itself(
 ) -> None:
     settings = _settings(*case)
 
-    assert contradictions(launch_environment(settings), _job(_values(settings), "here")) == []
+    assert contradictions(plugin_environment(settings), _job(_values(settings), "here")) == []
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,6 @@ def test_p2p_chunk_needs_pipeline_stages_and_a_size(
         ("num_gpus", 0),
         ("num_gpus", "8"),
         ("layernorm_sm_margin", -1),
-        ("layernorm_sm_margin", None),
         ("nccl_pp_comm_chunksize", 1),
         ("nccl_pp_comm_chunksize", True),
         ("nccl_pp_comm_chunksize", "2097152"),
@@ -209,7 +211,7 @@ def test_every_variable_and_contradiction_cites_a_launch_rule() -> None:
     settings = LaunchSettings(
         gpu_sm100_or_newer=False, tp_size=2, pp_size=2, nccl_pp_comm_chunksize=4096
     )
-    variables = launch_environment(settings)
+    variables = plugin_environment(settings)
     found = contradictions(variables, _job({v.name: "5" for v in variables}, "here"))
 
     assert len(variables) == len(found) == 4
@@ -219,7 +221,7 @@ def test_every_variable_and_contradiction_cites_a_launch_rule() -> None:
 
 
 def _one_contradiction(settings: LaunchSettings, name: str, value: str) -> Decision:
-    (decision,) = contradictions(launch_environment(settings), _job({name: value}, "job.env"))
+    (decision,) = contradictions(plugin_environment(settings), _job({name: value}, "job.env"))
     return decision
 
 
@@ -281,7 +283,7 @@ def test_another_chunk_size_than_the_one_asked_for_is_a_finding() -> None:
 
 
 def test_names_are_exact_values_are_stripped_and_absence_is_no_contradiction() -> None:
-    needed = launch_environment(_settings(tp_cp=(2, 1)))
+    needed = plugin_environment(_settings(tp_cp=(2, 1)))
 
     assert contradictions(needed, _job({}, "here")) == []
     assert contradictions(needed, _job({CONNECTIONS.lower(): "8", "PATH": "/bin"}, "here")) == []
@@ -303,7 +305,7 @@ def test_importing_it_loads_no_torch() -> None:
 
 
 def test_omissions_are_judged_by_the_default_that_then_holds() -> None:
-    needs_one = launch_environment(LaunchSettings(gpu_sm100_or_newer=False, tp_size=2))
+    needs_one = plugin_environment(LaunchSettings(gpu_sm100_or_newer=False, tp_size=2))
     told = {d.knob: d for d in omissions(needs_one, _job({}, "job.env"))}
     queues = told["env.CUDA_DEVICE_MAX_CONNECTIONS"]
     assert (queues.requested, queues.effective, queues.outcome) == ("1", "8", Outcome.REFUSED)
@@ -316,6 +318,6 @@ def test_omissions_are_judged_by_the_default_that_then_holds() -> None:
 
 
 def test_an_omission_whose_default_will_do_is_none() -> None:
-    needs_eight = launch_environment(LaunchSettings(gpu_sm100_or_newer=False))
+    needs_eight = plugin_environment(LaunchSettings(gpu_sm100_or_newer=False))
     margins = {v.name: v.value for v in needs_eight if "MARGIN" in v.name}
     assert omissions(needs_eight, _job(margins, "job.env")) == []

@@ -133,7 +133,7 @@ class TestAnchors:
         paths = [path for _, _, path, _ in ANCHOR.findall(MAIN)]
         assert len(paths) >= 6
         assert "src/megatron/bridge/training/rules/pipeline.py" in paths
-        assert "src/megatron/bridge/recipes/launch_env.py" in paths
+        assert "src/megatron/bridge/recipes/launch_queues.py" in paths
 
 
 class TestFormat:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from megatron.bridge.recipes.launch_env import (
-    CONNECTIONS,
-    CONNECTIONS_RANGE,
     LAYERNORM_MARGINS,
     P2P_CHUNK,
+    PRIORITY,
     EnvironmentVariable,
 )
+from megatron.bridge.recipes.launch_queues import CONNECTIONS, CONNECTIONS_RANGE
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.near_names import near_names
+
+NEEDED, ADVISED = "needed", "advised"
+"""How a value is called: where another one loses overlap, and where it does not."""
 
 ORDER_LOST = rule(
     "launch.env-order-lost",
@@ -78,8 +82,8 @@ def contradictions(
     ]
 
 
-_DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0")}
-"""The values where a variable is not set: CUDA's and Transformer Engine's own defaults."""
+_DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0"), PRIORITY: "0"}
+"""The values where a variable is not set: the defaults of CUDA, Transformer Engine and torch."""
 
 
 def omissions(required: Iterable[EnvironmentVariable], actual: JobEnvironment) -> list[Decision]:
@@ -102,14 +106,14 @@ def omissions(required: Iterable[EnvironmentVariable], actual: JobEnvironment) -
             continue
         of_default = _contradiction(variable, default, actual.source)
         queues = variable.name == CONNECTIONS
-        harm = of_default.reason.partition(" is needed: ")[2]
+        _, needed, harm = re.split(f" is ({NEEDED}|{ADVISED}): ", of_default.reason, maxsplit=1)
         unset = actual.says_unset(variable.name) + _meant(variable.name, actual.variables)
         decisions.append(
             replace(
                 of_default,
                 outcome=of_default.outcome if queues else Outcome.NOTE,
                 reason=f"{unset}, so the default of {default} applies where {variable.value} is "
-                f"needed: {harm}",
+                f"{needed}: {harm}",
             )
         )
     return decisions
@@ -128,6 +132,8 @@ def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> De
         decided_by, outcome, harm = _queue_harm(variable, found)
     elif variable.name in LAYERNORM_MARGINS:
         decided_by, outcome, harm = _margin_harm(variable, found)
+    elif variable.name == PRIORITY:
+        decided_by, outcome, harm = _priority_harm(found)
     else:
         decided_by, outcome = ENV_DIFFERS, Outcome.REFUSED
         harm = f"it replaces the requested {variable.value}"
@@ -135,7 +141,8 @@ def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> De
         f"env.{variable.name}",
         requested=variable.value,
         effective=found,
-        reason=f"{source} sets {variable.name}={found} where {variable.value} is needed: {harm}.",
+        reason=f"{source} sets {variable.name}={found} where {variable.value} is "
+        f"{ADVISED if outcome is Outcome.NOTE else NEEDED}: {harm}.",
         outcome=outcome,
         remedy=None
         if outcome is Outcome.NOTE
@@ -167,6 +174,13 @@ def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcom
             "compute launched after it, and data-parallel and pipeline overlap quietly stops "
             "working",
         )
+    if queues >= (variable.least or needed) and queues < needed:
+        return (
+            ENV_DIFFERS,
+            Outcome.NOTE,
+            f"{variable.least} lose no overlap that is known here; more leave a queue of its own "
+            "to every stream",
+        )
     if queues < needed:
         return (
             FEWER_QUEUES,
@@ -180,10 +194,13 @@ def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcom
 def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcome, str]:
     """What a LayerNorm margin of `found` SMs breaks, as `_queue_harm` does."""
     margin, needed = _whole_number(found), int(variable.value)
+    least = needed if variable.least is None else variable.least
     if margin is None:
         return ENV_DIFFERS, Outcome.REFUSED, "Transformer Engine takes a whole number of SMs"
     if margin == needed:
         return ENV_DIFFERS, Outcome.NOTE, "it is the same number, written differently"
+    if least <= margin < needed:
+        return ENV_DIFFERS, Outcome.NOTE, f"a margin of {least} loses no overlap that is known here"
     if margin < needed:
         return (
             SMALLER_MARGIN,
@@ -196,6 +213,18 @@ def _margin_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outco
         Outcome.NOTE,
         f"LayerNorm leaves {margin - needed} more SMs idle, which costs its own speed but no "
         "overlap",
+    )
+
+
+def _priority_harm(found: str) -> tuple[Rule, Outcome, str]:
+    """What another value than 1 means to torch, as `_queue_harm` does."""
+    if found.lower() in ("t", "true", "y", "yes"):
+        return ENV_DIFFERS, Outcome.NOTE, "it means the same to torch"
+    return (
+        ENV_DIFFERS,
+        Outcome.NOTE,
+        "NCCL's kernels then get no SMs ahead of compute kernels that already wait, and a "
+        "collective may start later",
     )
 
 

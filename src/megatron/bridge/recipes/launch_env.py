@@ -8,116 +8,78 @@ is first used. A configuration object is too late to set them: they belong to th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron.bridge.training.decisions import Dimension, OverlapConfigError, Rule, rule
+from megatron.bridge.recipes.launch_queues import (
+    CONNECTIONS,
+    PERF_ENV_PLUGIN,
+    PLUGIN,
+    PLUGIN_SOURCE,
+    RECIPES,
+    RECIPES_SOURCE,
+    max_connections,
+    why,
+)
+from megatron.bridge.recipes.launch_settings import LaunchSettings
+from megatron.bridge.training.decisions import Dimension, rule
+from megatron.bridge.training.versions import NEWEST, Stack
 
-CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN")
 P2P_CHUNK = "NCCL_P2P_NET_CHUNKSIZE"
+PRIORITY = "TORCH_NCCL_HIGH_PRIORITY"
 
-CONNECTIONS_RANGE = range(1, 33)
-"""The valid values by CUDA's programming guide (environment variables); the default is 8."""
-
-FLEX_BACKENDS = ("deepep", "hybridep")
-"""Values of `moe_flex_dispatcher_backend` whose kernels run on communication streams."""
-
-QUEUE_DEFAULT = rule(
-    "launch.queue-default",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 8, CUDA's own default, where no other rule needs another number of "
-    "hardware queues.",
-)
-QUEUE_FLEX_DISPATCHER = rule(
-    "launch.queue-flex-dispatcher",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 32 with moe_flex_dispatcher_backend {' or '.join(FLEX_BACKENDS)}, "
-    "unless launch.queue-hopper-order applies.",
-)
-QUEUE_BLACKWELL = rule(
-    "launch.queue-blackwell",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 32 on Blackwell or newer with TP or CP > 1 together with DP or PP > "
-    "1.",
-)
-QUEUE_HOPPER_ORDER = rule(
-    "launch.queue-hopper-order",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 1 on Hopper or older with TP or CP > 1 and without expert all-to-all "
-    "overlap, whatever the dispatcher.",
-)
-QUEUE_FSDP = rule(
-    "launch.queue-fsdp",
-    Dimension.LAUNCH,
-    claim=f"{CONNECTIONS} is 8 with FSDP, whatever the layout: its gathers and reductions run "
-    "beside compute, which one queue would prevent (Megatron-LM refuses 1).",
-)
+_MARGIN = "NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN keep Transformer Engine's "
 LAYERNORM_MARGIN = rule(
     "launch.layernorm-margin",
     Dimension.LAUNCH,
-    claim="NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN keep Transformer Engine's "
-    "LayerNorm kernels off 16 SMs (or layernorm_sm_margin), unless enable_layernorm_sm_margin is "
-    "off.",
+    claim=f"{_MARGIN}LayerNorm kernels off 16 SMs (or layernorm_sm_margin), unless "
+    "enable_layernorm_sm_margin is off.",
+    versions=PLUGIN,
+    source=PLUGIN_SOURCE,
+)
+LAYERNORM_MARGIN_RECIPES = rule(
+    "launch.layernorm-margin-recipes",
+    Dimension.LAUNCH,
+    claim=f"{_MARGIN}LayerNorm kernels off 20 SMs. A few recipes set another margin for the same "
+    "layout (16 in 7 of B200's; 16, 10 or 0 in 6 of H100's), which nothing in their configuration "
+    "predicts: 16 lose no overlap.",
+    versions=RECIPES,
+    source=f"{RECIPES_SOURCE}: 418 of 431",
+)
+HIGH_PRIORITY = rule(
+    "launch.nccl-high-priority",
+    Dimension.LAUNCH,
+    claim=f"{PRIORITY} is 1: torch launches NCCL's kernels on streams of high priority, so that "
+    "they get the next free SMs, before compute kernels that already wait.",
+    versions=RECIPES,
+    source=f"{RECIPES_SOURCE}: all 431, and every other recipe; torch.distributed's documentation",
 )
 NCCL_P2P_CHUNK = rule(
     "launch.nccl-p2p-chunk",
     Dimension.LAUNCH,
     claim=f"{P2P_CHUNK} is nccl_pp_comm_chunksize, in bytes, with PP > 1; otherwise it is not set.",
+    source=f"{PLUGIN_SOURCE}; 2097152 in main's recipes with PP > 1",
 )
 
 
-@dataclass(frozen=True)
-class LaunchSettings:
-    """The settings that the launch-time environment depends on.
+NOT_ADVISED = {
+    "NCCL_NVLS_ENABLE": "0 in 418 of 431 recipes: memory of NVLink SHARP, which overlap does not "
+    "need",
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1, but 0 with full-iteration CUDA graphs: when memory is "
+    "freed",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True: fragmentation",
+    "NCCL_GRAPH_REGISTER": "0: buffers in CUDA graphs",
+    "NVLINK_DOMAIN_SIZE": "8 or 72: the reach of HybridEP's kernels, with USE_MNNVL and "
+    "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
+    "NCCL_P2P_NET_CHUNKSIZE": "2097152 with PP > 1: the rate of pipeline sends; asked for only "
+    "where a size is given",
+    "NCCL_IGNORE_CPU_AFFINITY": "1 on B300: where NCCL's threads run",
+}
+"""Variables of Megatron-Bridge's performance recipes that do not decide about overlap, and why.
 
-    Attributes:
-        gpu_sm100_or_newer: compute capability 10.0 or above: Blackwell and its successors.
-        tp_size: tensor-parallel size.
-        cp_size: context-parallel size.
-        pp_size: pipeline-parallel size.
-        num_gpus: GPUs in the whole job.
-        moe_flex_dispatcher_backend: the backend where moe_token_dispatcher_type is "flex", else
-            None. Megatron-Core's field of this name defaults to "deepep" whatever the dispatcher,
-            so its value alone means nothing.
-        a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
-        fsdp: whether FSDP shards the model, instead of Megatron DDP.
-        enable_layernorm_sm_margin: whether to set the LayerNorm margins.
-        layernorm_sm_margin: SMs that LayerNorm leaves free.
-        nccl_pp_comm_chunksize: bytes per chunk of a pipeline send; None leaves it to NCCL.
-
-    Raises:
-        OverlapConfigError: a size is not a positive integer, the margin is negative, or the chunk
-            size is not an integer above 1.
-    """
-
-    gpu_sm100_or_newer: bool
-    tp_size: int = 1
-    cp_size: int = 1
-    pp_size: int = 1
-    num_gpus: int = 8
-    moe_flex_dispatcher_backend: str | None = None
-    a2a_overlap: bool = False
-    enable_layernorm_sm_margin: bool = True
-    layernorm_sm_margin: int = 16
-    nccl_pp_comm_chunksize: int | None = None
-    fsdp: bool = False
-
-    def __post_init__(self) -> None:
-        for field in ("tp_size", "cp_size", "pp_size", "num_gpus"):
-            require_int(field, getattr(self, field), at_least=1)
-        require_int("layernorm_sm_margin", self.layernorm_sm_margin, at_least=0)
-        if self.nccl_pp_comm_chunksize is not None:
-            require_int("nccl_pp_comm_chunksize", self.nccl_pp_comm_chunksize, at_least=2)
-
-    @property
-    def model_parallel_size(self) -> int:
-        """GPUs of one model replica: TP x CP x PP."""
-        return self.tp_size * self.cp_size * self.pp_size
-
-    @property
-    def dp_size(self) -> int:
-        """Data-parallel size, rounded down; 0 where `num_gpus` are fewer than one replica needs."""
-        return self.num_gpus // self.model_parallel_size
+Values and counts: main of 2026-08-22.
+"""
 
 
 @dataclass(frozen=True)
@@ -129,61 +91,45 @@ class EnvironmentVariable:
         value: its value, as text.
         reason: why, in one sentence with the settings that it depends on.
         rule: id of the rule that chose the value.
+        least: the smallest number that loses no overlap; None where only the value itself does.
     """
 
     name: str
     value: str
     reason: str
     rule: str
+    least: int | None = None
 
 
-def require_int(field: str, value: object, *, at_least: int) -> None:
-    """Check one whole-number setting.
+def launch_environment(
+    settings: LaunchSettings, stack: Stack = NEWEST
+) -> tuple[EnvironmentVariable, ...]:
+    """The variables that a run with these settings needs, in a fixed order.
 
-    Raises:
-        OverlapConfigError: `value` is not an integer, is a bool, or is below `at_least`.
+    Args:
+        settings: the layout and what else they depend on.
+        stack: the versions whose rules apply: PerfEnvPlugin's until Megatron-Bridge 0.6.0, since
+            then those of its performance recipes.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise OverlapConfigError(
-            f"{field}={value!r}: set {field} to an integer of {at_least} or more."
-        )
-
-
-def max_connections(s: LaunchSettings) -> tuple[int, Rule]:
-    """CUDA_DEVICE_MAX_CONNECTIONS, the number of hardware queues, and the rule that chose it."""
-    splits_layers = s.tp_size > 1 or s.cp_size > 1
-    queues, chosen_by = 8, QUEUE_DEFAULT
-    if s.moe_flex_dispatcher_backend in FLEX_BACKENDS:
-        queues, chosen_by = 32, QUEUE_FLEX_DISPATCHER
-    if s.gpu_sm100_or_newer:
-        if splits_layers and (s.dp_size > 1 or s.pp_size > 1):
-            queues, chosen_by = 32, QUEUE_BLACKWELL
-    elif splits_layers and s.fsdp:
-        queues, chosen_by = max(queues, 8), QUEUE_FSDP
-    elif splits_layers and not s.a2a_overlap:
-        queues, chosen_by = 1, QUEUE_HOPPER_ORDER
-    return queues, chosen_by
-
-
-def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, ...]:
-    """The variables that a run with these settings needs, in a fixed order."""
-    queues, chosen_by = max_connections(settings)
+    number, chosen_by = max_connections(settings, stack)
+    before, _ = max_connections(settings, PERF_ENV_PLUGIN)
     variables = [
         EnvironmentVariable(
-            CONNECTIONS, str(queues), _queue_reason(settings, chosen_by), chosen_by.id
+            CONNECTIONS,
+            str(number),
+            why(settings, stack),
+            chosen_by.id,
+            min(number, before),
         )
     ]
     if settings.enable_layernorm_sm_margin:
-        margin = settings.layernorm_sm_margin
+        variables += _margins(settings, stack)
+    if HIGH_PRIORITY.holds(stack):
         reason = (
-            f"layernorm_sm_margin={margin}: Transformer Engine's LayerNorm kernels wait until all "
-            "the SMs that they claim are free. A kernel that claimed every SM would wait for a "
-            "data-parallel collective that uses a few, and all later kernels would wait for it."
+            "NCCL's kernels run on streams of high priority: they get the next free SMs, before "
+            "the compute kernels that already wait."
         )
-        variables += [
-            EnvironmentVariable(name, str(margin), reason, LAYERNORM_MARGIN.id)
-            for name in LAYERNORM_MARGINS
-        ]
+        variables.append(EnvironmentVariable(PRIORITY, "1", reason, HIGH_PRIORITY.id))
     if settings.pp_size > 1 and settings.nccl_pp_comm_chunksize is not None:
         size = settings.nccl_pp_comm_chunksize
         reason = (
@@ -194,49 +140,19 @@ def launch_environment(settings: LaunchSettings) -> tuple[EnvironmentVariable, .
     return tuple(variables)
 
 
-def _queue_reason(s: LaunchSettings, chosen_by: Rule) -> str:
-    """Why `chosen_by` applies to `s`.
-
-    Megatron-Core's `tensor_parallel/layers.py` documents that tensor-parallel collectives rely on
-    launch order.
-    """
-    sizes = f"tp_size={s.tp_size}, cp_size={s.cp_size}"
-    generation = "Blackwell or newer" if s.gpu_sm100_or_newer else "Hopper or older"
-    if chosen_by is QUEUE_HOPPER_ORDER:
-        return (
-            f"{sizes}, a2a_overlap=False on {generation}: with one hardware queue kernels start "
-            "in the order of their launch, so a communication kernel launched before a GEMM does "
-            "not wait for it."
-        )
-    if chosen_by is QUEUE_FSDP:
-        return (
-            f"{sizes} with FSDP on {generation}: its gathers and reductions must run beside "
-            "compute, which one queue would prevent."
-        )
-    if chosen_by is QUEUE_BLACKWELL:
-        return (
-            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order is "
-            "not needed there, and one queue would serialise the streams of these parallel "
-            "dimensions."
-        )
-    if chosen_by is QUEUE_FLEX_DISPATCHER:
-        return (
-            f"moe_flex_dispatcher_backend={s.moe_flex_dispatcher_backend!r} with {sizes} on "
-            f"{generation}: its dispatch and combine run on communication streams, which need "
-            "hardware queues separate from compute's."
-        )
-    if s.tp_size == s.cp_size == 1:
-        return (
-            f"{sizes}: there is no collective between a layer's GEMMs, so launch order is not "
-            "needed, and separate queues let data- and pipeline-parallel communication run beside "
-            "compute."
-        )
-    if s.gpu_sm100_or_newer:
-        return (
-            f"{sizes}, dp_size={s.dp_size}, pp_size={s.pp_size} on {generation}: launch order is "
-            "not needed there, and no data- or pipeline-parallel streams need more queues."
-        )
-    return (
-        f"{sizes}, a2a_overlap=True on {generation}: the expert all-to-all and another "
-        "micro-batch's compute must run at the same time, which one queue would prevent."
+def _margins(settings: LaunchSettings, stack: Stack) -> Iterator[EnvironmentVariable]:
+    """The LayerNorm margins: the requested number of SMs, or the one of the version's rule."""
+    number, chosen_by = next((n, r) for n, r in _LAYERNORM_MARGINS if r.holds(stack))
+    least = min(number for number, _ in _LAYERNORM_MARGINS)
+    if settings.layernorm_sm_margin is not None:
+        number = least = settings.layernorm_sm_margin
+    reason = (
+        f"layernorm_sm_margin={number}: Transformer Engine's LayerNorm kernels wait until all "
+        "the SMs that they claim are free. A kernel that claimed every SM would wait for a "
+        "data-parallel collective that uses a few, and all later kernels would wait for it."
     )
+    for name in LAYERNORM_MARGINS:
+        yield EnvironmentVariable(name, str(number), reason, chosen_by.id, least)
+
+
+_LAYERNORM_MARGINS = ((16, LAYERNORM_MARGIN), (20, LAYERNORM_MARGIN_RECIPES))

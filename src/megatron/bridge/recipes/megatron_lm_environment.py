@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron.bridge.recipes.launch_env import CONNECTIONS
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.rules.context import fsdp_switch
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.recipes.launch_env import LaunchSettings, launch_environment, require_int
+from megatron.bridge.recipes.launch_env import launch_environment
+from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN
+from megatron.bridge.recipes.launch_settings import LaunchSettings, require_int
 from megatron.bridge.training.decisions import OverlapConfigError
 
 HAVE_NEMO_RUN = True
@@ -127,7 +129,8 @@ class PerfEnvPlugin(Plugin):
             OverlapConfigError: a size, the margin, the chunk size or the interval is out of range.
         """
         _require_script(self, task)
-        variables = launch_environment(self._launch_settings())
+        require_int("layernorm_sm_margin", self.layernorm_sm_margin, at_least=0)
+        variables = launch_environment(self._launch_settings(), PERF_ENV_PLUGIN)
         if self.enable_manual_gc:
             require_int("manual_gc_interval", self.manual_gc_interval, at_least=0)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from megatron.bridge.recipes.launch_env import CONNECTIONS
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.shell.follow import SHOWS_TEXT, Started

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron.bridge.recipes.launch_env import CONNECTIONS
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from overlapkit.plan.advise.proposal import Proposal
 
 SMALL_BUCKET = 8 * 1024 * 1024

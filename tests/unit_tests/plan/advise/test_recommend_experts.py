@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.recipes.launch_env import CONNECTIONS
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.tp_overlap_presets import presets_like
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
