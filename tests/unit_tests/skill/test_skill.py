@@ -278,11 +278,13 @@ class TestClaims:
 
     def test_queues_come_from_the_launch_rules(self) -> None:
         by_layout = {q["layout"]: q for q in facts()["queues"]}
-        assert by_layout["TP = CP = 1"]["hopper"] == 8
+        assert by_layout["TP = CP = 1"]["hopper_before"] == 8
         assert by_layout["TP or CP > 1"] == {
             "layout": "TP or CP > 1",
-            "hopper": 1,
-            "blackwell": 32,
+            "hopper_before": 1,
+            "hopper_since": 1,
+            "blackwell_before": 32,
+            "blackwell_since": 32,
         }
 
     def test_evals_expect_what_explain_says(self) -> None:

@@ -64,7 +64,7 @@ NCCL_P2P_CHUNK = rule(
 
 
 NOT_ADVISED = {
-    "NCCL_NVLS_ENABLE": "0 in 418 of 431 recipes: memory of NVLink SHARP, which overlap does not "
+    "NCCL_NVLS_ENABLE": "0 in 415 of 431 recipes: memory of NVLink SHARP, which overlap does not "
     "need",
     "TORCH_NCCL_AVOID_RECORD_STREAMS": "1, but 0 with full-iteration CUDA graphs: when memory is "
     "freed",

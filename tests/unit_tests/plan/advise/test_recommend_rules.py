@@ -58,7 +58,8 @@ def emitted(proposal: Proposal, folder: Path) -> Settings:
     file = folder / "run.yaml"
     text = emit(proposal.settings, "yaml").text
     file.write_text(text, encoding="utf-8")
-    return read_settings(read_yaml(file))
+    # A file that a user writes does not show the versions, which its launch environment depends on.
+    return replace(read_settings(read_yaml(file)), stacks=proposal.settings.stacks)
 
 
 def assert_agrees(proposal: Proposal, world_size: int, gpu: str, folder: Path) -> None:
