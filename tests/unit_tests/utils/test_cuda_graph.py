@@ -120,7 +120,7 @@ def test_written_as_a_new_core_expects(new_core: None) -> None:
 
 def test_an_unknown_part_is_refused(new_core: None) -> None:
     config = SimpleNamespace(cuda_graph_modules=[])
-    with pytest.raises(OverlapConfigError, match="'attention' is no part.*attn, mlp, moe_router"):
+    with pytest.raises(OverlapConfigError, match=r"'attention' is no part.*attn, mlp, moe_router"):
         cuda_graph.set_cuda_graph_modules(config, "attention")
     assert config.cuda_graph_modules == []
 
