@@ -219,8 +219,8 @@ def bridge_consequences(c: Context) -> Iterator[Decision]:
 
 def packing_without_overlap(run: Run, stack: Stack) -> Iterator[Decision]:
     """Turn expert-parallel overlap off, on the model and in the request, for packed VLM batches."""
-    dataset = getattr(run, "dataset", None)
-    if not PACKING_OFF.holds(stack) or getattr(dataset, "packing_buffer_size", None) is None:
+    size = getattr(getattr(run, "dataset", None), "packing_buffer_size", None)
+    if not PACKING_OFF.holds(stack) or size is None:
         return
     for knob in ("overlap_moe_expert_parallel_comm", "delay_wgrad_compute"):
         holders = [run.model, run.comm_overlap]
@@ -234,7 +234,7 @@ def packing_without_overlap(run: Run, stack: Stack) -> Iterator[Decision]:
                 f"model.{knob}",
                 requested=True,
                 effective=False,
-                reason=f"dataset.packing_buffer_size is {dataset.packing_buffer_size}",
+                reason=f"dataset.packing_buffer_size is {size}",
                 outcome=Outcome.REFUSED,
             )
 
