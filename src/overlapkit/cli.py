@@ -64,6 +64,11 @@ def cli(context: click.Context) -> None:
 @options.te("a recent one is assumed")
 @options.reading
 @options.env_file
+@click.option(
+    "--buckets",
+    is_flag=True,
+    help="Print every gradient bucket: its bytes, its parameters, and what can hide it.",
+)
 @options.as_json("overlapkit/explain/v1")
 @options.html
 def explain(**given: Any) -> int:

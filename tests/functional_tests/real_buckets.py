@@ -61,7 +61,8 @@ def build(case: dict[str, Any], spec: str) -> list[dict[str, Any]]:
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
-        pipeline_dtype=torch.float32,
+        pipeline_dtype=torch.bfloat16 if model.get("bf16") else torch.float32,
+        params_dtype=torch.bfloat16 if model.get("bf16") else torch.float32,
         **model,
     )
     ddp_config = DistributedDataParallelConfig(**case["ddp"])
@@ -89,6 +90,9 @@ def build(case: dict[str, Any], spec: str) -> list[dict[str, Any]]:
             position_embedding_type=own["position_embedding_type"],
             vp_stage=vp_stage if chunks > 1 else None,
         )
+        if config.bf16:
+            # As Float16Module does before the model is wrapped.
+            gpt.bfloat16()
         tensors = [
             (
                 name,
@@ -108,6 +112,8 @@ def build(case: dict[str, Any], spec: str) -> list[dict[str, Any]]:
                 "tensors": [names[id(parameter)] for parameter in bucket.params_list],
                 "size": bucket.grad_data.numel(),
                 "expert": group in ddp.expert_parallel_bucket_groups,
+                "reduced_bytes": bucket.grad_data.nbytes,
+                "gathered_bytes": 0 if bucket.param_data is None else bucket.param_data.nbytes,
             }
             for group in groups
             for bucket in group.buckets

@@ -22,6 +22,7 @@ from megatron.bridge.models.parameter_count import (
     model_parameter_count,
 )
 from megatron.bridge.training.bucketing import bucketing
+from megatron.bridge.training.exchanged_bytes import element_bytes
 
 pytestmark = [
     pytest.mark.functional,
@@ -138,6 +139,13 @@ PLAYED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         sized(2000),
     ),
     "with-optimizer-step": (2, LLAMA | TIED | PP2 | VP2, sized(2000)),
+    "bf16": (2, LLAMA | {"bf16": True}, sized(2000)),
+    "bf16-reduced-in-fp32": (
+        2,
+        LLAMA | {"bf16": True},
+        sized(2000) | {"grad_reduce_in_fp32": True},
+    ),
+    "bf16-all-reduce": (2, LLAMA | {"bf16": True}, OVERLAP | {"bucket_size": 2000}),
     "default-size-follows-dp-without-cp": (96, LLAMA | {"context_parallel_size": 2}, DISTOPT),
 }
 # The same, of what Megatron-Core builds with Transformer Engine alone.
@@ -239,12 +247,16 @@ def compare(name: str, chunks: list[dict[str, Any]], spec: Any) -> None:
         assert told.parameters == chunk_parameter_count(model, **where) == elements
         assert told.bucket_size == chunk["bucket_size"]
         assert (told.bucket_size is None) == (told.uncut_because is not None)
+        each = element_bytes(model, SimpleNamespace(**ddp))
+        gathered = each.parameter if ddp.get("use_distributed_optimizer") else 0
         for expert in (False, True):
             assert [
                 {
                     "tensors": [tensors[position].name for position in bucket.tensors],
                     "size": bucket.size,
                     "expert": bucket.expert,
+                    "reduced_bytes": bucket.size * each.gradient,
+                    "gathered_bytes": bucket.size * gathered,
                 }
                 for bucket in told.buckets
                 if bucket.expert is expert

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from overlapkit.config.reading import Reading
 from overlapkit.config.sources import read_sources, world_sizes_of
-from overlapkit.errors import EXIT_FINDING
+from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Report, explain
 from overlapkit.output.console import write_json, write_text
@@ -29,6 +29,7 @@ def run(
     as_json: bool,
     html: str | None,
     from_megatron_lm: bool,
+    buckets: bool = False,
 ) -> int:
     """Explain one configuration, or the difference of two; returns the exit status.
 
@@ -40,6 +41,7 @@ def run(
         as_json: whether to print the JSON document instead of text.
         html: file for the page; None for none.
         from_megatron_lm: the configurations are launch scripts of Megatron-LM, or its arguments.
+        buckets: whether to print the gradient buckets instead of the decisions.
 
     Raises:
         InputError: see `overlapkit.errors`.
@@ -52,11 +54,13 @@ def run(
         most=2,
         reading=reading,
     )
+    if buckets and len(settings) > 1:
+        raise InputError("--buckets takes one configuration: name one, or leave --buckets out")
     sizes = world_sizes_of(settings, world_sizes)
     assumptions = assume(gpu, te, env_file, installation=reading.installation)
     if len(settings) == 1:
         report = explain(settings[0], sizes[0], assumptions)
-        _show_report(report, page, as_json=as_json)
+        _show_report(report, page, as_json=as_json, buckets=buckets)
     else:
         from overlapkit.explain.difference import find_difference
 
@@ -75,7 +79,7 @@ def _page(html: str, arguments: Sequence[str], env_file: str | None) -> Output |
     return outputs({"--html": html}, files)[0]
 
 
-def _show_report(report: Report, page: Output | None, *, as_json: bool) -> None:
+def _show_report(report: Report, page: Output | None, *, as_json: bool, buckets: bool) -> None:
     if page is not None:
         from overlapkit.explain.page import explain_page
 
@@ -85,14 +89,16 @@ def _show_report(report: Report, page: Output | None, *, as_json: bool) -> None:
 
         write_json(explain_document(report))
     elif sys.stdout.isatty():
-        from overlapkit.explain.tables import show_report
+        from overlapkit.explain.tables import show_buckets, show_report
         from overlapkit.output.console import console
 
-        show_report(report, console())
+        show = show_buckets if buckets else show_report
+        show(report, console())
     else:
-        from overlapkit.explain.text import report_lines
+        from overlapkit.explain.text import buckets_lines, report_lines
 
-        write_text("".join(f"{line}\n" for line in report_lines(report)))
+        lines = buckets_lines if buckets else report_lines
+        write_text("".join(f"{line}\n" for line in lines(report)))
 
 
 def _show_difference(difference: Difference, page: Output | None, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.run import Framework
+from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
 from overlapkit.explain.difference import Change, Difference, Kind
 from overlapkit.explain.report import Report
 from overlapkit.explain.stack_document import JobStack, stack_document
@@ -109,6 +110,9 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     ]
     launch_env_reasons: Annotated[
         dict[str, str], Meta(description="the same variables, and why they are needed")
+    ]
+    buckets: Annotated[
+        ExplainBuckets, Meta(description="how the gradients are divided for their reduction")
     ]
     notes: Annotated[
         list[str],
@@ -217,6 +221,7 @@ def explain_document(report: Report) -> ExplainDocument:
         effective={k: plain(v) for k, v in report.effective.items()},
         launch_env={v.name: v.value for v in report.launch_env},
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
+        buckets=buckets_document(report.buckets),
         notes=[*report.notes, *report.remarks],
     )
 

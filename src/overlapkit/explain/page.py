@@ -46,7 +46,7 @@ def difference_page(difference: Difference) -> str:
 
 def _chunks(report: Report) -> list[ChunkBuckets]:
     """The buckets of every model chunk; none where the rules did not count them."""
-    if all(d.rule != BUCKET_COUNT.id for d in report.decisions):
+    if isinstance(report.buckets, str) or all(d.rule != BUCKET_COUNT.id for d in report.decisions):
         return []
     run = report.run
     try:

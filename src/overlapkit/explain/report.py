@@ -20,7 +20,6 @@ from megatron.bridge.training.decisions import (
 )
 from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvironment
 from megatron.bridge.training.rules.context import OTHER_VERSIONS, fsdp_switch
-from megatron.bridge.training.rules.context import Gpu as KnownGpu
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import KNOWN, NEWEST, spoken
@@ -30,6 +29,7 @@ from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
+from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.hardware import Gpu
 from overlapkit.output.console import encodable
 
@@ -66,11 +66,6 @@ class Assumptions:
     environment_is_the_jobs: bool = False
 
     @property
-    def machine(self) -> KnownGpu:
-        """The GPU, as far as rules depend on it."""
-        return KnownGpu(self.gpu_name, float(self.gpu.compute_capability))
-
-    @property
     def job(self) -> JobEnvironment:
         """What is known of the job's environment, without what the configuration adds to it."""
         return JobEnvironment(
@@ -96,6 +91,7 @@ class Report:
         remarks: about the versions, and what of the configuration was not looked at.
         basis: the versions whose rules were applied, and how they are known.
         environment: what is known of the job's environment, with the configuration's env_vars.
+        buckets: the gradient buckets; in words why they are not known, or that there are none.
     """
 
     source: str
@@ -111,6 +107,7 @@ class Report:
     remarks: tuple[str, ...] = ()
     basis: StackBasis = field(default_factory=lambda: StackBasis(NEWEST))
     environment: JobEnvironment = UNKNOWN
+    buckets: Buckets | str = ""
 
     @property
     def findings(self) -> list[Decision]:
@@ -126,9 +123,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     """
     assumptions = _with_launch(settings, assumptions)
     try:
-        run, update = make_effective(
-            settings, world_size, assumptions.software, assumptions.job, assumptions.machine
-        )
+        run, update = make_effective(settings, world_size, assumptions.software, assumptions.job)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
@@ -164,6 +159,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         remarks(settings),
         settings.basis,
         environment,
+        buckets_of(run, update.data_parallel_size),
     )
 
 
@@ -192,9 +188,7 @@ def _on_other_stacks(
     others: dict[tuple[str, str], tuple[Decision, list[str]]] = {}
     for stack in candidates[:-1]:
         on_stack = dataclasses.replace(settings, stacks=(stack,))
-        _, update = make_effective(
-            on_stack, world_size, assumptions.software, assumptions.job, assumptions.machine
-        )
+        _, update = make_effective(on_stack, world_size, assumptions.software, assumptions.job)
         for d in update.decisions:
             key = (d.rule, d.knob)
             if (d.is_finding or RULES[d.rule].is_bug) and key not in said:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import Decision, Outcome
+from overlapkit.explain.buckets import bucket_summary, chunk_titles
 from overlapkit.explain.difference import Difference
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
@@ -21,6 +22,7 @@ from overlapkit.explain.text import (
     by_reason,
     caused,
     gpus_text,
+    layout_text,
     place,
     restated,
     run_text,
@@ -29,7 +31,7 @@ from overlapkit.explain.text import (
     verdict,
 )
 from overlapkit.output.numbers import imperative, sentence
-from overlapkit.output.tables import borderless
+from overlapkit.output.tables import add_numbers, borderless, print_item
 
 _STYLES = {
     Outcome.GRANTED: "green",
@@ -57,9 +59,39 @@ def show_report(report: Report, console: Console) -> None:
             console.print(_decisions(section.decisions))
         if section.not_requested:
             console.print(Text(f"default  {section.not_requested}", "dim"))
+        if section.buckets:
+            print_item(console, "buckets  ", Text(section.buckets))
     console.print()
     for text, tone in verdict(report):
         console.print(Text(text, _TONES[tone]))
+
+
+def show_buckets(report: Report, console: Console) -> None:
+    """Every bucket of every stage and chunk, under its summary."""
+    console.print(Text.assemble((report.source, "bold"), f"  {gpus_text(report)}"))
+    console.print(layout_text(report))
+    console.print()
+    if isinstance(report.buckets, str):
+        console.print(report.buckets)
+        return
+    console.print(bucket_summary(report.buckets))
+    for title, chunk in chunk_titles(report.buckets):
+        console.print(Text(f"\n{title}", "bold"))
+        table = borderless()
+        add_numbers(table, "#", "parameters", "reduced MB", "gathered MB")
+        table.add_column("first and last gradient", ratio=1, overflow="fold")
+        table.add_column("hidden by", max_width=14)
+        for number, bucket in enumerate(chunk.buckets, start=1):
+            gathered = bucket.gathered_bytes
+            table.add_row(
+                str(number),
+                f"{bucket.parameters:,}",
+                f"{bucket.reduced_bytes / 1e6:,.1f}",
+                "?" if gathered is None else f"{gathered / 1e6:,.1f}",
+                bucket.first if bucket.first == bucket.last else f"{bucket.first}\n{bucket.last}",
+                Text(bucket.hidden_by or "nothing", "" if bucket.hidden_by else "bold red"),
+            )
+        console.print(table)
 
 
 def _decisions(decisions: list[Decision]) -> Table:

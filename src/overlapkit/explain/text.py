@@ -15,6 +15,7 @@ from typing import Any, Literal
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.effective import FRAMEWORKS
+from overlapkit.explain.buckets import BucketExchange, bucket_summary, chunk_titles
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
 from overlapkit.explain.report import Report
@@ -56,12 +57,14 @@ class Section:
         variables: the environment variables that the job needs; empty but for the launch.
         not_requested: the opt-in knobs that were not requested, with their values; empty without
             any.
+        buckets: the gradient buckets in one line; empty but for data parallelism.
     """
 
     title: str
     decisions: list[Decision]
     variables: tuple[EnvironmentVariable, ...]
     not_requested: str
+    buckets: str = ""
 
 
 def sections(report: Report) -> Iterator[Section]:
@@ -78,7 +81,13 @@ def sections(report: Report) -> Iterator[Section]:
             [d for d in decisions if d not in opt_in],
             variables,
             f"opt-in, not requested: {names}" if names else "",
+            buckets_text(report) if dimension is Dimension.DP else "",
         )
+
+
+def buckets_text(report: Report) -> str:
+    """The gradient buckets in one line; empty where they are not known, or not used."""
+    return "" if isinstance(report.buckets, str) else bucket_summary(report.buckets)
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -96,8 +105,39 @@ def report_lines(report: Report) -> Iterator[str]:
         yield from map(_decision_line, section.decisions)
         if section.not_requested:
             yield f"default  {section.not_requested}"
+        if section.buckets:
+            yield f"buckets  {section.buckets}"
     yield ""
     yield from (text for text, _ in verdict(report))
+
+
+def buckets_lines(report: Report) -> Iterator[str]:
+    """Every bucket of every stage and chunk, one line each, under its summary."""
+    yield f"{report.source}  {gpus_text(report)}"
+    yield layout_text(report)
+    yield ""
+    if isinstance(report.buckets, str):
+        yield report.buckets
+        return
+    yield bucket_summary(report.buckets)
+    for title, chunk in chunk_titles(report.buckets):
+        yield ""
+        yield title
+        for number, bucket in enumerate(chunk.buckets, start=1):
+            yield f"{number}  " + "  ".join(bucket_cells(bucket))
+
+
+def bucket_cells(bucket: BucketExchange) -> tuple[str, str, str, str, str]:
+    """A bucket's parameters, what is reduced and gathered, its parameters' names, what hides it."""
+    gathered = bucket.gathered_bytes
+    names = bucket.first if bucket.first == bucket.last else f"{bucket.first} .. {bucket.last}"
+    return (
+        f"{bucket.parameters:,} parameters" + (" of experts" if bucket.expert else ""),
+        f"reduced {bucket.reduced_bytes / 1e6:,.1f} MB over {bucket.ranks}",
+        "gathered ?" if gathered is None else f"gathered {gathered / 1e6:,.1f} MB",
+        names,
+        f"hidden by: {bucket.hidden_by or 'nothing'}",
+    )
 
 
 def _decision_line(d: Decision) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.rule_runs import run_of
 
 from megatron.bridge.training.decisions import Outcome
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment, with_env_vars
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN, Stack
-from support.rule_runs import run_of
 
 NEW = Stack("0.19.0", "0.6.0")
 OLD = Stack("0.18.2", "0.5.1")

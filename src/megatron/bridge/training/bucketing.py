@@ -67,8 +67,8 @@ class ChunkBuckets:
         uncut_because: why bucket_size is None; None where it is not.
         parameters: elements of the chunk on one rank.
         buckets: in the order in which they become ready.
-        collectives: reductions (and parameter gathers) per step: one per bucket, except that
-            buckets that Megatron-Core groups share one.
+        groups: positions in `buckets` of those that share a collective, which starts when the last
+            of them is ready: reductions (and parameter gathers) per step.
     """
 
     pp_rank: int
@@ -77,7 +77,12 @@ class ChunkBuckets:
     uncut_because: str | None
     parameters: int
     buckets: tuple[Bucket, ...]
-    collectives: int
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def collectives(self) -> int:
+        """Reductions (and parameter gathers) per step."""
+        return len(self.groups)
 
 
 CORE_LEAST = 40_000_000
@@ -122,10 +127,16 @@ def bucketing(
     if getattr(ddp, "use_megatron_fsdp", False) or getattr(ddp, "use_custom_fsdp", False):
         raise UncountableModel("use_megatron_fsdp is on: FSDP has units, and no gradient buckets")
     shape = read_shape(model, vocab_size=vocab_size, layer_spec=layer_spec)
-    ranks = _reducing_ranks(model, ddp, shape, data_parallel_size, expert_data_parallel_size)
+    ranks = reducing_ranks(
+        model,
+        ddp,
+        shape,
+        data_parallel_size=data_parallel_size,
+        expert_data_parallel_size=expert_data_parallel_size,
+    )
     layout = layers_by_chunk(model)
     chunks = []
-    known: dict[Any, tuple[tuple[Bucket, ...], int]] = {}
+    known: dict[Any, tuple[tuple[Bucket, ...], tuple[tuple[int, ...], ...]]] = {}
     for vp_stage, row in enumerate(layout):
         for pp_rank, layers in enumerate(row):
             bucket_size, uncut = _size_in_force(
@@ -146,22 +157,31 @@ def bucketing(
                     bool(getattr(ddp, "pad_buckets_for_high_nccl_busbw", False)),
                     ranks,
                 )
-            buckets, collectives = known[key]
+            buckets, groups = known[key]
             count = sum(bucket.parameters for bucket in buckets)
             chunks.append(
-                ChunkBuckets(pp_rank, vp_stage, bucket_size, uncut, count, buckets, collectives)
+                ChunkBuckets(pp_rank, vp_stage, bucket_size, uncut, count, buckets, groups)
             )
     return chunks
 
 
-def _reducing_ranks(
+def reducing_ranks(
     model: Any,
     ddp: Any,
     shape: ModelShape,
+    *,
     data_parallel_size: int,
-    expert_data_parallel_size: int | None,
+    expert_data_parallel_size: int | None = None,
 ) -> tuple[int, int]:
-    """Ranks that reduce dense gradients together, and ranks that reduce experts' gradients."""
+    """Ranks that reduce dense gradients together, and ranks that reduce experts' gradients.
+
+    Args:
+        model, ddp, data_parallel_size, expert_data_parallel_size: as in `bucketing`.
+        shape: the model's.
+
+    Raises:
+        UncountableModel: the ranks do not divide into such groups.
+    """
     dense = data_parallel_size * read_size(model, "context_parallel_size")
     expert = dense
     if shape.ep > 1:
@@ -279,14 +299,14 @@ def _cut_chunk(
     use_distributed_optimizer: bool,
     pad_for_busbw: bool,
     ranks: tuple[int, int],
-) -> tuple[tuple[Bucket, ...], int]:
-    """A chunk's buckets and the number of their collectives.
+) -> tuple[tuple[Bucket, ...], tuple[tuple[int, ...], ...]]:
+    """A chunk's buckets, and which of them share a collective.
 
     The result is cached, since several rules need it for one run.
 
     Args:
         ends: whether the chunk is the model's first, and whether it is the last.
-        ranks: as of `_reducing_ranks`.
+        ranks: as of `reducing_ranks`.
     """
     groups = tensor_groups(shape, layers, first=ends[0], last=ends[1])
     buckets = cut_buckets(
@@ -297,14 +317,26 @@ def _cut_chunk(
         pad_for_busbw=pad_for_busbw,
         expert_data_parallel_size=ranks[1],
     )
-    collectives = 0
-    for expert in (False, True):
-        together = [bucket for bucket in buckets if bucket.expert is expert]
-        fp8 = sum(bucket.fp8 for bucket in together)
-        # Where bucketing is disabled, the buffers of the same ranks travel together. Otherwise
-        # buffers of weights that are not FP8 travel with the last FP8 bucket.
-        collectives += min(len(together), 1) if disabled else fp8 or len(together)
-    return tuple(buckets), collectives
+    return tuple(buckets), tuple(
+        group
+        for expert in (False, True)
+        for group in _grouped(
+            buckets, [n for n, b in enumerate(buckets) if b.expert is expert], whole=disabled
+        )
+    )
+
+
+def _grouped(
+    buckets: Sequence[Bucket], numbers: Sequence[int], *, whole: bool
+) -> list[tuple[int, ...]]:
+    """Those of one kind of ranks, by collective; `whole` where bucketing is disabled."""
+    fp8 = [number for number in numbers if buckets[number].fp8]
+    if whole or not fp8:
+        # Where bucketing is disabled, the buffers of the same ranks travel together.
+        return ([tuple(numbers)] if numbers else []) if whole else [(n,) for n in numbers]
+    # Buffers of weights that are not FP8 travel with the last FP8 bucket.
+    others = [number for number in numbers if not buckets[number].fp8]
+    return [*((number,) for number in fp8[:-1]), (fp8[-1], *others)]
 
 
 def _size_in_force(

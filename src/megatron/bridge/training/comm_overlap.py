@@ -85,8 +85,7 @@ class InstalledSoftware:
 
 # ---------------------------------------------------------------------------- the configuration
 
-# Megatron-Bridge copies an unset delay_wgrad_compute onto ddp too, as None, which is off there.
-_NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size", "delay_wgrad_compute"})
+_NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size"})
 
 
 @dataclass(frozen=True)

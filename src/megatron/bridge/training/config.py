@@ -143,10 +143,8 @@ class ConfigContainer:
         mixed_precision: a configuration or a recipe's name; overwrites model, optimizer and ddp.
         comm_overlap: the requested overlap; overwrites model, optimizer and ddp.
         profiling: what to record.
-        dist, dataset, rerun_state_machine: read for what they say about FSDP, packing and checks
-            for NaN.
-        scheduler, logger, tokenizer, checkpoint, rng, peft: for the training loop; nothing here
-            reads them.
+        scheduler, dataset, logger, tokenizer, checkpoint, dist, rng, peft: for the training loop;
+            nothing here reads them.
     """
 
     model: Any
@@ -163,7 +161,6 @@ class ConfigContainer:
     checkpoint: Any = None
     dist: Any = None
     rng: Any = None
-    rerun_state_machine: Any = None
     peft: Any = None
 
     def __post_init__(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.bridge.models.model_shape import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
+from megatron.bridge.training.exchanged_bytes import ElementBytes, element_bytes
 from overlapkit.config.run import Run
 from overlapkit.plan.figure import Figure, given, literal
 from overlapkit.plan.workload.collectives import Collective
@@ -61,9 +61,7 @@ def gradient_exchange(
         parameters: of each pipeline stage.
         cut: whether to cut the gradients into buckets; if not, each chunk counts as one bucket.
     """
-    half = bool(getattr(run.model, "bf16", False) or getattr(run.model, "fp16", False))
-    size = 2.0 if half else 4.0
-    gradient = 4.0 if getattr(run.ddp, "grad_reduce_in_fp32", False) else size
+    sizes = element_bytes(run.model, run.ddp)
     sharded = layout.sharding == "parameters"
     alone = _alone(run, layout) if cut and not sharded else {}
     known: dict[tuple[Parameters, float], ChunkExchange] = {}
@@ -71,8 +69,8 @@ def gradient_exchange(
     def exchanged(params: Parameters, last: float) -> ChunkExchange:
         if (params, last) not in known:
             known[params, last] = ChunkExchange(
-                gradients=_gradients(layout, params, gradient),
-                parameters=_parameters(run.ddp, layout, params, size),
+                gradients=_gradients(layout, params, sizes.gradient),
+                parameters=_parameters(layout, params, sizes),
                 alone=last,
             )
         return known[params, last]
@@ -85,7 +83,10 @@ def gradient_exchange(
         for stage, of_stage in enumerate(parameters)
     )
     return GradientExchange(
-        chunks=chunks, per_layer=sharded, gradient_bytes=gradient, parameter_bytes=size
+        chunks=chunks,
+        per_layer=sharded,
+        gradient_bytes=float(sizes.gradient),
+        parameter_bytes=float(sizes.parameter),
     )
 
 
@@ -110,7 +111,7 @@ def _alone(run: Run, layout: Layout) -> dict[tuple[int, int], float]:
     }
 
 
-def _gradients(layout: Layout, params: Parameters, size: float) -> tuple[Collective, ...]:
+def _gradients(layout: Layout, params: Parameters, size: int) -> tuple[Collective, ...]:
     kind = "all-reduce" if layout.sharding == "none" else "reduce-scatter"
     each = given("gradient bytes", size, "B", "ddp.grad_reduce_in_fp32")
     result = []
@@ -120,20 +121,13 @@ def _gradients(layout: Layout, params: Parameters, size: float) -> tuple[Collect
     return tuple(result)
 
 
-def _parameters(
-    ddp: Any, layout: Layout, params: Parameters, size: float
-) -> tuple[Collective, ...]:
+def _parameters(layout: Layout, params: Parameters, sizes: ElementBytes) -> tuple[Collective, ...]:
     if layout.sharding == "none":
         return ()
-    # MXFP8 needs copies in both directions, so parameters are sent in BF16 through the gradient
-    # buffer (reuse_grad_buf_for_mxfp8_param_ag).
-    small = bool(getattr(ddp, "fp8_param_gather", False)) and not getattr(
-        ddp, "reuse_grad_buf_for_mxfp8_param_ag", False
-    )
-    each = given("parameter bytes", size, "B", "mixed_precision.params_dtype")
+    each = given("parameter bytes", sizes.parameter, "B", "mixed_precision.params_dtype")
     result = []
     for group in _groups(layout, params):
-        in_fp8 = group.fp8 if small else 0
+        in_fp8 = group.fp8 if sizes.fp8_parameter == 1 else 0
         fp8 = given(f"{group.what} parameters gathered in FP8", in_fp8, "", COUNTED)
         other = given(f"other {group.what} parameters", group.count - in_fp8, "", COUNTED)
         payload = fp8 * literal(1, "B") + other * each
