@@ -50,7 +50,7 @@ class History:
     def __init__(self) -> None:
         self.sections: Spans = {}
 
-    def add(self, stack: int, section: str, key: str, kind: str, default: Any) -> None:
+    def add(self, stack: int, section: str, key: str, kind: str, default: Any, **more: Any) -> None:
         """A key exists from this stack on, with this kind and default."""
         spans = self.sections.setdefault(section, {}).setdefault(key, [])
         if spans and spans[-1].get("until") is None:
@@ -60,7 +60,7 @@ class History:
                 spans.pop()
             else:
                 spans[-1]["until"] = stack
-        spans.append({"since": stack, "kind": kind, "default": default})
+        spans.append({"since": stack, "kind": kind, "default": default, **more})
 
     def remove(self, stack: int, section: str, key: str) -> None:
         """A key no longer exists from this stack on."""
@@ -116,12 +116,13 @@ def keys_by_name(history: History) -> None:
         for section, keys in facts["added"].items():
             for key in keys:
                 if not history.sections.get(section, {}).get(key):
-                    history.add(stack, section, key, "other", None)
+                    history.add(stack, section, key, "other", None, by_name=True)
         for section, keys in facts["not_written_any_more"].items():
             for key in keys:
                 spans = history.sections.setdefault(section, {}).setdefault(key, [])
                 if not spans:
-                    spans.append({"since": 0, "until": stack, "kind": "other", "default": None})
+                    span = {"since": 0, "until": stack, "kind": "other", "default": None}
+                    spans.append({**span, "by_name": True})
                 elif spans[-1].get("until") is None and spans[-1]["kind"] == "other":
                     spans[-1]["until"] = stack
 

@@ -15,21 +15,25 @@ from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed
 from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.versions import NEWEST, Stack
+from overlapkit.config.keys import (
+    READ_SECTIONS,
+    check_unknown_key,
+    check_unknown_section,
+    is_unknown,
+    unknown_sections,
+)
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
 from overlapkit.config.reading import Reading, StackBasis, StackSource
 from overlapkit.config.schema import (
     KINDS,
-    KNOB_SECTIONS,
     check_kind,
-    check_unknown_key,
     known_keys,
     section_fields,
-    sections,
     shown,
 )
 from overlapkit.config.shapes import TRANSFORMER, flatten_model, plain, plain_override, unnested
 from overlapkit.config.sizes import check_sizes
-from overlapkit.config.versions import stacks_of_dump
+from overlapkit.config.versions import is_lacking, stacks_of_dump
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
 
@@ -73,9 +77,12 @@ class Settings:
         overridden: dotted keys that an override set.
         framework: whose defaults and checks apply to them.
         launch: what the launch script says; None for a file of settings.
+        passed_over: sections, and dotted keys of sections that rules read, that no known version
+            has; they have no effect on an answer.
         stacks: the versions that the settings may be for, oldest first: those whose fields a file
             that Megatron-Bridge wrote has, or the one that the user gave; empty where they are not
             known.
+        written_by: the versions whose fields the file has; empty where nothing shows them.
         stack_given: whether the user gave one of them as --core or --bridge.
         stack_path: the checkout or installation that they were read from; None without one.
         stack_overridden: versions at `stack_path` for which the user gave others.
@@ -88,7 +95,9 @@ class Settings:
     overridden: frozenset[str] = frozenset()
     framework: Framework = "megatron-bridge"
     launch: Launch | None = None
+    passed_over: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = ()
+    written_by: tuple[Stack, ...] = ()
     stack_given: bool = False
     stack_path: str | None = None
     stack_overridden: Stack | None = None
@@ -164,6 +173,7 @@ def read_settings(
     overrides = list(overrides)
     reading = reading or Reading()
     dumped = "_target_" in document.data
+    strict = not (dumped or reading.allow_unknown)
     data = {
         section: plain(content)
         for section, content in document.data.items()
@@ -172,7 +182,7 @@ def read_settings(
     for section in NAMED_SECTIONS:
         if isinstance(data.get(section), dict):
             data[section].pop(BY_NAME, None)
-    _check_sections(document, data)
+    _check_sections(document, data, strict=strict)
     nested = flatten_model(document, data)
     stacks = stacks_of_dump(data) if dumped else ()
     overrides = [unnested(o) for o in overrides] if nested else overrides
@@ -186,7 +196,7 @@ def read_settings(
     overridden = dict(_overridden(overrides))
     where |= overridden
     for section, content in values.items():
-        if section in sections() and content is not None and not isinstance(content, dict):
+        if section in (*READ_SECTIONS, "env_vars") and not isinstance(content, dict | None):
             place = where.get(section, document.path)
             raise InputError(
                 f"{place}: {section} must be a section with keys, not {shown(content)}"
@@ -196,7 +206,7 @@ def read_settings(
         for key, value in (content or {}).items():
             place = where.get(f"{section}.{key}", document.path)
             check_kind(section, key, value, place)
-            if key not in known_keys(section) and not (dumped or reading.allow_unknown):
+            if strict and key not in known_keys(section):
                 check_unknown_key(section, key, place)
     check_sizes(settings, where, document.path)
     asked = frozenset(
@@ -206,9 +216,28 @@ def read_settings(
         if (dotted := f"{section}.{key}") in overridden
         or not (dumped and _is_default(section, key, value, stacks))
     )
-    return reading.dated(
-        Settings(document.path, settings, asked, where, frozenset(overridden), stacks=tuple(stacks))
+    read = Settings(
+        document.path,
+        settings,
+        asked,
+        where,
+        frozenset(overridden),
+        passed_over=tuple(_passed_over(values)),
+        stacks=tuple(stacks),
+        written_by=tuple(stacks),
     )
+    return reading.dated(read)
+
+
+def _passed_over(values: Mapping[str, Any]) -> Iterator[str]:
+    """The sections and keys that no known version has, but for those without a value."""
+    for section in unknown_sections(values):
+        if values[section] is not None:
+            yield section
+    for section, content in values.items():
+        for key, value in content.items() if isinstance(content, dict) else ():
+            if value is not None and is_unknown(section, key):
+                yield f"{section}.{key}"
 
 
 def _overridden(overrides: Iterable[Override]) -> Iterator[tuple[str, str]]:
@@ -229,21 +258,10 @@ def _is_default(section: str, key: str, value: Any, stacks: tuple[Stack, ...]) -
     return known is not None and known.default == value
 
 
-def _check_sections(document: Document, data: dict[str, Any]) -> None:
-    for section in data:
-        if section in sections():
-            continue
-        homes = [s for s in (*KNOB_SECTIONS, "train") if section in section_fields(s)]
-        if homes:
-            raise InputError(
-                f"{document.where(section)}: {section} is at the top level; "
-                f"did you mean {homes[0]}.{section}?"
-            )
-        near = nearest(str(section), sections(), cutoff=0.75)
-        if near is not None and near not in data:
-            raise InputError(
-                f"{document.where(section)}: unknown section {section!r}; did you mean {near}?"
-            )
+def _check_sections(document: Document, data: dict[str, Any], *, strict: bool) -> None:
+    """Refuse a file that is no run configuration, and with `strict` misspelt sections."""
+    for section in unknown_sections(data) if strict else ():
+        check_unknown_section(section, data, document.where(section))
     if not any(section in data for section in ("model", "ddp", "comm_overlap")):
         raise InputError(
             f"{document.path}: contains none of the sections model, ddp and comm_overlap; "
@@ -260,33 +278,37 @@ def build_run(settings: Settings) -> Run:
     """
     values = settings.values
     train = {name: known.default for name, known in section_fields("train").items()}
-    stack = settings.stacks[-1] if settings.stacks else None
-    model = _section("model", values, stack)
+    model = _section("model", values, settings)
     tokenizer_vocab = (values.get("tokenizer") or {}).get("vocab_size")
     if model.vocab_size is None and isinstance(tokenizer_vocab, int):
         # Megatron-Bridge does the same when it builds the model.
         model.vocab_size, model.should_pad_vocab = tokenizer_vocab, True
     return Run(
         model=model,
-        optimizer=_section("optimizer", values, stack),
-        ddp=_section("ddp", values, stack),
+        optimizer=_section("optimizer", values, settings),
+        ddp=_section("ddp", values, settings),
         train=SimpleNamespace(**(train | (values.get("train") or {}))),
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
-        dist=_section("dist", values, stack),
+        dist=_section("dist", values, settings),
         env_vars=values.get("env_vars"),
     )
 
 
 def _section(
-    section: str, values: Mapping[str, dict[str, Any] | None], stack: Stack | None
+    section: str, values: Mapping[str, dict[str, Any] | None], settings: Settings
 ) -> SimpleNamespace:
+    stack = settings.stack
     fields = section_fields(section, stack)
     defaults = {name: known.default for name, known in fields.items()}
     given = values.get(section) or {}
     # null is None where Megatron-Core allows it, and "not set" for a plain number or switch.
     plain = {k for k, known in fields.items() if known.kind in KINDS}
-    content = {k: v for k, v in given.items() if v is not None or k not in plain}
+    content = {
+        key: value
+        for key, value in given.items()
+        if (value is not None or key not in plain) and not is_lacking(section, key, stack)
+    }
     return SimpleNamespace(**(defaults | content))
 
 

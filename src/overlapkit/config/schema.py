@@ -18,7 +18,6 @@ import msgspec
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
-from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.versions import Stack
 from overlapkit.config.versions import histories, index_of, keys_in, spans
 from overlapkit.errors import InputError
@@ -124,7 +123,7 @@ def section_fields(section: str, stack: Stack | None = None) -> Mapping[str, Fie
     if stack is None:
         newer = {k: spans[0] for k, spans in histories(section).items() if k not in oldest}
         return {**oldest, **{k: Field(s.kind, s.default) for k, s in newer.items()}}
-    index = index_of(stack)
+    index = index_of(stack, section)
     fields = {key: f for key, f in oldest.items() if not _is_gone(section, key, index)}
     for key, span in keys_in(section, index).items():
         # The oldest stack's table is of the classes themselves, with what annotations hide.
@@ -224,6 +223,27 @@ _READ_BY_RULES = (OVERLAP_KNOBS - frozenset({"bucket_size"})) | {
 }
 
 
+DECIDING_KEYS = (
+    OVERLAP_KNOBS
+    | _READ_BY_RULES
+    | {
+        "cuda_graph_impl",
+        "cuda_graph_modules",
+        "cuda_graph_scope",
+        "ep_overlap_early_attn_memory_release",
+        "fp4_param_gather",
+        "nccl_ub",
+        "num_buckets",
+        "num_distributed_optimizer_instances",
+        "overlap_dispatch_backward_with_experts_wgrad",
+        "reuse_grad_buf_for_mxfp8_param_ag",
+        "use_layer_wise_distributed_optimizer",
+        "use_megatron_fsdp",
+        "use_torch_fsdp2",
+    }
+)
+"""Keys that an answer depends on: a typing error in one of them would change it silently."""
+
 _NAME_LISTS = {"recompute_modules": False, "cp_comm_type": True}
 """Keys whose value is a list of names, and whether a single name can take its place."""
 
@@ -232,26 +252,6 @@ def shown(value: Any) -> str:
     """A value for messages: on one line, and shortened."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def check_unknown_key(section: str, key: str, where: str) -> None:
-    """Refuse an unknown key of a file that is certainly a misspelt or misplaced knob.
-
-    Other unknown keys are accepted: Megatron-Bridge has hundreds, and its releases differ.
-
-    Raises:
-        InputError: with the place and the key that was probably meant.
-    """
-    if section not in KNOB_SECTIONS and section != "train":
-        return
-    homes = [s for s in (*KNOB_SECTIONS, "train") if key in section_fields(s)]
-    if key in OVERLAP_KNOBS and homes:
-        raise InputError(
-            f"{where}: {section}.{key} has no effect there; did you mean {homes[0]}.{key}?"
-        )
-    meant = nearest(key, OVERLAP_KNOBS & frozenset(section_fields(section)), cutoff=0.88)
-    if meant is not None:
-        raise InputError(f"{where}: unknown key {section}.{key}; did you mean {section}.{meant}?")
 
 
 def check_kind(section: str, key: str, value: Any, where: str) -> Any:

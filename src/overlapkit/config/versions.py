@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from megatron.bridge.training.versions import KNOWN, Stack, nearest_known
+from megatron.bridge.training.versions import KNOWN, Package, Stack, nearest_known
 
 _DATA = Path(__file__).with_name("data") / "fields_by_version.json"
 
@@ -28,12 +28,15 @@ class Span(msgspec.Struct, frozen=True):
         kind: as in `overlapkit.config.schema.Field`; "other" where only the name is known.
         default: in that stack; None also where it is not a literal.
         until: index of the first stack without it (or with another kind or default); None: none.
+        by_name: whether it is known only from files that Megatron-Bridge wrote: an older version
+            may have it too, for a model that no such file was of.
     """
 
     since: int
     kind: str
     default: Any = None
     until: int | None = None
+    by_name: bool = False
 
     def contains(self, stack: int) -> bool:
         """Whether the key is like this in the stack of that index."""
@@ -52,9 +55,29 @@ def _table() -> _Table:
     return table
 
 
-def index_of(stack: Stack) -> int:
-    """The index in `KNOWN` of the stack whose fields a run has: the nearest to its core."""
-    return nearest_known(stack.core or KNOWN[-1].core or "", "core")
+def index_of(stack: Stack, section: str = "model") -> int:
+    """The index in `KNOWN` of the stack whose fields a section of a run has.
+
+    It is the nearest to the version of the package that declares the section.
+    """
+    package = package_of(section)
+    return nearest_known(stack.version(package) or KNOWN[-1].version(package) or "", package)
+
+
+def package_of(section: str) -> Package:
+    """The package that declares a section's class."""
+    return "core" if section in ("model", "ddp", "optimizer") else "bridge"
+
+
+def is_lacking(section: str, key: str, stack: Stack) -> bool:
+    """Whether a stack has no such key, and another known one has it."""
+    history = spans(section, key)
+    index = index_of(stack, section)
+    return (
+        bool(history)
+        and not any(span.by_name for span in history)
+        and not any(span.contains(index) for span in history)
+    )
 
 
 def spans(section: str, key: str) -> list[Span]:

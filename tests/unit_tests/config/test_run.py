@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megatron.bridge.training.tp_overlap_presets import PRESETS
+from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import Run, Settings, build_run, read_settings
 from overlapkit.config.schema import section_fields
@@ -30,7 +31,7 @@ def test_what_a_file_lacks_is_megatron_cores_default() -> None:
     built = run({"model": {"num_layers": 4}})
     assert built.model.num_layers == 4
     for section, config in (("ddp", built.ddp), ("optimizer", built.optimizer)):
-        for key, known in section_fields(section).items():
+        for key, known in section_fields(section, NEWEST).items():
             assert getattr(config, key) == known.default
     assert built.comm_overlap is None and built.mixed_precision is None
 

@@ -9,12 +9,12 @@ import pytest
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.near_names import nearest
+from overlapkit.config.keys import check_unknown_key
 from overlapkit.config.schema import (
     OVERLAP_KNOBS,
     check_kind,
-    check_unknown_key,
     known_keys,
-    nearest,
     section_fields,
     sections,
 )

@@ -40,14 +40,21 @@ def typo_of(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is a typing error of; None where it may be another name.
 
     A typing error is one letter that is missing, added or another, or two that are swapped; in a
-    name of 12 letters or more also two such errors.
+    name of 12 letters or more also two such errors. Another number is another name: fp4 is no
+    typing error of fp8.
     """
     most = 1 if len(name) < 12 else 2
     if len(name) < 5:
         return None
-    near = [(edits(name, each, most), each) for each in known]
+    letters = _without_digits(name)
+    others = [each for each in known if _without_digits(each) != letters or each == name]
+    near = [(edits(name, each, most), each) for each in others]
     best = min(((count, each) for count, each in near if count is not None), default=None)
     return best[1] if best is not None else None
+
+
+def _without_digits(name: str) -> str:
+    return "".join(char for char in name if not char.isdigit())
 
 
 def edits(a: str, b: str, most: int) -> int | None:
