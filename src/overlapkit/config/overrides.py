@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.near_names import nearest
-from overlapkit.config.schema import KNOB_SECTIONS, known_keys, sections, shown
+from overlapkit.config.schema import KNOB_SECTIONS, OWN_NAMES, known_keys, sections, shown
 from overlapkit.config.yaml_file import MAX_DEPTH, YamlProblem, load_yaml
 from overlapkit.errors import InputError
 
@@ -86,6 +86,8 @@ def _check_known(section: str, key: str, text: str, in_file: dict[str, Any]) -> 
         meant = homes[0] if homes else (f"{near}.{key}" if key else near) if near else None
         hint = f"did you mean {meant}?" if meant else f"known are {', '.join(sorted(sections()))}"
         raise InputError(f"{name}: unknown section {section!r}; {hint}")
+    if section in OWN_NAMES:
+        return
     content = in_file.get(section)
     own = frozenset(map(str, content)) if isinstance(content, dict) else frozenset()
     first = key.partition(".")[0]

@@ -170,6 +170,9 @@ def known_keys(section: str) -> frozenset[str]:
     )
 
 
+OWN_NAMES = frozenset({"env_vars"})
+"""Sections whose keys are names of the user's own, so that none of them is unknown."""
+
 KNOB_SECTIONS = ("comm_overlap", "ddp", "model", "optimizer", "mixed_precision")
 """The sections whose keys determine the overlap, in the order of search for a misplaced key."""
 

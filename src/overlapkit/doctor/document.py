@@ -166,7 +166,7 @@ def doctor_document(x: Examination) -> DoctorDocument:
         gpu=None if report is None else report.assumptions.gpu_name,
         transformer_engine=None if report is None else report.assumptions.te,
         environment=DoctorEnvironment(
-            source=x.environment_source, variables=shown_variables(x.environment)
+            source=x.environment.sources, variables=shown_variables(x.environment)
         ),
         packages=[
             DoctorPackage(name=p.name, version=p.version, required=p.required, fits=in_bounds(p))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.software import AssumedSoftware, te_version
 from overlapkit.config.installation import Installation
 from overlapkit.config.run import Settings
@@ -55,8 +56,7 @@ class Examination:
 
     Attributes:
         report: that of `overlapkit explain`; None without a configuration.
-        environment: variables that the job starts with.
-        environment_source: where they come from, as the user sees it.
+        environment: what is known of the job's environment.
         packages: what is installed here.
         machine: the GPUs here.
         profile: trace's document; None without a profile.
@@ -66,8 +66,7 @@ class Examination:
     """
 
     report: Report | None
-    environment: Mapping[str, str]
-    environment_source: str
+    environment: JobEnvironment
     packages: list[Package]
     machine: Machine
     profile: TraceDocument | None
@@ -87,27 +86,25 @@ def examine(question: Question) -> Examination:
     findings = list(package_findings(packages))
     assumed: list[str] = []
     assumptions = _assumptions(question, machine, packages, assumed)
-    environment = assumptions.environment
-    source = assumptions.environment_source
+    environment = assumptions.job
     report = None
     configured: list[Finding] = []
     if question.settings is not None:
         of_profile = question.profile.world_size if question.profile is not None else None
         size = world_size_of(question.settings, question.world_size, of_profile)
         report = explain(question.settings, size, assumptions)
-        environment, source = report.assumptions.environment, report.assumptions.environment_source
+        environment = report.environment
         assumed += report.notes
         if not report.assumptions.gpu_given:
             assumed.append(f"the GPU is {report.assumptions.gpu_name}: see --gpu")
         configured += configuration_findings(report)
         configured += _hardware_findings(report, machine)
-    findings += environment_findings(environment, source, configured=report is not None)
+    findings += environment_findings(environment, configured=report is not None)
     diagnoses = question.profile.diagnoses if question.profile is not None else []
     findings += joined(diagnoses, configured)
     return Examination(
         report,
         environment,
-        source,
         packages,
         machine,
         question.profile,

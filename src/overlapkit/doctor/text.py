@@ -20,7 +20,7 @@ def examined(x: Examination) -> Iterator[tuple[str, str]]:
     """What was examined: a name and what was found there, one each."""
     yield "configuration", "not given" if x.report is None else configuration_text(x.report)
     variables = " ".join(f"{n}={v}" for n, v in shown_variables(x.environment).items())
-    yield "environment", f"{x.environment_source}: {variables or 'no variable of interest is set'}"
+    yield "environment", f"{x.environment.sources}: {variables or 'no variable of interest is set'}"
     yield "packages", ", ".join(f"{p.name} {p.version or '-'}" for p in x.packages) + " (here)"
     yield "GPUs", x.machine.summary
     yield "profile", "not given" if x.profile is None else profile_text(x.profile)

@@ -13,6 +13,7 @@ from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
 from overlapkit.explain.difference import Change, Difference, Kind
 from overlapkit.explain.report import Report
 from overlapkit.explain.stack_document import JobStack, stack_document
+from overlapkit.output.console import encodable
 from overlapkit.output.numbers import plain
 
 Config = Annotated[str, Meta(description="the configuration, as the command line names it")]
@@ -27,6 +28,16 @@ class ExplainGPU(Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(description="short name, such as `h100`")]
     assumed: Annotated[bool, Meta(description="`--gpu` was not given")]
+
+
+class JobVariable(Struct, frozen=True, kw_only=True):
+    """A variable of the job's environment."""
+
+    value: Annotated[str, Meta(description="its value, cut to 80 characters")]
+    source: Annotated[
+        str,
+        Meta(description="where it comes from: as in `environment`, or a line of `env_vars`"),
+    ]
 
 
 class ExplainSource(Struct, frozen=True, kw_only=True):
@@ -94,6 +105,13 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     ]
     environment: Annotated[
         str, Meta(description="where the variables come from that `launch_env` is compared with")
+    ]
+    job_env: Annotated[
+        dict[str, JobVariable],
+        Meta(
+            description="what is known of the job's environment: each variable of `launch_env` and "
+            "of the configuration's `env_vars` that the job has"
+        ),
     ]
     findings: Findings
     decisions: Annotated[list[ExplainDecision], Meta(description="what was decided, by dimension")]
@@ -216,6 +234,7 @@ def explain_document(report: Report) -> ExplainDocument:
         gpu=ExplainGPU(name=a.gpu_name, assumed=not a.gpu_given),
         transformer_engine=a.te,
         environment=a.environment_source,
+        job_env=_job_env(report),
         findings=len(report.findings),
         decisions=[_decision(d) for d in report.decisions],
         effective={k: plain(v) for k, v in report.effective.items()},
@@ -224,6 +243,16 @@ def explain_document(report: Report) -> ExplainDocument:
         buckets=buckets_document(report.buckets),
         notes=[*report.notes, *report.remarks],
     )
+
+
+def _job_env(report: Report) -> dict[str, JobVariable]:
+    job = report.environment
+    names = dict.fromkeys([*(v.name for v in report.launch_env), *job.origins])
+    return {
+        name: JobVariable(value=encodable(value)[:80], source=job.origin(name))
+        for name in names
+        if (value := job.get(name)) is not None
+    }
 
 
 def difference_document(difference: Difference) -> ExplainDifferenceDocument:

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron.bridge.recipes.launch_check import contradictions, omissions
-from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
-from megatron.bridge.recipes.launch_settings import LaunchSettings
-from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
+from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import (
     RULES,
     Decision,
@@ -18,8 +15,8 @@ from megatron.bridge.training.decisions import (
     Outcome,
     OverlapConfigError,
 )
-from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvironment
-from megatron.bridge.training.rules.context import OTHER_VERSIONS, fsdp_switch
+from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import KNOWN, NEWEST, spoken
@@ -30,11 +27,8 @@ from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
+from overlapkit.explain.launch import judge_environment, with_places
 from overlapkit.hardware import Gpu
-from overlapkit.output.console import encodable
-
-_LONGEST_VALUE = 80
-"""Characters of an environment variable that are shown: a valid value has three."""
 
 DIMENSIONS = tuple(Dimension)
 """In the order in which decisions are shown."""
@@ -132,13 +126,17 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     decisions = compare_with_request(update.decisions, requested, effective)
     decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
 
-    required = launch_environment(
-        _launch_settings(run, world_size, assumptions.gpu), settings.stack
+    environment = with_places(update.environment, settings)
+    required, of_environment = judge_environment(
+        settings,
+        run,
+        world_size,
+        environment,
+        assumptions.gpu,
+        gpu_given=assumptions.gpu_given,
+        known=decisions,
     )
-    environment = _with_places(update.environment, settings)
-    decisions += _environment_decisions(
-        settings.framework, run, required, environment, assumptions.gpu
-    )
+    decisions += of_environment
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also reported as granted by an earlier one.
@@ -161,15 +159,6 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         environment,
         buckets_of(run, update.data_parallel_size),
     )
-
-
-def _with_places(environment: JobEnvironment, settings: Settings) -> JobEnvironment:
-    """The environment whose variables of env_vars have their lines as sources."""
-    origins = {
-        name: f"{settings.where.get(f'{ENV_VARS}.{name}', settings.source)} ({section})"
-        for name, section in environment.origins.items()
-    }
-    return dataclasses.replace(environment, origins=origins)
 
 
 def _on_other_stacks(
@@ -205,35 +194,6 @@ def _on_other_stacks(
         )
 
 
-def _environment_decisions(
-    framework: Framework,
-    run: Run,
-    required: Sequence[EnvironmentVariable],
-    environment: JobEnvironment,
-    gpu: Gpu,
-) -> list[Decision]:
-    """Where the job's environment is not what the run needs."""
-    present = {
-        v.name: encodable(value)[:_LONGEST_VALUE]
-        for v in required
-        if (value := environment.get(v.name)) is not None
-    }
-    decisions = contradictions(required, dataclasses.replace(environment, variables=present))
-    decisions += omissions(required, environment)
-    if framework != "megatron-lm":
-        return decisions
-    stops = environment_refusals(
-        run,
-        present,
-        environment.source,
-        sm100_or_newer=gpu.sm100_or_newer,
-        complete=environment.complete,
-    )
-    # What stops the job is not also reported as overlap that is lost.
-    stopped = {d.knob for d in stops}
-    return [d for d in decisions if d.knob not in stopped] + stops
-
-
 def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
     """The assumptions with the variables that the settings' own launch script exports.
 
@@ -254,18 +214,3 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
 def _matters(decision: Decision) -> bool:
     """Whether a decision is about overlap: mixed precision overwrites many other fields."""
     return decision.dimension is not Dimension.PRECISION or decision.knob in EFFECTIVE_KNOBS
-
-
-def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
-    model = run.model
-    flex = model.num_moe_experts and model.moe_token_dispatcher_type == "flex"
-    return LaunchSettings(
-        gpu_sm100_or_newer=gpu.sm100_or_newer,
-        tp_size=model.tensor_model_parallel_size,
-        cp_size=model.context_parallel_size,
-        pp_size=model.pipeline_model_parallel_size,
-        num_gpus=world_size,
-        moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
-        a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
-        fsdp=fsdp_switch(run.ddp, run.dist) is not None,
-    )

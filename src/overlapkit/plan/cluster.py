@@ -85,4 +85,4 @@ def plan_assumptions(
         InputError: the GPU is not known, or `te` is not what the option takes.
     """
     assumed = assume(gpu, te, None, installation=installation)
-    return replace(assumed, environment={}, environment_source="no environment")
+    return replace(assumed, environment={}, environment_source="the launcher")

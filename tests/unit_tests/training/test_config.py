@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,6 +78,20 @@ def test_order_mixed_precision_then_overlap() -> None:
     assert cfg.comm_overlap.data_parallel_size == 8
     assert (ddp.overlap_grad_reduce, ddp.bucket_size) == (True, 128 * 1024 * 1024)
     assert {d.knob for d in cfg.decisions} >= {"ddp.overlap_grad_reduce", "model.tp_comm_overlap"}
+
+
+def test_env_vars_fill_in_what_the_process_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SET_BEFORE", "1")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    cfg = container(env_vars={"SET_BEFORE": 2, "NOT_SET": True})
+    cfg.apply_runtime_config(world_size=2)
+    assert (os.environ["SET_BEFORE"], os.environ["NOT_SET"]) == ("1", "True")
+    assert "launch.env-vars-overridden" in {d.rule for d in cfg.decisions}
+    monkeypatch.delenv("NOT_SET")
+    cfg = container(env_vars={"NOT_SET": 1, "LIST": [1]})
+    with pytest.raises(OverlapConfigError, match=r"env_vars\.LIST"):
+        cfg.apply_runtime_config(world_size=2)
+    assert "NOT_SET" not in os.environ
 
 
 def test_distributed_optimizer_is_put_in_step() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.rule_runs import run_of
 
 from megatron.bridge.training.decisions import Outcome
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment, with_env_vars
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN, Stack
+from support.rule_runs import run_of
 
 NEW = Stack("0.19.0", "0.6.0")
 OLD = Stack("0.18.2", "0.5.1")
@@ -64,12 +64,13 @@ def test_versions_without_the_field_ignore_it() -> None:
 
 
 def test_env_vars_states_a_jobs_environment_and_nothing_of_it_where_it_is_empty() -> None:
-    assert not with_env_vars({}, UNKNOWN, NEW)[0].complete
+    assert not with_env_vars({}, UNKNOWN, NEW)[0].declared
     environment, _ = with_env_vars({"A": 1}, UNKNOWN, NEW)
-    assert environment.complete
-    assert environment.knows("B")
-    assert environment.get("B") is None
-    assert not UNKNOWN.knows("B")
+    assert environment.declared
+    assert environment.knows("A")
+    # A launcher may set it.
+    assert not environment.knows("B")
+    assert with_env_vars({"A": 1}, JOB, NEW)[0].knows("B")
 
 
 @pytest.mark.parametrize("stack", KNOWN)

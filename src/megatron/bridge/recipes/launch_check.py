@@ -76,7 +76,7 @@ def contradictions(
         difference costs no overlap.
     """
     return [
-        _contradiction(variable, found.strip(), actual.origin(variable.name))
+        _contradiction(variable, found.strip(), actual)
         for variable in required
         if (found := actual.get(variable.name)) is not None and found.strip() != variable.value
     ]
@@ -89,7 +89,8 @@ _DEFAULTS = {CONNECTIONS: "8", **dict.fromkeys(LAYERNORM_MARGINS, "0"), PRIORITY
 def omissions(required: Iterable[EnvironmentVariable], actual: JobEnvironment) -> list[Decision]:
     """Each required variable that a job's environment does not set, and whose default differs.
 
-    None where the environment is not known to be complete: then a missing variable means nothing.
+    None where the environment is neither complete nor written down in the configuration: then a
+    missing variable means nothing.
 
     Args:
         required, actual: as for `contradictions`.
@@ -101,19 +102,20 @@ def omissions(required: Iterable[EnvironmentVariable], actual: JobEnvironment) -
     decisions = []
     for variable in required:
         default = _DEFAULTS.get(variable.name)
-        known_unset = actual.complete and actual.get(variable.name) is None
-        if not known_unset or default is None or default == variable.value:
+        unset = (actual.complete or actual.declared) and actual.get(variable.name) is None
+        if not unset or default is None or default == variable.value:
             continue
-        of_default = _contradiction(variable, default, actual.source)
+        of_default = _contradiction(variable, default, actual)
         queues = variable.name == CONNECTIONS
         _, needed, harm = re.split(f" is ({NEEDED}|{ADVISED}): ", of_default.reason, maxsplit=1)
-        unset = actual.says_unset(variable.name) + _meant(variable.name, actual.variables)
+        where = actual.says_unset(variable.name) + _meant(variable.name, actual.variables)
+        unless = "" if actual.complete else "unless the job's launcher sets it, "
         decisions.append(
             replace(
                 of_default,
                 outcome=of_default.outcome if queues else Outcome.NOTE,
-                reason=f"{unset}, so the default of {default} applies where {variable.value} is "
-                f"{needed}: {harm}",
+                reason=f"{where}, so {unless}the default of {default} applies where "
+                f"{variable.value} is {needed}: {harm}",
             )
         )
     return decisions
@@ -126,8 +128,9 @@ def _meant(name: str, actual: Mapping[str, str]) -> str:
     return f" (it sets {near[0]}, which nothing reads)" if near and near[0] not in known else ""
 
 
-def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> Decision:
+def _contradiction(variable: EnvironmentVariable, found: str, actual: JobEnvironment) -> Decision:
     """What setting `variable` to `found` does to a run, as a decision."""
+    source = actual.origin(variable.name)
     if variable.name == CONNECTIONS:
         decided_by, outcome, harm = _queue_harm(variable, found)
     elif variable.name in LAYERNORM_MARGINS:
@@ -146,7 +149,7 @@ def _contradiction(variable: EnvironmentVariable, found: str, source: str) -> De
         outcome=outcome,
         remedy=None
         if outcome is Outcome.NOTE
-        else f"Set {variable.name}={variable.value} in {source}, before the process starts.",
+        else f"Set {variable.name}={variable.value} {actual.place_to_set(variable.name)}.",
     )
 
 

@@ -18,6 +18,7 @@ from megatron.core.optimizer import OptimizerConfig as CoreOptimizerConfig
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import Decision, OverlapConfigError
+from megatron.bridge.training.job_environment import this_process
 from megatron.bridge.training.mixed_precision import (
     MixedPrecisionConfig,
     get_mixed_precision_config,
@@ -145,6 +146,8 @@ class ConfigContainer:
         profiling: what to record.
         scheduler, dataset, logger, tokenizer, checkpoint, dist, rng, peft: for the training loop;
             nothing here reads them.
+        env_vars: environment variables by name, set where the process has no value of its own; as
+            in Megatron-Bridge 0.6.0 and newer.
     """
 
     model: Any
@@ -162,6 +165,7 @@ class ConfigContainer:
     dist: Any = None
     rng: Any = None
     peft: Any = None
+    env_vars: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Not fields: they depend on the number of ranks.
@@ -193,8 +197,8 @@ class ConfigContainer:
     def apply_runtime_config(self, world_size: int | None = None) -> None:
         """Make everything effective, in order, and validate: call it once, before training.
 
-        Mixed precision, then the data-parallel size, then comm_overlap, then Megatron-Core's own
-        validation. `decisions` then contains the decision about every overlap knob.
+        The environment, mixed precision, the data-parallel size, comm_overlap, then Megatron-Core's
+        own validation. `decisions` then contains the decision about every overlap knob.
 
         Args:
             world_size: see `set_data_parallel_size`.
@@ -206,7 +210,9 @@ class ConfigContainer:
         if isinstance(self.mixed_precision, str):
             self.mixed_precision = get_mixed_precision_config(self.mixed_precision)
         self.set_data_parallel_size(world_size)
-        update = update_runtime(self, _world_size(world_size))
+        update = update_runtime(self, _world_size(world_size), environment=this_process())
+        for name in update.environment.origins:
+            os.environ[name] = update.environment.variables[name]
         self.decisions = update.decisions
         self.validate()
 

@@ -7,6 +7,7 @@ into the process's environment, each only where the process has no value of its 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,12 +59,15 @@ class JobEnvironment:
         complete: whether a name that is missing is certainly not set.
         source: where the variables come from, as a sentence names it: "job.env".
         origins: the sources of the variables that come from elsewhere, by name.
+        declared: whether the configuration has env_vars, where its job's environment is written
+            down; only a launcher could then set a name that is missing.
     """
 
     variables: Mapping[str, str] = field(default_factory=dict)
     complete: bool = False
     source: str = "the job's environment"
     origins: Mapping[str, str] = field(default_factory=dict)
+    declared: bool = False
 
     def get(self, name: str) -> str | None:
         """The value of a variable; None where it is not set, or not known (see `knows`)."""
@@ -77,11 +81,24 @@ class JobEnvironment:
         """Where a variable that is set comes from."""
         return self.origins.get(name, self.source)
 
+    @property
+    def sources(self) -> str:
+        """Where the variables come from, all together."""
+        return f"{self.source} and {ENV_VARS}" if self.declared else self.source
+
     def says_unset(self, name: str) -> str:
         """That a variable is not set, as the start of a sentence with where it was looked for."""
-        if self.origins:
+        if self.declared:
             return f"neither {ENV_VARS} nor {self.source} sets {name}"
         return f"{self.source} does not set {name}"
+
+    def place_to_set(self, name: str) -> str:
+        """Where to set a variable, so that the job has the value: "in job.env, before ..."."""
+        if name in self.origins:
+            return f"in {self.origins[name]}"
+        if self.declared and not self.complete and name not in self.variables:
+            return f"in {ENV_VARS}"
+        return f"in {self.source}, before the process starts"
 
 
 UNKNOWN = JobEnvironment()
@@ -124,12 +141,18 @@ def with_env_vars(
         replace(
             process,
             variables={**process.variables, **added},
-            # A configuration that sets variables is where its job's environment is written down.
-            complete=process.complete or bool(added),
             origins={**process.origins, **dict.fromkeys(added, ENV_VARS)},
+            declared=True,
         ),
         decisions,
     )
+
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+"""Names of variables whose value in the process may not be for everyone who reads a report."""
+_ANOTHER = "(another value)"
+_LONGEST = 80
+"""Characters of a value that are shown."""
 
 
 def _wrong(name: object, value: object) -> str:
@@ -143,12 +166,13 @@ def _wrong(name: object, value: object) -> str:
 
 
 def _overridden(name: str, written: str, own: str, process: JobEnvironment) -> Decision:
+    shown = _ANOTHER if _SECRET.search(name) else own[:_LONGEST]
     return APPLIED.decide(
         f"{ENV_VARS}.{name}",
-        requested=written,
-        effective=own,
-        reason=f"{process.origin(name)} sets {name}={own}, which wins over the {written} of "
-        f"{ENV_VARS}",
+        requested=written[:_LONGEST],
+        effective=shown,
+        reason=f"{process.origin(name)} sets {name}={shown}, which wins over the "
+        f"{written[:_LONGEST]} of {ENV_VARS}",
         outcome=Outcome.NOTE,
         remedy=APPLIED.remedy,
     )

@@ -28,9 +28,9 @@ from overlapkit.config.emit.scope import (
     recipe_in_full,
 )
 from overlapkit.config.overrides import BY_NAME
-from overlapkit.config.schema import KINDS, core_table, section_fields
+from overlapkit.config.schema import KINDS, OWN_NAMES, core_table, section_fields
 
-_INTRO = "The job's environment, set before its processes start (PerfEnvPlugin sets it too):"
+_INTRO = "The job's environment, set before its processes start, or (since 0.6.0) in env_vars:"
 _CLASSES = {
     "model": "GPTModelProvider",
     "train": "TrainingConfig",
@@ -78,6 +78,9 @@ def emit_bridge(sections: Sections, environment: Mapping[str, str]) -> Emitted:
     sections = _with_vocabulary(sections)
     arguments: list[str] = []
     for section, content in sections.items():
+        if section in OWN_NAMES and content:
+            pairs = [f"{_INDENT * 2}{_literal(k)}: {_literal(v)}," for k, v in content.items()]
+            arguments += [f"{_INDENT}{section}={{", *pairs, f"{_INDENT}}},"]
         if section not in _CLASSES:
             continue
         if content is None or content.keys() == {BY_NAME}:

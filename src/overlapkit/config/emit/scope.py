@@ -12,9 +12,18 @@ from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
-from overlapkit.config.schema import KINDS, section_fields
+from overlapkit.config.schema import KINDS, OWN_NAMES, section_fields
 
-SECTIONS = ("model", "train", "tokenizer", "mixed_precision", "ddp", "optimizer", "comm_overlap")
+SECTIONS = (
+    "model",
+    "train",
+    "tokenizer",
+    "mixed_precision",
+    "ddp",
+    "optimizer",
+    "comm_overlap",
+    "env_vars",
+)
 """The sections that decide about overlap, in the order in which they are written."""
 
 PLAIN_OTHERS = frozenset(
@@ -80,7 +89,8 @@ def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
         if content is None:
             result[section] = None
             continue
-        known = section_fields(section).keys() | {BY_NAME}
+        own = content.keys() if section in OWN_NAMES else frozenset()
+        known = section_fields(section).keys() | own | {BY_NAME}
         kept = {
             key: value
             for key, value in content.items()

@@ -20,7 +20,7 @@ from overlapkit.config.emit.scope import (
 )
 from overlapkit.config.overrides import BY_NAME
 
-_INTRO = "The job's environment, set before its processes start (PerfEnvPlugin sets it too):"
+_INTRO = "The job's environment, set before its processes start, or (since 0.6.0) in env_vars:"
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./-]*")
 
 

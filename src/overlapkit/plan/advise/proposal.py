@@ -7,11 +7,12 @@ with their reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.bucket_size import AUTO
 from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.job_environment import ENV_VARS
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings
 from overlapkit.explain.report import Assumptions, Report, explain
@@ -68,11 +69,23 @@ class Proposal:
         flat = self.settings.flat()
         keys = [key for key in flat if key.startswith("comm_overlap.")]
         keys += [key for key in _SUPPORTING if flat.get(key)]
+        before = self.draft.base.flat()
+        keys += [k for k, v in flat.items() if k.startswith(f"{ENV_VARS}.") and before.get(k) != v]
         return {key: plain(flat[key]) for key in keys}
 
     def effective(self, knob: str) -> Any:
         """The value of a knob such as ``model.tp_comm_overlap`` that the run will have."""
         return self.report.effective[knob]
+
+
+def _env_vars(settings: Settings, report: Report) -> dict[str, Any] | None:
+    """A configuration's env_vars with the values that the run needs; None where none changes."""
+    given = settings.values.get(ENV_VARS)
+    if not given or not report.environment.declared:
+        return None
+    needed = {v.name: int(v.value) for v in report.launch_env}
+    changed = given | {n: v for n, v in needed.items() if str(given.get(n)) != str(v)}
+    return changed if changed != given else None
 
 
 def propose(
@@ -104,6 +117,10 @@ def propose(
     if not comm.get("defer_embedding_wgrad_compute"):
         comm.pop("wgrad_deferral_limit", None)
     if comm != requested.comm:
+        proposed = requested.settings(comm)
+        report = explain(proposed, world_size, assumptions)
+    if (env_vars := _env_vars(proposed, report)) is not None:
+        requested = replace(requested, values=requested.values | {ENV_VARS: env_vars})
         proposed = requested.settings(comm)
         report = explain(proposed, world_size, assumptions)
     run, _ = make_effective(proposed, world_size, assumptions.software)

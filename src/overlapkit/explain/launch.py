@@ -1,0 +1,113 @@
+"""The launch environment that a run needs, compared with what is known of its job's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from megatron.bridge.recipes.launch_check import contradictions, omissions
+from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
+from megatron.bridge.recipes.launch_settings import LaunchSettings
+from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
+from megatron.bridge.training.decisions import Decision, Outcome
+from megatron.bridge.training.job_environment import ENV_VARS, JobEnvironment
+from megatron.bridge.training.rules.context import fsdp_switch
+from overlapkit.config.run import Run, Settings
+from overlapkit.hardware import Gpu
+from overlapkit.output.console import encodable
+
+_LONGEST_VALUE = 80
+"""Characters of an environment variable that are shown: a valid value has three."""
+
+
+def with_places(environment: JobEnvironment, settings: Settings) -> JobEnvironment:
+    """The environment whose variables of env_vars have their lines as sources."""
+    origins = {
+        name: f"{settings.where.get(f'{ENV_VARS}.{name}', settings.source)} ({section})"
+        for name, section in environment.origins.items()
+    }
+    return dataclasses.replace(environment, origins=origins)
+
+
+def judge_environment(
+    settings: Settings,
+    run: Run,
+    world_size: int,
+    environment: JobEnvironment,
+    gpu: Gpu,
+    *,
+    gpu_given: bool,
+    known: Iterable[Decision] = (),
+) -> tuple[tuple[EnvironmentVariable, ...], list[Decision]]:
+    """The variables that a run needs, and where its job's environment is not so.
+
+    Args:
+        settings: of the run; its framework and versions choose the rules.
+        run: its effective configurations.
+        world_size: GPUs of the job.
+        environment: what is known of the job's environment.
+        gpu: the cluster's.
+        gpu_given: whether the user stated it.
+        known: the decisions about the configuration: what stops the job there is not also
+            reported as overlap that is lost.
+    """
+    needs = _launch_settings(run, world_size, gpu)
+    required = launch_environment(needs, settings.stack)
+    present = {
+        v.name: encodable(value)[:_LONGEST_VALUE]
+        for v in required
+        if (value := environment.get(v.name)) is not None
+    }
+    shown = dataclasses.replace(environment, variables={**environment.variables, **present})
+    decisions = _compared(required, shown)
+    if not gpu_given:
+        other = dataclasses.replace(needs, gpu_sm100_or_newer=not gpu.sm100_or_newer)
+        there = _compared(launch_environment(other, settings.stack), shown)
+        decisions = [_unless_another_gpu(d, there, gpu) for d in decisions]
+    stops: list[Decision] = []
+    if settings.framework == "megatron-lm":
+        stops = environment_refusals(
+            run,
+            present,
+            environment.source,
+            sm100_or_newer=gpu.sm100_or_newer,
+            complete=environment.complete,
+        )
+    stopped = {d.knob for d in (*stops, *known) if d.outcome is Outcome.ERROR}
+    return required, [d for d in decisions if d.knob not in stopped] + stops
+
+
+def _compared(
+    required: Sequence[EnvironmentVariable], environment: JobEnvironment
+) -> list[Decision]:
+    return [*contradictions(required, environment), *omissions(required, environment)]
+
+
+def _unless_another_gpu(d: Decision, there: Iterable[Decision], gpu: Gpu) -> Decision:
+    """A decision for a GPU that is assumed, with one more remedy where that alone makes a finding.
+
+    Args:
+        d: the decision.
+        there: the decisions for a GPU of the other generation.
+        gpu: the assumed GPU.
+    """
+    if not d.is_finding or any(x.knob == d.knob and x.is_finding for x in there):
+        return d
+    other = "Hopper or older" if gpu.sm100_or_newer else "Blackwell or newer"
+    remedy = (d.remedy or "").rstrip(".")
+    return dataclasses.replace(d, remedy=f"{remedy}; on {other} it is right: state --gpu.")
+
+
+def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
+    model = run.model
+    flex = model.num_moe_experts and model.moe_token_dispatcher_type == "flex"
+    return LaunchSettings(
+        gpu_sm100_or_newer=gpu.sm100_or_newer,
+        tp_size=model.tensor_model_parallel_size,
+        cp_size=model.context_parallel_size,
+        pp_size=model.pipeline_model_parallel_size,
+        num_gpus=world_size,
+        moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
+        a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
+        fsdp=fsdp_switch(run.ddp, run.dist) is not None,
+    )
