@@ -7,6 +7,8 @@ from typing import Any
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
@@ -27,6 +29,8 @@ def run_of(
     optimizer: dict[str, Any] | None = None,
     comm: dict[str, Any] | None = None,
     dist: dict[str, Any] | None = None,
+    rerun_state_machine: dict[str, Any] | None = None,
+    dataset: dict[str, Any] | None = None,
 ) -> SimpleNamespace:
     sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
     return SimpleNamespace(
@@ -34,16 +38,29 @@ def run_of(
         ddp=section("ddp", **(ddp or {})),
         optimizer=section("optimizer", **(optimizer or {})),
         dist=section("dist", **(dist or {})),
+        rerun_state_machine=section("rerun_state_machine", **(rerun_state_machine or {})),
+        dataset=SimpleNamespace(**(dataset or {})),
         mixed_precision=None,
         comm_overlap=None if comm is None else CommOverlapConfig(**comm),
     )
 
 
 def decisions_of(
-    *, world_size: int = 16, software: AssumedSoftware = EVERYTHING, **sections: Any
+    *,
+    world_size: int = 16,
+    software: AssumedSoftware = EVERYTHING,
+    gpu: Gpu | None = None,
+    environment: JobEnvironment = UNKNOWN,
+    **sections: Any,
 ) -> list[Decision]:
-    update = update_runtime(run_of(**sections), world_size, software=software, strict=False)
-    return update.decisions
+    return update_runtime(
+        run_of(**sections),
+        world_size,
+        software=software,
+        environment=environment,
+        gpu=gpu,
+        strict=False,
+    ).decisions
 
 
 def findings(decisions: list[Decision]) -> set[str]:

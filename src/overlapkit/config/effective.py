@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update_megatron_lm
+from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import Update, update_runtime
 from megatron.bridge.training.software import AssumedSoftware, Software
 from overlapkit.config.run import Run, Settings, build_run
@@ -59,6 +60,7 @@ def make_effective(
     world_size: int,
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
+    gpu: Gpu | None = None,
 ) -> tuple[Run, Update]:
     """The effective run of these settings, and every decision about it.
 
@@ -67,6 +69,7 @@ def make_effective(
         world_size: GPUs of the job.
         software: what is installed; looked up by default.
         environment: what is known of the job's environment, without the settings' env_vars.
+        gpu: the job's GPU, where it is known.
 
     Raises:
         InputError: a section cannot be built.
@@ -88,7 +91,7 @@ def make_effective(
         )
     else:
         update = update_runtime(
-            run, world_size, software=software, environment=environment, strict=False
+            run, world_size, software=software, environment=environment, gpu=gpu, strict=False
         )
     return run, update
 

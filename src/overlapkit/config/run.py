@@ -154,6 +154,8 @@ class Run:
     mixed_precision: MixedPrecisionConfig | None
     comm_overlap: CommOverlapConfig | None
     dist: Any = None
+    rerun_state_machine: Any = None
+    dataset: Any = None
     env_vars: dict[str, Any] | None = None
 
 
@@ -291,6 +293,8 @@ def build_run(settings: Settings) -> Run:
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
         dist=_section("dist", values, settings),
+        rerun_state_machine=_section("rerun_state_machine", values, settings),
+        dataset=SimpleNamespace(**(values.get("dataset") or {})),
         env_vars=values.get("env_vars"),
     )
 

@@ -115,14 +115,16 @@ def section_fields(section: str, stack: Stack | None = None) -> Mapping[str, Fie
     Args:
         section: its name.
         stack: the versions whose fields and defaults are wanted; None: the fields of every version,
-            with the defaults of the oldest that has each.
+            with the defaults of the newest that has each.
     """
     oldest = _oldest_fields(section)
     if section not in VERSIONED:
         return oldest
     if stack is None:
-        newer = {k: spans[0] for k, spans in histories(section).items() if k not in oldest}
-        return {**oldest, **{k: Field(s.kind, s.default) for k, s in newer.items()}}
+        newest = {key: history[-1] for key, history in histories(section).items()}
+        # The oldest stack's table is of the classes themselves, with what annotations hide.
+        later = {k: span for k, span in newest.items() if k not in oldest or span.since > 0}
+        return {**oldest, **{k: Field(span.kind, span.default) for k, span in later.items()}}
     index = index_of(stack, section)
     fields = {key: f for key, f in oldest.items() if not _is_gone(section, key, index)}
     for key, span in keys_in(section, index).items():
@@ -138,7 +140,7 @@ def _is_gone(section: str, key: str, index: int) -> bool:
     return bool(history) and all(each.until is not None and each.until <= index for each in history)
 
 
-VERSIONED = ("model", "ddp", "optimizer", "dist", "validation")
+VERSIONED = ("model", "ddp", "optimizer", "dist", "validation", "rerun_state_machine")
 """Sections whose fields differ between versions in a way that matters here."""
 
 

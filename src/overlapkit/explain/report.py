@@ -17,6 +17,7 @@ from megatron.bridge.training.decisions import (
 )
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.rules.context import OTHER_VERSIONS
+from megatron.bridge.training.rules.context import Gpu as KnownGpu
 from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import KNOWN, NEWEST, spoken
@@ -58,6 +59,11 @@ class Assumptions:
     environment: Mapping[str, str]
     environment_source: str
     environment_is_the_jobs: bool = False
+
+    @property
+    def machine(self) -> KnownGpu:
+        """The GPU, as far as rules depend on it."""
+        return KnownGpu(self.gpu_name, float(self.gpu.compute_capability))
 
     @property
     def job(self) -> JobEnvironment:
@@ -117,7 +123,9 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     """
     assumptions = _with_launch(settings, assumptions)
     try:
-        run, update = make_effective(settings, world_size, assumptions.software, assumptions.job)
+        run, update = make_effective(
+            settings, world_size, assumptions.software, assumptions.job, assumptions.machine
+        )
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
@@ -177,7 +185,9 @@ def _on_other_stacks(
     others: dict[tuple[str, str], tuple[Decision, list[str]]] = {}
     for stack in candidates[:-1]:
         on_stack = dataclasses.replace(settings, stacks=(stack,))
-        _, update = make_effective(on_stack, world_size, assumptions.software, assumptions.job)
+        _, update = make_effective(
+            on_stack, world_size, assumptions.software, assumptions.job, assumptions.machine
+        )
         for d in update.decisions:
             key = (d.rule, d.knob)
             if (d.is_finding or RULES[d.rule].is_bug) and key not in said:

@@ -85,7 +85,8 @@ class InstalledSoftware:
 
 # ---------------------------------------------------------------------------- the configuration
 
-_NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size"})
+# Megatron-Bridge copies an unset delay_wgrad_compute onto ddp too, as None, which is off there.
+_NONE_IS_A_VALUE = frozenset({"tp_comm_overlap_cfg", "bucket_size", "delay_wgrad_compute"})
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,10 @@ class ConfigContainer:
         mixed_precision: a configuration or a recipe's name; overwrites model, optimizer and ddp.
         comm_overlap: the requested overlap; overwrites model, optimizer and ddp.
         profiling: what to record.
-        scheduler, dataset, logger, tokenizer, checkpoint, dist, rng, peft: for the training loop;
-            nothing here reads them.
+        dist, dataset, rerun_state_machine: read for what they say about FSDP, packing and checks
+            for NaN.
+        scheduler, logger, tokenizer, checkpoint, rng, peft: for the training loop; nothing here
+            reads them.
         env_vars: environment variables by name, set where the process has no value of its own; as
             in Megatron-Bridge 0.6.0 and newer.
     """
@@ -164,6 +166,7 @@ class ConfigContainer:
     checkpoint: Any = None
     dist: Any = None
     rng: Any = None
+    rerun_state_machine: Any = None
     peft: Any = None
     env_vars: dict[str, str | int | float | bool] = field(default_factory=dict)
 

@@ -54,6 +54,17 @@ _REMEDIES = {
     "core.mxfp8-gather-needs-reuse": "pass --reuse-grad-buf-for-mxfp8-param-ag",
     "core.mxfp8-reuse-excludes-step": "omit --overlap-param-gather-with-optimizer-step",
     "core.optimizer-instances-need": "pass --use-distributed-optimizer",
+    "core.optimizer-instances-exclude": "omit --ddp-reduce-scatter-with-fp32-accumulation",
+    "core.layer-wise-excludes-step": "omit --overlap-param-gather-with-optimizer-step",
+    "core.layer-wise-one-instance": "omit --num-distributed-optimizer-instances",
+    "core.fp32-local-accumulation": "omit --accumulate-allreduce-grads-in-fp32",
+    "core.weight-shards-average": "omit --ddp-average-in-collective",
+    "core.graph-scope-twice": "omit --cuda-graph-scope",
+    "core.graph-full-iteration": "pass --cuda-graph-impl full_iteration",
+    "core.flex-sm-counts": "pass --moe-flex-dispatcher-num-sms alone",
+    "core.ncclep-needs-flex": "pass --moe-token-dispatcher-type flex",
+    "core.ncclep-serialised": "pass --moe-ncclep-static-shape",
+    "core.ep-overlap-ncclep-offload": "remove expert_fc1 from --offload-modules",
     "core.shared-expert-overlap-needs": "pass --moe-token-dispatcher-type alltoall, or omit "
     "--moe-shared-expert-overlap",
 }

@@ -7,7 +7,7 @@ later step overwrites what an earlier step or the user has set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,14 +28,17 @@ from megatron.bridge.training.job_environment import (
     with_env_vars,
 )
 from megatron.bridge.training.mixed_precision import precision_errors
-from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
+from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
+from megatron.bridge.training.rules.dispatchers import dispatcher_consequences, update_dispatcher
+from megatron.bridge.training.rules.fsdp import fsdp_consequences, update_fsdp
+from megatron.bridge.training.rules.graphs import update_graphs
 from megatron.bridge.training.rules.megatron_core import (
     core_consequences,
     without_comm_overlap,
 )
 from megatron.bridge.training.software import Software
-from megatron.bridge.training.versions import Range
+from megatron.bridge.training.versions import MAIN, Range, Stack
 
 OPTIMIZER_SWITCH = rule(
     "dp.distributed-optimizer-sync",
@@ -50,6 +53,15 @@ GATHER_SYNC = rule(
     claim="overlap_param_gather on either of ddp and optimizer turns it on for both.",
     versions=(Range("bridge", since="0.5.1"),),
     source="Megatron-Bridge 4bb633034",
+)
+PACKING_OFF = rule(
+    "bridge.packing-no-ep-overlap",
+    Dimension.EP,
+    claim="Packing of Energon's VLM batches (dataset.packing_buffer_size) turns "
+    "overlap_moe_expert_parallel_comm and delay_wgrad_compute off, in comm_overlap too.",
+    remedy="set dataset.packing_buffer_size=null",
+    versions=(Range("bridge", since=MAIN),),
+    source="Megatron-Bridge 46d7e9f4f",
 )
 OVERWRITTEN = rule(
     "any.set-by-hand-overwritten",
@@ -68,7 +80,10 @@ class Run(Protocol):
     ddp: Any
     mixed_precision: Any  # MixedPrecisionConfig | None; a recipe's name is already resolved.
     comm_overlap: CommOverlapConfig | None
-    dist: Any  # Megatron-Bridge's DistributedInitConfig; None: its defaults.
+    # Sections of Megatron-Bridge alone; None where nothing is known of them.
+    dist: Any
+    rerun_state_machine: Any
+    dataset: Any
 
 
 def data_parallel_size(model: Any, world_size: int) -> int:
@@ -115,6 +130,7 @@ def update_runtime(
     *,
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
+    gpu: Gpu | None = None,
     strict: bool = True,
 ) -> Update:
     """Make a run's configurations effective, in place and in order.
@@ -124,6 +140,7 @@ def update_runtime(
         world_size: number of ranks (GPUs) of the job.
         software: what is installed; looked up by default.
         environment: what is known of the job's environment, without the configuration's env_vars.
+        gpu: the job's GPU, where it is known.
         strict: raise at the first step whose decisions include an error; otherwise continue, so
             that every error is reported.
 
@@ -150,6 +167,8 @@ def update_runtime(
             step(run.mixed_precision.decisions)
 
     dp_size = data_parallel_size(run.model, world_size)
+    step(packing_without_overlap(run, installed.stack))
+    request = _CommOverlapConfig()
     if run.comm_overlap is not None:
         run.comm_overlap.data_parallel_size = dp_size
         resolution = run.comm_overlap.resolve(run.model, run.ddp, software, run.optimizer)
@@ -158,13 +177,10 @@ def update_runtime(
             run.comm_overlap.setup(run.model, run.optimizer, run.ddp)
         else:
             run.comm_overlap.apply(resolution, run.model, run.optimizer, run.ddp)
+        request = run.comm_overlap.user_comm_overlap_cfg or request
 
-    step(layout_sets_vpp(run.model))
-    step(sync_distributed_optimizer(run))
-    if GATHER_SYNC.holds(installed.stack):
-        step(sync_param_gather(run))
     context = Context(
-        request=_CommOverlapConfig(),
+        request=request,
         model=run.model,
         ddp=run.ddp,
         software=installed,
@@ -172,11 +188,55 @@ def update_runtime(
         optimizer=run.optimizer,
         dist=getattr(run, "dist", None),
         environment=environment,
+        rerun_state_machine=getattr(run, "rerun_state_machine", None),
+        has_comm_overlap=run.comm_overlap is not None,
+        gpu=gpu,
     )
+    step(updates_after_overlap(run, context))
     if run.comm_overlap is None:
         step(without_comm_overlap(context))
     step(in_force(core_consequences(context, run.optimizer), context.stack))
+    step(in_force(bridge_consequences(context), context.stack))
     return Update(dp_size, decisions, environment)
+
+
+def updates_after_overlap(run: Run, c: Context) -> Iterator[Decision]:
+    """What Megatron-Core and Megatron-Bridge change once comm_overlap was applied, in place."""
+    yield from layout_sets_vpp(c.model)
+    yield from update_graphs(c)
+    yield from update_fsdp(c)
+    yield from sync_distributed_optimizer(run)
+    if GATHER_SYNC.holds(c.stack):
+        yield from sync_param_gather(run)
+    yield from update_dispatcher(c)
+
+
+def bridge_consequences(c: Context) -> Iterator[Decision]:
+    """What Megatron-Bridge's own checks and wrappers make of the effective knobs."""
+    yield from fsdp_consequences(c)
+    yield from dispatcher_consequences(c)
+
+
+def packing_without_overlap(run: Run, stack: Stack) -> Iterator[Decision]:
+    """Turn expert-parallel overlap off, on the model and in the request, for packed VLM batches."""
+    size = getattr(getattr(run, "dataset", None), "packing_buffer_size", None)
+    if not PACKING_OFF.holds(stack) or size is None:
+        return
+    for knob in ("overlap_moe_expert_parallel_comm", "delay_wgrad_compute"):
+        holders = [run.model, run.comm_overlap]
+        if run.comm_overlap is not None:
+            holders.append(run.comm_overlap.user_comm_overlap_cfg)
+        asked = [holder for holder in holders if getattr(holder, knob, False)]
+        for holder in asked:
+            setattr(holder, knob, False)
+        if asked:
+            yield PACKING_OFF.decide(
+                f"model.{knob}",
+                requested=True,
+                effective=False,
+                reason=f"dataset.packing_buffer_size is {size}",
+                outcome=Outcome.REFUSED,
+            )
 
 
 def sync_distributed_optimizer(run: Run) -> list[Decision]:

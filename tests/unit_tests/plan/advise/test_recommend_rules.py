@@ -103,8 +103,10 @@ def test_explain_agrees_for_dense_models(
 def test_explain_agrees_for_mixtures(
     gpu: str, precision: str, dispatcher: str, tmp_path: Path
 ) -> None:
+    # DeepEP, Megatron-Core's default, is refused on GB200.
+    backend = {"moe_flex_dispatcher_backend": "hybridep"} if gpu == "gb200" else {}
     data = {
-        "model": MIXTURE | {"moe_token_dispatcher_type": dispatcher},
+        "model": MIXTURE | {"moe_token_dispatcher_type": dispatcher} | backend,
         "mixed_precision": PRECISIONS[precision],
         "train": {"micro_batch_size": 1, "global_batch_size": 1024},
     }

@@ -20,6 +20,7 @@ from megatron.bridge.training.runtime_update import (
 )
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN
+from support import newer_stack_cases
 from support.megatron_lm_cases import every_rule
 from support.rule_runs import (
     DELAY,
@@ -43,6 +44,7 @@ def on_stack(name: str, case: dict[str, Any], *, holds: bool = True) -> dict[str
 
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
+    **newer_stack_cases.BROKEN,
     "tp.needs-tensor-parallel": {"comm": {"tp_comm_overlap": True}},
     "tp.needs-sequence-parallel": {
         "model": {**TP4, "sequence_parallel": False},
@@ -210,6 +212,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 # Each note, with a configuration that draws it.
 NOTED: dict[str, dict[str, Any]] = {
+    **newer_stack_cases.NOTED,
     "tp.userbuffers-default": {"model": TP4, "comm": {"tp_comm_overlap": True}},
     "tp.preset-fit": {
         "model": TP4,

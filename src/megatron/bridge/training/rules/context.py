@@ -33,10 +33,27 @@ class _CommOverlapConfig:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """The GPU of a job, as far as rules depend on it: its short name and compute capability."""
+
+    name: str
+    capability: float
+
+
+@dataclass(frozen=True)
 class Context:
     """What the rules read: the request, the configurations, the software, the ranks.
 
-    `environment` is what is known of the job's environment, with the configuration's env_vars.
+    Attributes:
+        request: comm_overlap as the user wrote it; nothing is requested without the section.
+        model, ddp, optimizer: Megatron-Core's configurations.
+        software: what is installed.
+        data_parallel_size: world size / (TP x PP x CP).
+        dist, rerun_state_machine, dataset: sections of Megatron-Bridge alone; None where there is
+            none.
+        environment: what is known of the job's environment, with the configuration's env_vars.
+        has_comm_overlap: whether the run has that section.
+        gpu: the job's GPU; None where it is not known.
     """
 
     request: _CommOverlapConfig
@@ -47,6 +64,10 @@ class Context:
     optimizer: Any = None
     dist: Any = None
     environment: JobEnvironment = UNKNOWN
+    rerun_state_machine: Any = None
+    dataset: Any = None
+    has_comm_overlap: bool = False
+    gpu: Gpu | None = None
 
     @property
     def stack(self) -> Stack:
@@ -81,6 +102,14 @@ class Context:
     def of_dist(self, name: str, default: Any = None) -> Any:
         """A field of Megatron-Bridge's section dist; Megatron-LM has no such section."""
         return getattr(self.dist, name, default)
+
+    @property
+    def checks_for_nan(self) -> bool:
+        """Whether Megatron-Bridge looks for NaN in the loss; where that is not known, it does not.
+
+        Megatron-LM has a flag of another meaning for it, and no such section.
+        """
+        return bool(getattr(self.rerun_state_machine, "check_for_nan_in_loss", False))
 
     @property
     def fsdp(self) -> str | None:

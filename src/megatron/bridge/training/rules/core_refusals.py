@@ -1,4 +1,4 @@
-"""What stops a job: combinations that Megatron-Core, or Megatron-Bridge around it, refuses.
+"""What stops a job with expert-parallel overlap or delayed weight gradients.
 
 Each refusal is a rule with the versions that have it and a test: a gate that a version lifted ends
 there, and one that a version added begins there. The facts are from the source of the tags in
@@ -7,73 +7,20 @@ there, and one that a version added begins there. The facts are from the source 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
-
-from megatron.bridge.training.decisions import Decision, Dimension, Rule, rule
+from megatron.bridge.training.decisions import Dimension, rule
 from megatron.bridge.training.rules.context import Context
-from megatron.bridge.training.rules.expert import graph_scope
+from megatron.bridge.training.rules.graphs import graph_impl, graph_scope, scope_text
+from megatron.bridge.training.rules.refusal import Refusal
 from megatron.bridge.training.versions import Range
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A combination that stops a job.
-
-    Attributes:
-        rule: the rule, with the versions that refuse the combination.
-        knob: the setting that it is about.
-        found: what was found, as the start of a reason; empty where the combination is accepted.
-    """
-
-    rule: Rule
-    knob: str
-    found: Callable[[Context], str]
-
-
-def refusals(c: Context) -> Iterator[Decision]:
-    """Every combination that the stack of the run refuses."""
-    for each in REFUSALS:
-        if each.rule.holds(c.stack) and (found := each.found(c)):
-            section, _, name = each.knob.partition(".")
-            value = getattr(getattr(c, section), name, None)
-            yield each.rule.error(each.knob, value, found)
 
 
 def _ep_overlap(c: Context) -> bool:
     return bool(c.of_model("overlap_moe_expert_parallel_comm"))
 
 
-def _graphs(c: Context) -> str:
-    return str(c.of_model("cuda_graph_impl") or "none")
-
-
-def _scope(c: Context) -> str:
-    return (
-        f"cuda_graph_impl is {_graphs(c)} with scope {sorted(graph_scope(c)) or 'the entire layer'}"
-    )
-
-
-def _whole_iteration(c: Context) -> bool:
-    return _graphs(c) == "full_iteration" or "full_iteration" in graph_scope(c)
-
-
-def _of_optimizer(c: Context, name: str) -> Any:
-    return getattr(c.optimizer, name, None)
-
-
-def _of_ddp(c: Context, name: str) -> Any:
-    return getattr(c.ddp, name, None)
-
-
-def _mxfp8_gather(c: Context) -> bool:
-    return bool(_of_ddp(c, "fp8_param_gather")) and c.of_model("fp8_recipe") == "mxfp8"
-
-
 _EP_OVERLAP = "model.overlap_moe_expert_parallel_comm"
 
-REFUSALS: tuple[Refusal, ...] = (
+EXPERT_REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         rule(
             "core.ep-overlap-mtp-zero",
@@ -119,7 +66,9 @@ REFUSALS: tuple[Refusal, ...] = (
         ),
         _EP_OVERLAP,
         lambda c: (
-            _scope(c) if _ep_overlap(c) and _graphs(c) not in ("none", "transformer_engine") else ""
+            scope_text(c)
+            if _ep_overlap(c) and graph_impl(c) not in ("none", "transformer_engine")
+            else ""
         ),
     ),
     Refusal(
@@ -133,9 +82,9 @@ REFUSALS: tuple[Refusal, ...] = (
         ),
         _EP_OVERLAP,
         lambda c: (
-            _scope(c)
+            scope_text(c)
             if _ep_overlap(c)
-            and _graphs(c) == "transformer_engine"
+            and graph_impl(c) == "transformer_engine"
             and graph_scope(c) & {"moe", "mlp"}
             else ""
         ),
@@ -238,97 +187,10 @@ REFUSALS: tuple[Refusal, ...] = (
             "cuda_graph_impl is transformer_engine and Transformer Engine is absent or older than "
             "2.10.0"
             if c.of_model("delay_wgrad_compute")
-            and _graphs(c) == "transformer_engine"
+            and graph_impl(c) == "transformer_engine"
             and not c.software.is_te_min_version("2.10.0")
             else ""
         ),
     ),
-    Refusal(
-        rule(
-            "bridge.local-graph-scopes",
-            Dimension.ANY,
-            claim="cuda_graph_impl local with scopes of single layers is refused: it is for the "
-            "full iteration.",
-            remedy="set model.cuda_graph_impl=transformer_engine or none",
-            versions=(Range("bridge", since="0.6.0"),),
-            source="Megatron-Bridge 7e8662c66",
-        ),
-        "model.cuda_graph_impl",
-        lambda c: (
-            _scope(c)
-            if _graphs(c) == "local"
-            and not _whole_iteration(c)
-            and "full_iteration_inference" not in graph_scope(c)
-            else ""
-        ),
-    ),
-    Refusal(
-        rule(
-            "core.num-buckets-excludes",
-            Dimension.DP,
-            claim="ddp.num_buckets is refused together with a bucket_size, which comm_overlap sets "
-            "wherever the data-parallel size is above 1.",
-            remedy="remove ddp.num_buckets and set comm_overlap.bucket_size, or use num_buckets "
-            "without a comm_overlap section",
-            versions=(Range("core", since="0.18.2"),),
-            source="Megatron-LM 0dc36dfc6f",
-        ),
-        "ddp.num_buckets",
-        lambda c: (
-            f"bucket_size is {_of_ddp(c, 'bucket_size')}"
-            if _of_ddp(c, "num_buckets") is not None and _of_ddp(c, "bucket_size") is not None
-            else ""
-        ),
-    ),
-    Refusal(
-        rule(
-            "core.mxfp8-gather-needs-reuse",
-            Dimension.PRECISION,
-            claim="fp8_param_gather with the mxfp8 recipe needs reuse_grad_buf_for_mxfp8_param_ag.",
-            remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=true",
-            source="Megatron-Bridge 6e39e973b",
-        ),
-        "ddp.fp8_param_gather",
-        lambda c: (
-            "ddp.reuse_grad_buf_for_mxfp8_param_ag is off"
-            if _mxfp8_gather(c)
-            and not _of_ddp(c, "reuse_grad_buf_for_mxfp8_param_ag")
-            and c.fsdp is None
-            else ""
-        ),
-    ),
-    Refusal(
-        rule(
-            "core.mxfp8-reuse-excludes-step",
-            Dimension.PRECISION,
-            claim="reuse_grad_buf_for_mxfp8_param_ag is refused together with "
-            "overlap_param_gather_with_optimizer_step.",
-            remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=false",
-            versions=(Range("core", since="0.19.0"),),
-            source="Megatron-LM 0552f29307",
-        ),
-        "optimizer.overlap_param_gather_with_optimizer_step",
-        lambda c: (
-            "reuse_grad_buf_for_mxfp8_param_ag is on"
-            if _of_optimizer(c, "overlap_param_gather_with_optimizer_step")
-            and _of_ddp(c, "reuse_grad_buf_for_mxfp8_param_ag")
-            else ""
-        ),
-    ),
-    Refusal(
-        rule(
-            "core.optimizer-instances-need",
-            Dimension.DP,
-            claim="num_distributed_optimizer_instances above 1 needs the distributed optimizer.",
-            remedy="set ddp.use_distributed_optimizer=true",
-        ),
-        "ddp.num_distributed_optimizer_instances",
-        lambda c: (
-            "ddp.use_distributed_optimizer is off"
-            if (_of_ddp(c, "num_distributed_optimizer_instances") or 1) > 1
-            and not _of_ddp(c, "use_distributed_optimizer")
-            else ""
-        ),
-    ),
 )
-"""Every refusal, in the order in which it is reported."""
+"""In the order in which they are reported."""

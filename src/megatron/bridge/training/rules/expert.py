@@ -11,8 +11,8 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
+from megatron.bridge.training.rules.graphs import graph_scope
 from megatron.bridge.training.versions import Range
-from megatron.bridge.utils.cuda_graph import captured_names
 
 EP_OFF_UNLESS_ASKED = rule(
     "ep.off-unless-asked",
@@ -177,11 +177,6 @@ def _reduces_into_main_grad(c: Context) -> bool:
     """Whether a reduction or a fused kernel reads the weight gradient from where it is written."""
     overlap = getattr(c.ddp, "overlap_grad_reduce", False) or c.request.overlap_grad_reduce
     return bool(overlap or c.of_model("gradient_accumulation_fusion"))
-
-
-def graph_scope(c: Context) -> frozenset[str]:
-    """Names of the CUDA-graph scopes, from both fields that Megatron-Core has had for them."""
-    return frozenset(captured_names(c.model))
 
 
 def _wgrad_in_graph(c: Context) -> bool:

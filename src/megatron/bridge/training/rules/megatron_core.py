@@ -14,9 +14,13 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rul
 from megatron.bridge.training.rules.buckets import bucket_consequences
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
-from megatron.bridge.training.rules.core_refusals import refusals
+from megatron.bridge.training.rules.core_refusals import EXPERT_REFUSALS
+from megatron.bridge.training.rules.data_parallel_refusals import DATA_PARALLEL_REFUSALS
+from megatron.bridge.training.rules.dispatchers import DISPATCHER_REFUSALS
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
+from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
 from megatron.bridge.training.rules.pipeline import pp_hazard
+from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
@@ -99,10 +103,13 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from _tensor_parallel(c)
     yield from pipeline_consequences(c)
     yield from _expert_parallel(c)
-    yield from refusals(replace(c, optimizer=optimizer))
+    yield from refused(replace(c, optimizer=optimizer), REFUSALS)
     yield from _data_parallel(c, optimizer)
     yield from bucket_consequences(c, optimizer)
 
+
+REFUSALS = EXPERT_REFUSALS + DISPATCHER_REFUSALS + GRAPH_REFUSALS + DATA_PARALLEL_REFUSALS
+"""Every combination that stops a job, in the order in which it is reported."""
 
 _GATES = (
     ("overlap_moe_expert_parallel_comm", EP_GATE),
