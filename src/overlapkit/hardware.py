@@ -11,12 +11,18 @@ import msgspec
 from megatron.bridge.training.near_names import nearest
 from overlapkit.errors import InputError
 
+_GENERATIONS = {"ampere": "8.0", "hopper": "9.0", "blackwell": "10.0", "rubin": "10.0"}
+"""The least compute capability of each generation; Rubin's own is not known, and it follows
+Blackwell."""
 
-class Gpu(msgspec.Struct, frozen=True):
-    """A GPU type by its data sheet (`data/hardware.json`, which lists the sources).
+_WORDS = {"vr200": ("vera", "rubin"), "r100": ("rubin",)}
+"""GPUs that product names call otherwise, by the words of those: Vera Rubin NVL72."""
+
+
+class DataSheet(msgspec.Struct, frozen=True):
+    """The figures of a GPU whose data sheet is known in full.
 
     Attributes:
-        compute_capability: such as "9.0".
         sm: streaming multiprocessors.
         bf16_tflops, fp8_tflops, nvfp4_tflops: dense tensor-core rates, in TFLOP/s; None where the
             GPU does not have the format.
@@ -31,7 +37,6 @@ class Gpu(msgspec.Struct, frozen=True):
         memory_mib: memory as nvidia-smi shows it; None where that is not known.
     """
 
-    compute_capability: str
     sm: int
     bf16_tflops: float
     bf16_flop_per_clock: int
@@ -51,10 +56,57 @@ class Gpu(msgspec.Struct, frozen=True):
         """The memory in bytes: the exact number where it is known, else from round GB."""
         return self.memory_mib * 2.0**20 if self.memory_mib else self.hbm_gb * 1e9
 
+
+_FIGURES = {
+    "sm": "SMs",
+    "bf16_tflops": "BF16 rate",
+    "bf16_flop_per_clock": "BF16 operations per SM and clock",
+    "hbm_gb": "memory",
+    "hbm_tbps": "memory bandwidth",
+    "nvlink_gbps_per_dir": "NVLink bandwidth",
+    "nvlink_domain": "GPUs in an NVLink domain",
+    "nic_gbps": "network adapter (give --network)",
+    "tdp_watt": "power",
+    "exp_per_clock": "exponentials per SM and clock",
+}
+"""The figures that a data sheet must have, as messages name them."""
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """A GPU type (`data/hardware.json`, which lists the sources).
+
+    The figures are those of `DataSheet`; None where one is not known.
+
+    Attributes:
+        arch: its generation, a key of `_GENERATIONS`.
+        compute_capability: such as "9.0"; None where it is not known.
+    """
+
+    arch: str
+    compute_capability: str | None = None
+    sm: int | None = None
+    bf16_tflops: float | None = None
+    bf16_flop_per_clock: int | None = None
+    hbm_gb: float | None = None
+    hbm_tbps: float | None = None
+    nvlink_gbps_per_dir: float | None = None
+    nvlink_domain: int | None = None
+    nic_gbps: float | None = None
+    tdp_watt: float | None = None
+    exp_per_clock: int | None = None
+    fp8_tflops: float | None = None
+    nvfp4_tflops: float | None = None
+    memory_mib: int | None = None
+
+    @property
+    def least_capability(self) -> str:
+        """Its compute capability; the least that its generation can have where it is not known."""
+        return self.compute_capability or _GENERATIONS[self.arch]
+
     @property
     def sm100_or_newer(self) -> bool:
         """Whether it is Blackwell or newer: compute capability 10.0 or above."""
-        return float(self.compute_capability) >= 10.0
+        return float(self.least_capability) >= 10.0
 
 
 class _Hardware(msgspec.Struct, frozen=True):
@@ -75,10 +127,37 @@ def find_gpu(name: str) -> tuple[str, Gpu]:
         InputError: it is not known; the message lists the known names.
     """
     plain = name.strip().lower()
-    # nvidia-smi writes "NVIDIA H100 80GB HBM3", recipes dgx-h100 or h100_sxm.
-    for word in re.split(r"[^a-z0-9]+", plain):
-        if word in gpus():
-            return word, gpus()[word]
+    # nvidia-smi writes "NVIDIA H100 80GB HBM3", recipes dgx-h100 or h100_sxm, and clouds H100SXM5.
+    words = re.split(r"[^a-z0-9]+", plain)
+    for word in words:
+        short = re.sub(r"(sxm\d*|pcie|nvl\d*)$", "", word)
+        if short in gpus():
+            return short, gpus()[short]
+    for short, spelled in _WORDS.items():
+        if set(spelled) <= set(words):
+            return short, gpus()[short]
     near = nearest(plain, gpus())
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"--gpu {name}: unknown GPU; {hint}known are {', '.join(gpus())}")
+
+
+def data_sheet(name: str, *, network_gbps: float | None = None) -> DataSheet:
+    """The figures of a GPU, all of which an estimate needs.
+
+    Args:
+        name: as of `find_gpu`.
+        network_gbps: Gbit/s of network per GPU, where the user gave it.
+
+    Raises:
+        InputError: the GPU is not known, or a figure of it is not; the message names each.
+    """
+    short, gpu = find_gpu(name)
+    figures = {field: getattr(gpu, field) for field in DataSheet.__struct_fields__}
+    figures["nic_gbps"] = network_gbps or figures["nic_gbps"]
+    missing = [said for field, said in _FIGURES.items() if figures[field] is None]
+    if missing:
+        raise InputError(
+            f"--gpu {name}: no public data sheet gives these figures of {short}, which an estimate "
+            f"needs: {', '.join(missing)}; explain and doctor need none of them"
+        )
+    return DataSheet(**figures)

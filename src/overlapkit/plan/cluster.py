@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from overlapkit.config.installation import Installation
 from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions
-from overlapkit.hardware import find_gpu
+from overlapkit.hardware import data_sheet, find_gpu
 from overlapkit.plan.estimate.machine import Machine, machine_of
 
 
@@ -57,7 +57,8 @@ def cluster_of(
     Raises:
         InputError: the GPU is not known, or the bandwidth is out of range.
     """
-    name, data = find_gpu(gpu)
+    name, _ = find_gpu(gpu)
+    data = data_sheet(gpu, network_gbps=network_gbps)
     domain = nvlink_domain(data.nvlink_domain, gpus_per_node)
     machine = machine_of(name, network_gbps=network_gbps, nvlink_domain=domain)
     return Cluster(world_size, machine, plan_assumptions(name, te, installation))

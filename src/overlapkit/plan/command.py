@@ -10,7 +10,7 @@ from overlapkit.config.emit.forms import FORMS, Form, emit
 from overlapkit.config.reading import Reading
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import EXIT_FINDING, InputError
-from overlapkit.hardware import find_gpu, gpus
+from overlapkit.hardware import data_sheet, gpus
 from overlapkit.output.console import write_json, write_text
 from overlapkit.output.files import outputs
 from overlapkit.plan.candidates import parse_swept
@@ -105,7 +105,7 @@ def read_and_plan(
     """
     if gpu is None:
         raise InputError(f"--gpu NAME is missing: the cluster's GPU, one of {', '.join(gpus())}")
-    name, data = find_gpu(gpu)
+    data = data_sheet(gpu, network_gbps=network)
     dimensions = parse_swept(swept) if swept is not None else None
     inputs = read_inputs(
         arguments,
@@ -118,7 +118,7 @@ def read_and_plan(
         reading=reading,
     )
     cluster = cluster_of(
-        name,
+        gpu,
         inputs.world_size,
         gpus_per_node=inputs.gpus_per_node,
         network_gbps=network,

@@ -135,7 +135,7 @@ def slurm_options(pairs: Sequence[str], folder: Path) -> SlurmOptions:
         per_node=per_node,
         fields=fields,
         setup=tuple(setup),
-        compute_capability=None if gpu is None else gpu.compute_capability,
+        compute_capability=None if gpu is None else gpu.least_capability,
     )
 
 

@@ -293,7 +293,7 @@ def _layer_shape(run: Run, assumptions: Assumptions, *, lora: bool) -> LayerShap
 
 
 def _generation(assumptions: Assumptions) -> str:
-    capability = float(assumptions.gpu.compute_capability)
+    capability = float(assumptions.gpu.least_capability)
     if capability >= 10:
         return "blackwell"
     return "hopper" if capability >= 9 else "ampere"

@@ -12,7 +12,7 @@ from math import ceil
 from typing import NamedTuple
 
 from overlapkit.errors import InputError
-from overlapkit.hardware import Gpu, find_gpu
+from overlapkit.hardware import DataSheet, data_sheet, find_gpu
 from overlapkit.plan.estimate.constants import (
     CONSTANTS,
     KERNEL_S,
@@ -118,7 +118,7 @@ def machine_of(
     Raises:
         InputError: an unknown GPU, or a bandwidth or a domain that is out of range.
     """
-    name, data = find_gpu(gpu)
+    name, _ = find_gpu(gpu)
     least, most = NETWORK_GBPS
     if network_gbps is not None and not least <= network_gbps <= most:
         raise InputError(
@@ -126,6 +126,7 @@ def machine_of(
         )
     if nvlink_domain is not None and nvlink_domain < 1:
         raise InputError(f"NVLink domain of {nvlink_domain} GPUs: want 1 or more")
+    data = data_sheet(gpu, network_gbps=network_gbps)
     sheet = f"{name} data sheet"
     peaks = _peaks(data, sheet)
     power = given("power", data.tdp_watt, "W", sheet)
@@ -161,7 +162,7 @@ def machine_of(
     )
 
 
-def _network(gbps: float | None, data: Gpu, sheet: str, constants: Constants) -> Link:
+def _network(gbps: float | None, data: DataSheet, sheet: str, constants: Constants) -> Link:
     """The network at `gbps` Gbit/s per GPU; None takes the data sheet's adapter."""
     source = sheet if gbps is None else "--network"
     return Link(
@@ -172,7 +173,7 @@ def _network(gbps: float | None, data: Gpu, sheet: str, constants: Constants) ->
     )
 
 
-def _peaks(data: Gpu, sheet: str) -> dict[str, Figure]:
+def _peaks(data: DataSheet, sheet: str) -> dict[str, Figure]:
     """The data sheet's FLOP/s by `Precision.rate`, for those that the GPU has."""
     tflops = {
         "bf16": data.bf16_tflops,
@@ -223,7 +224,7 @@ FORWARD = _Pass("forward", 4, 1)
 BACKWARD = _Pass("backward", 10, 1)
 
 
-def _attention(gpu: Gpu, products: Figure, peak: Figure, of: _Pass) -> Figure:
+def _attention(gpu: DataSheet, products: Figure, peak: Figure, of: _Pass) -> Figure:
     """FLOP/s where matrix products and exponentials follow each other.
 
     For each pair of positions the forward multiplies `2 x 2 x head` and takes one exponential. The
