@@ -43,7 +43,7 @@ def test_a_name_as_tools_and_vendors_write_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["h10", "x100", "hopper", "", "h1000", "rtx 4090", "sxm5"])
 def test_another_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match="unknown GPU.*known are a100, h100") as refused:
+    with pytest.raises(InputError, match=r"unknown GPU.*known are a100, h100") as refused:
         find_gpu(name)
     assert "\n" not in str(refused.value)
 

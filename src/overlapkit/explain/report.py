@@ -63,7 +63,7 @@ class Assumptions:
     @property
     def machine(self) -> KnownGpu:
         """The GPU, as far as rules depend on it."""
-        return KnownGpu(self.gpu_name, float(self.gpu.compute_capability))
+        return KnownGpu(self.gpu_name, float(self.gpu.least_capability))
 
     @property
     def job(self) -> JobEnvironment:
