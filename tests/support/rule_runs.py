@@ -31,6 +31,7 @@ def run_of(
     dist: dict[str, Any] | None = None,
     rerun_state_machine: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
 ) -> SimpleNamespace:
     sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
     return SimpleNamespace(
@@ -40,6 +41,7 @@ def run_of(
         dist=section("dist", **(dist or {})),
         rerun_state_machine=section("rerun_state_machine", **(rerun_state_machine or {})),
         dataset=SimpleNamespace(**(dataset or {})),
+        train=SimpleNamespace(**(train or {})),
         mixed_precision=None,
         comm_overlap=None if comm is None else CommOverlapConfig(**comm),
     )

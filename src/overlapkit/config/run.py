@@ -289,7 +289,7 @@ def build_run(settings: Settings) -> Run:
         model=model,
         optimizer=_section("optimizer", values, settings),
         ddp=_section("ddp", values, settings),
-        train=SimpleNamespace(**(train | (values.get("train") or {}))),
+        train=SimpleNamespace(**(train | (values.get("train") or {}) | _steps(values))),
         mixed_precision=_mixed_precision(settings),
         comm_overlap=_comm_overlap(settings),
         dist=_section("dist", values, settings),
@@ -297,6 +297,25 @@ def build_run(settings: Settings) -> Run:
         dataset=SimpleNamespace(**(values.get("dataset") or {})),
         env_vars=values.get("env_vars"),
     )
+
+
+def _steps(values: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """What happens between the steps of a run: evaluations and checkpoints.
+
+    Megatron-Bridge evaluates 100 batches every 1000 steps by default. Since 0.4.2 the section
+    validation says so; before, and where train still has the old keys, train does.
+    """
+    found: dict[str, Any] = {"eval_iters": 100, "eval_interval": 1000}
+    for section, keys in (
+        ("validation", ("eval_iters", "eval_interval")),
+        ("checkpoint", ("save", "save_interval")),
+    ):
+        content = values.get(section) or {}
+        found |= {key: content[key] for key in keys if key in content}
+    old = values.get("train") or {}
+    return found | {
+        key: old[key] for key in ("eval_iters", "eval_interval") if old.get(key) is not None
+    }
 
 
 def _section(

@@ -29,6 +29,8 @@ def decision_findings(report: Report) -> Iterator[Finding]:
 
 
 def _kind(d: Decision) -> Kind:
+    if d.outcome is Outcome.WRONG_NUMBERS:
+        return "wrong-numbers"
     if d.outcome is Outcome.ERROR:
         return "stops"
     if d.knob.startswith("env."):
@@ -43,6 +45,8 @@ def source_of(d: Decision) -> Source:
 
 def _message(d: Decision) -> str:
     name = d.knob.removeprefix("env.")
+    if d.outcome is Outcome.WRONG_NUMBERS:
+        return f"The run trains on wrong numbers: {name}"
     if d.outcome is Outcome.ERROR:
         return f"The run must not start like this: {name}"
     if d.knob.startswith("env."):

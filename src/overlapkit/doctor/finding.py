@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Kind = Literal[
-    "exposed", "stops", "packages", "environment", "refused", "hardware", "off", "profile"
+    "wrong-numbers",
+    "exposed",
+    "stops",
+    "packages",
+    "environment",
+    "refused",
+    "hardware",
+    "off",
+    "profile",
 ]
 
 KINDS: dict[Kind, str] = {
+    "wrong-numbers": "the job trains on wrong numbers, and nothing reports it",
     "exposed": "the profile measures exposed communication for it",
-    "stops": "the job does not start like this, or trains incorrectly",
+    "stops": "the job does not start like this",
     "packages": "the installation disables overlap, or breaks overlapkit",
     "environment": "an environment variable disables overlap",
     "refused": "requested, and not in effect",

@@ -19,7 +19,8 @@ from overlapkit.output.numbers import plain
 Config = Annotated[str, Meta(description="the configuration, as the command line names it")]
 WorldSize = Annotated[int, Meta(description="GPUs of the job")]
 Findings = Annotated[
-    int, Meta(description="how many decisions have the outcome `refused` or `error`")
+    int,
+    Meta(description="how many decisions have the outcome `wrong-numbers`, `error` or `refused`"),
 ]
 
 
@@ -70,7 +71,8 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
         Meta(
             description="`granted`: requested and in effect; `default`: not requested, a default "
             "was chosen; `refused`: requested, and the run continues without it; `error`: the run "
-            "must not start like this; `note`: a fact that follows from the settings"
+            "must not start like this; `wrong-numbers`: it starts, and trains on wrong numbers; "
+            "`note`: a fact that follows from the settings"
         ),
     ]
     reason: Annotated[str, Meta(description="why, in one sentence")]

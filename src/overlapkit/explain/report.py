@@ -31,6 +31,9 @@ from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.explain.launch import judge_environment, with_places
 from overlapkit.hardware import Gpu
 
+SEVERITY = (Outcome.WRONG_NUMBERS, Outcome.ERROR, Outcome.REFUSED)
+"""The outcomes of findings, the worst first."""
+
 DIMENSIONS = tuple(Dimension)
 """In the order in which decisions are shown."""
 
@@ -111,8 +114,10 @@ class Report:
 
     @property
     def findings(self) -> list[Decision]:
-        """What was requested and is not in effect, and what must not start."""
-        return [d for d in self.decisions if d.is_finding]
+        """What trains on wrong numbers, what must not start, and what is not in effect."""
+        return sorted(
+            (d for d in self.decisions if d.is_finding), key=lambda d: SEVERITY.index(d.outcome)
+        )
 
 
 def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Report:

@@ -37,6 +37,7 @@ _STYLES = {
     Outcome.GRANTED: "green",
     Outcome.DEFAULT: "cyan",
     Outcome.REFUSED: "bold red",
+    Outcome.WRONG_NUMBERS: "bold white on red",
     Outcome.ERROR: "bold red",
     Outcome.NOTE: "yellow",
 }
@@ -96,7 +97,7 @@ def show_buckets(report: Report, console: Console) -> None:
 
 def _decisions(decisions: list[Decision]) -> Table:
     table = borderless(header=False)
-    table.add_column(min_width=7)
+    table.add_column(min_width=7, max_width=7)
     table.add_column(overflow="fold", max_width=40)
     table.add_column(overflow="fold", max_width=14)
     table.add_column(ratio=1, overflow="fold")

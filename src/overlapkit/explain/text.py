@@ -38,6 +38,7 @@ LABELS = {
     Outcome.GRANTED: "granted",
     Outcome.DEFAULT: "default",
     Outcome.REFUSED: "REFUSED",
+    Outcome.WRONG_NUMBERS: "WRONG NUMBERS",
     Outcome.ERROR: "ERROR",
     Outcome.NOTE: "note",
 }

@@ -45,7 +45,9 @@ def report(overlapkit, config) -> dict[str, Any]:
 
 def test_explain(report: dict[str, Any]) -> None:
     check_document(report)
-    findings = [d for d in report["decisions"] if d["outcome"] in ("refused", "error")]
+    findings = [
+        d for d in report["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
+    ]
     assert report["findings"] == len(findings) > 2
     assert set(report["launch_env"]) == set(report["launch_env_reasons"])
 

@@ -22,7 +22,9 @@ def explained(overlapkit: Any, *given: str) -> dict[str, Any]:
 
 
 def findings(document: dict[str, Any]) -> set[tuple[str, str]]:
-    told = (d for d in document["decisions"] if d["outcome"] in ("refused", "error"))
+    told = (
+        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
+    )
     return {(d["rule"], d["knob"]) for d in told}
 
 

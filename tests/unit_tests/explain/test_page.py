@@ -32,7 +32,9 @@ def test_findings_come_first_with_reason_and_remedy(page, overlapkit) -> None:
     written = page(PITFALLS, "--world-size", "16")
     document = overlapkit("explain", PITFALLS, "--world-size", "16", "--json").document
     assert written.sections[0] == "Findings"
-    findings = [d for d in document["decisions"] if d["outcome"] in ("refused", "error")]
+    findings = [
+        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
+    ]
     assert len(findings) > 2 and f"{len(findings)} findings" in written.text
     first = written.text.partition("Tensor parallel")[0]
     for finding in findings:

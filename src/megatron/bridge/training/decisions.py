@@ -68,13 +68,18 @@ class Outcome(str, Enum):
     """Not requested; a default was chosen."""
     REFUSED = "refused"
     """Requested, and not in effect: the run continues without it, silently unless reported."""
+    WRONG_NUMBERS = "wrong-numbers"
+    """The run trains, on wrong numbers, and nothing reports it."""
     ERROR = "error"
     """The run must not start like this."""
     NOTE = "note"
     """A fact about what follows from the settings; nothing is refused."""
 
 
-FINDINGS = frozenset({Outcome.REFUSED, Outcome.ERROR})
+STOPS = frozenset({Outcome.WRONG_NUMBERS, Outcome.ERROR})
+"""The outcomes with which a run must not start."""
+
+FINDINGS = STOPS | {Outcome.REFUSED}
 """The outcomes that make `overlapkit explain` exit with 1."""
 
 
@@ -278,12 +283,12 @@ def in_force(decisions: Iterable[Decision], stack: Stack) -> Iterable[Decision]:
 
 
 def raise_errors(decisions: Iterable[Decision]) -> None:
-    """Stop the run if any decision is an error.
+    """Stop the run if any decision is an error, or says that it would train on wrong numbers.
 
     Raises:
         OverlapConfigError: with every erroneous knob, its reason and its remedy.
     """
-    errors = [d for d in decisions if d.outcome is Outcome.ERROR]
+    errors = [d for d in decisions if d.outcome in STOPS]
     if errors:
         lines = [
             f"{d.knob}: {d.reason}" + (f" Remedy: {d.remedy}" if d.remedy else "") for d in errors

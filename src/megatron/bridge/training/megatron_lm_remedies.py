@@ -26,6 +26,12 @@ _REMEDIES = {
     "ep.delay-needs-ep-overlap": "pass --overlap-moe-expert-parallel-comm as well",
     "ep.delay-graph-needs-fusion": "omit --no-gradient-accumulation-fusion",
     "ep.delay-graph-no-attention-bias": "pass --disable-bias-linear and omit --add-qkv-bias",
+    "wrong.optimizer-instances": "omit --overlap-grad-reduce and --overlap-param-gather, or pass "
+    "--num-distributed-optimizer-instances 1",
+    "wrong.mxfp8-experts-cleared": "pass --overlap-grad-reduce and --overlap-param-gather",
+    "wrong.mxfp8-with-optimizer-step": "omit --overlap-param-gather-with-optimizer-step",
+    "wrong.fp8-forced-gather": "omit --overlap-param-gather, or pass --eval-iters 0 and save only "
+    "after the last step",
     "core.bucket-ignored": "pass --overlap-grad-reduce",
     "core.single-bucket": "pass a --ddp-bucket-size well below the parameters per rank",
     "core.layout-sets-vpp": "",

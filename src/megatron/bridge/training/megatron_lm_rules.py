@@ -169,6 +169,7 @@ def update_megatron_lm(
         software=software or InstalledSoftware(),
         data_parallel_size=dp_size,
         environment=environment,
+        train=request,
     )
     decisions = [
         *flags_of_other_versions(flags, context.stack, version_known=version_known),

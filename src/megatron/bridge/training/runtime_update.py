@@ -191,6 +191,7 @@ def update_runtime(
         rerun_state_machine=getattr(run, "rerun_state_machine", None),
         has_comm_overlap=run.comm_overlap is not None,
         gpu=gpu,
+        train=getattr(run, "train", None),
     )
     step(updates_after_overlap(run, context))
     if run.comm_overlap is None:

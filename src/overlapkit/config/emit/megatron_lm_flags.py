@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from megatron.bridge.training.decisions import Decision, Outcome, OverlapConfigError
+from megatron.bridge.training.decisions import STOPS, Decision, OverlapConfigError
 from megatron.bridge.training.rules.context import fsdp_switch
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import (
@@ -257,10 +257,10 @@ def _differences(
     )
     reasons = {d.knob: d.reason for d in update.decisions}
     reported = set()
-    known_errors = {(d.knob, d.reason) for d in before if d.outcome is Outcome.ERROR}
+    known_errors = {(d.knob, d.reason) for d in before if d.outcome in STOPS}
     for decision in update.decisions:
         new = (decision.knob, decision.reason) not in known_errors
-        if decision.outcome is Outcome.ERROR and new:
+        if decision.outcome in STOPS and new:
             reported.add(decision.knob)
             yield LeftOut(decision.knob, decision.reason)
     for knob in EFFECTIVE_KNOBS:

@@ -88,7 +88,11 @@ FLAGS: dict[str, Flag] = {
     **_flags("str", "optimizer muon-tp-mode", "optimizer"),
     **_flags("int", "micro-batch-size global-batch-size manual-gc-interval", "train"),
     **_flags("on", "manual-gc", "train"),
-    **_flags("int", "ddp-num-buckets save-params-interval", LM),
+    **_flags(
+        "int",
+        "ddp-num-buckets save-params-interval save-interval train-iters eval-iters eval-interval",
+        LM,
+    ),
     **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2 freeze-all-layers use-legacy-models", LM),
     **_flags("str", "main-grads-dtype ckpt-format", LM),
     **_flags("given", "save", LM),

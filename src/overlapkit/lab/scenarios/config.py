@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron.bridge.training.decisions import FINDINGS
 from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block
 from overlapkit.lab.scenario import (
@@ -58,7 +59,7 @@ def judge(observed: Observations, setting: Setting) -> list[Verdict]:
 
 
 def _in_effect(on: MeasuredVariant) -> Verdict:
-    refused = [d for d in on.decisions if d.outcome in ("refused", "error")]
+    refused = [d for d in on.decisions if d.outcome in FINDINGS]
     return Verdict(
         IN_EFFECT,
         NOT_CONFIRMED if refused else CONFIRMED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from megatron.bridge.training.decisions import Outcome, OverlapConfigError
+from megatron.bridge.training.decisions import STOPS, Outcome, OverlapConfigError
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import read_settings
@@ -215,7 +215,7 @@ def allowed(one: Combination) -> bool:
         return False
     requested = {key for content in settings.values.values() for key in content or ()}
     return not any(
-        decision.outcome is Outcome.ERROR
+        decision.outcome in STOPS
         or (decision.outcome is Outcome.REFUSED and decision.knob.rpartition(".")[2] in requested)
         for decision in update.decisions
     )

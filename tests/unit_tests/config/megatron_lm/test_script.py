@@ -370,7 +370,7 @@ def test_what_no_script_can_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_flags_and_values_that_do_not_matter_are_ignored() -> None:
-    words = arguments("--data-path a b 0.3 --lr 1e-4 --eval-iters 10 --made-up x --log-interval 1")
+    words = arguments("--data-path a b 0.3 --lr 1e-4 --clip-grad 1.0 --made-up x --log-interval 1")
     assert (
         read_megatron_lm_arguments(words).values == read_megatron_lm_arguments(arguments("")).values
     )

@@ -42,6 +42,12 @@ def on_stack(name: str, case: dict[str, Any], *, holds: bool = True) -> dict[str
     return {**case, "software": replace(case.get("software", EVERYTHING), stack=stack)}
 
 
+MXFP8_GATHER = {
+    **DISTRIBUTED,
+    "fp8_param_gather": True,
+    "reuse_grad_buf_for_mxfp8_param_ag": True,
+}
+
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
     **newer_stack_cases.BROKEN,
@@ -57,6 +63,29 @@ BROKEN: dict[str, dict[str, Any]] = {
     },
     "pp.same-peer-hazard": {
         "model": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    },
+    "wrong.optimizer-instances": {
+        "ddp": {**DISTRIBUTED, "num_distributed_optimizer_instances": 2},
+        "comm": OFF,
+    },
+    "wrong.mxfp8-experts-cleared": {
+        "model": MOE,
+        "ddp": MXFP8_GATHER,
+        "comm": {**OFF, "overlap_param_gather": False},
+    },
+    "wrong.mxfp8-gathers-differ": {
+        "ddp": {**MXFP8_GATHER, "overlap_grad_reduce": True, "overlap_param_gather": True},
+        # Megatron-Bridge keeps them equal since 0.5.1, with the core that has no such bug.
+    },
+    "wrong.mxfp8-with-optimizer-step": {
+        "model": {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2},
+        "ddp": MXFP8_GATHER,
+        "comm": {**OFF, "overlap_param_gather_with_optimizer_step": True},
+    },
+    "wrong.fp8-forced-gather": {
+        "ddp": {**DISTRIBUTED, "fp8_param_gather": True},
+        "comm": OFF,
+        "train": {"eval_iters": 10, "eval_interval": 100},
     },
     "dp.needs-distributed-optimizer": {"comm": {**OFF, "overlap_grad_reduce": True}},
     "dp.bucket-size-value": {"ddp": DISTRIBUTED, "comm": {**OFF, "bucket_size": "big"}},
@@ -213,6 +242,13 @@ BROKEN: dict[str, dict[str, Any]] = {
 # Each note, with a configuration that draws it.
 NOTED: dict[str, dict[str, Any]] = {
     **newer_stack_cases.NOTED,
+    "wrong.fsdp-sharded-experts": {
+        "model": {**MOE, "expert_model_parallel_size": 16},
+        "ddp": {
+            "use_megatron_fsdp": True,
+            "data_parallel_sharding_strategy": "optim_grads_params",
+        },
+    },
     "tp.userbuffers-default": {"model": TP4, "comm": {"tp_comm_overlap": True}},
     "tp.preset-fit": {
         "model": TP4,
@@ -276,7 +312,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 # Spoken by another function than update_runtime, and tested below or in another file.
 ELSEWHERE = {"any.set-by-hand-overwritten", "any.other-versions"}
-DIMENSIONS_HERE = {"tp.", "pp.", "dp.", "ep.", "any.", "core.", "bridge.", "lm."}
+DIMENSIONS_HERE = {"wrong.", "tp.", "pp.", "dp.", "ep.", "any.", "core.", "bridge.", "lm."}
 
 
 @pytest.mark.parametrize(

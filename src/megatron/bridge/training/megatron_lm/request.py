@@ -46,6 +46,10 @@ class MegatronLmRequest:
         ckpt_format: --ckpt-format.
         save: whether --save is given.
         save_params_interval: --save-params-interval.
+        save_interval: --save-interval.
+        train_iters: --train-iters.
+        eval_iters: --eval-iters, batches of an evaluation.
+        eval_interval: --eval-interval, steps from one to the next.
         freeze_all_layers: --freeze-all-layers.
         use_legacy_models: --use-legacy-models.
         check_for_nan: whether --no-check-for-nan-in-loss-and-grad is not given.
@@ -59,6 +63,10 @@ class MegatronLmRequest:
     ckpt_format: str = "torch_dist"
     save: bool = False
     save_params_interval: int | None = None
+    save_interval: int | None = None
+    train_iters: int | None = None
+    eval_iters: int = 100
+    eval_interval: int = 1000
     freeze_all_layers: bool = False
     use_legacy_models: bool = False
     check_for_nan: bool = True

@@ -52,8 +52,11 @@ class Context:
         dist, rerun_state_machine, dataset: sections of Megatron-Bridge alone; None where there is
             none.
         environment: what is known of the job's environment, with the configuration's env_vars.
-        has_comm_overlap: whether the run has that section.
+        has_comm_overlap: whether the run has that section, whose knobs win over those of model, ddp
+            and optimizer.
         gpu: the job's GPU; None where it is not known.
+        train: the steps and what happens between them: train_iters, eval_iters, eval_interval,
+            save and save_interval; None where that is not known.
     """
 
     request: _CommOverlapConfig
@@ -68,6 +71,11 @@ class Context:
     dataset: Any = None
     has_comm_overlap: bool = False
     gpu: Gpu | None = None
+    train: Any = None
+
+    def key(self, dotted: str) -> str:
+        """Where a knob that comm_overlap also has is to be set: ``ddp.overlap_param_gather``."""
+        return f"comm_overlap.{dotted.partition('.')[2]}" if self.has_comm_overlap else dotted
 
     @property
     def stack(self) -> Stack:

@@ -22,6 +22,7 @@ from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
+from megatron.bridge.training.rules.wrong_numbers import wrong_numbers
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
     "core.sequence-parallel",
@@ -99,6 +100,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
         c: the configurations after mixed precision and comm_overlap were applied.
         optimizer: the optimizer's configuration.
     """
+    yield from wrong_numbers(replace(c, optimizer=optimizer))
     yield from _precision(c)
     yield from _tensor_parallel(c)
     yield from pipeline_consequences(c)

@@ -82,7 +82,7 @@ def decide_pp(c: Context) -> Iterator[Decision]:
 def pp_hazard(
     model: Any, *, overlap_p2p_comm: bool, batch_p2p_comm: bool, section: str
 ) -> Iterator[Decision]:
-    """An error where two interleaved stages would silently corrupt their gradients.
+    """Wrong numbers where two interleaved stages would silently corrupt their gradients.
 
     The previous and the next stage are then the same peer. Each rank posts its gradient send before
     its activation send, and the peer expects them in the opposite order. Point-to-point messages
@@ -115,6 +115,6 @@ def pp_hazard(
             reason=f"PP=2 with VPP={vpp} and batched p2p: the previous and the next stage are the "
             "same peer, so activations and gradients of equal shape are swapped, and with more "
             "than 2 microbatches training continues with silently wrong gradients",
-            outcome=Outcome.ERROR,
+            outcome=Outcome.WRONG_NUMBERS,
             remedy=remedy,
         )

@@ -1,0 +1,270 @@
+"""Combinations with which a version trains on wrong numbers, and no check stops it.
+
+Each is a known bug with the versions that have it. They outrank every other finding: a slow run is
+seen, and a wrong one often is not. Reports and changes are named where they are public; what was
+not run here says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.versions import Range
+
+
+@dataclass(frozen=True)
+class WrongNumbers:
+    """A combination that gives wrong numbers.
+
+    Attributes:
+        rule: the rule, with the versions that have the bug.
+        knob: the setting that it is about.
+        found: what was found, as the start of a reason; empty where the run is not affected.
+        follows: what happens then, as the end of the reason.
+        remedy: what to set, with the keys that this run has to set.
+    """
+
+    rule: Rule
+    knob: str
+    found: Callable[[Context], str]
+    follows: str
+    remedy: Callable[[Context], str]
+
+
+def wrong_numbers(c: Context) -> Iterator[Decision]:
+    """Every known bug of the run's versions that its settings meet."""
+    for each in WRONG:
+        if each.rule.holds(c.stack) and (found := each.found(c)):
+            section, _, name = each.knob.partition(".")
+            value = getattr(getattr(c, section), name, None)
+            yield each.rule.decide(
+                each.knob,
+                requested=value,
+                effective=value,
+                reason=f"{found}: {each.follows}",
+                outcome=Outcome.WRONG_NUMBERS,
+                remedy=each.remedy(c),
+            )
+    yield from _sharded_experts(c)
+
+
+def _reused_buffer(c: Context) -> bool:
+    """Whether MXFP8 parameters are gathered through the gradient buffer, in the distributed
+    optimizer's buckets."""
+    return bool(
+        c.fsdp is None
+        and c.of_ddp("use_distributed_optimizer")
+        and c.of_ddp("fp8_param_gather")
+        and c.of_ddp("reuse_grad_buf_for_mxfp8_param_ag")
+    )
+
+
+def _several_instances(c: Context) -> str:
+    instances = c.of_ddp("num_distributed_optimizer_instances") or 1
+    if c.fsdp is not None or instances < 2 or not c.of_ddp("overlap_grad_reduce"):
+        return ""
+    return f"num_distributed_optimizer_instances is {instances} and overlap_grad_reduce is on"
+
+
+def _experts_cleared(c: Context) -> str:
+    ep = c.of_model("expert_model_parallel_size") or 1
+    if not _reused_buffer(c) or c.of_ddp("overlap_param_gather"):
+        return ""
+    # Experts have an optimizer of their own only where they are reduced over other ranks.
+    if not c.of_model("num_moe_experts") or ep < 2:
+        return ""
+    return (
+        f"MXFP8 parameters are gathered through the gradient buffer, EP is {ep} and "
+        "overlap_param_gather is off"
+    )
+
+
+def _gathers_differ(c: Context) -> str:
+    on_ddp = bool(c.of_ddp("overlap_param_gather"))
+    on_optimizer = bool(c.of_optimizer("overlap_param_gather"))
+    if not _reused_buffer(c) or on_ddp == on_optimizer:
+        return ""
+    words = {True: "on", False: "off"}
+    return (
+        "MXFP8 parameters are gathered through the gradient buffer, and overlap_param_gather is "
+        f"{words[on_ddp]} for ddp and {words[on_optimizer]} for the optimizer"
+    )
+
+
+def _with_optimizer_step(c: Context) -> str:
+    asked = c.of_optimizer("overlap_param_gather_with_optimizer_step")
+    if not _reused_buffer(c) or not asked or not c.of_ddp("overlap_param_gather"):
+        return ""
+    return (
+        "MXFP8 parameters are gathered through the gradient buffer and "
+        "overlap_param_gather_with_optimizer_step is on"
+    )
+
+
+def _forced_gather(c: Context) -> str:
+    gathers = c.of_ddp("fp8_param_gather") and c.of_ddp("overlap_param_gather")
+    if c.fsdp is not None or not gathers or not c.of_ddp("use_distributed_optimizer"):
+        return ""
+    between = _between_steps(c.train)
+    if not between:
+        return ""
+    return f"FP8 parameters are gathered with overlap, and between steps there is {between}"
+
+
+def _between_steps(train: Any) -> str:
+    """What happens between steps and needs gathered parameters; empty where nothing is known to."""
+    steps = getattr(train, "train_iters", None)
+    events = []
+    for what, interval, on in (
+        ("an evaluation", "eval_interval", bool(getattr(train, "eval_iters", None))),
+        ("a checkpoint", "save_interval", bool(getattr(train, "save", None))),
+    ):
+        every = getattr(train, interval, None)
+        if on and every and (not steps or every < steps):
+            events.append(f"{what} every {every} steps")
+    return " and ".join(events)
+
+
+def _gather_on(c: Context) -> str:
+    if c.has_comm_overlap:
+        return (
+            "set comm_overlap.overlap_grad_reduce=true and comm_overlap.overlap_param_gather=true"
+        )
+    return (
+        "set ddp.overlap_grad_reduce=true, ddp.overlap_param_gather=true and "
+        "optimizer.overlap_param_gather=true"
+    )
+
+
+def _gather_off(c: Context) -> str:
+    if c.has_comm_overlap:
+        return "comm_overlap.overlap_param_gather=false"
+    return "ddp.overlap_param_gather=false and optimizer.overlap_param_gather=false"
+
+
+WRONG: tuple[WrongNumbers, ...] = (
+    WrongNumbers(
+        rule(
+            "wrong.optimizer-instances",
+            Dimension.DP,
+            claim="With num_distributed_optimizer_instances > 1 and overlap_grad_reduce, the "
+            "reduction's stream waits for the default stream, and the gradient hooks run on "
+            "another: gradients may be reduced before they are complete (a public report and the "
+            "source; not run here).",
+            remedy="set ddp.num_distributed_optimizer_instances=1, or overlap_grad_reduce=false",
+            versions=(Range("core", until="0.17.0"),),
+            source="fixed by Megatron-LM 3548385ac3",
+            is_bug=True,
+        ),
+        "ddp.num_distributed_optimizer_instances",
+        _several_instances,
+        "gradients may be reduced before they are complete",
+        lambda c: (
+            "set ddp.num_distributed_optimizer_instances=1, or "
+            f"{c.key('ddp.overlap_grad_reduce')}=false and "
+            f"{c.key('ddp.overlap_param_gather')}=false"
+        ),
+    ),
+    WrongNumbers(
+        rule(
+            "wrong.mxfp8-experts-cleared",
+            Dimension.DP,
+            claim="With MXFP8 parameters gathered through the gradient buffer, experts and "
+            "overlap_param_gather off, the dense optimizer's gather clears what the experts' "
+            "optimizer has staged in the buffers: the loss becomes NaN.",
+            remedy="set overlap_grad_reduce=true and overlap_param_gather=true, or "
+            "reuse_grad_buf_for_mxfp8_param_ag=false with fp8_param_gather=false",
+            versions=(Range("core", until="0.18.0"),),
+            source="Megatron-LM issue 2272, fixed by pull request 4769",
+            is_bug=True,
+        ),
+        "ddp.overlap_param_gather",
+        _experts_cleared,
+        "the dense parameters' gather clears what the experts have staged, and the loss becomes "
+        "NaN",
+        lambda c: _gather_on(c),
+    ),
+    WrongNumbers(
+        rule(
+            "wrong.mxfp8-gathers-differ",
+            Dimension.DP,
+            claim="With MXFP8 parameters gathered through the gradient buffer, the optimizer "
+            "defers the gather by its own overlap_param_gather, and ddp gathers by ddp's: where "
+            "they differ, parameters are gathered from a buffer that does not have them.",
+            remedy="set overlap_param_gather to the same value on ddp and optimizer",
+            versions=(Range("core", until="0.18.0"),),
+            source="Megatron-LM pull request 4982; Megatron-Bridge 4bb633034 keeps them equal",
+            is_bug=True,
+        ),
+        "optimizer.overlap_param_gather",
+        _gathers_differ,
+        "parameters are gathered from a buffer that does not have them",
+        lambda c: _gather_on(c),
+    ),
+    WrongNumbers(
+        rule(
+            "wrong.mxfp8-with-optimizer-step",
+            Dimension.DP,
+            claim="With MXFP8 parameters gathered through the gradient buffer, "
+            "overlap_param_gather_with_optimizer_step gives NaN gradients (megatron-core 0.19.0 "
+            "refuses the two together).",
+            remedy="set overlap_param_gather_with_optimizer_step=false",
+            versions=(Range("core", until="0.19.0"),),
+            source="Megatron-Bridge pull request 2014; refused since Megatron-LM 0552f29307",
+        ),
+        "optimizer.overlap_param_gather_with_optimizer_step",
+        _with_optimizer_step,
+        "the gather reads a buffer that the optimizer has not filled, and gradients become NaN",
+        lambda c: f"set {c.key('optimizer.overlap_param_gather_with_optimizer_step')}=false",
+    ),
+    WrongNumbers(
+        rule(
+            "wrong.fp8-forced-gather",
+            Dimension.DP,
+            claim="With FP8 parameters gathered with overlap, an evaluation or a checkpoint "
+            "between steps forces a gather whose result is not converted: weights are stale then "
+            "and in the next step.",
+            remedy="set overlap_param_gather=false, or evaluate and save only after the last step",
+            versions=(Range("core", until="0.18.0"),),
+            source="fixed by Megatron-LM 08bad7a48f",
+            is_bug=True,
+        ),
+        "ddp.overlap_param_gather",
+        _forced_gather,
+        "the gather that it forces is not converted to FP8, and weights are stale then and in the "
+        "next step",
+        lambda c: f"set {_gather_off(c)}",
+    ),
+)
+"""Every known bug, in the order in which they are shown."""
+
+SHARDED_EXPERTS = rule(
+    "wrong.fsdp-sharded-experts",
+    Dimension.DP,
+    claim="A public report says that Megatron-FSDP with data_parallel_sharding_strategy "
+    "optim_grads_params counts the experts' gradients of each microbatch twice where EP is as "
+    "large as the data-parallel group. It is not verified for any version.",
+    remedy="compare the gradient norm with that of a run whose EP is smaller",
+)
+
+
+def _sharded_experts(c: Context) -> Iterator[Decision]:
+    ep = c.of_model("expert_model_parallel_size") or 1
+    strategy = c.of_ddp("data_parallel_sharding_strategy")
+    expert_tp = c.of_model("expert_tensor_parallel_size") or c.model.tensor_model_parallel_size
+    ranks = c.replicas * (c.model.tensor_model_parallel_size or 1)
+    fsdp = c.fsdp in ("use_megatron_fsdp", "use_custom_fsdp")
+    if fsdp and strategy == "optim_grads_params" and ep > 1 and ep * (expert_tp or 1) == ranks:
+        yield SHARDED_EXPERTS.decide(
+            "ddp.data_parallel_sharding_strategy",
+            requested=None,
+            effective=strategy,
+            reason=f"EP={ep} leaves one replica of each expert, and a public report says that the "
+            "experts' gradients are then counted twice for each microbatch (not verified)",
+            outcome=Outcome.NOTE,
+            remedy=SHARDED_EXPERTS.remedy,
+        )
