@@ -39,6 +39,7 @@ def remarks(settings: Settings) -> tuple[str, ...]:
     return (
         *_about_versions(settings.basis),
         *_other_writer(settings),
+        *_after_setup(settings),
         *_keys_of_other_versions(settings),
         *_not_understood(settings),
     )
@@ -79,6 +80,15 @@ def _other_writer(settings: Settings) -> Iterator[str]:
     if writers and index_of(settings.stack) not in indices:
         cores = spoken([stack.core or "" for stack in writers])
         yield f"{settings.source} has the fields of core {cores}, another version than this"
+
+
+def _after_setup(settings: Settings) -> Iterator[str]:
+    """That a file shows what became of the user's settings, not the settings."""
+    if settings.after_setup is not None:
+        yield (
+            f"{settings.source} was written after setup, for a data-parallel size of "
+            f"{settings.after_setup}: what comm_overlap decides in it counts as not requested"
+        )
 
 
 def _keys_of_other_versions(settings: Settings) -> Iterator[str]:

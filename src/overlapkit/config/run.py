@@ -31,7 +31,15 @@ from overlapkit.config.schema import (
     section_fields,
     shown,
 )
-from overlapkit.config.shapes import TRANSFORMER, flatten_model, plain, plain_override, unnested
+from overlapkit.config.shapes import (
+    FILLED_IN_BY_SETUP,
+    TRANSFORMER,
+    flatten_model,
+    plain,
+    plain_override,
+    setup_was_for,
+    unnested,
+)
 from overlapkit.config.sizes import check_sizes
 from overlapkit.config.versions import is_lacking, stacks_of_dump
 from overlapkit.config.yaml_file import Document
@@ -83,6 +91,8 @@ class Settings:
             that Megatron-Bridge wrote has, or the one that the user gave; empty where they are not
             known.
         written_by: the versions whose fields the file has; empty where nothing shows them.
+        after_setup: the data-parallel size for which Megatron-Bridge made the settings effective
+            before it wrote the file; None where it did not. What it filled in is not `asked`.
         stack_given: whether the user gave one of them as --core or --bridge.
         stack_path: the checkout or installation that they were read from; None without one.
         stack_overridden: versions at `stack_path` for which the user gave others.
@@ -98,6 +108,7 @@ class Settings:
     passed_over: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = ()
     written_by: tuple[Stack, ...] = ()
+    after_setup: int | None = None
     stack_given: bool = False
     stack_path: str | None = None
     stack_overridden: Stack | None = None
@@ -218,6 +229,9 @@ def read_settings(
         if (dotted := f"{section}.{key}") in overridden
         or not (dumped and _is_default(section, key, value, stacks))
     )
+    after_setup = setup_was_for(data) if dumped else None
+    if after_setup is not None:
+        asked -= FILLED_IN_BY_SETUP - overridden.keys()
     read = Settings(
         document.path,
         settings,
@@ -227,6 +241,7 @@ def read_settings(
         passed_over=tuple(_passed_over(values)),
         stacks=tuple(stacks),
         written_by=tuple(stacks),
+        after_setup=after_setup,
     )
     return reading.dated(read)
 

@@ -6,11 +6,12 @@ such as ``_target_: torch.bfloat16`` is read as a name, never imported or called
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from overlapkit.config.overrides import Override
-from overlapkit.config.schema import core_table, shown
+from overlapkit.config.schema import core_table, section_fields, shown
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
 
@@ -42,6 +43,26 @@ def flatten_model(document: Document, data: dict[str, Any]) -> list[str]:
     return [key for key in inner if ("model", key) not in document.lines]
 
 
+FILLED_IN_BY_SETUP = frozenset(
+    f"{section}.{key}"
+    for section in ("model", "ddp", "optimizer", "comm_overlap")
+    for key in (*section_fields("comm_overlap"), "use_distributed_optimizer")
+    if section != "comm_overlap" or key in ("tp_comm_overlap_cfg", "data_parallel_size")
+)
+"""Dotted keys that the update of a configuration before training fills in from comm_overlap."""
+
+
+def setup_was_for(data: Mapping[str, Any]) -> int | None:
+    """The data-parallel size for which a dump's settings were made effective before it was written.
+
+    Megatron-Bridge writes a file before that update or after it. Only after it comm_overlap has a
+    data-parallel size. None: before it, or nothing shows it.
+    """
+    comm = data.get("comm_overlap")
+    size = comm.get("data_parallel_size") if isinstance(comm, dict) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
 def unnested(override: Override) -> Override:
     """An override of ``model.transformer.KEY`` as one of ``model.KEY``."""
     prefix = f"{TRANSFORMER}."
@@ -58,11 +79,12 @@ def plain(value: Any) -> Any:
         return value
     target = value.get("_target_")
     if isinstance(target, str):
-        if value.get("_call_") is False:
-            return target
         if "_args_" in value:
             name = value.get("_name_")
             return name if isinstance(name, str) else _enum_name(target, value["_args_"])
+        if value.get("_call_") is False:
+            owner, _, member = target.rpartition(".")
+            return member if owner.rpartition(".")[2] in _GRAPH_SCOPES else target
     return {
         # A userbuffers class's name is kept, since it fills in the class's defaults.
         k: _plain_userbuffers(v) if k == "tp_comm_overlap_cfg" else plain(v)

@@ -137,6 +137,8 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
     flat = settings.flat()
     requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
     decisions = compare_with_request(update.decisions, requested, effective)
+    if settings.after_setup is not None:
+        decisions = list(_not_requested(decisions, settings))
     decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
 
     environment = with_places(update.environment, settings)
@@ -172,6 +174,26 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         environment,
         buckets_of(run, update.data_parallel_size),
     )
+
+
+def _not_requested(decisions: Sequence[Decision], settings: Settings) -> Iterator[Decision]:
+    """The decisions on a file that was written after setup, which filled in the userbuffers.
+
+    The mapping of a GEMM's settings is setup's own then: it is no request, and nobody can be asked
+    to write it in another way.
+    """
+    knob = "model.tp_comm_overlap_cfg"
+    mine = {key for key in settings.overridden if key.endswith(".tp_comm_overlap_cfg")}
+    for d in decisions:
+        about = d.knob == knob or d.knob.startswith(f"{knob}.")
+        if mine or not about or d.is_finding:
+            yield d
+        elif d.outcome is Outcome.GRANTED:
+            yield dataclasses.replace(
+                d, requested=None, outcome=Outcome.DEFAULT, reason="as setup left it in the file"
+            )
+        elif d.knob == knob:
+            yield d
 
 
 def _on_other_stacks(

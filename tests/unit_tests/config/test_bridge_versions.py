@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron.bridge.training.decisions import Outcome
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN, Stack
 from overlapkit.config.effective import make_effective
 from overlapkit.config.reading import Reading
+from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Settings, read_settings
+from overlapkit.config.schema import section_fields
 from overlapkit.config.sources import read_sources
 from overlapkit.config.versions import keys_in
 from overlapkit.config.yaml_file import read_yaml
 from overlapkit.errors import InputError
+from overlapkit.explain.assumptions import assume
+from overlapkit.explain.report import explain
 
 SIZES = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8}
 LAYOUT = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
@@ -107,6 +112,10 @@ def test_a_typo_in_a_file_by_hand_is_refused(config: Callable[..., str]) -> None
         ({"_target_": "m.CudaGraphScope", "_args_": [4], "_call_": True}, "moe"),
         ({"_target_": "m.CudaGraphModule", "_args_": [4], "_call_": True}, "moe_router"),
         ({"_target_": "m.CudaGraphModule", "_args_": [4], "_name_": "attn"}, "attn"),
+        ({"_target_": "m.CudaGraphModule", "_args_": [4], "_name_": "mlp", "_call_": False}, "mlp"),
+        ({"_target_": "m.CudaGraphScope", "_args_": [4], "_call_": False}, "moe"),
+        ({"_target_": "m.CudaGraphModule.moe_router", "_call_": False}, "moe_router"),
+        ("attn", "attn"),
     ],
 )
 def test_a_graph_scope_goes_by_its_name_and_class(
@@ -139,3 +148,56 @@ def test_the_parameter_gather_is_kept_in_step_since_bridge_0_5_1(
     run, update = make_effective(settings, 16, AssumedSoftware())
     assert run.optimizer.overlap_param_gather is both
     assert ("dp.param-gather-sync" in {d.rule for d in update.decisions}) is both
+
+
+USERBUFFERS = {"qkv_fprop": {"method": "ring_exchange", "num_sm": 1, "fp8_buf": [False]}}
+
+
+def after_setup(stack: int, replicas: int) -> dict[str, Any]:
+    """A file that was written after setup made DP overlap and TP overlap effective."""
+    overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+    comm = dict.fromkeys(section_fields("comm_overlap"))
+    comm |= {"tp_comm_overlap": True, "tp_comm_overlap_cfg": USERBUFFERS}
+    comm |= {"data_parallel_size": replicas, "tp_comm_bootstrap_backend": "nccl"}
+    return dump_of(
+        stack,
+        model={
+            "sequence_parallel": True,
+            "tp_comm_overlap": True,
+            "tp_comm_overlap_cfg": USERBUFFERS,
+        },
+        ddp={**overlap, "use_distributed_optimizer": True, "bucket_size": 134217728},
+        optimizer={"overlap_param_gather": True, "use_distributed_optimizer": True},
+        comm_overlap=comm,
+    )
+
+
+@pytest.mark.parametrize("stack", range(len(KNOWN)))
+def test_what_setup_filled_in_is_nobodys_request(stack: int, read: Callable[..., Settings]) -> None:
+    settings = read(after_setup(stack, replicas=4))
+    assert settings.after_setup == 4
+    assert "data-parallel size of 4" in remarks(settings)[0]
+    # On a single replica everything is off again: nothing that was requested is lost.
+    for world_size, on in ((16, True), (4, False)):
+        report = explain(settings, world_size, assume("h100", None, None))
+        assert report.effective["ddp.overlap_grad_reduce"] is on
+        assert report.effective["model.tp_comm_overlap_cfg"] == USERBUFFERS
+        about = [d for d in report.decisions if d.knob.startswith(("ddp.", "optimizer.", "model."))]
+        assert not [d for d in about if d.is_finding]
+        (decision,) = [d for d in about if d.knob.startswith("model.tp_comm_overlap_cfg")]
+        assert decision.outcome is Outcome.DEFAULT and decision.requested is None
+
+
+def test_before_setup_a_knob_that_is_set_is_a_request(read: Callable[..., Settings]) -> None:
+    before = after_setup(2, replicas=4)
+    before["comm_overlap"]["data_parallel_size"] = None
+    settings = read(before)
+    assert settings.after_setup is None
+    report = explain(settings, 4, assume("h100", None, None))
+    assert "ddp.overlap_grad_reduce" in {d.knob for d in report.findings}
+
+
+def test_an_override_of_what_setup_filled_in_is_a_request(read: Callable[..., Settings]) -> None:
+    settings = read(after_setup(2, replicas=4), "ddp.overlap_grad_reduce=true")
+    report = explain(settings, 4, assume("h100", None, None))
+    assert "ddp.overlap_grad_reduce" in {d.knob for d in report.findings}
