@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from megatron.bridge.training.job_environment import JobEnvironment
+from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from megatron.bridge.training.software import AssumedSoftware, te_version
 from overlapkit.config.installation import Installation
 from overlapkit.config.run import Settings
@@ -110,8 +111,15 @@ def examine(question: Question) -> Examination:
         question.profile,
         ranked(findings),
         assumed,
-        report.remarks if report is not None else (),
+        () if report is None else (*report.remarks, *_on_other_versions(report)),
     )
+
+
+def _on_other_versions(report: Report) -> Iterator[str]:
+    """What the versions that the run may also have would do otherwise."""
+    for d in report.decisions:
+        if d.rule == OTHER_VERSIONS.id:
+            yield f"{d.knob}: {d.reason.rstrip('.')} -> {d.remedy}"
 
 
 def _assumptions(

@@ -111,7 +111,8 @@ def find_difference(
         """The outcomes of the first run with some keys of the second; none where it is invalid."""
         mixed = _copy_keys(a, b, copied)
         try:
-            return outcomes(explain(mixed.settings, mixed.world_size, assumptions))
+            report = explain(mixed.settings, mixed.world_size, assumptions, other_versions=False)
+            return outcomes(report)
         except InputError:
             return {}
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import (
-    RULES,
     Decision,
     Dimension,
     Outcome,
     OverlapConfigError,
 )
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
-from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from megatron.bridge.training.rules.context import Gpu as KnownGpu
-from megatron.bridge.training.runtime_update import compare_with_request
 from megatron.bridge.training.software import Software
-from megatron.bridge.training.versions import KNOWN, NEWEST, spoken
+from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
-from overlapkit.config.effective import knob_value, make_effective
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
+from overlapkit.explain.judge import judge, on_other_stacks
 from overlapkit.explain.launch import judge_environment, with_places
 from overlapkit.hardware import Gpu
 
@@ -120,26 +117,28 @@ class Report:
         )
 
 
-def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Report:
+def explain(
+    settings: Settings, world_size: int, assumptions: Assumptions, *, other_versions: bool = True
+) -> Report:
     """Apply every rule to the settings of a run.
+
+    Args:
+        settings: of the run.
+        world_size: GPUs of the job.
+        assumptions: what the settings do not say.
+        other_versions: whether it is noted what the other versions do that the run may have.
 
     Raises:
         InputError: the layout does not divide the world size, or a section cannot be built.
     """
     assumptions = _with_launch(settings, assumptions)
     try:
-        run, update = make_effective(
-            settings, world_size, assumptions.software, assumptions.job, assumptions.machine
-        )
+        judged = judge(settings, world_size, assumptions)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
-    effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
-    flat = settings.flat()
-    requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
-    decisions = compare_with_request(update.decisions, requested, effective)
-    if settings.after_setup is not None:
-        decisions = list(_not_requested(decisions, settings))
-    decisions += _on_other_stacks(settings, world_size, assumptions, decisions)
+    run, update, decisions = judged.run, judged.update, list(judged.decisions)
+    if other_versions:
+        decisions += on_other_stacks(settings, world_size, assumptions, judged)
 
     environment = with_places(update.environment, settings)
     required, of_environment = judge_environment(
@@ -165,7 +164,7 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         assumptions,
         run,
         shown,
-        effective,
+        dict(judged.effective),
         required,
         settings.framework,
         settings.launch.notes if settings.launch is not None else (),
@@ -174,61 +173,6 @@ def explain(settings: Settings, world_size: int, assumptions: Assumptions) -> Re
         environment,
         buckets_of(run, update.data_parallel_size),
     )
-
-
-def _not_requested(decisions: Sequence[Decision], settings: Settings) -> Iterator[Decision]:
-    """The decisions on a file that was written after setup, which filled in the userbuffers.
-
-    The mapping of a GEMM's settings is setup's own then: it is no request, and nobody can be asked
-    to write it in another way.
-    """
-    knob = "model.tp_comm_overlap_cfg"
-    mine = {key for key in settings.overridden if key.endswith(".tp_comm_overlap_cfg")}
-    for d in decisions:
-        about = d.knob == knob or d.knob.startswith(f"{knob}.")
-        if mine or not about or d.is_finding:
-            yield d
-        elif d.outcome is Outcome.GRANTED:
-            yield dataclasses.replace(
-                d, requested=None, outcome=Outcome.DEFAULT, reason="as setup left it in the file"
-            )
-        elif d.knob == knob:
-            yield d
-
-
-def _on_other_stacks(
-    settings: Settings, world_size: int, assumptions: Assumptions, known: Sequence[Decision]
-) -> Iterator[Decision]:
-    """What the versions that a run may also have do otherwise: stops, refusals and bugs.
-
-    Args:
-        settings: the run's; where its versions are known there is nothing else to say.
-        world_size: GPUs of the job.
-        assumptions: what the file does not say.
-        known: the decisions of the newest version.
-    """
-    candidates = settings.stacks or KNOWN
-    said = {(d.rule, d.knob) for d in known}
-    others: dict[tuple[str, str], tuple[Decision, list[str]]] = {}
-    for stack in candidates[:-1]:
-        on_stack = dataclasses.replace(settings, stacks=(stack,))
-        _, update = make_effective(
-            on_stack, world_size, assumptions.software, assumptions.job, assumptions.machine
-        )
-        for d in update.decisions:
-            key = (d.rule, d.knob)
-            if (d.is_finding or RULES[d.rule].is_bug) and key not in said:
-                others.setdefault(key, (d, []))[1].append(stack.core or "")
-    for d, versions in others.values():
-        yield OTHER_VERSIONS.decide(
-            d.knob,
-            requested=d.requested,
-            effective=d.effective,
-            reason=f"with megatron-core {spoken(versions)}: {d.reason} ({d.rule})",
-            outcome=Outcome.NOTE,
-            remedy=f"state the job's version with --core; for those versions: {d.remedy}",
-            dimension=d.dimension,
-        )
 
 
 def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
