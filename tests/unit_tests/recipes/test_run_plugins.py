@@ -103,6 +103,41 @@ def test_each_field_reaches_the_number_of_queues(fields: dict[str, Any], connect
     assert _perf_env(**fields)["CUDA_DEVICE_MAX_CONNECTIONS"] == connections
 
 
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, 8),
+        ({"num_gpus": 64, "tp_size": 2, "cp_size": 2, "pp_size": 4}, 4),
+        ({"tp_size": 16}, 0),
+        ({"tp_size": 3}, 2),
+    ],
+)
+def test_setup_sets_the_data_parallel_size(fields: dict[str, Any], size: int) -> None:
+    plugin = plugins.PerfEnvPlugin(**fields)
+    assert not hasattr(plugin, "dp_size")
+    plugin.setup(_script(), run.LocalExecutor())
+    assert plugin.dp_size == size
+
+
+def test_a_field_that_changes_after_setup_counts_at_the_next() -> None:
+    plugin, executor = (
+        plugins.PerfEnvPlugin(tp_size=8, gpu_sm100_or_newer=True),
+        run.LocalExecutor(),
+    )
+    plugin.setup(_script(), executor)
+    assert (plugin.dp_size, executor.env_vars["CUDA_DEVICE_MAX_CONNECTIONS"]) == (1, "8")
+    plugin.num_gpus = 16
+    plugin.setup(_script(), executor)
+    assert (plugin.dp_size, executor.env_vars["CUDA_DEVICE_MAX_CONNECTIONS"]) == (2, "32")
+
+
+def test_the_number_of_queues_alone_as_subclasses_set_it() -> None:
+    plugin, executor = plugins.PerfEnvPlugin(cp_size=2), run.LocalExecutor()
+    plugin._set_num_cuda_device_max_connections(_script(), executor)
+    assert executor.env_vars == {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert plugin.dp_size == 4
+
+
 def test_margins_and_chunk_size_are_strings_and_can_be_left_out() -> None:
     environment = _perf_env(layernorm_sm_margin=20, pp_size=2, nccl_pp_comm_chunksize=2097152)
     assert environment["NVTE_FWD_LAYERNORM_SM_MARGIN"] == "20"

@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.recipes.launch_env import launch_environment
-from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN
+from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
+from megatron.bridge.recipes.launch_queues import CONNECTIONS, PERF_ENV_PLUGIN
 from megatron.bridge.recipes.launch_settings import LaunchSettings, require_int
 from megatron.bridge.training.decisions import OverlapConfigError
 
@@ -100,6 +100,7 @@ class PerfEnvPlugin(Plugin):
         num_gpus: GPUs in the whole job.
         moe_flex_dispatcher_backend: "deepep" or "hybridep" where the flex dispatcher is in use.
         a2a_overlap: whether the expert all-to-all overlaps another micro-batch's compute.
+        dp_size: data-parallel size, num_gpus // (TP x CP x PP); set by `setup`.
     """
 
     enable_layernorm_sm_margin: bool = True
@@ -116,6 +117,7 @@ class PerfEnvPlugin(Plugin):
     num_gpus: int = 8
     moe_flex_dispatcher_backend: str | None = None
     a2a_overlap: bool = False
+    dp_size: int = field(init=False, repr=False, compare=False)
 
     def setup(self, task: Any, executor: Any) -> None:
         """Write the environment to `executor` and append the overrides to `task.args`.
@@ -134,19 +136,9 @@ class PerfEnvPlugin(Plugin):
         if self.enable_manual_gc:
             require_int("manual_gc_interval", self.manual_gc_interval, at_least=0)
 
-        if executor.env_vars is None:
-            executor.env_vars = {}
+        self._set_num_cuda_device_max_connections(task, executor)
         for variable in variables:
-            before = executor.env_vars.get(variable.name, variable.value)
-            if str(before).strip() != variable.value:
-                logger.warning(
-                    "executor.env_vars sets %s=%s; PerfEnvPlugin replaces it with %s. %s",
-                    variable.name,
-                    before,
-                    variable.value,
-                    variable.reason,
-                )
-            executor.env_vars[variable.name] = variable.value
+            _set(executor, variable)
         if self.enable_manual_gc:
             convert = self.script_args_converter_fn or _perf_env_overrides
             _append(task, convert(PerfEnvPluginScriptArgs(True, self.manual_gc_interval)))
@@ -171,19 +163,14 @@ class PerfEnvPlugin(Plugin):
             ]
         )
 
-    def _launch_settings(self) -> LaunchSettings:
-        settings = LaunchSettings(
-            gpu_sm100_or_newer=self.gpu_sm100_or_newer,
-            tp_size=self.tp_size,
-            cp_size=self.cp_size,
-            pp_size=self.pp_size,
-            num_gpus=self.num_gpus,
-            moe_flex_dispatcher_backend=self.moe_flex_dispatcher_backend,
-            a2a_overlap=self.a2a_overlap,
-            enable_layernorm_sm_margin=self.enable_layernorm_sm_margin,
-            layernorm_sm_margin=self.layernorm_sm_margin,
-            nccl_pp_comm_chunksize=self.nccl_pp_comm_chunksize,
-        )
+    def _set_num_cuda_device_max_connections(self, task: Any, executor: Any) -> None:
+        """Set the number of hardware queues alone; subclasses of Megatron-Bridge's plugin call it.
+
+        Raises:
+            OverlapConfigError: as `setup`.
+        """
+        settings = self._launch_settings()
+        self.dp_size = settings.dp_size
         if self.num_gpus % settings.model_parallel_size:
             # Only a warning: callers leave the default on jobs of any size.
             logger.warning(
@@ -195,7 +182,23 @@ class PerfEnvPlugin(Plugin):
                 self.pp_size,
                 settings.dp_size,
             )
-        return settings
+        for variable in launch_environment(settings, PERF_ENV_PLUGIN):
+            if variable.name == CONNECTIONS:
+                _set(executor, variable)
+
+    def _launch_settings(self) -> LaunchSettings:
+        return LaunchSettings(
+            gpu_sm100_or_newer=self.gpu_sm100_or_newer,
+            tp_size=self.tp_size,
+            cp_size=self.cp_size,
+            pp_size=self.pp_size,
+            num_gpus=self.num_gpus,
+            moe_flex_dispatcher_backend=self.moe_flex_dispatcher_backend,
+            a2a_overlap=self.a2a_overlap,
+            enable_layernorm_sm_margin=self.enable_layernorm_sm_margin,
+            layernorm_sm_margin=self.layernorm_sm_margin,
+            nccl_pp_comm_chunksize=self.nccl_pp_comm_chunksize,
+        )
 
     def _add_vboost(self, executor: Any) -> None:
         if not isinstance(executor, run.SlurmExecutor):
@@ -314,6 +317,22 @@ class PyTorchProfilerPlugin(Plugin):
             record_shapes=self.record_shapes,
         )
         _append(task, convert(args))
+
+
+def _set(executor: Any, variable: EnvironmentVariable) -> None:
+    """Set a variable of an executor's job; another value that is there is replaced."""
+    if executor.env_vars is None:
+        executor.env_vars = {}
+    before = executor.env_vars.get(variable.name, variable.value)
+    if str(before).strip() != variable.value:
+        logger.warning(
+            "executor.env_vars sets %s=%s; PerfEnvPlugin replaces it with %s. %s",
+            variable.name,
+            before,
+            variable.value,
+            variable.reason,
+        )
+    executor.env_vars[variable.name] = variable.value
 
 
 def _perf_env_overrides(args: PerfEnvPluginScriptArgs) -> list[str]:
