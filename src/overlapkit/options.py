@@ -79,7 +79,8 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 env_file: Decorator = click.option(
     "--env-file",
     metavar="FILE",
-    help="The job's environment as NAME=value lines, instead of the current environment.",
+    help="The job's environment as NAME=value lines, instead of the current environment. It wins "
+    "over env_vars of the configuration.",
 )
 
 steps: Decorator = click.option(
