@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.rules.context import Gpu
+from megatron.bridge.training.software import AssumedSoftware
 from support.rule_runs import DISTRIBUTED, EP, MOE, OFF
 
 FSDP = {"use_megatron_fsdp": True}
@@ -13,6 +15,7 @@ TORCH = {"use_torch_fsdp2": True}
 BF16 = {"bf16": True}
 FLEX = {**MOE, "moe_token_dispatcher_type": "flex"}
 NCCLEP = {**FLEX, "moe_flex_dispatcher_backend": "ncclep"}
+EXPANDABLE = JobEnvironment({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
 LAYER_WISE = {"use_layer_wise_distributed_optimizer": True}
 
 BROKEN: dict[str, dict[str, Any]] = {
@@ -93,7 +96,37 @@ BROKEN: dict[str, dict[str, Any]] = {
     },
 }
 
+BROKEN |= {
+    "core.param-gather-needs-optimizer": {
+        "ddp": {"overlap_param_gather": True, "overlap_grad_reduce": True}
+    },
+    "core.layout-vpp-differs": {
+        "model": {
+            "pipeline_model_parallel_size": 4,
+            "pipeline_model_parallel_layout": "Et|(t|)*6tL",
+            "virtual_pipeline_model_parallel_size": 3,
+        }
+    },
+    "core.fp4-param-needs": {"model": {"fp4_param": True}},
+    "core.nccl-ub-expandable": {"ddp": {"nccl_ub": True}, "environment": EXPANDABLE},
+    "core.nccl-ub-expandable-torch": {
+        "ddp": {"nccl_ub": True},
+        "environment": EXPANDABLE,
+        "software": AssumedSoftware(torch="2.10.0"),
+    },
+    "bridge.fsdp-one-queue": {
+        "dist": FSDP,
+        "environment": JobEnvironment({"CUDA_DEVICE_MAX_CONNECTIONS": "1"}),
+    },
+}
+
 NOTED: dict[str, dict[str, Any]] = {
+    "dp.muon-by-name": {"optimizer": {"optimizer": "dist_muon"}, "comm": OFF},
+    "core.param-gather-layer-wise": {
+        "ddp": {"overlap_param_gather": True, "overlap_grad_reduce": True}
+    },
+    "bridge.bucket-default": {"ddp": {"overlap_grad_reduce": True}},
+    "bridge.num-buckets": {"ddp": {"overlap_grad_reduce": True, "num_buckets": 8}},
     "bridge.fsdp-sync": {"dist": FSDP},
     "bridge.fsdp-no-fusion": {"dist": FSDP, "model": {"gradient_accumulation_fusion": True}},
     "bridge.fsdp-no-average": {"dist": FSDP, "ddp": {"average_in_collective": True}},

@@ -91,10 +91,14 @@ CORE_PER_RANK = 1_000_000
 """What it adds for each data-parallel rank, so that latency does not dominate large rings."""
 
 
+AT_WRAP = "bucket_size_at_wrap"
+"""An attribute of a ddp: the size that a framework takes for None before Megatron-Core does."""
+
+
 def default_bucket_size(data_parallel_size: int) -> int:
     """Parameters per bucket where bucket_size is None and overlap_grad_reduce is on.
 
-    `data_parallel_size` excludes context parallelism.
+    For Megatron-Core, `data_parallel_size` excludes context parallelism.
     """
     return max(CORE_LEAST, CORE_PER_RANK * data_parallel_size)
 
@@ -351,7 +355,9 @@ def _size_in_force(
     if vp_stage > 0:
         return None, "only the first model chunk is divided into buckets"
     requested = getattr(ddp, "bucket_size", None)
-    return default_bucket_size(data_parallel_size) if requested is None else requested, None
+    if requested is None:
+        requested = getattr(ddp, AT_WRAP, None) or default_bucket_size(data_parallel_size)
+    return requested, None
 
 
 def _padded(elements: int, multiple: int) -> int:

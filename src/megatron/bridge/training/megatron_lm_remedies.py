@@ -71,6 +71,13 @@ _REMEDIES = {
     "core.ncclep-needs-flex": "pass --moe-token-dispatcher-type flex",
     "core.ncclep-serialised": "pass --moe-ncclep-static-shape",
     "core.ep-overlap-ncclep-offload": "remove expert_fc1 from --offload-modules",
+    "core.fp4-param-needs": "pass --fp4-format, or omit --fp4-param-gather",
+    "core.layout-vpp-differs": "omit --num-virtual-stages-per-pipeline-rank",
+    "core.param-gather-needs-optimizer": "pass --use-distributed-optimizer",
+    "core.param-gather-layer-wise": "pass --use-distributed-optimizer",
+    "core.nccl-ub-expandable": "omit --use-nccl-ub, or expandable_segments from "
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "core.nccl-ub-expandable-torch": "use torch 2.11 or newer, or omit --use-nccl-ub",
     "core.shared-expert-overlap-needs": "pass --moe-token-dispatcher-type alltoall, or omit "
     "--moe-shared-expert-overlap",
 }

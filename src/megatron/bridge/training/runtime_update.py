@@ -28,6 +28,7 @@ from megatron.bridge.training.job_environment import (
     with_env_vars,
 )
 from megatron.bridge.training.mixed_precision import precision_errors
+from megatron.bridge.training.rules.bridge_buckets import bucket_size_at_wrap
 from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.dispatchers import dispatcher_consequences, update_dispatcher
@@ -210,6 +211,7 @@ def updates_after_overlap(run: Run, c: Context) -> Iterator[Decision]:
     if GATHER_SYNC.holds(c.stack):
         yield from sync_param_gather(run)
     yield from update_dispatcher(c)
+    yield from bucket_size_at_wrap(c)
 
 
 def bridge_consequences(c: Context) -> Iterator[Decision]:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from megatron.bridge.training.decisions import STOPS, Outcome, OverlapConfigError
-from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.software import AssumedSoftware, installed_stack
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import Document
@@ -209,6 +209,8 @@ class Combination:
 def allowed(one: Combination) -> bool:
     """Whether the rules grant everything that a combination requests, and let it start."""
     settings = read_settings(Document(one.name, one.settings()))
+    # The ranks train with what is installed, not with the newest known.
+    settings = replace(settings, stacks=(installed_stack(),))
     try:
         _, update = make_effective(settings, one.ranks, AssumedSoftware(te=None))
     except OverlapConfigError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.runtime_update import GATHER_SYNC
+from megatron.bridge.training.software import installed_stack
 from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
@@ -148,7 +150,7 @@ CASES = (
         "fp8_param",
     ),
     Case(
-        "core.param-gather-needs",
+        "core.param-gather-needs-optimizer",
         {"ddp": {"overlap_grad_reduce": True}},
         "ddp",
         "overlap_param_gather",
@@ -213,6 +215,10 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "core.mxfp8-*",
         "core.optimizer-instances-*",
         "core.layer-wise-*",
+        "core.layout-vpp-differs",
+        "core.fp4-param-needs",
+        "core.nccl-ub-*",
+        "bridge.fsdp-one-queue",
         "core.fp32-local-accumulation",
         "core.weight-shards-average",
         "core.flex-sm-counts",
@@ -238,6 +244,10 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "any.other-versions",
         "dp.distributed-optimizer-sync",
         "dp.param-gather-sync",
+        "dp.muon-by-name",
+        "bridge.bucket-default",
+        "bridge.num-buckets",
+        "core.param-gather-layer-wise",
         "bridge.fsdp-sync",
         "bridge.fsdp-no-*",
         "bridge.fsdp-distributed-optimizer",
@@ -264,7 +274,13 @@ TE_IS_HERE = "Transformer Engine can be imported here, so this requirement is me
 
 def cases(setting: Setting) -> tuple[Case, ...]:
     """Those that can be shown with what is installed."""
-    return tuple(c for c in CASES if not (setting.te and c.rule == "tp.needs-transformer-engine"))
+    stack = installed_stack()
+    return tuple(
+        case
+        for case in CASES
+        if RULES[case.rule].holds(stack)
+        and not (setting.te and case.rule == "tp.needs-transformer-engine")
+    )
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:

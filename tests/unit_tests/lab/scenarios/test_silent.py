@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import pytest
@@ -12,7 +13,7 @@ import megatron.bridge.recipes
 import megatron.bridge.training
 from megatron.bridge.training.decisions import RULES, Outcome
 from megatron.bridge.training.runtime_update import compare_with_request
-from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.software import AssumedSoftware, installed_stack
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.run import read_settings
 from overlapkit.config.yaml_file import Document
@@ -58,6 +59,7 @@ def test_the_rule_refuses_what_its_case_asks_for(case: silent.Case) -> None:
     refused = {}
     for requested in (True, False):
         settings = read_settings(Document(case.name, case.settings(requested=requested)))
+        settings = replace(settings, stacks=(installed_stack(),))
         run, update = make_effective(settings, silent.RANKS, AssumedSoftware(te=None))
         effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
         written = {k: v for k, v in settings.flat().items() if v is not None}

@@ -231,7 +231,7 @@ BROKEN: dict[str, dict[str, Any]] = {
             "moe_shared_expert_overlap": True,
         }
     },
-    "core.param-gather-needs": {"ddp": {"overlap_param_gather": True, "overlap_grad_reduce": True}},
+    "core.param-gather-needs": {"ddp": {**DISTRIBUTED, "overlap_param_gather": True}},
     "core.param-gather-with-optimizer-step-needs": {
         "ddp": {**DISTRIBUTED, "overlap_grad_reduce": True},
         "optimizer": {**DISTRIBUTED, "overlap_param_gather_with_optimizer_step": True},

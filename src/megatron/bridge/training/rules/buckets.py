@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import (
+    AT_WRAP,
     CORE_LEAST,
     CORE_PER_RANK,
     ChunkBuckets,
@@ -18,12 +19,15 @@ from megatron.bridge.training.bucketing import (
 )
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.versions import Range
 
 BUCKET_DEFAULT = rule(
     "core.bucket-default",
     Dimension.DP,
     claim=f"With overlap_grad_reduce on, bucket_size None means max({CORE_LEAST:,}, "
-    f"{CORE_PER_RANK:,} x data-parallel size) parameters.",
+    f"{CORE_PER_RANK:,} x data-parallel size) parameters, without CP.",
+    versions=(Range("bridge", until="0.5.1"),),
+    source="Megatron-LM megatron/core/distributed/distributed_data_parallel.py",
 )
 BUCKET_IGNORED = rule(
     "core.bucket-ignored",
@@ -69,6 +73,7 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
                 outcome=Outcome.REFUSED,
             )
         return
+    requested = getattr(c.ddp, AT_WRAP, None) if requested is None else requested
     if requested is None:
         dp = c.data_parallel_size or 1
         yield BUCKET_DEFAULT.decide(

@@ -20,6 +20,14 @@ LAYOUT_SETS_VPP = rule(
     "was applied, so comm_overlap chooses as if there were no interleaving.",
     remedy="set model.virtual_pipeline_model_parallel_size to the layout's chunks per stage",
 )
+LAYOUT_DIFFERS = rule(
+    "core.layout-vpp-differs",
+    Dimension.PP,
+    claim="A virtual_pipeline_model_parallel_size other than the one that "
+    "pipeline_model_parallel_layout has is refused.",
+    remedy="set model.virtual_pipeline_model_parallel_size=null",
+    source="Megatron-LM megatron/core/transformer/transformer_config.py",
+)
 P2P_MODES_EXCLUDE = rule(
     "core.p2p-modes-exclude",
     Dimension.PP,
@@ -66,6 +74,12 @@ def layout_sets_vpp(model: Any) -> Iterator[Decision]:
     layout = getattr(model, "pipeline_model_parallel_layout", None)
     given = getattr(model, "virtual_pipeline_model_parallel_size", None)
     size = virtual_size_of_layout(layout, model.pipeline_model_parallel_size or 1)
+    if given is not None and size is not None and given != size:
+        yield LAYOUT_DIFFERS.error(
+            "model.virtual_pipeline_model_parallel_size",
+            given,
+            f"pipeline_model_parallel_layout has {size} chunks per stage",
+        )
     if given is None and size is not None and size > 1:
         model.virtual_pipeline_model_parallel_size = size
         yield LAYOUT_SETS_VPP.decide(

@@ -29,6 +29,15 @@ DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
     "off.",
     remedy="set ddp.use_distributed_optimizer=true",
 )
+DP_MUON = rule(
+    "dp.muon-by-name",
+    Dimension.DP,
+    claim="Megatron-Bridge chooses the layer-wise optimizer where optimizer.optimizer is "
+    "dist_muon, without the distributed optimizer, so that comm_overlap applies none of its "
+    "data-parallel overlap, and nothing says so. Values on ddp itself keep their effect.",
+    remedy="set ddp.overlap_grad_reduce=true itself",
+    source="Megatron-Bridge src/megatron/bridge/training/optim.py",
+)
 DP_NOTHING_TO_OVERLAP = rule(
     "dp.size-1",
     Dimension.DP,
@@ -189,11 +198,15 @@ def _estimated_parameters(c: Context) -> int:
 
 def decide_dp_ignored(c: Context) -> Iterator[Decision]:
     """The data-parallel knobs without the distributed optimizer: comm_overlap changes none."""
+    name = str(c.of_optimizer("optimizer", ""))
+    muon = "muon" in name
+    by = DP_MUON if muon else DP_NEEDS_DISTRIBUTED_OPTIMIZER
     for knob, section in _DP_KNOBS.items():
         holder = c.optimizer if section == "optimizer" else c.ddp
         requested, present = getattr(c.request, knob), getattr(holder, knob, None)
         reason = (
-            "ddp.use_distributed_optimizer is off, so comm_overlap leaves data parallelism alone"
+            f"ddp.use_distributed_optimizer is off{f' with {name}' if muon else ''}, so "
+            "comm_overlap leaves data parallelism alone"
         )
         if requested is None and present:
             outcome = Outcome.DEFAULT
@@ -207,13 +220,11 @@ def decide_dp_ignored(c: Context) -> Iterator[Decision]:
             outcome = Outcome.GRANTED
         else:
             outcome = Outcome.REFUSED
-        yield DP_NEEDS_DISTRIBUTED_OPTIMIZER.decide(
+        yield by.decide(
             f"{section}.{knob}",
             requested=requested,
             effective=present,
             reason=reason,
             outcome=outcome,
-            remedy=DP_NEEDS_DISTRIBUTED_OPTIMIZER.remedy
-            if outcome in (Outcome.NOTE, Outcome.REFUSED)
-            else None,
+            remedy=by.remedy if outcome in (Outcome.NOTE, Outcome.REFUSED) else None,
         )

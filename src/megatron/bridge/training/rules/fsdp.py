@@ -121,6 +121,11 @@ def _is_v2(c: Context) -> bool:
     return V2_OFF.holds(c.stack) and c.of_ddp("megatron_fsdp_version", 1) == 2
 
 
+def is_version_1(c: Context) -> bool:
+    """Whether Megatron-FSDP is on, in the version that Megatron-Bridge has always had."""
+    return _megatron_fsdp(c) and not _is_v2(c)
+
+
 def update_fsdp(c: Context) -> Iterator[Decision]:
     """What Megatron-Bridge changes where Megatron-FSDP is on, in place, in its order."""
     if not _megatron_fsdp(c):

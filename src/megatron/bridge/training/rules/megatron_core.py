@@ -17,12 +17,14 @@ from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
 from megatron.bridge.training.rules.core_refusals import EXPERT_REFUSALS
 from megatron.bridge.training.rules.data_parallel_refusals import DATA_PARALLEL_REFUSALS
 from megatron.bridge.training.rules.dispatchers import DISPATCHER_REFUSALS
+from megatron.bridge.training.rules.environment import environment_consequences
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
 from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 from megatron.bridge.training.rules.wrong_numbers import wrong_numbers
+from megatron.bridge.training.versions import Range
 
 SEQUENCE_PARALLEL_NEEDS_TP = rule(
     "core.sequence-parallel",
@@ -33,11 +35,26 @@ SEQUENCE_PARALLEL_NEEDS_TP = rule(
 PARAM_GATHER_NEEDS = rule(
     "core.param-gather-needs",
     Dimension.DP,
-    claim="overlap_param_gather is ignored without the distributed optimizer. Without "
-    "overlap_grad_reduce it hides nothing: there are no separate buckets, and the first layer "
-    "waits for the single gather (Megatron-LM refuses this).",
-    remedy="set ddp.use_distributed_optimizer=true and ddp.overlap_grad_reduce=true, and leave "
-    "overlap_grad_reduce of comm_overlap unset",
+    claim="overlap_param_gather hides nothing without overlap_grad_reduce: there are no separate "
+    "buckets, and the first layer waits for the single gather (Megatron-LM refuses this).",
+    remedy="set ddp.overlap_grad_reduce=true, and leave overlap_grad_reduce of comm_overlap unset",
+)
+PARAM_GATHER_NEEDS_OPTIMIZER = rule(
+    "core.param-gather-needs-optimizer",
+    Dimension.DP,
+    claim="overlap_param_gather is ignored without the distributed optimizer.",
+    remedy="set ddp.use_distributed_optimizer=true",
+    versions=(Range("core", until="0.17.1"),),
+    source="Megatron-LM a2381d8007",
+)
+PARAM_GATHER_LAYER_WISE = rule(
+    "core.param-gather-layer-wise",
+    Dimension.DP,
+    claim="overlap_param_gather takes effect without the distributed optimizer too, for the "
+    "layer-wise optimizer. What it does beside another one is not known here.",
+    remedy="set ddp.use_distributed_optimizer=true",
+    versions=(Range("core", since="0.17.1"),),
+    source="Megatron-LM a2381d8007",
 )
 OPTIMIZER_STEP_NEEDS = rule(
     "core.param-gather-with-optimizer-step-needs",
@@ -70,6 +87,12 @@ FP8_PARAM_NEEDS_FP8 = rule(
     Dimension.PRECISION,
     claim="Megatron-Core refuses fp8_param (and so fp8_param_gather) without fp8.",
     remedy="set mixed_precision.fp8_param_gather=false, or an fp8 recipe",
+)
+FP4_PARAM_NEEDS_FP4 = rule(
+    "core.fp4-param-needs",
+    Dimension.PRECISION,
+    claim="Megatron-Core refuses fp4_param (and so fp4_param_gather) without fp4.",
+    remedy="set mixed_precision.fp4_param_gather=false, or an fp4 recipe",
 )
 FSDP = rule(
     "core.fsdp",
@@ -108,6 +131,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from refused(replace(c, optimizer=optimizer), REFUSALS)
     yield from _data_parallel(c, optimizer)
     yield from bucket_consequences(c, optimizer)
+    yield from environment_consequences(c)
 
 
 REFUSALS = EXPERT_REFUSALS + DISPATCHER_REFUSALS + GRAPH_REFUSALS + DATA_PARALLEL_REFUSALS
@@ -190,6 +214,12 @@ def _precision(c: Context) -> Iterator[Decision]:
             True,
             "model.fp8 is off: Megatron-Core raises a ValueError when the model is built",
         )
+    if c.of_model("fp4_param") and not c.of_model("fp4"):
+        yield FP4_PARAM_NEEDS_FP4.error(
+            "model.fp4_param",
+            True,
+            "model.fp4 is off: Megatron-Core raises a ValueError when the model is built",
+        )
 
 
 def _tensor_parallel(c: Context) -> Iterator[Decision]:
@@ -245,15 +275,8 @@ def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
         return
     distributed = bool(getattr(ddp, "use_distributed_optimizer", False))
     reduce, gather = ddp.overlap_grad_reduce, ddp.overlap_param_gather
-    if gather and not (distributed and reduce):
-        missing = "use_distributed_optimizer" if not distributed else "overlap_grad_reduce"
-        yield PARAM_GATHER_NEEDS.decide(
-            "ddp.overlap_param_gather",
-            requested=True,
-            effective=False,
-            reason=f"ddp.{missing} is off",
-            outcome=Outcome.REFUSED,
-        )
+    if gather:
+        yield from _gather_needs(c, distributed=distributed, reduce=bool(reduce))
     if getattr(optimizer, "overlap_param_gather_with_optimizer_step", False):
         interleaved = c.pipeline_size > 1 and c.virtual_pipeline_size > 1
         fails = {
@@ -278,4 +301,31 @@ def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
             effective=True,
             reason="no other rank has the same parameters: it is on, with nothing to hide",
             outcome=Outcome.NOTE,
+        )
+
+
+def _gather_needs(c: Context, *, distributed: bool, reduce: bool) -> Iterator[Decision]:
+    knob = "ddp.overlap_param_gather"
+    off = "ddp.use_distributed_optimizer is off"
+    if not distributed and PARAM_GATHER_NEEDS_OPTIMIZER.holds(c.stack):
+        yield PARAM_GATHER_NEEDS_OPTIMIZER.decide(
+            knob, requested=True, effective=False, reason=off, outcome=Outcome.REFUSED
+        )
+        return
+    if not distributed:
+        yield PARAM_GATHER_LAYER_WISE.decide(
+            knob,
+            requested=None,
+            effective=True,
+            reason=off,
+            outcome=Outcome.NOTE,
+            remedy=PARAM_GATHER_LAYER_WISE.remedy,
+        )
+    if not reduce:
+        yield PARAM_GATHER_NEEDS.decide(
+            knob,
+            requested=True,
+            effective=False,
+            reason="ddp.overlap_grad_reduce is off",
+            outcome=Outcome.REFUSED,
         )

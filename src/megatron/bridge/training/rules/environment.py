@@ -1,0 +1,65 @@
+"""What stops a job because of variables of its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron.bridge.training.decisions import Decision, Dimension, Rule, rule
+from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.rules.fsdp import is_version_1
+from megatron.bridge.training.versions import Range
+
+_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
+
+_UB_CLAIM = f"ddp.nccl_ub is refused where {_ALLOCATOR} has expandable_segments:True"
+_UB_REMEDY = f"remove expandable_segments from {_ALLOCATOR}, or set ddp.nccl_ub=false"
+
+UB_EXPANDABLE = rule(
+    "core.nccl-ub-expandable",
+    Dimension.DP,
+    claim=f"{_UB_CLAIM}: NCCL cannot register segments that grow.",
+    remedy=_UB_REMEDY,
+    versions=(Range("core", until="0.18.2"),),
+    source="Megatron-LM e35d4e50c5",
+)
+UB_EXPANDABLE_TORCH = rule(
+    "core.nccl-ub-expandable-torch",
+    Dimension.DP,
+    claim=f"{_UB_CLAIM} and torch is older than 2.11.",
+    remedy=f"{_UB_REMEDY}, or use torch 2.11 or newer",
+    versions=(Range("core", since="0.18.2"),),
+    source="Megatron-LM e35d4e50c5",
+)
+FSDP_ONE_QUEUE = rule(
+    "bridge.fsdp-one-queue",
+    Dimension.LAUNCH,
+    claim=f"Megatron-FSDP version 1 is refused with {_CONNECTIONS}=1, on every GPU.",
+    remedy=f"unset {_CONNECTIONS}, or set it above 1",
+    versions=(Range("bridge", since="0.5.1"),),
+    source="Megatron-Bridge a8f6ce3f7",
+)
+
+
+def environment_consequences(c: Context) -> Iterator[Decision]:
+    """The combinations of settings and variables that stop a job."""
+    yield from _user_buffers(c)
+    if is_version_1(c) and (c.environment.get(_CONNECTIONS) or "").strip() == "1":
+        yield FSDP_ONE_QUEUE.error(
+            f"env.{_CONNECTIONS}",
+            "1",
+            f"{c.environment.origin(_CONNECTIONS)} sets it to 1, and use_megatron_fsdp is on",
+        )
+
+
+def _user_buffers(c: Context) -> Iterator[Decision]:
+    settings = (c.environment.get(_ALLOCATOR) or "").replace(" ", "")
+    if not c.of_ddp("nccl_ub") or "expandable_segments:True" not in settings:
+        return
+    by: Rule = UB_EXPANDABLE
+    if not by.holds(c.stack):
+        if c.software.is_torch_min_version("2.11.0"):
+            return
+        by = UB_EXPANDABLE_TORCH
+    place = c.environment.origin(_ALLOCATOR)
+    yield by.error("ddp.nccl_ub", True, f"{place} sets {_ALLOCATOR}={settings}")
