@@ -86,6 +86,7 @@ def make_effective(
             world_size,
             software=software,
             environment=environment,
+            gpu=gpu,
             flags=settings.launch.flags if settings.launch is not None else (),
             version_known=settings.basis.source in ("given", "path"),
         )

@@ -51,7 +51,8 @@ def judge(settings: Settings, world_size: int, assumptions: Assumptions) -> Judg
     )
     effective = {knob: knob_value(run, knob) for knob in EFFECTIVE_KNOBS}
     flat = settings.flat()
-    requested = {k: flat[k] for k in settings.asked if k in effective and flat[k] is not None}
+    asked = (k for k in settings.asked if k in effective and k not in update.replaced)
+    requested = {k: flat[k] for k in asked if flat[k] is not None}
     decisions = compare_with_request(update.decisions, requested, effective)
     if settings.after_setup is not None:
         decisions = list(_not_requested(decisions, settings))

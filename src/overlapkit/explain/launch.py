@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from megatron.bridge.recipes.launch_check import contradictions, omissions
 from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
 from megatron.bridge.recipes.launch_settings import LaunchSettings
-from megatron.bridge.recipes.megatron_lm_environment import environment_refusals
+from megatron.bridge.recipes.megatron_lm_environment import environment_notes, environment_refusals
 from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.job_environment import ENV_VARS, JobEnvironment
 from megatron.bridge.training.rules.context import fsdp_switch
+from overlapkit.config.effective import megatron_lm_request
 from overlapkit.config.run import Run, Settings
 from overlapkit.hardware import Gpu
 from overlapkit.output.console import encodable
@@ -65,6 +66,7 @@ def judge_environment(
         there = _compared(launch_environment(other, settings.stack), shown)
         decisions = [_unless_another_gpu(d, there, gpu) for d in decisions]
     stops: list[Decision] = []
+    notes: Iterable[Decision] = ()
     if settings.framework == "megatron-lm":
         stops = environment_refusals(
             run,
@@ -72,9 +74,16 @@ def judge_environment(
             environment.source,
             sm100_or_newer=gpu.sm100_or_newer,
             complete=environment.complete,
+            stack=settings.stack,
+        )
+        notes = environment_notes(
+            run,
+            sm100_or_newer=gpu.sm100_or_newer,
+            groups=tuple(megatron_lm_request(settings).high_priority_stream_groups),
+            stack=settings.stack,
         )
     stopped = {d.knob for d in (*stops, *known) if d.outcome is Outcome.ERROR}
-    return required, [d for d in decisions if d.knob not in stopped] + stops
+    return required, [d for d in decisions if d.knob not in stopped] + stops + list(notes)
 
 
 def _compared(

@@ -9,19 +9,33 @@ does with the result is the same for both: see `rules.megatron_core`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
-from megatron.bridge.training.bucketing import bucketing
+from megatron.bridge.training.bucketing import (
+    CORE_LEAST,
+    CORE_PER_RANK,
+    bucketing,
+    default_bucket_size,
+)
 from megatron.bridge.training.comm_overlap import InstalledSoftware
-from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, in_force, rule
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, in_force, rule
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.megatron_lm.fsdp import fsdp_checks
+from megatron.bridge.training.megatron_lm.graphs import delay_checks, graph_checks
+from megatron.bridge.training.megatron_lm.optimizers import (
+    gather_checks,
+    optimizer_checks,
+    replaced_knobs,
+)
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest as MegatronLmRequest
 from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFlag
 from megatron.bridge.training.megatron_lm.request import flags_of_other_versions
 from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
-from megatron.bridge.training.rules.context import Context, _CommOverlapConfig, fsdp_switch
+from megatron.bridge.training.rules.buckets import BUCKET_DEFAULT
+from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig, fsdp_switch
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.megatron_core import (
     OPTIMIZER_STEP_NEEDS,
@@ -79,21 +93,6 @@ ALIGN_DEFAULT = rule(
     claim="align_param_gather is on by default with an interleaved schedule "
     "(--no-align-param-gather turns it off) and always off without one.",
 )
-PARAM_GATHER = rule(
-    "lm.param-gather-needs",
-    Dimension.DP,
-    claim="--overlap-param-gather without --use-distributed-optimizer and --overlap-grad-reduce "
-    "stops a Megatron-LM job at start.",
-    remedy="pass --use-distributed-optimizer and --overlap-grad-reduce",
-)
-OPTIMIZER_STEP = rule(
-    "lm.param-gather-with-optimizer-step-needs",
-    Dimension.DP,
-    claim="--overlap-param-gather-with-optimizer-step stops a Megatron-LM job at start without "
-    "the distributed optimizer, --overlap-param-gather and an interleaved schedule, and with a "
-    "distributed checkpoint format (the default is one).",
-    remedy="pass what is missing and --ckpt-format torch, or omit the flag",
-)
 GRADS_IN_FP32 = rule(
     "lm.grads-in-fp32",
     Dimension.PRECISION,
@@ -115,6 +114,13 @@ BUCKETS_ASKED = rule(
     "divided by N. --ddp-bucket-size and --ddp-num-buckets exclude each other.",
     remedy="pass only one of --ddp-bucket-size and --ddp-num-buckets",
 )
+BUCKET_SIZE = rule(
+    "lm.bucket-default",
+    Dimension.DP,
+    claim=f"Without --ddp-bucket-size, Megatron-LM's trainer takes max({CORE_LEAST:,}, "
+    f"{CORE_PER_RANK:,} x DP x CP) parameters for a bucket.",
+    source="Megatron-LM's training.py",
+)
 AS_FLAGS_SAY = rule(
     "lm.as-flags-say",
     Dimension.ANY,
@@ -122,8 +128,10 @@ AS_FLAGS_SAY = rule(
     opt_in=True,
 )
 
-_STOPS = {PARAM_GATHER_NEEDS.id: PARAM_GATHER, OPTIMIZER_STEP_NEEDS.id: OPTIMIZER_STEP}
-"""Rules by which Megatron-Core continues and Megatron-LM stops."""
+_DECIDED_OTHERWISE = frozenset({PARAM_GATHER_NEEDS.id, OPTIMIZER_STEP_NEEDS.id, BUCKET_DEFAULT.id})
+"""Rules by which Megatron-Core continues, and which Megatron-LM decides before."""
+_BRIDGES = ("bridge.", "ep.delay-")
+"""Checks of Megatron-Bridge's own, around the same Megatron-Core."""
 
 _DECIDED_HERE = frozenset(
     {
@@ -142,6 +150,7 @@ def update_megatron_lm(
     *,
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
+    gpu: Gpu | None = None,
     flags: tuple[PassedFlag, ...] = (),
     version_known: bool = False,
 ) -> Update:
@@ -154,6 +163,7 @@ def update_megatron_lm(
         world_size: number of ranks (GPUs) of the job.
         software: what is installed; looked up by default.
         environment: what is known of the job's environment.
+        gpu: the job's GPU, where it is known.
         flags: those that some versions of Megatron-LM do not know.
         version_known: whether the version of the software is certainly the run's.
 
@@ -170,38 +180,41 @@ def update_megatron_lm(
         data_parallel_size=dp_size,
         environment=environment,
         train=request,
+        gpu=gpu,
     )
     decisions = [
         *flags_of_other_versions(flags, context.stack, version_known=version_known),
-        *_precision(run, request),
         *_pipeline(run),
+        *gather_checks(context, run, request),
+        *fsdp_checks(context, run, request),
+        *_precision(run, request),
         *_tensor_parallel(context),
+        *optimizer_checks(context, run, request),
+        *graph_checks(context, request),
         *_buckets(context, run, request),
     ]
+    delayed = list(delay_checks(context))
+    decisions += delayed
     decisions += [
         d
         for d in as_written(context, AS_FLAGS_SAY, "Megatron-LM uses the value of its flag")
-        if d.knob not in _DECIDED_HERE
+        if d.knob not in _DECIDED_HERE and not d.rule.startswith(_BRIDGES)
     ]
-    for decision in in_force(core_consequences(context, run.optimizer), context.stack):
-        if decision.rule.startswith("bridge."):
-            # A check of Megatron-Bridge's own, around the same Megatron-Core.
-            continue
-        stop = _STOPS.get(decision.rule)
-        decisions.append(_stopped(decision, stop) if stop is not None else decision)
-    decisions += _distributed_checkpoint(run, request, decisions)
-    return Update(dp_size, [_with_remedy_in_flags(d) for d in decisions], environment)
+    consequences = core_consequences(_with_bucket_size(context), run.optimizer)
+    for decision in in_force(consequences, context.stack):
+        if not (decision.rule in _DECIDED_OTHERWISE or decision.rule.startswith(_BRIDGES)):
+            decisions.append(decision)
+    decisions = [_with_remedy_in_flags(d) for d in decisions]
+    return Update(dp_size, decisions, environment, replaced_knobs(decisions))
 
 
-def _stopped(decision: Decision, by: Rule) -> Decision:
-    """A refusal by Megatron-Core as the error that it is in Megatron-LM."""
-    return replace(
-        decision,
-        outcome=Outcome.ERROR,
-        rule=by.id,
-        reason=f"{decision.reason}: Megatron-LM stops at start",
-        remedy=by.remedy,
-    )
+def _with_bucket_size(c: Context) -> Context:
+    """The context with the bucket size that Megatron-LM's trainer takes for None."""
+    if c.ddp.bucket_size is not None or not c.ddp.overlap_grad_reduce:
+        return c
+    ddp = copy(c.ddp)
+    ddp.bucket_size = default_bucket_size(c.replicas)
+    return replace(c, ddp=ddp)
 
 
 def _with_remedy_in_flags(decision: Decision) -> Decision:
@@ -322,6 +335,7 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
 def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     number, knob = request.ddp_num_buckets, "ddp.bucket_size"
     if number is None:
+        yield from _default_bucket_size(c)
         return
     if run.ddp.bucket_size is not None:
         yield BUCKETS_ASKED.error(
@@ -361,17 +375,19 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
     )
 
 
-def _distributed_checkpoint(
-    run: Any, request: MegatronLmRequest, decisions: list[Decision]
-) -> Iterator[Decision]:
-    knob = "optimizer.overlap_param_gather_with_optimizer_step"
-    requested = getattr(run.optimizer, "overlap_param_gather_with_optimizer_step", False)
-    if not requested or request.ckpt_format == "torch" or any(d.knob == knob for d in decisions):
+def _default_bucket_size(c: Context) -> Iterator[Decision]:
+    """What stands for None in Megatron-LM's trainer."""
+    ddp = c.ddp
+    if ddp.bucket_size is not None or not ddp.overlap_grad_reduce or fsdp_switch(ddp) is not None:
         return
-    yield OPTIMIZER_STEP.error(
-        knob,
-        True,
-        f"--ckpt-format is {request.ckpt_format}, a distributed checkpoint: Megatron-LM stops at "
-        "start",
-        "pass --ckpt-format torch, or omit the flag",
+    if c.replicas == 1:
+        return
+    dp, cp = c.data_parallel_size or 1, c.of_model("context_parallel_size") or 1
+    yield BUCKET_SIZE.decide(
+        "ddp.bucket_size",
+        requested=None,
+        effective=default_bucket_size(c.replicas),
+        reason=f"without --ddp-bucket-size Megatron-LM takes max({CORE_LEAST:,}, "
+        f"{CORE_PER_RANK:,} x {dp * cp}) parameters, where DP x CP is {dp} x {cp}",
+        outcome=Outcome.NOTE,
     )

@@ -118,11 +118,13 @@ class Update:
         data_parallel_size: world size / (TP x PP x CP).
         decisions: every decision, in the order in which it was made.
         environment: what is known of the job's environment, with the configuration's env_vars.
+        replaced: knobs whose request another mechanism fulfils, so that their value is no refusal.
     """
 
     data_parallel_size: int
     decisions: list[Decision]
     environment: JobEnvironment = UNKNOWN
+    replaced: frozenset[str] = frozenset()
 
 
 def update_runtime(
