@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update_megatron_lm
 from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import Update, update_runtime
@@ -76,6 +76,7 @@ def make_effective(
         OverlapConfigError: the layout does not divide the world size.
     """
     run = build_run(settings)
+    environment = replace(environment, places=_places(settings))
     if isinstance(software, AssumedSoftware):
         software = replace(software, stack=settings.stack)
     if settings.framework == "megatron-lm":
@@ -95,6 +96,13 @@ def make_effective(
             run, world_size, software=software, environment=environment, gpu=gpu, strict=False
         )
     return run, update
+
+
+def _places(settings: Settings) -> dict[str, str]:
+    """Where env_vars sets each variable: its line, or the override."""
+    names = settings.values.get(ENV_VARS) or {}
+    where = {name: settings.where.get(f"{ENV_VARS}.{name}", settings.source) for name in names}
+    return {name: f"{place} ({ENV_VARS})" for name, place in where.items()}
 
 
 def megatron_lm_request(settings: Settings) -> MegatronLmRequest:

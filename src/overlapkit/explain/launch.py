@@ -10,7 +10,7 @@ from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_envir
 from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.recipes.megatron_lm_environment import environment_notes, environment_refusals
 from megatron.bridge.training.decisions import Decision, Outcome
-from megatron.bridge.training.job_environment import ENV_VARS, JobEnvironment
+from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.rules.context import fsdp_switch
 from overlapkit.config.effective import megatron_lm_request
 from overlapkit.config.run import Run, Settings
@@ -19,15 +19,6 @@ from overlapkit.output.console import encodable
 
 _LONGEST_VALUE = 80
 """Characters of an environment variable that are shown: a valid value has three."""
-
-
-def with_places(environment: JobEnvironment, settings: Settings) -> JobEnvironment:
-    """The environment whose variables of env_vars have their lines as sources."""
-    origins = {
-        name: f"{settings.where.get(f'{ENV_VARS}.{name}', settings.source)} ({section})"
-        for name, section in environment.origins.items()
-    }
-    return dataclasses.replace(environment, origins=origins)
 
 
 def judge_environment(

@@ -25,7 +25,7 @@ from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.explain.judge import judge, on_other_stacks
-from overlapkit.explain.launch import judge_environment, with_places
+from overlapkit.explain.launch import judge_environment
 from overlapkit.hardware import Gpu
 
 SEVERITY = (Outcome.WRONG_NUMBERS, Outcome.ERROR, Outcome.REFUSED)
@@ -140,12 +140,11 @@ def explain(
     if other_versions:
         decisions += on_other_stacks(settings, world_size, assumptions, judged)
 
-    environment = with_places(update.environment, settings)
     required, of_environment = judge_environment(
         settings,
         run,
         world_size,
-        environment,
+        update.environment,
         assumptions.gpu,
         gpu_given=assumptions.gpu_given,
         known=decisions,
@@ -170,7 +169,7 @@ def explain(
         settings.launch.notes if settings.launch is not None else (),
         remarks(settings),
         settings.basis,
-        environment,
+        update.environment,
         buckets_of(run, update.data_parallel_size),
     )
 

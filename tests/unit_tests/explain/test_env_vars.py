@@ -103,6 +103,7 @@ def test_the_process_wins_and_a_note_names_both(
         "32",
         "1",
     )
+    assert f"the 32 of {run_file}:13 (env_vars)" in note["reason"]
     assert document["job_env"][CONNECTIONS]["value"] == "1"
 
 

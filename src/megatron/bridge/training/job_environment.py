@@ -59,6 +59,7 @@ class JobEnvironment:
         complete: whether a name that is missing is certainly not set.
         source: where the variables come from, as a sentence names it: "job.env".
         origins: the sources of the variables that come from elsewhere, by name.
+        places: where env_vars sets each of its names, such as a line; env_vars itself by default.
         declared: whether the configuration has env_vars, where its job's environment is written
             down; only a launcher could then set a name that is missing.
     """
@@ -67,6 +68,7 @@ class JobEnvironment:
     complete: bool = False
     source: str = "the job's environment"
     origins: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     declared: bool = False
 
     def get(self, name: str) -> str | None:
@@ -141,7 +143,7 @@ def with_env_vars(
         replace(
             process,
             variables={**process.variables, **added},
-            origins={**process.origins, **dict.fromkeys(added, ENV_VARS)},
+            origins={**process.origins, **{n: process.places.get(n, ENV_VARS) for n in added}},
             declared=True,
         ),
         decisions,
@@ -172,7 +174,7 @@ def _overridden(name: str, written: str, own: str, process: JobEnvironment) -> D
         requested=written[:_LONGEST],
         effective=shown,
         reason=f"{process.origin(name)} sets {name}={shown}, which wins over the "
-        f"{written[:_LONGEST]} of {ENV_VARS}",
+        f"{written[:_LONGEST]} of {process.places.get(name, ENV_VARS)}",
         outcome=Outcome.NOTE,
         remedy=APPLIED.remedy,
     )
