@@ -12,15 +12,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
+from megatron.bridge.training.job_environment import ENV_VARS
 from megatron.bridge.training.mixed_precision_recipes import mixed_precision_recipe
 from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import OVERLAP_KNOBS, section_fields
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions, Report, explain
+from overlapkit.explain.stack_document import versions_text
 from overlapkit.output.numbers import plain
 
 WORLD_SIZE = "--world-size"
+VERSIONS = "--core"
+"""The key of the versions, which the option and the files' own fields give."""
 
 Kind = Literal["knob", "env", "finding", "buckets"]
 
@@ -120,7 +124,9 @@ def find_difference(
         return lambda copied: all(outcomes_with(copied).get(of) == new.get(of) for of in wanted)
 
     # Most keys matter to no outcome: they are dropped once, for all outcomes together.
-    relevant = _needed(_by_likelihood(keys), brings(changed)) if changed else []
+    every = frozenset(keys)
+    reproduced = [of for of in changed if brings([of])(every)]
+    relevant = _needed(_by_likelihood(keys), brings(reproduced)) if reproduced else []
     changes = [
         Change(of, old.get(of), new.get(of), _causes(of, relevant, brings([of])), reason)
         for of in changed
@@ -160,7 +166,7 @@ def _comparable(*settings: Settings) -> list[Settings]:
 def _differing_keys(a: _Inputs, b: _Inputs) -> dict[str, tuple[Any, Any]]:
     keys: dict[str, tuple[Any, Any]] = {}
     for section in {**a.settings.values, **b.settings.values}:
-        if not section_fields(section):
+        if not section_fields(section) and section != ENV_VARS:
             continue
         old, new = (i.settings.values.get(section) for i in (a, b))
         as_a_section = section in ("comm_overlap", "mixed_precision")
@@ -175,6 +181,9 @@ def _differing_keys(a: _Inputs, b: _Inputs) -> dict[str, tuple[Any, Any]]:
                 known = section_fields(section).get(key)
                 default = known.default if known else None
                 keys[f"{section}.{key}"] = (old.get(key, default), new.get(key, default))
+    if a.settings.stack != b.settings.stack:
+        stacks = [versions_text(i.settings.basis.stack) for i in (a, b)]
+        keys[VERSIONS] = stacks[0], stacks[1]
     if a.world_size != b.world_size:
         keys[WORLD_SIZE] = (a.world_size, b.world_size)
     return keys
@@ -233,7 +242,7 @@ def _copy_keys(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
     for dotted in keys:
         section, _, key = dotted.partition(".")
         theirs = b.settings.values.get(section)
-        if dotted == WORLD_SIZE:
+        if dotted in (WORLD_SIZE, VERSIONS):
             continue
         if not key:
             values[section] = None if theirs is None else dict(theirs)
@@ -247,7 +256,16 @@ def _copy_keys(a: _Inputs, b: _Inputs, keys: Iterable[str]) -> _Inputs:
         values[section] = mine
         asked = asked - {dotted} | (b.settings.asked & {dotted})
     size = b.world_size if WORLD_SIZE in keys else a.world_size
-    return _Inputs(replace(a.settings, values=values, asked=frozenset(asked)), size)
+    settings = replace(a.settings, values=values, asked=frozenset(asked))
+    if VERSIONS in keys:
+        stack = b.settings
+        settings = replace(
+            settings,
+            stacks=stack.stacks,
+            stack_given=stack.stack_given,
+            stack_path=stack.stack_path,
+        )
+    return _Inputs(settings, size)
 
 
 def _reason(report: Report, of: Subject) -> str | None:

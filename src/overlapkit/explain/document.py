@@ -23,6 +23,14 @@ Findings = Annotated[
     Meta(description="how many decisions have the outcome `wrong-numbers`, `error` or `refused`"),
 ]
 
+Notes = Annotated[
+    list[str],
+    Meta(
+        description="what was assumed in reading the configuration, and what of it was not looked "
+        "at"
+    ),
+]
+
 
 class ExplainGPU(Struct, frozen=True, kw_only=True):
     """The GPU that the rules assume."""
@@ -134,24 +142,20 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     buckets: Annotated[
         ExplainBuckets, Meta(description="how the gradients are divided for their reduction")
     ]
-    notes: Annotated[
-        list[str],
-        Meta(
-            description="what was assumed in reading the configuration, and what of it was not "
-            "looked at"
-        ),
-    ]
+    notes: Notes
 
 
 class ExplainSide(Struct, frozen=True, kw_only=True):
     """One of the two runs."""
 
     config: Config
+    stack: Annotated[JobStack, Meta(description="the versions whose rules were applied")]
     world_size: WorldSize
     findings: Findings
     decisions: Annotated[
         list[ExplainDecision], Meta(description="the decisions that `findings` counts")
     ]
+    notes: Notes
 
 
 class ExplainCause(Struct, frozen=True, kw_only=True):
@@ -161,7 +165,7 @@ class ExplainCause(Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="dotted; `comm_overlap` or `mixed_precision` where the entire section "
-            "differs; `--world-size`"
+            "differs; `--world-size`; `--core` for the versions"
         ),
     ]
     before: Annotated[
@@ -292,9 +296,11 @@ def _decision(decision: Decision) -> ExplainDecision:
 def _side(report: Report) -> ExplainSide:
     return ExplainSide(
         config=report.source,
+        stack=stack_document(report.basis),
         world_size=report.world_size,
         findings=len(report.findings),
         decisions=[_decision(d) for d in report.findings],
+        notes=[*report.notes, *report.remarks],
     )
 
 

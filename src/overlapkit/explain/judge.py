@@ -134,6 +134,12 @@ def _only_there(newest: Judged, others: Sequence[Judged]) -> Iterator[Decision]:
         yield _note(d, reason, f"; for those versions: {d.remedy}" if d.remedy else "")
 
 
+_FOUND = {
+    Outcome.ERROR: "stops the job",
+    Outcome.WRONG_NUMBERS: "lets the job train on wrong numbers",
+}
+
+
 def _only_here(newest: Judged, others: Sequence[Judged]) -> Iterator[Decision]:
     """Findings of the newest version that others do not have."""
     for d in newest.decisions:
@@ -145,7 +151,7 @@ def _only_here(newest: Judged, others: Sequence[Judged]) -> Iterator[Decision]:
             if not any(x.is_finding and x.knob == d.knob for x in other.decisions)
         ]
         if without:
-            what = "stops the job" if d.outcome is Outcome.ERROR else "refuses it"
+            what = _FOUND.get(d.outcome, "refuses it")
             reason = f"{_with(without)} it is accepted: {d.rule} {what} only with newer ones"
             yield _note(d, reason, "")
 

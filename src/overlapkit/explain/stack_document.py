@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from megatron.bridge.training.versions import Stack
 from overlapkit.config.reading import StackBasis, StackSource
 
 
@@ -59,15 +60,19 @@ def configured_for(stack: JobStack) -> str:
     series = [_series(core) for core in stack.candidates]
     if stack.source == "fields" and len(series) > 1:
         return f"core {', '.join(series[:-1])} or {series[-1]}, by its fields"
-    core = f"core {stack.core}"
-    versions = core if stack.bridge is None else f"{stack.bridge} on {core}"
     how = {
         "path": f"as in {stack.path}",
         "given": "given" if stack.path is None else f"given and as in {stack.path}",
         "fields": "by its fields",
         "unknown": "assumed: see --core",
     }
-    return f"{versions}, {how[stack.source]}"
+    return f"{versions_text(stack)}, {how[stack.source]}"
+
+
+def versions_text(stack: Stack | JobStack) -> str:
+    """Versions in words: ``0.5.1 on core 0.18.2``."""
+    core = f"core {stack.core}"
+    return core if stack.bridge is None else f"{stack.bridge} on {core}"
 
 
 def _series(core: str) -> str:

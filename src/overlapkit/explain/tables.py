@@ -24,7 +24,9 @@ from overlapkit.explain.text import (
     gpus_text,
     layout_text,
     place,
+    remarks_of,
     restated,
+    rules_text,
     run_text,
     sections,
     value_text,
@@ -136,6 +138,10 @@ def show_difference(difference: Difference, console: Console) -> None:
     before, after = difference.before, difference.after
     title = Text.assemble((before.source, "bold"), f" ({before.world_size}) -> ")
     console.print(title.append(after.source, "bold").append(f" ({after.world_size})"))
+    for rules in rules_text(difference):
+        console.print(Text(rules))
+    for remark in remarks_of(difference):
+        console.print(Text(f"note: {remark}", "yellow"))
     if not difference.changes:
         console.print(NO_CHANGE)
     written = restated(difference)

@@ -251,6 +251,8 @@ def difference_lines(difference: Difference) -> Iterator[str]:
     """Every change under its cause, then the findings of the second run."""
     after = difference.after
     yield f"{side_text(difference.before)} -> {side_text(after)}"
+    yield from rules_text(difference)
+    yield from (f"note: {remark}" for remark in remarks_of(difference))
     if not difference.changes:
         yield NO_CHANGE
     written = restated(difference)
@@ -265,6 +267,17 @@ def difference_lines(difference: Difference) -> Iterator[str]:
     if after.findings:
         yield from ("", f"Findings in {after.source}:")
         yield from map(finding_line, after.findings)
+
+
+def rules_text(difference: Difference) -> list[str]:
+    """Whose rules were applied to the two runs; one line where they are the same."""
+    before, after = (basis(side)[1] for side in (difference.before, difference.after))
+    return [before] if before == after else [f"before: {before}", f"after: {after}"]
+
+
+def remarks_of(difference: Difference) -> list[str]:
+    """What is said about both runs' versions and keys, each once."""
+    return list(dict.fromkeys((*difference.before.remarks, *difference.after.remarks)))
 
 
 def side_text(report: Report) -> str:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.document import TraceDiagnosis, TraceDocument
@@ -16,6 +15,7 @@ from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
     NO_DIAGNOSES,
     across_sentence,
+    configuration,
     cost,
     headline,
     slowed_sentence,
@@ -28,8 +28,8 @@ STEP_ROWS = 12
 def show_trace(document: TraceDocument, console: Console) -> None:
     """Print the report: steps, dimensions, collectives, ranks, diagnoses, warnings."""
     console.print(Text(headline(document), "bold"))
-    if document.stack is not None:
-        console.print(Text(configured_for(document.stack), "dim"))
+    if configuration(document):
+        console.print(Text(configuration(document), "dim"))
     console.print(_steps(document.ranks))
     rank = document.slowest
     if rank.median.by_dimension:

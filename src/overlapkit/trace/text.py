@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.measure.step_times import Part
@@ -28,6 +29,11 @@ def headline(document: TraceDocument) -> str:
     if document.world_size:
         text += f" of {document.world_size}"
     return f"{text}, {document.gpu}" if document.gpu else text
+
+
+def configuration(document: TraceDocument) -> str:
+    """The versions that the configuration is for; empty without one."""
+    return "" if document.stack is None else f"Configuration: {configured_for(document.stack)}"
 
 
 def slowed_sentence(slowed: TraceSlowedCompute, rank: int) -> str | None:

@@ -132,3 +132,43 @@ def test_every_command_says_which_versions_and_why(
     }
     refused = overlapkit(command, EXAMPLE, *COMMANDS[command], "--stack", "/no/such")
     assert refused.status == 2 and refused.err.count("\n") == 1
+
+
+TRACES = Path(__file__).parents[2] / "data/traces"
+SLOW, FAST = (str(TRACES / f"megatron-{name}.rank0.json.gz") for name in ("no-overlap", "overlap"))
+
+
+def test_a_profiles_configuration_is_read_alike(overlapkit: Any, checkout: str) -> None:
+    shown = overlapkit("trace", SLOW, "--config", EXAMPLE, "--stack", checkout)
+    assert f"Configuration: 0.5.1 on core 0.18.2, as in {checkout}" in shown.out.replace("\n", "")
+    document = overlapkit("trace", SLOW, "--config", EXAMPLE, "--core", "0.18.0", "--json").document
+    assert document["stack"]["core"] == "0.18.0"
+    assert any("core 0.18.0 is not known" in warning for warning in document["warnings"])
+    assert overlapkit("trace", SLOW, "--json").document["stack"] is None
+
+
+def test_two_profiles_configurations_are_read_alike(overlapkit: Any, checkout: str) -> None:
+    both = ["--config-base", EXAMPLE, "--config-new", EXAMPLE]
+    options = [*both, "--stack", checkout, "--bridge", "0.6.0"]
+    document = overlapkit("compare", SLOW, FAST, *options, "--json").document
+    for side in ("base", "new"):
+        assert document["stacks"][side]["bridge"] == "0.6.0"
+        assert document["stacks"][side]["core"] == "0.18.2"
+    note = f"--bridge wins over {checkout}, which has 0.5.1"
+    assert document["warnings"].count(note) == 1
+    assert "stacks" not in overlapkit("compare", SLOW, FAST, "--json").document
+
+
+@pytest.mark.parametrize("te", ["none", "2.14.0"])
+def test_compare_takes_transformer_engine(
+    te: str, overlapkit: Any, config: Callable[..., str]
+) -> None:
+    run = """\
+model: {num_layers: 4, tensor_model_parallel_size: 2, sequence_parallel: true}
+ddp: {}
+comm_overlap: {tp_comm_overlap: %s}
+"""
+    both = ["--config-base", config(run % "false", "a.yaml"), "--config-new", config(run % "true")]
+    document = overlapkit("compare", SLOW, FAST, *both, "--te", te, "--json").document
+    knobs = {each["knob"] for each in document["decisions"] if each["kind"] == "knob"}
+    assert ("model.tp_comm_overlap" in knobs) is (te != "none")

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+import yaml
+
+from overlapkit.config.versions import keys_in
 
 RUN = """\
 model:
@@ -198,3 +201,37 @@ def test_two_of_bridges_files_that_differ_in_many_keys(overlapkit, bridge_config
     assert spent < 20, f"{spent:.1f} s of CPU time"
     changes = json.loads(result.out)["changes"]
     assert len(changes) > 5 and all(change["causes"] for change in changes)
+
+
+def written_by(stack: int, **ddp: object) -> str:
+    """A file with the fields of the stack of this index."""
+    dump: dict[str, object] = {"_target_": "ConfigContainer", "model": {"num_layers": 4}}
+    for section in ("ddp", "optimizer", "dist"):
+        dump[section] = {key: span.default for key, span in keys_in(section, stack).items()}
+    switches = {"use_distributed_optimizer": True, "overlap_grad_reduce": True}
+    dump["ddp"] = {**dump["ddp"], **switches, **ddp}  # type: ignore[dict-item]
+    return yaml.safe_dump(dump)
+
+
+def test_the_versions_are_a_cause(compare, overlapkit, config) -> None:
+    # From Megatron-Bridge 0.5.1 on the optimizer's switch follows ddp's.
+    old, new = (written_by(stack, overlap_param_gather=True) for stack in (1, 2))
+    assert compare(old, new)[("knob", "optimizer.overlap_param_gather")] == ["--core"]
+    names = config(old, "a.yaml"), config(new, "b.yaml")
+    shown = overlapkit("explain", *names, "--world-size", "16").out
+    assert "before: Megatron-Bridge's rules (0.4.2 on core 0.17.1, by its fields)" in shown
+    assert "after: Megatron-Bridge's rules (0.5.1 on core 0.18.2, by its fields)" in shown
+    assert "--core 0.4.2 on core 0.17.1 -> 0.5.1 on core 0.18.2" in shown
+    document = overlapkit("explain", *names, "--world-size", "16", "--json").document
+    assert [document[side]["stack"]["core"] for side in ("before", "after")] == ["0.17.1", "0.18.2"]
+    assert compare(old, new, "--world-size", "16", "--core", "0.18.2") == {}
+
+
+def test_env_vars_are_a_cause(compare) -> None:
+    run = "model: {num_layers: 4, tensor_model_parallel_size: 2}\nddp: {}\n"
+    wrong = run + "env_vars: {CUDA_DEVICE_MAX_CONNECTIONS: 32}\n"
+    right = run + "env_vars: {CUDA_DEVICE_MAX_CONNECTIONS: 1}\n"
+    changes = compare(right, wrong, "--world-size", "8", "--gpu", "h100", "--core", "0.19.0")
+    assert changes[("finding", "env.CUDA_DEVICE_MAX_CONNECTIONS")] == [
+        "env_vars.CUDA_DEVICE_MAX_CONNECTIONS"
+    ]

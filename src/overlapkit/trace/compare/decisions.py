@@ -79,6 +79,7 @@ def add_decisions(
     """
     from overlapkit.explain.assumptions import assume
     from overlapkit.explain.difference import find_difference
+    from overlapkit.explain.text import remarks_of
     from overlapkit.output.numbers import plain
 
     sizes = [side.world_size for side in (comparison.base, comparison.new)]
@@ -97,8 +98,7 @@ def add_decisions(
     rules |= {d.knob: d.rule for d in difference.after.decisions}
     rules |= {v.name: v.rule for v in difference.after.launch_env}
     comparison.stacks = (difference.before.basis, difference.after.basis)
-    remarks = (*difference.before.remarks, *difference.after.remarks)
-    comparison.warnings += [each for each in remarks if each not in comparison.warnings]
+    comparison.warnings += remarks_of(difference)
     comparison.decisions = [
         DecisionChange(
             kind=change.of.kind,

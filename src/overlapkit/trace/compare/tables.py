@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import UnsetType
 from rich.console import Console
 from rich.text import Text
 
-from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us, signed_ms_of_us
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.compare.comparison import Verdict
@@ -20,6 +18,7 @@ from overlapkit.trace.compare.text import (
     NO_DECISIONS,
     NOTHING_EXPLAINED,
     change,
+    configurations,
     decisions,
     explanation,
     headline,
@@ -54,9 +53,8 @@ def show_comparison(document: CompareDocument, console: Console) -> None:
     shorten_first(table, console, most=64)
     console.print(table)
     decided = decisions(document)
-    if not isinstance(document.stacks, UnsetType):
-        console.print(Text(f"base {configured_for(document.stacks.base)}", "dim"))
-        console.print(Text(f"new  {configured_for(document.stacks.new)}", "dim"))
+    for line in configurations(document):
+        console.print(Text(line, "dim"))
     for decision in decided or ():
         _show_decision(decision, console)
     if decided == []:

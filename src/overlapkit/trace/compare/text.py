@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UnsetType
+
+from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us, setting_text, signed_ms_of_us
 from overlapkit.trace.compare.comparison import Verdict
 from overlapkit.trace.compare.document import (
@@ -34,6 +37,16 @@ def headline(document: CompareDocument) -> str:
         f"({signed_ms_of_us(document.change_us)} ms{relative}). "
         f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
     )
+
+
+def configurations(document: CompareDocument) -> list[str]:
+    """The versions that the configurations are for; none without configurations."""
+    if isinstance(document.stacks, UnsetType):
+        return []
+    before, after = (configured_for(s) for s in (document.stacks.base, document.stacks.new))
+    if before == after:
+        return [f"Configurations: {before}"]
+    return [f"Configuration of base: {before}", f"Configuration of new: {after}"]
 
 
 def decisions(document: CompareDocument) -> Sequence[CompareDecision] | None:
