@@ -161,6 +161,17 @@ def test_a_section_that_is_no_mapping_is_bad_input(run_file: Path) -> None:
         explained(run_file, "env_vars=[1]")
 
 
+def test_a_variable_is_the_cause_of_a_finding(run_file: Path, overlapkit: Command) -> None:
+    override = f"b:env_vars.{CONNECTIONS}=1"
+    done = overlapkit(
+        *("explain", str(run_file), override, "b:env_vars.OTHER=1"),
+        *("--world-size", "16", "--gpu", "h100", "--json"),
+    )
+    assert done.status == 0
+    [change] = done.document["changes"]
+    assert [cause["key"] for cause in change["causes"]] == [f"env_vars.{CONNECTIONS}"]
+
+
 def test_doctor_names_both_sources_and_the_line(run_file: Path, doctor: Command) -> None:
     done = doctor(str(run_file), "--world-size", "16", "--gpu", "h100")
     assert done.status == 1
