@@ -119,6 +119,8 @@ def stacks_of_dump(sections: Mapping[str, Any]) -> tuple[Stack, ...]:
     }
     if not any(section in present for section in _WRITTEN_WHOLE):
         return ()
+    # The names of the sections themselves: env_vars is as new as a field can be.
+    present[""] = set(sections)
     errors = [
         sum(_disagreements(section, keys, stack) for section, keys in present.items())
         for stack in range(len(KNOWN))

@@ -63,3 +63,12 @@ def test_fields_that_came_later_date_a_file(bridge_configs: Path) -> None:
 
 def test_a_file_without_telling_sections_is_not_dated() -> None:
     assert stacks_of_dump({"model": {"num_layers": 4}}) == ()
+
+
+def test_a_section_shows_the_version_as_a_field_does() -> None:
+    # These keys of dist alone fit several versions.
+    data = {"dist": dict.fromkeys(keys_in("dist", 2)), "model": {}}
+    several = stacks_of_dump(data)
+    assert KNOWN[2] in several and len(several) > 1
+    assert KNOWN[2] not in stacks_of_dump({**data, "env_vars": {}})
+    assert set(stacks_of_dump({**data, "env_vars": {}})) <= set(several)
