@@ -263,6 +263,9 @@ def test_fp8_parameters_are_the_linear_weights_of_layers_kept_in_fp8() -> None:
         *(f"mlp.experts.linear_fc{n}.weight{expert}" for n in (1, 2) for expert in (0, 1)),
     }
     assert not any(t.fp8 for t in chunk_parameters(model(fp8="e4m3", fp8_param=False)))
+    fp4 = {**fp8, "fp8": None, "fp4": "e2m1", "fp4_param": True}
+    assert [t.name for t in chunk_parameters(model(**fp4, **ends)) if t.fp8] == marked
+    assert not any(t.fp8 for t in chunk_parameters(model(fp4="e2m1", fp4_param=False)))
     assert not any(t.fp8 for t in chunk_parameters(model(**fp8), layer_spec="local"))
 
 
@@ -336,7 +339,6 @@ def test_learned_positions_take_the_sequence_length() -> None:
         ),
         ({"pipeline_model_parallel_layout": "Et*8L"}, "pipeline_model_parallel_layout"),
         ({"mtp_num_layers": 1}, "mtp_num_layers=1"),
-        ({"fp4_param": True}, "fp4_param"),
         ({"vision_config": {"hidden_size": 8}}, "vision_config is set"),
         ({"experimental_attention_variant": "dsa"}, "dsa"),
         ({"num_moe_experts": 4, "moe_layer_freq": [1, 0]}, "2 entries for num_layers=8"),

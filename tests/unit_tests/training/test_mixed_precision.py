@@ -21,8 +21,9 @@ from megatron.bridge.training.mixed_precision import (
     precision_errors,
 )
 from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import KNOWN, Stack
 
-# Megatron-Bridge 0.3.1's recipes, by the fields in which they differ from its default config.
+# Megatron-Bridge's recipes, by the fields in which they differ from its default config.
 _BF16 = {"bf16": True, "params_dtype": "bfloat16", "pipeline_dtype": "bfloat16"}
 _FP16 = {
     "fp16": True,
@@ -54,11 +55,19 @@ _FP8 = {
         **_FP8_PARAM,
     },
 }
+OLDEST = KNOWN[0]
+_NVFP4 = {"fp4": "e2m1", "fp4_param": True, "fp4_param_gather": True}
 _TWO_LAYERS = {"num_layers_at_start_in_bf16": 2, "num_layers_at_end_in_bf16": 2}
 BRIDGE_RECIPES = {
     "bf16_mixed": _BF16,
     "fp16_mixed": _FP16,
-    "bf16_with_nvfp4_mixed": {**_BF16, "fp4": "e2m1"},
+    "bf16_with_nvfp4_mixed": {**_BF16, **_NVFP4},
+    "nemotron_3_super_bf16_with_nvfp4_mixed": {
+        **_BF16,
+        **_NVFP4,
+        "first_last_layers_bf16": True,
+        "num_layers_at_end_in_bf16": 14,
+    },
     "nemotron_h_bf16_with_fp8_current_scaling_mixed": {
         **_BF16,
         **_FP8["fp8_current_scaling"],
@@ -103,10 +112,12 @@ def test_defaults_and_field_order() -> None:
         "fp8_wgrad": True,
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
-        "fp8_param": None,
+        "fp8_param": False,
         "fp8_param_gather": False,
         "fp4": None,
         "fp4_recipe": "nvfp4",
+        "fp4_param": False,
+        "fp4_param_gather": False,
         "loss_scale": None,
         "initial_loss_scale": 2**32,
         "min_loss_scale": 1.0,
@@ -119,43 +130,52 @@ def test_defaults_and_field_order() -> None:
     assert MixedPrecisionConfig(False, True).fp16, "callers may build it by position"
 
 
+@pytest.mark.parametrize("fp", ["fp8", "fp4"])
 @pytest.mark.parametrize(
     ("given", "both"),
     [
-        ({"fp8_param": True}, True),
-        ({"fp8_param_gather": True}, True),
-        ({"fp8_param": False}, False),
-        ({"fp8_param": True, "fp8_param_gather": True}, True),
-        ({"fp8_param": None, "fp8_param_gather": True}, True),
+        ({}, False),
+        ({"param": None}, False),
+        ({"param": True}, True),
+        ({"param_gather": True}, True),
+        ({"param": False}, False),
+        ({"param": True, "param_gather": True}, True),
+        ({"param": None, "param_gather": True}, True),
     ],
 )
-def test_fp8_param_is_one_switch_at_construction(given: dict[str, bool], both: bool) -> None:
-    config = MixedPrecisionConfig(**given)
-    assert (config.fp8_param, config.fp8_param_gather) == (both, both)
+def test_param_is_one_switch_at_construction(given: dict[str, bool], both: bool, fp: str) -> None:
+    config = MixedPrecisionConfig(**{f"{fp}_{name}": value for name, value in given.items()})
+    assert getattr(config, f"{fp}_param") is both
+    assert getattr(config, f"{fp}_param_gather") is both
 
 
-@pytest.mark.parametrize("name", ["fp8_param", "fp8_param_gather"])
+@pytest.mark.parametrize("name", ["fp8_param", "fp8_param_gather", "fp4_param", "fp4_param_gather"])
 @pytest.mark.parametrize(
     "remake",
     [lambda c: c, copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))],
     ids=["itself", "copy", "deepcopy", "unpickled"],
 )
-def test_fp8_param_is_one_switch_on_assignment(name: str, remake: object) -> None:
+def test_param_is_one_switch_on_assignment(name: str, remake: object) -> None:
     config = remake(MixedPrecisionConfig())  # type: ignore[operator]
+    fp, other = name[:3], {"fp8": "fp4", "fp4": "fp8"}[name[:3]]
     for value in (True, False):
         setattr(config, name, value)
-        assert (config.fp8_param, config.fp8_param_gather) == (value, value)
+        assert getattr(config, f"{fp}_param") is value
+        assert getattr(config, f"{fp}_param_gather") is value
+        assert getattr(config, f"{other}_param") is False
 
 
+@pytest.mark.parametrize("fp", ["fp8", "fp4"])
 @pytest.mark.parametrize(("param", "gather"), [(True, False), (False, True)])
-def test_fp8_param_given_twice_and_differing_follows_the_gather_and_says_so(
-    param: bool, gather: bool
+def test_param_given_twice_and_differing_follows_the_gather_and_says_so(
+    param: bool, gather: bool, fp: str
 ) -> None:
-    config = MixedPrecisionConfig(fp8_param=param, fp8_param_gather=gather)
-    assert (config.fp8_param, config.fp8_param_gather) == (gather, gather)
+    config = MixedPrecisionConfig(**{f"{fp}_param": param, f"{fp}_param_gather": gather})
+    assert getattr(config, f"{fp}_param") is getattr(config, f"{fp}_param_gather") is gather
     config.setup(SimpleNamespace())
     told = config.decisions[0]
     assert (told.requested, told.effective, told.is_finding) == (param, gather, True)
+    assert told.rule == f"precision.{fp}_param_is_{fp}_param_gather"
 
 
 def test_replacing_one_twin_works() -> None:
@@ -166,10 +186,10 @@ def test_replacing_one_twin_works() -> None:
 
 
 def test_finalize_fills_fp8_param_and_twice_equals_once() -> None:
-    config = MixedPrecisionConfig(bf16=True)
-    assert config.fp8_param is None
+    config = MixedPrecisionConfig(bf16=True, fp8_param_gather=True)
+    config.fp8_param = config.fp4_param = None
     config.finalize()
-    assert config.fp8_param is False
+    assert (config.fp8_param, config.fp4_param) == (True, False)
     once = _values(config)
     config.finalize()
     assert _values(config) == once
@@ -195,7 +215,7 @@ def test_contradictions_are_errors_until_remedied(
     given: dict[str, object], rule: str, remedied: dict[str, object]
 ) -> None:
     config = MixedPrecisionConfig(**given)  # type: ignore[arg-type]
-    software = AssumedSoftware()
+    software = AssumedSoftware(stack=OLDEST)
     assert [d.rule for d in precision_errors(config, software=software)] == [rule]
     with pytest.raises(OverlapConfigError) as error:
         config.finalize(software=software)
@@ -203,6 +223,15 @@ def test_contradictions_are_errors_until_remedied(
     for name, value in remedied.items():
         setattr(config, name, value)
     config.finalize(software=software)
+
+
+@pytest.mark.parametrize("stack", KNOWN, ids=str)
+def test_mxfp8_gather_is_refused_here_until_bridge_looks_at_ddp(stack: Stack) -> None:
+    config = MixedPrecisionConfig(fp8="e4m3", fp8_recipe="mxfp8", fp8_param_gather=True)
+    errors = precision_errors(config, software=AssumedSoftware(stack=stack))
+    assert [d.rule for d in errors] == (
+        ["precision.mxfp8_gather_reuses_grad_buffer"] if stack.bridge in ("0.3.1", "0.4.2") else []
+    )
 
 
 @pytest.mark.parametrize(("te", "accepted"), [(None, False), ("2.6.0", False), ("2.7.0", True)])
@@ -236,6 +265,22 @@ def test_setup_copies_every_field_none_included_onto_fields_of_that_name() -> No
     }
     assert vars(optimizer) == {"bf16": True, "loss_scale": None}
     assert vars(ddp) == {"grad_reduce_in_fp32": True, "fp8_param_gather": False, "bucket_size": 7}
+
+
+def test_setup_takes_its_arguments_by_the_names_of_megatron_bridge() -> None:
+    model, ddp = SimpleNamespace(fp4_param=False), SimpleNamespace(fp4_param_gather=False)
+    config = MixedPrecisionConfig(fp4_param=True)
+    config.setup(model_config=model, optimizer_config=None, ddp_config=ddp)
+    assert (model.fp4_param, ddp.fp4_param_gather) == (True, True)
+
+
+def test_one_config_is_updated_and_returned() -> None:
+    config = SimpleNamespace(bf16=False, fp8="hybrid", hidden_size=8)
+    updated = mixed_precision.update_config_with_precision_overrides(
+        MixedPrecisionConfig(bf16=True), config
+    )
+    assert updated is config
+    assert vars(config) == {"bf16": True, "fp8": None, "hidden_size": 8}
 
 
 def test_setup_keeps_a_decision_for_each_value_that_it_overwrote() -> None:
@@ -308,6 +353,19 @@ def test_a_config_passes_through_and_a_dashed_name_is_known() -> None:
     assert mixed_precision_recipe("fp16-mixed") == mixed_precision_recipe("fp16_mixed")
 
 
+def test_a_recipe_is_registered_with_underscores_and_with_dashes() -> None:
+    for name in mixed_precision.RECIPES:
+        assert MIXED_PRECISION_RECIPES[name] is MIXED_PRECISION_RECIPES[name.replace("_", "-")]
+        assert MIXED_PRECISION_RECIPES[name].__name__ == name
+
+
+def test_a_recipe_has_the_fields_of_its_version() -> None:
+    name = "bf16_with_nvfp4_mixed"
+    old, new = mixed_precision_recipe(name, OLDEST), mixed_precision_recipe(name, KNOWN[1])
+    assert "fp4_param_gather" not in old
+    assert new == old | {"fp4_param_gather": True}
+
+
 @pytest.mark.parametrize("look_up", [mixed_precision_recipe, get_mixed_precision_config])
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(look_up: object) -> None:
     with pytest.raises(ValueError, match=r"'bf16_mixd'.*Did you mean 'bf16_mixed'") as error:
@@ -327,8 +385,9 @@ def test_a_registered_recipe_is_found_by_its_name(monkeypatch: pytest.MonkeyPatc
         return MixedPrecisionConfig(bf16=True, grad_reduce_in_fp32=False)
 
     monkeypatch.setattr(mixed_precision, "MIXED_PRECISION_RECIPES", dict(MIXED_PRECISION_RECIPES))
-    mixed_precision.register(house_mixed)
+    assert mixed_precision.register(house_mixed) is house_mixed
     assert get_mixed_precision_config("house_mixed") == house_mixed()
+    assert get_mixed_precision_config("house-mixed") == house_mixed()
 
 
 def test_neither_importing_nor_reading_and_applying_a_recipe_loads_torch() -> None:

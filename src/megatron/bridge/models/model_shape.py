@@ -56,6 +56,8 @@ DEFAULTS: dict[str, Any] = {
     "pipeline_model_parallel_layout": None,
     "fp8": None,
     "fp8_param": False,
+    "fp4": None,
+    "fp4_param": False,
     "first_last_layers_bf16": False,
     "num_layers_at_start_in_bf16": 1,
     "num_layers_at_end_in_bf16": 1,
@@ -86,7 +88,6 @@ PROVIDER_DEFAULTS: dict[str, Any] = {
 _OTHER_ARCHITECTURES: dict[str, str] = {
     "experimental_attention_variant": "its attention has other parameters than Megatron-Core's own",
     "freeze_language_model": "frozen parameters are in no gradient buffer",
-    "fp4_param": "the layout of fp4 weights in a gradient buffer is not known here",
     "heterogeneous_block_specs": "its layers differ from each other",
     "hybrid_override_pattern": "a hybrid model has Mamba layers",
     "is_hybrid_model": "a hybrid model has Mamba layers",
@@ -143,8 +144,8 @@ class ModelShape:
     """Everything that determines parameter sizes, except the pipeline; sizes over all ranks.
 
     `moe_layers` says for each layer whether it has experts, and `fp8_layers` whether its linear
-    weights are kept in FP8. `positions` is 0 without a learned position embedding. `vocab` is
-    padded.
+    weights are kept in FP8 or FP4. `positions` is 0 without a learned position embedding. `vocab`
+    is padded.
     """
 
     hidden: int
@@ -350,7 +351,10 @@ def _evaluated(pattern: str) -> Any:
 
 
 def _fp8_layers(model: Any, layers: int) -> tuple[bool, ...]:
-    if not (read(model, "fp8") and read(model, "fp8_param")):
+    # FP4 weights are in the same kind of buffer, which core 0.18 and newer divide by elements, too;
+    # 0.17 counts a byte of two elements as one.
+    kept = any(read(model, fp) and read(model, f"{fp}_param") for fp in ("fp8", "fp4"))
+    if not kept:
         return (False,) * layers
     if not read(model, "first_last_layers_bf16"):
         return (True,) * layers

@@ -50,7 +50,7 @@ class ParameterTensor:
             parameter.
         shared_embedding: one of the two copies, on the first and the last pipeline stage, of tied
             embedding weights. Without pipeline parallelism there is one tensor, without this mark.
-        fp8: the weight itself is kept in FP8 (`fp8_param`), with a separate gradient buffer.
+        fp8: the weight itself is kept in FP8 (`fp8_param`) or FP4, with a separate gradient buffer.
     """
 
     name: str

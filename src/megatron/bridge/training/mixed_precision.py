@@ -32,15 +32,18 @@ from megatron.bridge.training.mixed_precision_recipes import (
 from megatron.bridge.training.mixed_precision_recipes import (
     mixed_precision_recipe as mixed_precision_recipe,
 )
-from megatron.bridge.training.software import Software, installed_stack, is_te_min_version
-from megatron.bridge.training.versions import Stack
+from megatron.bridge.training.software import (
+    Software,
+    installed_stack,
+    installed_version,
+    is_te_min_version,
+)
+from megatron.bridge.training.versions import Range, Stack, complete
 
 if TYPE_CHECKING:
     import torch
 
 _NVFP4_TE_VERSION = "2.7.0"
-
-_TWINS = {"fp8_param": "fp8_param_gather", "fp8_param_gather": "fp8_param"}
 
 _OVERWRITES = rule(
     "precision.overwrites",
@@ -58,12 +61,26 @@ _ONE_SWITCH = rule(
     remedy="Set only one of the two, or set both to the same value.",
 )
 
+_ONE_FP4_SWITCH = rule(
+    "precision.fp4_param_is_fp4_param_gather",
+    Dimension.PRECISION,
+    claim="fp4_param and fp4_param_gather are one switch under two names: setting either sets "
+    "both. Where both are set and differ, fp4_param_gather is used.",
+    remedy="Set only one of the two, or set both to the same value.",
+    versions=(Range("bridge", since="0.4.2"),),
+    source="Megatron-Bridge ecbd4ead5",
+)
+
+_TWINS = {"fp8_param": "fp8_param_gather", "fp4_param": "fp4_param_gather"}
+_TWIN_OF = _TWINS | {gather: param for param, gather in _TWINS.items()}
+
 
 @dataclass
 class MixedPrecisionConfig:
     """The precision of parameters, activations, gradients and matrix products.
 
-    `fp8_param` and `fp8_param_gather` are one switch: assigning either assigns both.
+    `fp8_param` and `fp8_param_gather` are one switch: assigning either assigns both. So are
+    `fp4_param` and `fp4_param_gather`.
 
     Attributes:
         decisions: what the latest `setup()` overwrote, and with what. Not a field.
@@ -105,7 +122,7 @@ class MixedPrecisionConfig:
     fp8_multi_head_attention: bool = False
     """Keep the complete multi-head attention, with its inputs and outputs, in FP8."""
     fp8_param: bool | None = None
-    """Store parameters in FP8; None: the same as fp8_param_gather, once finalized."""
+    """Store parameters in FP8; None: the same as fp8_param_gather."""
     fp8_param_gather: bool = False
     """Gather parameters in FP8: half the bytes of a bf16 all-gather."""
 
@@ -113,6 +130,10 @@ class MixedPrecisionConfig:
     """FP4 format, "e2m1"; None: no FP4."""
     fp4_recipe: str = "nvfp4"
     """How FP4 scales are computed."""
+    fp4_param: bool | None = None
+    """Store parameters in FP4; None: the same as fp4_param_gather."""
+    fp4_param_gather: bool = False
+    """Gather parameters in FP4: a quarter of the bytes of a bf16 all-gather, and the scales."""
 
     loss_scale: float | None = None
     """Fixed loss scale; None: dynamic. Used in fp16."""
@@ -136,28 +157,29 @@ class MixedPrecisionConfig:
         # The dataclass fills in fp8_param_gather=False where it was not given. Only here can a
         # given False be distinguished from the default.
         self = super().__new__(cls)
-        position = [f.name for f in fields(cls)].index("fp8_param_gather")
-        if "fp8_param_gather" in kwargs or len(args) > position:
-            self.__dict__["_gather_given"] = True
+        given = {*kwargs, *(f.name for f in fields(cls)[: len(args)])}
+        self.__dict__["_given"] = given
         return self
 
     def __post_init__(self) -> None:
-        param, gather = self.fp8_param, self.fp8_param_gather
-        gather_given = self.__dict__.pop("_gather_given", False)
-        self.twins: list[Decision] = []
+        given = self.__dict__.pop("_given", set())
+        twins: list[Decision] = []
+        for name, twin in _TWINS.items():
+            param, gather = getattr(self, name), getattr(self, twin)
+            if param is None or param == gather:
+                setattr(self, name, gather)
+            elif twin in given:
+                # As in Megatron-Bridge, whose dataclass assigns it last.
+                twins.append(_twin_conflict(name, param, gather))
+                setattr(self, name, gather)
+            else:
+                setattr(self, twin, param)
+        self.twins = twins
         self.decisions: list[Decision] = []
-        if param is None or param == gather:
-            self.fp8_param = gather or param
-        elif gather_given:
-            # As in Megatron-Bridge, whose dataclass assigns it last.
-            self.twins = [_twin_conflict(param, gather)]
-            self.fp8_param = gather
-        else:
-            self.fp8_param_gather = param
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        twin = _TWINS.get(name)
+        twin = _TWIN_OF.get(name)
         constructed = "decisions" in self.__dict__
         if twin is not None and value is not None and constructed:
             super().__setattr__(twin, value)
@@ -172,15 +194,16 @@ class MixedPrecisionConfig:
             OverlapConfigError: the fields contradict each other, or need a newer
                 Transformer Engine.
         """
-        if self.fp8_param is None:
-            self.fp8_param = self.fp8_param_gather
+        for name, twin in _TWINS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self, twin))
         raise_errors(precision_errors(self, software=software))
 
     def setup(
         self,
-        model: Any,
-        optimizer: Any = None,
-        ddp: Any = None,
+        model_config: Any,
+        optimizer_config: Any = None,
+        ddp_config: Any = None,
         *,
         software: Software | None = None,
     ) -> None:
@@ -196,45 +219,58 @@ class MixedPrecisionConfig:
             OverlapConfigError: as `finalize()`; nothing was copied.
         """
         self.finalize(software=software)
-        sections = {"model": model, "optimizer": optimizer, "ddp": ddp}
-        self.decisions = self.twins + [
-            decision
-            for section, target in sections.items()
-            if target is not None
-            for decision in _overwrite(section, target, self)
-        ]
+        sections = {"model": model_config, "optimizer": optimizer_config, "ddp": ddp_config}
+        self.decisions = list(self.twins)
+        for section, target in sections.items():
+            if target is not None:
+                self.decisions += _overwrites(section, target, self)
+                update_config_with_precision_overrides(self, target)
 
 
-def _overwrite(section: str, target: Any, config: MixedPrecisionConfig) -> list[Decision]:
-    decisions = []
-    for field in fields(config):
-        name = field.name
-        if not hasattr(target, name):
-            continue
-        former, new = getattr(target, name), getattr(config, name)
-        setattr(target, name, new)
-        if former != new:
-            decisions.append(
-                _OVERWRITES.decide(
-                    f"{section}.{name}",
-                    requested=former,
-                    effective=new,
-                    reason=f"mixed_precision.{name}={new!r} was copied over "
-                    f"{section}.{name}={former!r}.",
-                    outcome=Outcome.NOTE,
-                    remedy=f"Set mixed_precision.{name}={former!r}.",
-                )
-            )
-    return decisions
+def update_config_with_precision_overrides(
+    mixed_precision_config: MixedPrecisionConfig, config: Any
+) -> Any:
+    """Copy every field, including None, onto `config` where it has an attribute of that name.
+
+    Returns:
+        `config` itself.
+    """
+    for name in _shared_fields(mixed_precision_config, config):
+        setattr(config, name, getattr(mixed_precision_config, name))
+    return config
 
 
-def _twin_conflict(param: bool, gather: bool) -> Decision:
-    return _ONE_SWITCH.decide(
-        "mixed_precision.fp8_param",
+def _shared_fields(config: MixedPrecisionConfig, target: Any) -> list[str]:
+    return [f.name for f in fields(config) if hasattr(target, f.name)]
+
+
+def _overwrites(section: str, target: Any, config: MixedPrecisionConfig) -> list[Decision]:
+    """A note for each value of `target` that `config` will replace with another one."""
+    values = {
+        name: (getattr(target, name), getattr(config, name))
+        for name in _shared_fields(config, target)
+    }
+    return [
+        _OVERWRITES.decide(
+            f"{section}.{name}",
+            requested=former,
+            effective=new,
+            reason=f"mixed_precision.{name}={new!r} was copied over {section}.{name}={former!r}.",
+            outcome=Outcome.NOTE,
+            remedy=f"Set mixed_precision.{name}={former!r}.",
+        )
+        for name, (former, new) in values.items()
+        if former != new
+    ]
+
+
+def _twin_conflict(name: str, param: bool, gather: bool) -> Decision:
+    twin = _TWINS[name]
+    return (_ONE_SWITCH if name == "fp8_param" else _ONE_FP4_SWITCH).decide(
+        f"mixed_precision.{name}",
         requested=param,
         effective=gather,
-        reason=f"fp8_param={param!r} and fp8_param_gather={gather!r} are one switch and differ: "
-        "fp8_param_gather is used",
+        reason=f"{name}={param!r} and {twin}={gather!r} are one switch and differ: {twin} is used",
         outcome=Outcome.REFUSED,
     )
 
@@ -257,6 +293,9 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
                 "reuse_grad_buf_for_mxfp8_param_ag.",
                 remedy="Set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True, or "
                 "mixed_precision.fp8_param_gather=False.",
+                # Newer versions look at the DDP config instead, where Megatron-FSDP is exempt.
+                versions=(Range("bridge", until="0.5.1"),),
+                source="Megatron-Bridge 6e39e973b",
             ),
             met=lambda c: (
                 not c.config.fp8_param_gather
@@ -310,12 +349,13 @@ def precision_errors(
     Args:
         config: the mixed-precision configuration.
         software: says which Transformer Engine is available; None: the installed one, looked up
-            with this module's `is_te_min_version`.
+            with this module's `is_te_min_version`, and the Megatron-Bridge that goes with the
+            installed Megatron-Core.
     """
     context = _Context(
         config,
         software.is_te_min_version if software else is_te_min_version,
-        software.stack if software else installed_stack(),
+        software.stack if software else complete(installed_version("megatron-core"), None),
     )
     return [
         broken.decide(
@@ -331,20 +371,24 @@ def precision_errors(
 
 
 MIXED_PRECISION_RECIPES: dict[str, Callable[[], MixedPrecisionConfig]] = {}
-"""What `get_mixed_precision_config()` knows: `RECIPES`, and what `register()` added."""
+"""What `get_mixed_precision_config()` knows: `RECIPES`, and what `register()` added.
+
+Each recipe is there twice: under its name, and under its name with dashes for underscores.
+"""
 
 
-def register(recipe: Callable[[], MixedPrecisionConfig]) -> Callable[[], MixedPrecisionConfig]:
-    """Make `recipe` known to `get_mixed_precision_config()` under its function's name."""
-    MIXED_PRECISION_RECIPES[recipe.__name__] = recipe
-    return recipe
+def register(func: Callable[[], MixedPrecisionConfig]) -> Callable[[], MixedPrecisionConfig]:
+    """Make a recipe known to `get_mixed_precision_config()` under its function's name."""
+    name = func.__name__
+    MIXED_PRECISION_RECIPES[name] = MIXED_PRECISION_RECIPES[name.replace("_", "-")] = func
+    return func
 
 
 def _recipe_function(name: str) -> Callable[[], MixedPrecisionConfig]:
     def recipe() -> MixedPrecisionConfig:
         import torch
 
-        values = mixed_precision_recipe(name)
+        values = mixed_precision_recipe(name, installed_stack())
         return MixedPrecisionConfig(
             **{k: getattr(torch, v) if k in DTYPE_FIELDS else v for k, v in values.items()}
         )
@@ -358,19 +402,18 @@ def _recipe_function(name: str) -> Callable[[], MixedPrecisionConfig]:
 globals().update({name: register(_recipe_function(name)) for name in RECIPES})
 
 
-def get_mixed_precision_config(
-    name_or_config: str | MixedPrecisionConfig,
-) -> MixedPrecisionConfig:
+def get_mixed_precision_config(name: str | MixedPrecisionConfig) -> MixedPrecisionConfig:
     """A new config for a recipe's name, dtypes as torch dtypes; a config is returned as it is.
 
     Raises:
         OverlapConfigError: no such recipe, or not a name; the message lists the known ones.
     """
-    if isinstance(name_or_config, MixedPrecisionConfig):
-        return name_or_config
-    if not isinstance(name_or_config, str):
+    if isinstance(name, MixedPrecisionConfig):
+        return name
+    known = [known for known in MIXED_PRECISION_RECIPES if "-" not in known]
+    if not isinstance(name, str):
         raise OverlapConfigError(
-            f"mixed_precision={name_or_config!r} is neither a recipe's name nor a "
-            f"MixedPrecisionConfig. Known names: {', '.join(MIXED_PRECISION_RECIPES)}."
+            f"mixed_precision={name!r} is neither a recipe's name nor a MixedPrecisionConfig. "
+            f"Known names: {', '.join(known)}."
         )
-    return MIXED_PRECISION_RECIPES[known_recipe_name(name_or_config, MIXED_PRECISION_RECIPES)]()
+    return MIXED_PRECISION_RECIPES[known_recipe_name(name, known)]()

@@ -1,16 +1,18 @@
 """The mixed-precision recipes, as data: field values by recipe name, dtypes by name. Torch-free.
 
-Names, fields and values are those of Megatron-Bridge 0.3.1, read off its objects.
+Names, fields and values are those of Megatron-Bridge's objects, with what changed between 0.3.1 and
+its main branch of 2026-08 in `FIELD_VERSIONS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.near_names import nearest
+from megatron.bridge.training.versions import NEWEST, Range, Stack, holds
 
 DTYPE_FIELDS = ("params_dtype", "pipeline_dtype", "autocast_dtype")
 """The fields whose value in a recipe is the name of a torch dtype."""
@@ -62,6 +64,7 @@ _FP8: dict[str, dict[str, Any]] = {
     },
 }
 
+_NVFP4 = {"fp4": "e2m1", "fp4_recipe": "nvfp4", "fp4_param_gather": True}
 _FOUR_LAYERS_IN_BF16 = {"num_layers_at_start_in_bf16": 2, "num_layers_at_end_in_bf16": 2}
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -72,7 +75,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         for scaling, fp8 in _FP8.items()
     }
     | {
-        "bf16_with_nvfp4_mixed": _HALF["bf16"] | {"fp4": "e2m1", "fp4_recipe": "nvfp4"},
+        "bf16_with_nvfp4_mixed": _HALF["bf16"] | _NVFP4,
+        # Since Megatron-Bridge 0.4.2 (53d40d1bc).
+        "nemotron_3_super_bf16_with_nvfp4_mixed": _HALF["bf16"]
+        | _NVFP4
+        | {"first_last_layers_bf16": True, "num_layers_at_end_in_bf16": 14},
         "nemotron_h_bf16_with_fp8_current_scaling_mixed": _HALF["bf16"]
         | _FP8["fp8_current_scaling"]
         | _FOUR_LAYERS_IN_BF16,
@@ -85,8 +92,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """The field values of each recipe that are not left at their default, dtypes by name."""
 
+FIELD_VERSIONS: Mapping[str, Range] = MappingProxyType(
+    dict.fromkeys(("fp4_param", "fp4_param_gather"), Range("bridge", since="0.4.2"))
+)
+"""The fields that not every version has (Megatron-Bridge ecbd4ead5)."""
 
-def known_recipe_name(name: str, known: Mapping[str, Any]) -> str:
+
+def known_recipe_name(name: str, known: Collection[str]) -> str:
     """The key of `known` that `name` means: dashes stand for underscores, as in Megatron-Bridge.
 
     Raises:
@@ -102,12 +114,18 @@ def known_recipe_name(name: str, known: Mapping[str, Any]) -> str:
     )
 
 
-def mixed_precision_recipe(name: str) -> dict[str, Any]:
+def mixed_precision_recipe(name: str, stack: Stack = NEWEST) -> dict[str, Any]:
     """A recipe's field values that are not left at their default, dtypes by name: "bfloat16".
 
-    `name` may be written with dashes, as Megatron-Bridge allows.
+    Args:
+        name: may be written with dashes, as Megatron-Bridge allows.
+        stack: the versions whose recipe it is; the newest known by default.
 
     Raises:
-        OverlapConfigError: no such recipe; the message lists the known ones.
+        OverlapConfigError: no version has such a recipe; the message lists the known ones.
     """
-    return dict(RECIPES[known_recipe_name(name, RECIPES)])
+    return {
+        field: value
+        for field, value in RECIPES[known_recipe_name(name, RECIPES)].items()
+        if field not in FIELD_VERSIONS or holds([FIELD_VERSIONS[field]], stack)
+    }

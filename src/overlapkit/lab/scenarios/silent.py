@@ -187,6 +187,7 @@ ELSEWHERE: Mapping[str, str] = {
     "dp.torch-fsdp2-*": "these ranks train with Megatron DDP, not with torch's wrapper",
     "core.ncclep-serialised": "the back end exchanges tokens only between GPUs",
     "bridge.packing-no-ep-overlap": "these ranks train on text, and have no experts",
+    "precision.fp4_param_is_*": "only Blackwell GPUs compute with the parameters that it is about",
     "lm.*": "a rule of Megatron-LM's own argument parser, which stops instead of continuing",
 }
 """Patterns of rules whose refusals these ranks cannot show, and why."""
@@ -200,7 +201,8 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "ep.one-mtp-layer",
         "ep.delay-*",
         "precision.mxfp8_gather_reuses_grad_buffer",
-        "precision.fp4_*",
+        "precision.fp4_excludes_fp8",
+        "precision.fp4_needs_te",
         "core.sequence-parallel",
         "core.p2p-*",
         "core.defer-embedding-wgrad",

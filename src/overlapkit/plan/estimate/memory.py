@@ -93,11 +93,12 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
 def _weights(run: Run, workload: Workload, stage: int) -> Figure:
     params, low = workload.parameters[stage].all, workload.precision
     size = literal(workload.base.operand_bytes, "B")
-    fp8 = given("parameters kept in FP8", params.fp8, "", COUNTED)
+    fp4 = low.name == "nvfp4"
+    kept = given(f"parameters kept in {'FP4' if fp4 else 'FP8'}", params.fp8, "", COUNTED)
     other = given("other parameters per rank", params.all - params.fp8, "", COUNTED)
     # Hopper's tensor cores need FP8 operands transposed, and block scales differ by direction.
     both = given("small copies of a weight", 2, "", "one for each direction")
-    weights = other * size + fp8 * both * literal(1, "B")
+    weights = other * size + kept * both * literal(low.operand_bytes if fp4 else 1, "B")
     if low is not workload.base:
         # Weights quantized for the first microbatch are kept for the others.
         layers = params.all - params.fp8 - _vocabulary(workload, stage)

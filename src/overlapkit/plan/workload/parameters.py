@@ -20,7 +20,7 @@ class Parameters:
 
     Attributes:
         dense, expert: by the group of ranks that reduces them.
-        dense_fp8, expert_fp8: how many of them are kept in FP8.
+        dense_fp8, expert_fp8: how many of them are kept in FP8 or FP4.
     """
 
     dense: int = 0

@@ -121,6 +121,12 @@ def test_selective_recomputation_drops_its_modules(module: str, saved: int) -> N
     assert base.activations.value - found.activations.value == LAYERS * TOKENS * saved
 
 
+def test_fp4_weights_take_two_copies_of_half_a_byte_and_their_scales() -> None:
+    (bf16, _), (found, _) = memory_of(1), memory_of(1, precision="bf16_with_nvfp4_mixed")
+    assert "kept in FP4" in found.weights.formula
+    assert found.weights.value < 0.7 * bf16.weights.value
+
+
 def test_fp8_keeps_inputs_of_gemms_in_one_byte() -> None:
     base, _ = memory_of(1)
     found, _ = memory_of(1, precision="bf16_with_fp8_delayed_scaling_mixed")
