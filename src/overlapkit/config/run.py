@@ -362,7 +362,7 @@ def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
         late = {k for k in given if f"mixed_precision.{k}" in settings.overridden}
         early = {k: v for k, v in given.items() if k not in late}
         if BY_NAME in content:
-            early = mixed_precision_recipe(content[BY_NAME]) | early
+            early = mixed_precision_recipe(content[BY_NAME], settings.stack) | early
         config = MixedPrecisionConfig(**early)
         for name in late:
             setattr(config, name, given[name])

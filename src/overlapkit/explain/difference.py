@@ -155,7 +155,8 @@ def _comparable(*settings: Settings) -> list[Settings]:
     spelt = []
     for each, section in zip(settings, sections, strict=True):
         if section:
-            recipe = mixed_precision_recipe(section[BY_NAME]) if BY_NAME in section else {}
+            name = section.get(BY_NAME)
+            recipe = mixed_precision_recipe(name, each.stack) if name is not None else {}
             given = {k: v for k, v in section.items() if k in fields}
             values = {**each.values, "mixed_precision": defaults | recipe | given}
             each = replace(each, values=values)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from megatron.bridge.training.tp_overlap_presets import PRESETS
-from megatron.bridge.training.versions import NEWEST
+from megatron.bridge.training.versions import KNOWN, NEWEST, Stack
 from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import Run, Settings, build_run, read_settings
 from overlapkit.config.schema import section_fields
@@ -149,3 +150,15 @@ def test_the_place_of_an_error_is_what_set_the_value() -> None:
 def test_flat_names_a_null_section_by_its_name() -> None:
     read = settings({"model": {"num_layers": 4}, "comm_overlap": None})
     assert read.flat() == {"model.num_layers": 4, "comm_overlap": None}
+
+
+@pytest.mark.parametrize(("stack", "in_fp4"), zip(KNOWN, (False, *[True] * 4), strict=True))
+def test_a_recipe_is_that_of_the_runs_version(stack: Stack, in_fp4: bool) -> None:
+    of_version = replace(
+        settings({"model": {}, "mixed_precision": "bf16_with_nvfp4_mixed"}),
+        stacks=(stack,),
+        stack_given=True,
+    )
+    precision = build_run(of_version).mixed_precision
+    assert precision is not None
+    assert (precision.fp4, precision.fp4_param_gather) == ("e2m1", in_fp4)
