@@ -103,6 +103,7 @@ def main() -> int:
         if every:
             print(f"| {kind} | {every} | {_of(every - left, every)} |", end="")
             print(f" {_of(every - least, every)} |" if options.suite else "")
+    gc.unfreeze()
     print(f"\n{time.perf_counter() - start:.0f} s")
     for title, some in (
         ("Survive the 26 cases, not the suite", [m for m in survivors if m not in hidden]),

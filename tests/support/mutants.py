@@ -10,7 +10,8 @@ Kinds:
     stop: a rule that stops the run lets it continue.
     part: a part of a condition is changed, in a gate's test or in a function that decides: an
         operand of and/or is not looked at, a comparison is turned round or moved by one, a negation
-        is dropped, a member of a tuple is missing.
+        is dropped, a member of a tuple is missing. The functions are those that CommOverlapConfig
+        calls, directly or not, in the files that declare rules, and its own methods.
 
 Each is applied in this process and not undone: the caller forks.
 """
@@ -70,7 +71,7 @@ def mutants(cases: dict[str, dict[str, Any]]) -> list[Mutant]:
     return [
         *(Mutant("gate", n.rule.id, "counts as met", _always_met(n)) for n in needs),
         *_turned_decisions(decided, gated),
-        *(part for module in modules for part in _parts(module)),
+        *_parts(_functions(modules, needs), {id(need.met): need.rule.id for need in needs}),
     ]
 
 
@@ -164,17 +165,40 @@ def _changed(
 # ----------------------------------------------------------------------------- parts of conditions
 
 
-def _parts(module: ModuleType) -> Iterator[Mutant]:
-    """Changed conditions in the tests of gates and in the functions of a file."""
-    path = Path(module.__file__ or "")
-    tests = {id(need.met): need.rule.id for need in _needs(module)}
-    functions = [need.met for need in _needs(module)] + [
-        value
+def _functions(modules: list[ModuleType], needs: list[Need[Any]]) -> list[FunctionType]:
+    """What CommOverlapConfig calls of these files, the tests of gates, and its own methods."""
+    known = {
+        value.__name__: value
+        for module in modules
         for value in vars(module).values()
         if inspect.isfunction(value) and value.__module__ == module.__name__
-    ]
+    }
+    file = inspect.getfile(CommOverlapConfig)
+    methods = [f for f in vars(CommOverlapConfig).values() if inspect.isfunction(f)]
+    todo: list[Any] = [f for f in methods if f.__code__.co_filename == file]
+    todo += [need.met for need in needs] + [need.found for need in needs]
+    reached: dict[int, FunctionType] = {}
+    while todo:
+        function = todo.pop(0)
+        if id(function) not in reached:
+            reached[id(function)] = function
+            todo += [known[name] for name in _names(function.__code__) if name in known]
+    told = {id(need.found) for need in needs}
+    return [f for key, f in reached.items() if key not in told]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _names(const)
+
+
+def _parts(functions: list[FunctionType], tests: dict[int, str]) -> Iterator[Mutant]:
+    """Changed conditions in these functions; `tests` gives the rule of a gate's test."""
     for function in functions:
-        node = _node(path, function.__code__)
+        path = Path(function.__code__.co_filename)
+        node: Any = _node(path, function.__code__)
         name = tests.get(id(function)) or f"{path.name}:{node.lineno} {function.__name__}"
         for what, changed in changes(node):
             yield Mutant("part", name, what, _recompiled(function, changed))

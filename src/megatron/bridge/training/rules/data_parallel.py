@@ -125,18 +125,23 @@ def decide_dp(c: Context) -> Iterator[Decision]:
         }
     for knob, section in _DP_KNOBS.items():
         requested = getattr(c.request, knob)
-        if knob == "bucket_size" and requested == AUTO:
-            yield _decide_auto_bucket(c, dp)
-        elif knob == "bucket_size" and requested is not None and not is_bucket_size(requested):
-            yield DP_BUCKET_VALUE.decide(
-                "ddp.bucket_size",
-                requested=requested,
-                effective=None,
-                reason=f"comm_overlap.bucket_size is {requested!r}",
-                outcome=Outcome.ERROR,
-            )
+        if knob == "bucket_size" and requested is not None and not is_bucket_size(requested):
+            yield _decide_other_bucket(c, dp, requested)
         else:
             yield choose(rules[knob], f"{section}.{knob}", defaults[knob], requested, reason)
+
+
+def _decide_other_bucket(c: Context, dp: int, requested: Any) -> Decision:
+    """A request for bucket_size that is no number of parameters: "auto", or an error."""
+    if requested == AUTO:
+        return _decide_auto_bucket(c, dp)
+    return DP_BUCKET_VALUE.decide(
+        "ddp.bucket_size",
+        requested=requested,
+        effective=None,
+        reason=f"comm_overlap.bucket_size is {requested!r}",
+        outcome=Outcome.ERROR,
+    )
 
 
 def _decide_auto_bucket(c: Context, dp: int) -> Decision:
