@@ -30,7 +30,9 @@ def committed(script: ModuleType, name: str) -> dict:
 
 
 def test_megatron_core_fields(script: ModuleType) -> None:
-    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    core = pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    if not core.__version__.startswith("0.16."):
+        pytest.skip("the table is that of 0.16; newer fields are in fields_by_version.json")
     table = json.loads(json.dumps(script.megatron_core_fields()))
     known = committed(script, "megatron_core_fields")
     # The source contains the exact version; the fields are those of every version in the bounds.

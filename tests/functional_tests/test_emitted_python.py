@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from megatron.bridge.training.runtime_update import update_runtime
-from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.software import (
+    AssumedSoftware,
+    installed_stack,
+    installed_version,
+)
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.emit.forms import emit
 from overlapkit.config.megatron_lm.script import read_megatron_lm
@@ -42,7 +46,12 @@ def plain(value: Any) -> Any:
 def test_it_builds_the_same_configuration(path: Path) -> None:
     settings = read_settings(read_yaml(path))
     emitted = emit(settings, "bridge")
-    cfg, run = built(emitted.text), build_run(settings)
+    try:
+        cfg, run = built(emitted.text), build_run(settings)
+    except TypeError as error:
+        if (installed_version("megatron-core") or "").startswith("0.16."):
+            raise
+        pytest.skip(f"a file of Megatron-Bridge 0.3.1, which runs on 0.16: {error}")
     left_out = {left.key for left in emitted.left_out}
     for section in ("model", "ddp", "optimizer"):
         made, read = getattr(cfg, section), vars(getattr(run, section))
@@ -100,8 +109,10 @@ def test_a_megatron_lm_script_becomes_python_with_the_same_knobs(name: str) -> N
     size = settings.launch.world_size
     wanted, _ = make_effective(settings, size, AssumedSoftware())
     cfg = built(emit(settings, "bridge", world_size=size).text)
-    # Transformer Engine, which some of these need, is not installed everywhere.
-    update = update_runtime(cfg, size, software=AssumedSoftware(), strict=False)
+    # Transformer Engine, which some of these need, is not installed everywhere. The defaults of the
+    # configurations are those of the installed Megatron-Core, and so are the rules.
+    installed = AssumedSoftware(stack=installed_stack())
+    update = update_runtime(cfg, size, software=installed, strict=False)
     assert not [d for d in update.decisions if d.is_finding]
     for knob in EFFECTIVE_KNOBS:
         assert knob_value(cfg, knob) == knob_value(wanted, knob), knob

@@ -183,7 +183,9 @@ class TestTensorParallel:
         assert run.decided_by("model.tp_comm_overlap") == "tp.needs-sequence-parallel"
         assert [d.outcome for d in config.decisions].count(Outcome.REFUSED) == 1
 
-    def test_preset_becomes_a_plain_dict_without_none(self) -> None:
+    def test_preset_becomes_a_plain_dict_without_none(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         lora = userbuffers_fp8_h100_h8192_tp2_mbs1_seqlen4096_lora
         model = tp_model(tensor_model_parallel_size=2, hidden_size=8192, fp8="hybrid")
         run = Run(asking(tp_comm_overlap=True, tp_comm_overlap_cfg=lora), model)
@@ -197,6 +199,7 @@ class TestTensorParallel:
         assert (decision.effective, decision.outcome) == (lora, Outcome.GRANTED)
         # It is tuned for this precision, hidden size and TP; for others a note says so.
         assert "tp.preset-fit" not in run.notes
+        assert "tp.userbuffers-default" not in caplog.text
         sizes = {"tensor_model_parallel_size": 2, "hidden_size": 8192, "fp8": "hybrid"}
         for other in ({"tensor_model_parallel_size": 4}, {"hidden_size": 4096}, {"fp8": None}):
             run = Run(
@@ -451,7 +454,6 @@ class TestExpertParallel:
             run = Run(asking(**EP), model)
             assert model.overlap_moe_expert_parallel_comm is True, fields
             assert model.delay_wgrad_compute is False
-            assert not getattr(run.ddp_config, "delay_wgrad_compute", False)
             assert run.decision("model.overlap_moe_expert_parallel_comm").effective is True
         # Off unless requested, whatever the model had, and whatever it lacks.
         for knobs in ({}, dict.fromkeys(DELAY, False)):
@@ -492,10 +494,11 @@ class TestExpertParallel:
             run = Run(asking(**knobs), model, {})
             assert model.overlap_moe_expert_parallel_comm is model.delay_wgrad_compute is True
             assert getattr(run.ddp_config, "delay_wgrad_compute", True) is True
-        # One that has no such field gets none.
-        ddp = SimpleNamespace(use_distributed_optimizer=False)
-        asking(**DELAY).setup(moe(), None, ddp)
-        assert vars(ddp) == {"use_distributed_optimizer": False}
+        # A DDP configuration without the field gets none.
+        for held, knobs in ((True, DELAY), (True, EP), (False, DELAY)):
+            ddp = SimpleNamespace(**({"delay_wgrad_compute": False} if held else {}))
+            asking(**knobs).setup(moe(), None, ddp)
+            assert vars(ddp) == ({"delay_wgrad_compute": knobs is DELAY} if held else {})
 
     def test_delayed_wgrad_needs_a_transformer_engine_that_reduces_it(
         self, installed: Installed

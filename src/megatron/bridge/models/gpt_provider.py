@@ -26,7 +26,8 @@ GPTConfiguration: TypeAlias = Any
 def transformer_engine_layer_spec(config: GPTConfiguration) -> ModuleSpec:
     """A layer of Transformer Engine's modules, as `config` describes it."""
     return specs.get_gpt_layer_with_transformer_engine_spec(
-        use_te_op_fuser=config.use_transformer_engine_op_fuser,
+        # A nested configuration has it only where Megatron-Core does.
+        use_te_op_fuser=getattr(config, "use_transformer_engine_op_fuser", False),
         **_layer_fields(config, "use_te_activation_func", "use_grouped_gemm_for_dense_mlp"),
     )
 

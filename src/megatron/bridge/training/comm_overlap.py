@@ -17,10 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from megatron.bridge.training.decisions import (
-    Decision,
-    raise_errors,
-)
+from megatron.bridge.training.decisions import Decision, Outcome, raise_errors
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
 from megatron.bridge.training.rules.data_parallel import decide_dp, decide_dp_ignored
 from megatron.bridge.training.rules.expert import decide_ep
@@ -195,15 +192,13 @@ class CommOverlapConfig:
             _take_over(dp_decisions, data_parallel)
         else:
             dp_decisions = list(decide_dp_ignored(c))
-        given = model.tp_comm_overlap_cfg
-        used = given is not None and model.tp_comm_overlap
         checked = (
             check_userbuffers(
-                given,
+                model.tp_comm_overlap_cfg,
                 fp8=bool(c.of_model("fp8")),
                 also_bf16=bool(c.of_model("first_last_layers_bf16")),
             )
-            if used
+            if model.tp_comm_overlap
             else []
         )
         return Resolution(model, data_parallel, decisions + dp_decisions, checked)
@@ -222,7 +217,8 @@ class CommOverlapConfig:
         raise_errors(resolution.decisions)
         self.apply(resolution, model_config, optimizer_config, ddp_config)
         for decision in self.decisions:
-            if decision.is_finding or decision.rule == TP_USERBUFFERS_DEFAULT.id:
+            untuned = decision.rule == TP_USERBUFFERS_DEFAULT.id
+            if decision.is_finding or (untuned and decision.outcome is Outcome.NOTE):
                 _warn(decision)
 
     def apply(
@@ -263,14 +259,14 @@ class CommOverlapConfig:
         )
         return resolved, decisions
 
-    def _get_model_comm_overlap_cfgs(self, model_cfg: Any, ddp_cfg: Any) -> _CommOverlapConfig:
+    def _get_model_comm_overlap_cfgs(self, model_cfg: Any, ddp_config: Any) -> _CommOverlapConfig:
         """The model-side knobs.
 
         Raises:
             OverlapConfigError: an expert-parallel need is not met, or the pipeline would corrupt
                 gradients.
         """
-        resolved, decisions = self._resolve_model(self._context(model_cfg, ddp_cfg))
+        resolved, decisions = self._resolve_model(self._context(model_cfg, ddp_config))
         raise_errors(decisions)
         for decision in decisions:
             if decision.is_finding:
