@@ -136,3 +136,13 @@ def test_megatron_bridge_beside_us_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert told is not None
     assert "0.3.1" in told
     assert "uninstall" in told
+
+
+def test_moe_recomputation_is_refused_on_an_old_core_too() -> None:
+    """The drop-in follows Megatron-Bridge's main branch, which asks whatever the core."""
+    overlap = CommOverlapConfig(tp_comm_overlap=False, overlap_moe_expert_parallel_comm=True)
+    cfg = container(comm_overlap=overlap)
+    cfg.model.num_moe_experts, cfg.model.expert_model_parallel_size = 8, 2
+    cfg.model.moe_token_dispatcher_type, cfg.model.recompute_modules = "alltoall", ["moe"]
+    with pytest.raises(AssertionError, match="moe in recompute_modules"):
+        cfg.apply_runtime_config(world_size=4)

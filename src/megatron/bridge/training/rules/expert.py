@@ -122,7 +122,8 @@ EP_GATE: tuple[Need[Context], ...] = (
             "no-moe-recompute",
             'recompute_modules without "moe"',
             'remove "moe" from model.recompute_modules',
-            (Range("core", since="0.17.1"),),
+            # Megatron-Bridge asks since 0.6.0, the Megatron-Core of 0.4.2 and 0.5.1 by itself.
+            (Range("bridge", since="0.4.2"),),
             "Megatron-LM 45b8eac955, Megatron-Bridge a8087d298",
         ),
         met=lambda c: "moe" not in _names(c.of_model("recompute_modules")),
