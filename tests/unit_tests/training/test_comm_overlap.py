@@ -207,6 +207,8 @@ class TestTensorParallel:
                 tp_model(**{**sizes, **other}),
             )
             assert "tp.preset-fit" in run.notes, other
+        # Only findings, and settings that nobody chose, are warned of.
+        assert "tp.preset-fit" not in caplog.text
 
     def test_without_a_preset_the_defaults_of_transformer_engine(
         self, caplog: pytest.LogCaptureFixture
