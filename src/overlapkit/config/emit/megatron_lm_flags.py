@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ import yaml
 from megatron.bridge.training.decisions import STOPS, Decision, OverlapConfigError
 from megatron.bridge.training.rules.context import fsdp_switch
 from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import MAIN
+from megatron.bridge.utils.cuda_graph import captured_names
 from overlapkit.config.effective import (
     EFFECTIVE_KNOBS,
     knob_value,
@@ -18,12 +21,15 @@ from overlapkit.config.effective import (
     megatron_lm_request,
 )
 from overlapkit.config.emit.scope import Emitted, LeftOut
+from overlapkit.config.megatron_lm.flag_versions import versions_of
 from overlapkit.config.megatron_lm.flags import CHUNK_LAYERS, CHUNKS, DEFAULTS, FLAGS, LM
 from overlapkit.config.megatron_lm.script import read_megatron_lm_arguments
 from overlapkit.config.run import Run, Settings
 from overlapkit.config.schema import section_fields
 from overlapkit.errors import InputError
 
+GRAPH_SCOPE, GRAPH_MODULES = "--cuda-graph-scope", "--cuda-graph-modules"
+"""The old and the new name of the parts of a layer that CUDA graphs capture."""
 USERBUFFERS_FILE = "tp_comm_overlap.yaml"
 """Megatron-LM takes userbuffers settings only from a file."""
 
@@ -35,6 +41,8 @@ _SPECIAL = frozenset(
         CHUNKS,
         "--group-query-attention",
         "--use-custom-fsdp",
+        GRAPH_SCOPE,
+        GRAPH_MODULES,
         "--no-overlap-p2p-communication",
         "--no-align-param-gather",
         "--accumulate-allreduce-grads-in-fp32",
@@ -72,7 +80,8 @@ def emit_megatron_lm(
     """Exports, a userbuffers file where there is one, and the flags in an array.
 
     Args:
-        settings: of either framework.
+        settings: of either framework; only flags that the Megatron-LM of its versions has are
+            written, those of the newest known one where they are not known.
         environment: variables that the job's processes must start with.
         world_size: GPUs of the job; None takes a data-parallel size of 2, which gives the same
             data-parallel overlap as any larger size.
@@ -86,9 +95,15 @@ def emit_megatron_lm(
         run, update = make_effective(settings, size, software)
     except OverlapConfigError as error:
         raise InputError(f"{settings.source}: {error}") from None
-    flags = list(_flags(settings, run))
+    version = settings.stack.core or MAIN
+    every = list(_flags(settings, run))
+    flags = [flag for flag in every if _has(version, flag[0])]
     words = [word for flag in flags for word in flag]
-    left_out = [*_unexpressed(settings), *_differences(words, run, size, update.decisions)]
+    left_out = [
+        *_unexpressed(settings),
+        *_of_other_versions(version, every),
+        *_differences(settings, words, run, size, update.decisions),
+    ]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     if isinstance(run.model.tp_comm_overlap_cfg, Mapping):
         content = yaml.safe_dump(_plain(run.model.tp_comm_overlap_cfg), sort_keys=False)
@@ -99,6 +114,18 @@ def emit_megatron_lm(
     lines += [f"    {' '.join(map(shlex.quote, flag))}" for flag in flags]
     lines.append(")")
     return Emitted("\n".join(lines) + "\n", left_out)
+
+
+def _has(version: str, flag: str) -> bool:
+    """Whether the Megatron-LM of this version has a flag, as far as that is known."""
+    known = versions_of(flag)
+    return known is None or known.versions.contains(version)
+
+
+def _of_other_versions(version: str, flags: Iterable[list[str]]) -> Iterator[LeftOut]:
+    for flag, *_ in flags:
+        if not _has(version, flag) and (keys := FLAGS[flag].keys):
+            yield LeftOut(keys[0], f"Megatron-LM {version} has no {flag}")
 
 
 def _smallest_job(settings: Settings) -> int:
@@ -173,9 +200,17 @@ def _tensor_flags(run: Run) -> Iterator[list[str]]:
 
 def _job_flags(settings: Settings, run: Run) -> Iterator[list[str]]:
     checkpoint = megatron_lm_request(settings).ckpt_format
-    if fsdp_switch(run.ddp) == "use_torch_fsdp2":
+    switch = fsdp_switch(run.ddp)
+    if switch == "use_torch_fsdp2":
         yield ["--use-torch-fsdp2"]
-    if checkpoint != "torch_dist":
+    captured = captured_names(run.model)
+    if captured and (run.model.cuda_graph_impl or "none") != "none":
+        newest = _has(settings.stack.core or MAIN, GRAPH_MODULES)
+        yield [GRAPH_MODULES if newest else GRAPH_SCOPE, *captured]
+    if switch in ("use_megatron_fsdp", "use_custom_fsdp"):
+        # Megatron-LM refuses it with any other format.
+        yield ["--ckpt-format", "fsdp_dtensor"]
+    elif checkpoint != "torch_dist":
         yield ["--ckpt-format", checkpoint]
     elif run.optimizer.overlap_param_gather_with_optimizer_step:
         # Megatron-LM refuses it with the default, a distributed checkpoint.
@@ -247,14 +282,12 @@ def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
 
 
 def _differences(
-    words: list[str], wanted: Run, world_size: int, before: list[Decision]
+    settings: Settings, words: list[str], wanted: Run, world_size: int, before: list[Decision]
 ) -> Iterator[LeftOut]:
     """Knobs with another value in Megatron-LM, determined by reading the flags again."""
-    got, update = make_effective(
-        read_megatron_lm_arguments(words or ["--tensor-model-parallel-size", "1"]),
-        world_size,
-        AssumedSoftware(),
-    )
+    read = read_megatron_lm_arguments(words or ["--tensor-model-parallel-size", "1"])
+    dated = replace(read, stacks=(settings.stack,), stack_given=True)
+    got, update = make_effective(dated, world_size, AssumedSoftware())
     reasons = {d.knob: d.reason for d in update.decisions}
     reported = set()
     known_errors = {(d.knob, d.reason) for d in before if d.outcome in STOPS}

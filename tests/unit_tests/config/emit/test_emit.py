@@ -18,6 +18,7 @@ from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effect
 from overlapkit.config.emit.forms import FORMS, Emitted, emit
 from overlapkit.config.megatron_lm.script import read_megatron_lm, read_megatron_lm_arguments
 from overlapkit.config.overrides import parse_override
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings, build_run, read_settings
 from overlapkit.config.shell.follow import follow_script
 from overlapkit.config.shell.values import Array
@@ -299,3 +300,39 @@ def test_no_text_breaks_out_of_a_form(text: str) -> None:
     if text and text != "LayerNorm":
         assert told == text.startswith("--")
         assert told or text in words_of(emitted)
+
+
+GRAPHS = {"model": {"cuda_graph_impl": "transformer_engine", "cuda_graph_scope": ["attn"]}}
+
+
+@pytest.mark.parametrize(
+    ("core", "flag"),
+    [
+        (None, "--cuda-graph-modules"),
+        ("0.19.0", "--cuda-graph-modules"),
+        ("0.17.1", "--cuda-graph-scope"),
+        ("0.16.1", "--cuda-graph-scope"),
+    ],
+)
+def test_flags_have_the_names_of_their_version(core: str | None, flag: str) -> None:
+    emitted = emit(Reading(core=core).dated(read(GRAPHS)), "megatron-lm")
+    words = words_of(emitted)
+    assert words[words.index(flag) + 1] == "attn"
+    assert sum(word.startswith("--cuda-graph-") for word in words) == 2
+    assert not emitted.left_out
+
+
+def test_a_flag_that_the_version_lacks_is_left_out() -> None:
+    data = {"model": {"high_priority_a2a_comm_stream": True}}
+    new, old = (
+        emit(Reading(core=core).dated(read(data)), "megatron-lm") for core in ("0.18.2", "0.17.1")
+    )
+    assert "--high-priority-a2a-comm-stream" in words_of(new)
+    assert "--high-priority-a2a-comm-stream" not in words_of(old)
+
+
+def test_an_fsdp_has_its_checkpoint_format() -> None:
+    emitted = emit(read({"model": {}, "ddp": {"use_megatron_fsdp": True}}), "megatron-lm")
+    words = words_of(emitted)
+    assert words[words.index("--ckpt-format") + 1] == "fsdp_dtensor"
+    assert not emitted.left_out
