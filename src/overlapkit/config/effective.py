@@ -10,6 +10,7 @@ from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update
 from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import Update, update_runtime
 from megatron.bridge.training.software import AssumedSoftware, Software
+from overlapkit.config.provider_defaults import FUSION, fusion_default
 from overlapkit.config.run import Run, Settings, build_run
 
 FRAMEWORKS = {"megatron-bridge": "Megatron-Bridge", "megatron-lm": "Megatron-LM"}
@@ -79,6 +80,9 @@ def make_effective(
     environment = replace(environment, places=_places(settings))
     if isinstance(software, AssumedSoftware):
         software = replace(software, stack=settings.stack)
+    bridge = settings.framework == "megatron-bridge"
+    if bridge and software is not None and FUSION not in (settings.values.get("model") or {}):
+        run.model.gradient_accumulation_fusion = fusion_default(software)
     if settings.framework == "megatron-lm":
         request = megatron_lm_request(settings)
         update = update_megatron_lm(

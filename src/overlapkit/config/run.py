@@ -23,6 +23,7 @@ from overlapkit.config.keys import (
     unknown_sections,
 )
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
+from overlapkit.config.provider_defaults import PROVIDER_DEFAULTS, bridge_default
 from overlapkit.config.reading import Reading, StackBasis, StackSource
 from overlapkit.config.schema import (
     KINDS,
@@ -272,7 +273,7 @@ def _is_default(section: str, key: str, value: Any, stacks: tuple[Stack, ...]) -
     """Whether this is the value that a field has where nobody set it."""
     stack = stacks[-1] if stacks else None
     known = section_fields(section, stack).get(key)
-    return known is not None and known.default == value
+    return known is not None and bridge_default(section, key, known.default) == value
 
 
 def _check_sections(document: Document, data: dict[str, Any], *, strict: bool) -> None:
@@ -333,15 +334,22 @@ def _steps(values: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     }
 
 
+_NULL_STAYS = frozenset({"moe_flex_dispatcher_backend"})
+"""Keys that Megatron-Core declares without None, and that mean something else where they are null
+than where they are not set."""
+
+
 def _section(
     section: str, values: Mapping[str, dict[str, Any] | None], settings: Settings
 ) -> SimpleNamespace:
     stack = settings.stack
     fields = section_fields(section, stack)
     defaults = {name: known.default for name, known in fields.items()}
+    if section == "model" and settings.framework == "megatron-bridge":
+        defaults |= PROVIDER_DEFAULTS
     given = values.get(section) or {}
     # null is None where Megatron-Core allows it, and "not set" for a plain number or switch.
-    plain = {k for k, known in fields.items() if known.kind in KINDS}
+    plain = {k for k, known in fields.items() if known.kind in KINDS and k not in _NULL_STAYS}
     content = {
         key: value
         for key, value in given.items()

@@ -11,6 +11,7 @@ from megatron.bridge.training.mixed_precision_recipes import mixed_precision_rec
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.overrides import BY_NAME
+from overlapkit.config.provider_defaults import bridge_default
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import KINDS, OWN_NAMES, section_fields
 
@@ -127,7 +128,9 @@ def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
         value = knob_value(run, knob)
         known = section_fields(section).get(key)
         written = sections.setdefault(section, {})
-        if written is not None and known is not None and (value != known.default or key in written):
+        if written is None or known is None:
+            continue
+        if key in written or value != bridge_default(section, key, known.default):
             written[key] = value
     left_out = [
         LeftOut(f"{LM}.{key}", why)
