@@ -120,6 +120,7 @@ ELSEWHERE = frozenset(
         "lm.env-connections",
         "lm.env-connections-every-gpu",
         "lm.env-connections-weighed",
+        "lm.graphs-expandable",
         "lm.high-priority-streams",
         "lm.high-priority-streams-shards",
     }

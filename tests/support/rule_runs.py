@@ -8,7 +8,7 @@ from typing import Any
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import Decision
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
-from megatron.bridge.training.rules.context import Gpu
+from megatron.bridge.training.rules.context import Gpu, Launcher
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.schema import section_fields
@@ -52,6 +52,7 @@ def decisions_of(
     world_size: int = 16,
     software: AssumedSoftware = EVERYTHING,
     gpu: Gpu | None = None,
+    launcher: Launcher | None = None,
     environment: JobEnvironment = UNKNOWN,
     **sections: Any,
 ) -> list[Decision]:
@@ -61,6 +62,7 @@ def decisions_of(
         software=software,
         environment=environment,
         gpu=gpu,
+        launcher=launcher,
         strict=False,
     ).decisions
 

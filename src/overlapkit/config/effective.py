@@ -78,6 +78,7 @@ def make_effective(
     """
     run = build_run(settings)
     environment = replace(environment, places=_places(settings))
+    launcher = settings.launch.launcher if settings.launch is not None else None
     if isinstance(software, AssumedSoftware):
         software = replace(software, stack=settings.stack)
     bridge = settings.framework == "megatron-bridge"
@@ -92,12 +93,19 @@ def make_effective(
             software=software,
             environment=environment,
             gpu=gpu,
+            launcher=launcher,
             flags=settings.launch.flags if settings.launch is not None else (),
             version_known=settings.basis.source in ("given", "path"),
         )
     else:
         update = update_runtime(
-            run, world_size, software=software, environment=environment, gpu=gpu, strict=False
+            run,
+            world_size,
+            software=software,
+            environment=environment,
+            gpu=gpu,
+            launcher=launcher,
+            strict=False,
         )
     return run, update
 

@@ -13,6 +13,7 @@ from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.megatron_lm.request import PassedFlag
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, mixed_precision_recipe
 from megatron.bridge.training.near_names import nearest
+from megatron.bridge.training.rules.context import Launcher
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.versions import NEWEST, Stack
 from overlapkit.config.keys import (
@@ -61,6 +62,7 @@ class Launch:
         world_size_unknown: why that is not known, and how to give it.
         notes: what was assumed in reading it, and what the settings do not show.
         flags: its flags that some versions of Megatron-LM do not know.
+        launcher: the program that starts the job's processes; None where that is not known.
     """
 
     environment: dict[str, str]
@@ -69,6 +71,7 @@ class Launch:
     world_size_unknown: str = ""
     notes: tuple[str, ...] = ()
     flags: tuple[PassedFlag, ...] = ()
+    launcher: Launcher | None = None
 
 
 @dataclass(frozen=True)

@@ -109,5 +109,7 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         num_gpus=world_size,
         moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
         a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
+        userbuffers=bool(model.tp_comm_overlap) and model.tensor_model_parallel_size > 1,
+        multicast=float(gpu.least_capability) >= 9.0,
         fsdp=fsdp_switch(run.ddp, run.dist) is not None,
     )

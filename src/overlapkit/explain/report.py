@@ -63,7 +63,12 @@ class Assumptions:
     @property
     def machine(self) -> KnownGpu:
         """The GPU, as far as rules depend on it."""
-        return KnownGpu(self.gpu_name, float(self.gpu.least_capability))
+        return KnownGpu(
+            self.gpu_name,
+            float(self.gpu.least_capability),
+            self.gpu.nvlink_domain,
+            self.gpu_given,
+        )
 
     @property
     def job(self) -> JobEnvironment:

@@ -38,6 +38,8 @@ class LaunchSettings:
             so its value alone means nothing.
         a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
         fsdp: whether FSDP shards the model, instead of Megatron DDP.
+        userbuffers: whether tensor-parallel communication is overlapped through userbuffers.
+        multicast: whether the GPUs have NVLink multicast: compute capability 9.0 or above.
         enable_layernorm_sm_margin: whether to set the LayerNorm margins.
         layernorm_sm_margin: SMs that LayerNorm leaves free; None takes what the version's rule
             gives.
@@ -55,6 +57,8 @@ class LaunchSettings:
     num_gpus: int = 8
     moe_flex_dispatcher_backend: str | None = None
     a2a_overlap: bool = False
+    userbuffers: bool = False
+    multicast: bool = True
     enable_layernorm_sm_margin: bool = True
     layernorm_sm_margin: int | None = None
     nccl_pp_comm_chunksize: int | None = None

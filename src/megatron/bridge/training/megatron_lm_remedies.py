@@ -26,6 +26,12 @@ _REMEDIES = {
     "ep.delay-needs-ep-overlap": "pass --overlap-moe-expert-parallel-comm as well",
     "ep.delay-graph-needs-fusion": "omit --no-gradient-accumulation-fusion",
     "ep.delay-graph-no-attention-bias": "pass --disable-bias-linear and omit --add-qkv-bias",
+    "tp.one-nvlink-domain": "pass a --tensor-model-parallel-size that one NVLink domain "
+    "has, or omit --tp-comm-overlap",
+    "tp.bootstrap-needs-mpi": "pass --tp-comm-bootstrap-backend nccl, or start the job with srun "
+    "--mpi=pmix",
+    "tp.userbuffers-fixed-length": "omit --variable-seq-lengths and pad every batch to "
+    "--seq-length, or omit --tp-comm-overlap",
     "wrong.optimizer-instances": "omit --overlap-grad-reduce and --overlap-param-gather, or pass "
     "--num-distributed-optimizer-instances 1",
     "wrong.mxfp8-experts-cleared": "pass --overlap-grad-reduce and --overlap-param-gather",

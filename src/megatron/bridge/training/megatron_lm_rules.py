@@ -35,8 +35,18 @@ from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFla
 from megatron.bridge.training.megatron_lm.request import flags_of_other_versions
 from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
 from megatron.bridge.training.rules.buckets import BUCKET_DEFAULT
-from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig, fsdp_switch
+from megatron.bridge.training.rules.context import (
+    Context,
+    Gpu,
+    Launcher,
+    _CommOverlapConfig,
+    fsdp_switch,
+)
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
+from megatron.bridge.training.rules.environment import (
+    LM_GRAPHS_EXPANDABLE,
+    graphs_with_expandable_segments,
+)
 from megatron.bridge.training.rules.megatron_core import (
     OPTIMIZER_STEP_NEEDS,
     PARAM_GATHER_NEEDS,
@@ -151,6 +161,7 @@ def update_megatron_lm(
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
     gpu: Gpu | None = None,
+    launcher: Launcher | None = None,
     flags: tuple[PassedFlag, ...] = (),
     version_known: bool = False,
 ) -> Update:
@@ -164,6 +175,7 @@ def update_megatron_lm(
         software: what is installed; looked up by default.
         environment: what is known of the job's environment.
         gpu: the job's GPU, where it is known.
+        launcher: how the job is started, where that is known.
         flags: those that some versions of Megatron-LM do not know.
         version_known: whether the version of the software is certainly the run's.
 
@@ -181,6 +193,7 @@ def update_megatron_lm(
         environment=environment,
         train=request,
         gpu=gpu,
+        launcher=launcher,
     )
     decisions = [
         *flags_of_other_versions(flags, context.stack, version_known=version_known),
@@ -204,6 +217,7 @@ def update_megatron_lm(
     for decision in in_force(consequences, context.stack):
         if not (decision.rule in _DECIDED_OTHERWISE or decision.rule.startswith(_BRIDGES)):
             decisions.append(decision)
+    decisions += graphs_with_expandable_segments(context, LM_GRAPHS_EXPANDABLE)
     decisions = [_with_remedy_in_flags(d) for d in decisions]
     return Update(dp_size, decisions, environment, replaced_knobs(decisions))
 

@@ -29,7 +29,7 @@ from megatron.bridge.training.job_environment import (
 )
 from megatron.bridge.training.mixed_precision import precision_errors
 from megatron.bridge.training.rules.bridge_buckets import bucket_size_at_wrap
-from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig
+from megatron.bridge.training.rules.context import Context, Gpu, Launcher, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.dispatchers import dispatcher_consequences, update_dispatcher
 from megatron.bridge.training.rules.fsdp import fsdp_consequences, update_fsdp
@@ -134,6 +134,7 @@ def update_runtime(
     software: Software | None = None,
     environment: JobEnvironment = UNKNOWN,
     gpu: Gpu | None = None,
+    launcher: Launcher | None = None,
     strict: bool = True,
 ) -> Update:
     """Make a run's configurations effective, in place and in order.
@@ -144,6 +145,7 @@ def update_runtime(
         software: what is installed; looked up by default.
         environment: what is known of the job's environment, without the configuration's env_vars.
         gpu: the job's GPU, where it is known.
+        launcher: how the job is started, where that is known.
         strict: raise at the first step whose decisions include an error; otherwise continue, so
             that every error is reported.
 
@@ -192,8 +194,10 @@ def update_runtime(
         dist=getattr(run, "dist", None),
         environment=environment,
         rerun_state_machine=getattr(run, "rerun_state_machine", None),
+        dataset=getattr(run, "dataset", None),
         has_comm_overlap=run.comm_overlap is not None,
         gpu=gpu,
+        launcher=launcher,
         train=getattr(run, "train", None),
     )
     step(updates_after_overlap(run, context))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
+from megatron.bridge.training.rules.context import Launcher
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.shell.follow import SHOWS_TEXT, Started
@@ -99,6 +100,30 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
     if exported is not None and (size := number_of(exported.text)) and exported.unknown is None:
         return size
     raise Undetermined(f"{path}:{started.line}: the launch does not say how many GPUs it uses")
+
+
+def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher | None:
+    """The program that starts the job's processes; None where none that is known here does."""
+    head, _ = split_launch(started)
+    names = [PurePosixPath(word.text).name for word in head]
+    inner = [n for n, name in enumerate(names) if name in (*_TORCHRUN, "run.py", "launch.py")]
+    try:
+        if inner:
+            options = head[inner[-1] + 1 :]
+            each = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
+            return Launcher("torchrun", 1 if each is None else each, has_mpi=False)
+        if any(name in _MPI for name in names):
+            return Launcher("mpirun", has_mpi=True)
+        if "srun" in names:
+            options = head[names.index("srun") + 1 :]
+            each = _option(options, ("--ntasks-per-node",), path, started.line)
+            each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
+            mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
+            # Without --mpi the cluster's default decides.
+            return Launcher("srun", each, has_mpi=True if mpi else None)
+    except Undetermined:
+        return None
+    return None
 
 
 def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:

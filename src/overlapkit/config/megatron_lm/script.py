@@ -20,6 +20,7 @@ from overlapkit.config.megatron_lm.launch_line import (
     Undetermined,
     environment_of,
     is_launch,
+    launcher_of,
     split_launch,
     world_size_of,
 )
@@ -80,16 +81,20 @@ def read_megatron_lm(
     started, arguments, more = _chosen(followed, path, wanted, allow_unknown)
     notes = [*followed.notes, *more, *arguments.notes]
     size, unknown, environment = None, f"{path} does not start the job", dict[str, str]()
+    launcher = None
     if started is not None:
         environment, hidden = environment_of(started, path)
         notes += hidden
+        launcher = launcher_of(started, slurm, path)
         try:
             size, unknown = world_size_of(started, slurm, path), ""
         except Undetermined as why:
             unknown = str(why)
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
-    launch = Launch(environment, path, size, unknown, tuple(dict.fromkeys(notes)))
+    launch = Launch(
+        environment, path, size, unknown, tuple(dict.fromkeys(notes)), launcher=launcher
+    )
     return _settings(path, arguments, overrides, launch, folder=Path(name).parent)
 
 
@@ -115,7 +120,8 @@ def read_megatron_lm_arguments(
     with suppress(Undetermined):
         size, unknown = world_size_of(started, {}, ARGUMENTS), ""
     read = read_arguments(split_launch(started)[1], ARGUMENTS, allow_unknown=allow_unknown)
-    launch = Launch(environment, None, size, unknown, tuple(read.notes))
+    launcher = launcher_of(started, {}, ARGUMENTS)
+    launch = Launch(environment, None, size, unknown, tuple(read.notes), launcher=launcher)
     return _settings(ARGUMENTS, read, overrides, launch, folder=Path())
 
 

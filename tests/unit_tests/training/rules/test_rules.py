@@ -20,7 +20,7 @@ from megatron.bridge.training.runtime_update import (
 )
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN
-from support import newer_stack_cases
+from support import machine_cases, newer_stack_cases
 from support.megatron_lm_cases import every_rule
 from support.rule_runs import (
     DELAY,
@@ -51,6 +51,7 @@ MXFP8_GATHER = {
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
     **newer_stack_cases.BROKEN,
+    **machine_cases.BROKEN,
     "tp.needs-tensor-parallel": {"comm": {"tp_comm_overlap": True}},
     "tp.needs-sequence-parallel": {
         "model": {**TP4, "sequence_parallel": False},

@@ -34,10 +34,34 @@ class _CommOverlapConfig:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU of a job, as far as rules depend on it: its short name and compute capability."""
+    """The GPU of a job, as far as rules depend on it.
+
+    Attributes:
+        name: its short name.
+        capability: its compute capability, such as 9.0.
+        nvlink_domain: how many of them NVLink connects; None where that is not known.
+        given: whether the user named it; otherwise it is only assumed.
+    """
 
     name: str
     capability: float
+    nvlink_domain: int | None = None
+    given: bool = True
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How a job is started.
+
+    Attributes:
+        name: the program, such as "torchrun".
+        processes_per_node: processes on each node; None where that is not known.
+        has_mpi: whether it starts an MPI world; None where that is not known.
+    """
+
+    name: str
+    processes_per_node: int | None = None
+    has_mpi: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +79,7 @@ class Context:
         has_comm_overlap: whether the run has that section, whose knobs win over those of model, ddp
             and optimizer.
         gpu: the job's GPU; None where it is not known.
+        launcher: how the job is started; None where that is not known.
         train: the steps and what happens between them: train_iters, eval_iters, eval_interval,
             save and save_interval; None where that is not known.
     """
@@ -71,6 +96,7 @@ class Context:
     dataset: Any = None
     has_comm_overlap: bool = False
     gpu: Gpu | None = None
+    launcher: Launcher | None = None
     train: Any = None
 
     def key(self, dotted: str) -> str:

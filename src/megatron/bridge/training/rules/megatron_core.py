@@ -20,6 +20,7 @@ from megatron.bridge.training.rules.dispatchers import DISPATCHER_REFUSALS
 from megatron.bridge.training.rules.environment import environment_consequences
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
 from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
+from megatron.bridge.training.rules.machine import machine_consequences
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
@@ -124,6 +125,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
         optimizer: the optimizer's configuration.
     """
     yield from wrong_numbers(replace(c, optimizer=optimizer))
+    yield from machine_consequences(c)
     yield from _precision(c)
     yield from _tensor_parallel(c)
     yield from pipeline_consequences(c)
