@@ -80,6 +80,8 @@ def container(variant: Variant, device: str) -> ConfigContainer:
     }
     if device == "cpu":
         model["use_cpu_initialization"] = True
+        # The providers' default frees activations that gloo still sends: core.sent-then-freed.
+        model.setdefault("deallocate_pipeline_outputs", False)
     if device == "cpu" or not HAVE_TE:
         model |= _OWN_KERNELS
         model["transformer_layer_spec"] = own_layer_spec
