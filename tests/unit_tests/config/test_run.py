@@ -152,7 +152,7 @@ def test_flat_names_a_null_section_by_its_name() -> None:
     assert read.flat() == {"model.num_layers": 4, "comm_overlap": None}
 
 
-@pytest.mark.parametrize(("stack", "in_fp4"), zip(KNOWN, (False, *[True] * 4), strict=True))
+@pytest.mark.parametrize(("stack", "in_fp4"), list(zip(KNOWN, (False, *[True] * 4), strict=True)))
 def test_a_recipe_is_that_of_the_runs_version(stack: Stack, in_fp4: bool) -> None:
     of_version = replace(
         settings({"model": {}, "mixed_precision": "bf16_with_nvfp4_mixed"}),
