@@ -38,7 +38,7 @@ def _read_by(given: dict[str, Any]) -> dict[str, Any]:
     """A command's parameters, with those of `options.reading` as one: its `reading`."""
     from overlapkit.config.reading import Reading
 
-    reading = Reading(**{name: given.pop(name) for name in options.READING})
+    reading = Reading(**{name: given.pop(name) for name in options.READING if name in given})
     return {**given, "reading": reading}
 
 
@@ -123,6 +123,21 @@ def plan(**given: Any) -> int:
     layout, the fastest layout that fits is chosen.
     """
     from overlapkit.plan.command import run
+
+    return run(**_read_by(given))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[ID]...")
+@options.versions
+@options.as_json("overlapkit/rules/v1")
+def rules(**given: Any) -> int:
+    """List the rules, and the versions that each one holds for.
+
+    With --core, --bridge or --stack only those that hold for these versions. ID shows one rule
+    whole, and a pattern such as 'tp.*' lists several.
+    """
+    from overlapkit.explain.rule_list import run
 
     return run(**_read_by(given))
 

@@ -76,6 +76,13 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def versions(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--core, --bridge and --stack, for a command that reads no configuration."""
+    for option in reversed(_READING[:3]):
+        command = option(command)
+    return command
+
+
 env_file: Decorator = click.option(
     "--env-file",
     metavar="FILE",

@@ -25,6 +25,7 @@ from overlapkit.config.schema import core_table
 from overlapkit.doctor.finding import KINDS
 from overlapkit.errors import InputError
 from overlapkit.explain.document import source_of
+from overlapkit.explain.rule_text import versions_text
 from overlapkit.hardware import gpus
 
 
@@ -118,6 +119,7 @@ def facts() -> dict[str, Any]:
         "rule": rule,
         "rules_of": rules_of,
         "place": place,
+        "versions_text": versions_text,
         "knobs": knobs(),
         "presets": presets(),
         "queues": queues(),
