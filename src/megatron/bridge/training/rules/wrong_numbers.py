@@ -203,7 +203,12 @@ WRONG: tuple[WrongNumbers, ...] = (
         "optimizer.overlap_param_gather",
         _gathers_differ,
         "parameters are gathered from a buffer that does not have them",
-        lambda c: _gather_on(c),
+        # comm_overlap sets ddp's alone.
+        lambda c: (
+            "set optimizer.overlap_param_gather=true"
+            if c.of_ddp("overlap_param_gather")
+            else _gather_on(c)
+        ),
     ),
     WrongNumbers(
         rule(
