@@ -12,7 +12,7 @@ from megatron.bridge.training.software import Software
 
 FUSION = "gradient_accumulation_fusion"
 
-PROVIDER_DEFAULTS: dict[str, Any] = {
+PROVIDER_CHOICES: dict[str, Any] = {
     "deallocate_pipeline_outputs": True,
     "masked_softmax_fusion": True,
     "cross_entropy_loss_fusion": True,
@@ -26,7 +26,7 @@ Megatron-Bridge's src/megatron/bridge/models/gpt_provider.py, the same in 0.3.1 
 
 def bridge_default(section: str, key: str, core: Any) -> Any:
     """The default of a key in Megatron-Bridge, where Megatron-Core's class has `core`."""
-    return PROVIDER_DEFAULTS.get(key, core) if section == "model" else core
+    return PROVIDER_CHOICES.get(key, core) if section == "model" else core
 
 
 def fusion_default(software: Software) -> bool:

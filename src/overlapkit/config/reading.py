@@ -70,8 +70,9 @@ class Reading:
 
         return read_installation(self.stack)
 
-    def dated(self, settings: Settings) -> Settings:
-        """The settings for the versions that are given; as they are where none is.
+    @property
+    def versions(self) -> Stack | None:
+        """The versions that are given; None where none is.
 
         Raises:
             InputError: `core` or `bridge` is not a version, or as `installation`.
@@ -84,8 +85,18 @@ class Reading:
         found = self.installation
         core = self.core or (found.core if found is not None else None)
         bridge = self.bridge or (found.bridge if found is not None else None)
-        if core is None and bridge is None:
+        return None if core is None and bridge is None else complete(core, bridge)
+
+    def dated(self, settings: Settings) -> Settings:
+        """The settings for the versions that are given; as they are where none is.
+
+        Raises:
+            InputError: as `versions`.
+        """
+        stack = self.versions
+        if stack is None:
             return settings
+        found = self.installation
         path, overridden = None, None
         if found is not None:
             path = found.path
@@ -94,7 +105,7 @@ class Reading:
             )
         return replace(
             settings,
-            stacks=(complete(core, bridge),),
+            stacks=(stack,),
             stack_given=self.core is not None or self.bridge is not None,
             stack_path=path,
             stack_overridden=overridden if overridden != Stack() else None,

@@ -24,7 +24,7 @@ from overlapkit.config.keys import (
     unknown_sections,
 )
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
-from overlapkit.config.provider_defaults import PROVIDER_DEFAULTS, bridge_default
+from overlapkit.config.provider_defaults import PROVIDER_CHOICES, bridge_default
 from overlapkit.config.reading import Reading, StackBasis, StackSource
 from overlapkit.config.schema import (
     KINDS,
@@ -349,7 +349,7 @@ def _section(
     fields = section_fields(section, stack)
     defaults = {name: known.default for name, known in fields.items()}
     if section == "model" and settings.framework == "megatron-bridge":
-        defaults |= PROVIDER_DEFAULTS
+        defaults |= PROVIDER_CHOICES
     given = values.get(section) or {}
     # null is None where Megatron-Core allows it, and "not set" for a plain number or switch.
     plain = {k for k, known in fields.items() if known.kind in KINDS and k not in _NULL_STAYS}

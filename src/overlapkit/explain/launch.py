@@ -12,6 +12,7 @@ from megatron.bridge.recipes.megatron_lm_environment import environment_notes, e
 from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.rules.context import fsdp_switch
+from megatron.bridge.training.rules.machine import MULTICAST_CAPABILITY
 from overlapkit.config.effective import megatron_lm_request
 from overlapkit.config.run import Run, Settings
 from overlapkit.hardware import Gpu
@@ -110,6 +111,6 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         moe_flex_dispatcher_backend=model.moe_flex_dispatcher_backend if flex else None,
         a2a_overlap=bool(model.overlap_moe_expert_parallel_comm),
         userbuffers=bool(model.tp_comm_overlap) and model.tensor_model_parallel_size > 1,
-        multicast=float(gpu.least_capability) >= 9.0,
+        multicast=float(gpu.least_capability) >= MULTICAST_CAPABILITY,
         fsdp=fsdp_switch(run.ddp, run.dist) is not None,
     )

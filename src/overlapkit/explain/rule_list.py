@@ -15,7 +15,7 @@ import megatron.bridge.training.rules.megatron_core
 import megatron.bridge.training.runtime_update  # noqa: F401
 from megatron.bridge.training.decisions import RULES, Dimension, Rule
 from megatron.bridge.training.near_names import nearest
-from megatron.bridge.training.versions import Stack, complete
+from megatron.bridge.training.versions import Stack
 from overlapkit.config.reading import Reading
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json, write_text
@@ -63,9 +63,9 @@ def run(*, names: Sequence[str], reading: Reading, as_json: bool) -> int:
         as_json: whether to print the JSON document instead of text.
 
     Raises:
-        InputError: there is no rule of a name, or a version is not one.
+        InputError: there is no rule of a name, or as `Reading.versions`.
     """
-    stack = stack_of(reading)
+    stack = reading.versions
     rules = select(names, stack)
     if as_json:
         from overlapkit.explain.rule_document import rules_document
@@ -97,20 +97,3 @@ def _whole(rules: Sequence[Rule], names: Sequence[str], stack: Stack | None) -> 
         yield from rule_lines(rule)
         if stack is not None and rule.id not in held:
             yield f"It does not hold for {stack}."
-
-
-def stack_of(reading: Reading) -> Stack | None:
-    """The versions that the user gave; None where none was.
-
-    Raises:
-        InputError: one of them is not a version.
-    """
-    found = reading.installation
-    core = reading.core or (found.core if found is not None else None)
-    bridge = reading.bridge or (found.bridge if found is not None else None)
-    if core is None and bridge is None:
-        return None
-    try:
-        return complete(core, bridge)
-    except ValueError as error:
-        raise InputError(str(error)) from None

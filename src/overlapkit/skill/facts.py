@@ -5,11 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-# Declaring modules: importing them fills the registry of rules.
-import megatron.bridge.recipes.launch_check
-import megatron.bridge.recipes.launch_env
-import megatron.bridge.training.rules.megatron_core
-import megatron.bridge.training.runtime_update  # noqa: F401
 from megatron.bridge.recipes.launch_env import NOT_ADVISED
 from megatron.bridge.recipes.launch_queues import PERF_ENV_PLUGIN, max_connections
 from megatron.bridge.recipes.launch_settings import LaunchSettings
@@ -25,6 +20,7 @@ from overlapkit.config.schema import core_table
 from overlapkit.doctor.finding import KINDS
 from overlapkit.errors import InputError
 from overlapkit.explain.document import source_of
+from overlapkit.explain.rule_list import all_rules
 from overlapkit.explain.rule_text import versions_text
 from overlapkit.hardware import gpus
 
@@ -41,15 +37,15 @@ def rule(rule_id: str) -> Rule:
 
 
 def rules_of(dimension: str) -> list[Rule]:
-    """Every rule of a dimension, by file and line: the registry's order is that of imports.
+    """Every rule of a dimension, by file and line.
 
     Raises:
         InputError: the dimension has none.
     """
-    found = [r for r in RULES.values() if r.dimension == dimension]
+    found = [r for r in all_rules() if r.dimension == dimension]
     if not found:
         raise InputError(f"rules_of({dimension!r}): no rule has this dimension")
-    return sorted(found, key=lambda r: (r.path, r.line))
+    return found
 
 
 def place(rule_id: str) -> str:

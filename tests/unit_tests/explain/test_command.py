@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from megatron.bridge.training.decisions import FINDINGS
+
 ROOT = Path(__file__).parents[3]
 DENSE = "tests/data/bridge_configs/llama3_70b_pretrain_config.yaml"
 MOE = "tests/data/bridge_configs/qwen3_30b_a3b_pretrain_config.yaml"
@@ -110,9 +112,7 @@ def effective(result) -> dict:
 def findings(result) -> dict[str, str]:
     """Rule to knob of every finding."""
     document = json.loads(result.out)
-    found = [
-        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
-    ]
+    found = [d for d in document["decisions"] if d["outcome"] in FINDINGS]
     assert result.status == (1 if found else 0)
     assert len(found) == document["findings"]
     return {d["rule"]: d["knob"] for d in found}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.training.decisions import RULES
+from megatron.bridge.training.decisions import FINDINGS, RULES
 from overlapkit.explain.report import DIMENSIONS, EFFECTIVE_KNOBS
 from support.documents import check_document
 
@@ -45,9 +45,7 @@ def report(overlapkit, config) -> dict[str, Any]:
 
 def test_explain(report: dict[str, Any]) -> None:
     check_document(report)
-    findings = [
-        d for d in report["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
-    ]
+    findings = [d for d in report["decisions"] if d["outcome"] in FINDINGS]
     assert report["findings"] == len(findings) > 2
     assert set(report["launch_env"]) == set(report["launch_env_reasons"])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron.bridge.training.decisions import FINDINGS
 from support.megatron_lm_cases import arguments
 
 SCRIPTS = Path(__file__).parents[2] / "data" / "megatron_lm"
@@ -22,9 +23,7 @@ def explained(overlapkit: Any, *given: str) -> dict[str, Any]:
 
 
 def findings(document: dict[str, Any]) -> set[tuple[str, str]]:
-    told = (
-        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
-    )
+    told = (d for d in document["decisions"] if d["outcome"] in FINDINGS)
     return {(d["rule"], d["knob"]) for d in told}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron.bridge.training.decisions import FINDINGS
 from overlapkit.explain.page import BARS
 from support.pages import Page
 
@@ -32,9 +33,7 @@ def test_findings_come_first_with_reason_and_remedy(page, overlapkit) -> None:
     written = page(PITFALLS, "--world-size", "16")
     document = overlapkit("explain", PITFALLS, "--world-size", "16", "--json").document
     assert written.sections[0] == "Findings"
-    findings = [
-        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
-    ]
+    findings = [d for d in document["decisions"] if d["outcome"] in FINDINGS]
     assert len(findings) > 2 and f"{len(findings)} findings" in written.text
     first = written.text.partition("Tensor parallel")[0]
     for finding in findings:

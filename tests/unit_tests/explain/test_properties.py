@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
 from megatron.bridge.models.model_shape import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
-from megatron.bridge.training.decisions import RULES
+from megatron.bridge.training.decisions import FINDINGS, RULES
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.overrides import parse_override
 from overlapkit.config.run import Settings, read_settings
@@ -162,9 +162,7 @@ def check_report(report: ExplainDocument) -> None:
         assert decision["reason"] and decision["rule"] in RULES
         file, line = decision["source"]["file"], decision["source"]["line"]
         assert re.search(r"rule\(", lines_of(file)[line - 1])
-    findings = [
-        d for d in document["decisions"] if d["outcome"] in ("refused", "error", "wrong-numbers")
-    ]
+    findings = [d for d in document["decisions"] if d["outcome"] in FINDINGS]
     assert document["findings"] == len(findings)
 
 

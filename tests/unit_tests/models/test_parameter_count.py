@@ -23,6 +23,7 @@ from megatron.bridge.models.parameter_count import (
     chunk_parameters,
     model_parameter_count,
 )
+from overlapkit.config import provider_defaults
 
 BRIDGE_CONFIGS = Path(__file__).parents[2] / "data" / "bridge_configs"
 
@@ -428,6 +429,18 @@ def test_provider_defaults_are_the_providers() -> None:
     ours = {name: of for name, of in PROVIDER_DEFAULTS.items() if name != "transformer_layer_spec"}
     assert ours == {name: defaults[name] for name in ours}
     chunk_parameters(model(transformer_layer_spec=defaults["transformer_layer_spec"]))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("megatron.core") is None, reason="megatron-core is not installed"
+)
+def test_the_defaults_of_a_file_by_hand_are_the_providers() -> None:
+    provider = pytest.importorskip("megatron.bridge.models.gpt_provider").GPTModelProvider
+    defaults = {f.name: f.default for f in dataclasses.fields(provider)}
+    # Where a kernel can be imported decides about the fusion.
+    ours = dict(provider_defaults.PROVIDER_CHOICES)
+    assert ours.pop(provider_defaults.FUSION) is True
+    assert ours == {name: defaults[name] for name in ours}
 
 
 def test_counting_loads_neither_torch_nor_megatron_core() -> None:

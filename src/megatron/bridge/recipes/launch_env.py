@@ -23,7 +23,7 @@ from megatron.bridge.recipes.launch_queues import (
 )
 from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.training.decisions import Dimension, rule
-from megatron.bridge.training.rules.machine import MULTICAST, SKIP_MULTICAST
+from megatron.bridge.training.rules.machine import MULTICAST, MULTICAST_CAPABILITY, SKIP_MULTICAST
 from megatron.bridge.training.versions import NEWEST, Stack
 
 LAYERNORM_MARGINS = ("NVTE_FWD_LAYERNORM_SM_MARGIN", "NVTE_BWD_LAYERNORM_SM_MARGIN")
@@ -133,8 +133,8 @@ def launch_environment(
         variables.append(EnvironmentVariable(PRIORITY, "1", reason, HIGH_PRIORITY.id))
     if settings.userbuffers and not settings.multicast:
         reason = (
-            "these GPUs have no NVLink multicast (compute capability below 9.0): without it "
-            "userbuffers stop the job when they are set up."
+            "these GPUs have no NVLink multicast (compute capability below "
+            f"{MULTICAST_CAPABILITY}): without it userbuffers stop the job when they are set up."
         )
         variables.append(EnvironmentVariable(SKIP_MULTICAST, "1", reason, MULTICAST.id))
     if settings.pp_size > 1 and settings.nccl_pp_comm_chunksize is not None:

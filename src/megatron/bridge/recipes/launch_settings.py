@@ -39,7 +39,7 @@ class LaunchSettings:
         a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
         fsdp: whether FSDP shards the model, instead of Megatron DDP.
         userbuffers: whether tensor-parallel communication is overlapped through userbuffers.
-        multicast: whether the GPUs have NVLink multicast: compute capability 9.0 or above.
+        multicast: whether the GPUs have NVLink multicast.
         enable_layernorm_sm_margin: whether to set the LayerNorm margins.
         layernorm_sm_margin: SMs that LayerNorm leaves free; None takes what the version's rule
             gives.

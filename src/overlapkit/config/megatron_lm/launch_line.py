@@ -14,7 +14,8 @@ from overlapkit.config.shell.follow import SHOWS_TEXT, Started
 from overlapkit.config.shell.slurm import number_of
 from overlapkit.config.shell.values import Field, Piece
 
-_TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+_TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch", "run.py", "launch.py")
+_PROCESSES = ("--nproc-per-node", "--nproc_per_node")
 _MPI = ("mpirun", "mpiexec")
 _MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
 """In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
@@ -63,29 +64,23 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
     """
     head, _ = split_launch(started)
     slurm = slurm | {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
-    names = [PurePosixPath(word.text).name for word in head]
-
-    def after(*launchers: str) -> list[Field] | None:
-        found = [n for n, name in enumerate(names) if name in launchers]
-        return head[found[-1] + 1 :] if found else None
-
-    options = after(*_TORCHRUN, "run.py", "launch.py")
+    options = _after(head, *_TORCHRUN)
     if options is not None:
         nodes = _option(options, ("--nnodes",), path, started.line)
-        processes = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
+        processes = _option(options, _PROCESSES, path, started.line)
         return (1 if nodes is None else nodes) * (1 if processes is None else processes)
-    options = after("deepspeed")
+    options = _after(head, "deepspeed")
     if options is not None:
         gpus = _option(options, ("--num_gpus",), path, started.line)
         nodes = _option(options, ("--num_nodes",), path, started.line)
         if gpus is not None:
             return gpus * (nodes or 1)
-    options = after(*_MPI)
+    options = _after(head, *_MPI)
     if options is not None:
         ranks = _option(options, ("-np", "-n", "--np"), path, started.line)
         if ranks is not None:
             return ranks
-    options = after("srun")
+    options = _after(head, "srun")
     if options is not None:
         tasks = _option(options, ("--ntasks", "-n"), path, started.line)
         nodes = _option(options, ("--nodes", "-N"), path, started.line)
@@ -105,17 +100,15 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
 def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher | None:
     """The program that starts the job's processes; None where none that is known here does."""
     head, _ = split_launch(started)
-    names = [PurePosixPath(word.text).name for word in head]
-    inner = [n for n, name in enumerate(names) if name in (*_TORCHRUN, "run.py", "launch.py")]
     try:
-        if inner:
-            options = head[inner[-1] + 1 :]
-            each = _option(options, ("--nproc-per-node", "--nproc_per_node"), path, started.line)
+        options = _after(head, *_TORCHRUN)
+        if options is not None:
+            each = _option(options, _PROCESSES, path, started.line)
             return Launcher("torchrun", 1 if each is None else each, has_mpi=False)
-        if any(name in _MPI for name in names):
+        if _after(head, *_MPI) is not None:
             return Launcher("mpirun", has_mpi=True)
-        if "srun" in names:
-            options = head[names.index("srun") + 1 :]
+        options = _after(head, "srun")
+        if options is not None:
             each = _option(options, ("--ntasks-per-node",), path, started.line)
             each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
             mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
@@ -124,6 +117,12 @@ def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher 
     except Undetermined:
         return None
     return None
+
+
+def _after(head: list[Field], *launchers: str) -> list[Field] | None:
+    """The words after the last of these programs; None where none of them is there."""
+    found = [n for n, word in enumerate(head) if PurePosixPath(word.text).name in launchers]
+    return head[found[-1] + 1 :] if found else None
 
 
 def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
-from megatron.bridge.training.megatron_lm.request import MegatronLmRequest
+from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 from megatron.bridge.training.versions import Range
 
@@ -83,10 +83,6 @@ SECOND_VERSION = rule(
 )
 
 
-def _stops(found: str) -> str:
-    return f"{found}: Megatron-LM stops at start"
-
-
 def fsdp_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     """What the parser does with an FSDP's flags; it changes some, in place."""
     switch = fsdp_switch(run.ddp)
@@ -99,7 +95,7 @@ def fsdp_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[De
         if not (megatrons and getattr(run.ddp, "nccl_ub", False)):
             missing = "--use-nccl-ub" if megatrons else "--use-megatron-fsdp"
             yield REGISTRATION.error(
-                "ddp.fsdp_manual_registration", True, _stops(f"{missing} is not passed")
+                "ddp.fsdp_manual_registration", True, stops(f"{missing} is not passed")
             )
 
 
@@ -118,7 +114,9 @@ def _torch_fsdp2(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[D
     found = [what for what, is_on in refused.items() if is_on]
     if found:
         yield TORCH_FSDP2_NEEDS.error(
-            "ddp.use_torch_fsdp2", True, _stops(f"--use-torch-fsdp2 with {', '.join(found)}")
+            "ddp.use_torch_fsdp2",
+            True,
+            stops(f"--use-torch-fsdp2 with {', '.join(found)}"),
         )
     if run.ddp.fp8_param_gather and c.software.is_te_min_version("2.0.0"):
         run.ddp.fp8_param_gather = model.fp8_param = False
@@ -136,12 +134,12 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
     ddp, optimizer = run.ddp, run.optimizer
     if request.ckpt_format != "fsdp_dtensor":
         yield CHECKPOINT.error(
-            "ddp.use_megatron_fsdp", True, _stops(f"--ckpt-format is {request.ckpt_format}")
+            "ddp.use_megatron_fsdp", True, stops(f"--ckpt-format is {request.ckpt_format}")
         )
     second = getattr(ddp, "megatron_fsdp_version", 1) == 2 and SECOND_VERSION.holds(c.stack)
     if second and ddp.use_distributed_optimizer:
         yield SECOND_VERSION.error(
-            "ddp.megatron_fsdp_version", 2, _stops("--use-distributed-optimizer is passed")
+            "ddp.megatron_fsdp_version", 2, stops("--use-distributed-optimizer is passed")
         )
     if TURNS_ON.holds(c.stack) and not second:
         if not ddp.use_distributed_optimizer:
@@ -153,7 +151,7 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
             yield _turned("reuse_grad_buf_for_mxfp8_param_ag", effective=False)
     name = getattr(optimizer, "optimizer", "adam") or "adam"
     if OPTIMIZER.holds(c.stack) and name not in ("adam", "sgd"):
-        yield OPTIMIZER.error("optimizer.optimizer", name, _stops("--use-megatron-fsdp is passed"))
+        yield OPTIMIZER.error("optimizer.optimizer", name, stops("--use-megatron-fsdp is passed"))
     yield from _buffers(c, ddp)
 
 

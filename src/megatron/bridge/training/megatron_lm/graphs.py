@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
-from megatron.bridge.training.megatron_lm.request import MegatronLmRequest
+from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.graphs import graph_scope
 from megatron.bridge.training.versions import Range
@@ -57,22 +57,18 @@ FULL_ITERATION = rule(
 )
 
 
-def _stops(found: str) -> str:
-    return f"{found}: Megatron-LM stops at start"
-
-
 def graph_checks(c: Context, request: MegatronLmRequest) -> Iterator[Decision]:
     """What the parser asks of CUDA graphs."""
     scope, modules = (c.of_model(f"cuda_graph_{name}") for name in ("scope", "modules"))
     passed = [each for each in (scope, modules) if each and isinstance(each, list)]
     if SCOPE_TWICE.holds(c.stack) and len(passed) > 1:
-        yield SCOPE_TWICE.error("model.cuda_graph_scope", scope, _stops("both are passed"))
+        yield SCOPE_TWICE.error("model.cuda_graph_scope", scope, stops("both are passed"))
     kind = c.of_model("cuda_graph_impl") or "none"
     whole = kind == "full_iteration" or (kind == "local" and "full_iteration" in graph_scope(c))
     # With the dynamic loss scale of --fp16 Megatron-LM turns the check off by itself.
     if whole and request.check_for_nan and not c.of_model("fp16"):
         found = "--no-check-for-nan-in-loss-and-grad is not passed"
-        yield FULL_ITERATION.error("model.cuda_graph_impl", kind, _stops(found))
+        yield FULL_ITERATION.error("model.cuda_graph_impl", kind, stops(found))
 
 
 def delay_checks(c: Context) -> Iterator[Decision]:
@@ -82,7 +78,7 @@ def delay_checks(c: Context) -> Iterator[Decision]:
     implementation = c.of_model("transformer_impl") or "transformer_engine"
     if implementation != "transformer_engine":
         yield DELAY_NEEDS_IMPLEMENTATION.error(
-            _DELAY, True, _stops(f"--transformer-impl is {implementation}")
+            _DELAY, True, stops(f"--transformer-impl is {implementation}")
         )
     overlap = bool(c.ddp.overlap_grad_reduce)
     fused = bool(c.of_model("gradient_accumulation_fusion"))
@@ -96,7 +92,7 @@ def delay_checks(c: Context) -> Iterator[Decision]:
             yield DELAY_NEEDS_TE.error(
                 _DELAY,
                 True,
-                _stops(found),
+                stops(found),
                 f"use Transformer Engine {version} or newer, or omit --delay-wgrad-compute",
             )
             break
@@ -126,7 +122,7 @@ def _in_graph(c: Context, *, fused: bool) -> Iterator[Decision]:
             _DELAY,
             requested=True,
             effective=True,
-            reason=_stops(
+            reason=stops(
                 f"the CUDA graph of {', '.join(sorted(scope))} contains the delayed gradient, and "
                 f"{' and '.join(found)}"
             ),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
-from megatron.bridge.training.megatron_lm.request import MegatronLmRequest
+from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 from megatron.bridge.training.versions import Range
 
@@ -99,10 +99,6 @@ _STEP = "optimizer.overlap_param_gather_with_optimizer_step"
 _DISTRIBUTED = "ddp.use_distributed_optimizer"
 
 
-def _stops(found: str) -> str:
-    return f"{found}: Megatron-LM stops at start"
-
-
 def _flags_on(c: Context, run: Any) -> dict[str, bool]:
     """The flags of data parallelism that are in effect, by their names."""
     fsdp = fsdp_switch(c.ddp)
@@ -121,14 +117,14 @@ def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[
     if ddp.overlap_param_gather:
         sharded = distributed or fsdp_switch(ddp) in ("use_megatron_fsdp", "use_custom_fsdp")
         if not sharded and optimizer.optimizer != "dist_muon":
-            yield PARAM_GATHER.error(_GATHER, True, _stops("ddp.use_distributed_optimizer is off"))
+            yield PARAM_GATHER.error(_GATHER, True, stops("ddp.use_distributed_optimizer is off"))
         elif not ddp.overlap_grad_reduce:
-            yield PARAM_GATHER.error(_GATHER, True, _stops("ddp.overlap_grad_reduce is off"))
+            yield PARAM_GATHER.error(_GATHER, True, stops("ddp.overlap_grad_reduce is off"))
         if request.use_legacy_models and LEGACY_MODELS.holds(c.stack):
-            yield LEGACY_MODELS.error(_GATHER, True, _stops("--use-legacy-models is passed"))
+            yield LEGACY_MODELS.error(_GATHER, True, stops("--use-legacy-models is passed"))
         if request.save and request.save_params_interval and SAVED_PARAMETERS.holds(c.stack):
             found = f"--save-params-interval {request.save_params_interval} is passed with --save"
-            yield SAVED_PARAMETERS.error(_GATHER, True, _stops(found))
+            yield SAVED_PARAMETERS.error(_GATHER, True, stops(found))
     if getattr(optimizer, "overlap_param_gather_with_optimizer_step", False):
         lacking = {
             "the distributed optimizer": not distributed,
@@ -138,12 +134,12 @@ def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[
         missing = [what for what, is_missing in lacking.items() if is_missing]
         if missing:
             found = f"it lacks {' and '.join(missing)}"
-            yield OPTIMIZER_STEP.error(_STEP, True, _stops(found))
+            yield OPTIMIZER_STEP.error(_STEP, True, stops(found))
         elif request.ckpt_format != "torch":
             yield OPTIMIZER_STEP.error(
                 _STEP,
                 True,
-                _stops(f"--ckpt-format is {request.ckpt_format}, a distributed checkpoint"),
+                stops(f"--ckpt-format is {request.ckpt_format}, a distributed checkpoint"),
                 "pass --ckpt-format torch, or omit the flag",
             )
 
@@ -170,7 +166,7 @@ def _muon_before_018(c: Context, run: Any, name: str) -> Iterator[Decision]:
         return
     if refused:
         found = f"--optimizer {name} with {' and '.join(sorted(refused))}"
-        yield decided_by.error("optimizer.optimizer", name, _stops(found))
+        yield decided_by.error("optimizer.optimizer", name, stops(found))
 
 
 def _layer_wise(c: Context, run: Any, request: MegatronLmRequest, name: str) -> Iterator[Decision]:
@@ -197,7 +193,7 @@ def _layer_wise(c: Context, run: Any, request: MegatronLmRequest, name: str) -> 
         refused.append("--overlap-param-gather-with-optimizer-step")
     if refused:
         found = f"--optimizer {name} with {' and '.join(refused)}"
-        yield LAYER_WISE_REFUSES.error("optimizer.optimizer", name, _stops(found))
+        yield LAYER_WISE_REFUSES.error("optimizer.optimizer", name, stops(found))
 
 
 def replaced_knobs(decisions: Iterable[Decision]) -> frozenset[str]:

@@ -73,6 +73,11 @@ class MegatronLmRequest:
     high_priority_stream_groups: tuple[str, ...] | list[str] = ()
 
 
+def stops(found: str) -> str:
+    """The reason of an error by Megatron-LM's own checks, after what was found."""
+    return f"{found}: Megatron-LM stops at start"
+
+
 def flags_of_other_versions(
     flags: tuple[PassedFlag, ...], stack: Stack, *, version_known: bool
 ) -> Iterator[Decision]:

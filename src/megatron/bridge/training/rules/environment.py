@@ -75,15 +75,15 @@ def environment_consequences(c: Context) -> Iterator[Decision]:
 
 def graphs_with_expandable_segments(c: Context, by: Rule) -> Iterator[Decision]:
     """CUDA graphs whose memory NCCL cannot register; by Megatron-Core's check or Megatron-LM's."""
-    settings = (c.environment.get(_ALLOCATOR) or "").replace(" ", "")
+    grows = _growing_segments(c)
     registered = c.environment.get(_REGISTER)
     if (
         c.of_model("cuda_graph_impl") != "transformer_engine"
-        or "expandable_segments:True" not in settings
+        or not grows
         or (registered is not None and registered.strip() == "0")
     ):
         return
-    found = f"{c.environment.origin(_ALLOCATOR)} sets {_ALLOCATOR}={settings}, and "
+    found = f"{grows}, and "
     known = c.environment.knows(_REGISTER)
     if registered is not None:
         found += f"{_REGISTER} is {registered}"
@@ -102,13 +102,20 @@ def graphs_with_expandable_segments(c: Context, by: Rule) -> Iterator[Decision]:
 
 
 def _user_buffers(c: Context) -> Iterator[Decision]:
-    settings = (c.environment.get(_ALLOCATOR) or "").replace(" ", "")
-    if not c.of_ddp("nccl_ub") or "expandable_segments:True" not in settings:
+    grows = _growing_segments(c)
+    if not c.of_ddp("nccl_ub") or not grows:
         return
     by: Rule = UB_EXPANDABLE
     if not by.holds(c.stack):
         if c.software.is_torch_min_version("2.11.0"):
             return
         by = UB_EXPANDABLE_TORCH
-    place = c.environment.origin(_ALLOCATOR)
-    yield by.error("ddp.nccl_ub", True, f"{place} sets {_ALLOCATOR}={settings}")
+    yield by.error("ddp.nccl_ub", True, grows)
+
+
+def _growing_segments(c: Context) -> str:
+    """Where the allocator's segments are made to grow, as the start of a reason; else empty."""
+    settings = (c.environment.get(_ALLOCATOR) or "").replace(" ", "")
+    if "expandable_segments:True" not in settings:
+        return ""
+    return f"{c.environment.origin(_ALLOCATOR)} sets {_ALLOCATOR}={settings}"

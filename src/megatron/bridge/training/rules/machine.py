@@ -14,6 +14,9 @@ from megatron.bridge.training.rules.context import Context, Gpu, Launcher
 LARGEST_NODE = 8
 """GPUs of the largest node. A larger NVLink domain connects GPUs of several nodes."""
 
+MULTICAST_CAPABILITY = 9.0
+"""Compute capability from which GPUs have NVLink multicast: Hopper's."""
+
 SKIP_MULTICAST = "UB_SKIPMC"
 """The variable that lets userbuffers do without multicast."""
 
@@ -29,8 +32,9 @@ ONE_DOMAIN = rule(
 MULTICAST = rule(
     "tp.multicast-needs",
     Dimension.TP,
-    claim=f"GPUs below compute capability 9.0 have no NVLink multicast: userbuffers stop the job "
-    f"when they are set up, unless {SKIP_MULTICAST}=1 is in its environment.",
+    claim=f"GPUs below compute capability {MULTICAST_CAPABILITY} have no NVLink multicast: "
+    f"userbuffers stop the job when they are set up, unless {SKIP_MULTICAST}=1 is in its "
+    "environment.",
     remedy=f"set {SKIP_MULTICAST}=1 in the job's environment",
 )
 BOOTSTRAP = rule(
@@ -110,7 +114,7 @@ def _one_domain(c: Context) -> Iterator[Decision]:
 
 def _multicast(c: Context) -> Iterator[Decision]:
     gpu = c.gpu
-    if gpu is None or not gpu.given or gpu.capability >= 9.0:
+    if gpu is None or not gpu.given or gpu.capability >= MULTICAST_CAPABILITY:
         return
     value = c.environment.get(SKIP_MULTICAST)
     if value is not None and value.strip() not in ("", "0"):

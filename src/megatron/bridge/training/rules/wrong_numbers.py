@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.rules.refusal import knob_value
 from megatron.bridge.training.versions import Range
 
 
@@ -39,8 +40,7 @@ def wrong_numbers(c: Context) -> Iterator[Decision]:
     """Every known bug of the run's versions that its settings meet."""
     for each in WRONG:
         if each.rule.holds(c.stack) and (found := each.found(c)):
-            section, _, name = each.knob.partition(".")
-            value = getattr(getattr(c, section), name, None)
+            value = knob_value(c, each.knob)
             yield each.rule.decide(
                 each.knob,
                 requested=value,
