@@ -63,6 +63,7 @@ class Launch:
         notes: what was assumed in reading it, and what the settings do not show.
         flags: its flags that some versions of Megatron-LM do not know.
         launcher: the program that starts the job's processes; None where that is not known.
+        unread: its flags that no known version has.
     """
 
     environment: dict[str, str]
@@ -72,6 +73,7 @@ class Launch:
     notes: tuple[str, ...] = ()
     flags: tuple[PassedFlag, ...] = ()
     launcher: Launcher | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ class Settings:
             self.stack_path,
             self.stack_overridden,
         )
+
+    @property
+    def is_partly_read(self) -> bool:
+        """Whether there is a key or a flag that no known version has, and no rule looks at."""
+        return bool(self.passed_over or (self.launch is not None and self.launch.unread))
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""

@@ -65,6 +65,11 @@ def verdict(x: Examination) -> str:
             "Nothing was found in the environment and the packages. To examine more, give the "
             "run's configuration, and a profile with --trace."
         )
+    if not count and x.report is not None and x.report.not_read:
+        return (
+            "Nothing was found that keeps communication from being hidden, in what was read; the "
+            "notes name what was not."
+        )
     if not count:
         return "Nothing was found that keeps communication from being hidden."
     more = f"; the {MOST} most likely are shown" if count > MOST else ""

@@ -94,6 +94,8 @@ class Report:
         framework: whose rules were applied.
         notes: what was assumed while reading a launch script.
         remarks: about the versions, and what of the configuration was not looked at.
+        not_read: whether the configuration has a setting that no rule looked at, since no version
+            that is known here has it.
         basis: the versions whose rules were applied, and how they are known.
         environment: what is known of the job's environment, with the configuration's env_vars.
         buckets: the gradient buckets; in words why they are not known, or that there are none.
@@ -110,6 +112,7 @@ class Report:
     framework: Framework = "megatron-bridge"
     notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    not_read: bool = False
     basis: StackBasis = field(default_factory=lambda: StackBasis(NEWEST))
     environment: JobEnvironment = UNKNOWN
     buckets: Buckets | str = ""
@@ -173,6 +176,7 @@ def explain(
         settings.framework,
         settings.launch.notes if settings.launch is not None else (),
         remarks(settings),
+        settings.is_partly_read,
         settings.basis,
         update.environment,
         buckets_of(run, update.data_parallel_size),

@@ -15,7 +15,6 @@ from overlapkit.explain.difference import Difference
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
     LABELS,
-    NO_CHANGE,
     ChangeText,
     Tone,
     advises,
@@ -23,6 +22,7 @@ from overlapkit.explain.text import (
     caused,
     gpus_text,
     layout_text,
+    no_change,
     place,
     remarks_of,
     restated,
@@ -143,7 +143,7 @@ def show_difference(difference: Difference, console: Console) -> None:
     for remark in remarks_of(difference):
         console.print(Text(f"note: {remark}", "yellow"))
     if not difference.changes:
-        console.print(NO_CHANGE)
+        console.print(no_change(difference))
     written = restated(difference)
     if written:
         console.print(Text(f"\nAs written: {written}"))

@@ -42,7 +42,9 @@ LABELS = {
     Outcome.ERROR: "ERROR",
     Outcome.NOTE: "note",
 }
-NO_CHANGE = "No decision differs: the overlap in effect is the same."
+ALL_THAT_WAS_READ = (
+    "Everything that was requested and read is in effect; the notes name what was not read."
+)
 
 _MOST_CAUSES = 6
 """Keys of one cause that are listed."""
@@ -185,7 +187,10 @@ def verdict(report: Report) -> Iterator[tuple[str, Tone]]:
         knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
         yield f"{_count(len(findings), 'finding')}: {knobs}", "bad"
         return
-    yield "Everything that was requested is in effect.", "good"
+    if report.not_read:
+        yield ALL_THAT_WAS_READ, "advice"
+    else:
+        yield "Everything that was requested is in effect.", "good"
     notes = [d for d in report.decisions if d.outcome is Outcome.NOTE and advises(d)]
     if notes:
         knobs = ", ".join(dict.fromkeys(d.knob for d in notes))
@@ -254,7 +259,7 @@ def difference_lines(difference: Difference) -> Iterator[str]:
     yield from rules_text(difference)
     yield from (f"note: {remark}" for remark in remarks_of(difference))
     if not difference.changes:
-        yield NO_CHANGE
+        yield no_change(difference)
     written = restated(difference)
     if written:
         yield from ("", f"As written: {written}")
@@ -273,6 +278,13 @@ def rules_text(difference: Difference) -> list[str]:
     """Whose rules were applied to the two runs; one line where they are the same."""
     before, after = (basis(side)[1] for side in (difference.before, difference.after))
     return [before] if before == after else [f"before: {before}", f"after: {after}"]
+
+
+def no_change(difference: Difference) -> str:
+    """That no decision differs, and of what that is known."""
+    if difference.before.not_read or difference.after.not_read:
+        return "No decision differs in what was read; the notes name what was not read."
+    return "No decision differs: the overlap in effect is the same."
 
 
 def remarks_of(difference: Difference) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 
 from megatron.bridge.training.decisions import RULES
 from overlapkit.doctor.finding import KINDS, MOST, Kind
+from overlapkit.doctor.text import verdict
 from support.documents import check_document
 
 ROOT = Path(__file__).parents[3]
@@ -228,3 +230,9 @@ def test_a_document_with_everything_matches_its_schema(doctor: Any, config: Any)
 )
 def test_a_document_matches_its_schema(arguments: tuple[str, ...], doctor: Any) -> None:
     check_document(doctor(*arguments, "--json").document)
+
+
+@pytest.mark.parametrize(("not_read", "said"), [(True, ", in what was read;"), (False, "hidden.")])
+def test_nothing_found_is_said_of_what_was_read(not_read: bool, said: str) -> None:
+    x: Any = SimpleNamespace(findings=[], report=SimpleNamespace(not_read=not_read), profile=None)
+    assert said in verdict(x)

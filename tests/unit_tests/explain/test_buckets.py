@@ -182,3 +182,19 @@ def test_two_configurations_are_refused(overlapkit, config) -> None:
     result = overlapkit("explain", one, two, "--world-size", "8", "--buckets")
     assert result.status == 2
     assert "--buckets takes one configuration" in result.err
+
+
+SCRIPT = """\
+torchrun --nproc-per-node 8 --nnodes 16 pretrain_gpt.py --num-layers 32 --hidden-size 4096 \\
+  --num-attention-heads 32 --seq-length 4096 --bf16 --context-parallel-size 2 --vocab-size 32000 \\
+  --micro-batch-size 1 --global-batch-size 128 --use-distributed-optimizer --overlap-grad-reduce
+"""
+
+
+def test_megatron_lms_default_size_counts_context_parallel_ranks(overlapkit, config) -> None:
+    script = config(SCRIPT, "train.sh")
+    document = overlapkit("explain", "--from-megatron-lm", script, "--json").document
+    (chunk,) = document["buckets"]["chunks"]
+    assert chunk["bucket_size"] == 128_000_000
+    (count,) = [d for d in document["decisions"] if d["rule"] == "core.bucket-count"]
+    assert f"in {len(chunk['buckets'])} buckets" in count["reason"]

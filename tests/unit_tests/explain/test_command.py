@@ -409,3 +409,37 @@ def test_the_versions_are_in_the_document(
     assert stack(config(HAZARD))["source"] == "unknown"
     refused = overlapkit("explain", dumped, "--world-size", "64", "--core", "newest")
     assert refused.status == 2 and "--core newest" in refused.err
+
+
+ALL_IN_EFFECT = "Everything that was requested is in effect."
+ALL_THAT_WAS_READ = (
+    "Everything that was requested and read is in effect; the notes name what was not read."
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "verdict"),
+    [
+        ("brand_new_switch: true", ALL_THAT_WAS_READ),
+        ("brand_new_switch: null", ALL_IN_EFFECT),
+        ("qk_layernorm: true", ALL_IN_EFFECT),
+    ],
+)
+def test_what_was_not_read_is_not_said_to_be_in_effect(
+    key: str, verdict: str, overlapkit, config
+) -> None:
+    text = RUN.replace("model:\n", f"model:\n  {key}\n")
+    lines = overlapkit("explain", config(text), "--world-size", "8").out.splitlines()
+    assert verdict in lines
+
+
+@pytest.mark.parametrize(
+    ("flag", "verdict"), [("--brand-new 3", ALL_THAT_WAS_READ), ("--lr 1e-4", ALL_IN_EFFECT)]
+)
+def test_nor_a_flag(flag: str, verdict: str, overlapkit) -> None:
+    words = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 64 --bf16"
+    words += f" --micro-batch-size 1 --global-batch-size 8 --vocab-size 512 {flag}"
+    lines = overlapkit(
+        "explain", "--from-megatron-lm", "--world-size", "8", "--", *words.split()
+    ).out.splitlines()
+    assert verdict in lines

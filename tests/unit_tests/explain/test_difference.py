@@ -235,3 +235,15 @@ def test_env_vars_are_a_cause(compare) -> None:
     assert changes[("finding", "env.CUDA_DEVICE_MAX_CONNECTIONS")] == [
         "env_vars.CUDA_DEVICE_MAX_CONNECTIONS"
     ]
+
+
+def test_no_change_is_said_only_of_what_was_read(overlapkit, config) -> None:
+    text = "model: {num_layers: 4, hidden_size: 64, num_attention_heads: 4, vocab_size: 512%s}\n"
+    text += "comm_overlap: {tp_comm_overlap: false}\n"
+    one = config(text % "", "a.yaml")
+    two = config(text % ", brand_new: 3", "b.yaml")
+    same = overlapkit("explain", one, config(text % "", "c.yaml"), "--world-size", "8").out
+    assert "No decision differs: the overlap in effect is the same." in same
+    other = overlapkit("explain", one, two, "--world-size", "8").out
+    assert "No decision differs in what was read; the notes name what was not read." in other
+    assert "model.brand_new" in other

@@ -9,12 +9,12 @@ does with the result is the same for both: see `rules.megatron_core`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import (
+    AT_WRAP,
     CORE_LEAST,
     CORE_PER_RANK,
     bucketing,
@@ -213,22 +213,12 @@ def update_megatron_lm(
         for d in as_written(context, AS_FLAGS_SAY, "Megatron-LM uses the value of its flag")
         if d.knob not in _DECIDED_HERE and not d.rule.startswith(_BRIDGES)
     ]
-    consequences = core_consequences(_with_bucket_size(context), run.optimizer)
-    for decision in in_force(consequences, context.stack):
+    for decision in in_force(core_consequences(context, run.optimizer), context.stack):
         if not (decision.rule in _DECIDED_OTHERWISE or decision.rule.startswith(_BRIDGES)):
             decisions.append(decision)
     decisions += graphs_with_expandable_segments(context, LM_GRAPHS_EXPANDABLE)
     decisions = [_with_remedy_in_flags(d) for d in decisions]
     return Update(dp_size, decisions, environment, replaced_knobs(decisions))
-
-
-def _with_bucket_size(c: Context) -> Context:
-    """The context with the bucket size that Megatron-LM's trainer takes for None."""
-    if c.ddp.bucket_size is not None or not c.ddp.overlap_grad_reduce:
-        return c
-    ddp = copy(c.ddp)
-    ddp.bucket_size = default_bucket_size(c.replicas)
-    return replace(c, ddp=ddp)
 
 
 def _with_remedy_in_flags(decision: Decision) -> Decision:
@@ -390,17 +380,19 @@ def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decis
 
 
 def _default_bucket_size(c: Context) -> Iterator[Decision]:
-    """What stands for None in Megatron-LM's trainer."""
+    """What stands for None in Megatron-LM's trainer; kept on ddp for bucketing."""
     ddp = c.ddp
     if ddp.bucket_size is not None or not ddp.overlap_grad_reduce or fsdp_switch(ddp) is not None:
         return
     if c.replicas == 1:
         return
     dp, cp = c.data_parallel_size or 1, c.of_model("context_parallel_size") or 1
+    size = default_bucket_size(c.replicas)
+    setattr(ddp, AT_WRAP, size)
     yield BUCKET_SIZE.decide(
         "ddp.bucket_size",
         requested=None,
-        effective=default_bucket_size(c.replicas),
+        effective=size,
         reason=f"without --ddp-bucket-size Megatron-LM takes max({CORE_LEAST:,}, "
         f"{CORE_PER_RANK:,} x {dp * cp}) parameters, where DP x CP is {dp} x {cp}",
         outcome=Outcome.NOTE,

@@ -216,7 +216,12 @@ def _settings(
     }
     settings = read_settings(Document(path, data, lines), _overrides(overrides, data))
     asked = frozenset(values) | settings.overridden
-    launch = replace(launch, notes=tuple(dict.fromkeys(notes)), flags=tuple(arguments.versions))
+    launch = replace(
+        launch,
+        notes=tuple(dict.fromkeys(notes)),
+        flags=tuple(arguments.versions),
+        unread=tuple(arguments.unknown),
+    )
     stacks = stacks_with(flag.versions for flag in arguments.versions)
     return replace(settings, asked=asked, framework="megatron-lm", launch=launch, stacks=stacks)
 
