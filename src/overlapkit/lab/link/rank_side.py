@@ -6,6 +6,7 @@ environment has OVERLAPKIT_LAB_FOLDER.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -67,13 +68,19 @@ def join() -> None:
 
 
 def leave() -> NoReturn:
-    """End the process of a rank that has finished its work immediately, with status 0.
+    """End the process of a rank that has finished its work immediately, with status 0."""
+    _exit(0)
 
-    A normal exit of Python first destroys torch's objects, which takes a third of a second.
+
+def _exit(status: int) -> NoReturn:
+    """End the process without destroying torch's objects.
+
+    That takes a third of a second, and after a failed collective it can abort the process, whose
+    end would then be a signal instead of the exception.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def set_rate(mbit: float | None) -> None:
@@ -134,6 +141,8 @@ def _report_exceptions() -> None:
     ) -> None:
         with suppress(OSError):
             emit({"event": FAILED, "error": f"{kind.__name__}: {error}"[:1000]})
+        # Not at once: torch prints what this hook shows only after it returned.
+        atexit.register(_exit, 1)
         shown(kind, error, traceback)
 
     sys.excepthook = hook
