@@ -10,6 +10,7 @@ from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update
 from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import Update, update_runtime
 from megatron.bridge.training.software import AssumedSoftware, Software
+from overlapkit.config.places import in_messages
 from overlapkit.config.provider_defaults import FUSION, fusion_default
 from overlapkit.config.run import Run, Settings, build_run
 
@@ -113,8 +114,10 @@ def make_effective(
 def _places(settings: Settings) -> dict[str, str]:
     """Where env_vars sets each variable: its line, or the override."""
     names = settings.values.get(ENV_VARS) or {}
-    where = {name: settings.where.get(f"{ENV_VARS}.{name}", settings.source) for name in names}
-    return {name: f"{place} ({ENV_VARS})" for name, place in where.items()}
+    return {
+        name: f"{in_messages(settings.where, f'{ENV_VARS}.{name}', settings.source)} ({ENV_VARS})"
+        for name in names
+    }
 
 
 def megatron_lm_request(settings: Settings) -> MegatronLmRequest:

@@ -158,7 +158,7 @@ def _keys_inside(value: Any) -> frozenset[str]:
 
 def _placed(settings: Settings, dotted: str) -> str:
     place = settings.where.get(dotted)
-    return dotted if place is None or place.startswith(dotted) else f"{dotted} ({place})"
+    return dotted if place is None or place.argument is not None else f"{dotted} ({place})"
 
 
 def _listed(names: list[str]) -> str:

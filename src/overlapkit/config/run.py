@@ -24,6 +24,7 @@ from overlapkit.config.keys import (
     unknown_sections,
 )
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
+from overlapkit.config.places import Place, in_messages
 from overlapkit.config.provider_defaults import PROVIDER_CHOICES, bridge_default
 from overlapkit.config.reading import Reading, StackBasis, StackSource
 from overlapkit.config.schema import (
@@ -87,7 +88,8 @@ class Settings:
         asked: dotted keys that count as requested: all keys of a file that a user wrote, and every
             override. A file that Megatron-Bridge wrote has every field; of those, the keys that
             differ from Megatron-Core's default.
-        where: dotted key to ``file:line``, or to the override that set it.
+        where: dotted key to the place where the user set it; ``env.NAME`` for a variable that the
+            launch script hands to the job.
         overridden: dotted keys that an override set.
         framework: whose defaults and checks apply to them.
         launch: what the launch script says; None for a file of settings.
@@ -107,7 +109,7 @@ class Settings:
     source: str
     values: dict[str, dict[str, Any] | None]
     asked: frozenset[str]
-    where: dict[str, str] = field(default_factory=dict)
+    where: dict[str, Place] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
     framework: Framework = "megatron-bridge"
     launch: Launch | None = None
@@ -215,20 +217,20 @@ def read_settings(
         if isinstance(values.get(section), str):
             values[section] = {BY_NAME: values[section]}
 
-    where = {".".join(keys): document.where(*keys) for keys in document.lines if 0 < len(keys) <= 2}
-    where |= {f"model.{key}": document.where("model", TRANSFORMER, key) for key in nested}
-    overridden = dict(_overridden(overrides))
+    where = {".".join(keys): place for keys, place in document.places.items() if len(keys) <= 2}
+    where |= {f"model.{key}": document.place("model", TRANSFORMER, key) for key in nested}
+    overridden = {key: Place(None, argument=text) for key, text in _overridden(overrides)}
     where |= overridden
     for section, content in values.items():
         if section in (*READ_SECTIONS, "env_vars") and not isinstance(content, dict | None):
-            place = where.get(section, document.path)
+            place = in_messages(where, section, document.path)
             raise InputError(
                 f"{place}: {section} must be a section with keys, not {shown(content)}"
             )
     settings = {s: c for s, c in values.items() if isinstance(c, dict) or c is None}
     for section, content in settings.items():
         for key, value in (content or {}).items():
-            place = where.get(f"{section}.{key}", document.path)
+            place = in_messages(where, f"{section}.{key}", document.path)
             check_kind(section, key, value, place)
             if strict and key not in known_keys(section):
                 check_unknown_key(section, key, place)
@@ -374,7 +376,7 @@ def _mixed_precision(settings: Settings) -> MixedPrecisionConfig | None:
         return None
     fields = {f.name for f in dataclasses.fields(MixedPrecisionConfig)}
     given = {k: v for k, v in content.items() if k in fields}
-    place = settings.where.get("mixed_precision", settings.source)
+    place = in_messages(settings.where, "mixed_precision", settings.source)
     try:
         # An override comes after what it overrides, so fp8_param and its twin take its value.
         late = {k for k in given if f"mixed_precision.{k}" in settings.overridden}
@@ -402,11 +404,11 @@ def _comm_overlap(settings: Settings) -> CommOverlapConfig | None:
         if name not in PRESETS:
             near = nearest(name, PRESETS)
             hint = f"did you mean {near}?" if near else "give a preset, or a mapping of GEMMs"
-            place = settings.where.get(key, settings.source)
+            place = in_messages(settings.where, key, settings.source)
             raise InputError(f"{place}: {key}: unknown preset {shown(preset)}; {hint}")
         given["tp_comm_overlap_cfg"] = PRESETS[name]
     elif preset is not None and not isinstance(preset, dict):
-        place = settings.where.get(key, settings.source)
+        place = in_messages(settings.where, key, settings.source)
         raise InputError(
             f"{place}: {key} must be a preset's name, a mapping of GEMMs or null, "
             f"not {shown(preset)}"

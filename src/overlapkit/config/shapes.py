@@ -40,7 +40,7 @@ def flatten_model(document: Document, data: dict[str, Any]) -> list[str]:
         )
     # The builder's userbuffers settings are beside it, and null there is no value.
     model.update({key: value for key, value in inner.items() if model.get(key) is None})
-    return [key for key in inner if ("model", key) not in document.lines]
+    return [key for key in inner if ("model", key) not in document.places]
 
 
 FILLED_IN_BY_SETUP = frozenset(

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from megatron.bridge.training.bucket_size import AUTO, LEAST_BUCKET_SIZE, is_bucket_size
+from overlapkit.config.places import Place, in_messages
 from overlapkit.config.schema import shown
 from overlapkit.errors import InputError
 
@@ -46,7 +47,7 @@ largest published models are below a third of each limit."""
 
 
 def check_sizes(
-    values: dict[str, dict[str, Any] | None], where: Mapping[str, str], path: str
+    values: dict[str, dict[str, Any] | None], where: Mapping[str, Place], path: str
 ) -> None:
     """Refuse a size that no run can have, and a comm_overlap section without its required key.
 
@@ -64,20 +65,21 @@ def check_sizes(
             least = 0 if name in _MAY_BE_ZERO else 1
             if value is not None and value < least:
                 raise InputError(
-                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
+                    f"{in_messages(where, f'{section}.{name}', path)}: {section}.{name} must be "
                     f"{least} or more, not {value}"
                 )
             if value is not None and value > LARGEST:
                 raise InputError(
-                    f"{where.get(f'{section}.{name}', path)}: {section}.{name} must be "
+                    f"{in_messages(where, f'{section}.{name}', path)}: {section}.{name} must be "
                     f"{LARGEST} or less, not {value}"
                 )
     _check_work(values.get("model") or {}, where, path)
     for section, other in (("ddp", None), ("comm_overlap", AUTO)):
         size = (values.get(section) or {}).get("bucket_size")
         if size not in (None, other) and not is_bucket_size(size):
+            key = f"{section}.bucket_size"
             raise InputError(
-                f"{where.get(f'{section}.bucket_size', path)}: {section}.bucket_size must be "
+                f"{in_messages(where, key, path)}: {key} must be "
                 f"{LEAST_BUCKET_SIZE} or more parameters, {f'{other} ' if other else ''}or null, "
                 f"not {shown(size)}"
             )
@@ -86,15 +88,15 @@ def check_sizes(
         return
     if not isinstance(comm.get("tp_comm_overlap"), bool):
         raise InputError(
-            f"{where.get('comm_overlap', path)}: comm_overlap.tp_comm_overlap is required; add "
-            "comm_overlap.tp_comm_overlap=true or false"
+            f"{in_messages(where, 'comm_overlap', path)}: comm_overlap.tp_comm_overlap is "
+            "required; add comm_overlap.tp_comm_overlap=true or false"
         )
 
 
-def _check_work(model: Mapping[str, Any], where: Mapping[str, str], path: str) -> None:
+def _check_work(model: Mapping[str, Any], where: Mapping[str, Place], path: str) -> None:
     for names, most in _COUNTED.items():
         sizes = {f"model.{name}": size for name in names if (size := model.get(name))}
         product = prod(sizes.values())
         if product > most:
-            place = where.get(max(sizes, key=lambda name: sizes[name]), path)
+            place = in_messages(where, max(sizes, key=lambda name: sizes[name]), path)
             raise InputError(f"{place}: {' x '.join(sizes)} must be {most} or less, not {product}")

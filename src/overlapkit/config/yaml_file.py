@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from overlapkit.config.places import Place
 from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
 from overlapkit.output.console import encodable
@@ -43,6 +44,8 @@ _READS_AS = {
     "float": "a number",
     "timestamp": "a date",
 }
+Mark = tuple[int, int]
+"""Line and column, from 1."""
 _NAME_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value"))
 
 
@@ -53,17 +56,20 @@ class Document:
     Attributes:
         path: the file, as the user named it.
         data: the mapping.
-        lines: line, from 1, of each key of the first three levels: ("model", "num_layers").
+        places: the place of each key of the first three levels: ("model", "num_layers").
     """
 
     path: str
     data: dict[str, Any]
-    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    places: dict[tuple[str, ...], Place] = field(default_factory=dict)
+
+    def place(self, *keys: str) -> Place:
+        """The place of a key, or the file alone where that is not known."""
+        return self.places.get(keys, Place(self.path))
 
     def where(self, *keys: str) -> str:
         """``file:line`` of a key, or the file alone where the line is not known."""
-        line = self.lines.get(keys)
-        return f"{self.path}:{line}" if line else self.path
+        return self.place(*keys).in_messages
 
 
 class YamlProblem(Exception):
@@ -84,7 +90,7 @@ def read_yaml(path: str | Path) -> Document:
     name = encodable(str(path))
     text = read_text(str(path), what="run configuration")
     try:
-        data, lines = load_yaml(text)
+        data, marks = load_yaml(text)
     except YamlProblem as problem:
         raise InputError(
             f"{name}:{problem.line}: {problem}" if problem.line else f"{name}: {problem}"
@@ -96,11 +102,12 @@ def read_yaml(path: str | Path) -> Document:
         raise InputError(
             f"{name}: contains {kind}, not a mapping of sections such as model and ddp"
         )
-    return Document(name, data, lines)
+    places = {keys: Place(name, line, column) for keys, (line, column) in marks.items()}
+    return Document(name, data, places)
 
 
-def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
-    """The one value in a YAML text, and the lines of its keys of the first three levels.
+def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], Mark]]:
+    """The one value in a YAML text, and the places of its keys of the first three levels.
 
     Raises:
         YamlProblem: it is not valid, contains more than one document or a key twice, refers to
@@ -112,8 +119,8 @@ def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            lines = _check_nodes(node)
-            return _construct(loader, node), lines
+            marks = _check_nodes(node)
+            return _construct(loader, node), marks
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -189,19 +196,23 @@ def _check_events(text: str) -> None:
         loader.dispose()
 
 
-def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], int]:
-    """Lines of the keys of the first three levels. Refuses duplicate keys and recursive aliases."""
-    lines: dict[tuple[str, ...], int] = {}
+def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], Mark]:
+    """Places of the keys of the first three levels. Refuses duplicate keys, recursive aliases."""
+    marks: dict[tuple[str, ...], Mark] = {}
     if root is None:
-        return lines
+        return marks
     _measure(root, {})
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
-        lines[(_name(key),)] = key.start_mark.line + 1
+        marks[(_name(key),)] = _mark(key)
         for inner, content in value.value if isinstance(value, yaml.MappingNode) else ():
-            lines[(key.value, _name(inner))] = inner.start_mark.line + 1
+            marks[(key.value, _name(inner))] = _mark(inner)
             for deep, _ in content.value if isinstance(content, yaml.MappingNode) else ():
-                lines[(key.value, inner.value, str(deep.value))] = deep.start_mark.line + 1
-    return lines
+                marks[(key.value, inner.value, str(deep.value))] = _mark(deep)
+    return marks
+
+
+def _mark(node: yaml.Node) -> Mark:
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def _name(key: yaml.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,9 +75,11 @@ def test_a_nested_model_section_is_the_models(read: Callable[..., Settings]) -> 
     assert (run.model.tensor_model_parallel_size, run.model.seq_length) == (2, 4096)
     assert update.data_parallel_size == 4
     place = settings.where["model.tensor_model_parallel_size"]
-    line = int(place.rpartition(":")[2])
-    text = read_yaml(settings.source)
-    assert text.lines[("model", "transformer", "tensor_model_parallel_size")] == line
+    document = read_yaml(settings.source)
+    assert document.place("model", "transformer", "tensor_model_parallel_size") == place
+    lines = Path(settings.source).read_text().splitlines()
+    assert place.line is not None and place.column is not None
+    assert lines[place.line - 1][place.column - 1 :].startswith("tensor_model_parallel_size:")
 
 
 @pytest.mark.parametrize(

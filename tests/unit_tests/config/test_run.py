@@ -10,6 +10,7 @@ import pytest
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.versions import KNOWN, NEWEST, Stack
 from overlapkit.config.overrides import parse_override
+from overlapkit.config.places import Place
 from overlapkit.config.run import Run, Settings, build_run, read_settings
 from overlapkit.config.schema import section_fields
 from overlapkit.config.yaml_file import Document
@@ -138,8 +139,8 @@ def test_a_file_of_other_things_is_no_run() -> None:
 
 
 def test_the_place_of_an_error_is_what_set_the_value() -> None:
-    lines = {("model",): 1, ("model", "num_layers"): 2}
-    document = Document("run.yaml", {"model": {"num_layers": -1}}, lines)
+    places = {("model", "num_layers"): Place("run.yaml", 2, 3)}
+    document = Document("run.yaml", {"model": {"num_layers": -1}}, places)
     with pytest.raises(InputError, match=r"^run\.yaml:2: "):
         read_settings(document)
     override = parse_override("model={num_layers: -2}", document.data)

@@ -11,16 +11,16 @@ from overlapkit.config.yaml_file import MAX_DEPTH, MAX_NODES, YamlProblem, load_
 from overlapkit.errors import InputError
 
 
-def test_values_and_the_lines_of_the_first_three_levels() -> None:
-    data, lines = load_yaml("# top\nmodel:\n  num_layers: 4\n  inner:\n    deep: 1\nddp: {a: b}\n")
+def test_values_and_the_places_of_the_first_three_levels() -> None:
+    data, marks = load_yaml("# top\nmodel:\n  num_layers: 4\n  inner:\n    deep: 1\nddp: {a: b}\n")
     assert data == {"model": {"num_layers": 4, "inner": {"deep": 1}}, "ddp": {"a": "b"}}
-    assert lines == {
-        ("model",): 2,
-        ("model", "num_layers"): 3,
-        ("model", "inner"): 4,
-        ("model", "inner", "deep"): 5,
-        ("ddp",): 6,
-        ("ddp", "a"): 6,
+    assert marks == {
+        ("model",): (2, 1),
+        ("model", "num_layers"): (3, 3),
+        ("model", "inner"): (4, 3),
+        ("model", "inner", "deep"): (5, 5),
+        ("ddp",): (6, 1),
+        ("ddp", "a"): (6, 7),
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from megatron.bridge.errors import OverlapConfigError as OverlapConfigError
+from megatron.bridge.training.edits import Edit, in_words
 from megatron.bridge.training.versions import NAMES, Range, Stack, holds
 
 # Source paths are relative to the folder that contains the `megatron` namespace package.
@@ -96,6 +97,8 @@ class Decision:
         outcome: how `effective` compares with `requested`.
         dimension: what the knob belongs to.
         remedy: how to get the other outcome; None where there is nothing to fix.
+        edits: the first alternative of the remedy as changes of settings; empty where settings
+            alone do not bring the other outcome about.
     """
 
     knob: str
@@ -106,6 +109,7 @@ class Decision:
     outcome: Outcome
     dimension: Dimension
     remedy: str | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def is_finding(self) -> bool:
@@ -129,6 +133,8 @@ class Rule:
         versions: the versions that it holds for, all of them together; empty means every version.
         source: where the fact is from, such as a commit; empty where it is our own measurement.
         is_bug: whether it describes a bug, so that the end of its range of versions fixed it.
+        edits: the first alternative of `remedy` as changes of settings, where they are the same for
+            every run.
     """
 
     id: str
@@ -141,6 +147,7 @@ class Rule:
     versions: tuple[Range, ...] = ()
     source: str = ""
     is_bug: bool = False
+    edits: tuple[Edit, ...] = ()
 
     def holds(self, stack: Stack) -> bool:
         """Whether it holds for the versions of a stack."""
@@ -164,14 +171,19 @@ class Rule:
         outcome: Outcome,
         remedy: str | None = None,
         dimension: Dimension | None = None,
+        edits: tuple[Edit, ...] | None = None,
     ) -> Decision:
         """A decision by this rule.
 
-        A finding's remedy and the dimension are the rule's own unless they are given. Where a newer
-        version fixed what the rule describes, to use that version is one more remedy.
+        A finding's remedy, its edits and the dimension are the rule's own unless they are given;
+        with edits alone, the remedy is to make them. Where a newer version fixed what the rule
+        describes, to use that version is one more remedy.
         """
+        if remedy is None and edits:
+            remedy = in_words(edits)
         if remedy is None and outcome in FINDINGS:
             remedy = self.remedy or None
+            edits = self.edits if edits is None else edits
         if self.fix is not None:
             upgrade = f"use {self.fix} or newer"
             remedy = f"{remedy}, or {upgrade}" if remedy else upgrade
@@ -184,9 +196,17 @@ class Rule:
             outcome,
             dimension or self.dimension,
             remedy,
+            edits or (),
         )
 
-    def error(self, knob: str, value: Any, reason: str, remedy: str | None = None) -> Decision:
+    def error(
+        self,
+        knob: str,
+        value: Any,
+        reason: str,
+        remedy: str | None = None,
+        edits: tuple[Edit, ...] | None = None,
+    ) -> Decision:
         """The decision that the run must not start with this value of the knob."""
         return self.decide(
             knob,
@@ -195,6 +215,7 @@ class Rule:
             reason=reason,
             outcome=Outcome.ERROR,
             remedy=remedy,
+            edits=edits,
         )
 
 
@@ -219,12 +240,13 @@ def rule(
     versions: tuple[Range, ...] = (),
     source: str = "",
     is_bug: bool = False,
+    edits: tuple[Edit, ...] = (),
     depth: int = 1,
 ) -> Rule:
     """Declare a rule; its source position is that of the calling statement.
 
     Args:
-        versions, source, is_bug: as in `Rule`.
+        versions, source, is_bug, edits: as in `Rule`.
         depth: 2 for a helper that declares on behalf of its own caller.
 
     Raises:
@@ -233,7 +255,17 @@ def rule(
     caller = sys._getframe(depth)
     path = _source_path(caller.f_code.co_filename)
     declared = Rule(
-        id, dimension, claim, remedy, path, caller.f_lineno, opt_in, versions, source, is_bug
+        id,
+        dimension,
+        claim,
+        remedy or in_words(edits),
+        path,
+        caller.f_lineno,
+        opt_in,
+        versions,
+        source,
+        is_bug,
+        edits,
     )
     known = RULES.get(id)
     if known is not None and (known.path, known.line) != (declared.path, declared.line):

@@ -21,6 +21,7 @@ from overlapkit.config.megatron_lm.flags import (
     misspelt,
     similar,
 )
+from overlapkit.config.places import Place, word_place
 from overlapkit.config.shell.values import Field, Unknown
 from overlapkit.errors import InputError
 
@@ -41,9 +42,9 @@ class Arguments:
     Attributes:
         values: dotted key to requested value.
         defaults: dotted key to a value that is Megatron-LM's default or follows from other flags.
-        where: dotted key to ``file:line``.
+        where: dotted key to the place of the flag that set it.
         flags: every known flag that is given, to its value.
-        places: every known flag that is given, to its ``file:line``.
+        places: every known flag that is given, to its place.
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
         notes: further remarks for the user.
@@ -51,9 +52,9 @@ class Arguments:
 
     values: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
+    where: dict[str, Place] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     versions: list[PassedFlag] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -88,12 +89,19 @@ def ask_for(unknown: Unknown, what: str, where: str) -> UnknownValue:
     )
 
 
-def read_arguments(fields: Sequence[Field], path: str, *, allow_unknown: bool = False) -> Arguments:
+def read_arguments(
+    fields: Sequence[Field],
+    path: str,
+    lines: Sequence[str] | None = None,
+    *,
+    allow_unknown: bool = False,
+) -> Arguments:
     """The settings in a job's arguments. Of a flag that is given twice, the last one is used.
 
     Args:
         fields: the arguments after the name of the training script.
-        path: the file that they are in, for messages; lines come from the fields.
+        path: the file that they are in, for messages; line numbers come from the fields.
+        lines: its lines; None for arguments that are in no file.
         allow_unknown: whether a flag that looks like a misspelt one is passed over.
 
     Raises:
@@ -118,7 +126,8 @@ def read_arguments(fields: Sequence[Field], path: str, *, allow_unknown: bool = 
         if flag is not None:
             _note_spelling(text.partition("=")[0], flag, where, result)
             _note_versions(flag, where, result)
-            _read_flag(flag, flag_field, following, where, path, result)
+            at = _flag_place(flag_field, path, lines)
+            _read_flag(flag, flag_field, following, at, path, result)
         elif (known := versions_of(text.partition("=")[0])) is not None:
             _note_versions(text.partition("=")[0].replace("_", "-"), where, result)
             most = int(known.words) if known.words.isdecimal() else len(following)
@@ -191,6 +200,13 @@ def place(path: str, at: Field, line: int = 0) -> str:
     return f"{path}:{at.line or line}" if at.line or line else path
 
 
+def _flag_place(flag: Field, path: str, lines: Sequence[str] | None) -> Place:
+    name = flag.text.partition("=")[0]
+    if lines is None:
+        return Place(None, argument=name)
+    return word_place(path, lines, flag.line, name)
+
+
 def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
     """Each flag with the words after it, up to the next flag."""
     flag: Field | None = None
@@ -207,9 +223,10 @@ def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
 
 
 def _read_flag(
-    flag: str, at: Field, following: list[Field], where: str, path: str, result: Arguments
+    flag: str, at: Field, following: list[Field], its: Place, path: str, result: Arguments
 ) -> None:
     declared = FLAGS[flag]
+    where = place(path, at)
     name, is_set, inline = at.text.partition("=")
     is_switch = declared.kind in ("on", "off")
     if is_set and not is_switch:
@@ -232,10 +249,10 @@ def _read_flag(
     if flag in result.flags and result.flags[flag] != value:
         result.notes.append(f"{where}: {flag} is given again; this last one is used")
     result.flags[flag] = value
-    result.places[flag] = where
+    result.places[flag] = its
     for key in declared.keys:
         result.values[key] = value
-        result.where[key] = where
+        result.where[key] = its
 
 
 def _are_known(taken: Sequence[Field], flag: str, where: str, result: Arguments) -> bool:
@@ -280,10 +297,12 @@ def _settle(result: Arguments) -> None:
     defaults.update(DEFAULTS)
     for one, other in ((CHUNK_LAYERS, CHUNKS), ("--bf16", "--fp16")):
         if one in flags and other in flags:
-            raise InputError(f"{result.places[other]}: {one} and {other} exclude each other")
+            raise InputError(
+                f"{result.places[other].in_messages}: {one} and {other} exclude each other"
+            )
     if CHUNK_LAYERS in flags:
         key = "model.virtual_pipeline_model_parallel_size"
-        values[key] = _chunks(values, flags[CHUNK_LAYERS], result.places[CHUNK_LAYERS])
+        values[key] = _chunks(values, flags[CHUNK_LAYERS], result.places[CHUNK_LAYERS].in_messages)
         result.where[key] = result.places[CHUNK_LAYERS]
     if "--group-query-attention" not in flags and "--num-query-groups" in flags:
         del values["model.num_query_groups"]

@@ -154,7 +154,7 @@ def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int
     return None
 
 
-def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[str]]:
+def environment_of(started: Started, path: str) -> tuple[dict[str, Field], list[str]]:
     """The script's variables that the job's processes see, and notes on those that they do not.
 
     Raises:
@@ -178,4 +178,4 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, str], list[st
             f"{place(path, value)}: {CONNECTIONS}={value.text} is not exported, so the job does "
             "not see it; write export before it"
         )
-    return {n: f.text for n, f in fields.items() if f.unknown is None}, notes
+    return {n: f for n, f in fields.items() if f.unknown is None}, notes

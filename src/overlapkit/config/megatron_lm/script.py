@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron.bridge.training.edits import ENV
 from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
@@ -25,6 +26,7 @@ from overlapkit.config.megatron_lm.launch_line import (
     world_size_of,
 )
 from overlapkit.config.overrides import Override, parse_override
+from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell.follow import Followed, Started, follow_script
 from overlapkit.config.shell.slurm import slurm_variables
@@ -78,9 +80,10 @@ def read_megatron_lm(
     given = _checked(variables or {})
     slurm = slurm_variables(text)
     followed = follow_script(text, path, given, slurm)
-    started, arguments, more = _chosen(followed, path, wanted, allow_unknown)
+    lines = text.splitlines()
+    started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown)
     notes = [*followed.notes, *more, *arguments.notes]
-    size, unknown, environment = None, f"{path} does not start the job", dict[str, str]()
+    size, unknown, environment = None, f"{path} does not start the job", dict[str, Field]()
     launcher = None
     if started is not None:
         environment, hidden = environment_of(started, path)
@@ -93,9 +96,19 @@ def read_megatron_lm(
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
     launch = Launch(
-        environment, path, size, unknown, tuple(dict.fromkeys(notes)), launcher=launcher
+        {name: value.text for name, value in environment.items()},
+        path,
+        size,
+        unknown,
+        tuple(dict.fromkeys(notes)),
+        launcher=launcher,
     )
-    return _settings(path, arguments, overrides, launch, folder=Path(name).parent)
+    exported = {
+        f"{ENV}{name}": word_place(path, lines, value.line, name)
+        for name, value in environment.items()
+        if value.line
+    }
+    return _settings(path, arguments, overrides, launch, exported, folder=Path(name).parent)
 
 
 def read_megatron_lm_arguments(
@@ -117,12 +130,14 @@ def read_megatron_lm_arguments(
         raise InputError(f"{ARGUMENTS}: contain no flag of Megatron-LM that is known here")
     size, unknown = None, f"{ARGUMENTS} do not say how many GPUs the job uses"
     environment, _ = environment_of(started, ARGUMENTS)
+    exported = {f"{ENV}{name}": Place(None, argument=name) for name in environment}
     with suppress(Undetermined):
         size, unknown = world_size_of(started, {}, ARGUMENTS), ""
     read = read_arguments(split_launch(started)[1], ARGUMENTS, allow_unknown=allow_unknown)
     launcher = launcher_of(started, {}, ARGUMENTS)
-    launch = Launch(environment, None, size, unknown, tuple(read.notes), launcher=launcher)
-    return _settings(ARGUMENTS, read, overrides, launch, folder=Path())
+    variables = {name: value.text for name, value in environment.items()}
+    launch = Launch(variables, None, size, unknown, tuple(read.notes), launcher=launcher)
+    return _settings(ARGUMENTS, read, overrides, launch, exported, folder=Path())
 
 
 def _named(script: str) -> tuple[str, int | None]:
@@ -141,7 +156,11 @@ def _checked(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _chosen(
-    followed: Followed, path: str, wanted: int | None, allow_unknown: bool
+    followed: Followed,
+    path: str,
+    lines: Sequence[str],
+    wanted: int | None,
+    allow_unknown: bool,
 ) -> tuple[Started | None, Arguments, list[str]]:
     """The launch of the job, its arguments, and notes on the choice."""
     launches = [started for started in followed.started if is_launch(started)]
@@ -154,22 +173,22 @@ def _chosen(
             raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
         launches = at[-1:]
     if not launches:
-        return None, *_without_launch(followed, path, allow_unknown)
+        return None, *_without_launch(followed, path, lines, allow_unknown)
     read = [
-        read_arguments(split_launch(started)[1], path, allow_unknown=allow_unknown)
+        read_arguments(split_launch(started)[1], path, lines, allow_unknown=allow_unknown)
         for started in launches
     ]
     if any(each.values != read[0].values for each in read[1:]):
-        lines = [started.line for started in launches]
+        starts = [str(started.line) for started in launches]
         raise InputError(
-            f"{path}: starts Megatron-LM {len(lines)} times with different arguments (lines "
-            f"{', '.join(map(str, lines))}); select one, such as {path}:{lines[0]}"
+            f"{path}: starts Megatron-LM {len(starts)} times with different arguments (lines "
+            f"{', '.join(starts)}); select one, such as {path}:{starts[0]}"
         )
     return launches[0], read[0], []
 
 
 def _without_launch(
-    followed: Followed, path: str, allow_unknown: bool
+    followed: Followed, path: str, lines: Sequence[str], allow_unknown: bool
 ) -> tuple[Arguments, list[str]]:
     """The arguments in a script's variables, where it only sets them for another."""
     fields: list[Field] = []
@@ -193,11 +212,17 @@ def _without_launch(
             "script? The arguments themselves can be given after --"
         )
     note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
-    return read_arguments(fields, path, allow_unknown=allow_unknown), [note]
+    return read_arguments(fields, path, lines, allow_unknown=allow_unknown), [note]
 
 
 def _settings(
-    path: str, arguments: Arguments, overrides: Iterable[str], launch: Launch, *, folder: Path
+    path: str,
+    arguments: Arguments,
+    overrides: Iterable[str],
+    launch: Launch,
+    exported: Mapping[str, Place],
+    *,
+    folder: Path,
 ) -> Settings:
     notes = list(launch.notes)
     data: dict[str, Any] = {"model": {}, "ddp": {}}
@@ -209,12 +234,8 @@ def _settings(
     for dotted, value in {**arguments.defaults, **values}.items():
         section, _, key = dotted.partition(".")
         data.setdefault(section, {})[key] = value
-    lines = {
-        tuple(dotted.split(".")): int(line)
-        for dotted, where in arguments.where.items()
-        if (line := where.rpartition(":")[2]).isdecimal()
-    }
-    settings = read_settings(Document(path, data, lines), _overrides(overrides, data))
+    places = {tuple(dotted.split(".")): place for dotted, place in arguments.where.items()}
+    settings = read_settings(Document(path, data, places), _overrides(overrides, data))
     asked = frozenset(values) | settings.overridden
     launch = replace(
         launch,
@@ -223,7 +244,14 @@ def _settings(
         unread=tuple(arguments.unknown),
     )
     stacks = stacks_with(flag.versions for flag in arguments.versions)
-    return replace(settings, asked=asked, framework="megatron-lm", launch=launch, stacks=stacks)
+    return replace(
+        settings,
+        asked=asked,
+        where={**exported, **settings.where},
+        framework="megatron-lm",
+        launch=launch,
+        stacks=stacks,
+    )
 
 
 def _overrides(texts: Iterable[str], data: dict[str, Any]) -> list[Override]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,14 @@ def test_a_script_says(name: str) -> None:
     assert launch.environment["CUDA_DEVICE_MAX_CONNECTIONS"] == connections
     lines = path.read_text().splitlines()
     for key in settings.asked:
-        file, _, line = settings.where[key].rpartition(":")
-        assert file == str(path)
-        written = lines[int(line) - 1]
-        assert any(flag in written for flag in FLAGS), (key, written)
+        place = settings.where[key]
+        assert place.file == str(path)
+        assert place.line is not None and place.column is not None
+        flag = re.match(r"[-\w]+", lines[place.line - 1][place.column - 1 :])
+        assert flag is not None and flag[0] in FLAGS, (key, flag)
+    exported = settings.where["env.CUDA_DEVICE_MAX_CONNECTIONS"]
+    assert exported.line is not None and exported.column is not None
+    assert lines[exported.line - 1][exported.column - 1 :].startswith("CUDA_DEVICE_MAX_CONN")
 
 
 def test_values_of_variables_are_the_callers() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.edits import Edit, in_words
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import knob_value
 from megatron.bridge.training.versions import Range
@@ -26,14 +27,16 @@ class WrongNumbers:
         knob: the setting that it is about.
         found: what was found, as the start of a reason; empty where the run is not affected.
         follows: what happens then, as the end of the reason.
-        remedy: what to set, with the keys that this run has to set.
+        edits: what to set, with the keys that this run has to set.
+        otherwise: another remedy; empty where there is none.
     """
 
     rule: Rule
     knob: str
     found: Callable[[Context], str]
     follows: str
-    remedy: Callable[[Context], str]
+    edits: Callable[[Context], tuple[Edit, ...]]
+    otherwise: str = ""
 
 
 def wrong_numbers(c: Context) -> Iterator[Decision]:
@@ -41,13 +44,16 @@ def wrong_numbers(c: Context) -> Iterator[Decision]:
     for each in WRONG:
         if each.rule.holds(c.stack) and (found := each.found(c)):
             value = knob_value(c, each.knob)
+            edits = each.edits(c)
+            also = f", or {each.otherwise}" if each.otherwise else ""
             yield each.rule.decide(
                 each.knob,
                 requested=value,
                 effective=value,
                 reason=f"{found}: {each.follows}",
                 outcome=Outcome.WRONG_NUMBERS,
-                remedy=each.remedy(c),
+                remedy=f"{in_words(edits)}{also}",
+                edits=edits,
             )
     yield from _sharded_experts(c)
 
@@ -129,21 +135,13 @@ def _between_steps(train: Any) -> str:
     return " and ".join(events)
 
 
-def _gather_on(c: Context) -> str:
-    if c.has_comm_overlap:
-        return (
-            "set comm_overlap.overlap_grad_reduce=true and comm_overlap.overlap_param_gather=true"
-        )
-    return (
-        "set ddp.overlap_grad_reduce=true, ddp.overlap_param_gather=true and "
-        "optimizer.overlap_param_gather=true"
-    )
-
-
-def _gather_off(c: Context) -> str:
-    if c.has_comm_overlap:
-        return "comm_overlap.overlap_param_gather=false"
-    return "ddp.overlap_param_gather=false and optimizer.overlap_param_gather=false"
+def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
+    """The parameters' gather overlapped or not, with what that needs."""
+    names = ["ddp.overlap_grad_reduce"] if on else []
+    # comm_overlap sets ddp's and the optimizer's together.
+    names += ["ddp.overlap_param_gather"]
+    names += [] if c.has_comm_overlap else ["optimizer.overlap_param_gather"]
+    return tuple(Edit(c.key(name), on) for name in names)
 
 
 WRONG: tuple[WrongNumbers, ...] = (
@@ -163,11 +161,8 @@ WRONG: tuple[WrongNumbers, ...] = (
         "ddp.num_distributed_optimizer_instances",
         _several_instances,
         "gradients may be reduced before they are complete",
-        lambda c: (
-            "set ddp.num_distributed_optimizer_instances=1, or "
-            f"{c.key('ddp.overlap_grad_reduce')}=false and "
-            f"{c.key('ddp.overlap_param_gather')}=false"
-        ),
+        lambda c: (Edit("ddp.num_distributed_optimizer_instances", 1),),
+        "set overlap_grad_reduce=false and overlap_param_gather=false",
     ),
     WrongNumbers(
         rule(
@@ -186,7 +181,7 @@ WRONG: tuple[WrongNumbers, ...] = (
         _experts_cleared,
         "the dense parameters' gather clears what the experts have staged, and the loss becomes "
         "NaN",
-        lambda c: _gather_on(c),
+        lambda c: _gather(c, on=True),
     ),
     WrongNumbers(
         rule(
@@ -205,9 +200,9 @@ WRONG: tuple[WrongNumbers, ...] = (
         "parameters are gathered from a buffer that does not have them",
         # comm_overlap sets ddp's alone.
         lambda c: (
-            "set optimizer.overlap_param_gather=true"
+            (Edit("optimizer.overlap_param_gather", True),)
             if c.of_ddp("overlap_param_gather")
-            else _gather_on(c)
+            else _gather(c, on=True)
         ),
     ),
     WrongNumbers(
@@ -224,7 +219,7 @@ WRONG: tuple[WrongNumbers, ...] = (
         "optimizer.overlap_param_gather_with_optimizer_step",
         _with_optimizer_step,
         "the gather reads a buffer that the optimizer has not filled, and gradients become NaN",
-        lambda c: f"set {c.key('optimizer.overlap_param_gather_with_optimizer_step')}=false",
+        lambda c: (Edit(c.key("optimizer.overlap_param_gather_with_optimizer_step"), False),),
     ),
     WrongNumbers(
         rule(
@@ -242,7 +237,8 @@ WRONG: tuple[WrongNumbers, ...] = (
         _forced_gather,
         "the gather that it forces is not converted to FP8, and weights are stale then and in the "
         "next step",
-        lambda c: f"set {_gather_off(c)}",
+        lambda c: _gather(c, on=False),
+        "evaluate and save only after the last step",
     ),
 )
 """Every known bug, in the order in which they are shown."""
