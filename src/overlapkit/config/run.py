@@ -65,6 +65,7 @@ class Launch:
         flags: its flags that some versions of Megatron-LM do not know.
         launcher: the program that starts the job's processes; None where that is not known.
         unread: its flags that no known version has.
+        passed: its flags that are read, with the place of each.
     """
 
     environment: dict[str, str]
@@ -75,6 +76,7 @@ class Launch:
     flags: tuple[PassedFlag, ...] = ()
     launcher: Launcher | None = None
     unread: tuple[str, ...] = ()
+    passed: dict[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

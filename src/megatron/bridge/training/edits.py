@@ -54,10 +54,11 @@ def in_words(edits: Iterable[Edit]) -> str:
     kept = [str(e) for e in edits if not isinstance(e.value, Removed)]
     gone = [e.key for e in edits if isinstance(e.value, Removed)]
     parts = [
-        f"{verb} {_listed(names)}" for verb, names in (("set", kept), ("remove", gone)) if names
+        f"{verb} {listed(names)}" for verb, names in (("set", kept), ("remove", gone)) if names
     ]
     return ", and ".join(parts)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names as a sentence has them: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -242,6 +242,7 @@ def _settings(
         notes=tuple(dict.fromkeys(notes)),
         flags=tuple(arguments.versions),
         unread=tuple(arguments.unknown),
+        passed=arguments.places,
     )
     stacks = stacks_with(flag.versions for flag in arguments.versions)
     return replace(
