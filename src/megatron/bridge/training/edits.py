@@ -59,6 +59,11 @@ def in_words(edits: Iterable[Edit]) -> str:
     return ", and ".join(parts)
 
 
+def either(edits: Iterable[Edit], otherwise: str = "") -> str:
+    """A remedy with two alternatives: the edits, or something else in words."""
+    return ", or ".join(filter(None, (in_words(edits), otherwise)))
+
+
 def listed(names: list[str]) -> str:
     """Names as a sentence has them: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from megatron.bridge.training.decisions import RULES
+
 _PASS_PRESET = "pass --tp-comm-overlap-cfg with a YAML file of the settings of "
 
 
@@ -32,12 +34,6 @@ _REMEDIES = {
     "--mpi=pmix",
     "tp.userbuffers-fixed-length": "omit --variable-seq-lengths and pad every batch to "
     "--seq-length, or omit --tp-comm-overlap",
-    "wrong.optimizer-instances": "omit --overlap-grad-reduce and --overlap-param-gather, or pass "
-    "--num-distributed-optimizer-instances 1",
-    "wrong.mxfp8-experts-cleared": "pass --overlap-grad-reduce and --overlap-param-gather",
-    "wrong.mxfp8-with-optimizer-step": "omit --overlap-param-gather-with-optimizer-step",
-    "wrong.fp8-forced-gather": "omit --overlap-param-gather, or pass --eval-iters 0 and save only "
-    "after the last step",
     "core.bucket-ignored": "pass --overlap-grad-reduce",
     "core.single-bucket": "pass a --ddp-bucket-size well below the parameters per rank",
     "core.layout-sets-vpp": "",
@@ -88,6 +84,19 @@ _REMEDIES = {
     "--moe-shared-expert-overlap",
 }
 """By the id of the rule; empty where a command line has nothing to fix."""
+
+_OTHERWISE = {
+    "wrong.optimizer-instances": "omit --overlap-grad-reduce and --overlap-param-gather",
+    "wrong.fp8-forced-gather": "pass --eval-iters 0 and save only after the last step",
+}
+"""By the id of a rule whose decisions have their changes of settings: what else is a remedy."""
+
+
+def otherwise_in_flags(rule_id: str) -> str:
+    """The alternatives to the changes of settings of a shared rule, on a command line."""
+    fix = RULES[rule_id].fix
+    newer = f"use {fix} or newer" if fix is not None else ""
+    return ", or ".join(filter(None, (_OTHERWISE.get(rule_id, ""), newer)))
 
 
 def remedy_in_flags(rule_id: str, remedy: str) -> str | None:

@@ -12,28 +12,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.models.parameter_count import UncountableModel
-from megatron.bridge.training.bucketing import (
-    AT_WRAP,
-    CORE_LEAST,
-    CORE_PER_RANK,
-    bucketing,
-    default_bucket_size,
-)
 from megatron.bridge.training.comm_overlap import InstalledSoftware
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, in_force, rule
+from megatron.bridge.training.edits import Edit, either, in_words
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.megatron_lm.buckets import bucket_checks
 from megatron.bridge.training.megatron_lm.fsdp import fsdp_checks
 from megatron.bridge.training.megatron_lm.graphs import delay_checks, graph_checks
+from megatron.bridge.training.megatron_lm.mended import DISTRIBUTED
 from megatron.bridge.training.megatron_lm.optimizers import (
     gather_checks,
     optimizer_checks,
     replaced_knobs,
 )
+from megatron.bridge.training.megatron_lm.pipeline import pipeline_checks
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest as MegatronLmRequest
 from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFlag
-from megatron.bridge.training.megatron_lm.request import flags_of_other_versions
-from megatron.bridge.training.megatron_lm_remedies import remedy_in_flags
+from megatron.bridge.training.megatron_lm.request import flags_of_other_versions, stops
+from megatron.bridge.training.megatron_lm_remedies import otherwise_in_flags, remedy_in_flags
 from megatron.bridge.training.rules.buckets import BUCKET_DEFAULT
 from megatron.bridge.training.rules.context import (
     Context,
@@ -42,7 +38,6 @@ from megatron.bridge.training.rules.context import (
     _CommOverlapConfig,
     fsdp_switch,
 )
-from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.environment import (
     LM_GRAPHS_EXPANDABLE,
     graphs_with_expandable_segments,
@@ -63,7 +58,8 @@ SEQUENCE_PARALLEL_OFF = rule(
     Dimension.TP,
     claim="Megatron-LM switches --sequence-parallel off where --tensor-model-parallel-size is 1, "
     "with only a warning.",
-    remedy="pass --tensor-model-parallel-size 2 or more, or omit --sequence-parallel",
+    remedy="omit --sequence-parallel, or pass --tensor-model-parallel-size 2 or more",
+    edits=(Edit("model.sequence_parallel", False),),
 )
 TP_OVERLAP_NEEDS = rule(
     "lm.tp-overlap-needs",
@@ -72,36 +68,6 @@ TP_OVERLAP_NEEDS = rule(
     "Engine, stops a Megatron-LM job at start (Megatron-Bridge switches the overlap off).",
     remedy="pass --sequence-parallel with --tensor-model-parallel-size above 1, or omit "
     "--tp-comm-overlap",
-)
-ONE_CHUNK = rule(
-    "lm.one-chunk-no-interleaving",
-    Dimension.PP,
-    claim="With one chunk per stage, Megatron-LM uses no virtual pipeline: the schedule is not "
-    "interleaved.",
-    remedy="pass a smaller --num-layers-per-virtual-pipeline-stage, or "
-    "--num-virtual-stages-per-pipeline-rank above 1",
-)
-INTERLEAVING_NEEDS_STAGES = rule(
-    "lm.interleaving-needs-stages",
-    Dimension.PP,
-    claim="Megatron-LM refuses an interleaved schedule with one pipeline stage. With p2p overlap "
-    "off it also refuses two stages, because the previous and the next stage are then the same "
-    "peer and their batched messages would be swapped.",
-    remedy="omit --no-overlap-p2p-communication, or use more pipeline stages",
-)
-P2P_DEFAULT = rule(
-    "lm.p2p-overlap",
-    Dimension.PP,
-    claim="overlap_p2p_comm is on by default with an interleaved schedule "
-    "(--no-overlap-p2p-communication turns it off) and always off without one; batch_p2p_comm is "
-    "its opposite.",
-    remedy="pass --num-virtual-stages-per-pipeline-rank above 1",
-)
-ALIGN_DEFAULT = rule(
-    "lm.align-param-gather",
-    Dimension.DP,
-    claim="align_param_gather is on by default with an interleaved schedule "
-    "(--no-align-param-gather turns it off) and always off without one.",
 )
 GRADS_IN_FP32 = rule(
     "lm.grads-in-fp32",
@@ -116,20 +82,7 @@ FP8_GATHER = rule(
     claim="--fp8-param-gather without --use-distributed-optimizer or FSDP stops a Megatron-LM "
     "job at start.",
     remedy="pass --use-distributed-optimizer, or omit --fp8-param-gather",
-)
-BUCKETS_ASKED = rule(
-    "lm.bucket-number",
-    Dimension.DP,
-    claim="--ddp-num-buckets N, with N of 1 or more, sets the bucket size to a rank's parameters "
-    "divided by N. --ddp-bucket-size and --ddp-num-buckets exclude each other.",
-    remedy="pass only one of --ddp-bucket-size and --ddp-num-buckets",
-)
-BUCKET_SIZE = rule(
-    "lm.bucket-default",
-    Dimension.DP,
-    claim=f"Without --ddp-bucket-size, Megatron-LM's trainer takes max({CORE_LEAST:,}, "
-    f"{CORE_PER_RANK:,} x DP x CP) parameters for a bucket.",
-    source="Megatron-LM's training.py",
+    edits=DISTRIBUTED,
 )
 AS_FLAGS_SAY = rule(
     "lm.as-flags-say",
@@ -143,6 +96,7 @@ _DECIDED_OTHERWISE = frozenset({PARAM_GATHER_NEEDS.id, OPTIMIZER_STEP_NEEDS.id, 
 _BRIDGES = ("bridge.", "ep.delay-")
 """Checks of Megatron-Bridge's own, around the same Megatron-Core."""
 
+_NO_TP_OVERLAP = (Edit("model.tp_comm_overlap", False),)
 _DECIDED_HERE = frozenset(
     {
         "model.tp_comm_overlap",
@@ -194,17 +148,18 @@ def update_megatron_lm(
         train=request,
         gpu=gpu,
         launcher=launcher,
+        optimizer=run.optimizer,
     )
     decisions = [
         *flags_of_other_versions(flags, context.stack, version_known=version_known),
-        *_pipeline(run),
+        *pipeline_checks(context, run),
         *gather_checks(context, run, request),
         *fsdp_checks(context, run, request),
         *_precision(run, request),
         *_tensor_parallel(context),
         *optimizer_checks(context, run, request),
         *graph_checks(context, request),
-        *_buckets(context, run, request),
+        *bucket_checks(context, run, request),
     ]
     delayed = list(delay_checks(context))
     decisions += delayed
@@ -224,6 +179,9 @@ def update_megatron_lm(
 def _with_remedy_in_flags(decision: Decision) -> Decision:
     if decision.rule.startswith("lm.") or decision.remedy is None:
         return decision
+    if decision.edits and decision.remedy.startswith(in_words(decision.edits)):
+        # The rest of the remedy may name keys that Megatron-LM does not have.
+        return replace(decision, remedy=either(decision.edits, otherwise_in_flags(decision.rule)))
     return replace(decision, remedy=remedy_in_flags(decision.rule, decision.remedy))
 
 
@@ -247,56 +205,15 @@ def _precision(run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
             effective=effective,
             reason=reason,
             outcome=Outcome.REFUSED if refused else Outcome.DEFAULT,
-            remedy="omit --grad-reduce-in-bf16" if refused else GRADS_IN_FP32.remedy,
+            remedy=None if refused or not effective else GRADS_IN_FP32.remedy,
+            edits=(Edit("megatron_lm.grad_reduce_in_bf16", False),) if refused else (),
         )
     distributed = bool(run.ddp.use_distributed_optimizer)
     if run.ddp.fp8_param_gather and not distributed and fsdp_switch(run.ddp) is None:
         yield FP8_GATHER.error(
             "ddp.fp8_param_gather",
             True,
-            "neither --use-distributed-optimizer nor FSDP is on: Megatron-LM stops at start",
-        )
-
-
-def _pipeline(run: Any) -> Iterator[Decision]:
-    model = run.model
-    pp = model.pipeline_model_parallel_size or 1
-    if model.virtual_pipeline_model_parallel_size == 1:
-        model.virtual_pipeline_model_parallel_size = None
-        yield ONE_CHUNK.decide(
-            "model.virtual_pipeline_model_parallel_size",
-            requested=1,
-            effective=None,
-            reason="its layers make one chunk per stage",
-            outcome=Outcome.REFUSED,
-        )
-    yield from layout_sets_vpp(model)
-    interleaved = (model.virtual_pipeline_model_parallel_size or 1) > 1
-    requested = bool(model.overlap_p2p_comm)
-    if interleaved and (pp < 2 or (pp == 2 and not requested)):
-        off = "" if pp < 2 else " and --no-overlap-p2p-communication"
-        yield INTERLEAVING_NEEDS_STAGES.error(
-            "model.virtual_pipeline_model_parallel_size",
-            model.virtual_pipeline_model_parallel_size,
-            f"PP={pp} with VPP={model.virtual_pipeline_model_parallel_size}{off}: Megatron-LM "
-            "stops at start",
-            "pass --pipeline-model-parallel-size above 1" if pp < 2 else None,
-        )
-    model.overlap_p2p_comm = requested and interleaved
-    model.batch_p2p_comm = not model.overlap_p2p_comm
-    run.ddp.align_param_gather = bool(run.ddp.align_param_gather) and interleaved
-    layout = (
-        f"PP={pp} with VPP={model.virtual_pipeline_model_parallel_size}"
-        if interleaved
-        else f"PP={pp} without interleaving"
-    )
-    for knob, decided_by, effective in (
-        ("model.overlap_p2p_comm", P2P_DEFAULT, model.overlap_p2p_comm),
-        ("model.batch_p2p_comm", P2P_DEFAULT, model.batch_p2p_comm),
-        ("ddp.align_param_gather", ALIGN_DEFAULT, run.ddp.align_param_gather),
-    ):
-        yield decided_by.decide(
-            knob, requested=None, effective=effective, reason=layout, outcome=Outcome.DEFAULT
+            stops("neither --use-distributed-optimizer nor FSDP is on"),
         )
 
 
@@ -321,10 +238,14 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
     )
     for decision in decide_tp(replace(c, request=wanted)):
         if decision.outcome is Outcome.REFUSED:
+            fits = size > 1 and c.software.is_te_min_version("0.0")
+            edits = (Edit("model.sequence_parallel", True),) if fits else _NO_TP_OVERLAP
             yield TP_OVERLAP_NEEDS.error(
                 decision.knob,
                 True,
-                f"{decision.reason}: Megatron-LM stops at start",
+                stops(decision.reason),
+                either(edits, "omit --tp-comm-overlap" if fits else ""),
+                edits,
             )
         elif decision.knob == "model.tp_comm_overlap_cfg" and isinstance(given, str):
             continue
@@ -334,66 +255,3 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
         yield from check_userbuffers(
             given, fp8=bool(model.fp8), also_bf16=bool(model.first_last_layers_bf16)
         )
-
-
-def _buckets(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
-    number, knob = request.ddp_num_buckets, "ddp.bucket_size"
-    if number is None:
-        yield from _default_bucket_size(c)
-        return
-    if run.ddp.bucket_size is not None:
-        yield BUCKETS_ASKED.error(
-            knob,
-            run.ddp.bucket_size,
-            f"--ddp-num-buckets {number} is passed too: Megatron-LM stops at start",
-        )
-        return
-    if number < 1:
-        yield BUCKETS_ASKED.error(
-            knob,
-            run.ddp.bucket_size,
-            f"--ddp-num-buckets {number}: Megatron-LM stops at start",
-            "pass --ddp-num-buckets 1 or more",
-        )
-        return
-    try:
-        chunks = bucketing(c.model, run.ddp, data_parallel_size=c.data_parallel_size or 1)
-    except UncountableModel as cause:
-        yield BUCKETS_ASKED.decide(
-            knob,
-            requested=None,
-            effective=None,
-            reason=f"--ddp-num-buckets {number}: the size of a bucket is not known: {cause}",
-            outcome=Outcome.NOTE,
-        )
-        return
-    parameters = sum(chunk.parameters for chunk in chunks if chunk.pp_rank == 0)
-    run.ddp.bucket_size = max(1, parameters // number)
-    yield BUCKETS_ASKED.decide(
-        knob,
-        requested=None,
-        effective=run.ddp.bucket_size,
-        reason=f"{parameters:,} parameters on a rank of the first stage, divided by "
-        f"--ddp-num-buckets {number}",
-        outcome=Outcome.NOTE,
-    )
-
-
-def _default_bucket_size(c: Context) -> Iterator[Decision]:
-    """What stands for None in Megatron-LM's trainer; kept on ddp for bucketing."""
-    ddp = c.ddp
-    if ddp.bucket_size is not None or not ddp.overlap_grad_reduce or fsdp_switch(ddp) is not None:
-        return
-    if c.replicas == 1:
-        return
-    dp, cp = c.data_parallel_size or 1, c.of_model("context_parallel_size") or 1
-    size = default_bucket_size(c.replicas)
-    setattr(ddp, AT_WRAP, size)
-    yield BUCKET_SIZE.decide(
-        "ddp.bucket_size",
-        requested=None,
-        effective=size,
-        reason=f"without --ddp-bucket-size Megatron-LM takes max({CORE_LEAST:,}, "
-        f"{CORE_PER_RANK:,} x {dp * cp}) parameters, where DP x CP is {dp} x {cp}",
-        outcome=Outcome.NOTE,
-    )

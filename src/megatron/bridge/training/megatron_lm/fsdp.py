@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, either
+from megatron.bridge.training.megatron_lm.mended import (
+    FP8_GATHER_OFF,
+    GATHER_OFF,
+    NOT_DISTRIBUTED,
+    STEP_OFF,
+    TORCH_FSDP2,
+    together,
+    without_fsdp,
+)
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 from megatron.bridge.training.versions import Range
@@ -17,7 +27,7 @@ TORCH_FSDP2_NEEDS = rule(
     "the distributed optimizer, gradient accumulation fusion (on by default), --fp16, tied "
     "embeddings, or a --ckpt-format other than torch_dist and torch_dcp.",
     remedy="pass --no-gradient-accumulation-fusion and --untie-embeddings-and-output-weights, and "
-    "omit the rest",
+    "omit the rest; with pipeline or expert parallelism, omit --use-torch-fsdp2",
 )
 TORCH_FSDP2_GATHER = rule(
     "lm.torch-fsdp2-fp8-gather",
@@ -25,6 +35,7 @@ TORCH_FSDP2_GATHER = rule(
     claim="With --use-torch-fsdp2 and Transformer Engine 2.0 or newer, --fp8-param-gather is "
     "turned off with only a warning: parameters are gathered in bf16.",
     remedy="omit --fp8-param-gather, or use --use-megatron-fsdp",
+    edits=FP8_GATHER_OFF,
 )
 CHECKPOINT = rule(
     "lm.fsdp-checkpoint",
@@ -32,13 +43,15 @@ CHECKPOINT = rule(
     claim="--use-megatron-fsdp stops a Megatron-LM job at start with a --ckpt-format other than "
     "fsdp_dtensor (the default is another one).",
     remedy="pass --ckpt-format fsdp_dtensor",
+    edits=(Edit("megatron_lm.ckpt_format", "fsdp_dtensor"),),
 )
 REGISTRATION = rule(
     "lm.fsdp-registration-needs",
     Dimension.DP,
     claim="--fsdp-manual-registration stops a Megatron-LM job at start without --use-megatron-fsdp "
     "and --use-nccl-ub.",
-    remedy="pass --use-megatron-fsdp and --use-nccl-ub, or omit the flag",
+    remedy="omit the flag, or pass --use-megatron-fsdp and --use-nccl-ub",
+    edits=(Edit("ddp.fsdp_manual_registration", False),),
 )
 TURNS_ON = rule(
     "lm.fsdp-distributed-optimizer",
@@ -53,7 +66,7 @@ OPTIMIZER = rule(
     Dimension.DP,
     claim="--use-megatron-fsdp stops a Megatron-LM job at start with an --optimizer other than "
     "adam and sgd.",
-    remedy="pass --optimizer adam, or omit --use-megatron-fsdp",
+    remedy="omit --use-megatron-fsdp, or pass --optimizer adam",
     versions=(Range("core", since="0.18.2"),),
     source="Megatron-LM's arguments.py",
 )
@@ -78,6 +91,7 @@ SECOND_VERSION = rule(
     claim="--megatron-fsdp-version 2 stops a Megatron-LM job at start with "
     "--use-distributed-optimizer.",
     remedy="omit --use-distributed-optimizer",
+    edits=NOT_DISTRIBUTED,
     versions=(Range("core", since="0.20.0"),),
     source="Megatron-LM 313f6e95db",
 )
@@ -86,12 +100,12 @@ SECOND_VERSION = rule(
 def fsdp_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     """What the parser does with an FSDP's flags; it changes some, in place."""
     switch = fsdp_switch(run.ddp)
-    if switch == "use_torch_fsdp2":
+    if switch == TORCH_FSDP2:
         yield from _torch_fsdp2(c, run, request)
     elif switch is not None:
         yield from _megatron_fsdp(c, run, request)
     if getattr(run.ddp, "fsdp_manual_registration", False):
-        megatrons = switch not in (None, "use_torch_fsdp2")
+        megatrons = switch not in (None, TORCH_FSDP2)
         if not (megatrons and getattr(run.ddp, "nccl_ub", False)):
             missing = "--use-nccl-ub" if megatrons else "--use-megatron-fsdp"
             yield REGISTRATION.error(
@@ -117,6 +131,8 @@ def _torch_fsdp2(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[D
             "ddp.use_torch_fsdp2",
             True,
             stops(f"--use-torch-fsdp2 with {', '.join(found)}"),
+            None,
+            _torch_fsdp2_mended(c, request),
         )
     if run.ddp.fp8_param_gather and c.software.is_te_min_version("2.0.0"):
         run.ddp.fp8_param_gather = model.fp8_param = False
@@ -130,6 +146,32 @@ def _torch_fsdp2(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[D
         )
 
 
+def _torch_fsdp2_mended(c: Context, request: MegatronLmRequest) -> tuple[Edit, ...]:
+    """What to change for Torch's FSDP2; where layers or experts are divided, it is omitted."""
+    model, ddp = c.model, c.ddp
+    if c.pipeline_size > 1 or (model.expert_model_parallel_size or 1) > 1:
+        return without_fsdp(c)
+    edits: tuple[Edit, ...] = ()
+    if ddp.use_distributed_optimizer:
+        edits = NOT_DISTRIBUTED
+        if ddp.overlap_param_gather:
+            step = c.of_optimizer("overlap_param_gather_with_optimizer_step")
+            edits = together(edits, GATHER_OFF, STEP_OFF if step else ())
+    if model.gradient_accumulation_fusion:
+        edits += (Edit("model.gradient_accumulation_fusion", False),)
+    if request.ckpt_format not in ("torch_dist", "torch_dcp"):
+        edits += (Edit("megatron_lm.ckpt_format", "torch_dist"),)
+    if c.of_model("share_embeddings_and_output_weights", True):
+        edits += (Edit("model.share_embeddings_and_output_weights", False),)
+    if model.fp16:
+        edits += tuple(
+            Edit(f"{section}.{name}", name == "bf16")
+            for section in ("model", "optimizer")
+            for name in ("fp16", "bf16")
+        )
+    return edits
+
+
 def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     ddp, optimizer = run.ddp, run.optimizer
     if request.ckpt_format != "fsdp_dtensor":
@@ -139,7 +181,14 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
     second = getattr(ddp, "megatron_fsdp_version", 1) == 2 and SECOND_VERSION.holds(c.stack)
     if second and ddp.use_distributed_optimizer:
         yield SECOND_VERSION.error(
-            "ddp.megatron_fsdp_version", 2, stops("--use-distributed-optimizer is passed")
+            "ddp.megatron_fsdp_version",
+            2,
+            stops("--use-distributed-optimizer is passed"),
+            None,
+            together(
+                NOT_DISTRIBUTED,
+                STEP_OFF if c.of_optimizer("overlap_param_gather_with_optimizer_step") else (),
+            ),
         )
     if TURNS_ON.holds(c.stack) and not second:
         if not ddp.use_distributed_optimizer:
@@ -151,7 +200,14 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
             yield _turned("reuse_grad_buf_for_mxfp8_param_ag", effective=False)
     name = getattr(optimizer, "optimizer", "adam") or "adam"
     if OPTIMIZER.holds(c.stack) and name not in ("adam", "sgd"):
-        yield OPTIMIZER.error("optimizer.optimizer", name, stops("--use-megatron-fsdp is passed"))
+        edits = without_fsdp(c)
+        yield OPTIMIZER.error(
+            "optimizer.optimizer",
+            name,
+            stops("--use-megatron-fsdp is passed"),
+            either(edits, "pass --optimizer adam"),
+            edits,
+        )
     yield from _buffers(c, ddp)
 
 

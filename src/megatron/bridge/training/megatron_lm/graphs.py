@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import REMOVED, Edit, either
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.graphs import graph_scope
 from megatron.bridge.training.versions import Range
 
 _DELAY = "model.delay_wgrad_compute"
+_NOT_DELAYED = (Edit(_DELAY, False), Edit("ddp.delay_wgrad_compute", False))
 
 DELAY_NEEDS_TE = rule(
     "lm.delay-wgrad-needs-te",
@@ -18,7 +20,7 @@ DELAY_NEEDS_TE = rule(
     claim="--delay-wgrad-compute needs Transformer Engine >= 2.3.0, >= 2.8.0 with "
     "--overlap-grad-reduce, and >= 2.7.0 with --no-gradient-accumulation-fusion; otherwise a "
     "Megatron-LM job stops. Megatron-Bridge's check is another one.",
-    remedy="use Transformer Engine 2.8.0 or newer, or omit --delay-wgrad-compute",
+    remedy="omit --delay-wgrad-compute, or use Transformer Engine 2.8.0 or newer",
     source="Megatron-LM's arguments.py; megatron/core/extensions/transformer_engine.py",
 )
 DELAY_NEEDS_IMPLEMENTATION = rule(
@@ -26,6 +28,7 @@ DELAY_NEEDS_IMPLEMENTATION = rule(
     Dimension.EP,
     claim="--delay-wgrad-compute needs --transformer-impl transformer_engine, the default.",
     remedy="omit --transformer-impl, or omit --delay-wgrad-compute",
+    edits=(Edit("model.transformer_impl", REMOVED),),
 )
 DELAY_IN_GRAPH = rule(
     "lm.delay-wgrad-in-graph",
@@ -34,8 +37,9 @@ DELAY_IN_GRAPH = rule(
     "delayed gradient (attn, or moe_router with shared experts that are not overlapped) needs "
     "Transformer Engine >= 2.12.0 and gradient accumulation fusion, and for attn no linear and no "
     "QKV bias. Without --overlap-grad-reduce Megatron-LM does not check it.",
-    remedy="omit the scope of the CUDA graph, or use Transformer Engine 2.12.0 or newer with "
-    "gradient accumulation fusion and --disable-bias-linear",
+    remedy="remove attn and moe_router from the scope of the CUDA graph, or omit "
+    "--delay-wgrad-compute, or use Transformer Engine 2.12.0 or newer with gradient accumulation "
+    "fusion and without an attention bias",
     versions=(Range("core", since="0.17.1"),),
     source="Megatron-LM 1934391a95",
 )
@@ -45,6 +49,7 @@ SCOPE_TWICE = rule(
     claim="--cuda-graph-scope, the old name, and --cuda-graph-modules together stop a Megatron-LM "
     "job at start.",
     remedy="omit --cuda-graph-scope",
+    edits=(Edit("model.cuda_graph_scope", REMOVED),),
     versions=(Range("core", since="0.18.2"),),
     source="Megatron-LM e41b37002c",
 )
@@ -54,6 +59,10 @@ FULL_ITERATION = rule(
     claim="A CUDA graph of the full iteration stops a Megatron-LM job at start without "
     "--no-check-for-nan-in-loss-and-grad.",
     remedy="pass --no-check-for-nan-in-loss-and-grad",
+    edits=(
+        Edit("megatron_lm.check_for_nan", False),
+        Edit("ddp.check_for_nan_in_grad", False),
+    ),
 )
 
 
@@ -93,7 +102,8 @@ def delay_checks(c: Context) -> Iterator[Decision]:
                 _DELAY,
                 True,
                 stops(found),
-                f"use Transformer Engine {version} or newer, or omit --delay-wgrad-compute",
+                either(_NOT_DELAYED, f"use Transformer Engine {version} or newer"),
+                _NOT_DELAYED,
             )
             break
     if overlap and DELAY_IN_GRAPH.holds(c.stack):
@@ -118,6 +128,7 @@ def _in_graph(c: Context, *, fused: bool) -> Iterator[Decision]:
     }
     found = [what for what, is_so in lacking.items() if is_so]
     if found:
+        edits = _without_the_delayed(c, attention=attention, router=exposed)
         yield DELAY_IN_GRAPH.decide(
             _DELAY,
             requested=True,
@@ -127,4 +138,20 @@ def _in_graph(c: Context, *, fused: bool) -> Iterator[Decision]:
                 f"{' and '.join(found)}"
             ),
             outcome=Outcome.ERROR,
+            remedy=either(edits, "omit --delay-wgrad-compute"),
+            edits=edits,
         )
+
+
+def _without_the_delayed(c: Context, *, attention: bool, router: bool) -> tuple[Edit, ...]:
+    """The CUDA graph without the parts whose gradients are delayed; none where nothing is left."""
+    parts = {"attn"} if attention else set()
+    parts |= {"moe_router"} if router else set()
+    for key in ("cuda_graph_modules", "cuda_graph_scope"):
+        captured = c.of_model(key)
+        if captured and isinstance(captured, list):
+            # An empty list means the whole layer.
+            if left := [part for part in captured if part not in parts]:
+                return (Edit(f"model.{key}", left),)
+            return Edit(f"model.{key}", REMOVED), Edit("model.cuda_graph_impl", REMOVED)
+    return (Edit("model.cuda_graph_impl", REMOVED),)

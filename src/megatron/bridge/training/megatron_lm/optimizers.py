@@ -6,6 +6,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import REMOVED, Edit, either, in_words
+from megatron.bridge.training.megatron_lm.mended import (
+    DISTRIBUTED,
+    FP8_GATHER_OFF,
+    GATHER_OFF,
+    NOT_DISTRIBUTED,
+    STEP_OFF,
+    together,
+    without_fsdp,
+)
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 from megatron.bridge.training.versions import Range
@@ -24,6 +34,7 @@ LEGACY_MODELS = rule(
     Dimension.DP,
     claim="--overlap-param-gather with --use-legacy-models stops a Megatron-LM job at start.",
     remedy="omit --use-legacy-models, or omit --overlap-param-gather",
+    edits=(Edit("megatron_lm.use_legacy_models", False),),
     versions=(Range("core", until="0.18.2"),),
     source="Megatron-LM's arguments.py",
 )
@@ -33,7 +44,8 @@ OPTIMIZER_STEP = rule(
     claim="--overlap-param-gather-with-optimizer-step stops a Megatron-LM job at start without "
     "the distributed optimizer, --overlap-param-gather and an interleaved schedule, and with a "
     "distributed checkpoint format (the default is one).",
-    remedy="pass what is missing and --ckpt-format torch, or omit the flag",
+    remedy="omit the flag, or pass what is missing and --ckpt-format torch",
+    edits=STEP_OFF,
 )
 SAVED_PARAMETERS = rule(
     "lm.save-params-excludes-gather",
@@ -41,6 +53,7 @@ SAVED_PARAMETERS = rule(
     claim="--save-params-interval with --save stops a Megatron-LM job at start where "
     "--overlap-param-gather is on: the parameters are not whole when they are saved.",
     remedy="omit --save-params-interval, or omit --overlap-param-gather",
+    edits=(Edit("megatron_lm.save_params_interval", REMOVED),),
     versions=(Range("core", since="0.18.2"),),
     source="Megatron-LM's arguments.py",
 )
@@ -49,7 +62,8 @@ FROZEN = rule(
     Dimension.DP,
     claim="--freeze-all-layers turns --use-distributed-optimizer and --overlap-param-gather off, "
     "with only a warning.",
-    remedy="omit --freeze-all-layers",
+    remedy="omit --overlap-param-gather and --use-distributed-optimizer, or omit "
+    "--freeze-all-layers",
     versions=(Range("core", since="0.19.0"),),
     source="Megatron-LM's arguments.py",
 )
@@ -97,6 +111,7 @@ LAYER_WISE_REFUSES = rule(
 _GATHER = "ddp.overlap_param_gather"
 _STEP = "optimizer.overlap_param_gather_with_optimizer_step"
 _DISTRIBUTED = "ddp.use_distributed_optimizer"
+_MUON = (Edit("optimizer.optimizer", "muon"), *DISTRIBUTED)
 
 
 def _flags_on(c: Context, run: Any) -> dict[str, bool]:
@@ -117,9 +132,19 @@ def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[
     if ddp.overlap_param_gather:
         sharded = distributed or fsdp_switch(ddp) in ("use_megatron_fsdp", "use_custom_fsdp")
         if not sharded and optimizer.optimizer != "dist_muon":
-            yield PARAM_GATHER.error(_GATHER, True, stops("ddp.use_distributed_optimizer is off"))
+            edits = _gather_mended(c, request)
+            yield PARAM_GATHER.error(
+                _GATHER, True, stops("ddp.use_distributed_optimizer is off"), None, edits
+            )
         elif not ddp.overlap_grad_reduce:
-            yield PARAM_GATHER.error(_GATHER, True, stops("ddp.overlap_grad_reduce is off"))
+            edits = (Edit("ddp.overlap_grad_reduce", True),)
+            yield PARAM_GATHER.error(
+                _GATHER,
+                True,
+                stops("ddp.overlap_grad_reduce is off"),
+                either(edits, "omit --overlap-param-gather"),
+                edits,
+            )
         if request.use_legacy_models and LEGACY_MODELS.holds(c.stack):
             yield LEGACY_MODELS.error(_GATHER, True, stops("--use-legacy-models is passed"))
         if request.save and request.save_params_interval and SAVED_PARAMETERS.holds(c.stack):
@@ -134,14 +159,57 @@ def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[
         missing = [what for what, is_missing in lacking.items() if is_missing]
         if missing:
             found = f"it lacks {' and '.join(missing)}"
-            yield OPTIMIZER_STEP.error(_STEP, True, stops(found))
+            also = "pass what is missing and --ckpt-format torch"
+            remedy = either(STEP_OFF, also)
+            yield OPTIMIZER_STEP.error(_STEP, True, stops(found), remedy, STEP_OFF)
         elif request.ckpt_format != "torch":
             yield OPTIMIZER_STEP.error(
                 _STEP,
                 True,
                 stops(f"--ckpt-format is {request.ckpt_format}, a distributed checkpoint"),
-                "pass --ckpt-format torch, or omit the flag",
+                either(STEP_OFF, "pass --ckpt-format torch"),
+                STEP_OFF,
             )
+
+
+def _gather_mended(c: Context, request: MegatronLmRequest) -> tuple[Edit, ...]:
+    """The gather with what it needs; off where this job cannot have the distributed optimizer."""
+    name = c.of_optimizer("optimizer") or "adam"
+    if request.use_torch_fsdp2 or (
+        "muon" in name and (MUON_ALONE.holds(c.stack) or MUON_OF_017.holds(c.stack))
+    ):
+        return together(GATHER_OFF, STEP_OFF if c.of_optimizer(_STEP.partition(".")[2]) else ())
+    reduce = () if c.ddp.overlap_grad_reduce else (Edit("ddp.overlap_grad_reduce", True),)
+    return together(DISTRIBUTED, reduce)
+
+
+def _without(c: Context, refused: set[str]) -> tuple[Edit, ...]:
+    """The job without flags of data parallelism that its optimizer refuses."""
+    edits = without_fsdp(c) if any(flag.startswith("FSDP") for flag in refused) else ()
+    if "--overlap-grad-reduce" in refused:
+        edits = together(edits, (Edit("ddp.overlap_grad_reduce", False),))
+    if "--overlap-param-gather" in refused:
+        edits = together(edits, GATHER_OFF)
+    if "--use-distributed-optimizer" in refused:
+        edits = together(edits, NOT_DISTRIBUTED)
+        edits = together(edits, FP8_GATHER_OFF if c.of_ddp("fp8_param_gather") else ())
+    step = c.of_optimizer(_STEP.partition(".")[2])
+    return together(edits, STEP_OFF if step else ())
+
+
+def _of_dist_muon(c: Context, refused: set[str], overlaps: set[str]) -> tuple[Edit, ...]:
+    """The same job with the Muon that overlaps, where that is what is refused."""
+    others = _without(c, refused - overlaps)
+    name = (Edit("optimizer.optimizer", "dist_muon"),) if refused & overlaps else ()
+    return together(name, others)
+
+
+def _layer_wise_mended(c: Context, run: Any, request: MegatronLmRequest) -> tuple[Edit, ...]:
+    edits = without_fsdp(c) if fsdp_switch(c.ddp) is not None else ()
+    if request.ckpt_format not in ("torch", "torch_dist"):
+        edits = together(edits, (Edit("megatron_lm.ckpt_format", "torch_dist"),))
+    step = getattr(run.optimizer, "overlap_param_gather_with_optimizer_step", False)
+    return together(edits, STEP_OFF if step else ())
 
 
 def optimizer_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
@@ -166,12 +234,16 @@ def _muon_before_018(c: Context, run: Any, name: str) -> Iterator[Decision]:
         return
     if refused:
         found = f"--optimizer {name} with {' and '.join(sorted(refused))}"
-        yield decided_by.error("optimizer.optimizer", name, stops(found))
+        edits = _without(c, refused)
+        if decided_by is MUON_OF_017 and name == "muon":
+            edits = _of_dist_muon(c, refused, overlaps)
+        yield decided_by.error("optimizer.optimizer", name, stops(found), None, edits)
 
 
 def _layer_wise(c: Context, run: Any, request: MegatronLmRequest, name: str) -> Iterator[Decision]:
     layer_wise = name == "dist_muon" or bool(c.ddp.use_distributed_optimizer)
     if layer_wise:
+        old = name == "dist_muon"
         yield LAYER_WISE.decide(
             _DISTRIBUTED,
             requested=None,
@@ -179,9 +251,8 @@ def _layer_wise(c: Context, run: Any, request: MegatronLmRequest, name: str) -> 
             reason=f"--optimizer {name} with its states divided among the ranks by whole layers: "
             "the layer-wise distributed optimizer",
             outcome=Outcome.NOTE,
-            remedy="pass --optimizer muon --use-distributed-optimizer: dist_muon is deprecated"
-            if name == "dist_muon"
-            else None,
+            remedy=f"{in_words(_MUON)}: dist_muon is deprecated" if old else None,
+            edits=_MUON if old else (),
         )
         for section in (run.ddp, run.optimizer):
             section.use_distributed_optimizer = False
@@ -193,7 +264,9 @@ def _layer_wise(c: Context, run: Any, request: MegatronLmRequest, name: str) -> 
         refused.append("--overlap-param-gather-with-optimizer-step")
     if refused:
         found = f"--optimizer {name} with {' and '.join(refused)}"
-        yield LAYER_WISE_REFUSES.error("optimizer.optimizer", name, stops(found))
+        yield LAYER_WISE_REFUSES.error(
+            "optimizer.optimizer", name, stops(found), None, _layer_wise_mended(c, run, request)
+        )
 
 
 def replaced_knobs(decisions: Iterable[Decision]) -> frozenset[str]:
@@ -204,6 +277,10 @@ def replaced_knobs(decisions: Iterable[Decision]) -> frozenset[str]:
 
 
 def _frozen(run: Any) -> Iterator[Decision]:
+    fp8 = FP8_GATHER_OFF if run.ddp.fp8_param_gather else ()
+    edits = together(NOT_DISTRIBUTED, GATHER_OFF, fp8)
+    # Megatron-FSDP turns the distributed optimizer on by itself.
+    edits = () if fsdp_switch(run.ddp) is not None else edits
     for knob in ("use_distributed_optimizer", "overlap_param_gather"):
         if getattr(run.ddp, knob, False):
             setattr(run.ddp, knob, False)
@@ -214,4 +291,6 @@ def _frozen(run: Any) -> Iterator[Decision]:
                 effective=False,
                 reason="--freeze-all-layers is passed: Megatron-LM turns it off",
                 outcome=Outcome.REFUSED,
+                remedy=either(edits, "omit --freeze-all-layers"),
+                edits=edits,
             )
