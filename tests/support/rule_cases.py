@@ -19,6 +19,8 @@ def on_stack(name: str, case: dict[str, Any], *, holds: bool = True) -> dict[str
     return {**case, "software": replace(case.get("software", EVERYTHING), stack=stack)}
 
 
+WIDE = {**TP4, "hidden_size": 8192, "num_attention_heads": 64}
+
 MXFP8_GATHER = {
     **DISTRIBUTED,
     "fp8_param_gather": True,
@@ -227,9 +229,9 @@ NOTED: dict[str, dict[str, Any]] = {
             "data_parallel_sharding_strategy": "optim_grads_params",
         },
     },
-    "tp.userbuffers-default": {"model": TP4, "comm": {"tp_comm_overlap": True}},
+    "tp.userbuffers-default": {"model": WIDE, "comm": {"tp_comm_overlap": True}},
     "tp.preset-fit": {
-        "model": TP4,
+        "model": WIDE,
         "comm": {
             "tp_comm_overlap": True,
             "tp_comm_overlap_cfg": "userbuffers_fp8_b200_h8192_tp2_mbs1_seqlen8192",

@@ -8,6 +8,10 @@ from typing import Any
 from megatron.bridge.training.comm_overlap import CommOverlapConfig
 from megatron.bridge.training.decisions import Decision
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
+from megatron.bridge.training.mixed_precision import (
+    MixedPrecisionConfig,
+    mixed_precision_recipe,
+)
 from megatron.bridge.training.rules.context import Gpu, Launcher
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
@@ -22,6 +26,14 @@ def section(name: str, **values: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**defaults, **values})
 
 
+def precision_of(content: dict[str, Any] | str | None) -> MixedPrecisionConfig | None:
+    """A mixed-precision section: a recipe's name, or its fields."""
+    if content is None:
+        return None
+    given = mixed_precision_recipe(content) if isinstance(content, str) else content
+    return MixedPrecisionConfig(**given)
+
+
 def run_of(
     *,
     model: dict[str, Any] | None = None,
@@ -32,6 +44,8 @@ def run_of(
     rerun_state_machine: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    mixed_precision: dict[str, Any] | str | None = None,
+    env_vars: dict[str, Any] | None = None,
 ) -> SimpleNamespace:
     sizes = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
     return SimpleNamespace(
@@ -42,7 +56,8 @@ def run_of(
         rerun_state_machine=section("rerun_state_machine", **(rerun_state_machine or {})),
         dataset=SimpleNamespace(**(dataset or {})),
         train=SimpleNamespace(**(train or {})),
-        mixed_precision=None,
+        mixed_precision=precision_of(mixed_precision),
+        env_vars=env_vars,
         comm_overlap=None if comm is None else CommOverlapConfig(**comm),
     )
 

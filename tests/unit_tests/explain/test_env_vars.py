@@ -123,7 +123,7 @@ def test_what_is_missing_in_env_vars_is_judged_unless_a_launcher_sets_it(run_fil
     assert (finding["rule"], finding["outcome"]) == ("launch.env-order-lost", "refused")
     assert "neither env_vars nor the current environment sets" in finding["reason"]
     assert "unless the job's launcher sets it" in finding["reason"]
-    assert finding["remedy"].endswith("in env_vars.")
+    assert finding["remedy"].endswith("in env_vars")
     # In a file of the job's environment there is no launcher left.
     finding = about(explained(run_file, env={}), f"env.{CONNECTIONS}")
     assert "launcher" not in finding["reason"]

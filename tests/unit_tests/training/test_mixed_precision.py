@@ -292,7 +292,7 @@ def test_setup_keeps_a_decision_for_each_value_that_it_overwrote() -> None:
     assert (decision.requested, decision.effective) == (True, False)
     assert decision.outcome is Outcome.NOTE
     assert decision.rule == "precision.overwrites"
-    assert decision.remedy == "Set mixed_precision.grad_reduce_in_fp32=True."
+    assert decision.remedy == "set mixed_precision.grad_reduce_in_fp32=true"
 
 
 def test_setup_may_be_repeated_and_reused() -> None:

@@ -14,6 +14,7 @@ from megatron.bridge.recipes.launch_env import (
 )
 from megatron.bridge.recipes.launch_queues import CONNECTIONS, CONNECTIONS_RANGE
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.edits import Edit, in_words
 from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.near_names import near_names
 
@@ -25,35 +26,35 @@ ORDER_LOST = rule(
     Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is not 1 where launch.queue-hopper-order needs 1: a tensor- or "
     "context-parallel collective may start after the GEMM that should hide it.",
-    remedy=f"Set {CONNECTIONS}=1.",
+    remedy=f"set {CONNECTIONS}=1",
 )
 ONE_QUEUE = rule(
     "launch.env-one-queue",
     Dimension.LAUNCH,
     claim=f"{CONNECTIONS}=1 where nothing needs launch order, as with TP = CP = 1: overlap "
     "quietly stops working, because collectives and compute start only in launch order.",
-    remedy=f"Unset {CONNECTIONS}, or set it to the number of queues that the run needs.",
+    remedy=f"set {CONNECTIONS} to the number of queues that the run needs, or unset it",
 )
 FEWER_QUEUES = rule(
     "launch.env-fewer-queues",
     Dimension.LAUNCH,
     claim=f"{CONNECTIONS} is above 1 but below what the run needs: streams that share a hardware "
     "queue wait for each other.",
-    remedy=f"Raise {CONNECTIONS} to the number of queues that the run needs.",
+    remedy=f"set {CONNECTIONS} to the number of queues that the run needs",
 )
 SMALLER_MARGIN = rule(
     "launch.env-smaller-margin",
     Dimension.LAUNCH,
     claim="The LayerNorm SM margin is below the requested one: LayerNorm claims SMs that a "
     "data-parallel collective uses, and waits until it has ended.",
-    remedy="Set both NVTE_*_LAYERNORM_SM_MARGIN to the requested margin.",
+    remedy="set both NVTE_*_LAYERNORM_SM_MARGIN to the requested margin",
 )
 ENV_DIFFERS = rule(
     "launch.env-differs",
     Dimension.LAUNCH,
     claim="A variable differs from the value that the run needs. It is a finding where the value "
     "is invalid or replaces a requested one, and a note where no overlap is lost.",
-    remedy="Unset the variable, or set it to the value that the run needs.",
+    remedy="set the variable to the value that the run needs, or unset it",
 )
 
 
@@ -140,6 +141,7 @@ def _contradiction(variable: EnvironmentVariable, found: str, actual: JobEnviron
     else:
         decided_by, outcome = ENV_DIFFERS, Outcome.REFUSED
         harm = f"it replaces the requested {variable.value}"
+    edits = () if outcome is Outcome.NOTE else (Edit(f"env.{variable.name}", variable.value),)
     return decided_by.decide(
         f"env.{variable.name}",
         requested=variable.value,
@@ -147,9 +149,8 @@ def _contradiction(variable: EnvironmentVariable, found: str, actual: JobEnviron
         reason=f"{source} sets {variable.name}={found} where {variable.value} is "
         f"{ADVISED if outcome is Outcome.NOTE else NEEDED}: {harm}.",
         outcome=outcome,
-        remedy=None
-        if outcome is Outcome.NOTE
-        else f"Set {variable.name}={variable.value} {actual.place_to_set(variable.name)}.",
+        remedy=f"{in_words(edits)} {actual.place_to_set(variable.name)}" if edits else None,
+        edits=edits,
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from megatron.bridge.training.decisions import Decision, Outcome, raise_errors
-from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
+from megatron.bridge.training.rules.context import Context, Gpu, _CommOverlapConfig
 from megatron.bridge.training.rules.data_parallel import decide_dp, decide_dp_ignored
 from megatron.bridge.training.rules.expert import decide_ep
 from megatron.bridge.training.rules.pipeline import PP_INTERLEAVED as PP_INTERLEAVED
@@ -171,6 +171,7 @@ class CommOverlapConfig:
         ddp_cfg: Any,
         software: Software | None = None,
         optimizer_cfg: Any = None,
+        gpu: Gpu | None = None,
     ) -> Resolution:
         """Apply every rule to the request; read the configurations, write nothing.
 
@@ -179,11 +180,12 @@ class CommOverlapConfig:
             ddp_cfg: a DistributedDataParallelConfig or any object with its attributes, or None.
             software: what is installed; looked up on this module by default.
             optimizer_cfg: an OptimizerConfig or any object with its attributes.
+            gpu: the job's GPU, where it is known: remedies name the preset for it.
 
         Raises:
             OverlapConfigError: data_parallel_size is needed and not set.
         """
-        c = replace(self._context(model_cfg, ddp_cfg, software), optimizer=optimizer_cfg)
+        c = replace(self._context(model_cfg, ddp_cfg, software), optimizer=optimizer_cfg, gpu=gpu)
         model, decisions = self._resolve_model(c)
         data_parallel = None
         if getattr(ddp_cfg, "use_distributed_optimizer", False):
@@ -245,6 +247,8 @@ class CommOverlapConfig:
             ddp=ddp_cfg,
             software=software or InstalledSoftware(),
             data_parallel_size=self.data_parallel_size,
+            has_comm_overlap=True,
+            sets_data_parallel=bool(getattr(ddp_cfg, "use_distributed_optimizer", False)),
         )
 
     def _resolve_model(self, c: Context) -> tuple[_CommOverlapConfig, list[Decision]]:

@@ -8,7 +8,7 @@ tables are rendered from the declared rules, so they cannot disagree.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from megatron.bridge.errors import OverlapConfigError as OverlapConfigError
-from megatron.bridge.training.edits import Edit, in_words
+from megatron.bridge.training.edits import Edit, either, in_words
 from megatron.bridge.training.versions import NAMES, Range, Stack, holds
 
 # Source paths are relative to the folder that contains the `megatron` namespace package.
@@ -293,20 +293,55 @@ class Need(Generic[ContextT]):
         rule: the rule that applies when the need is not met.
         met: whether the context satisfies the need.
         found: what was found instead, as the start of a reason: "sequence_parallel is off".
+        edits: the remedy as changes of settings, with values and keys that depend on the run; None
+            where the rule's own do.
+        otherwise: another remedy in words, after `edits`.
     """
 
     rule: Rule
     met: Callable[[ContextT], bool]
     found: Callable[[ContextT], str]
+    edits: Callable[[ContextT], tuple[Edit, ...]] | None = None
+    otherwise: str = ""
 
 
-def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterable[tuple[Rule, str]]:
-    """Each need of its stack that `context` does not meet: its rule and what was found."""
-    return (
-        (need.rule, need.found(context))
-        for need in needs
-        if need.rule.holds(context.stack) and not need.met(context)
-    )
+@dataclass(frozen=True)
+class Unmet:
+    """A need that a run does not meet.
+
+    Attributes:
+        rule: the need's rule.
+        found: what was found, as the start of a reason.
+        edits, remedy: how to meet it; None where the rule's own do.
+    """
+
+    rule: Rule
+    found: str
+    edits: tuple[Edit, ...] | None = None
+    remedy: str | None = None
+
+    def decide(
+        self, knob: str, *, requested: Any, effective: Any, outcome: Outcome, suffix: str = ""
+    ) -> Decision:
+        """The decision about the knob that has the need; `suffix` ends its reason."""
+        return self.rule.decide(
+            knob,
+            requested=requested,
+            effective=effective,
+            reason=self.found + suffix,
+            outcome=outcome,
+            remedy=self.remedy,
+            edits=self.edits,
+        )
+
+
+def unmet(needs: Iterable[Need[ContextT]], context: ContextT) -> Iterator[Unmet]:
+    """Each need of its stack that `context` does not meet."""
+    for need in needs:
+        if need.rule.holds(context.stack) and not need.met(context):
+            edits = need.edits(context) if need.edits is not None else None
+            remedy = either(edits, need.otherwise) if edits else None
+            yield Unmet(need.rule, need.found(context), edits or None, remedy)
 
 
 def in_force(decisions: Iterable[Decision], stack: Stack) -> Iterable[Decision]:

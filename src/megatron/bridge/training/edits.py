@@ -36,10 +36,20 @@ class Edit:
     value: Any
 
     def __str__(self) -> str:
-        """``key=value``, or that the key is to be removed."""
+        """``key=value``, or that the key is to be removed; a variable by its own name."""
         if isinstance(self.value, Removed):
-            return f"{self.key} removed"
-        return f"{self.key}={_spelt(self.value)}"
+            return f"{self.name} removed"
+        return f"{self.name}={_spelt(self.value)}"
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether it changes the job's environment."""
+        return self.key.startswith(ENV)
+
+    @property
+    def name(self) -> str:
+        """The key, or the variable's own name."""
+        return self.key.removeprefix(ENV)
 
 
 def _spelt(value: Any) -> str:
@@ -52,9 +62,15 @@ def in_words(edits: Iterable[Edit]) -> str:
     """Edits as a remedy says them: "set a=1 and b=2, and remove c"."""
     edits = list(edits)
     kept = [str(e) for e in edits if not isinstance(e.value, Removed)]
-    gone = [e.key for e in edits if isinstance(e.value, Removed)]
+    gone = [e for e in edits if isinstance(e.value, Removed)]
     parts = [
-        f"{verb} {listed(names)}" for verb, names in (("set", kept), ("remove", gone)) if names
+        f"{verb} {listed(names)}"
+        for verb, names in (
+            ("set", kept),
+            ("remove", [e.name for e in gone if not e.is_variable]),
+            ("unset", [e.name for e in gone if e.is_variable]),
+        )
+        if names
     ]
     return ", and ".join(parts)
 

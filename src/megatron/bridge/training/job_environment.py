@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import REMOVED, Edit, either
 from megatron.bridge.training.versions import Range, Stack
 
 ENV_VARS = "env_vars"
@@ -35,7 +36,7 @@ INVALID = rule(
     Dimension.LAUNCH,
     claim="Megatron-Bridge stops at start where a name in env_vars is empty or a value is not a "
     "string, a number or a boolean. A value becomes its text: true becomes True.",
-    remedy="give every variable of env_vars a name and one value",
+    remedy="remove the entry of env_vars, or give it a name and one value",
     versions=(Range("bridge", since=_SINCE),),
     source=_SOURCE,
 )
@@ -134,7 +135,9 @@ def with_env_vars(
     decisions: list[Decision] = []
     for name, value in env_vars.items():
         if wrong := _wrong(name, value):
-            decisions.append(INVALID.error(f"{ENV_VARS}.{name}", value, wrong))
+            edits = (Edit(f"{ENV_VARS}.{name}", REMOVED),)
+            remedy = either(edits, "give it a name and one value")
+            decisions.append(INVALID.error(f"{ENV_VARS}.{name}", value, wrong, remedy, edits))
         elif (own := process.get(name)) is None:
             added[name] = str(value)
         elif own != str(value):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.bridge.training.decisions import (
     Decision,
@@ -24,6 +24,7 @@ from megatron.bridge.training.decisions import (
     rule,
     unmet,
 )
+from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.mixed_precision_recipes import (
     DTYPE_FIELDS,
     RECIPES,
@@ -50,7 +51,7 @@ _OVERWRITES = rule(
     Dimension.PRECISION,
     claim="Every mixed-precision field is copied over the model, optimizer and DDP fields of the "
     "same name, whatever was set there.",
-    remedy="Set the field in mixed_precision.",
+    remedy="set the field in mixed_precision",
 )
 
 _ONE_SWITCH = rule(
@@ -58,7 +59,7 @@ _ONE_SWITCH = rule(
     Dimension.PRECISION,
     claim="fp8_param and fp8_param_gather are one switch under two names: setting either sets "
     "both. Where both are set and differ, fp8_param_gather is used.",
-    remedy="Set only one of the two, or set both to the same value.",
+    remedy="set both to the same value, or only one of the two",
 )
 
 _ONE_FP4_SWITCH = rule(
@@ -66,7 +67,7 @@ _ONE_FP4_SWITCH = rule(
     Dimension.PRECISION,
     claim="fp4_param and fp4_param_gather are one switch under two names: setting either sets "
     "both. Where both are set and differ, fp4_param_gather is used.",
-    remedy="Set only one of the two, or set both to the same value.",
+    remedy="set both to the same value, or only one of the two",
     versions=(Range("bridge", since="0.4.2"),),
     source="Megatron-Bridge ecbd4ead5",
 )
@@ -158,11 +159,14 @@ class MixedPrecisionConfig:
         # given False be distinguished from the default.
         self = super().__new__(cls)
         given = {*kwargs, *(f.name for f in fields(cls)[: len(args)])}
-        self.__dict__["_given"] = given
+        self.__dict__["given"] = frozenset(given)
         return self
 
+    given: ClassVar[frozenset[str]] = frozenset()
+    """The fields that the caller gave; each instance has its own. Not a field."""
+
     def __post_init__(self) -> None:
-        given = self.__dict__.pop("_given", set())
+        given = self.given
         twins: list[Decision] = []
         for name, twin in _TWINS.items():
             param, gather = getattr(self, name), getattr(self, twin)
@@ -257,11 +261,18 @@ def _overwrites(section: str, target: Any, config: MixedPrecisionConfig) -> list
             effective=new,
             reason=f"mixed_precision.{name}={new!r} was copied over {section}.{name}={former!r}.",
             outcome=Outcome.NOTE,
-            remedy=f"Set mixed_precision.{name}={former!r}.",
+            edits=(Edit(f"mixed_precision.{name}", _named(former)),),
         )
         for name, (former, new) in values.items()
         if former != new
     ]
+
+
+def _named(value: Any) -> Any:
+    """A value as a file has it: a dtype by its name."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value).rpartition(".")[2]
 
 
 def _twin_conflict(name: str, param: bool, gather: bool) -> Decision:
@@ -272,6 +283,7 @@ def _twin_conflict(name: str, param: bool, gather: bool) -> Decision:
         effective=gather,
         reason=f"{name}={param!r} and {twin}={gather!r} are one switch and differ: {twin} is used",
         outcome=Outcome.REFUSED,
+        edits=(Edit(f"mixed_precision.{name}", gather),),
     )
 
 
@@ -280,6 +292,13 @@ class _Context:
     config: MixedPrecisionConfig
     is_te_min_version: Callable[[str], bool]
     stack: Stack
+
+
+def _without_fp4(config: MixedPrecisionConfig) -> tuple[Edit, ...]:
+    """No FP4, and no parameters in it."""
+    names = [n for n in ("fp4_param", "fp4_param_gather") if n in config.given]
+    gathers = [Edit(f"mixed_precision.{n}", False) for n in names if getattr(config, n)]
+    return (Edit("mixed_precision.fp4", None), *gathers)
 
 
 _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
@@ -291,8 +310,9 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
                 Dimension.PRECISION,
                 claim="fp8_param_gather with the mxfp8 recipe needs "
                 "reuse_grad_buf_for_mxfp8_param_ag.",
-                remedy="Set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=True, or "
-                "mixed_precision.fp8_param_gather=False.",
+                remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=true, or "
+                "mixed_precision.fp8_param_gather=false",
+                edits=(Edit("mixed_precision.reuse_grad_buf_for_mxfp8_param_ag", True),),
                 # Newer versions look at the DDP config instead, where Megatron-FSDP is exempt.
                 versions=(Range("bridge", until="0.5.1"),),
                 source="Megatron-Bridge 6e39e973b",
@@ -315,10 +335,12 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
                 "precision.fp4_excludes_fp8",
                 Dimension.PRECISION,
                 claim="fp4 and fp8 exclude each other.",
-                remedy="Set one of mixed_precision.fp4 and mixed_precision.fp8 to None.",
+                remedy="set mixed_precision.fp4=null, or mixed_precision.fp8=null",
             ),
             met=lambda c: not (c.config.fp4 and c.config.fp8),
             found=lambda c: f"fp4={c.config.fp4!r} and fp8={c.config.fp8!r} are both set.",
+            edits=lambda c: _without_fp4(c.config),
+            otherwise="mixed_precision.fp8=null",
         ),
     ),
     (
@@ -328,14 +350,16 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
                 "precision.fp4_needs_te",
                 Dimension.PRECISION,
                 claim=f"fp4 needs Transformer Engine >= {_NVFP4_TE_VERSION}.",
-                remedy=f"Install Transformer Engine >= {_NVFP4_TE_VERSION}, or set "
-                "mixed_precision.fp4=None.",
+                remedy="set mixed_precision.fp4=null, or install Transformer Engine >= "
+                f"{_NVFP4_TE_VERSION}",
             ),
             met=lambda c: not c.config.fp4 or c.is_te_min_version(_NVFP4_TE_VERSION),
             found=lambda c: (
                 f"fp4={c.config.fp4!r} is set, and Transformer Engine is absent or older than "
                 f"{_NVFP4_TE_VERSION}."
             ),
+            edits=lambda c: _without_fp4(c.config),
+            otherwise=f"install Transformer Engine >= {_NVFP4_TE_VERSION}",
         ),
     ),
 )
@@ -362,11 +386,10 @@ def precision_errors(
             f"mixed_precision.{knob}",
             requested=getattr(config, knob),
             effective=None,
-            reason=found,
             outcome=Outcome.ERROR,
         )
         for knob, need in _NEEDS
-        for broken, found in unmet([need], context)
+        for broken in unmet([need], context)
     ]
 
 

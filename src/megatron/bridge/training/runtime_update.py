@@ -8,7 +8,7 @@ later step overwrites what an earlier step or the user has set.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig, InstalledSoftware
@@ -21,6 +21,7 @@ from megatron.bridge.training.decisions import (
     raise_errors,
     rule,
 )
+from megatron.bridge.training.edits import Edit, either, in_words
 from megatron.bridge.training.job_environment import (
     ENV_VARS,
     UNKNOWN,
@@ -28,6 +29,7 @@ from megatron.bridge.training.job_environment import (
     with_env_vars,
 )
 from megatron.bridge.training.mixed_precision import precision_errors
+from megatron.bridge.training.remedies import DISTRIBUTED
 from megatron.bridge.training.rules.bridge_buckets import bucket_size_at_wrap
 from megatron.bridge.training.rules.context import Context, Gpu, Launcher, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
@@ -47,6 +49,7 @@ OPTIMIZER_SWITCH = rule(
     claim="use_distributed_optimizer on either ddp or optimizer turns it on for both, but only "
     "after comm_overlap was applied, and comm_overlap reads only ddp's.",
     remedy="set ddp.use_distributed_optimizer=true",
+    edits=(Edit(DISTRIBUTED, True),),
 )
 GATHER_SYNC = rule(
     "dp.param-gather-sync",
@@ -60,7 +63,7 @@ PACKING_OFF = rule(
     Dimension.EP,
     claim="Packing of Energon's VLM batches (dataset.packing_buffer_size) turns "
     "overlap_moe_expert_parallel_comm and delay_wgrad_compute off, in comm_overlap too.",
-    remedy="set dataset.packing_buffer_size=null",
+    remedy="set the two to false, or dataset.packing_buffer_size=null",
     versions=(Range("bridge", since=MAIN),),
     source="Megatron-Bridge 46d7e9f4f",
 )
@@ -173,10 +176,11 @@ def update_runtime(
 
     dp_size = data_parallel_size(run.model, world_size)
     step(packing_without_overlap(run, installed.stack))
-    request = _CommOverlapConfig()
+    request, sets_data_parallel = _CommOverlapConfig(), False
     if run.comm_overlap is not None:
         run.comm_overlap.data_parallel_size = dp_size
-        resolution = run.comm_overlap.resolve(run.model, run.ddp, software, run.optimizer)
+        resolution = run.comm_overlap.resolve(run.model, run.ddp, software, run.optimizer, gpu)
+        sets_data_parallel = resolution.data_parallel is not None
         step(resolution.decisions + resolution.userbuffers)
         if software is None:
             run.comm_overlap.setup(run.model, run.optimizer, run.ddp)
@@ -196,6 +200,8 @@ def update_runtime(
         rerun_state_machine=getattr(run, "rerun_state_machine", None),
         dataset=getattr(run, "dataset", None),
         has_comm_overlap=run.comm_overlap is not None,
+        sets_data_parallel=sets_data_parallel,
+        mixed_precision=run.mixed_precision,
         gpu=gpu,
         launcher=launcher,
         train=getattr(run, "train", None),
@@ -238,6 +244,8 @@ def packing_without_overlap(run: Run, stack: Stack) -> Iterator[Decision]:
         asked = [holder for holder in holders if getattr(holder, knob, False)]
         for holder in asked:
             setattr(holder, knob, False)
+        sections = ("model" if holder is run.model else "comm_overlap" for holder in asked)
+        edits = tuple(Edit(f"{section}.{knob}", False) for section in dict.fromkeys(sections))
         if asked:
             yield PACKING_OFF.decide(
                 f"model.{knob}",
@@ -245,6 +253,8 @@ def packing_without_overlap(run: Run, stack: Stack) -> Iterator[Decision]:
                 effective=False,
                 reason=f"dataset.packing_buffer_size is {size}",
                 outcome=Outcome.REFUSED,
+                remedy=either(edits, "dataset.packing_buffer_size=null"),
+                edits=edits,
             )
 
 
@@ -264,7 +274,7 @@ def sync_distributed_optimizer(run: Run) -> list[Decision]:
             reason=f"it is on for {'the optimizer' if on_optimizer else 'ddp'}, so it was turned "
             f"on for both{late}",
             outcome=Outcome.NOTE,
-            remedy=OPTIMIZER_SWITCH.remedy if not on_ddp else None,
+            edits=OPTIMIZER_SWITCH.edits if not on_ddp else (),
         )
     ]
 
@@ -320,6 +330,7 @@ def compare_with_request(
             effective=effective[knob],
             reason=f"set explicitly to {value!r}, and overwritten",
             outcome=Outcome.REFUSED,
+            edits=in_comm_overlap(knob, value),
         )
         for knob, value in undone.items()
     ]
@@ -330,12 +341,20 @@ def _with_request(decision: Decision, value: Any) -> Decision:
     """A decision about a knob that was also set explicitly to `value`."""
     if decision.effective == value:
         return replace(decision, requested=value, outcome=Outcome.GRANTED)
-    knob = decision.knob.rpartition(".")[2]
     written = value if not isinstance(value, bool) else str(value).lower()
+    edits = decision.edits if decision.remedy else in_comm_overlap(decision.knob, value)
     return replace(
         decision,
         requested=value,
         outcome=Outcome.REFUSED,
         reason=f"set explicitly to {written}, and overwritten: {decision.reason}",
-        remedy=decision.remedy or f"set comm_overlap.{knob}={written}",
+        remedy=decision.remedy or in_words(edits) or None,
+        edits=edits,
     )
+
+
+def in_comm_overlap(knob: str, value: Any) -> tuple[Edit, ...]:
+    """A knob set in comm_overlap, where its value wins; empty where comm_overlap has no such."""
+    name = knob.rpartition(".")[2]
+    known = {field.name for field in fields(_CommOverlapConfig)}
+    return (Edit(f"comm_overlap.{name}", value),) if name in known else ()

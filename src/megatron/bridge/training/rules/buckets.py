@@ -6,9 +6,16 @@ Facts of megatron-core 0.16.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from megatron.bridge.models.parameter_count import UncountableModel
+from megatron.bridge.training.bucket_size import (
+    AUTO,
+    FEWEST_BUCKETS,
+    TARGET_BUCKETS,
+    auto_bucket_size,
+)
 from megatron.bridge.training.bucketing import (
     AT_WRAP,
     CORE_LEAST,
@@ -18,6 +25,8 @@ from megatron.bridge.training.bucketing import (
     default_bucket_size,
 )
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.remedies import WITH_STEP, Edits, off
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.versions import Range
 
@@ -33,7 +42,7 @@ BUCKET_IGNORED = rule(
     "core.bucket-ignored",
     Dimension.DP,
     claim="bucket_size is ignored while overlap_grad_reduce is off: there is one bucket.",
-    remedy="set ddp.overlap_grad_reduce=true, and leave overlap_grad_reduce of comm_overlap unset",
+    remedy="set overlap_grad_reduce=true",
 )
 FIRST_CHUNK_ONLY = rule(
     "core.first-chunk-only",
@@ -52,7 +61,8 @@ SINGLE_BUCKET = rule(
     Dimension.DP,
     claim="Where an entire model chunk fits into one bucket, overlap_grad_reduce hides nothing: "
     "the one reduction starts after the last gradient.",
-    remedy="set comm_overlap.bucket_size=auto, or to a number well below the parameters per rank",
+    remedy="set comm_overlap.bucket_size=auto, or to a number well below the parameters per rank; "
+    "overlap_param_gather_with_optimizer_step=false where that makes the one bucket",
 )
 
 _KNOB = "ddp.bucket_size"
@@ -71,6 +81,7 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
                 effective=None,
                 reason="overlap_grad_reduce is off, so each gradient buffer is one bucket",
                 outcome=Outcome.REFUSED,
+                edits=(Edit(c.key("ddp.overlap_grad_reduce"), True),),
             )
         return
     requested = getattr(c.ddp, AT_WRAP, None) if requested is None else requested
@@ -102,10 +113,46 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
             outcome=Outcome.NOTE,
         )
         return
-    yield from _notes_on_chunks(chunks, requested)
+    yield from _notes_on_chunks(c, optimizer, chunks, requested)
 
 
-def _notes_on_chunks(chunks: list[ChunkBuckets], bucket_size: int | None) -> Iterator[Decision]:
+def _several_buckets(c: Context, optimizer: Any, first: ChunkBuckets) -> Edits:
+    """What divides the first chunk into several buckets; empty where nothing does.
+
+    A size is tried before it is proposed: a model with few large tensors has few buckets.
+    """
+    with_step = getattr(optimizer, WITH_STEP.partition(".")[2], False)
+    edits = off(WITH_STEP)(c) if with_step else ()
+    if edits and _divides(c, c.ddp.bucket_size):
+        return edits
+    parts = [FEWEST_BUCKETS, TARGET_BUCKETS]
+    automatic = auto_bucket_size(first.parameters, c.replicas)
+    if c.sets_data_parallel and _divides(c, automatic):
+        return (*edits, Edit("comm_overlap.bucket_size", AUTO))
+    sizes = [automatic, *(max(1, first.parameters // n) for n in parts)]
+    size = next((size for size in sizes if _divides(c, size)), None)
+    if size is None:
+        return ()
+    for key, number in (
+        ("ddp.num_buckets", c.of_ddp("num_buckets")),
+        ("megatron_lm.ddp_num_buckets", getattr(c.train, "ddp_num_buckets", None)),
+    ):
+        # A number of buckets excludes a size.
+        if number is not None and not c.sets_data_parallel:
+            return (*edits, Edit(key, max(FEWEST_BUCKETS, -(-first.parameters // size))))
+    return (*edits, Edit(c.key(_KNOB), size))
+
+
+def _divides(c: Context, size: int | None) -> bool:
+    ddp = copy(c.ddp)
+    ddp.bucket_size = size
+    chunks = bucketing(c.model, ddp, data_parallel_size=c.data_parallel_size or 1)
+    return chunks[0].collectives > 1
+
+
+def _notes_on_chunks(
+    c: Context, optimizer: Any, chunks: list[ChunkBuckets], bucket_size: int | None
+) -> Iterator[Decision]:
     first, rest = chunks[0], chunks[1:]
     count = len(first.buckets)
     yield BUCKET_COUNT.decide(
@@ -125,7 +172,7 @@ def _notes_on_chunks(chunks: list[ChunkBuckets], bucket_size: int | None) -> Ite
             "ready: "
             + (first.uncut_because or f"its {first.parameters:,} parameters fit into one bucket"),
             outcome=Outcome.NOTE,
-            remedy=SINGLE_BUCKET.remedy,
+            edits=_several_buckets(c, optimizer, first),
         )
     if rest:
         yield FIRST_CHUNK_ONLY.decide(

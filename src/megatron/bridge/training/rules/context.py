@@ -78,6 +78,10 @@ class Context:
         environment: what is known of the job's environment, with the configuration's env_vars.
         has_comm_overlap: whether the run has that section, whose knobs win over those of model, ddp
             and optimizer.
+        sets_data_parallel: whether comm_overlap sets the knobs of ddp and optimizer too: it leaves
+            them alone without the distributed optimizer.
+        mixed_precision: the section, whose fields win over those of the same name elsewhere; None
+            without one.
         gpu: the job's GPU; None where it is not known.
         launcher: how the job is started; None where that is not known.
         train: the steps and what happens between them: train_iters, eval_iters, eval_interval,
@@ -95,13 +99,22 @@ class Context:
     rerun_state_machine: Any = None
     dataset: Any = None
     has_comm_overlap: bool = False
+    sets_data_parallel: bool = False
+    mixed_precision: Any = None
     gpu: Gpu | None = None
     launcher: Launcher | None = None
     train: Any = None
 
     def key(self, dotted: str) -> str:
         """Where a knob that comm_overlap also has is to be set: ``ddp.overlap_param_gather``."""
-        return f"comm_overlap.{dotted.partition('.')[2]}" if self.has_comm_overlap else dotted
+        section, _, name = dotted.partition(".")
+        wins = self.has_comm_overlap if section == "model" else self.sets_data_parallel
+        return f"comm_overlap.{name}" if wins else dotted
+
+    @property
+    def of_megatron_bridge(self) -> bool:
+        """Whether the run has Megatron-Bridge's sections; Megatron-LM has flags instead."""
+        return self.has_comm_overlap or self.dist is not None
 
     @property
     def stack(self) -> Stack:

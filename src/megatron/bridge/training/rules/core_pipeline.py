@@ -10,6 +10,8 @@ from typing import Any
 
 from megatron.bridge.models.pipeline_layout import virtual_size_of_layout
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, either, in_words
+from megatron.bridge.training.remedies import interleaved, off, overlapped_p2p
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.versions import Range
 
@@ -25,7 +27,7 @@ LAYOUT_DIFFERS = rule(
     Dimension.PP,
     claim="A virtual_pipeline_model_parallel_size other than the one that "
     "pipeline_model_parallel_layout has is refused.",
-    remedy="set model.virtual_pipeline_model_parallel_size=null",
+    remedy="set model.virtual_pipeline_model_parallel_size to the layout's chunks per stage",
     source="Megatron-LM megatron/core/transformer/transformer_config.py",
 )
 P2P_MODES_EXCLUDE = rule(
@@ -33,7 +35,7 @@ P2P_MODES_EXCLUDE = rule(
     Dimension.PP,
     claim="overlap_p2p_comm and batch_p2p_comm exclude each other: the interleaved schedule "
     "refuses both together.",
-    remedy="leave both to comm_overlap, or set batch_p2p_comm=false",
+    remedy="set batch_p2p_comm=false",
 )
 P2P_OVERLAP_NEEDS_INTERLEAVING = rule(
     "core.p2p-overlap-needs-interleaving",
@@ -46,8 +48,8 @@ WARMUP_FLUSH = rule(
     "core.p2p-warmup-flush",
     Dimension.PP,
     claim="overlap_p2p_comm_warmup_flush needs overlap_p2p_comm without batch_p2p_comm.",
-    remedy="set overlap_p2p_comm=true and batch_p2p_comm=false, or "
-    "overlap_p2p_comm_warmup_flush=false",
+    remedy="set overlap_p2p_comm_warmup_flush=false, or with an interleaved schedule "
+    "overlap_p2p_comm=true and batch_p2p_comm=false",
 )
 SENT_THEN_FREED = rule(
     "core.sent-then-freed",
@@ -65,8 +67,12 @@ DEFERRED_WGRAD = rule(
     Dimension.PP,
     claim="defer_embedding_wgrad_compute needs PP > 1, gradient_accumulation_fusion and a "
     "wgrad_deferral_limit that is not negative.",
-    remedy="set all three (comm_overlap's default limit is -1)",
+    remedy="set what is missing (comm_overlap's default limit is -1); without pipeline stages "
+    "defer_embedding_wgrad_compute=false",
 )
+
+
+_VPP = "model.virtual_pipeline_model_parallel_size"
 
 
 def layout_sets_vpp(model: Any) -> Iterator[Decision]:
@@ -76,19 +82,20 @@ def layout_sets_vpp(model: Any) -> Iterator[Decision]:
     size = virtual_size_of_layout(layout, model.pipeline_model_parallel_size or 1)
     if given is not None and size is not None and given != size:
         yield LAYOUT_DIFFERS.error(
-            "model.virtual_pipeline_model_parallel_size",
+            _VPP,
             given,
             f"pipeline_model_parallel_layout has {size} chunks per stage",
+            edits=(Edit(_VPP, size if size > 1 else None),),
         )
     if given is None and size is not None and size > 1:
         model.virtual_pipeline_model_parallel_size = size
         yield LAYOUT_SETS_VPP.decide(
-            "model.virtual_pipeline_model_parallel_size",
+            _VPP,
             requested=None,
             effective=size,
             reason=f"pipeline_model_parallel_layout has {size} chunks per stage",
             outcome=Outcome.NOTE,
-            remedy=f"set model.virtual_pipeline_model_parallel_size={size}",
+            edits=(Edit(_VPP, size),),
         )
 
 
@@ -101,20 +108,30 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             "model.overlap_p2p_comm",
             True,
             "batch_p2p_comm is on too, and the interleaved schedule refuses both together",
+            edits=off("model.batch_p2p_comm")(c),
         )
     if pp > 1 and vpp <= 1 and overlap:
+        without_overlap, more = off("model.overlap_p2p_comm")(c), interleaved(c)
         yield P2P_OVERLAP_NEEDS_INTERLEAVING.error(
             "model.overlap_p2p_comm",
             True,
             f"PP={pp} without interleaving: this schedule raises a ValueError at the first step",
+            either(without_overlap, f"to overlap, {in_words(more)}" if more else ""),
+            without_overlap,
         )
     if c.of_model("overlap_p2p_comm_warmup_flush") and (not overlap or batch):
         yield WARMUP_FLUSH.error(
             "model.overlap_p2p_comm_warmup_flush",
             True,
             f"overlap_p2p_comm is {overlap} and batch_p2p_comm is {batch}",
+            edits=overlapped_p2p(c)
+            if pp > 1 and vpp > 1
+            else (Edit("model.overlap_p2p_comm_warmup_flush", False),),
         )
     if pp > 1 and vpp > 1 and overlap and not batch and c.of_model("deallocate_pipeline_outputs"):
+        # Megatron-LM has no flag for it.
+        kept = Edit("model.deallocate_pipeline_outputs", False)
+        edits = (kept,) if c.of_megatron_bridge else ()
         yield SENT_THEN_FREED.decide(
             "model.deallocate_pipeline_outputs",
             requested=None,
@@ -122,7 +139,10 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
             "its send has completed; over gloo that trains on corrupted activations",
             outcome=Outcome.NOTE,
-            remedy=SENT_THEN_FREED.remedy,
+            remedy=f"{in_words(edits)} where ranks communicate over gloo"
+            if edits
+            else SENT_THEN_FREED.remedy,
+            edits=edits,
         )
     if c.of_model("defer_embedding_wgrad_compute"):
         yield from _deferred_wgrad(c)
@@ -131,23 +151,26 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
 def _deferred_wgrad(c: Context) -> Iterator[Decision]:
     limit = c.of_model("wgrad_deferral_limit", 0)
     needs = {
-        "pipeline_model_parallel_size is 1": (c.pipeline_size > 1, "use pipeline parallelism"),
+        "pipeline_model_parallel_size is 1": (c.pipeline_size > 1, ()),
         "gradient_accumulation_fusion is off": (
             c.of_model("gradient_accumulation_fusion"),
-            "set model.gradient_accumulation_fusion=true",
+            (Edit("model.gradient_accumulation_fusion", True),),
         ),
         f"wgrad_deferral_limit is {limit}": (
             limit >= 0,
-            "set comm_overlap.wgrad_deferral_limit=0 (comm_overlap's default is -1)",
+            (Edit(c.key("model.wgrad_deferral_limit"), 0),),
         ),
     }
-    broken = {found: remedy for found, (is_met, remedy) in needs.items() if not is_met}
+    broken = {found: edits for found, (is_met, edits) in needs.items() if not is_met}
     if broken:
+        # Without pipeline stages there is nothing to defer to.
+        edits = tuple(edit for each in broken.values() for edit in each)
+        edits = edits if c.pipeline_size > 1 else off("model.defer_embedding_wgrad_compute")(c)
         yield DEFERRED_WGRAD.decide(
             "model.defer_embedding_wgrad_compute",
             requested=True,
             effective=True,
             reason=", ".join(broken) + ": Megatron-Core raises a ValueError",
             outcome=Outcome.ERROR,
-            remedy=" and ".join(broken.values()),
+            edits=edits,
         )

@@ -8,8 +8,16 @@ there, and one that a version added begins there. The facts are from the source 
 from __future__ import annotations
 
 from megatron.bridge.training.decisions import Dimension, rule
+from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.remedies import DELAYED, ep_overlap_off, off
 from megatron.bridge.training.rules.context import Context
-from megatron.bridge.training.rules.graphs import graph_impl, graph_scope, scope_text
+from megatron.bridge.training.rules.expert import with_ep_overlap
+from megatron.bridge.training.rules.graphs import (
+    graph_impl,
+    graph_scope,
+    scope_text,
+    scopes_without,
+)
 from megatron.bridge.training.rules.refusal import Refusal
 from megatron.bridge.training.versions import Range
 
@@ -18,6 +26,7 @@ def _ep_overlap(c: Context) -> bool:
     return bool(c.of_model("overlap_moe_expert_parallel_comm"))
 
 
+_NO_DISPATCH_WGRAD = (Edit("model.overlap_dispatch_backward_with_experts_wgrad", False),)
 _EP_OVERLAP = "model.overlap_moe_expert_parallel_comm"
 
 EXPERT_REFUSALS: tuple[Refusal, ...] = (
@@ -28,6 +37,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             claim="overlap_moe_expert_parallel_comm is refused with mtp_num_layers 0, which is "
             "not the same as None.",
             remedy="set model.mtp_num_layers=null",
+            edits=(Edit("model.mtp_num_layers", None),),
             versions=(Range("core", until="0.19.0"),),
             source="Megatron-LM acd0e358ae, Megatron-Bridge 890cee39b",
         ),
@@ -43,7 +53,8 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             "core.ep-overlap-mtp-needs-pipeline",
             Dimension.EP,
             claim="overlap_moe_expert_parallel_comm with an MTP layer needs PP > 1.",
-            remedy="set model.pipeline_model_parallel_size > 1, or model.mtp_num_layers=null",
+            remedy="set overlap_moe_expert_parallel_comm=false, or "
+            "model.pipeline_model_parallel_size > 1",
             versions=(Range("core", until="0.18.2"),),
             source="Megatron-LM 286445c28a",
         ),
@@ -53,6 +64,8 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             if _ep_overlap(c) and c.of_model("mtp_num_layers") == 1 and c.pipeline_size == 1
             else ""
         ),
+        ep_overlap_off,
+        "model.pipeline_model_parallel_size > 1",
     ),
     Refusal(
         rule(
@@ -60,7 +73,8 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="overlap_moe_expert_parallel_comm is refused with CUDA graphs other than "
             "Transformer Engine's.",
-            remedy="set model.cuda_graph_impl=none or transformer_engine",
+            remedy="set model.cuda_graph_impl=none, or transformer_engine with other scopes",
+            edits=(Edit("model.cuda_graph_impl", "none"),),
             versions=(Range("core", until="0.18.2"),),
             source="Megatron-LM e41b37002c",
         ),
@@ -78,7 +92,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             claim="overlap_moe_expert_parallel_comm is refused with Transformer Engine's CUDA "
             "graphs of the experts or of the MLP.",
             remedy="remove moe and mlp from the CUDA-graph scopes, or set "
-            "model.cuda_graph_impl=none",
+            "model.cuda_graph_impl=none where no other is left",
         ),
         _EP_OVERLAP,
         lambda c: (
@@ -88,6 +102,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             and graph_scope(c) & {"moe", "mlp"}
             else ""
         ),
+        lambda c: scopes_without(c, {"moe", "mlp"}),
     ),
     Refusal(
         rule(
@@ -95,6 +110,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="ep_overlap_early_attn_memory_release needs overlap_moe_expert_parallel_comm.",
             remedy="set model.ep_overlap_early_attn_memory_release=false",
+            edits=(Edit("model.ep_overlap_early_attn_memory_release", False),),
             source="Megatron-LM a56a0b001d",
         ),
         "model.ep_overlap_early_attn_memory_release",
@@ -111,6 +127,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             claim="overlap_dispatch_backward_with_experts_wgrad excludes "
             "overlap_moe_expert_parallel_comm and delay_wgrad_compute.",
             remedy="set model.overlap_dispatch_backward_with_experts_wgrad=false",
+            edits=_NO_DISPATCH_WGRAD,
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM 97e36aaba3",
         ),
@@ -130,7 +147,9 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             "core.dispatch-wgrad-needs-te",
             Dimension.EP,
             claim="overlap_dispatch_backward_with_experts_wgrad needs Transformer Engine >= 2.3.0.",
-            remedy="use Transformer Engine 2.3.0 or newer",
+            remedy="set model.overlap_dispatch_backward_with_experts_wgrad=false, or use "
+            "Transformer Engine 2.3.0 or newer",
+            edits=_NO_DISPATCH_WGRAD,
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM 97e36aaba3",
         ),
@@ -148,8 +167,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="delay_wgrad_compute is refused without overlap_moe_expert_parallel_comm in "
             "effect.",
-            remedy="set model.overlap_moe_expert_parallel_comm=true, or with a comm_overlap "
-            "section comm_overlap.overlap_moe_expert_parallel_comm=true",
+            remedy="set overlap_moe_expert_parallel_comm=true, or delay_wgrad_compute=false",
         ),
         "model.delay_wgrad_compute",
         lambda c: (
@@ -157,6 +175,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             if c.of_model("delay_wgrad_compute") and not _ep_overlap(c)
             else ""
         ),
+        with_ep_overlap,
     ),
     Refusal(
         rule(
@@ -164,6 +183,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="delay_wgrad_compute is refused with the legacy grouped GEMM.",
             remedy="set model.moe_use_legacy_grouped_gemm=false",
+            edits=(Edit("model.moe_use_legacy_grouped_gemm", False),),
             versions=(Range("core", until="0.17.1"),),
             source="Megatron-LM 2caa681a1d, Megatron-Bridge cb0f2cb41",
         ),
@@ -180,7 +200,7 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="delay_wgrad_compute with Transformer Engine's CUDA graphs needs Transformer "
             "Engine >= 2.10.0, whatever the scope.",
-            remedy="use Transformer Engine 2.10.0 or newer, or set model.cuda_graph_impl=none",
+            remedy="set delay_wgrad_compute=false, or use Transformer Engine 2.10.0 or newer",
         ),
         "model.delay_wgrad_compute",
         lambda c: (
@@ -191,6 +211,8 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             and not c.software.is_te_min_version("2.10.0")
             else ""
         ),
+        off(DELAYED),
+        "use Transformer Engine 2.10.0 or newer",
     ),
 )
 """In the order in which they are reported."""

@@ -20,7 +20,10 @@ from megatron.bridge.training.decisions import (
     OverlapConfigError,
     rule,
 )
+from megatron.bridge.training.edits import Edit, in_words
+from megatron.bridge.training.remedies import DISTRIBUTED, Edits
 from megatron.bridge.training.rules.context import Context, choose
+from megatron.bridge.training.versions import Range, holds
 
 DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
     "dp.needs-distributed-optimizer",
@@ -28,6 +31,7 @@ DP_NEEDS_DISTRIBUTED_OPTIMIZER = rule(
     claim="comm_overlap's data-parallel knobs are ignored while ddp.use_distributed_optimizer is "
     "off.",
     remedy="set ddp.use_distributed_optimizer=true",
+    edits=(Edit(DISTRIBUTED, True),),
 )
 DP_MUON = rule(
     "dp.muon-by-name",
@@ -35,7 +39,7 @@ DP_MUON = rule(
     claim="Megatron-Bridge chooses the layer-wise optimizer where optimizer.optimizer is "
     "dist_muon, without the distributed optimizer, so that comm_overlap applies none of its "
     "data-parallel overlap, and nothing says so. Values on ddp itself keep their effect.",
-    remedy="set ddp.overlap_grad_reduce=true itself",
+    remedy="set the knob on ddp itself, such as ddp.overlap_grad_reduce=true",
     source="Megatron-Bridge src/megatron/bridge/training/optim.py",
 )
 DP_NOTHING_TO_OVERLAP = rule(
@@ -62,6 +66,7 @@ DP_BUCKET_VALUE = rule(
     Dimension.DP,
     claim='comm_overlap.bucket_size is a number of parameters above 0, "auto" or None.',
     remedy="set comm_overlap.bucket_size=auto",
+    edits=(Edit("comm_overlap.bucket_size", AUTO),),
 )
 DP_ALIGN = rule(
     "dp.align-param-gather",
@@ -78,6 +83,9 @@ DP_OPTIMIZER_STEP = rule(
     remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=true",
     opt_in=True,
 )
+
+_GATHERS_LAYER_WISE = (Range("core", since="0.17.1"),)
+"""As core.param-gather-layer-wise: before, the gather needs the distributed optimizer."""
 
 _DP_KNOBS = {
     "overlap_grad_reduce": "ddp",
@@ -225,11 +233,27 @@ def decide_dp_ignored(c: Context) -> Iterator[Decision]:
             outcome = Outcome.GRANTED
         else:
             outcome = Outcome.REFUSED
+        fixable = outcome in (Outcome.NOTE, Outcome.REFUSED)
+        edits = _on_ddp_itself(c, section, knob) if muon else by.edits
         yield by.decide(
             f"{section}.{knob}",
             requested=requested,
             effective=present,
             reason=reason,
             outcome=outcome,
-            remedy=by.remedy if outcome in (Outcome.NOTE, Outcome.REFUSED) else None,
+            remedy=in_words(edits) if fixable and edits else None,
+            edits=edits if fixable else (),
         )
+
+
+def _on_ddp_itself(c: Context, section: str, knob: str) -> Edits:
+    """A knob as comm_overlap requests it, set where the layer-wise optimizer's run reads it."""
+    requested = getattr(c.request, knob)
+    ignored = knob == "overlap_param_gather" and not holds(_GATHERS_LAYER_WISE, c.stack)
+    if ignored or knob == "overlap_param_gather_with_optimizer_step":
+        # The layer-wise optimizer does not do either, so a request is all that can be changed.
+        return (Edit(f"comm_overlap.{knob}", False),) if requested else ()
+    edits: Edits = ()
+    if knob in ("overlap_param_gather", "bucket_size") and not c.of_ddp("overlap_grad_reduce"):
+        edits = (Edit("ddp.overlap_grad_reduce", True),)
+    return (*edits, Edit(f"{section}.{knob}", True if requested is None else requested))

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from megatron.bridge.training.decisions import Dimension, rule
+from copy import copy
+from dataclasses import replace
+
+from megatron.bridge.training.decisions import Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.remedies import (
+    DISTRIBUTED,
+    WITH_STEP,
+    Edits,
+    off,
+    parameters_not_in,
+    reused_buffer,
+)
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import Refusal
+from megatron.bridge.training.rules.wrong_numbers import WRONG_INSTANCES, wrong_numbers
 from megatron.bridge.training.versions import Range
 
 
@@ -16,6 +29,25 @@ def _instances(c: Context) -> int:
     return c.of_ddp("num_distributed_optimizer_instances") or 1
 
 
+_ONE_INSTANCE = (Edit("ddp.num_distributed_optimizer_instances", 1),)
+
+
+def _reusing(c: Context) -> Edits:
+    """The gather through the gradient buffer, unless this run's version has a bug with it."""
+    ddp = copy(c.ddp)
+    ddp.reuse_grad_buf_for_mxfp8_param_ag = True
+    if any(d.outcome is Outcome.WRONG_NUMBERS for d in wrong_numbers(replace(c, ddp=ddp))):
+        return parameters_not_in(c, "fp8")
+    return reused_buffer(c, on=True)
+
+
+def _distributed(c: Context) -> Edits:
+    """The distributed optimizer, unless this run's version has a bug with several instances."""
+    if WRONG_INSTANCES.holds(c.stack):
+        return _ONE_INSTANCE
+    return (Edit(DISTRIBUTED, True),)
+
+
 DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         rule(
@@ -23,8 +55,8 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             Dimension.DP,
             claim="ddp.num_buckets is refused together with a bucket_size, which comm_overlap sets "
             "wherever the data-parallel size is above 1.",
-            remedy="remove ddp.num_buckets and set comm_overlap.bucket_size, or use num_buckets "
-            "without a comm_overlap section",
+            remedy="set ddp.num_buckets=null, or use num_buckets without a comm_overlap section",
+            edits=(Edit("ddp.num_buckets", None),),
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM 0dc36dfc6f",
         ),
@@ -40,7 +72,8 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             "core.mxfp8-gather-needs-reuse",
             Dimension.PRECISION,
             claim="fp8_param_gather with the mxfp8 recipe needs reuse_grad_buf_for_mxfp8_param_ag.",
-            remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=true",
+            remedy="set mixed_precision.reuse_grad_buf_for_mxfp8_param_ag=true, or "
+            "fp8_param_gather=false",
             source="Megatron-Bridge 6e39e973b",
         ),
         "ddp.fp8_param_gather",
@@ -51,6 +84,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             and c.fsdp is None
             else ""
         ),
+        _reusing,
     ),
     Refusal(
         rule(
@@ -58,7 +92,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             Dimension.PRECISION,
             claim="reuse_grad_buf_for_mxfp8_param_ag is refused together with "
             "overlap_param_gather_with_optimizer_step.",
-            remedy="set comm_overlap.overlap_param_gather_with_optimizer_step=false",
+            remedy="set overlap_param_gather_with_optimizer_step=false",
             versions=(Range("core", since="0.19.0"),),
             source="Megatron-LM 0552f29307",
         ),
@@ -69,13 +103,15 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             and c.of_ddp("reuse_grad_buf_for_mxfp8_param_ag")
             else ""
         ),
+        off(WITH_STEP),
     ),
     Refusal(
         rule(
             "core.optimizer-instances-need",
             Dimension.DP,
             claim="num_distributed_optimizer_instances above 1 needs the distributed optimizer.",
-            remedy="set ddp.use_distributed_optimizer=true",
+            remedy="set ddp.use_distributed_optimizer=true, or "
+            "num_distributed_optimizer_instances=1",
         ),
         "ddp.num_distributed_optimizer_instances",
         lambda c: (
@@ -83,6 +119,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             if _instances(c) > 1 and not c.of_ddp("use_distributed_optimizer")
             else ""
         ),
+        _distributed,
     ),
     Refusal(
         rule(
@@ -91,6 +128,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             claim="num_distributed_optimizer_instances above 1 is refused with "
             "reduce_scatter_with_fp32_accumulation.",
             remedy="set ddp.reduce_scatter_with_fp32_accumulation=false",
+            edits=(Edit("ddp.reduce_scatter_with_fp32_accumulation", False),),
             source="Megatron-LM megatron/core/distributed/param_and_grad_buffer.py",
         ),
         "ddp.num_distributed_optimizer_instances",
@@ -106,7 +144,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             Dimension.DP,
             claim="The layer-wise distributed optimizer is refused with "
             "overlap_param_gather_with_optimizer_step.",
-            remedy="set optimizer.overlap_param_gather_with_optimizer_step=false",
+            remedy="set overlap_param_gather_with_optimizer_step=false",
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM 5b512b45d1",
         ),
@@ -117,6 +155,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             and c.of_optimizer("overlap_param_gather_with_optimizer_step")
             else ""
         ),
+        off(WITH_STEP),
     ),
     Refusal(
         rule(
@@ -125,6 +164,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             claim="The layer-wise distributed optimizer is refused with more than one instance, "
             "where its layout of parameters is layer-wise.",
             remedy="set ddp.num_distributed_optimizer_instances=1",
+            edits=_ONE_INSTANCE,
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM 0044db1f20",
         ),
@@ -142,6 +182,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             claim="param_name_patterns_for_fp32_local_accumulation is refused with "
             "grad_reduce_in_fp32, which accumulates every gradient in fp32.",
             remedy="set ddp.param_name_patterns_for_fp32_local_accumulation=[]",
+            edits=(Edit("ddp.param_name_patterns_for_fp32_local_accumulation", []),),
             versions=(Range("core", since="0.17.1"),),
             source="Megatron-LM megatron/core/distributed/distributed_data_parallel_config.py",
         ),
@@ -160,6 +201,7 @@ DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (
             claim="average_in_collective is refused with tensor_parallel_num_weight_shards above "
             "1, which divides the weights once more and gathers them layer by layer.",
             remedy="set ddp.average_in_collective=false",
+            edits=(Edit("ddp.average_in_collective", False),),
             versions=(Range("core", since="0.19.0"),),
             source="Megatron-LM c5ff22b7f1",
         ),

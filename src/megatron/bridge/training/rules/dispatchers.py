@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, in_words
+from megatron.bridge.training.remedies import Edits, without
 from megatron.bridge.training.rules.context import Context, Gpu
 from megatron.bridge.training.rules.refusal import Refusal, override
 from megatron.bridge.training.versions import MAIN, Range
 
 _SOURCE = "Megatron-Bridge 067f987df"
 _DISPATCHER = "model.moe_token_dispatcher_type"
+_ALLTOALL = (Edit(_DISPATCHER, "alltoall"),)
 _BACKEND = "model.moe_flex_dispatcher_backend"
 
 FALLS_BACK = rule(
     "bridge.flex-falls-back",
     Dimension.EP,
     claim="moe_token_dispatcher_type flex without a moe_flex_dispatcher_backend becomes alltoall.",
-    remedy="set model.moe_flex_dispatcher_backend=deepep or hybridep",
+    remedy="set model.moe_flex_dispatcher_backend to one that the GPU has, deepep or hybridep",
     versions=(Range("bridge", since=MAIN),),
     source=_SOURCE,
 )
@@ -27,6 +31,7 @@ SERIALISED = rule(
     claim="The flexible back end ncclep overlaps nothing without moe_ncclep_static_shape: each "
     "exchange waits for its sizes.",
     remedy="set model.moe_ncclep_static_shape=true",
+    edits=(Edit("model.moe_ncclep_static_shape", True),),
     versions=(Range("core", since="0.19.0", until="0.20.0"),),
     source="Megatron-LM 2d7060f44f, 8971d19dda",
 )
@@ -50,7 +55,9 @@ def update_dispatcher(c: Context) -> Iterator[Decision]:
     """The dispatcher that a version takes instead of the requested one, in place."""
     if _without_backend(c):
         reason = "moe_flex_dispatcher_backend is null"
-        yield from override(c, FALLS_BACK, _DISPATCHER, "alltoall", reason)
+        for decision in override(c, FALLS_BACK, _DISPATCHER, "alltoall", reason):
+            edits = _with_backend(c)
+            yield replace(decision, edits=edits, remedy=in_words(edits))
 
 
 def dispatcher_consequences(c: Context) -> Iterator[Decision]:
@@ -85,6 +92,30 @@ def _unknown_to_hybridep(gpu: Gpu) -> bool:
     return int(gpu.capability) not in (8, 9, 10)
 
 
+def _with_backend(c: Context) -> Edits:
+    """A back end of the flexible dispatcher that the GPU has; another dispatcher without one."""
+    for name, is_unknown in (("deepep", _unknown_to_deepep), ("hybridep", _unknown_to_hybridep)):
+        if c.gpu is None or not is_unknown(c.gpu):
+            return (Edit(_BACKEND, name),)
+    return _ALLTOALL
+
+
+def _one_sm_count(c: Context) -> Edits:
+    """The number of the back end in use under the new name; DeepEP's where none is used."""
+    former = "moe_hybridep_num_sms" if _backend(c) == "hybridep" else "moe_deepep_num_sms"
+    return (
+        Edit("model.moe_flex_dispatcher_num_sms", c.of_model(former)),
+        Edit("model.moe_deepep_num_sms", None),
+        Edit("model.moe_hybridep_num_sms", None),
+    )
+
+
+def _not_offloaded(c: Context) -> Edits:
+    edit = without("model.offload_modules", c.of_model("offload_modules"), "expert_fc1")
+    # Megatron-Core refuses offloading without a module.
+    return (edit,) if edit.value else (Edit("model.fine_grained_activation_offloading", False),)
+
+
 DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         rule(
@@ -92,13 +123,15 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="moe_token_dispatcher_type flex is kept without a moe_flex_dispatcher_backend, "
             "and Megatron-Core stops when it builds the model.",
-            remedy="set model.moe_flex_dispatcher_backend=deepep or hybridep, or "
-            "model.moe_token_dispatcher_type=alltoall",
+            remedy="set model.moe_flex_dispatcher_backend to one that the GPU has, deepep or "
+            "hybridep, or model.moe_token_dispatcher_type=alltoall",
             versions=(Range("bridge", until=MAIN),),
             source=_SOURCE,
         ),
         _BACKEND,
         lambda c: "moe_flex_dispatcher_backend is null" if _without_backend(c) else "",
+        lambda c: _with_backend(c),
+        "model.moe_token_dispatcher_type=alltoall",
     ),
     Refusal(
         rule(
@@ -115,6 +148,7 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             if _backend(c) == "deepep" and c.gpu is not None and _unknown_to_deepep(c.gpu)
             else ""
         ),
+        lambda c: _with_backend(c),
     ),
     Refusal(
         rule(
@@ -122,6 +156,7 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="HybridEP is refused on GPUs whose compute capability is not 8, 9 or 10.",
             remedy="set model.moe_token_dispatcher_type=alltoall",
+            edits=_ALLTOALL,
             source="Megatron-Bridge src/megatron/bridge/training/flex_dispatcher_backend.py",
         ),
         _BACKEND,
@@ -138,12 +173,13 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             claim="moe_deepep_num_sms and moe_hybridep_num_sms, the former names of "
             "moe_flex_dispatcher_num_sms, are refused where both are set and differ, whatever the "
             "dispatcher.",
-            remedy="set model.moe_flex_dispatcher_num_sms, and set both former names to null",
+            remedy="set model.moe_flex_dispatcher_num_sms, and both former names to null",
             versions=(Range("core", since="0.19.0"),),
             source="Megatron-LM megatron/core/transformer/transformer_config.py",
         ),
         "model.moe_flex_dispatcher_num_sms",
         _sm_counts,
+        lambda c: _one_sm_count(c),
     ),
     Refusal(
         rule(
@@ -151,6 +187,7 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="The back end ncclep needs moe_token_dispatcher_type flex.",
             remedy="set model.moe_token_dispatcher_type=flex",
+            edits=(Edit(_DISPATCHER, "flex"),),
             versions=(Range("core", since="0.19.0"),),
             source="Megatron-LM 2d7060f44f",
         ),
@@ -181,6 +218,7 @@ DISPATCHER_REFUSALS: tuple[Refusal, ...] = (
             and "expert_fc1" in (c.of_model("offload_modules") or ())
             else ""
         ),
+        lambda c: _not_offloaded(c),
     ),
 )
 """In the order in which they are reported."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.edits import REMOVED, Edit, either
+from megatron.bridge.training.remedies import variable_without
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.fsdp import is_version_1
 from megatron.bridge.training.versions import Range
@@ -12,6 +14,7 @@ from megatron.bridge.training.versions import Range
 _ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 _REGISTER = "NCCL_GRAPH_REGISTER"
+_NOT_REGISTERED = (Edit(f"env.{_REGISTER}", "0"),)
 
 _UB_CLAIM = f"ddp.nccl_ub is refused where {_ALLOCATOR} has expandable_segments:True"
 _UB_REMEDY = f"remove expandable_segments from {_ALLOCATOR}, or set ddp.nccl_ub=false"
@@ -41,13 +44,15 @@ GRAPHS_EXPANDABLE = rule(
     Dimension.ANY,
     claim="CUDA graphs of Transformer Engine are refused below compute capability 10.0 " + _GRAPHS,
     remedy=f"set NCCL_GRAPH_REGISTER=0, or remove expandable_segments from {_ALLOCATOR}",
+    edits=_NOT_REGISTERED,
     source="Megatron-LM's cuda_graphs.py, issue 5474",
 )
 LM_GRAPHS_EXPANDABLE = rule(
     "lm.graphs-expandable",
     Dimension.ANY,
     claim="--cuda-graph-impl transformer_engine is refused on every GPU " + _GRAPHS,
-    remedy=f"export NCCL_GRAPH_REGISTER=0, or remove expandable_segments from {_ALLOCATOR}",
+    remedy=f"set NCCL_GRAPH_REGISTER=0, or remove expandable_segments from {_ALLOCATOR}",
+    edits=_NOT_REGISTERED,
     source="Megatron-LM's arguments.py, pull request 2572",
 )
 FSDP_ONE_QUEUE = rule(
@@ -55,6 +60,7 @@ FSDP_ONE_QUEUE = rule(
     Dimension.LAUNCH,
     claim=f"Megatron-FSDP version 1 is refused with {_CONNECTIONS}=1, on every GPU.",
     remedy=f"unset {_CONNECTIONS}, or set it above 1",
+    edits=(Edit(f"env.{_CONNECTIONS}", REMOVED),),
     versions=(Range("bridge", since="0.5.1"),),
     source="Megatron-Bridge a8f6ce3f7",
 )
@@ -98,6 +104,7 @@ def graphs_with_expandable_segments(c: Context, by: Rule) -> Iterator[Decision]:
         reason=f"{found}: an assertion stops the job before training",
         outcome=Outcome.ERROR if known else Outcome.NOTE,
         remedy=by.remedy,
+        edits=by.edits,
     )
 
 
@@ -110,7 +117,11 @@ def _user_buffers(c: Context) -> Iterator[Decision]:
         if c.software.is_torch_min_version("2.11.0"):
             return
         by = UB_EXPANDABLE_TORCH
-    yield by.error("ddp.nccl_ub", True, grows)
+    edits = (variable_without(c.environment, _ALLOCATOR, "expandable_segments"),)
+    otherwise = "set ddp.nccl_ub=false"
+    if by is UB_EXPANDABLE_TORCH:
+        otherwise += ", or use torch 2.11 or newer"
+    yield by.error("ddp.nccl_ub", True, grows, either(edits, otherwise), edits)
 
 
 def _growing_segments(c: Context) -> str:

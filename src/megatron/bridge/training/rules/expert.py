@@ -10,6 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
+from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.remedies import (
+    DELAYED,
+    EP_OVERLAP,
+    Edits,
+    ep_overlap_off,
+    half_precision,
+    interleaved,
+    off,
+    without,
+)
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
 from megatron.bridge.training.rules.graphs import graph_scope
 from megatron.bridge.training.versions import Range
@@ -47,20 +58,37 @@ def _names(value: Any) -> list[str]:
     return value.split(",") if isinstance(value, str) else list(value or ())
 
 
+def _selective_recompute(c: Context) -> Edits:
+    """Selective recomputation, which has neither a method nor a number of layers."""
+    fields = ("recompute_method", "recompute_num_layers")
+    return (
+        Edit("model.recompute_granularity", "selective"),
+        *(Edit(f"model.{name}", None) for name in fields if c.of_model(name) is not None),
+    )
+
+
 EP_GATE: tuple[Need[Context], ...] = (
     Need(
         _ep_rule(
             "needs-expert-parallel",
             "expert_model_parallel_size > 1",
-            "set model.expert_model_parallel_size > 1",
+            "set overlap_moe_expert_parallel_comm=false, or model.expert_model_parallel_size > 1",
         ),
         met=lambda c: (c.of_model("expert_model_parallel_size") or 1) > 1,
         found=_is("expert_model_parallel_size"),
+        edits=ep_overlap_off,
+        otherwise="model.expert_model_parallel_size > 1",
     ),
     Need(
-        _ep_rule("needs-experts", "num_moe_experts > 1", "set model.num_moe_experts > 1"),
+        _ep_rule(
+            "needs-experts",
+            "num_moe_experts > 1",
+            "set overlap_moe_expert_parallel_comm=false, or model.num_moe_experts > 1",
+        ),
         met=lambda c: (c.of_model("num_moe_experts") or 0) > 1,
         found=_is("num_moe_experts"),
+        edits=ep_overlap_off,
+        otherwise="model.num_moe_experts > 1",
     ),
     Need(
         _ep_rule(
@@ -70,36 +98,47 @@ EP_GATE: tuple[Need[Context], ...] = (
         ),
         met=lambda c: c.of_model("moe_token_dispatcher_type") in ("alltoall", "flex"),
         found=_is("moe_token_dispatcher_type"),
+        edits=lambda c: (Edit("model.moe_token_dispatcher_type", "alltoall"),),
     ),
     Need(
         _ep_rule("needs-half-precision", "bf16 or fp16", "set mixed_precision=bf16_mixed"),
         met=lambda c: bool(c.of_model("bf16") or c.of_model("fp16")),
         found=_is("bf16", "fp16"),
+        edits=half_precision,
     ),
     Need(
-        _ep_rule("needs-torch", "torch >= 2.6.0 (older versions hang)", "use torch 2.6.0 or newer"),
+        _ep_rule(
+            "needs-torch",
+            "torch >= 2.6.0 (older versions hang)",
+            "set overlap_moe_expert_parallel_comm=false, or use torch 2.6.0 or newer",
+        ),
         met=lambda c: c.software.is_torch_min_version("2.6.0"),
         found=lambda c: "torch is older than 2.6.0",
+        edits=ep_overlap_off,
+        otherwise="use torch 2.6.0 or newer",
     ),
     Need(
         _ep_rule(
             "needs-virtual-pipeline",
             "a virtual pipeline size where PP > 1",
-            "set model.virtual_pipeline_model_parallel_size",
+            "set model.virtual_pipeline_model_parallel_size to a size that divides the layers of "
+            "a stage",
         ),
         met=lambda c: (
             c.pipeline_size <= 1 or c.of_model("virtual_pipeline_model_parallel_size") is not None
         ),
         found=_is("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
+        edits=lambda c: interleaved(c) or ep_overlap_off(c),
     ),
     Need(
         _ep_rule(
             "no-full-recompute",
             'recompute_granularity other than "full"',
-            "set model.recompute_granularity=null or selective",
+            "set model.recompute_granularity=selective",
         ),
         met=lambda c: c.of_model("recompute_granularity") != "full",
         found=_is("recompute_granularity"),
+        edits=_selective_recompute,
     ),
     Need(
         _ep_rule(
@@ -107,6 +146,7 @@ EP_GATE: tuple[Need[Context], ...] = (
         ),
         met=lambda c: c.of_model("recompute_method") is None,
         found=_is("recompute_method"),
+        edits=lambda c: (Edit("model.recompute_method", None),),
     ),
     Need(
         _ep_rule(
@@ -116,6 +156,7 @@ EP_GATE: tuple[Need[Context], ...] = (
         ),
         met=lambda c: c.of_model("recompute_num_layers") is None,
         found=_is("recompute_num_layers"),
+        edits=lambda c: (Edit("model.recompute_num_layers", None),),
     ),
     Need(
         _ep_rule(
@@ -130,6 +171,9 @@ EP_GATE: tuple[Need[Context], ...] = (
         found=lambda c: (
             f"there is moe in recompute_modules, which is {c.of_model('recompute_modules')!r}"
         ),
+        edits=lambda c: (
+            without("model.recompute_modules", _names(c.of_model("recompute_modules")), "moe"),
+        ),
     ),
     Need(
         _ep_rule(
@@ -139,18 +183,22 @@ EP_GATE: tuple[Need[Context], ...] = (
         ),
         met=lambda c: not c.of_model("moe_shared_expert_overlap"),
         found=_is("moe_shared_expert_overlap"),
+        edits=lambda c: (Edit("model.moe_shared_expert_overlap", False),),
     ),
     Need(
         _ep_rule(
             "one-mtp-layer",
             "mtp_num_layers to be None, 0 or 1",
-            "set model.mtp_num_layers=null, or to 1 with PP > 1",
+            "set overlap_moe_expert_parallel_comm=false, or model.mtp_num_layers=null (1 with "
+            "PP > 1)",
         ),
         met=lambda c: c.of_model("mtp_num_layers") in (None, 0, 1),
         found=lambda c: (
             f"mtp_num_layers is {c.of_model('mtp_num_layers')!r}, and multi-token prediction "
             "can have at most one layer"
         ),
+        edits=ep_overlap_off,
+        otherwise="model.mtp_num_layers=null (1 with PP > 1)",
     ),
 )
 
@@ -192,6 +240,14 @@ def _wgrad_in_graph(c: Context) -> bool:
 _GRAPH_RULES = (Range("bridge", since="0.5.1"),)
 _GRAPH_SOURCE = "Megatron-Bridge 71768cde2, 56e56d708"
 
+
+def with_ep_overlap(c: Context) -> Edits:
+    """What delayed weight gradients need: expert-parallel overlap, or none of both."""
+    if any(unmet(EP_GATE, c)):
+        return off(DELAYED)(c)
+    return (Edit(c.key(EP_OVERLAP), True),)
+
+
 DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
     Need(
         _delay_rule(
@@ -201,24 +257,28 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
         ),
         met=_ep_overlap_on,
         found=lambda c: "overlap_moe_expert_parallel_comm is off",
+        edits=with_ep_overlap,
     ),
     Need(
         _delay_rule(
             "needs-te-2.7",
             "Transformer Engine >= 2.7.0 with overlap_grad_reduce or gradient_accumulation_fusion",
-            "use Transformer Engine 2.7.0 or newer",
+            "set delay_wgrad_compute=false, or use Transformer Engine 2.7.0 or newer",
         ),
         met=lambda c: not _reduces_into_main_grad(c) or c.software.is_te_min_version("2.7.0"),
         found=lambda c: (
             "overlap_grad_reduce or gradient_accumulation_fusion is on and Transformer Engine is "
             "absent or older than 2.7.0"
         ),
+        edits=off(DELAYED),
+        otherwise="use Transformer Engine 2.7.0 or newer",
     ),
     Need(
         _delay_rule(
             "graph-needs-te-2.12",
             "Transformer Engine >= 2.12.0 where a CUDA graph contains the delayed gradient",
-            "use Transformer Engine 2.12.0 or newer, or a CUDA-graph scope without attention",
+            "set delay_wgrad_compute=false, or use Transformer Engine 2.12.0 or newer, or a "
+            "CUDA-graph scope without attention",
             _GRAPH_RULES,
             _GRAPH_SOURCE,
         ),
@@ -227,6 +287,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             f"the CUDA-graph scope {sorted(graph_scope(c))} contains weight gradients and "
             "Transformer Engine is absent or older than 2.12.0"
         ),
+        edits=off(DELAYED),
+        otherwise="use Transformer Engine 2.12.0 or newer, or a CUDA-graph scope without attention",
     ),
     Need(
         _delay_rule(
@@ -241,13 +303,14 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             f"the CUDA-graph scope {sorted(graph_scope(c))} contains weight gradients and "
             "gradient_accumulation_fusion is off"
         ),
+        edits=lambda c: (Edit("model.gradient_accumulation_fusion", True),),
     ),
     Need(
         _delay_rule(
             "graph-no-attention-bias",
             "add_bias_linear and add_qkv_bias to be off (no attention bias) where a CUDA graph "
             "covers attention",
-            "set model.add_bias_linear=false and model.add_qkv_bias=false",
+            "set delay_wgrad_compute=false, or use a CUDA-graph scope without attention",
             _GRAPH_RULES,
             _GRAPH_SOURCE,
         ),
@@ -259,6 +322,8 @@ DELAY_WGRAD_GATE: tuple[Need[Context], ...] = (
             "the CUDA graph covers attention, and there is an attention bias: "
             + _is("add_bias_linear", "add_qkv_bias")(c)
         ),
+        edits=off(DELAYED),
+        otherwise="use a CUDA-graph scope without attention",
     ),
 )
 
@@ -267,10 +332,8 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
     """An expert-parallel knob, as requested. Each unmet need is an error: the run would fail."""
     knob, requested = f"model.{name}", getattr(c.request, name)
     broken = list(unmet(gate, c)) if requested else []
-    for broken_rule, found in broken:
-        yield broken_rule.decide(
-            knob, requested=True, effective=False, reason=found, outcome=Outcome.ERROR
-        )
+    for each in broken:
+        yield each.decide(knob, requested=True, effective=False, outcome=Outcome.ERROR)
     if not broken:
         yield choose(EP_OFF_UNLESS_ASKED, knob, False, requested, OPT_IN_REASON)
 

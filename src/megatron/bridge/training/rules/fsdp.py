@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.edits import Edit, either
+from megatron.bridge.training.remedies import Edits, off
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import Refusal, override, refused
 from megatron.bridge.training.versions import MAIN, Range
+
+_VERSION_1 = (Edit("ddp.megatron_fsdp_version", 1),)
 
 FSDP_SYNC = rule(
     "bridge.fsdp-sync",
@@ -42,6 +46,7 @@ AVERAGE_OFF_REGISTERED = rule(
     claim="Megatron-FSDP turns average_in_collective off while symmetric registration of its "
     "buffers is enabled.",
     remedy="set ddp.disable_symmetric_registration=true",
+    edits=(Edit("ddp.disable_symmetric_registration", True),),
     versions=(Range("bridge", since="0.4.2"),),
     source="Megatron-Bridge c15475efe",
 )
@@ -81,6 +86,7 @@ V2_OFF = rule(
     "fusion and every overlap of ddp and optimizer off, and shards optimizer, gradients and "
     "parameters.",
     remedy="set ddp.megatron_fsdp_version=1",
+    edits=_VERSION_1,
     versions=(Range("bridge", since=MAIN),),
     source=_V2,
 )
@@ -89,7 +95,7 @@ TORCH_IGNORES = rule(
     Dimension.DP,
     claim="torch's FSDP2 ignores the overlap knobs of ddp and optimizer: its own prefetching "
     "decides, and nothing says so.",
-    remedy="set dist.use_torch_fsdp2=false, or set the knob to false",
+    remedy="set the knob to false, or dist.use_torch_fsdp2=false",
     source="Megatron-LM megatron/core/distributed/torch_fully_sharded_data_parallel.py",
 )
 
@@ -181,6 +187,7 @@ def fsdp_consequences(c: Context) -> Iterator[Decision]:
             continue
         # What comm_overlap turned on by default was not asked for by name.
         is_default = c.has_comm_overlap and getattr(c.request, name, None) is None
+        edits = _ignored_off(c, knob)
         yield TORCH_IGNORES.decide(
             knob,
             requested=None if is_default else True,
@@ -188,18 +195,27 @@ def fsdp_consequences(c: Context) -> Iterator[Decision]:
             reason="dist.use_torch_fsdp2 is on: torch's wrapper does not read it"
             + (" (comm_overlap turned it on by default)" if is_default else ""),
             outcome=Outcome.NOTE if is_default else Outcome.REFUSED,
-            remedy=f"set dist.use_torch_fsdp2=false, or comm_overlap.{name}=false"
-            if c.has_comm_overlap
-            else f"set dist.use_torch_fsdp2=false, or {knob}=false",
+            remedy=either(edits, "dist.use_torch_fsdp2=false"),
+            edits=edits,
         )
 
 
-def _v2_rule(rule_id: str, claim: str, remedy: str) -> Rule:
+def _ignored_off(c: Context, knob: str) -> Edits:
+    edits = off(knob)(c)
+    # Either of ddp's and the optimizer's gather turns the other one on.
+    if knob == "ddp.overlap_param_gather" and not c.sets_data_parallel:
+        edits += (Edit("optimizer.overlap_param_gather", False),)
+    return edits
+
+
+def _v2_rule(rule_id: str, claim: str, remedy: str = "") -> Rule:
+    """A refusal of version 2, which version 1 does not have."""
     return rule(
         rule_id,
         Dimension.DP,
         claim=f"Version 2 of Megatron-FSDP is refused {claim}.",
-        remedy=remedy,
+        remedy=either(_VERSION_1, remedy),
+        edits=_VERSION_1,
         versions=(Range("bridge", since=MAIN),),
         source=_V2,
         depth=2,
@@ -224,6 +240,7 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
             Dimension.DP,
             claim="use_megatron_fsdp and use_torch_fsdp2 exclude each other.",
             remedy="set dist.use_torch_fsdp2=false",
+            edits=(Edit("dist.use_torch_fsdp2", False),),
             source="Megatron-Bridge src/megatron/bridge/training/config.py",
         ),
         "dist.use_torch_fsdp2",
@@ -238,7 +255,8 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
             "bridge.fsdp-registration-needs",
             Dimension.DP,
             claim="Under Megatron-FSDP fsdp_manual_registration is refused without nccl_ub.",
-            remedy="set ddp.nccl_ub=true, or ddp.fsdp_manual_registration=false",
+            remedy="set ddp.fsdp_manual_registration=false, or ddp.nccl_ub=true",
+            edits=(Edit("ddp.fsdp_manual_registration", False),),
             versions=(Range("bridge", since="0.5.1"),),
             source=_V1,
         ),
@@ -256,14 +274,14 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
         _v2_rule(
             "bridge.fsdp-v2-layout",
             "with tensor, pipeline or context parallelism",
-            "set model.tensor_model_parallel_size, pipeline_model_parallel_size and "
-            "context_parallel_size to 1, or ddp.megatron_fsdp_version=1",
+            "model.tensor_model_parallel_size, pipeline_model_parallel_size and "
+            "context_parallel_size to 1",
         ),
         _VERSION,
         lambda c: _divided(c) if _v2(c) else "",
     ),
     Refusal(
-        _v2_rule("bridge.fsdp-v2-precision", "without bf16", "set mixed_precision=bf16_mixed"),
+        _v2_rule("bridge.fsdp-v2-precision", "without bf16", "mixed_precision=bf16_mixed"),
         _VERSION,
         lambda c: (
             f"model.bf16 is {c.of_model('bf16')} and model.fp16 is {c.of_model('fp16')}"
@@ -272,7 +290,7 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
-        _v2_rule("bridge.fsdp-v2-fp8", "with FP8 or FP4", "set mixed_precision=bf16_mixed"),
+        _v2_rule("bridge.fsdp-v2-fp8", "with FP8 or FP4", "mixed_precision=bf16_mixed"),
         _VERSION,
         lambda c: (
             f"model.fp8 is {c.of_model('fp8')!r} and model.fp4 is {c.of_model('fp4')!r}"
@@ -281,7 +299,7 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
         ),
     ),
     Refusal(
-        _v2_rule("bridge.fsdp-v2-experts", "with experts", "set ddp.megatron_fsdp_version=1"),
+        _v2_rule("bridge.fsdp-v2-experts", "with experts"),
         _VERSION,
         lambda c: (
             f"num_moe_experts is {c.of_model('num_moe_experts')}"
@@ -293,7 +311,7 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
         _v2_rule(
             "bridge.fsdp-v2-instances",
             "with more than one instance of the distributed optimizer",
-            "set ddp.num_distributed_optimizer_instances=1",
+            "num_distributed_optimizer_instances=1",
         ),
         "ddp.num_distributed_optimizer_instances",
         lambda c: (

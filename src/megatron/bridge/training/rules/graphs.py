@@ -7,9 +7,11 @@ scopes moved from `cuda_graph_scope` to `cuda_graph_modules` in megatron-core 0.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import Refusal, override
 from megatron.bridge.training.versions import Range
@@ -22,12 +24,15 @@ from megatron.bridge.utils.cuda_graph import (
 )
 
 _FIELD, _FORMER = "cuda_graph_modules", "cuda_graph_scope"
+_WRITTEN = "cuda_graph_scopes_written_as"
+"""An attribute of a model: which of the two the user wrote, once the scopes were moved."""
 
 SCOPES_CLEARED = rule(
     "bridge.graph-scopes-cleared",
     Dimension.ANY,
     claim="CUDA-graph scopes are dropped where cuda_graph_impl is none: nothing is captured.",
     remedy="set model.cuda_graph_impl=transformer_engine",
+    edits=(Edit("model.cuda_graph_impl", "transformer_engine"),),
     versions=(Range("bridge", since="0.4.2"),),
     source="Megatron-Bridge 960a718cb",
 )
@@ -37,6 +42,7 @@ WHOLE_ITERATION = rule(
     claim="cuda_graph_impl local with the scope full_iteration becomes cuda_graph_impl "
     "full_iteration.",
     remedy="set model.cuda_graph_impl=full_iteration",
+    edits=(Edit("model.cuda_graph_impl", "full_iteration"),),
     versions=(Range("core", since="0.18.2"),),
     source="Megatron-LM e41b37002c",
 )
@@ -58,6 +64,18 @@ def scope_text(c: Context) -> str:
         f"cuda_graph_impl is {graph_impl(c)} with scope "
         f"{sorted(graph_scope(c)) or 'the entire layer'}"
     )
+
+
+def scopes_without(c: Context, unwanted: AbstractSet[str]) -> tuple[Edit, ...]:
+    """The scopes without some of them, in the field that the user wrote; no graphs without any."""
+    kept = sorted(graph_scope(c) - unwanted)
+    if not kept:
+        return (Edit("model.cuda_graph_impl", "none"),)
+    return (Edit(f"model.{c.of_model(_WRITTEN) or _field(c)}", kept),)
+
+
+def _field(c: Context) -> str:
+    return _FIELD if part_names(c.of_model(_FIELD)) else _FORMER
 
 
 def update_graphs(c: Context) -> Iterator[Decision]:
@@ -85,11 +103,13 @@ def _note_cleared(scopes: list[str]) -> Iterator[Decision]:
             reason="cuda_graph_impl is none",
             outcome=Outcome.NOTE,
             remedy=SCOPES_CLEARED.remedy,
+            edits=SCOPES_CLEARED.edits,
         )
 
 
 def _set_scopes(c: Context, scopes: Any) -> None:
     """Write the scopes into the field of the run's version: the same commit brought it."""
+    setattr(c.model, _WRITTEN, _field(c))
     if WHOLE_ITERATION.holds(c.stack) and hasattr(c.model, _FIELD):
         c.model.cuda_graph_modules, c.model.cuda_graph_scope = scopes, None
     else:
@@ -103,7 +123,8 @@ GRAPH_REFUSALS: tuple[Refusal, ...] = (
             Dimension.ANY,
             claim="cuda_graph_impl local with scopes of single layers is refused: it is for the "
             "full iteration.",
-            remedy="set model.cuda_graph_impl=transformer_engine or none",
+            remedy="set model.cuda_graph_impl=transformer_engine, or none",
+            edits=(Edit("model.cuda_graph_impl", "transformer_engine"),),
             versions=(Range("bridge", since="0.6.0"),),
             source="Megatron-Bridge 7e8662c66",
         ),
@@ -117,6 +138,7 @@ GRAPH_REFUSALS: tuple[Refusal, ...] = (
             claim="A CUDA graph of the full iteration is refused with "
             "rerun_state_machine.check_for_nan_in_loss, which is on by default.",
             remedy="set rerun_state_machine.check_for_nan_in_loss=false",
+            edits=(Edit("rerun_state_machine.check_for_nan_in_loss", False),),
         ),
         "rerun_state_machine.check_for_nan_in_loss",
         lambda c: (
@@ -129,6 +151,7 @@ GRAPH_REFUSALS: tuple[Refusal, ...] = (
             Dimension.ANY,
             claim="cuda_graph_scope, the former name, is refused beside cuda_graph_modules.",
             remedy="set model.cuda_graph_scope=null",
+            edits=(Edit("model.cuda_graph_scope", None),),
             versions=(Range("core", since="0.18.2"),),
             source="Megatron-LM e41b37002c",
         ),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, either, in_words
+from megatron.bridge.training.remedies import TP_OVERLAP, Edits, off
 from megatron.bridge.training.rules.context import Context, Gpu, Launcher
 
 LARGEST_NODE = 8
@@ -49,7 +51,8 @@ OLD_BOOTSTRAP = rule(
     Dimension.TP,
     claim="Transformer Engine before 1.9 sets userbuffers up over MPI, whatever "
     "tp_comm_bootstrap_backend is: under torchrun, which starts no MPI world, the job stops.",
-    remedy="use Transformer Engine 1.9 or newer, or start the job with srun --mpi=pmix",
+    remedy="set tp_comm_overlap=false, or use Transformer Engine 1.9 or newer, or start the job "
+    "with srun --mpi=pmix",
     source="Transformer Engine's initialize_ub, which takes bootstrap_backend since 1.9",
 )
 FIXED_LENGTH = rule(
@@ -57,8 +60,11 @@ FIXED_LENGTH = rule(
     Dimension.TP,
     claim="A userbuffer has one fixed shape: seq_length x micro_batch_size tokens. The first batch "
     "of another length stops the job.",
-    remedy="pad every batch to seq_length, or set tp_comm_overlap=false",
+    remedy="set tp_comm_overlap=false, or pad every batch to seq_length",
 )
+
+
+_PAD = (Edit("dataset.dataset_kwargs.pad_to_max_length", True),)
 
 
 def machine_consequences(c: Context) -> Iterator[Decision]:
@@ -100,15 +106,22 @@ def _one_domain(c: Context) -> Iterator[Decision]:
         else "every layer waits for the network between nodes"
     )
     fits = max(n for n in range(1, size + 1) if tp % n == 0 and size % n == 0)
+    named = c.gpu is None or c.gpu.given
+    smaller: Edits = (Edit("model.tensor_model_parallel_size", fits),)
+    if fits == 1 and c.of_model("sequence_parallel"):
+        smaller += (Edit("model.sequence_parallel", False),)
+    without_overlap = off(TP_OVERLAP)(c) if overlap else ()
+    edits = smaller if fits > 1 or not overlap else without_overlap
+    remedy = either(edits, in_words(without_overlap) if edits != without_overlap else "")
     yield ONE_DOMAIN.decide(
         "model.tp_comm_overlap" if overlap else "model.tensor_model_parallel_size",
         requested=True if overlap else None,
         effective=overlap or tp,
         reason=f"TP={tp} extends beyond one NVLink domain ({why}): {follows}",
         outcome=Outcome.ERROR if certain else Outcome.NOTE,
-        remedy=("" if c.gpu is None or c.gpu.given else "name the GPU with --gpu; on this one, ")
-        + f"set model.tensor_model_parallel_size={fits}"
-        + (f", or {c.key('model.tp_comm_overlap')}=false" if overlap else ""),
+        remedy=remedy if named else f"name the GPU with --gpu; on this one, {remedy}",
+        # Of a GPU that is only assumed, nothing is to be changed.
+        edits=edits if named else (),
     )
 
 
@@ -135,6 +148,7 @@ def _multicast(c: Context) -> Iterator[Decision]:
         f"{SKIP_MULTICAST}=1 Transformer Engine stops the job in initialize_ub; {unset}",
         outcome=Outcome.ERROR if known else Outcome.NOTE,
         remedy=f"set {SKIP_MULTICAST}=1 {c.environment.place_to_set(SKIP_MULTICAST)}",
+        edits=(Edit(f"env.{SKIP_MULTICAST}", "1"),),
     )
 
 
@@ -155,22 +169,25 @@ def _bootstrap(c: Context) -> Iterator[Decision]:
         if certain and launcher is not None
         else "it needs a launcher that starts an MPI world, and how the job is started is not known"
     )
-    remedy = decided_by.remedy
-    if not old and c.has_comm_overlap:
-        remedy = f"set {c.key('model.tp_comm_bootstrap_backend')}=nccl, or start the job with srun "
-        remedy += "--mpi=pmix"
+    otherwise = "start the job with srun --mpi=pmix"
+    if old:
+        edits = off(TP_OVERLAP)(c)
+        otherwise = f"use Transformer Engine 1.9 or newer, or {otherwise}"
+    else:
+        edits = (Edit(c.key("model.tp_comm_bootstrap_backend"), "nccl"),)
     yield decided_by.decide(
         "model.tp_comm_bootstrap_backend",
         requested=backend,
         effective="mpi",
         reason=f"{what}: {how}",
         outcome=Outcome.ERROR if certain else Outcome.NOTE,
-        remedy=remedy,
+        remedy=either(edits, otherwise),
+        edits=edits,
     )
 
 
 def _fixed_length(c: Context) -> Iterator[Decision]:
-    off = f"set {c.key('model.tp_comm_overlap')}=false"
+    edits = off(TP_OVERLAP)(c)
     if c.of_model("variable_seq_lengths"):
         yield FIXED_LENGTH.decide(
             "model.tp_comm_overlap",
@@ -179,8 +196,10 @@ def _fixed_length(c: Context) -> Iterator[Decision]:
             reason="variable_seq_lengths is on: a userbuffer has one fixed shape, and the first "
             "batch of another length stops the job",
             outcome=Outcome.ERROR,
-            remedy="set model.variable_seq_lengths=false and pad every batch to seq_length, or "
-            + off,
+            remedy=either(
+                edits, "set model.variable_seq_lengths=false and pad every batch to seq_length"
+            ),
+            edits=edits,
         )
         return
     packed = getattr(c.dataset, "packed_sequence_specs", None)
@@ -193,7 +212,8 @@ def _fixed_length(c: Context) -> Iterator[Decision]:
             "to one length (dataset_kwargs has no pad_to_max_length): a userbuffer has one fixed "
             "shape, and the first pack of another length stops the job",
             outcome=Outcome.NOTE,
-            remedy=f"set dataset.dataset_kwargs.pad_to_max_length=true, or {off}",
+            remedy=either(_PAD, in_words(edits)),
+            edits=_PAD,
         )
 
 

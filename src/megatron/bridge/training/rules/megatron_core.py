@@ -11,6 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule, unmet
+from megatron.bridge.training.edits import Edit, either
+from megatron.bridge.training.remedies import (
+    DISTRIBUTED,
+    WITH_STEP,
+    Edits,
+    off,
+    parameters_not_in,
+    reused_buffer,
+)
 from megatron.bridge.training.rules.buckets import bucket_consequences
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
@@ -32,19 +41,21 @@ SEQUENCE_PARALLEL_NEEDS_TP = rule(
     Dimension.TP,
     claim="Megatron-Core refuses sequence_parallel with tensor_model_parallel_size 1.",
     remedy="set model.sequence_parallel=false, or model.tensor_model_parallel_size > 1",
+    edits=(Edit("model.sequence_parallel", False),),
 )
 PARAM_GATHER_NEEDS = rule(
     "core.param-gather-needs",
     Dimension.DP,
     claim="overlap_param_gather hides nothing without overlap_grad_reduce: there are no separate "
     "buckets, and the first layer waits for the single gather (Megatron-LM refuses this).",
-    remedy="set ddp.overlap_grad_reduce=true, and leave overlap_grad_reduce of comm_overlap unset",
+    remedy="set overlap_grad_reduce=true",
 )
 PARAM_GATHER_NEEDS_OPTIMIZER = rule(
     "core.param-gather-needs-optimizer",
     Dimension.DP,
     claim="overlap_param_gather is ignored without the distributed optimizer.",
     remedy="set ddp.use_distributed_optimizer=true",
+    edits=(Edit(DISTRIBUTED, True),),
     versions=(Range("core", until="0.17.1"),),
     source="Megatron-LM a2381d8007",
 )
@@ -54,6 +65,7 @@ PARAM_GATHER_LAYER_WISE = rule(
     claim="overlap_param_gather takes effect without the distributed optimizer too, for the "
     "layer-wise optimizer. What it does beside another one is not known here.",
     remedy="set ddp.use_distributed_optimizer=true",
+    edits=(Edit(DISTRIBUTED, True),),
     versions=(Range("core", since="0.17.1"),),
     source="Megatron-LM a2381d8007",
 )
@@ -62,7 +74,7 @@ OPTIMIZER_STEP_NEEDS = rule(
     Dimension.DP,
     claim="overlap_param_gather_with_optimizer_step is ignored without overlap_param_gather. "
     "Without the distributed optimizer or an interleaved pipeline Megatron-Core fails.",
-    remedy="set what is missing, or overlap_param_gather_with_optimizer_step=false",
+    remedy="set overlap_param_gather_with_optimizer_step=false, or set what is missing",
 )
 DP_ALONE = rule(
     "core.no-replica",
@@ -106,14 +118,15 @@ EXPERTS_NEEDED = rule(
     Dimension.EP,
     claim="Megatron-Core refuses expert_model_parallel_size > 1 without experts, and a size that "
     "does not divide the ranks.",
-    remedy="set model.num_moe_experts, or set model.expert_model_parallel_size to a size that "
-    "divides the ranks",
+    remedy="set model.expert_model_parallel_size to 1, or with experts to a size that divides "
+    "the ranks",
 )
 SHARED_EXPERT_NEEDS = rule(
     "core.shared-expert-overlap-needs",
     Dimension.EP,
     claim="moe_shared_expert_overlap works only with the alltoall token dispatcher.",
-    remedy="set model.moe_token_dispatcher_type=alltoall, or moe_shared_expert_overlap=false",
+    remedy="set model.moe_token_dispatcher_type=alltoall, or with flex "
+    "moe_shared_expert_overlap=false",
 )
 
 
@@ -138,6 +151,9 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
 
 REFUSALS = EXPERT_REFUSALS + DISPATCHER_REFUSALS + GRAPH_REFUSALS + DATA_PARALLEL_REFUSALS
 """Every combination that stops a job, in the order in which it is reported."""
+
+_EP = "model.expert_model_parallel_size"
+_NOT_SHARED = (Edit("model.moe_shared_expert_overlap", False),)
 
 _GATES = (
     ("overlap_moe_expert_parallel_comm", EP_GATE),
@@ -189,8 +205,8 @@ def as_written(c: Context, decided_by: Rule, reason: str) -> Iterator[Decision]:
     for dotted, dimension in _AS_WRITTEN.items():
         section, _, knob = dotted.partition(".")
         value = getattr(c.model if section == "model" else c.ddp, knob, None)
-        for need, found in broken.get(knob, ()):
-            yield need.error(dotted, True, found)
+        for each in broken.get(knob, ()):
+            yield each.decide(dotted, requested=True, effective=True, outcome=Outcome.ERROR)
         if not broken.get(knob) and not (knob == "tp_comm_overlap" and value):
             yield decided_by.decide(
                 dotted,
@@ -209,18 +225,23 @@ def _precision(c: Context) -> Iterator[Decision]:
             "ddp.reuse_grad_buf_for_mxfp8_param_ag",
             True,
             "ddp.fp8_param_gather is off: Megatron-Core raises an AssertionError",
+            edits=reused_buffer(c, on=False),
         )
     if c.of_model("fp8_param") and not c.of_model("fp8"):
         yield FP8_PARAM_NEEDS_FP8.error(
             "model.fp8_param",
             True,
             "model.fp8 is off: Megatron-Core raises a ValueError when the model is built",
+            either(parameters_not_in(c, "fp8"), "choose an FP8 recipe"),
+            parameters_not_in(c, "fp8"),
         )
     if c.of_model("fp4_param") and not c.of_model("fp4"):
         yield FP4_PARAM_NEEDS_FP4.error(
             "model.fp4_param",
             True,
             "model.fp4 is off: Megatron-Core raises a ValueError when the model is built",
+            either(parameters_not_in(c, "fp4"), "choose an FP4 recipe"),
+            parameters_not_in(c, "fp4"),
         )
 
 
@@ -244,6 +265,8 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
             "model.expert_model_parallel_size",
             ep,
             "num_moe_experts is not set: Megatron-Core raises a ValueError",
+            either((Edit(_EP, 1),), "set model.num_moe_experts"),
+            (Edit(_EP, 1),),
         )
     elif ep > 1 and ranks % (ep * expert_tp):
         yield EXPERTS_NEEDED.error(
@@ -251,15 +274,28 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
             ep,
             f"EP={ep} x expert_tensor_parallel_size={expert_tp} does not divide the {ranks} ranks "
             "of a pipeline stage",
+            edits=_dividing_ep(experts, ep, expert_tp, ranks),
         )
     dispatcher = c.of_model("moe_token_dispatcher_type")
+    flex = dispatcher == "flex"
     shared = c.of_model("moe_shared_expert_intermediate_size")
     if shared and c.of_model("moe_shared_expert_overlap") and dispatcher != "alltoall":
         yield SHARED_EXPERT_NEEDS.error(
             "model.moe_shared_expert_overlap",
             True,
             f"moe_token_dispatcher_type is {dispatcher!r}",
+            either(_NOT_SHARED, "model.moe_token_dispatcher_type=alltoall") if flex else None,
+            _NOT_SHARED if flex else (Edit("model.moe_token_dispatcher_type", "alltoall"),),
         )
+
+
+def _dividing_ep(experts: int, ep: int, expert_tp: int, ranks: int) -> Edits:
+    """The largest EP that divides the experts and the ranks, with an expert TP that does."""
+    edits: Edits = ()
+    if ranks % expert_tp:
+        expert_tp, edits = 1, (Edit("model.expert_tensor_parallel_size", 1),)
+    divides = (n for n in range(ep, 0, -1) if ranks % (n * expert_tp) == 0 and experts % n == 0)
+    return (Edit(_EP, next(divides)), *edits)
 
 
 def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
@@ -295,6 +331,8 @@ def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
                 effective=not starts,
                 reason="it lacks " + " and ".join(lacking),
                 outcome=Outcome.REFUSED if starts else Outcome.ERROR,
+                remedy=either(off(WITH_STEP)(c), "set what is missing"),
+                edits=off(WITH_STEP)(c),
             )
     if (reduce or gather) and c.replicas == 1:
         yield DP_ALONE.decide(
@@ -322,6 +360,7 @@ def _gather_needs(c: Context, *, distributed: bool, reduce: bool) -> Iterator[De
             reason=off,
             outcome=Outcome.NOTE,
             remedy=PARAM_GATHER_LAYER_WISE.remedy,
+            edits=PARAM_GATHER_LAYER_WISE.edits,
         )
     if not reduce:
         yield PARAM_GATHER_NEEDS.decide(
@@ -330,4 +369,5 @@ def _gather_needs(c: Context, *, distributed: bool, reduce: bool) -> Iterator[De
             effective=False,
             reason="ddp.overlap_grad_reduce is off",
             outcome=Outcome.REFUSED,
+            edits=(Edit(c.key("ddp.overlap_grad_reduce"), True),),
         )

@@ -13,6 +13,7 @@ from megatron.bridge.training.decisions import (
     Rule,
     rule,
 )
+from megatron.bridge.training.edits import Edit, either
 from megatron.bridge.training.rules.context import Context, choose
 
 PP_NONE = rule(
@@ -104,8 +105,11 @@ def pp_hazard(
         )
     vpp = vpp or 1
     if pp == 2 and vpp > 1 and batch_p2p_comm and not overlap_p2p_comm:
-        remedy = (
-            f"set {section}.overlap_p2p_comm=true and {section}.batch_p2p_comm=false, or "
+        edits = (
+            Edit(f"{section}.overlap_p2p_comm", True),
+            Edit(f"{section}.batch_p2p_comm", False),
+        )
+        otherwise = (
             "model.virtual_pipeline_model_parallel_size=null, or use more than 2 pipeline stages"
         )
         yield PP_SAME_PEER_HAZARD.decide(
@@ -116,5 +120,6 @@ def pp_hazard(
             "same peer, so activations and gradients of equal shape are swapped, and with more "
             "than 2 microbatches training continues with silently wrong gradients",
             outcome=Outcome.WRONG_NUMBERS,
-            remedy=remedy,
+            remedy=either(edits, otherwise),
+            edits=edits,
         )

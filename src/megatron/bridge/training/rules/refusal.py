@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron.bridge.training.decisions import Decision, Outcome, Rule
+from megatron.bridge.training.edits import Edit, either
 from megatron.bridge.training.rules.context import Context
 
 
@@ -17,18 +18,26 @@ class Refusal:
         rule: the rule, with the versions that refuse the combination.
         knob: the setting that it is about.
         found: what was found, as the start of a reason; empty where the combination is accepted.
+        edits: the remedy as changes of settings, with values and keys that depend on the run; None
+            where the rule's own do.
+        otherwise: another remedy in words, after `edits`.
     """
 
     rule: Rule
     knob: str
     found: Callable[[Context], str]
+    edits: Callable[[Context], tuple[Edit, ...]] | None = None
+    otherwise: str = ""
 
 
 def refused(c: Context, candidates: Iterable[Refusal]) -> Iterator[Decision]:
     """Every combination that the stack of the run refuses."""
     for each in candidates:
         if each.rule.holds(c.stack) and (found := each.found(c)):
-            yield each.rule.error(each.knob, knob_value(c, each.knob), found)
+            edits = each.edits(c) if each.edits is not None else None
+            remedy = either(edits, each.otherwise) if edits else None
+            value = knob_value(c, each.knob)
+            yield each.rule.error(each.knob, value, found, remedy, edits or None)
 
 
 def knob_value(c: Context, knob: str) -> object:
@@ -58,4 +67,5 @@ def override(c: Context, by: Rule, knob: str, value: object, reason: str) -> Ite
         reason=reason,
         outcome=Outcome.NOTE,
         remedy=by.remedy or None,
+        edits=by.edits,
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, rule, unmet
+from megatron.bridge.training.edits import Edit, either
+from megatron.bridge.training.remedies import TP_OVERLAP, Edits, off
 from megatron.bridge.training.rules.context import OPT_IN_REASON, Context, choose
 from megatron.bridge.training.tp_overlap_presets import (
     PRESETS,
@@ -29,13 +31,16 @@ TP_GATE: tuple[Need[Context], ...] = (
             "tp.needs-tensor-parallel",
             Dimension.TP,
             claim="tp_comm_overlap is switched off while tensor_model_parallel_size < 2.",
-            remedy="set model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
+            remedy="set tp_comm_overlap=false, or model.tensor_model_parallel_size to 2 or more, "
+            "within one NVLink domain",
         ),
         met=lambda c: (c.model.tensor_model_parallel_size or 1) >= 2,
         found=lambda c: (
             f"tensor_model_parallel_size is {c.model.tensor_model_parallel_size}, "
             "so there is no tensor-parallel communication to hide"
         ),
+        edits=off(TP_OVERLAP),
+        otherwise="model.tensor_model_parallel_size to 2 or more, within one NVLink domain",
     ),
     Need(
         rule(
@@ -43,6 +48,7 @@ TP_GATE: tuple[Need[Context], ...] = (
             Dimension.TP,
             claim="tp_comm_overlap is switched off while sequence_parallel is off.",
             remedy="set model.sequence_parallel=true",
+            edits=(Edit("model.sequence_parallel", True),),
         ),
         met=lambda c: bool(c.model.sequence_parallel),
         found=lambda c: (
@@ -55,10 +61,13 @@ TP_GATE: tuple[Need[Context], ...] = (
             "tp.needs-transformer-engine",
             Dimension.TP,
             claim="tp_comm_overlap is switched off where Transformer Engine cannot be imported.",
-            remedy="install a Transformer Engine built for this torch and CUDA",
+            remedy="set tp_comm_overlap=false, or install a Transformer Engine built for this "
+            "torch and CUDA",
         ),
         met=lambda c: c.software.have_te(),
         found=lambda c: "Transformer Engine cannot be imported, and its userbuffers do the overlap",
+        edits=off(TP_OVERLAP),
+        otherwise="install a Transformer Engine built for this torch and CUDA",
     ),
 )
 
@@ -87,10 +96,8 @@ def decide_tp_overlap(c: Context) -> Decision:
     knob, asked = "model.tp_comm_overlap", c.request.tp_comm_overlap
     if not asked:
         return choose(TP_OFF_UNLESS_ASKED, knob, False, None, OPT_IN_REASON)
-    for broken, found in unmet(TP_GATE, c):
-        return broken.decide(
-            knob, requested=True, effective=False, reason=found, outcome=Outcome.REFUSED
-        )
+    for broken in unmet(TP_GATE, c):
+        return broken.decide(knob, requested=True, effective=False, outcome=Outcome.REFUSED)
     reason = "requested, and tensor and sequence parallelism and Transformer Engine are available"
     return TP_OFF_UNLESS_ASKED.decide(
         knob, requested=True, effective=True, reason=reason, outcome=Outcome.GRANTED
@@ -107,10 +114,22 @@ def _preset_sizes(key: PresetKey) -> tuple[str, int, int]:
     return key.precision, key.hidden_size, key.tensor_parallel_size
 
 
-def _fitting_presets(c: Context) -> str:
-    """A remedy that lists the presets for this run's precision and sizes; empty without any."""
-    names = [n for n in PRESETS if _preset_sizes(parse_preset_name(n)) == _run_sizes(c)]
-    return f"set comm_overlap.tp_comm_overlap_cfg to {' or '.join(names)}" if names else ""
+def _fitting_presets(c: Context) -> tuple[str, Edits]:
+    """A remedy with the presets for this run's precision and sizes, and its first as an edit.
+
+    Both are empty where there is none. Those for the run's GPU come first, where it is known. For
+    Megatron-LM there is no edit: it takes a file, not a name.
+    """
+    keys = {name: parse_preset_name(name) for name in PRESETS}
+    names = [name for name, key in keys.items() if _preset_sizes(key) == _run_sizes(c)]
+    gpu = c.gpu.name if c.gpu is not None else ""
+    names.sort(key=lambda name: (keys[name].gpu != gpu, keys[name].lora))
+    if not names:
+        return "", ()
+    if not c.of_megatron_bridge:
+        return f"set comm_overlap.tp_comm_overlap_cfg to {' or '.join(names)}", ()
+    edits = (Edit(c.key("model.tp_comm_overlap_cfg"), names[0]),)
+    return either(edits, " or ".join(names[1:])), edits
 
 
 def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
@@ -119,6 +138,7 @@ def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
     except TypeError:
         return
     if tuned_for and _run_sizes(c) not in tuned_for:
+        remedy, edits = _fitting_presets(c)
         sizes = "precision {}, hidden size {}, TP {}"
         yield TP_PRESET_FIT.decide(
             knob,
@@ -127,7 +147,8 @@ def _decide_preset_fit(c: Context, knob: str, given: Any) -> Iterator[Decision]:
             reason=f"it is a preset for {sizes.format(*tuned_for[0])}, but this run has "
             + sizes.format(*_run_sizes(c)),
             outcome=Outcome.NOTE,
-            remedy=_fitting_presets(c) or TP_PRESET_FIT.remedy,
+            remedy=remedy or TP_PRESET_FIT.remedy,
+            edits=edits,
         )
 
 
@@ -137,6 +158,7 @@ def decide_tp(c: Context) -> Iterator[Decision]:
     yield overlap
     knob, given = "model.tp_comm_overlap_cfg", c.request.tp_comm_overlap_cfg
     if overlap.effective and given is None:
+        remedy, edits = _fitting_presets(c)
         yield TP_USERBUFFERS_DEFAULT.decide(
             knob,
             requested=None,
@@ -144,7 +166,8 @@ def decide_tp(c: Context) -> Iterator[Decision]:
             reason="no userbuffers configuration was given, so Transformer Engine's defaults are "
             "used; they are not tuned for these sizes",
             outcome=Outcome.NOTE,
-            remedy=_fitting_presets(c) or TP_USERBUFFERS_DEFAULT.remedy,
+            remedy=remedy or TP_USERBUFFERS_DEFAULT.remedy,
+            edits=edits,
         )
     elif overlap.effective:
         yield TP_USERBUFFERS_DEFAULT.decide(

@@ -140,24 +140,26 @@ def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
     names = ["ddp.overlap_grad_reduce"] if on else []
     # comm_overlap sets ddp's and the optimizer's together.
     names += ["ddp.overlap_param_gather"]
-    names += [] if c.has_comm_overlap else ["optimizer.overlap_param_gather"]
+    names += [] if c.sets_data_parallel else ["optimizer.overlap_param_gather"]
     return tuple(Edit(c.key(name), on) for name in names)
 
 
+WRONG_INSTANCES = rule(
+    "wrong.optimizer-instances",
+    Dimension.DP,
+    claim="With num_distributed_optimizer_instances > 1 and overlap_grad_reduce, the "
+    "reduction's stream waits for the default stream, and the gradient hooks run on "
+    "another: gradients may be reduced before they are complete (a public report and the "
+    "source; not run here).",
+    remedy="set ddp.num_distributed_optimizer_instances=1, or overlap_grad_reduce=false",
+    versions=(Range("core", until="0.17.0"),),
+    source="fixed by Megatron-LM 3548385ac3",
+    is_bug=True,
+)
+
 WRONG: tuple[WrongNumbers, ...] = (
     WrongNumbers(
-        rule(
-            "wrong.optimizer-instances",
-            Dimension.DP,
-            claim="With num_distributed_optimizer_instances > 1 and overlap_grad_reduce, the "
-            "reduction's stream waits for the default stream, and the gradient hooks run on "
-            "another: gradients may be reduced before they are complete (a public report and the "
-            "source; not run here).",
-            remedy="set ddp.num_distributed_optimizer_instances=1, or overlap_grad_reduce=false",
-            versions=(Range("core", until="0.17.0"),),
-            source="fixed by Megatron-LM 3548385ac3",
-            is_bug=True,
-        ),
+        WRONG_INSTANCES,
         "ddp.num_distributed_optimizer_instances",
         _several_instances,
         "gradients may be reduced before they are complete",
