@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from megatron.bridge.training.decisions import RULES
 
 _PASS_PRESET = "pass --tp-comm-overlap-cfg with a YAML file of the settings of "
@@ -54,6 +56,8 @@ _REMEDIES = {
     "--cuda-graph-impl",
     "core.early-release-needs-ep-overlap": "omit --ep-overlap-early-attn-memory-release",
     "core.dispatch-wgrad-excludes": "omit --overlap-dispatch-backward-with-experts-wgrad",
+    "core.dispatch-wgrad-needs-te": "omit --overlap-dispatch-backward-with-experts-wgrad, or use "
+    "Transformer Engine 2.3.0 or newer",
     "core.delay-wgrad-needs": "pass --overlap-moe-expert-parallel-comm",
     "core.delay-wgrad-legacy-gemm": "omit --moe-use-legacy-grouped-gemm",
     "core.delay-wgrad-graph-needs-te": "use Transformer Engine 2.10.0 or newer, or omit "
@@ -92,8 +96,18 @@ _OTHERWISE = {
 """By the id of a rule whose decisions have their changes of settings: what else is a remedy."""
 
 
-def otherwise_in_flags(rule_id: str) -> str:
-    """The alternatives to the changes of settings of a shared rule, on a command line."""
+_KEY = re.compile(r"=|\b(model|ddp|optimizer|comm_overlap|mixed_precision|dataset)\.")
+
+
+def otherwise_in_flags(rule_id: str, rest: str) -> str:
+    """The alternatives to the changes of settings of a shared rule, on a command line.
+
+    Args:
+        rule_id: the rule that decided.
+        rest: its remedy after the changes, which is kept where it names no setting.
+    """
+    if not _KEY.search(rest):
+        return rest
     fix = RULES[rule_id].fix
     newer = f"use {fix} or newer" if fix is not None else ""
     return ", or ".join(filter(None, (_OTHERWISE.get(rule_id, ""), newer)))

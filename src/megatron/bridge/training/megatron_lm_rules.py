@@ -179,9 +179,12 @@ def update_megatron_lm(
 def _with_remedy_in_flags(decision: Decision) -> Decision:
     if decision.rule.startswith("lm.") or decision.remedy is None:
         return decision
-    if decision.edits and decision.remedy.startswith(in_words(decision.edits)):
+    changes = in_words(decision.edits)
+    if decision.edits and decision.remedy.startswith(changes):
         # The rest of the remedy may name keys that Megatron-LM does not have.
-        return replace(decision, remedy=either(decision.edits, otherwise_in_flags(decision.rule)))
+        rest = decision.remedy.removeprefix(changes).removeprefix(", or ")
+        otherwise = otherwise_in_flags(decision.rule, rest)
+        return replace(decision, remedy=either(decision.edits, otherwise))
     return replace(decision, remedy=remedy_in_flags(decision.rule, decision.remedy))
 
 

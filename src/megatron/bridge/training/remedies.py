@@ -51,7 +51,7 @@ def precision(c: Context, *keys: str, value: Any) -> Edits:
     """
     if c.mixed_precision is None:
         return tuple(Edit(key, value) for key in keys)
-    given = getattr(c.mixed_precision, "given", frozenset())
+    given: frozenset[str] = getattr(c.mixed_precision, "given", frozenset())
     names = dict.fromkeys(key.partition(".")[2] for key in keys)
     twins = {name: f"{name}_gather" for name in ("fp8_param", "fp4_param")}
     # A parameter and its gather are one switch there: only those that are written are changed.
