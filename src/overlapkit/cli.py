@@ -81,9 +81,10 @@ def explain(**given: Any) -> int:
     overrides the second configuration alone. Without a second one it overrides a copy of the first:
     this shows what the change would do.
 
-    With --from-megatron-lm the rules are Megatron-LM's own. NAME=value then sets a variable that
-    the script does not set, 1=value its first argument, and section.key=value overrides a setting.
-    FILE:LINE selects one of several launches.
+    CONFIG can also be a launch script of Megatron-LM (train.sh): then the rules are Megatron-LM's
+    own. NAME=value sets a variable that the script does not set, 1=value its first argument, and
+    section.key=value overrides a setting. FILE:LINE selects one of several launches. A script can
+    be compared with a YAML file.
     """
     from overlapkit.explain.command import run
 

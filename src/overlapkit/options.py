@@ -21,8 +21,9 @@ overrides: Decorator = click.argument(
 from_megatron_lm: Decorator = click.option(
     "--from-megatron-lm",
     is_flag=True,
-    help="CONFIG is a launch script of Megatron-LM, which is read and never run; or Megatron-LM's "
-    "arguments follow after --.",
+    help="Megatron-LM's arguments follow after --; or CONFIG is a launch script, whatever its "
+    "name. One that ends in .sh, .bash, .slurm or .sbatch, or begins with #!, needs no option. It "
+    "is read and never run.",
 )
 
 gpu: Decorator = click.option(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from overlapkit.config.file_kind import is_script, kind_of
 from overlapkit.config.overrides import is_override, parse_override
 from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings, read_settings
@@ -22,13 +23,14 @@ from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
 
+_BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
+"""Sections that a run of Megatron-LM does not have."""
+
 SECOND = "b:"
 """Marks an override of the second configuration alone."""
 
 # Compiled at its first use, not at import.
 _LAUNCHER = r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+="
-_SCRIPTS = (".sh", ".bash", ".slurm", ".sbatch")
-"""How the names of launch scripts end."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,14 @@ def name_sources(
             belongs to the second configuration alone; without a second one, to a copy of the first.
         command: the command's name, for messages.
         from_megatron_lm: whether the configurations are launch scripts of Megatron-LM, or
-            Megatron-LM's arguments are among `arguments`.
+            Megatron-LM's arguments are among `arguments`. Without it, and for a YAML file beside a
+            script, each file's name or first lines decide.
         most: how many configurations the command takes.
         spell: writes an override out in full, where the command has short names for keys.
 
     Raises:
-        InputError: too many configurations, an override in the place of one, or a launch script or
-            Megatron-LM's arguments without --from-megatron-lm.
+        InputError: too many configurations, an override in the place of one, or Megatron-LM's
+            arguments without --from-megatron-lm.
     """
     if not arguments:
         if from_megatron_lm:
@@ -179,10 +182,16 @@ def _is_dotted(override: str) -> bool:
     return "." in override.partition("=")[0] or override.startswith(("+", "~"))
 
 
-def _is_script(name: str) -> bool:
-    """Whether a file's name, with or without the line of a launch, is that of a launch script."""
-    file, _, line = name.rpartition(":")
-    return (file if line.isdecimal() else name).endswith(_SCRIPTS)
+def _is_for(override: str, kind: str) -> bool:
+    """Whether an override can be for a configuration of this kind, beside one of another kind.
+
+    A section that only Megatron-Bridge has is for the YAML file, a variable for the script.
+    """
+    name = override.partition("=")[0].lstrip("+")
+    section = name.partition(".")[0]
+    if kind == "yaml":
+        return "." in name or section in sections()
+    return section not in _BRIDGE_ONLY and (name == section) == (section not in sections())
 
 
 def _arguments(before: list[str], arguments: Sequence[str]) -> Source:
@@ -212,12 +221,14 @@ def _files(
     if len(files) > most:
         takes = "one configuration, or two to compare" if most == 2 else "one configuration"
         raise InputError(f"{files[most]}: {command} takes {takes}; an override is KEY=VALUE")
-    if from_megatron_lm:
-        return [Source("script", name, overrides) for name in files]
-    for name in files:
-        if _is_script(name):
-            raise InputError(f"{name}: a launch script is read with --from-megatron-lm")
-    return [Source("yaml", name, overrides) for name in files]
+    kinds = [kind_of(name, "script" if from_megatron_lm else "yaml") for name in files]
+    if from_megatron_lm and "script" not in kinds:
+        kinds = ["script"] * len(files)
+    if len(set(kinds)) == 1:
+        given = [overrides] * len(files)
+    else:
+        given = [tuple(o for o in overrides if _is_for(o, kind)) for kind in kinds]
+    return [Source(k, name, g) for k, name, g in zip(kinds, files, given, strict=True)]
 
 
 def read_configuration(name: str, reading: Reading | None = None) -> Settings:
@@ -229,7 +240,7 @@ def read_configuration(name: str, reading: Reading | None = None) -> Settings:
     Raises:
         InputError: as `Source.read`.
     """
-    if not _is_script(name):
+    if not is_script(name):
         return Source("yaml", name).read(reading)
     from overlapkit.config.megatron_lm.arguments import UnknownValue
 
@@ -279,6 +290,8 @@ def world_size_of(settings: Settings, given: int | None, otherwise: int | None =
 def world_sizes_of(settings: Sequence[Settings], given: Sequence[int]) -> list[int]:
     """The number of GPUs for each of one or two configurations.
 
+    Where only one of two states it, as a launch script does, it is for both.
+
     Args:
         settings: the configurations.
         given: the numbers that the user gave; one is for both.
@@ -291,4 +304,7 @@ def world_sizes_of(settings: Sequence[Settings], given: Sequence[int]) -> list[i
     if len(given) > len(settings):
         raise InputError("--world-size is given more often than there are configurations")
     sizes = [given[0], given[-1]] if given else [None, None]
-    return [world_size_of(each, size) for each, size in zip(settings, sizes, strict=False)]
+    stated = [each.launch.world_size for each in settings if each.launch is not None]
+    known = {size for size in stated if size is not None}
+    other = min(known) if len(known) == 1 else None
+    return [world_size_of(each, size, other) for each, size in zip(settings, sizes, strict=False)]

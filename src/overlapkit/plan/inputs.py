@@ -128,12 +128,7 @@ def read_inputs(
         if model is not None:
             raise InputError(f"give --from-megatron-lm or --model {model}, not both")
         (source,) = name_sources(arguments, command="plan", from_megatron_lm=True, spell=_spelt_out)
-        read = source.read(reading)
-        size, per_node = _world_size(read, world_size, nodes, domain)
-        # Megatron-Bridge's rules are applied; what is recommended is the same.
-        settings, more = _as_bridge(read)
-        notes = (*(read.launch.notes if read.launch is not None else ()), *more)
-        return _filled_in(settings, read, size, per_node, notes)
+        return _of_megatron_lm(source.read(reading), world_size, nodes, domain)
     if document is not None:
         if model is not None:
             raise InputError(f"plan takes one CONFIG, or --model NAME: both are given ({model})")
@@ -148,6 +143,8 @@ def read_inputs(
         raise InputError("plan takes one CONFIG, or --model NAME: none is given")
     if model is None:
         (source,) = name_sources(arguments, command="plan", spell=_spelt_out)
+        if source.kind == "script":
+            return _of_megatron_lm(source.read(reading), world_size, nodes, domain)
         _check_file(source.name)
         settings = _read(read_yaml(source.name), source.given, reading)
         size, per_node = _world_size(settings, world_size, nodes, domain)
@@ -157,6 +154,16 @@ def read_inputs(
     settings = _read(Document(f"--model {model}", data), overrides, reading)
     size, per_node = _world_size(settings, world_size, nodes, domain)
     return _filled_in(settings, None, size, per_node, ())
+
+
+def _of_megatron_lm(
+    read: Settings, world_size: int | None, nodes: int | None, domain: int
+) -> Inputs:
+    size, per_node = _world_size(read, world_size, nodes, domain)
+    # Megatron-Bridge's rules are applied; what is recommended is the same.
+    settings, more = _as_bridge(read)
+    notes = (*(read.launch.notes if read.launch is not None else ()), *more)
+    return _filled_in(settings, read, size, per_node, notes)
 
 
 def _check_file(name: str) -> None:

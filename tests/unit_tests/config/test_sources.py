@@ -67,6 +67,35 @@ def test_variables_and_overrides_of_a_script() -> None:
     assert world_size_of(read, None) == 4 * 8
 
 
+def test_a_script_is_known_by_its_name_or_its_first_line(tmp_path: Path) -> None:
+    script = SCRIPTS / "llama3_70b_slurm.sh"
+    unnamed = tmp_path / "launch"
+    unnamed.write_text("#!/bin/bash\n" + script.read_text())
+    for name in (str(script), str(unnamed), str(tmp_path / "a.slurm:12")):
+        (source,) = name_sources([name], command="explain")
+        assert source.kind == "script" and source.name == name
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with the option", "without it"])
+def test_a_script_beside_a_file_of_settings(config: Callable[..., str], named: bool) -> None:
+    """Each gets the overrides that it can have: of sections, of Megatron-Bridge's, variables."""
+    script, overrides = (
+        str(SCRIPTS / "mistakes.sh"),
+        ["GPUS=8", "model.num_layers=6", "comm_overlap.tp_comm_overlap=true", "ddp=null"],
+    )
+    for names in ([script, config(RUN)], [config(RUN, "run"), script]):
+        sources = name_sources(
+            [*names, *overrides], command="explain", most=2, from_megatron_lm=named
+        )
+        by_kind = {source.kind: source for source in sources}
+        assert by_kind["script"].given == ("GPUS=8", "model.num_layers=6")
+        assert by_kind["yaml"].given == tuple(overrides[1:])
+        assert {source.read().framework for source in sources} == {
+            "megatron-lm",
+            "megatron-bridge",
+        }
+
+
 def test_arguments_after_a_launcher_and_overrides() -> None:
     words = ["model.num_layers=6", "torchrun", "--nproc-per-node", "8", "pretrain_gpt.py", *FLAGS]
     (read,) = read_sources(words, command="doctor", from_megatron_lm=True)
@@ -95,8 +124,8 @@ def test_nothing_named_is_no_configuration() -> None:
         (["RUN", "b:model.num_layers=2"], ["b:model.num_layers=2", "takes one configuration"]),
         (["RUN", "model.num_layers"], ["write model.num_layers=VALUE"]),
         (["RUN", "b.yaml", "c.yaml"], ["b.yaml", "takes one configuration"]),
-        (["train.sh"], ["train.sh", "--from-megatron-lm"]),
-        (["train.slurm:12"], ["train.slurm:12", "--from-megatron-lm"]),
+        (["train.sh"], ["train.sh", "no such file"]),
+        (["train.slurm:12"], ["train.slurm", "no such file"]),
         (["--", "--num-layers", "3"], ["--from-megatron-lm -- --num-layers"]),
         (["--from-megatron-lm", "--", "x", *FLAGS], ["a script or its arguments, not both"]),
         (["--from-megatron-lm", "a.sh", "b.sh", "c.sh"], ["takes one configuration"]),

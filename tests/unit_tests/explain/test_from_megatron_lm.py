@@ -147,9 +147,24 @@ def test_bad_input_is_one_line(given: list[str], told: list[str], overlapkit: An
         assert words in result.err
 
 
-def test_a_script_without_the_switch_says_how(overlapkit: Any) -> None:
-    result = overlapkit("explain", str(SCRIPTS / "mistakes.sh"), "--world-size", "8")
-    assert result.status == 2 and "--from-megatron-lm" in result.err
+@pytest.mark.parametrize("command", ["explain", "doctor", "plan"])
+def test_a_script_is_read_without_the_switch(command: str, overlapkit: Any) -> None:
+    given = [str(SCRIPTS / "mistakes.sh"), "GPUS=8", "--gpu", "h100", "--json"]
+    plainly, switched = (
+        overlapkit(command, *given, *more).document for more in ([], ["--from-megatron-lm"])
+    )
+    assert plainly == switched
+
+
+def test_a_script_and_a_yaml_file_are_compared(overlapkit: Any, config: Any) -> None:
+    script = str(SCRIPTS / "llama3_70b_slurm.sh")
+    run = config("model: {tensor_model_parallel_size: 4}\nddp: {}\n")
+    for names in ([script, run], [run, script]):
+        # The script states the number of GPUs.
+        document = overlapkit("explain", *names, "--json").document
+        assert {document["before"]["config"], document["after"]["config"]} == set(names)
+        assert document["before"]["world_size"] == document["after"]["world_size"] > 1
+        assert document["changes"]
 
 
 def test_arguments_without_the_switch_say_how(overlapkit: Any) -> None:
