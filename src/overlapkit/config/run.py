@@ -65,7 +65,7 @@ class Launch:
         flags: its flags that some versions of Megatron-LM do not know.
         launcher: the program that starts the job's processes; None where that is not known.
         unread: its flags that no known version has.
-        passed: its flags that are read, with the place of each.
+        passed: its flags that Megatron-LM has, with the place of each.
     """
 
     environment: dict[str, str]

@@ -380,6 +380,9 @@ def test_megatron_lms_check_of_the_environment(
     assert {(d.rule, d.outcome) for d in told(complete=True)} == expected
     if connections is None:
         assert told(complete=False) == []
+    for edit in [edit for d in told(complete=True) for edit in d.edits]:
+        environment[edit.key.removeprefix("env.")] = edit.value
+    assert told(complete=True) == []
 
 
 @pytest.mark.parametrize(("core", "stops"), [("0.11.0", True), ("0.12.0", False)])

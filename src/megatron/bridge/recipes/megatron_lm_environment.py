@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
+from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.rules.context import fsdp_switch
 from megatron.bridge.training.versions import NEWEST, Range, Stack
 
@@ -164,4 +165,5 @@ def _stops(decided_by: Rule, reason: str, found: str | None, needed: str) -> Dec
         reason=f"{reason}: Megatron-LM stops at start",
         outcome=Outcome.ERROR,
         remedy=f"export {CONNECTIONS}={needed} before the processes start",
+        edits=(Edit(f"env.{CONNECTIONS}", needed),),
     )

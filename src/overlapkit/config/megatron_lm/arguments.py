@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron.bridge.training.megatron_lm_rules import PassedFlag
@@ -44,7 +44,7 @@ class Arguments:
         defaults: dotted key to a value that is Megatron-LM's default or follows from other flags.
         where: dotted key to the place of the flag that set it.
         flags: every known flag that is given, to its value.
-        places: every known flag that is given, to its place.
+        places: every flag of Megatron-LM that is given, to its place.
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
         notes: further remarks for the user.
@@ -129,13 +129,18 @@ def read_arguments(
             at = _flag_place(flag_field, path, lines)
             _read_flag(flag, flag_field, following, at, path, result)
         elif (known := versions_of(text.partition("=")[0])) is not None:
-            _note_versions(text.partition("=")[0].replace("_", "-"), where, result)
+            name = text.partition("=")[0].replace("_", "-")
+            _note_versions(name, where, result)
+            result.places[name] = _flag_place(flag_field, path, lines)
             most = int(known.words) if known.words.isdecimal() else len(following)
             _note_strays(
                 text.partition("=")[0], following[0 if "=" in text else most :], path, result
             )
         else:
             _pass_over(text.partition("=")[0], where, result, allow_unknown=allow_unknown)
+    result.versions = [
+        replace(each, value=result.flags.get(each.text.split()[0])) for each in result.versions
+    ]
     _note_unknown(path, result)
     _settle(result)
     return result

@@ -34,6 +34,8 @@ _ALSO_SET_BY = {
 """By a key: flags of other keys, or of none, that set it too."""
 _OPPOSITE = {"ddp.grad_reduce_in_fp32": "--grad-reduce-in-bf16"}
 """By a key that a flag turns on: the flag that turns it off, where its default may be on."""
+_CONTRARY = {"model.batch_p2p_comm": "model.overlap_p2p_comm"}
+"""By a switch without a flag: the one that Megatron-LM makes it the contrary of."""
 _EXCLUDE = {"--bf16": "--fp16", "--fp16": "--bf16"}
 _TOGETHER = {"model.num_query_groups": ("--group-query-attention",)}
 """By a key: what is to be passed with the flag, which has no effect without it."""
@@ -76,6 +78,8 @@ def flag_edit(edit: Edit, version: str | None = None) -> FlagEdit:
             never added.
     """
     version = version or MAIN
+    if edit.key in _CONTRARY and isinstance(edit.value, bool):
+        edit = Edit(_CONTRARY[edit.key], not edit.value)
     section, _, name = edit.key.partition(".")
     if edit.key.startswith(ENV):
         return FlagEdit(why_not=f"{name} is a variable of the job's environment, not a flag")

@@ -135,6 +135,8 @@ CHANGES: list[tuple[str, list[Edit], str]] = [
         "--bf16 --overlap-param-gather",
     ),
     ("--no-overlap-p2p-communication --bf16", [Edit("model.overlap_p2p_comm", True)], "--bf16"),
+    ("--no-overlap-p2p-communication --bf16", [Edit("model.batch_p2p_comm", False)], "--bf16"),
+    ("--bf16", [Edit("model.batch_p2p_comm", True)], "--bf16 --no-overlap-p2p-communication"),
     (
         "--bf16",
         [Edit("model.moe_layer_freq", [0, 1, 1])],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import REMOVED, Edit, either
 from megatron.bridge.training.versions import NEWEST, Range, Stack
 
 FLAG_VERSIONS = rule(
@@ -26,12 +28,14 @@ class PassedFlag:
         knob: the dotted key that it sets.
         versions: those that know it.
         place: where it is given, for messages.
+        value: what it sets; None where no setting is read from it.
     """
 
     text: str
     knob: str
     versions: Range
     place: str
+    value: Any = None
 
 
 @dataclass
@@ -94,8 +98,13 @@ def flags_of_other_versions(
             continue
         told = f"{flag.place}: {flag.text} is {_history(flag.versions)}"
         if version_known:
+            edits = _of_this_version(flag)
             yield FLAG_VERSIONS.error(
-                flag.knob, None, f"{told}; Megatron-LM {version} stops at it", None
+                flag.knob,
+                None,
+                f"{told}; Megatron-LM {version} stops at it",
+                either(edits, _NEWER) if edits else f"omit {flag.text.split()[0]}, or {_NEWER}",
+                edits,
             )
         else:
             yield FLAG_VERSIONS.decide(
@@ -106,6 +115,33 @@ def flags_of_other_versions(
                 "older Megatron-LM or a fork",
                 outcome=Outcome.NOTE,
             )
+
+
+_NEWER = "use a version of Megatron-LM that has it"
+_OTHER_NAMES = {
+    "--use-custom-fsdp": "ddp.use_megatron_fsdp",
+    "--cuda-graph-modules": "model.cuda_graph_scope",
+}
+"""By a flag that some versions lack: the key that says the same in those."""
+_DISABLED = "--no-tp-comm-"
+"""The start of the newer names of flags whose older names all versions have."""
+
+
+def _of_this_version(flag: PassedFlag) -> tuple[Edit, ...]:
+    """The same request with a flag that the version has, where one is known; else without it.
+
+    None where the flag may change what is trained: to omit it is then the user's choice.
+    """
+    name = flag.text.split()[0]
+    own = f"megatron_lm.{name.removeprefix('--').replace('-', '_')}"
+    if flag.knob in (own, "optimizer.optimizer"):
+        return ()
+    gone = Edit(own, REMOVED)
+    if name.startswith(_DISABLED):
+        return (gone, Edit(flag.knob, False))
+    if name in _OTHER_NAMES and flag.value:
+        return (gone, Edit(_OTHER_NAMES[name], flag.value))
+    return (gone,)
 
 
 def _history(versions: Range) -> str:

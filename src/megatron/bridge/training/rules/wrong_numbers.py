@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.edits import Edit, in_words
+from megatron.bridge.training.remedies import parameters_not_in
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import knob_value
 from megatron.bridge.training.versions import Range
@@ -144,6 +145,19 @@ def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
     return tuple(Edit(c.key(name), on) for name in names)
 
 
+def _experts_kept(c: Context) -> tuple[Edit, ...]:
+    """The gather overlapped; without FP8 parameters where an evaluation or a checkpoint would then
+    force a gather (wrong.fp8-forced-gather)."""
+    return parameters_not_in(c, "fp8") if _between_steps(c.train) else _gather(c, on=True)
+
+
+def _not_forced(c: Context) -> tuple[Edit, ...]:
+    """The gather not overlapped; without FP8 parameters where experts would then be cleared
+    (wrong.mxfp8-experts-cleared)."""
+    divided = c.of_model("num_moe_experts") and (c.of_model("expert_model_parallel_size") or 1) > 1
+    return parameters_not_in(c, "fp8") if _reused_buffer(c) and divided else _gather(c, on=False)
+
+
 WRONG_INSTANCES = rule(
     "wrong.optimizer-instances",
     Dimension.DP,
@@ -183,7 +197,7 @@ WRONG: tuple[WrongNumbers, ...] = (
         _experts_cleared,
         "the dense parameters' gather clears what the experts have staged, and the loss becomes "
         "NaN",
-        lambda c: _gather(c, on=True),
+        _experts_kept,
     ),
     WrongNumbers(
         rule(
@@ -239,7 +253,7 @@ WRONG: tuple[WrongNumbers, ...] = (
         _forced_gather,
         "the gather that it forces is not converted to FP8, and weights are stale then and in the "
         "next step",
-        lambda c: _gather(c, on=False),
+        _not_forced,
         "evaluate and save only after the last step",
     ),
 )
