@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ from megatron.bridge.training.software import (
 # Callers import the presets and the userbuffers settings from here, by name.
 from megatron.bridge.training.tp_overlap_presets import *  # noqa: F403
 from megatron.bridge.training.tp_overlap_presets import get_preset
+from megatron.bridge.training.userbuffers.remedies import SWITCH
 from megatron.bridge.training.userbuffers.settings import BulkOverlapCfg as BulkOverlapCfg
 from megatron.bridge.training.userbuffers.settings import PipelineOverlapCfg as PipelineOverlapCfg
 from megatron.bridge.training.userbuffers.settings import (
@@ -194,15 +195,7 @@ class CommOverlapConfig:
             _take_over(dp_decisions, data_parallel)
         else:
             dp_decisions = list(decide_dp_ignored(c))
-        checked = (
-            check_userbuffers(
-                model.tp_comm_overlap_cfg,
-                fp8=bool(c.of_model("fp8")),
-                also_bf16=bool(c.of_model("first_last_layers_bf16")),
-            )
-            if model.tp_comm_overlap
-            else []
-        )
+        checked = _check_userbuffers(c, model.tp_comm_overlap_cfg) if model.tp_comm_overlap else []
         return Resolution(model, data_parallel, decisions + dp_decisions, checked)
 
     def setup(self, model_config: Any, optimizer_config: Any, ddp_config: Any) -> None:
@@ -307,6 +300,19 @@ class CommOverlapConfig:
             if requested is not None:
                 setattr(default_cfg, knob.name, requested)
         return default_cfg
+
+
+def _check_userbuffers(c: Context, given: Any) -> list[Decision]:
+    checked = check_userbuffers(
+        given,
+        fp8=bool(c.of_model("fp8")),
+        also_bf16=bool(c.of_model("first_last_layers_bf16")),
+        rs_dgrad=bool(c.of_model("tp_comm_overlap_rs_dgrad")),
+    )
+    # A preset is named, and has no settings that could be changed where the run is written.
+    if isinstance(given, Mapping):
+        return checked
+    return [d if all(e.key == SWITCH for e in d.edits) else replace(d, edits=()) for d in checked]
 
 
 def _take_over(decisions: Iterable[Decision], resolved: _CommOverlapConfig) -> None:

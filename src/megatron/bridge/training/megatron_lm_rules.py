@@ -51,6 +51,7 @@ from megatron.bridge.training.rules.megatron_core import (
 from megatron.bridge.training.rules.tensor import decide_tp
 from megatron.bridge.training.runtime_update import Update, data_parallel_size
 from megatron.bridge.training.software import Software
+from megatron.bridge.training.userbuffers.remedies import SETTINGS, SWITCH
 from megatron.bridge.training.userbuffers.settings import check_userbuffers
 
 SEQUENCE_PARALLEL_OFF = rule(
@@ -255,6 +256,22 @@ def _tensor_parallel(c: Context) -> Iterator[Decision]:
         else:
             yield decision
     if model.tp_comm_overlap:
-        yield from check_userbuffers(
-            given, fp8=bool(model.fp8), also_bf16=bool(model.first_last_layers_bf16)
-        )
+        for decision in check_userbuffers(
+            given,
+            fp8=bool(model.fp8),
+            also_bf16=bool(model.first_last_layers_bf16),
+            rs_dgrad=bool(c.of_model("tp_comm_overlap_rs_dgrad")),
+        ):
+            yield decision if _is_switch(decision) else _in_the_file(decision)
+
+
+def _is_switch(decision: Decision) -> bool:
+    return bool(decision.edits) and all(edit.key == SWITCH for edit in decision.edits)
+
+
+def _in_the_file(decision: Decision) -> Decision:
+    """A decision about userbuffers settings, which are in a file that a flag names."""
+    if decision.remedy is None:
+        return decision
+    said = decision.remedy.replace(f"{SETTINGS}.", "").replace(SETTINGS, "the settings")
+    return replace(decision, edits=(), remedy=f"in the file of --tp-comm-overlap-cfg, {said}")

@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.edits import Edit, in_words
+from megatron.bridge.training.userbuffers.remedies import edited
 from megatron.bridge.training.userbuffers.settings import (
     BulkOverlapCfg,
     PipelineOverlapCfg,
@@ -274,13 +276,21 @@ EXAMPLES: list[tuple[str, dict[str, Any], Any, Any, str, Outcome]] = [
         )
         for dgrad in (PIPELINE, RING)
     ),
-    (
-        "ub.split-dgrad-switch",
-        {},
-        {"qkv_dgrad": PIPELINE},
-        {"qkv_dgrad": BULK},
-        "qkv_dgrad.method",
-        NOTE,
+    *(
+        (
+            "ub.split-dgrad-switch",
+            {"rs_dgrad": switch},
+            {"qkv_dgrad": dgrad},
+            {"qkv_dgrad": BULK},
+            "qkv_dgrad.method",
+            outcome,
+        )
+        for switch, dgrad, outcome in [
+            (None, PIPELINE, NOTE),
+            (None, RING, NOTE),
+            (False, PIPELINE, REFUSED),
+            (False, RING, ERROR),
+        ]
     ),
     (
         "ub.split-dgrad-modes",
@@ -460,6 +470,53 @@ def test_each_rule_speaks_where_it_is_broken_and_only_there(
     assert errors(neighbours) == []
 
 
+# Rules without a change of settings, each with what is needed instead.
+NO_EDITS = {"ub.file": "the file, which is read when the run starts"}
+
+
+@pytest.mark.parametrize(("rule", "run", "broken", "sound", "knob", "outcome"), EXAMPLES)
+def test_the_edits_of_a_remedy_mend(
+    rule: str, run: dict[str, Any], broken: Any, sound: Any, knob: str, outcome: Outcome
+) -> None:
+    (found,) = [d for d in check_userbuffers(broken, **run) if d.rule == rule]
+    assert bool(found.edits) is (rule not in NO_EDITS)
+    assert (found.remedy or "").startswith(in_words(found.edits))
+    if found.edits:
+        assert_mended(found, broken, run)
+
+
+def assert_mended(decision: Decision, cfg: Any, run: dict[str, Any]) -> None:
+    """Its edits make a decision go, and bring no finding."""
+    mended, switch = edited(cfg, decision.edits, run.get("rs_dgrad"))
+    before, after = (
+        check_userbuffers(cfg, **run),
+        check_userbuffers(mended, **{**run, "rs_dgrad": switch}),
+    )
+    assert (decision.rule, decision.knob) not in {(d.rule, d.knob) for d in after}
+    assert broken_by(after) <= broken_by(before)
+
+
+def broken_by(decisions: list[Decision]) -> set[tuple[str, str]]:
+    return {(d.rule, d.knob) for d in decisions if d.is_finding}
+
+
+def test_a_dgrad_with_its_switch_on_is_sound() -> None:
+    for dgrad in (PIPELINE, RING):
+        assert check_userbuffers({"qkv_dgrad": dgrad}, rs_dgrad=True) == []
+
+
+def test_a_change_brings_what_it_needs() -> None:
+    cfg = {"proj_fprop": RING | {"method": "bulk", "cga_size": 2, "aggregate": False}}
+    (found,) = [d for d in check_userbuffers(cfg) if d.rule == "ub.method-stand-in"]
+    assert found.edits == (Edit("comm_overlap.tp_comm_overlap_cfg.proj_fprop.method", "pipeline"),)
+    cfg = {"fc1_wgrad": RING | {"cga_size": 2}}
+    (found,) = [d for d in check_userbuffers(cfg) if d.rule == "ub.method-gemm"]
+    assert found.edits == (
+        Edit("comm_overlap.tp_comm_overlap_cfg.fc1_wgrad.method", "bulk"),
+        Edit("comm_overlap.tp_comm_overlap_cfg.fc1_wgrad.cga_size", 1),
+    )
+
+
 def test_every_rule_has_an_example() -> None:
     assert {id for id in RULES if id.startswith("ub.")} == {example[0] for example in EXAMPLES}
 
@@ -551,6 +608,8 @@ def test_any_mapping_gives_decisions_about_itself_and_never_an_exception(
         assert gemm in cfg
         assert decision.rule in RULES
         assert decision.outcome in (ERROR, NOTE, REFUSED)
+        if decision.edits:
+            assert_mended(decision, cfg, {"fp8": fp8, "also_bf16": also_bf16})
 
 
 @given(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Outcome, Rule
+from megatron.bridge.training.edits import REMOVED, Edit, either, in_words
 from megatron.bridge.training.near_names import did_you_mean
 from megatron.bridge.training.userbuffers.facts import (
     ATOMIC_BULK,
@@ -44,6 +45,15 @@ from megatron.bridge.training.userbuffers.facts import (
     WGRADS,
     Gemm,
 )
+from megatron.bridge.training.userbuffers.remedies import (
+    SWITCH,
+    TE_NUM_SPLITS,
+    cluster,
+    converted,
+    key_of,
+    method_meant,
+    renamed,
+)
 
 _INT32 = range(-(2**31), 2**31)
 
@@ -56,6 +66,7 @@ class _Entry:
     given: Mapping[str, Any]
     fp8: bool | None
     also_bf16: bool
+    rs_dgrad: bool | None
 
     def knob(self, key: str) -> str:
         return f"{KNOB}.{self.name}.{key}"
@@ -98,25 +109,44 @@ class _Entry:
     def atomic_ring(self) -> bool:
         return bool(self.given.get("atomic_gemm")) and self.method == RING
 
-    def error(self, rule: Rule, key: str, reason: str, remedy: str | None = None) -> Decision:
+    def change(self, **settings: object) -> tuple[Edit, ...]:
+        """Changes of this GEMM's settings; `REMOVED` takes one away."""
+        return tuple(Edit(key_of(self.name, key), value) for key, value in settings.items())
+
+    def error(
+        self, rule: Rule, key: str, reason: str, edits: tuple[Edit, ...], otherwise: str = ""
+    ) -> Decision:
         return rule.decide(
             self.knob(key),
             requested=self.given.get(key),
             effective=None,
             reason=reason,
             outcome=Outcome.ERROR,
-            remedy=remedy,
+            remedy=either(edits, otherwise),
+            edits=edits,
         )
 
     def refusal(
-        self, rule: Rule, key: str, effective: object, reason: str, remedy: str
+        self,
+        rule: Rule,
+        key: str,
+        effective: object,
+        reason: str,
+        edits: tuple[Edit, ...],
+        otherwise: str = "",
     ) -> Decision:
         """Accepted by Transformer Engine, and not done as requested."""
-        note = self.note(rule, key, effective, reason, remedy)
+        note = self.note(rule, key, effective, reason, edits, otherwise)
         return replace(note, outcome=Outcome.REFUSED)
 
     def note(
-        self, rule: Rule, key: str, effective: object, reason: str, remedy: str | None = None
+        self,
+        rule: Rule,
+        key: str,
+        effective: object,
+        reason: str,
+        edits: tuple[Edit, ...],
+        otherwise: str = "",
     ) -> Decision:
         return rule.decide(
             self.knob(key),
@@ -124,12 +154,17 @@ class _Entry:
             effective=effective,
             reason=reason,
             outcome=Outcome.NOTE,
-            remedy=remedy or rule.remedy or None,
+            remedy=either(edits, otherwise),
+            edits=edits,
         )
 
 
 def check_gemms(
-    gemms: Mapping[str, Mapping[str, Any]], *, fp8: bool | None, also_bf16: bool
+    gemms: Mapping[str, Mapping[str, Any]],
+    *,
+    fp8: bool | None,
+    also_bf16: bool,
+    rs_dgrad: bool | None,
 ) -> Iterator[Decision]:
     """The decisions of `check_userbuffers` about plain dicts."""
     entries: dict[str, _Entry] = {}
@@ -142,14 +177,15 @@ def check_gemms(
                 reason=f"Transformer Engine has no GEMM {name!r}{did_you_mean(name, GEMMS)} "
                 "and ignores these settings",
                 outcome=Outcome.REFUSED,
+                edits=renamed(name, GEMMS, gemms, key_of(name)),
             )
             continue
-        raw = _Entry(name, given, fp8, also_bf16)
+        raw = _Entry(name, given, fp8, also_bf16, rs_dgrad)
         refused = list(_check_keys(raw))
         yield from refused
         bad = {decision.knob for decision in refused}
         valid = {key: value for key, value in given.items() if raw.knob(key) not in bad}
-        entries[name] = _Entry(name, valid, fp8, also_bf16)
+        entries[name] = _Entry(name, valid, fp8, also_bf16, rs_dgrad)
     for entry in entries.values():
         for check in _ENTRY_CHECKS:
             yield from check(entry)
@@ -161,21 +197,36 @@ def _check_keys(entry: _Entry) -> Iterator[Decision]:
     for key, value in entry.given.items():
         if key not in KEYS:
             reason = f"Transformer Engine knows no setting {key!r}{did_you_mean(key, KEYS)}"
-            yield entry.error(KEY_NAME, key, reason)
+            edits = renamed(key, KEYS, entry.given, key_of(entry.name, key))
+            yield entry.error(KEY_NAME, key, reason, edits)
         elif key == "method":
             if not isinstance(value, str):
                 reason = f"{value!r} is not a method's name"
-                yield entry.error(KEY_TYPE, key, reason, METHOD_NAME.remedy)
+                yield entry.error(KEY_TYPE, key, reason, entry.change(method=entry.gemm.method))
             elif value not in METHODS:
                 known = did_you_mean(value, METHODS)
-                yield entry.error(METHOD_NAME, key, f"there is no method {value!r}{known}")
+                edits = entry.change(method=method_meant(value, entry.name))
+                yield entry.error(METHOD_NAME, key, f"there is no method {value!r}{known}", edits)
         elif key in INTEGERS:
             if type(value) is not int or value not in _INT32:
                 reason = f"{value!r} is not a 32-bit integer"
-                yield entry.error(KEY_TYPE, key, reason, f"set {key} to an integer")
+                yield entry.error(KEY_TYPE, key, reason, _converted(entry, key, value))
         elif not (key == "fp8_buf" and _is_boxed_bool(value)) and not _is_switch(value):
             reason = f"{value!r} is neither true nor false"
-            yield entry.error(KEY_TYPE, key, reason, f"set {key} to true or false")
+            yield entry.error(KEY_TYPE, key, reason, _converted(entry, key, value))
+
+
+def _converted(entry: _Entry, key: str, value: object) -> tuple[Edit, ...]:
+    """A setting of the wrong kind in its own kind, or as Transformer Engine has it by default."""
+    meant = converted(key, value)
+    return entry.change(**{key: _own(entry, key) if meant is None else meant})
+
+
+def _own(entry: _Entry, key: str) -> object:
+    """Transformer Engine's default; `REMOVED` where it depends on more than is known here."""
+    if key in ("num_sm", "cga_size"):
+        return {"num_sm": 16, "cga_size": 2}[key] if entry.gemm.method != RING else 1
+    return TE_NUM_SPLITS if key == "num_splits" else REMOVED
 
 
 def _is_switch(value: object) -> bool:
@@ -198,59 +249,64 @@ def _check_method(entry: _Entry) -> Iterator[Decision]:
         if method == RING != entry.default_method and omitted:
             default = f"{entry.default_method} defaults for {', '.join(omitted)}"
             reason = f"{entry.name} takes Transformer Engine's {default}"
-            yield entry.note(METHOD_DEFAULTS, "method", method, reason)
+            its_own = {"num_sm": 1, "cga_size": 1, "set_sm_margin": False}
+            edits = entry.change(**{key: its_own[key] for key in omitted})
+            yield entry.note(METHOD_DEFAULTS, "method", method, reason, edits)
         return
-    usable = " or ".join(gemm.methods)
+    edits = entry.change(method=gemm.method)
+    others = " or ".join(each for each in gemm.methods if each != gemm.method)
     overridden = entry.given.get("is_reduce_scatter", False)
     if method == "pipeline" and gemm.collective == "all-gather" and not overridden:
         reason = f"{entry.name} all-gathers, and pipeline is for reduce-scatters only"
-        yield entry.error(PIPELINE_GATHER, "method", reason, f"use {usable}")
+        yield entry.error(PIPELINE_GATHER, "method", reason, edits, others)
     elif gemm.stand_in and method != RING:
         reason = f"{method} is not meant for {entry.name}, which runs it as {gemm.stand_in}"
-        yield entry.refusal(METHOD_STAND_IN, "method", gemm.stand_in, reason, f"use {usable}")
+        yield entry.refusal(METHOD_STAND_IN, "method", gemm.stand_in, reason, edits, others)
     else:
         reason = f"{entry.name} cannot run {method}"
-        yield entry.error(METHOD_GEMM, "method", reason, f"use {usable}")
+        yield entry.error(METHOD_GEMM, "method", reason, edits, others)
 
 
 def _check_atomic(entry: _Entry) -> Iterator[Decision]:
     if not entry.given.get("atomic_gemm"):
         return
+    off = entry.change(atomic_gemm=False)
     if entry.fp8 is False or entry.also_bf16:
         found = "some layers run in BF16" if entry.fp8 else "this run does not use FP8"
-        yield entry.error(ATOMIC_FP8, "atomic_gemm", f"atomic_gemm needs FP8 GEMMs, and {found}")
+        reason = f"atomic_gemm needs FP8 GEMMs, and {found}"
+        yield entry.error(ATOMIC_FP8, "atomic_gemm", reason, off, "train every layer in FP8")
     elif entry.fp8 is None:
         reason = "Transformer Engine refuses atomic_gemm unless the run uses FP8"
-        yield entry.note(ATOMIC_FP8, "atomic_gemm", True, reason)
+        yield entry.note(ATOMIC_FP8, "atomic_gemm", True, reason, off, "train every layer in FP8")
     if entry.method in ("bulk", "external"):
         reason = f"Transformer Engine switches it off for a {entry.method} overlap"
-        remedy = "set atomic_gemm=false"
-        yield entry.refusal(ATOMIC_BULK, "atomic_gemm", False, reason, remedy)
+        yield entry.refusal(ATOMIC_BULK, "atomic_gemm", False, reason, off)
 
 
 def _check_sizes(entry: _Entry) -> Iterator[Decision]:
     small = [k for k in ("num_sm", "cga_size", "num_splits") if entry.given.get(k, 1) < 1]
     for key in small:
         reason = f"{key} is {entry.given[key]}, and must be at least 1"
-        yield entry.error(POSITIVE, key, reason, f"set {key} to 1 or more")
+        yield entry.error(POSITIVE, key, reason, entry.change(**{key: _own(entry, key)}))
     num_sm, cga_size = entry.sms("num_sm"), entry.sms("cga_size")
     if {"num_sm", "cga_size"} & set(small):
         return
+    fits = entry.change(cga_size=cluster(num_sm, cga_size))
     if cga_size > MAX_CGA_SIZE:
         reason = f"cga_size is {cga_size}, above {MAX_CGA_SIZE}"
-        yield entry.error(CGA_SIZE, "cga_size", reason, "set cga_size to 1, 2 or 4")
+        yield entry.error(CGA_SIZE, "cga_size", reason, fits)
     elif not entry.by_kernel:
         return
     elif cga_size > num_sm:
         reason = f"cga_size is {cga_size}, above num_sm={num_sm}"
-        yield entry.error(CGA_SIZE, "cga_size", reason, f"set cga_size to {num_sm} or less")
+        yield entry.error(CGA_SIZE, "cga_size", reason, fits)
     elif num_sm % cga_size:
         reason = f"cga_size={cga_size} does not divide num_sm={num_sm}: kernels run unclustered"
         remedy = "make num_sm a multiple of cga_size"
-        yield entry.note(CGA_DIVIDES, "cga_size", 1, reason, remedy)
+        yield entry.note(CGA_DIVIDES, "cga_size", 1, reason, fits, remedy)
     if num_sm > FLAGGED_SMS:
         reason = f"num_sm is {num_sm}, and the flags between GPUs are for {FLAGGED_SMS} SMs"
-        yield entry.note(FLAG_TABLE, "num_sm", num_sm, reason)
+        yield entry.note(FLAG_TABLE, "num_sm", num_sm, reason, entry.change(num_sm=FLAGGED_SMS))
 
 
 def _check_unused(entry: _Entry) -> Iterator[Decision]:
@@ -258,7 +314,8 @@ def _check_unused(entry: _Entry) -> Iterator[Decision]:
         scatters = entry.collective == "reduce-scatter"
         if bool(entry.given["is_reduce_scatter"]) is not scatters:
             reason = f"with {entry.method}, {entry.name} runs with a {entry.collective}"
-            yield entry.error(COLLECTIVE, "is_reduce_scatter", reason)
+            edits = entry.change(is_reduce_scatter=REMOVED)
+            yield entry.error(COLLECTIVE, "is_reduce_scatter", reason, edits)
     if entry.method == RING:
         unused = {"num_splits": None, "pipeline_rs_overlap_first_gemm": False}
     else:
@@ -266,7 +323,7 @@ def _check_unused(entry: _Entry) -> Iterator[Decision]:
     for key, neutral in unused.items():
         if key in entry.given and (neutral is None or bool(entry.given[key]) is not neutral):
             reason = f"{entry.method} does not use {key}"
-            yield entry.note(KEY_UNUSED, key, neutral, reason, f"omit {key}")
+            yield entry.note(KEY_UNUSED, key, neutral, reason, entry.change(**{key: REMOVED}))
 
 
 def _check_fp8_buf(entry: _Entry) -> Iterator[Decision]:
@@ -286,10 +343,11 @@ def _check_fp8_buf(entry: _Entry) -> Iterator[Decision]:
         else:
             follows = f"which makes no difference {where}"
         reason = f"a list with one element is read as true, {follows}"
-        yield entry.note(FP8_BUF_LIST, "fp8_buf", effective, reason)
+        edits = entry.change(fp8_buf=False)
+        yield entry.note(FP8_BUF_LIST, "fp8_buf", effective, reason, edits, "true, as it is read")
     elif not effective:
         reason = f"fp8_buf has no effect {where}"
-        yield entry.note(FP8_BUF_UNUSED, "fp8_buf", False, reason, "set fp8_buf=false")
+        yield entry.note(FP8_BUF_UNUSED, "fp8_buf", False, reason, entry.change(fp8_buf=False))
 
 
 _ENTRY_CHECKS: tuple[Callable[[_Entry], Iterator[Decision]], ...] = (
@@ -306,20 +364,37 @@ def _check_split_dgrads(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
         dgrad = entries.get(name)
         if dgrad is None or not dgrad.is_split_dgrad:
             continue
+        bulk = dgrad.change(method="bulk")
         if wgrad in entries:
+            edits = (Edit(key_of(wgrad), None),)
             yield SPLIT_DGRAD_WGRAD.decide(
                 f"{KNOB}.{wgrad}",
                 requested=dict(entries[wgrad].given),
                 effective=None,
                 reason=f"{name} is {dgrad.method}, so that it reduce-scatters in place of {wgrad}",
                 outcome=Outcome.ERROR,
-                remedy=f"omit {wgrad} (None), or use bulk for {name}",
+                remedy=either(edits, in_words(bulk)),
+                edits=edits,
             )
         if dgrad.also_bf16:
             reason = f"{name} is {dgrad.method}, and FP8 and BF16 layers are both set up"
-            yield dgrad.error(SPLIT_DGRAD_MODES, "method", reason)
-        reason = f"{dgrad.method} takes effect only with model.tp_comm_overlap_rs_dgrad on"
-        yield dgrad.note(SPLIT_DGRAD_SWITCH, "method", dgrad.method, reason)
+            otherwise = "turn first_last_layers_bf16 off"
+            yield dgrad.error(SPLIT_DGRAD_MODES, "method", reason, bulk, otherwise)
+        if not dgrad.rs_dgrad:
+            yield _without_switch(dgrad)
+
+
+def _without_switch(dgrad: _Entry) -> Decision:
+    """What a layer makes of a dgrad's method while its own switch is off, or not known."""
+    edits, otherwise = (Edit(SWITCH, True),), in_words(dgrad.change(method="bulk"))
+    needs = f"{dgrad.method} takes effect only with {SWITCH} on"
+    told = (SPLIT_DGRAD_SWITCH, "method")
+    if dgrad.rs_dgrad is None:
+        return dgrad.note(*told, dgrad.method, needs, edits, otherwise)
+    if dgrad.method == RING:
+        reason = f"{SWITCH} is off: the layer runs {dgrad.name} as bulk, which ring_exchange cannot"
+        return dgrad.error(*told, reason, edits, otherwise)
+    return dgrad.refusal(*told, "bulk", f"{SWITCH} is off: {needs}", edits, otherwise)
 
 
 def _check_atomic_pairs(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
@@ -328,5 +403,7 @@ def _check_atomic_pairs(entries: Mapping[str, _Entry]) -> Iterator[Decision]:
         if len(atomic) == 1:
             other = scatter if atomic == [gather] else gather
             reason = f"{atomic[0]} is an atomic ring_exchange, and its pair {other} is not"
-            remedy = f"set method=ring_exchange and atomic_gemm=true on {other} too, or on neither"
-            yield entries[atomic[0]].error(ATOMIC_PAIR, "atomic_gemm", reason, remedy)
+            entry = entries[atomic[0]]
+            edits = entry.change(atomic_gemm=False)
+            otherwise = f"set method=ring_exchange and atomic_gemm=true on {other} too"
+            yield entry.error(ATOMIC_PAIR, "atomic_gemm", reason, edits, otherwise)

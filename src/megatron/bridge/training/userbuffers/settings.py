@@ -17,9 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, either
 from megatron.bridge.training.near_names import did_you_mean
 from megatron.bridge.training.userbuffers.checks import check_gemms
 from megatron.bridge.training.userbuffers.facts import KNOB
+from megatron.bridge.training.userbuffers.remedies import (
+    SETTINGS,
+    TE_NUM_SPLITS,
+    renamed,
+    tried,
+)
 
 
 @dataclass
@@ -162,7 +169,11 @@ def as_te_dict(cfg: object) -> dict[str, dict[str, Any]]:
 
 
 def check_userbuffers(
-    cfg: object, *, fp8: bool | None = None, also_bf16: bool = False
+    cfg: object,
+    *,
+    fp8: bool | None = None,
+    also_bf16: bool = False,
+    rs_dgrad: bool | None = None,
 ) -> list[Decision]:
     """What Transformer Engine would refuse in `cfg`, and what it would silently do differently.
 
@@ -176,7 +187,20 @@ def check_userbuffers(
         fp8: whether the run uses FP8 GEMMs; None where that is not known.
         also_bf16: whether an FP8 run keeps some layers in BF16 (first_last_layers_bf16), which
             gives Transformer Engine two quantization modes.
+        rs_dgrad: whether model.tp_comm_overlap_rs_dgrad is on; None where that is not known.
     """
+
+    def check(settings: object, switch: bool | None) -> list[Decision]:
+        return _check(settings, fp8=fp8, also_bf16=also_bf16, rs_dgrad=switch)
+
+    decisions = check(cfg, rs_dgrad)
+    plain = as_te_dict(cfg) if dataclasses.is_dataclass(cfg) else cfg
+    return tried(decisions, plain, check, rs_dgrad)
+
+
+def _check(
+    cfg: object, *, fp8: bool | None, also_bf16: bool, rs_dgrad: bool | None
+) -> list[Decision]:
     if cfg is None:
         return []
     if isinstance(cfg, str):
@@ -200,7 +224,7 @@ def check_userbuffers(
     refused = {decision.knob for decision in decisions}
     return decisions + [
         decision
-        for decision in check_gemms(gemms, fp8=fp8, also_bf16=also_bf16)
+        for decision in check_gemms(gemms, fp8=fp8, also_bf16=also_bf16, rs_dgrad=rs_dgrad)
         if decision.knob not in refused
     ]
 
@@ -246,14 +270,15 @@ def _check_target(knob: str, node: Any) -> Iterator[Decision]:
     given = _items(node)
     for key in given:
         if key not in fields:
+            edits = renamed(key, fields, given, f"{_user_key(knob)}.{key}")
             yield _TARGET.decide(
                 f"{knob}.{key}",
                 requested=given[key],
                 effective=None,
-                reason=f"{cls.__name__} has no field {key!r}",
+                reason=f"{cls.__name__} has no field {key!r}{did_you_mean(key, fields)}",
                 outcome=Outcome.ERROR,
-                remedy=f"use one of {cls.__name__}'s fields{did_you_mean(key, fields)}, "
-                "or omit `_target_`",
+                remedy=either(edits, "omit `_target_`"),
+                edits=edits,
             )
     for key in fields:
         if key not in given:
@@ -263,15 +288,31 @@ def _check_target(knob: str, node: Any) -> Iterator[Decision]:
                 effective=None,
                 reason=f"{cls.__name__} needs a value for {key!r}",
                 outcome=Outcome.ERROR,
-                remedy=f"set {key}",
+                edits=(Edit(f"{_user_key(knob)}.{key}", _TE_DEFAULTS.get(key)),),
             )
 
 
+_TE_DEFAULTS = {
+    "num_sm": 16,
+    "cga_size": 2,
+    "num_splits": TE_NUM_SPLITS,
+    "set_sm_margin": False,
+}
+"""Transformer Engine's own values of the fields that a class needs; a GEMM without any is None."""
+
+
+def _user_key(knob: str) -> str:
+    return SETTINGS + knob.removeprefix(KNOB)
+
+
 def _misshapen(knob: str, value: object) -> Decision:
+    edits = (Edit(_user_key(knob), None),)
     return _SHAPE.decide(
         knob,
         requested=value,
         effective=None,
         reason=f"{value!r} is a {type(value).__name__}, not a mapping",
         outcome=Outcome.ERROR,
+        remedy=either(edits, _SHAPE.remedy),
+        edits=edits,
     )
