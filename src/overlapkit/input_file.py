@@ -82,6 +82,14 @@ def is_file(name: str) -> bool:
     return os.path.isfile(name)  # noqa: PTH113
 
 
+def is_null_device(name: str) -> bool:
+    """Whether this is ``/dev/null``, by any name; false where no file can have the name."""
+    try:
+        return os.path.samefile(name, os.devnull)  # noqa: PTH121
+    except (OSError, ValueError):
+        return False
+
+
 def _check_kind(name: str, mode: int, what: str, piped: bool) -> None:
     if stat.S_ISDIR(mode):
         raise InputError(f"{name}: is a folder; name the {what} in it")

@@ -37,6 +37,7 @@ LAYOUT_KEYS = frozenset(
 def remarks(settings: Settings) -> tuple[str, ...]:
     """Sentences about the versions that were taken, and about what was not looked at."""
     return (
+        *(settings.origin.remarks if settings.origin is not None else ()),
         *_about_versions(settings.basis),
         *_other_writer(settings),
         *_after_setup(settings),

@@ -23,6 +23,7 @@ from overlapkit.config.keys import (
     is_unknown,
     unknown_sections,
 )
+from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.overrides import BY_NAME, NAMED_SECTIONS, Override, apply_overrides
 from overlapkit.config.places import Place, in_messages
 from overlapkit.config.provider_defaults import PROVIDER_CHOICES, bridge_default
@@ -66,6 +67,9 @@ class Launch:
         launcher: the program that starts the job's processes; None where that is not known.
         unread: its flags that no known version has.
         passed: its flags that Megatron-LM has, with the place of each.
+        environment_source: what `environment` comes from, as a sentence names it; None: `source`.
+        unknown: variables that may be set, to a value that is not known.
+        whole: whether a variable that is in neither is certainly not set.
     """
 
     environment: dict[str, str]
@@ -77,6 +81,9 @@ class Launch:
     launcher: Launcher | None = None
     unread: tuple[str, ...] = ()
     passed: dict[str, Place] = field(default_factory=dict)
+    environment_source: str | None = None
+    unknown: frozenset[str] = frozenset()
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class Settings:
         stack_given: whether the user gave one of them as --core or --bridge.
         stack_path: the checkout or installation that they were read from; None without one.
         stack_overridden: versions at `stack_path` for which the user gave others.
+        origin: the launcher whose configuration it is; None where it is the framework's own.
     """
 
     source: str
@@ -122,6 +130,7 @@ class Settings:
     stack_given: bool = False
     stack_path: str | None = None
     stack_overridden: Stack | None = None
+    origin: Origin | None = None
 
     @property
     def stack(self) -> Stack:
@@ -150,8 +159,9 @@ class Settings:
 
     @property
     def is_partly_read(self) -> bool:
-        """Whether there is a key or a flag that no known version has, and no rule looks at."""
-        return bool(self.passed_over or (self.launch is not None and self.launch.unread))
+        """Whether there is something that decides on the run, and that no rule looks at."""
+        unread = self.launch is not None and self.launch.unread
+        return bool(self.passed_over or unread or (self.origin is not None and self.origin.unread))
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""

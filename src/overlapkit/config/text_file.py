@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from overlapkit.errors import InputError
-from overlapkit.input_file import read_input
+from overlapkit.input_file import is_null_device, read_input
 
 MAX_BYTES = 4 * 1024 * 1024
 """Larger than any run configuration by two orders of magnitude."""
@@ -17,16 +17,19 @@ def exists(name: str) -> bool:
     return os.path.exists(name)  # noqa: PTH110
 
 
-def read_text(name: str, *, what: str, most: int = MAX_BYTES) -> str:
+def read_text(name: str, *, what: str, most: int = MAX_BYTES, nothing: bool = False) -> str:
     """The text in a file.
 
     Args:
         name: the file, as the user named it.
         what: what it should be, for the messages: "run configuration".
+        nothing: also take ``/dev/null``, which is empty.
 
     Raises:
         InputError: as `read_input`; or the file is not UTF-8.
     """
+    if nothing and is_null_device(name):
+        return ""
     raw = read_input(name, what, most=most, pipes=True)
     if b"\0" in raw:
         raise InputError(f"{name}: is a binary file; name the {what}")

@@ -106,6 +106,8 @@ def _imports() -> bool:
 def read_env_file(name: str) -> dict[str, str]:
     """The variables of a file with lines such as ``NAME=value`` or ``export NAME=value``.
 
+    An empty file, and ``/dev/null``, say that none is set.
+
     Raises:
         InputError: it cannot be read as text, or a line is not an assignment.
     """
@@ -113,7 +115,7 @@ def read_env_file(name: str) -> dict[str, str]:
     from dotenv.main import DotEnv
     from dotenv.parser import parse_stream
 
-    text = read_text(name, what="environment file (--env-file)")
+    text = read_text(name, what="environment file (--env-file)", nothing=True)
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
             line = binding.original.line

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from megatron.bridge.recipes.launch_check import contradictions, omissions
 from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_environment
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.recipes.megatron_lm_environment import environment_notes, environment_refusals
 from megatron.bridge.training.decisions import Decision, Outcome
@@ -65,7 +66,7 @@ def judge_environment(
             present,
             environment.source,
             sm100_or_newer=gpu.sm100_or_newer,
-            complete=environment.complete,
+            complete=environment.knows(CONNECTIONS),
             stack=settings.stack,
         )
         notes = environment_notes(

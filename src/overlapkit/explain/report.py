@@ -49,6 +49,7 @@ class Assumptions:
         environment_source: where they come from, as the user sees it.
         environment_is_the_jobs: whether they are all that the job has, so that a missing one is
             reported.
+        unknown_variables: names that may be set, to a value that is not known.
     """
 
     gpu_name: str
@@ -59,6 +60,7 @@ class Assumptions:
     environment: Mapping[str, str]
     environment_source: str
     environment_is_the_jobs: bool = False
+    unknown_variables: frozenset[str] = frozenset()
 
     @property
     def machine(self) -> KnownGpu:
@@ -74,7 +76,10 @@ class Assumptions:
     def job(self) -> JobEnvironment:
         """What is known of the job's environment, without what the configuration adds to it."""
         return JobEnvironment(
-            self.environment, self.environment_is_the_jobs, self.environment_source
+            self.environment,
+            self.environment_is_the_jobs,
+            self.environment_source,
+            unknown=self.unknown_variables,
         )
 
 
@@ -189,14 +194,16 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
     They replace the current environment, and are added to a file of the job's environment.
     """
     launch = settings.launch
-    if launch is None or launch.source is None:
+    source = None if launch is None else launch.environment_source or launch.source
+    if launch is None or source is None:
         return assumptions
     given = assumptions.environment if assumptions.environment_is_the_jobs else {}
     return dataclasses.replace(
         assumptions,
         environment={**given, **launch.environment},
-        environment_source=launch.source,
-        environment_is_the_jobs=True,
+        environment_source=source,
+        environment_is_the_jobs=launch.whole,
+        unknown_variables=launch.unknown - given.keys() - launch.environment.keys(),
     )
 
 

@@ -330,7 +330,7 @@ def test_what_is_no_file(place: str, overlapkit, config, tmp_path: Path) -> None
         (tmp_path / "missing", "no such file"),
         (tmp_path, "is a folder"),
         (fifo, "not a regular file"),
-        ("/dev/null", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
         (f"{run}/below", "cannot be read"),
         ("x" * 5000, "cannot be read"),
         ("", "its name is empty"),
@@ -396,3 +396,19 @@ def test_nothing_in_a_file_is_called(overlapkit, config, tmp_path: Path) -> None
     name = config(f"_target_: os.mkdir\n_args_: [{made}]\nmodel: {{a: {call}}}\nother: {call}\n")
     assert overlapkit("explain", name, "--world-size", "8").status == 0
     assert not made.exists()
+
+
+@pytest.mark.parametrize("command", ["explain", "doctor"])
+def test_an_environment_in_which_nothing_is_set(
+    command: str, overlapkit, config, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.env").write_text("")
+    run = config(RUN.replace("tp_comm_overlap: true", "tp_comm_overlap: false"))
+    options = ("--world-size", "8", "--gpu", "h100", "--json")
+    statuses = []
+    for name in ("/dev/null", str(tmp_path / "empty.env")):
+        result = overlapkit(command, run, *options, "--env-file", name)
+        assert result.err == ""
+        statuses.append(result.status)
+    # What a file sets would be a contradiction, and what is certainly not set an omission.
+    assert statuses == [1, 1]

@@ -103,7 +103,8 @@ def omissions(required: Iterable[EnvironmentVariable], actual: JobEnvironment) -
     decisions = []
     for variable in required:
         default = _DEFAULTS.get(variable.name)
-        unset = (actual.complete or actual.declared) and actual.get(variable.name) is None
+        known = actual.complete or actual.declared
+        unset = known and not {variable.name} & ({*actual.variables} | actual.unknown)
         if not unset or default is None or default == variable.value:
             continue
         of_default = _contradiction(variable, default, actual)

@@ -61,6 +61,7 @@ class JobEnvironment:
         source: where the variables come from, as a sentence names it: "job.env".
         origins: the sources of the variables that come from elsewhere, by name.
         places: where env_vars sets each of its names, such as a line; env_vars itself by default.
+        unknown: names that may be set, to a value that is not known; never missing for certain.
         declared: whether the configuration has env_vars, where its job's environment is written
             down; only a launcher could then set a name that is missing.
     """
@@ -71,6 +72,7 @@ class JobEnvironment:
     origins: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
     declared: bool = False
+    unknown: frozenset[str] = frozenset()
 
     def get(self, name: str) -> str | None:
         """The value of a variable; None where it is not set, or not known (see `knows`)."""
@@ -78,7 +80,7 @@ class JobEnvironment:
 
     def knows(self, name: str) -> bool:
         """Whether it is known if the variable is set, and to what."""
-        return self.complete or name in self.variables
+        return name in self.variables or (self.complete and name not in self.unknown)
 
     def origin(self, name: str) -> str:
         """Where a variable that is set comes from."""

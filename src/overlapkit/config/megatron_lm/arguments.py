@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron.bridge.training.megatron_lm_rules import PassedFlag
+from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
 from overlapkit.config.megatron_lm.flag_versions import versions_of, versions_of_value
 from overlapkit.config.megatron_lm.flags import (
     CHUNK_LAYERS,
@@ -47,7 +48,9 @@ class Arguments:
         places: every flag of Megatron-LM that is given, to its place.
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
+        own: the flags of the program that passes the others on to Megatron-LM.
         notes: further remarks for the user.
+        dialect: whose flags they are.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +60,9 @@ class Arguments:
     places: dict[str, Place] = field(default_factory=dict)
     versions: list[PassedFlag] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)
+    own: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    dialect: Dialect = MEGATRON_LM
 
 
 class UnknownValue(InputError):
@@ -95,6 +100,7 @@ def read_arguments(
     lines: Sequence[str] | None = None,
     *,
     allow_unknown: bool = False,
+    dialect: Dialect = MEGATRON_LM,
 ) -> Arguments:
     """The settings in a job's arguments. Of a flag that is given twice, the last one is used.
 
@@ -103,12 +109,13 @@ def read_arguments(
         path: the file that they are in, for messages; line numbers come from the fields.
         lines: its lines; None for arguments that are in no file.
         allow_unknown: whether a flag that looks like a misspelt one is passed over.
+        dialect: whose flags they are.
 
     Raises:
         InputError: a flag is misspelt, has no value, one of the wrong kind or one that is not
             known, or flags exclude each other.
     """
-    result = Arguments()
+    result = Arguments(dialect=dialect)
     grouped = list(_grouped(fields))
     if len(grouped) > MOST_FLAGS:
         raise InputError(
@@ -148,7 +155,7 @@ def read_arguments(
 
 def _note_spelling(name: str, flag: str, where: str, result: Arguments) -> None:
     """Forks that spell flags with underscores have the same flags."""
-    if name != flag:
+    if name != flag and not result.dialect.either_spelling:
         result.notes.append(
             f"{where}: {name} is read as {flag}: some forks spell flags with underscores, and "
             "Megatron-LM itself does not know them so"
@@ -176,13 +183,21 @@ def _pass_over(name: str, where: str, result: Arguments, *, allow_unknown: bool)
     Raises:
         InputError: it is certainly a misspelt flag that decides on overlap, and not allowed.
     """
+    if result.dialect.own(name):
+        result.own.append(name)
+        return
     meant = misspelt(name)
     if meant is not None and not allow_unknown:
         raise InputError(
-            f"{where}: {name}: unknown flag; did you mean {meant}? If it is right, as a fork's "
-            "flag may be, add --allow-unknown"
+            f"{where}: {name}: unknown flag; did you mean {_spelt(meant, name)}? If it is right, "
+            "as a fork's flag may be, add --allow-unknown"
         )
     result.unknown[name] = similar(name)
+
+
+def _spelt(flag: str, like: str) -> str:
+    """A flag with underscores where the user's flag has them."""
+    return "--" + flag[2:].replace("-", "_") if "_" in like else flag
 
 
 def _note_unknown(path: str, result: Arguments) -> None:
@@ -240,7 +255,7 @@ def _read_flag(
         most = 0 if is_switch else len(following) if declared.kind in ("names", "given") else 1
         taken, rest = following[:most], following[most:]
         words = [f.text for f in taken]
-    if is_switch and name != flag:
+    if is_switch and (name != flag or result.dialect.either_spelling):
         value, rest = _switch_of_fork(declared.kind, inline if is_set else None, following)
     elif not _are_known(taken, flag, where, result):
         return
@@ -300,6 +315,7 @@ def _settle(result: Arguments) -> None:
     """Flags that depend on each other, and what Megatron-LM fills in."""
     flags, values, defaults = result.flags, result.values, result.defaults
     defaults.update(DEFAULTS)
+    defaults.update(result.dialect.defaults(flags))
     for one, other in ((CHUNK_LAYERS, CHUNKS), ("--bf16", "--fp16")):
         if one in flags and other in flags:
             raise InputError(
@@ -339,6 +355,10 @@ def _settle(result: Arguments) -> None:
         result.notes.append(
             "--use-checkpoint-args: the model's sizes come from the checkpoint, which is not read"
         )
+    for key, value in result.dialect.settled(flags).items():
+        values.pop(key, None)
+        result.where.pop(key, None)
+        defaults[key] = value
 
 
 def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:

@@ -222,7 +222,7 @@ def misspelt(argument: str) -> str | None:
     name = argument.partition("=")[0]
     if known_flag(name) is not None or versions_of(name) is not None:
         return None
-    return typo_of(name, [flag for flag in FLAGS if _DECIDES.search(flag)])
+    return typo_of(name.replace("_", "-"), [flag for flag in FLAGS if _DECIDES.search(flag)])
 
 
 def similar(argument: str) -> str | None:

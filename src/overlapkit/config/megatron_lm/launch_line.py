@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.rules.context import Launcher
+from overlapkit.config.launchers import swift
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.shell.follow import SHOWS_TEXT, Started
@@ -29,7 +30,8 @@ class Undetermined(Exception):
 def split_launch(started: Started) -> tuple[list[Field], list[Field]]:
     """The launcher's words, those of outer programs first, and the job's arguments."""
     words = list(started.words)
-    entry = _entry(words)
+    entry = swift.start_of_arguments(started)
+    entry = _entry(words) if entry is None else entry
     return [*started.outer, *words[:entry]], words[entry:]
 
 
@@ -50,6 +52,8 @@ def is_launch(started: Started) -> int:
     """How many flags of Megatron-LM a started program has; 0 where it only shows them."""
     if started.words and started.words[0].text in SHOWS_TEXT:
         return 0
+    if swift.start_of_arguments(started) is not None:
+        return len(started.words)
     flags = [word.text for word in split_launch(started)[1] if known_flag(word.text)]
     plain = [text for text in flags if known_flag(text) == text.partition("=")[0]]
     # Other programs spell common names so, such as --num_layers: these few are Megatron's alone.

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron.bridge.training.edits import ENV
+from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
-from overlapkit.config.megatron_lm.launch_line import (
-    Undetermined,
-    environment_of,
-    is_launch,
-    launcher_of,
-    split_launch,
-    world_size_of,
-)
+from overlapkit.config.megatron_lm.job import Job, dialect_of, job_of
+from overlapkit.config.megatron_lm.launch_line import is_launch, split_launch
 from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
@@ -81,34 +75,35 @@ def read_megatron_lm(
     slurm = slurm_variables(text)
     followed = follow_script(text, path, given, slurm)
     lines = text.splitlines()
-    started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown)
+    folder = Path(name).parent
+    job = Job(None)
+    started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown, folder)
     notes = [*followed.notes, *more, *arguments.notes]
-    size, unknown, environment = None, f"{path} does not start the job", dict[str, Field]()
-    launcher = None
+    size, unknown = None, f"{path} does not start the job"
     if started is not None:
-        environment, hidden = environment_of(started, path)
-        notes += hidden
-        launcher = launcher_of(started, slurm, path)
-        try:
-            size, unknown = world_size_of(started, slurm, path), ""
-        except Undetermined as why:
-            unknown = str(why)
+        job = job_of(started, followed.started, slurm, path, folder, arguments)
+        notes += job.notes
+        size, unknown = job.world_size, job.world_size_unknown
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
     launch = Launch(
-        {name: value.text for name, value in environment.items()},
+        {name: value.text for name, value in job.environment.items()},
         path,
         size,
         unknown,
         tuple(dict.fromkeys(notes)),
-        launcher=launcher,
+        launcher=job.launcher,
+        environment_source=job.environment_source,
+        unknown=frozenset(job.unknown),
+        whole=job.whole,
     )
     exported = {
         f"{ENV}{name}": word_place(path, lines, value.line, name)
-        for name, value in environment.items()
+        for name, value in job.environment.items()
         if value.line
     }
-    return _settings(path, arguments, overrides, launch, exported, folder=Path(name).parent)
+    settings = _settings(path, arguments, overrides, launch, exported, folder=folder)
+    return replace(settings, origin=job.origin)
 
 
 def read_megatron_lm_arguments(
@@ -128,16 +123,31 @@ def read_megatron_lm_arguments(
     started = Started(words, (), {}, {}, 0)
     if not is_launch(started):
         raise InputError(f"{ARGUMENTS}: contain no flag of Megatron-LM that is known here")
-    size, unknown = None, f"{ARGUMENTS} do not say how many GPUs the job uses"
-    environment, _ = environment_of(started, ARGUMENTS)
-    exported = {f"{ENV}{name}": Place(None, argument=name) for name in environment}
-    with suppress(Undetermined):
-        size, unknown = world_size_of(started, {}, ARGUMENTS), ""
-    read = read_arguments(split_launch(started)[1], ARGUMENTS, allow_unknown=allow_unknown)
-    launcher = launcher_of(started, {}, ARGUMENTS)
-    variables = {name: value.text for name, value in environment.items()}
-    launch = Launch(variables, None, size, unknown, tuple(read.notes), launcher=launcher)
-    return _settings(ARGUMENTS, read, overrides, launch, exported, folder=Path())
+    read = _read(started, ARGUMENTS, None, allow_unknown, Path())
+    job = job_of(started, (started,), {}, ARGUMENTS, Path(), read)
+    size, unknown = job.world_size, f"{ARGUMENTS} do not say how many GPUs the job uses"
+    exported = {f"{ENV}{name}": Place(None, argument=name) for name in job.environment}
+    variables = {name: value.text for name, value in job.environment.items()}
+    unknown = "" if size is not None else unknown
+    launch = Launch(variables, None, size, unknown, tuple(read.notes), launcher=job.launcher)
+    settings = _settings(ARGUMENTS, read, overrides, launch, exported, folder=Path())
+    return replace(settings, origin=job.origin)
+
+
+def _read(
+    started: Started, path: str, lines: Sequence[str] | None, allow_unknown: bool, folder: Path
+) -> Arguments:
+    """The arguments of a launch, as its program spells them.
+
+    Raises:
+        InputError: as `read_arguments`; or the program hands the training to DeepSpeed.
+    """
+    words = split_launch(started)[1]
+    if is_deepspeed(words):
+        where = f"{path}:{started.line}" if started.line else path
+        raise refusal(words, where, folder)
+    dialect = dialect_of(started, words)
+    return read_arguments(words, path, lines, allow_unknown=allow_unknown, dialect=dialect)
 
 
 def _named(script: str) -> tuple[str, int | None]:
@@ -161,6 +171,7 @@ def _chosen(
     lines: Sequence[str],
     wanted: int | None,
     allow_unknown: bool,
+    folder: Path,
 ) -> tuple[Started | None, Arguments, list[str]]:
     """The launch of the job, its arguments, and notes on the choice."""
     launches = [started for started in followed.started if is_launch(started)]
@@ -174,10 +185,7 @@ def _chosen(
         launches = at[-1:]
     if not launches:
         return None, *_without_launch(followed, path, lines, allow_unknown)
-    read = [
-        read_arguments(split_launch(started)[1], path, lines, allow_unknown=allow_unknown)
-        for started in launches
-    ]
+    read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
         starts = [str(started.line) for started in launches]
         raise InputError(

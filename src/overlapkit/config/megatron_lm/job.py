@@ -1,0 +1,139 @@
+"""The job of a launch: its environment, its GPUs, and the launcher that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron.bridge.recipes.launch_queues import CONNECTIONS
+from megatron.bridge.training.rules.context import Launcher
+from overlapkit.config.launchers import ray, slime, swift
+from overlapkit.config.launchers.origin import Origin
+from overlapkit.config.megatron_lm.arguments import Arguments
+from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
+from overlapkit.config.megatron_lm.launch_line import (
+    Undetermined,
+    environment_of,
+    launcher_of,
+    split_launch,
+    world_size_of,
+)
+from overlapkit.config.shell.follow import Started
+from overlapkit.config.shell.values import Field, Piece
+
+
+@dataclass
+class Job:
+    """What a launch says besides the arguments.
+
+    Attributes:
+        origin: the launcher whose flags they are; None for Megatron-LM's own.
+        environment: the variables that the job has, with their lines.
+        unknown: variables that may be set, to a value that is not known.
+        whole: whether any other variable is certainly not set.
+        environment_source: where they come from; None: the script.
+        world_size: GPUs of the job; None where it is not known.
+        world_size_unknown: why not.
+        launcher: the program that starts the processes; None where it is not known.
+        notes: on what the job does not see, or what is not known.
+    """
+
+    origin: Origin | None
+    environment: dict[str, Field] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    whole: bool = True
+    environment_source: str | None = None
+    world_size: int | None = None
+    world_size_unknown: str = ""
+    launcher: Launcher | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def dialect_of(started: Started, words: Sequence[Field]) -> Dialect:
+    """How the program of a launch spells Megatron-LM's flags."""
+    if swift.start_of_arguments(started) is not None:
+        return swift.DIALECT
+    return slime.DIALECT if slime.is_slime(words) else MEGATRON_LM
+
+
+def job_of(
+    started: Started,
+    others: Sequence[Started],
+    slurm: dict[str, str],
+    path: str,
+    folder: Path,
+    arguments: Arguments,
+) -> Job:
+    """The job of a launch.
+
+    Args:
+        started: the launch.
+        others: every program that the script starts.
+        slurm: the variables that Slurm sets.
+        path: the script, for messages.
+        folder: that of the script.
+        arguments: of the job, as read.
+
+    Raises:
+        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
+    """
+    job = Job(None)
+    words = split_launch(started)[1]
+    _environment(job, started, others, path, folder)
+    job.launcher = launcher_of(started, slurm, path)
+    try:
+        job.world_size = world_size_of(started, slurm, path)
+    except Undetermined as why:
+        job.world_size_unknown = str(why)
+    if arguments.dialect is swift.DIALECT:
+        _for_swift(job, words, arguments, f"{path}:{started.line}")
+    elif arguments.dialect is slime.DIALECT:
+        _for_slime(job, words, arguments, path, started)
+    return job
+
+
+def _environment(
+    job: Job, started: Started, others: Sequence[Started], path: str, folder: Path
+) -> None:
+    handed = ray.job_variables(started, others, path, folder)
+    if handed is None:
+        job.environment, job.notes = environment_of(started, path)
+        job.unknown = {name for name, value in started.environment.items() if value.unknown}
+        job.unknown -= job.environment.keys()
+        return
+    job.environment, job.unknown = handed.values, handed.unknown
+    job.whole, job.environment_source = handed.whole, handed.source
+    job.notes = [*handed.notes, *ray.hidden_from_job(started, handed, [CONNECTIONS], path)]
+
+
+def _for_swift(job: Job, words: Sequence[Field], arguments: Arguments, where: str) -> None:
+    size, each, why = swift.world_size_of(job.environment)
+    job.world_size = size
+    job.world_size_unknown = f"{where}: {why}" if why else ""
+    job.launcher = swift.launcher_of(each)
+    for name, value in swift.SET_BY_ITSELF.items():
+        job.environment[name] = Field((Piece(value, 0),))
+        job.unknown.discard(name)
+    job.origin = swift.origin(arguments, words)
+
+
+def _for_slime(
+    job: Job, words: Sequence[Field], arguments: Arguments, path: str, started: Started
+) -> None:
+    job.world_size, each = slime.world_size_of(words)
+    job.world_size_unknown = (
+        ""
+        if job.world_size
+        else f"{path}:{started.line}: --actor-num-nodes or "
+        "--actor-num-gpus-per-node has no value that is known"
+    )
+    job.launcher = Launcher("ray", each, has_mpi=False)
+    for n, word in enumerate(words[:-1]):
+        if word.text == slime.TRAIN_VARIABLES:
+            extra = ray.JobVariables(job.environment, "", job.unknown, job.whole)
+            where = f"{path}:{word.line or started.line}"
+            extra.add_json(words[n + 1], slime.TRAIN_VARIABLES, where, of_runtime=False)
+            job.whole = extra.whole
+            job.notes += extra.notes
+    job.origin = slime.origin(arguments)
