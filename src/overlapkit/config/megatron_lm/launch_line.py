@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
@@ -17,7 +17,14 @@ from overlapkit.config.shell.values import Field, Piece
 
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch", "run.py", "launch.py")
 _PROCESSES = ("--nproc-per-node", "--nproc_per_node")
-_MPI = ("mpirun", "mpiexec")
+_EVERY_GPU = ("gpu", "auto")
+"""Values of --nproc-per-node that mean one process for each GPU of the node."""
+_DEEPSPEED_GPUS = ("--num_gpus", "--num_accelerators")
+_MPI = ("mpirun", "mpiexec", "mpiexec.hydra")
+_MPI_PROCESSES = ("-npernode", "--npernode", "-N", "-ppn", "--ppn", "-perhost")
+"""Processes per node, by Open MPI and by MPICH and its relatives."""
+_MPI_MAPPING = ("-map-by", "--map-by")
+_MPI_HOSTS = ("-H", "-host", "--host")
 _MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
 """In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -66,33 +73,30 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
     Raises:
         Undetermined: the launch line does not determine it.
     """
-    head, _ = split_launch(started)
-    slurm = slurm | {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
-    options = _after(head, *_TORCHRUN)
+    line = _Line(started, slurm, path)
+    options = line.after(*_TORCHRUN)
     if options is not None:
-        nodes = _option(options, ("--nnodes",), path, started.line)
-        processes = _option(options, _PROCESSES, path, started.line)
+        nodes = line.option(options, "--nnodes")
+        processes = line.torchrun_processes(options)
         return (1 if nodes is None else nodes) * (1 if processes is None else processes)
-    options = _after(head, "deepspeed")
+    options = line.after("deepspeed")
     if options is not None:
-        gpus = _option(options, ("--num_gpus",), path, started.line)
-        nodes = _option(options, ("--num_nodes",), path, started.line)
+        gpus = line.option(options, *_DEEPSPEED_GPUS)
+        nodes = line.option(options, "--num_nodes")
         if gpus is not None:
             return gpus * (nodes or 1)
-    options = _after(head, *_MPI)
+    options = line.after(*_MPI)
     if options is not None:
-        ranks = _option(options, ("-np", "-n", "--np"), path, started.line)
+        ranks = line.option(options, "-np", "-n", "--np")
+        each, nodes = line.mpi_processes(options), number_of(line.slurm.get("SLURM_NNODES", ""))
+        ranks = ranks or (each * nodes if each and nodes else None)
         if ranks is not None:
             return ranks
-    options = _after(head, "srun")
+    options = line.after("srun")
     if options is not None:
-        tasks = _option(options, ("--ntasks", "-n"), path, started.line)
-        nodes = _option(options, ("--nodes", "-N"), path, started.line)
-        each = _option(options, ("--ntasks-per-node",), path, started.line)
-        nodes = nodes or number_of(slurm.get("SLURM_NNODES", ""))
-        each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
+        tasks, nodes, each = line.slurm_tasks(options)
         tasks = tasks or (nodes * each if nodes and each else None)
-        tasks = tasks or number_of(slurm.get("SLURM_NTASKS", ""))
+        tasks = tasks or number_of(line.slurm.get("SLURM_NTASKS", ""))
         if tasks is not None:
             return tasks
     exported = started.environment.get("WORLD_SIZE")
@@ -103,30 +107,120 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
 
 def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher | None:
     """The program that starts the job's processes; None where none that is known here does."""
-    head, _ = split_launch(started)
-    try:
-        options = _after(head, *_TORCHRUN)
-        if options is not None:
-            each = _option(options, _PROCESSES, path, started.line)
-            return Launcher("torchrun", 1 if each is None else each, has_mpi=False)
-        if _after(head, *_MPI) is not None:
-            return Launcher("mpirun", has_mpi=True)
-        options = _after(head, "srun")
-        if options is not None:
-            each = _option(options, ("--ntasks-per-node",), path, started.line)
-            each = each or number_of(slurm.get("SLURM_NTASKS_PER_NODE", ""))
-            mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
-            # Without --mpi the cluster's default decides.
-            return Launcher("srun", each, has_mpi=True if mpi else None)
-    except Undetermined:
-        return None
+    line = _Line(started, slurm, path)
+    options = line.after(*_TORCHRUN)
+    if options is not None:
+        each = _if_known(line.torchrun_processes, options)
+        # Without the option torchrun starts one process.
+        alone = not any(word.text.partition("=")[0] in _PROCESSES for word in options)
+        return Launcher("torchrun", 1 if alone else each, has_mpi=False)
+    options = line.after("deepspeed")
+    if options is not None:
+        each = _if_known(line.option, options, *_DEEPSPEED_GPUS)
+        return Launcher("deepspeed", each)
+    options = line.after(*_MPI)
+    if options is not None:
+        return Launcher("mpirun", _if_known(line.mpi_processes, options), has_mpi=True)
+    options = line.after("srun")
+    if options is not None:
+        mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
+        # Without --mpi the cluster's default decides.
+        each = _if_known(line.processes_of_srun, options)
+        return Launcher("srun", each, has_mpi=True if mpi else None)
     return None
 
 
-def _after(head: list[Field], *launchers: str) -> list[Field] | None:
-    """The words after the last of these programs; None where none of them is there."""
-    found = [n for n, word in enumerate(head) if PurePosixPath(word.text).name in launchers]
-    return head[found[-1] + 1 :] if found else None
+def _if_known(read: Callable[..., int | None], options: Sequence[Field], *names: str) -> int | None:
+    """What a reader of a line finds in its options; None where the line does not determine it."""
+    try:
+        return read(options, *names)
+    except Undetermined:
+        return None
+
+
+class _Line:
+    """A launch line, and what Slurm says of the job."""
+
+    def __init__(self, started: Started, slurm: dict[str, str], path: str) -> None:
+        """As the arguments of `world_size_of`."""
+        self.head, _ = split_launch(started)
+        exported = {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
+        self.slurm = slurm | exported
+        self._path, self._number = path, started.line
+
+    def after(self, *launchers: str) -> list[Field] | None:
+        """The words after the last of these programs; None where none of them is there."""
+        names = [PurePosixPath(word.text).name for word in self.head]
+        found = [number for number, name in enumerate(names) if name in launchers]
+        return self.head[found[-1] + 1 :] if found else None
+
+    def option(self, words: Sequence[Field], *names: str) -> int | None:
+        """A launcher's option as a number; None where it is not given.
+
+        Raises:
+            Undetermined: its value is not known, or not a number.
+        """
+        return _option(words, names, self._path, self._number)
+
+    def torchrun_processes(self, options: Sequence[Field]) -> int | None:
+        """--nproc-per-node, which may ask for a process for each GPU; None where not given."""
+        given = _word(options, _PROCESSES)
+        each = self.gpus_of_node(self.head)
+        if given is not None and given.text in _EVERY_GPU and given.unknown is None and each:
+            return each
+        return self.option(options, *_PROCESSES)
+
+    def mpi_processes(self, options: Sequence[Field]) -> int | None:
+        """Processes that mpirun starts on each node; None where its options do not say."""
+        each = self.option(options, *_MPI_PROCESSES)
+        mapping = _word(options, _MPI_MAPPING)
+        if each is None and mapping is not None:
+            found = re.match(r"ppr:(\d+):node\b", mapping.text)
+            each = number_of(found[1]) if found is not None else None
+        hosts = _word(options, _MPI_HOSTS)
+        if each is None and hosts is not None and hosts.unknown is None:
+            slots = {host.partition(":")[2] for host in hosts.text.split(",")}
+            each = number_of(slots.pop()) if len(slots) == 1 else None
+        return each
+
+    def slurm_tasks(self, options: Sequence[Field]) -> tuple[int | None, int | None, int | None]:
+        """Tasks of a job step, its nodes, and tasks of each node; None each where not given."""
+        tasks = self.option(options, "--ntasks", "-n")
+        nodes = self.option(options, "--nodes", "-N")
+        each = self.option(options, "--ntasks-per-node", "--tasks-per-node")
+        nodes = nodes or number_of(self.slurm.get("SLURM_NNODES", ""))
+        each = each or number_of(self.slurm.get("SLURM_NTASKS_PER_NODE", ""))
+        return tasks, nodes, each
+
+    def processes_of_srun(self, options: Sequence[Field]) -> int | None:
+        """Tasks that srun starts on each node, else the GPUs of a node, which they cannot exceed
+        usefully."""
+        tasks, nodes, each = self.slurm_tasks(options)
+        tasks = tasks or number_of(self.slurm.get("SLURM_NTASKS", ""))
+        if each is None and tasks and nodes and tasks % nodes == 0:
+            each = tasks // nodes
+        return each or self.gpus_of_node(options)
+
+    def gpus_of_node(self, options: Sequence[Field]) -> int | None:
+        """GPUs of a node by Slurm's options or variables; None where they do not say."""
+        for name in ("--gpus-per-node", "--gres"):
+            given = _word(options, (name,))
+            # A type may come before the number: h100:8, gpu:h100:8.
+            if given is not None and (gpus := number_of(given.text.rpartition(":")[2])):
+                return gpus
+        return number_of(self.slurm.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2])
+
+
+def _word(words: Sequence[Field], names: tuple[str, ...]) -> Field | None:
+    """The word that is an option's value; None where the option is not given."""
+    for number, word in enumerate(words):
+        name, is_set, text = word.text.partition("=")
+        if name not in names:
+            continue
+        if is_set:
+            return Field((Piece(text, word.line),)) if word.unknown is None else word
+        return words[number + 1] if number + 1 < len(words) else None
+    return None
 
 
 def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:
@@ -166,13 +260,7 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, Field], list[
     """
     head, _ = split_launch(started)
     fields = dict(started.environment)
-    for word in head:
-        option, _, rest = word.text.partition("=")
-        passed = {"--export": rest.split(","), "--env": [rest]}.get(option, [word.text])
-        for assigned in passed:
-            found = _ASSIGNED.fullmatch(assigned)
-            if found is not None and word.unknown is None:
-                fields[found[1]] = Field((Piece(found[2], word.line),))
+    dropped = _hand_on(head, fields)
     notes = []
     if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
         raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
@@ -182,4 +270,62 @@ def environment_of(started: Started, path: str) -> tuple[dict[str, Field], list[
             f"{place(path, value)}: {CONNECTIONS}={value.text} is not exported, so the job does "
             "not see it; write export before it"
         )
+    elif dropped and CONNECTIONS in started.environment and CONNECTIONS not in fields:
+        value = started.environment[CONNECTIONS]
+        notes.append(
+            f"{place(path, value)}: {CONNECTIONS}={value.text} does not reach the job: {dropped}"
+        )
     return {n: f for n, f in fields.items() if f.unknown is None}, notes
+
+
+def _hand_on(head: Sequence[Field], fields: dict[str, Field]) -> str:
+    """Change variables, in place, as the programs of a launch line hand them to the next one.
+
+    Returns:
+        What kept a variable of the script from the job, as a clause; empty where nothing did.
+    """
+    dropped = ""
+    program = ""
+    for number, word in enumerate(head):
+        program = _program(word) or program
+        following = head[number + 1] if number + 1 < len(head) else None
+        option, is_set, rest = word.text.partition("=")
+        if option == "--export" and program == "srun":
+            given = rest if is_set else following.text if following is not None else ""
+            names = given.split(",")
+            if "ALL" not in names and word.unknown is None and (is_set or following is not None):
+                kept = {n: f for n, f in fields.items() if n in names or n.startswith("SLURM_")}
+                fields.clear()
+                fields.update(kept)
+                dropped = f"srun --export={given[:60]} hands on nothing else; begin it with ALL"
+            _assign(names, word, fields)
+        elif program == "env" and word.text in _ENV_EMPTY:
+            fields.clear()
+            dropped = f"env {word.text} empties the environment; omit it"
+        elif program == "env" and word.text in ("-u", "--unset") and following is not None:
+            if fields.pop(following.text, None) is not None:
+                dropped = f"env {word.text} {following.text} removes it; omit that"
+        elif word.text in _MPI_VARIABLE and program in _MPI and number + 2 < len(head):
+            _assign([f"{head[number + 1].text}={head[number + 2].text}"], head[number + 2], fields)
+        else:
+            _assign([rest if option == "--env" else word.text], word, fields)
+    return dropped
+
+
+_ENV_EMPTY = ("-i", "-", "--ignore-environment")
+_MPI_VARIABLE = ("-env", "-genv")
+"""Options of MPICH and its relatives that a name and a value follow."""
+
+
+def _program(word: Field) -> str:
+    """The name of a program that hands variables on; empty for any other word."""
+    name = PurePosixPath(word.text).name
+    return name if name in ("srun", "env", *_MPI) else ""
+
+
+def _assign(texts: Sequence[str], word: Field, fields: dict[str, Field]) -> None:
+    """Set each NAME=value; one whose value is not known is passed over."""
+    for text in texts:
+        found = _ASSIGNED.fullmatch(text)
+        if found is not None and word.unknown is None:
+            fields[found[1]] = Field((Piece(found[2], word.line),))
