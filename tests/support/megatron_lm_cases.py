@@ -28,6 +28,10 @@ FINDINGS: dict[str, tuple[str, str]] = {
         "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 4",
         "--num-layers-per-virtual-pipeline-stage 2",
     ),
+    "lm.chunk-layers-divide": (
+        "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 3",
+        "--num-layers-per-virtual-pipeline-stage 2",
+    ),
     "lm.interleaving-needs-stages": (
         f"{TWO_STAGES} --no-overlap-p2p-communication",
         "--pipeline-model-parallel-size 4",

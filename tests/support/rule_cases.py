@@ -9,7 +9,7 @@ from typing import Any
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN
-from support import machine_cases, newer_stack_cases
+from support import machine_cases, newer_stack_cases, size_cases
 from support.rule_runs import DELAY, DISTRIBUTED, EP, EVERYTHING, MOE, OFF, TP4
 
 
@@ -31,6 +31,7 @@ MXFP8_GATHER = {
 BROKEN: dict[str, dict[str, Any]] = {
     **newer_stack_cases.BROKEN,
     **machine_cases.BROKEN,
+    **size_cases.BROKEN,
     "tp.needs-tensor-parallel": {"comm": {"tp_comm_overlap": True}},
     "tp.needs-sequence-parallel": {
         "model": {**TP4, "sequence_parallel": False},

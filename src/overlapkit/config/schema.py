@@ -90,6 +90,8 @@ _TRAIN = {
     "global_batch_size": Field("int|null"),
     "manual_gc": Field("bool", False),
     "manual_gc_interval": Field("int", 0),
+    "rampup_batch_size": Field("other"),
+    "decrease_batch_size_if_needed": Field("bool", False),
 }
 _TOKENIZER = {"vocab_size": Field("int|null")}
 # Only a Megatron-LM command line has these.

@@ -7,7 +7,9 @@ from typing import Any
 
 from megatron.bridge.models.model_shape import UncountableModel
 from megatron.bridge.models.pipeline_layout import layers_by_chunk
-from overlapkit.config.run import Run
+from overlapkit.config.megatron_lm.flags import CHUNK_LAYERS
+from overlapkit.config.places import in_messages
+from overlapkit.config.run import Run, Settings, build_run
 from overlapkit.errors import InputError
 
 
@@ -25,6 +27,33 @@ def check_layout(run: Run, world_size: int, domain: int, *, source: str) -> None
     """
     for fault in faults(run, world_size, domain):
         raise InputError(f"{source}: {fault}")
+
+
+def check_chunks(settings: Settings) -> None:
+    """Refuse a Megatron-LM job whose chunks do not divide the layers of a stage.
+
+    Raises:
+        InputError: with the place of the flag.
+    """
+    request = settings.values.get("megatron_lm") or {}
+    of_chunk = request.get("num_layers_per_virtual_pipeline_stage")
+    changed = {
+        f"model.{name}_parallel_size" for name in ("pipeline_model", "virtual_pipeline_model")
+    }
+    if of_chunk is None or changed & settings.overridden:
+        return
+    m = build_run(settings).model
+    layers = (m.num_layers or 0) + m.account_for_embedding_in_pipeline_split
+    layers += m.account_for_loss_in_pipeline_split
+    stages = m.pipeline_model_parallel_size or 1
+    if layers != of_chunk * stages * (m.virtual_pipeline_model_parallel_size or 1):
+        place = in_messages(
+            settings.where, "model.virtual_pipeline_model_parallel_size", settings.source
+        )
+        raise InputError(
+            f"{place}: {CHUNK_LAYERS} {of_chunk} does not divide the layers of a stage "
+            f"({layers} on {stages} stages); overlapkit explain names the values that do"
+        )
 
 
 def faults(run: Run, world_size: int, domain: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from overlapkit.plan.advise.draft import draft
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Recommendation, recommend
 from overlapkit.plan.candidates import SWEPT, LayoutChoice, layout_in, with_layout
-from overlapkit.plan.checks import check_layout
+from overlapkit.plan.checks import check_chunks, check_layout
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
 from overlapkit.plan.figure import Figure
@@ -89,6 +89,8 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
     Raises:
         InputError: the layout cannot run or does not fit. The message says what would.
     """
+    if inputs.original is not None:
+        check_chunks(inputs.original)
     chosen = _choose(inputs, cluster, swept)
     settings = chosen.settings
     run = build_run(settings)

@@ -463,6 +463,7 @@ SHARED = ("core.", "ep.", "tp.", "ub.", "any.", "launch.")
 # What Megatron-LM decides by itself, or never lets come about.
 NEVER_HERE = {
     "core.sequence-parallel",
+    "core.chunks-need-stages",
     "core.p2p-modes-exclude",
     "core.p2p-overlap-needs-interleaving",
     "core.param-gather-needs",

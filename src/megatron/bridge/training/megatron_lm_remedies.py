@@ -79,6 +79,14 @@ _REMEDIES = {
     "core.ep-overlap-ncclep-offload": "remove expert_fc1 from --offload-modules",
     "core.fp4-param-needs": "pass --fp4-format, or omit --fp4-param-gather",
     "core.layout-vpp-differs": "omit --num-virtual-stages-per-pipeline-rank",
+    "core.stages-divide-layers": "pass a --pipeline-model-parallel-size that divides the "
+    "layers, or both --decoder-first-pipeline-num-layers and --decoder-last-pipeline-num-layers",
+    "core.chunks-divide-layers": "pass a --num-virtual-stages-per-pipeline-rank that divides the "
+    "layers of a stage",
+    "core.batch-divides": "pass a --global-batch-size that is a multiple of micro-batch x "
+    "data-parallel size",
+    "core.microbatches-fill-pipeline": "pass a --global-batch-size with a multiple of as many "
+    "microbatches as there are stages",
     "core.param-gather-needs-optimizer": "pass --use-distributed-optimizer",
     "core.param-gather-layer-wise": "pass --use-distributed-optimizer",
     "core.nccl-ub-expandable": "omit --use-nccl-ub, or expandable_segments from "
@@ -90,6 +98,9 @@ _REMEDIES = {
 """By the id of the rule; empty where a command line has nothing to fix."""
 
 _OTHERWISE = {
+    "core.stages-divide-layers": "pass another --pipeline-model-parallel-size",
+    "core.chunks-divide-layers": "use no virtual pipeline",
+    "core.microbatches-fill-pipeline": "use no virtual pipeline",
     "wrong.optimizer-instances": "omit --overlap-grad-reduce and --overlap-param-gather",
     "wrong.fp8-forced-gather": "pass --eval-iters 0 and save only after the last step",
 }

@@ -17,6 +17,7 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, in_
 from megatron.bridge.training.edits import Edit, either, in_words
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm.buckets import bucket_checks
+from megatron.bridge.training.megatron_lm.chunks import chunk_checks
 from megatron.bridge.training.megatron_lm.fsdp import fsdp_checks
 from megatron.bridge.training.megatron_lm.graphs import delay_checks, graph_checks
 from megatron.bridge.training.megatron_lm.mended import DISTRIBUTED
@@ -48,6 +49,7 @@ from megatron.bridge.training.rules.megatron_core import (
     as_written,
     core_consequences,
 )
+from megatron.bridge.training.rules.sizes.layers import CHUNKS_NEED_STAGES
 from megatron.bridge.training.rules.tensor import decide_tp
 from megatron.bridge.training.runtime_update import Update, data_parallel_size
 from megatron.bridge.training.software import Software
@@ -92,7 +94,9 @@ AS_FLAGS_SAY = rule(
     opt_in=True,
 )
 
-_DECIDED_OTHERWISE = frozenset({PARAM_GATHER_NEEDS.id, OPTIMIZER_STEP_NEEDS.id, BUCKET_DEFAULT.id})
+_DECIDED_OTHERWISE = frozenset(
+    {PARAM_GATHER_NEEDS.id, OPTIMIZER_STEP_NEEDS.id, BUCKET_DEFAULT.id, CHUNKS_NEED_STAGES.id}
+)
 """Rules by which Megatron-Core continues, and which Megatron-LM decides before."""
 _BRIDGES = ("bridge.", "ep.delay-")
 """Checks of Megatron-Bridge's own, around the same Megatron-Core."""
@@ -147,12 +151,14 @@ def update_megatron_lm(
         data_parallel_size=dp_size,
         environment=environment,
         train=request,
+        batch=getattr(run, "train", None),
         gpu=gpu,
         launcher=launcher,
         optimizer=run.optimizer,
     )
     decisions = [
         *flags_of_other_versions(flags, context.stack, version_known=version_known),
+        *chunk_checks(context, request),
         *pipeline_checks(context, run),
         *gather_checks(context, run, request),
         *fsdp_checks(context, run, request),

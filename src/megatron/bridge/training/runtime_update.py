@@ -205,6 +205,7 @@ def update_runtime(
         gpu=gpu,
         launcher=launcher,
         train=getattr(run, "train", None),
+        batch=getattr(run, "train", None),
     )
     step(updates_after_overlap(run, context))
     if run.comm_overlap is None:

@@ -361,11 +361,14 @@ def _settle(result: Arguments) -> None:
         defaults[key] = value
 
 
-def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
+def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int | None:
     """The virtual pipeline size: layers of a stage over layers of a chunk.
 
+    Where they do not divide it is rounded down, and the rule about that speaks; None where not even
+    one chunk fits.
+
     Raises:
-        InputError: --num-layers is missing, or a stage's layers are not divisible.
+        InputError: --num-layers is missing, or a size is below 1.
     """
     layers = values.get("model.num_layers")
     stages = values.get("model.pipeline_model_parallel_size") or 1
@@ -373,22 +376,9 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int:
         raise InputError(
             f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: needs --num-layers, and sizes above 0"
         )
-    given = f"--num-layers {layers}"
-    ends = (
-        ("model.num_layers_in_first_pipeline_stage", -1),
-        ("model.num_layers_in_last_pipeline_stage", -1),
-    )
-    for key, share in ends:
-        if key in values:
-            layers, stages = layers - values[key], stages + share
     for key in (
         "model.account_for_embedding_in_pipeline_split",
         "model.account_for_loss_in_pipeline_split",
     ):
         layers += bool(values.get(key))
-    if stages < 1 or layers % stages or layers // stages % layers_of_chunk:
-        raise InputError(
-            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: does not divide the layers of a stage "
-            f"({given} on {stages} stages)"
-        )
-    return int(layers // stages // layers_of_chunk)
+    return int(layers // stages // layers_of_chunk) or None

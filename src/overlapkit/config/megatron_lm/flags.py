@@ -73,7 +73,7 @@ FLAGS: dict[str, Flag] = {
         "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split "
         "first-last-layers-bf16 enable-cuda-graph external-cuda-graph "
         "overlap-dispatch-backward-with-experts-wgrad ep-overlap-early-attn-memory-release "
-        "high-priority-a2a-comm-stream",
+        "high-priority-a2a-comm-stream is-hybrid-model",
     ),
     **_flags("names", "recompute-modules cuda-graph-scope cuda-graph-modules cp-comm-type"),
     **_flags("int", "num-distributed-optimizer-instances megatron-fsdp-version", "ddp"),
@@ -87,7 +87,8 @@ FLAGS: dict[str, Flag] = {
     ),
     **_flags("str", "optimizer muon-tp-mode", "optimizer"),
     **_flags("int", "micro-batch-size global-batch-size manual-gc-interval", "train"),
-    **_flags("on", "manual-gc", "train"),
+    **_flags("on", "manual-gc decrease-batch-size-if-needed", "train"),
+    **_flags("names", "rampup-batch-size", "train"),
     **_flags(
         "int",
         "ddp-num-buckets save-params-interval save-interval train-iters eval-iters eval-interval",
@@ -97,7 +98,13 @@ FLAGS: dict[str, Flag] = {
     **_flags("str", "main-grads-dtype ckpt-format", LM),
     **_flags("given", "save", LM),
     **_flags("names", "high-priority-stream-groups", LM),
-    CHUNK_LAYERS: Flag("int", ()),
+    # The former and the present name of the layers of a hybrid model.
+    "--hybrid-override-pattern": Flag("str", ("model.hybrid_layer_pattern",)),
+    "--hybrid-layer-pattern": Flag("str", ("model.hybrid_layer_pattern",)),
+    CHUNK_LAYERS: Flag("int", (f"{LM}.num_layers_per_virtual_pipeline_stage",)),
+    "--microbatch-group-size-per-virtual-pipeline-stage": Flag(
+        "int", ("model.microbatch_group_size_per_vp_stage",)
+    ),
     CHUNKS: Flag("int", ("model.virtual_pipeline_model_parallel_size",)),
     "--decoder-first-pipeline-num-layers": Flag(
         "int", ("model.num_layers_in_first_pipeline_stage",)

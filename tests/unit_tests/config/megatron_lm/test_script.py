@@ -313,11 +313,6 @@ REFUSED = {
         "--num-layers-per-virtual-pipeline-stage 1 --num-virtual-stages-per-pipeline-rank 2",
         ["--num-layers-per-virtual-pipeline-stage", "exclude each other"],
     ),
-    "chunks that do not divide": (
-        "torchrun x.py --num-layers 8 --pipeline-model-parallel-size 2 "
-        "--num-layers-per-virtual-pipeline-stage 3",
-        ["--num-layers-per-virtual-pipeline-stage 3", "does not divide"],
-    ),
     "both halves": ("torchrun x.py --num-layers 8 --bf16 --fp16", ["exclude each other"]),
     "a layer pattern": (
         "torchrun x.py --num-layers 8 --moe-layer-freq 'open(1)'",

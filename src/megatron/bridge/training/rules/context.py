@@ -86,6 +86,8 @@ class Context:
         launcher: how the job is started; None where that is not known.
         train: the steps and what happens between them: train_iters, eval_iters, eval_interval,
             save and save_interval; None where that is not known.
+        batch: micro_batch_size and global_batch_size, with rampup_batch_size and
+            decrease_batch_size_if_needed; None where they are not known.
     """
 
     request: _CommOverlapConfig
@@ -104,6 +106,7 @@ class Context:
     gpu: Gpu | None = None
     launcher: Launcher | None = None
     train: Any = None
+    batch: Any = None
 
     def key(self, dotted: str) -> str:
         """Where a knob that comm_overlap also has is to be set: ``ddp.overlap_param_gather``."""
@@ -157,6 +160,12 @@ class Context:
         Megatron-LM has a flag of another meaning for it, and no such section.
         """
         return bool(getattr(self.rerun_state_machine, "check_for_nan_in_loss", False))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether the model has Mamba layers, or is of the class that may have them."""
+        names = ("is_hybrid_model", "hybrid_override_pattern", "hybrid_layer_pattern")
+        return any(self.of_model(name) for name in names)
 
     @property
     def fsdp(self) -> str | None:

@@ -32,6 +32,8 @@ from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
 from megatron.bridge.training.rules.machine import machine_consequences
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
+from megatron.bridge.training.rules.sizes.batches import batch_checks
+from megatron.bridge.training.rules.sizes.layers import layer_checks
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 from megatron.bridge.training.rules.wrong_numbers import wrong_numbers
 from megatron.bridge.training.versions import Range
@@ -141,6 +143,8 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from machine_consequences(c)
     yield from _precision(c)
     yield from _tensor_parallel(c)
+    yield from layer_checks(c)
+    yield from batch_checks(c)
     yield from pipeline_consequences(c)
     yield from _expert_parallel(c)
     yield from refused(replace(c, optimizer=optimizer), REFUSALS)

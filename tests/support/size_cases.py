@@ -1,0 +1,30 @@
+"""Configurations for the rules of sizes that must divide each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PP4 = {"pipeline_model_parallel_size": 4}
+INTERLEAVED = {**PP4, "virtual_pipeline_model_parallel_size": 2}
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "core.stages-divide-layers": {"model": {**PP4, "num_layers": 10}},
+    "core.chunks-divide-layers": {
+        "model": {**PP4, "num_layers": 24, "virtual_pipeline_model_parallel_size": 4},
+        "comm": {"tp_comm_overlap": False},
+    },
+    "core.chunks-need-stages": {"model": {"virtual_pipeline_model_parallel_size": 2}},
+    "core.stage-sizes-exclude": {
+        "model": {
+            **PP4,
+            "num_layers_in_first_pipeline_stage": 2,
+            "account_for_loss_in_pipeline_split": True,
+        }
+    },
+    "core.batch-divides": {"train": {"micro_batch_size": 2, "global_batch_size": 48}},
+    "core.microbatches-fill-pipeline": {
+        "model": INTERLEAVED,
+        "comm": {"tp_comm_overlap": False},
+        "train": {"micro_batch_size": 1, "global_batch_size": 40},
+    },
+}
