@@ -17,6 +17,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "core.stage-sizes-exclude": {
         "model": {
             **PP4,
+            "num_layers": 8,
             "num_layers_in_first_pipeline_stage": 2,
             "account_for_loss_in_pipeline_split": True,
         }

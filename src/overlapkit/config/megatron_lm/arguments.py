@@ -364,8 +364,8 @@ def _settle(result: Arguments) -> None:
 def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int | None:
     """The virtual pipeline size: layers of a stage over layers of a chunk.
 
-    Where they do not divide it is rounded down, and the rule about that speaks; None where not even
-    one chunk fits.
+    Where they do not divide it is rounded down, and the rule about that speaks; None where that
+    leaves less than two chunks.
 
     Raises:
         InputError: --num-layers is missing, or a size is below 1.
@@ -381,4 +381,5 @@ def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int | N
         "model.account_for_loss_in_pipeline_split",
     ):
         layers += bool(values.get(key))
-    return int(layers // stages // layers_of_chunk) or None
+    chunks = int(layers // stages // layers_of_chunk)
+    return chunks if chunks > 1 or layers == stages * layers_of_chunk else None
