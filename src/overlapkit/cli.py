@@ -42,6 +42,12 @@ def _read_by(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "reading": reading}
 
 
+def _formed(given: dict[str, Any]) -> dict[str, Any]:
+    """A command's parameters, with --format and --json as one: its `form`."""
+    as_json = given.pop("as_json")
+    return {**given, "form": options.chosen_form(given["form"], as_json=as_json)}
+
+
 @click.group(cls=_Group, context_settings=_CONTEXT, invoke_without_command=True)
 @click.version_option(__version__, prog_name="overlapkit")
 @click.option("--debug", is_flag=True, expose_value=False, help=_DEBUG_HELP)
@@ -69,7 +75,8 @@ def cli(context: click.Context) -> None:
     is_flag=True,
     help="Print every gradient bucket: its bytes, its parameters, and what can hide it.",
 )
-@options.as_json("overlapkit/explain/v1")
+@options.brief
+@options.form("overlapkit/explain/v1")
 @options.html
 def explain(**given: Any) -> int:
     """Show which overlap CONFIG really gets, and why not the rest.
@@ -88,7 +95,7 @@ def explain(**given: Any) -> int:
     """
     from overlapkit.explain.command import run
 
-    return run(**_read_by(given))
+    return run(**_read_by(_formed(given)))
 
 
 @cli.command()

@@ -121,6 +121,44 @@ def as_json(schema: str) -> Decorator:
     )
 
 
+def form(schema: str) -> Decorator:
+    """--format, with --json as its short form: how the answer is printed; the parameter `form`.
+
+    Args:
+        schema: of the JSON document.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        chosen = click.option(
+            "--format",
+            "form",
+            type=click.Choice(["text", "json", "github", "sarif"]),
+            help=f"text (the default), one JSON document ({schema}), GitHub's annotations, or "
+            "SARIF 2.1.0.",
+        )
+        short = click.option(
+            "--json", "as_json", is_flag=True, help="The short form of --format json."
+        )
+        return chosen(short(command))
+
+    return add
+
+
+def chosen_form(form: str | None, *, as_json: bool) -> str:
+    """The form that --format and --json name.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json is --format json: leave it or --format {form} out")
+    return "json" if as_json else form or "text"
+
+
+brief: Decorator = click.option(
+    "--brief", is_flag=True, help="Print the verdict and the findings alone."
+)
+
 html: Decorator = click.option(
     "--html", metavar="OUT", help="Also write one self-contained HTML page to OUT."
 )

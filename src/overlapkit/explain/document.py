@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
+from overlapkit.config.places import Place
 from overlapkit.config.run import Framework
 from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
 from overlapkit.explain.difference import Change, Difference, Kind
@@ -62,6 +63,25 @@ class ExplainSource(Struct, frozen=True, kw_only=True):
     line: Annotated[int, Meta(description="from 1; it moves with the code")]
 
 
+class ExplainUserPlace(Struct, frozen=True, kw_only=True):
+    """Where the user set something: a place in a file, or an override of the command line."""
+
+    file: Annotated[
+        str | None, Meta(description="as the user named it; `null` for an override or a flag")
+    ]
+    line: Annotated[
+        int | None,
+        Meta(description="of the key, the flag or the export, from 1; `null` where not known"),
+    ]
+    column: Annotated[
+        int | None, Meta(description="its first character, from 1; `null` where not known")
+    ]
+    override: Annotated[
+        str | None,
+        Meta(description="the override or the flag of the command line; `null` for a file"),
+    ]
+
+
 class ExplainDecision(Struct, frozen=True, kw_only=True):
     """What became of one knob.
 
@@ -94,6 +114,13 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
         ),
     ]
     source: Annotated[ExplainSource, Meta(description="where that rule is declared")]
+    where: Annotated[
+        ExplainUserPlace | None,
+        Meta(
+            description="where the user set the knob, the same key of `comm_overlap` or "
+            "`mixed_precision`, or else what the remedy changes; `null` where the user set nothing"
+        ),
+    ] = None
 
 
 class ExplainDocument(Struct, frozen=True, kw_only=True):
@@ -242,7 +269,7 @@ def explain_document(report: Report) -> ExplainDocument:
         environment=a.environment_source,
         job_env=_job_env(report),
         findings=len(report.findings),
-        decisions=[_decision(d) for d in report.decisions],
+        decisions=[_decision(d, report.place(d)) for d in report.decisions],
         effective={k: plain(v) for k, v in report.effective.items()},
         launch_env={v.name: v.value for v in report.launch_env},
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
@@ -278,7 +305,7 @@ def source_of(rule_id: str) -> tuple[str, int]:
     return ("src/" if in_checkout else "") + declared.path, declared.line
 
 
-def _decision(decision: Decision) -> ExplainDecision:
+def _decision(decision: Decision, where: Place | None) -> ExplainDecision:
     file, line = source_of(decision.rule)
     return ExplainDecision(
         knob=decision.knob,
@@ -290,6 +317,17 @@ def _decision(decision: Decision) -> ExplainDecision:
         rule=decision.rule,
         dimension=decision.dimension,
         source=ExplainSource(file=file, line=line),
+        where=None if where is None else place_document(where),
+    )
+
+
+def place_document(place: Place) -> ExplainUserPlace:
+    """A place as documents have it."""
+    return ExplainUserPlace(
+        file=None if place.file is None else encodable(place.file),
+        line=place.line,
+        column=place.column,
+        override=None if place.argument is None else encodable(place.argument),
     )
 
 
@@ -299,7 +337,7 @@ def _side(report: Report) -> ExplainSide:
         stack=stack_document(report.basis),
         world_size=report.world_size,
         findings=len(report.findings),
-        decisions=[_decision(d) for d in report.findings],
+        decisions=[_decision(d, report.place(d)) for d in report.findings],
         notes=[*report.notes, *report.remarks],
     )
 

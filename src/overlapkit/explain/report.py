@@ -19,6 +19,7 @@ from megatron.bridge.training.rules.context import Gpu as KnownGpu
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
+from overlapkit.config.places import Place
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
@@ -26,6 +27,7 @@ from overlapkit.errors import InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.explain.judge import judge, on_other_stacks
 from overlapkit.explain.launch import judge_environment
+from overlapkit.explain.places import decision_place
 from overlapkit.hardware import Gpu
 
 SEVERITY = (Outcome.WRONG_NUMBERS, Outcome.ERROR, Outcome.REFUSED)
@@ -104,6 +106,8 @@ class Report:
         basis: the versions whose rules were applied, and how they are known.
         environment: what is known of the job's environment, with the configuration's env_vars.
         buckets: the gradient buckets; in words why they are not known, or that there are none.
+        places: where the user set what each decision is about, in their order; None where nothing
+            that the user set is.
     """
 
     source: str
@@ -121,6 +125,7 @@ class Report:
     basis: StackBasis = field(default_factory=lambda: StackBasis(NEWEST))
     environment: JobEnvironment = UNKNOWN
     buckets: Buckets | str = ""
+    places: tuple[Place | None, ...] = ()
 
     @property
     def findings(self) -> list[Decision]:
@@ -128,6 +133,11 @@ class Report:
         return sorted(
             (d for d in self.decisions if d.is_finding), key=lambda d: SEVERITY.index(d.outcome)
         )
+
+    def place(self, decision: Decision) -> Place | None:
+        """Where the user set what one of its decisions is about."""
+        both = zip(self.decisions, self.places, strict=True)
+        return next((where for d, where in both if d is decision), None)
 
 
 def explain(
@@ -185,6 +195,7 @@ def explain(
         settings.basis,
         update.environment,
         buckets_of(run, update.data_parallel_size),
+        tuple(decision_place(settings, d) for d in shown),
     )
 
 

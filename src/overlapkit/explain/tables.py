@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,14 +10,17 @@ from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import Decision, Outcome
 from overlapkit.explain.buckets import bucket_summary, chunk_titles
 from overlapkit.explain.difference import Difference
+from overlapkit.explain.lint.order import Said, leading
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
     LABELS,
     ChangeText,
     Tone,
-    advises,
+    assumed_text,
+    basis,
     by_reason,
     caused,
+    environment_text,
     gpus_text,
     layout_text,
     no_change,
@@ -28,6 +29,7 @@ from overlapkit.explain.text import (
     restated,
     rules_text,
     run_text,
+    said_rules,
     sections,
     value_text,
     verdict,
@@ -46,27 +48,50 @@ _STYLES = {
 _TONES: dict[Tone, str] = {"good": "green", "advice": "yellow", "bad": "bold red"}
 
 
-def show_report(report: Report, console: Console) -> None:
-    """The complete report: layout, a table for each dimension, the environment, the verdict."""
+def show_report(report: Report, console: Console, *, brief: bool = False) -> None:
+    """The complete report: verdict, findings and advice, then a table for each dimension.
+
+    Args:
+        report: the report.
+        console: where it is shown.
+        brief: whether the verdict and the findings are all that is shown.
+    """
     console.print(Text.assemble((report.source, "bold"), f"  {gpus_text(report)}"))
-    console.print(run_text(report))
-    for note in report.notes:
+    console.print(Text(environment_text(report)))
+    line, tone = verdict(report)
+    console.print(Text(line, _TONES[tone]))
+    for d in report.findings if brief else leading(report):
+        console.print()
+        _show_leading(report, d, console)
+    console.print()
+    console.print(Text("; ".join(basis(report)) if brief else run_text(report)))
+    for note in [] if brief else report.notes:
         console.print(Text(f"assumed: {note}", "yellow"))
+    if brief and report.notes:
+        console.print(Text(assumed_text(report), "yellow"))
     for remark in report.remarks:
         console.print(Text(f"note: {remark}", "yellow"))
-    for section in sections(report):
+    for section in () if brief else sections(report):
         console.print(Text(f"\n{section.title}", "bold"))
         if section.variables:
             console.print(_environment(section.variables))
-        if section.decisions:
-            console.print(_decisions(section.decisions))
+        if section.said:
+            console.print(_decisions(section.said))
         if section.not_requested:
             console.print(Text(f"default  {section.not_requested}", "dim"))
         if section.buckets:
             print_item(console, "buckets  ", Text(section.buckets))
-    console.print()
-    for text, tone in verdict(report):
-        console.print(Text(text, _TONES[tone]))
+
+
+def _show_leading(report: Report, d: Decision, console: Console) -> None:
+    """A finding or a note with advice: the user's place, then the outcome, why, and what to do."""
+    where = report.place(d)
+    if where is not None:
+        console.print(Text(str(where), "bold"))
+    console.print(Text.assemble(_label(d), f"  {d.knob} {value_text(d)}"))
+    print_item(console, "  ", _why(d.reason, d.rule))
+    if d.remedy:
+        print_item(console, "  -> ", Text(imperative(d.remedy), "green"))
 
 
 def show_buckets(report: Report, console: Console) -> None:
@@ -97,20 +122,23 @@ def show_buckets(report: Report, console: Console) -> None:
         console.print(table)
 
 
-def _decisions(decisions: list[Decision]) -> Table:
+def _decisions(said: list[Said]) -> Table:
     table = borderless(header=False)
     table.add_column(min_width=7, max_width=7)
     table.add_column(overflow="fold", max_width=40)
     table.add_column(overflow="fold", max_width=14)
     table.add_column(ratio=1, overflow="fold")
-    for _, same in groupby(decisions, key=lambda d: (d.rule, d.reason, d.outcome, d.effective)):
-        group = list(same)
-        d = group[0]
-        why = _why(d.reason, d.rule)
-        if d.remedy and advises(d):
-            why.append(f"\n-> {imperative(d.remedy)}", style="green")
-        knobs = "\n".join(each.knob for each in group)
-        table.add_row(_label(d), knobs, value_text(d), why)
+    for each in said:
+        d = each.first
+        if each.leads:
+            why = Text("see above", "dim")
+        elif each.reason:
+            why = Text(sentence(each.reason)).append(f"  [{said_rules(each)}]", style="dim")
+        else:
+            why = Text(f"as above  [{', '.join(each.rules)}]", "dim")
+        values = [value_text(x) for x in each.decisions]
+        knobs = "\n".join(x.knob for x in each.decisions)
+        table.add_row(_label(d), knobs, "\n".join(values), why)
     return table
 
 

@@ -18,6 +18,7 @@ from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.explain.buckets import BucketExchange, bucket_summary, chunk_titles
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
+from overlapkit.explain.lint.order import Said, leading, notes_with_advice, said_once
 from overlapkit.explain.report import Report
 from overlapkit.explain.stack_document import stack_text
 from overlapkit.output.numbers import imperative, setting_text
@@ -42,6 +43,9 @@ LABELS = {
     Outcome.ERROR: "ERROR",
     Outcome.NOTE: "note",
 }
+NOTHING = "/dev/null"
+"""The environment file that says that nothing is set."""
+ALL_IN_EFFECT = "Everything that was requested is in effect."
 ALL_THAT_WAS_READ = (
     "Everything that was requested and read is in effect; the notes name what was not read."
 )
@@ -56,7 +60,8 @@ class Section:
 
     Attributes:
         title: its name in words.
-        decisions: its decisions, without those about opt-in knobs that were not requested.
+        said: its decisions, without those about opt-in knobs that were not requested; those with
+            the same reason together.
         variables: the environment variables that the job needs; empty but for the launch.
         not_requested: the opt-in knobs that were not requested, with their values; empty without
             any.
@@ -64,14 +69,16 @@ class Section:
     """
 
     title: str
-    decisions: list[Decision]
+    said: list[Said]
     variables: tuple[EnvironmentVariable, ...]
     not_requested: str
     buckets: str = ""
 
 
 def sections(report: Report) -> Iterator[Section]:
-    """The dimensions that have something to show, in order."""
+    """The dimensions that have something to show, in order; the environment is the last."""
+    lead = leading(report)
+    before: set[str] = set()
     for dimension, title in TITLES.items():
         decisions = [d for d in report.decisions if d.dimension == dimension]
         variables = report.launch_env if dimension is Dimension.LAUNCH else ()
@@ -81,7 +88,7 @@ def sections(report: Report) -> Iterator[Section]:
         names = ", ".join(f"{d.knob} ({setting_text(d.effective)})" for d in opt_in)
         yield Section(
             title,
-            [d for d in decisions if d not in opt_in],
+            said_once([d for d in decisions if d not in opt_in], lead, before),
             variables,
             f"opt-in, not requested: {names}" if names else "",
             buckets_text(report) if dimension is Dimension.DP else "",
@@ -94,8 +101,13 @@ def buckets_text(report: Report) -> str:
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """The complete report, one line for each decision."""
-    yield f"{report.source}  {gpus_text(report)}"
+    """The complete report: verdict, findings and advice, then what is in effect, one line each."""
+    yield header(report)
+    yield verdict(report)[0]
+    lead = leading(report)
+    yield from ("",) if lead else ()
+    yield from (leading_line(report, d) for d in lead)
+    yield ""
     yield run_text(report)
     yield from (f"assumed: {note}" for note in report.notes)
     yield from (f"note: {remark}" for remark in report.remarks)
@@ -105,13 +117,22 @@ def report_lines(report: Report) -> Iterator[str]:
         for names, variable in by_reason(section.variables):
             needs = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
             yield f"{needs} [{variable.rule}, {place(variable.rule)}]"
-        yield from map(_decision_line, section.decisions)
+        yield from map(_said_line, section.said)
         if section.not_requested:
             yield f"default  {section.not_requested}"
         if section.buckets:
             yield f"buckets  {section.buckets}"
-    yield ""
-    yield from (text for text, _ in verdict(report))
+
+
+def brief_lines(report: Report) -> Iterator[str]:
+    """The verdict and the findings alone, and what was assumed for them."""
+    yield header(report)
+    yield verdict(report)[0]
+    yield from (leading_line(report, d) for d in report.findings)
+    yield "; ".join(basis(report))
+    if report.notes:
+        yield assumed_text(report)
+    yield from (f"note: {remark}" for remark in report.remarks)
 
 
 def buckets_lines(report: Report) -> Iterator[str]:
@@ -143,10 +164,55 @@ def bucket_cells(bucket: BucketExchange) -> tuple[str, str, str, str, str]:
     )
 
 
-def _decision_line(d: Decision) -> str:
-    line = f"{LABELS[d.outcome]} {d.knob} {value_text(d)}: {d.reason.rstrip('.')}"
-    line += f" [{d.rule}, {place(d.rule)}]"
-    return line + (f" -> {imperative(d.remedy)}" if d.remedy and advises(d) else "")
+def leading_line(report: Report, d: Decision) -> str:
+    """A finding or a note with advice: the user's place, then the outcome, why, and what to do."""
+    where = report.place(d)
+    line = f"{LABELS[d.outcome]} {message_text(d)}"
+    return line if where is None else f"{where}: {line}"
+
+
+def message_text(d: Decision) -> str:
+    """A decision without its outcome and place: the knob, its value, why, and what to do."""
+    line = f"{d.knob} {value_text(d)}: {d.reason.rstrip('.')} [{d.rule}, {place(d.rule)}]"
+    return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
+
+
+def assumed_text(report: Report) -> str:
+    """How much was assumed in reading a launch script, where that is not listed."""
+    return f"{_count(len(report.notes), 'note')} on how it was read: see them without --brief"
+
+
+def _said_line(said: Said) -> str:
+    d = said.first
+    line = f"{LABELS[d.outcome]} {', '.join(f'{x.knob} {value_text(x)}' for x in said.decisions)}"
+    if said.leads:
+        return f"{line}: see above"
+    if not said.reason:
+        return f"{line}: as above [{', '.join(said.rules)}]"
+    return f"{line}: {said.reason.rstrip('.')} [{said_rules(said)}]"
+
+
+def said_rules(said: Said) -> str:
+    """The rules that decided, and where each is declared."""
+    return "; ".join(f"{rule}, {place(rule)}" for rule in said.rules)
+
+
+def header(report: Report) -> str:
+    """The input, the GPUs, and where the environment comes from."""
+    return f"{report.source}  {gpus_text(report)}  {environment_text(report)}"
+
+
+def environment_text(report: Report) -> str:
+    """Where the job's environment comes from."""
+    a = report.assumptions
+    declared = report.environment.declared
+    if not a.environment_is_the_jobs:
+        looked = "environment and env_vars were" if declared else "environment was"
+        return f"the shell's own {looked} looked at (see --env-file)"
+    if a.environment_source == NOTHING:
+        nothing = "nothing but env_vars is set" if declared else "nothing is set"
+        return f"environment: {nothing} (--env-file {NOTHING})"
+    return f"environment: {a.environment_source}{' and env_vars' if declared else ''}"
 
 
 def gpus_text(report: Report) -> str:
@@ -180,21 +246,20 @@ def basis(report: Report) -> tuple[str, str]:
     return te, f"{FRAMEWORKS[report.framework]}'s rules ({stack_text(report.basis)})"
 
 
-def verdict(report: Report) -> Iterator[tuple[str, Tone]]:
-    """The last lines, each with its tone: the findings, or that all is well."""
-    findings = report.findings
-    if findings:
-        knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
-        yield f"{_count(len(findings), 'finding')}: {knobs}", "bad"
-        return
-    if report.not_read:
-        yield ALL_THAT_WAS_READ, "advice"
-    else:
-        yield "Everything that was requested is in effect.", "good"
-    notes = [d for d in report.decisions if d.outcome is Outcome.NOTE and advises(d)]
+def verdict(report: Report) -> tuple[str, Tone]:
+    """The answer in one line, and its tone: the findings, or that all is well; then the advice."""
+    findings, notes = report.findings, notes_with_advice(report)
+    tone: Tone = "bad" if findings else "advice" if notes or report.not_read else "good"
+    advice = ""
     if notes:
         knobs = ", ".join(dict.fromkeys(d.knob for d in notes))
-        yield f"{_count(len(notes), 'note')} with advice: {knobs}", "advice"
+        advice = f"{_count(len(notes), 'note')} with advice: {knobs}"
+    if findings:
+        knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
+        said = f"{_count(len(findings), 'finding')}: {knobs}"
+        return (f"{said}; {advice}" if advice else said), tone
+    said = ALL_THAT_WAS_READ if report.not_read else ALL_IN_EFFECT
+    return (f"{said} {advice}" if advice else said), tone
 
 
 def _count(number: int, what: str) -> str:
@@ -205,13 +270,6 @@ def finding_line(d: Decision) -> str:
     """A finding, with its reason and its remedy."""
     line = f"{LABELS[d.outcome]}  {d.knob}: {d.reason.rstrip('.')}"
     return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
-
-
-def advises(decision: Decision) -> bool:
-    """Whether its remedy is worth showing: a default that precision overwrites is no problem."""
-    return bool(decision.remedy) and (
-        decision.is_finding or decision.dimension is not Dimension.PRECISION
-    )
 
 
 def value_text(d: Decision) -> str:

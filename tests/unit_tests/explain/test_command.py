@@ -430,7 +430,7 @@ def test_what_was_not_read_is_not_said_to_be_in_effect(
 ) -> None:
     text = RUN.replace("model:\n", f"model:\n  {key}\n")
     lines = overlapkit("explain", config(text), "--world-size", "8").out.splitlines()
-    assert verdict in lines
+    assert lines[1].startswith(verdict)
 
 
 @pytest.mark.parametrize(
@@ -442,4 +442,4 @@ def test_nor_a_flag(flag: str, verdict: str, overlapkit) -> None:
     lines = overlapkit(
         "explain", "--from-megatron-lm", "--world-size", "8", "--", *words.split()
     ).out.splitlines()
-    assert verdict in lines
+    assert lines[1].startswith(verdict)

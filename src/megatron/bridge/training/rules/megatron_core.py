@@ -192,7 +192,7 @@ def without_comm_overlap(c: Context) -> Iterator[Decision]:
     if c.of_model("tp_comm_overlap"):
         yield decide_tp_overlap(replace(c, request=_CommOverlapConfig(tp_comm_overlap=True)))
     yield from as_written(
-        c, AS_WRITTEN, "there is no comm_overlap section, so {section} keeps its own value"
+        c, AS_WRITTEN, "there is no comm_overlap section, so each knob keeps its own value"
     )
     yield from pp_hazard(
         c.model,
@@ -208,7 +208,7 @@ def as_written(c: Context, decided_by: Rule, reason: str) -> Iterator[Decision]:
     Args:
         c: the configurations.
         decided_by: the rule that leaves the knobs as they are.
-        reason: why; ``{section}`` in it is replaced by the knob's section.
+        reason: why; the same for all of them.
     """
     broken = {knob: list(unmet(gate, c)) for knob, gate in _GATES if c.of_model(knob)}
     for dotted, dimension in _AS_WRITTEN.items():
@@ -221,7 +221,7 @@ def as_written(c: Context, decided_by: Rule, reason: str) -> Iterator[Decision]:
                 dotted,
                 requested=None,
                 effective=value,
-                reason=reason.format(section=section),
+                reason=reason,
                 outcome=Outcome.DEFAULT,
                 dimension=dimension,
             )

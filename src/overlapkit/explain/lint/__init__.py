@@ -1,0 +1,1 @@
+"""The answer as a linter gives it: the order, and forms that other programs read."""
