@@ -77,6 +77,8 @@ def cli(context: click.Context) -> None:
 )
 @options.brief
 @options.form("overlapkit/explain/v1")
+@options.fix
+@options.diff
 @options.html
 def explain(**given: Any) -> int:
     """Show which overlap CONFIG really gets, and why not the rest.
@@ -92,10 +94,18 @@ def explain(**given: Any) -> int:
     own. NAME=value sets a variable that the script does not set, 1=value its first argument, and
     section.key=value overrides a setting. FILE:LINE selects one of several launches. A script can
     be compared with a YAML file.
+
+    --fix writes the remedies of the findings into CONFIG and leaves the rest of the file as it is.
+    --diff, with --fix or without, writes nothing and prints what would change.
     """
+    given = _read_by(_formed(given))
+    if given["fix"] or given["diff"]:
+        from overlapkit.fix.command import run as run_fix
+
+        return run_fix(**given)
     from overlapkit.explain.command import run
 
-    return run(**_read_by(_formed(given)))
+    return run(**{name: value for name, value in given.items() if name not in ("fix", "diff")})
 
 
 @cli.command()

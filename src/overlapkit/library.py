@@ -46,6 +46,7 @@ def explain(
     allow_unknown: bool = False,
     env: Mapping[str, str] | File | None = None,
     from_megatron_lm: bool = False,
+    diff: bool = False,
 ) -> ExplainDocument:
     """Which communication overlap a run really gets, and why not the rest.
 
@@ -66,6 +67,9 @@ def explain(
         env: the job's environment, as a mapping or a file of ``NAME=value`` lines; None compares
             with the environment of this process.
         from_megatron_lm: whether `config` is for Megatron-LM, whose own rules then apply.
+        diff: whether the document is of the configuration as ``--fix`` would leave it, with
+            `fixes`, and with `diff` as a unified diff. `config` is then no mapping. Nothing is
+            written.
 
     Returns:
         The document `overlapkit/explain/v1`. It has a finding where `findings` is not 0.
@@ -79,11 +83,27 @@ def explain(
     from overlapkit.explain.report import explain as explain_settings
 
     reading = _reading(core, bridge, stack, allow_unknown)
-    settings = _settings("explain", config, overrides, reading, from_megatron_lm=from_megatron_lm)
-    size = world_size_of(settings, world_size)
     variables = dict(env) if isinstance(env, Mapping) else None
     env_file = None if env is None or isinstance(env, Mapping) else os.fspath(env)
     assumptions = assume(gpu, te, env_file, variables, reading.installation)
+    if diff:
+        from overlapkit.fix.command import mend_named
+        from overlapkit.fix.document import fix_document
+
+        if isinstance(config, Mapping):
+            raise InputError("diff=True takes a file or arguments: a mapping has no place to fix")
+        arguments = _before_flags(_arguments(config), _texts(overrides))
+        return fix_document(
+            mend_named(
+                arguments,
+                [] if world_size is None else [world_size],
+                assumptions,
+                reading,
+                from_megatron_lm=from_megatron_lm,
+            )
+        )
+    settings = _settings("explain", config, overrides, reading, from_megatron_lm=from_megatron_lm)
+    size = world_size_of(settings, world_size)
     return explain_document(explain_settings(settings, size, assumptions))
 
 

@@ -91,6 +91,20 @@ env_file: Decorator = click.option(
     "over env_vars of the configuration.",
 )
 
+fix: Decorator = click.option(
+    "--fix",
+    is_flag=True,
+    help="Write the remedies of the findings into CONFIG: comments, order and formatting stay. "
+    "Exit status 0 when no finding is left.",
+)
+
+diff: Decorator = click.option(
+    "--diff",
+    is_flag=True,
+    help="Write nothing; print what --fix would change as a unified diff for git apply, and what "
+    "it would leave. Exit status 1 when something would change.",
+)
+
 steps: Decorator = click.option(
     "--steps",
     default="all",

@@ -13,6 +13,7 @@ import pytest
 
 from overlapkit.cli import cli
 from overlapkit.config.reading import Reading
+from overlapkit.fix.command import run as run_fix
 from overlapkit.lab.request import LabRequest
 from overlapkit.options import READING
 
@@ -57,6 +58,9 @@ def test_a_room_takes_what_its_command_declares(name: str) -> None:
     if name in LINTERS:
         # --json is the short form of --format json.
         handed -= {"as_json"}
+    if name == "explain":
+        assert set(inspect.signature(run_fix).parameters) == handed
+        handed -= {"fix", "diff"}
     assert set(inspect.signature(import_module(ROOMS[name]).run).parameters) == handed
 
 

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from overlapkit.errors import InputError
 from overlapkit.input_file import is_null_device, read_input
 
 MAX_BYTES = 4 * 1024 * 1024
 """Larger than any run configuration by two orders of magnitude."""
+
+
+_PROPOSED: ContextVar[tuple[str, str] | None] = ContextVar("_PROPOSED", default=None)
+
+
+@contextmanager
+def proposed(name: str, text: str) -> Iterator[None]:
+    """Inside the block a file of this name has this text for `read_text`.
+
+    A configuration is judged so before it is written, by the readers that read it from its file.
+    """
+    token = _PROPOSED.set((name, text))
+    try:
+        yield
+    finally:
+        _PROPOSED.reset(token)
 
 
 def exists(name: str) -> bool:
@@ -30,7 +49,18 @@ def read_text(name: str, *, what: str, most: int = MAX_BYTES, nothing: bool = Fa
     """
     if nothing and is_null_device(name):
         return ""
-    raw = read_input(name, what, most=most, pipes=True)
+    instead = _PROPOSED.get()
+    if instead is not None and instead[0] == name:
+        return instead[1]
+    return decoded(name, read_input(name, what, most=most, pipes=True), what=what)
+
+
+def decoded(name: str, raw: bytes, *, what: str) -> str:
+    """The text in the bytes of a file, without a byte order mark.
+
+    Raises:
+        InputError: it is not UTF-8 text.
+    """
     if b"\0" in raw:
         raise InputError(f"{name}: is a binary file; name the {what}")
     try:

@@ -12,6 +12,8 @@ from overlapkit.config.places import Place
 from overlapkit.config.run import Framework
 from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
 from overlapkit.explain.difference import Change, Difference, Kind
+from overlapkit.explain.lint.fix_document import ExplainFix
+from overlapkit.explain.lint.place_document import ExplainUserPlace, place_document
 from overlapkit.explain.report import Report
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.console import encodable
@@ -61,25 +63,6 @@ class ExplainSource(Struct, frozen=True, kw_only=True):
         ),
     ]
     line: Annotated[int, Meta(description="from 1; it moves with the code")]
-
-
-class ExplainUserPlace(Struct, frozen=True, kw_only=True):
-    """Where the user set something: a place in a file, or an override of the command line."""
-
-    file: Annotated[
-        str | None, Meta(description="as the user named it; `null` for an override or a flag")
-    ]
-    line: Annotated[
-        int | None,
-        Meta(description="of the key, the flag or the export, from 1; `null` where not known"),
-    ]
-    column: Annotated[
-        int | None, Meta(description="its first character, from 1; `null` where not known")
-    ]
-    override: Annotated[
-        str | None,
-        Meta(description="the override or the flag of the command line; `null` for a file"),
-    ]
 
 
 class ExplainDecision(Struct, frozen=True, kw_only=True):
@@ -170,6 +153,20 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
         ExplainBuckets, Meta(description="how the gradients are divided for their reduction")
     ]
     notes: Notes
+    fixes: Annotated[
+        list[ExplainFix],
+        Meta(
+            description="with `--fix` or `--diff`: what becomes of each finding; the other fields "
+            "are then of the configuration with the changes"
+        ),
+    ] = []
+    diff: Annotated[
+        str | None,
+        Meta(
+            description="with `--fix` or `--diff`: the changes of the file, as a unified diff; "
+            "empty where it has none; `null` without these options"
+        ),
+    ] = None
 
 
 class ExplainSide(Struct, frozen=True, kw_only=True):
@@ -318,16 +315,6 @@ def _decision(decision: Decision, where: Place | None) -> ExplainDecision:
         dimension=decision.dimension,
         source=ExplainSource(file=file, line=line),
         where=None if where is None else place_document(where),
-    )
-
-
-def place_document(place: Place) -> ExplainUserPlace:
-    """A place as documents have it."""
-    return ExplainUserPlace(
-        file=None if place.file is None else encodable(place.file),
-        line=place.line,
-        column=place.column,
-        override=None if place.argument is None else encodable(place.argument),
     )
 
 

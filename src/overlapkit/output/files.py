@@ -190,6 +190,62 @@ def identities(names: Iterable[str]) -> set[Identity]:
     return found
 
 
+def check_rewritable(option: str, name: str) -> None:
+    """Refuse to change a user's own file that is not a plain, writable one at its own place.
+
+    Args:
+        option: how messages introduce it, such as "--fix".
+        name: the file, as the user named it.
+
+    Raises:
+        InputError: it is a symbolic link or is below one (but for the folders of an absolute path),
+            it is no regular file, or it or its folder is write-protected.
+    """
+    path = Path(name)
+    parts = [path] if path.is_absolute() else [path, *path.parents]
+    for part in parts:
+        found = _lstat(part)
+        if found is not None and stat.S_ISLNK(found.st_mode):
+            raise InputError(
+                f"{option} {name}: {part} is a symbolic link, which is not written through; name "
+                f"the file itself: {os.path.realpath(name)}"
+            )
+    output = Output(option, name)
+    output.check()
+    found = _lstat(name)
+    if found is None:
+        raise InputError(f"{option} {name}: no such file")
+    for each, mode in ((name, found.st_mode), (path.parent, path.parent.stat().st_mode)):
+        # The system lets root write all the same.
+        if not mode & 0o222:
+            raise InputError(f"{option} {name}: {each} is write-protected; make it writable first")
+
+
+def rewrite(option: str, name: str, before: bytes, after: bytes) -> None:
+    """Change a user's own file, if it still has the content that was read.
+
+    The file has the new content or the old one, whatever interrupts this.
+
+    Args:
+        option, name: as for `check_rewritable`.
+        before: what was read.
+        after: its new content.
+
+    Raises:
+        InputError: as `check_rewritable`, or the file changed since it was read.
+    """
+    check_rewritable(option, name)
+    with Output(option, name).stream() as stream:
+        stream.write(after)
+        stream.flush()
+        check_rewritable(option, name)
+        if Path(name).read_bytes() != before:
+            raise InputError(
+                f"{option} {name}: changed while it was being fixed, and was not written; run it "
+                "again"
+            )
+
+
 @dataclass(frozen=True)
 class OutputFolder:
     """A folder that a command will fill: a new one, or one that is empty.

@@ -1,0 +1,1 @@
+"""Remedies written into the user's own file: `overlapkit explain --fix` and `--diff`."""
