@@ -10,6 +10,7 @@ from megatron.bridge.recipes.launch_env import EnvironmentVariable, launch_envir
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.recipes.launch_settings import LaunchSettings
 from megatron.bridge.recipes.megatron_lm_environment import environment_notes, environment_refusals
+from megatron.bridge.recipes.one_queue import Overlapped, one_queue_consequences
 from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.rules.context import fsdp_switch
@@ -75,6 +76,13 @@ def judge_environment(
             groups=tuple(megatron_lm_request(settings).high_priority_stream_groups),
             stack=settings.stack,
         )
+    decisions += one_queue_consequences(
+        needs,
+        Overlapped(overlaps_gradients(run, world_size), _overlaps_sends(run)),
+        shown,
+        settings.stack,
+        demanded=settings.framework == "megatron-lm",
+    )
     stopped = {d.knob for d in (*stops, *known) if d.outcome is Outcome.ERROR}
     return required, [d for d in decisions if d.knob not in stopped] + stops + list(notes)
 
@@ -102,6 +110,7 @@ def _unless_another_gpu(d: Decision, there: Iterable[Decision], gpu: Gpu) -> Dec
 
 def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
     model = run.model
+    waits = overlaps_gradients(run, world_size) and model.transformer_impl != "local"
     flex = model.num_moe_experts and model.moe_token_dispatcher_type == "flex"
     return LaunchSettings(
         gpu_sm100_or_newer=gpu.sm100_or_newer,
@@ -114,4 +123,20 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         userbuffers=bool(model.tp_comm_overlap) and model.tensor_model_parallel_size > 1,
         multicast=float(gpu.least_capability) >= MULTICAST_CAPABILITY,
         fsdp=fsdp_switch(run.ddp, run.dist) is not None,
+        # Only Transformer Engine's norms have a margin, for what runs beside them.
+        enable_layernorm_sm_margin=waits,
     )
+
+
+def overlaps_gradients(run: Run, world_size: int) -> bool:
+    """Whether gradients are reduced or parameters gathered while the model computes."""
+    model, ddp = run.model, run.ddp
+    stages = (model.tensor_model_parallel_size or 1) * (model.pipeline_model_parallel_size or 1)
+    if world_size // stages < 2:
+        return False
+    fsdp = fsdp_switch(ddp, run.dist) is not None
+    return fsdp or bool(ddp.overlap_grad_reduce or ddp.overlap_param_gather)
+
+
+def _overlaps_sends(run: Run) -> bool:
+    return (run.model.pipeline_model_parallel_size or 1) > 1 and bool(run.model.overlap_p2p_comm)

@@ -170,3 +170,70 @@ def test_a_script_and_a_yaml_file_are_compared(overlapkit: Any, config: Any) -> 
 def test_arguments_without_the_switch_say_how(overlapkit: Any) -> None:
     result = overlapkit("explain", "--world-size", "8", "--", "--num-layers", "3")
     assert result.status == 2 and "--from-megatron-lm" in result.err
+
+
+ONE_QUEUE = "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
+OVERLAPPED = (
+    "pretrain_gpt.py --num-layers 8 --hidden-size 256 --num-attention-heads 8 --seq-length 128 "
+    "--bf16 --vocab-size 1024 --micro-batch-size 1 --global-batch-size 64 "
+)
+GRADIENTS = " --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+
+
+def _rules_of(overlapkit, config, line: str, *options: str) -> dict[str, str]:
+    script = config(f"#!/bin/bash\n{line}\n", "train.sh")
+    result = overlapkit("explain", "--from-megatron-lm", script, "--json", *options)
+    return {d["rule"]: d["outcome"] for d in result.document["decisions"]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "is_told"),
+    [
+        ("--tensor-model-parallel-size 2" + GRADIENTS, "h100", True),
+        ("--context-parallel-size 2" + GRADIENTS, "a100", True),
+        ("--tensor-model-parallel-size 2" + GRADIENTS, "b200", False),
+        ("--tensor-model-parallel-size 2", "h100", False),
+        ("--tensor-model-parallel-size 8" + GRADIENTS, "h100", False),
+        (GRADIENTS, "h100", False),
+    ],
+)
+def test_the_price_of_one_queue(flags: str, gpu: str, is_told: bool, overlapkit, config) -> None:
+    line = f"{ONE_QUEUE}torchrun --nproc-per-node 8 {OVERLAPPED}{flags}"
+    told = _rules_of(overlapkit, config, line, "--gpu", gpu)
+    assert ("launch.one-queue-price" in told) is is_told
+    assert told.get("launch.one-queue-price", "note") == "note"
+
+
+@pytest.mark.parametrize(
+    ("exported", "outcome"),
+    [
+        (f"{ONE_QUEUE}export TORCH_NCCL_ENABLE_TIMING=1\n", "refused"),
+        (f"{ONE_QUEUE}export TORCH_NCCL_DESYNC_DEBUG=true\n", "refused"),
+        ("export TORCH_NCCL_ENABLE_TIMING=1\n", None),
+        (f"{ONE_QUEUE}export TORCH_NCCL_ENABLE_TIMING=0\n", None),
+        ("export CUDA_DEVICE_MAX_CONNECTIONS=8\nexport TORCH_NCCL_ENABLE_TIMING=1\n", None),
+        (ONE_QUEUE, None),
+    ],
+)
+def test_the_timing_of_collectives(exported: str, outcome: str | None, overlapkit, config) -> None:
+    flags = "--tensor-model-parallel-size 2 --sequence-parallel"
+    line = f"{exported}torchrun --nproc-per-node 8 {OVERLAPPED}{flags}"
+    told = _rules_of(overlapkit, config, line, "--gpu", "h100")
+    assert told.get("launch.nccl-timing-one-queue") == outcome
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_needed"),
+    [
+        (GRADIENTS, True),
+        ("", False),
+        (f"{GRADIENTS} --transformer-impl local", False),
+        (f"{GRADIENTS} --tensor-model-parallel-size 8", False),
+    ],
+)
+def test_norms_have_a_margin_only_beside_gradients(
+    flags: str, is_needed: bool, overlapkit, config
+) -> None:
+    script = config(f"#!/bin/bash\ntorchrun --nproc-per-node 8 {OVERLAPPED}{flags}\n", "train.sh")
+    result = overlapkit("explain", "--from-megatron-lm", script, "--json", "--gpu", "h100")
+    assert ("NVTE_FWD_LAYERNORM_SM_MARGIN" in result.document["launch_env"]) is is_needed

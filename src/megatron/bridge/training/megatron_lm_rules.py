@@ -20,7 +20,7 @@ from megatron.bridge.training.megatron_lm.buckets import bucket_checks
 from megatron.bridge.training.megatron_lm.chunks import chunk_checks
 from megatron.bridge.training.megatron_lm.fsdp import fsdp_checks
 from megatron.bridge.training.megatron_lm.graphs import delay_checks, graph_checks
-from megatron.bridge.training.megatron_lm.mended import DISTRIBUTED
+from megatron.bridge.training.megatron_lm.mended import DISTRIBUTED, distributed
 from megatron.bridge.training.megatron_lm.optimizers import (
     gather_checks,
     optimizer_checks,
@@ -31,6 +31,7 @@ from megatron.bridge.training.megatron_lm.request import MegatronLmRequest as Me
 from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFlag
 from megatron.bridge.training.megatron_lm.request import flags_of_other_versions, stops
 from megatron.bridge.training.megatron_lm_remedies import otherwise_in_flags, remedy_in_flags
+from megatron.bridge.training.remedies import parameters_not_in
 from megatron.bridge.training.rules.buckets import BUCKET_DEFAULT
 from megatron.bridge.training.rules.context import (
     Context,
@@ -162,7 +163,7 @@ def update_megatron_lm(
         *pipeline_checks(context, run),
         *gather_checks(context, run, request),
         *fsdp_checks(context, run, request),
-        *_precision(run, request),
+        *_precision(context, run, request),
         *_tensor_parallel(context),
         *optimizer_checks(context, run, request),
         *graph_checks(context, request),
@@ -195,7 +196,13 @@ def _with_remedy_in_flags(decision: Decision) -> Decision:
     return replace(decision, remedy=remedy_in_flags(decision.rule, decision.remedy))
 
 
-def _precision(run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
+def _fp8_gather_mended(c: Context) -> tuple[Edit, ...]:
+    """What the gather needs; it is omitted where that would train on wrong numbers."""
+    edits = distributed(c)
+    return edits if len(edits) == len(DISTRIBUTED) else parameters_not_in(c, "fp8")
+
+
+def _precision(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     knob = "ddp.grad_reduce_in_fp32"
     given = bool(run.ddp.grad_reduce_in_fp32)
     if run.model.bf16:
@@ -220,10 +227,13 @@ def _precision(run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
         )
     distributed = bool(run.ddp.use_distributed_optimizer)
     if run.ddp.fp8_param_gather and not distributed and fsdp_switch(run.ddp) is None:
+        edits = _fp8_gather_mended(c)
         yield FP8_GATHER.error(
             "ddp.fp8_param_gather",
             True,
             stops("neither --use-distributed-optimizer nor FSDP is on"),
+            either(edits, "omit --fp8-param-gather") if len(edits) == len(DISTRIBUTED) else None,
+            edits,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.edits import REMOVED, Edit
 from megatron.bridge.training.job_environment import JobEnvironment
 from megatron.bridge.training.rules.context import Context
@@ -76,6 +77,38 @@ def reused_buffer(c: Context, *, on: bool) -> Edits:
     if c.mixed_precision is None and not on:
         keys = [key for key in keys if _is_on(c, key)]
     return precision(c, *keys, value=on)
+
+
+def distributed_optimizer(c: Context) -> Edits:
+    """The distributed optimizer on; without FP8 parameters where the version would then gather them
+    wrongly (wrong.fp8-forced-gather)."""
+    edits = (Edit(DISTRIBUTED, True),)
+    gathers = c.of_ddp("fp8_param_gather") and c.of_ddp("overlap_param_gather")
+    wrong = gathers and RULES["wrong.fp8-forced-gather"].holds(c.stack) and between_steps(c.train)
+    return edits + parameters_not_in(c, "fp8") if wrong else edits
+
+
+def overlapped_reduction(c: Context) -> Edits:
+    """The reduction overlapped; with one optimizer instance where the version would then reduce
+    wrongly (wrong.optimizer-instances)."""
+    edits = (Edit(c.key("ddp.overlap_grad_reduce"), True),)
+    several = (c.of_ddp("num_distributed_optimizer_instances") or 1) > 1
+    wrong = several and RULES["wrong.optimizer-instances"].holds(c.stack)
+    return edits + (Edit("ddp.num_distributed_optimizer_instances", 1),) * wrong
+
+
+def between_steps(train: Any) -> str:
+    """What happens between steps and needs gathered parameters; empty where nothing is known to."""
+    steps = getattr(train, "train_iters", None)
+    events = []
+    for what, interval, on in (
+        ("an evaluation", "eval_interval", bool(getattr(train, "eval_iters", None))),
+        ("a checkpoint", "save_interval", bool(getattr(train, "save", None))),
+    ):
+        every = getattr(train, interval, None)
+        if on and every and (not steps or every < steps):
+            events.append(f"{what} every {every} steps")
+    return " and ".join(events)
 
 
 def half_precision(c: Context) -> Edits:

@@ -178,8 +178,8 @@ def in_flags(
     Args:
         edits: the changes.
         version: as for `flag_edit`.
-        passed: the flags that the job is given, so that no other is to be omitted; all that
-            could be by default.
+        passed: the flags that the job is given, so that no other is to be omitted, and no switch
+            is to be passed again; by default every flag is said.
 
     Returns:
         One clause; empty where a change cannot be expressed.
@@ -190,7 +190,11 @@ def in_flags(
     if flags.why_not:
         return ""
     if passed is not None:
-        flags = replace(flags, remove=tuple(flag for flag in flags.remove if flag in passed))
+        flags = replace(
+            flags,
+            add=tuple(each for each in flags.add if len(each) > 1 or each[0] not in passed),
+            remove=tuple(flag for flag in flags.remove if flag in passed),
+        )
     exported = [str(e).removeprefix(ENV) for e in variables if not isinstance(e.value, Removed)]
     unset = [e.key.removeprefix(ENV) for e in variables if isinstance(e.value, Removed)]
     clauses = [str(flags)]

@@ -9,10 +9,10 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rul
 from megatron.bridge.training.edits import Edit, either
 from megatron.bridge.training.megatron_lm.mended import (
     FP8_GATHER_OFF,
-    GATHER_OFF,
     NOT_DISTRIBUTED,
     STEP_OFF,
     TORCH_FSDP2,
+    not_distributed,
     together,
     without_fsdp,
 )
@@ -153,10 +153,7 @@ def _torch_fsdp2_mended(c: Context, request: MegatronLmRequest) -> tuple[Edit, .
         return without_fsdp(c)
     edits: tuple[Edit, ...] = ()
     if ddp.use_distributed_optimizer:
-        edits = NOT_DISTRIBUTED
-        if ddp.overlap_param_gather:
-            step = c.of_optimizer("overlap_param_gather_with_optimizer_step")
-            edits = together(edits, GATHER_OFF, STEP_OFF if step else ())
+        edits = not_distributed(c)
     if model.gradient_accumulation_fusion:
         edits += (Edit("model.gradient_accumulation_fusion", False),)
     if request.ckpt_format not in ("torch_dist", "torch_dcp"):
@@ -174,6 +171,7 @@ def _torch_fsdp2_mended(c: Context, request: MegatronLmRequest) -> tuple[Edit, .
 
 def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     ddp, optimizer = run.ddp, run.optimizer
+    omitted = without_fsdp(c)
     if request.ckpt_format != "fsdp_dtensor":
         yield CHECKPOINT.error(
             "ddp.use_megatron_fsdp", True, stops(f"--ckpt-format is {request.ckpt_format}")
@@ -200,13 +198,12 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
             yield _turned("reuse_grad_buf_for_mxfp8_param_ag", effective=False)
     name = getattr(optimizer, "optimizer", "adam") or "adam"
     if OPTIMIZER.holds(c.stack) and name not in ("adam", "sgd"):
-        edits = without_fsdp(c)
         yield OPTIMIZER.error(
             "optimizer.optimizer",
             name,
             stops("--use-megatron-fsdp is passed"),
-            either(edits, "pass --optimizer adam"),
-            edits,
+            either(omitted, "pass --optimizer adam"),
+            omitted,
         )
     yield from _buffers(c, ddp)
 

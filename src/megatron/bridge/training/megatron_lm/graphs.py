@@ -147,11 +147,13 @@ def _without_the_delayed(c: Context, *, attention: bool, router: bool) -> tuple[
     """The CUDA graph without the parts whose gradients are delayed; none where nothing is left."""
     parts = {"attn"} if attention else set()
     parts |= {"moe_router"} if router else set()
+    edits: list[Edit] = []
+    left: list[str] = []
     for key in ("cuda_graph_modules", "cuda_graph_scope"):
         captured = c.of_model(key)
         if captured and isinstance(captured, list):
-            # An empty list means the whole layer.
-            if left := [part for part in captured if part not in parts]:
-                return (Edit(f"model.{key}", left),)
-            return Edit(f"model.{key}", REMOVED), Edit("model.cuda_graph_impl", REMOVED)
-    return (Edit("model.cuda_graph_impl", REMOVED),)
+            kept = [part for part in captured if part not in parts]
+            edits.append(Edit(f"model.{key}", kept or REMOVED))
+            left += kept
+    # An empty list means the whole layer.
+    return (*edits, *(() if left else (Edit("model.cuda_graph_impl", REMOVED),)))

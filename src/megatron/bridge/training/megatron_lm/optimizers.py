@@ -9,14 +9,15 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rul
 from megatron.bridge.training.edits import REMOVED, Edit, either, in_words
 from megatron.bridge.training.megatron_lm.mended import (
     DISTRIBUTED,
-    FP8_GATHER_OFF,
     GATHER_OFF,
-    NOT_DISTRIBUTED,
     STEP_OFF,
+    distributed,
+    not_distributed,
     together,
     without_fsdp,
 )
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest, stops
+from megatron.bridge.training.remedies import overlapped_reduction
 from megatron.bridge.training.rules.context import Context, fsdp_switch
 from megatron.bridge.training.versions import Range
 
@@ -128,16 +129,16 @@ def _flags_on(c: Context, run: Any) -> dict[str, bool]:
 def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[Decision]:
     """What the parser asks of the parameter gather, before it changes any flag."""
     ddp, optimizer = c.ddp, run.optimizer
-    distributed = bool(ddp.use_distributed_optimizer)
+    has_states = bool(ddp.use_distributed_optimizer)
     if ddp.overlap_param_gather:
-        sharded = distributed or fsdp_switch(ddp) in ("use_megatron_fsdp", "use_custom_fsdp")
+        sharded = has_states or fsdp_switch(ddp) in ("use_megatron_fsdp", "use_custom_fsdp")
         if not sharded and optimizer.optimizer != "dist_muon":
             edits = _gather_mended(c, request)
             yield PARAM_GATHER.error(
                 _GATHER, True, stops("ddp.use_distributed_optimizer is off"), None, edits
             )
         elif not ddp.overlap_grad_reduce:
-            edits = (Edit("ddp.overlap_grad_reduce", True),)
+            edits = overlapped_reduction(c)
             yield PARAM_GATHER.error(
                 _GATHER,
                 True,
@@ -152,7 +153,7 @@ def gather_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterator[
             yield SAVED_PARAMETERS.error(_GATHER, True, stops(found))
     if getattr(optimizer, "overlap_param_gather_with_optimizer_step", False):
         lacking = {
-            "the distributed optimizer": not distributed,
+            "the distributed optimizer": not has_states,
             "overlap_param_gather": not ddp.overlap_param_gather,
             "an interleaved pipeline": c.virtual_pipeline_size == 1,
         }
@@ -179,20 +180,21 @@ def _gather_mended(c: Context, request: MegatronLmRequest) -> tuple[Edit, ...]:
         "muon" in name and (MUON_ALONE.holds(c.stack) or MUON_OF_017.holds(c.stack))
     ):
         return together(GATHER_OFF, STEP_OFF if c.of_optimizer(_STEP.partition(".")[2]) else ())
-    reduce = () if c.ddp.overlap_grad_reduce else (Edit("ddp.overlap_grad_reduce", True),)
-    return together(DISTRIBUTED, reduce)
+    reduce = () if c.ddp.overlap_grad_reduce else overlapped_reduction(c)
+    return together(distributed(c), reduce)
 
 
 def _without(c: Context, refused: set[str]) -> tuple[Edit, ...]:
     """The job without flags of data parallelism that its optimizer refuses."""
-    edits = without_fsdp(c) if any(flag.startswith("FSDP") for flag in refused) else ()
+    fsdp = without_fsdp(c) if any(flag.startswith("FSDP") for flag in refused) else ()
+    # These optimizers have no distributed optimizer, which a gather without FSDP needs otherwise.
+    edits = tuple(edit for edit in fsdp if edit not in DISTRIBUTED)
     if "--overlap-grad-reduce" in refused:
         edits = together(edits, (Edit("ddp.overlap_grad_reduce", False),))
     if "--overlap-param-gather" in refused:
         edits = together(edits, GATHER_OFF)
-    if "--use-distributed-optimizer" in refused:
-        edits = together(edits, NOT_DISTRIBUTED)
-        edits = together(edits, FP8_GATHER_OFF if c.of_ddp("fp8_param_gather") else ())
+    if "--use-distributed-optimizer" in refused or fsdp:
+        edits = together(edits, not_distributed(c, gathers=True))
     step = c.of_optimizer(_STEP.partition(".")[2])
     return together(edits, STEP_OFF if step else ())
 
@@ -205,7 +207,7 @@ def _of_dist_muon(c: Context, refused: set[str], overlaps: set[str]) -> tuple[Ed
 
 
 def _layer_wise_mended(c: Context, run: Any, request: MegatronLmRequest) -> tuple[Edit, ...]:
-    edits = without_fsdp(c) if fsdp_switch(c.ddp) is not None else ()
+    edits = without_fsdp(c)
     if request.ckpt_format not in ("torch", "torch_dist"):
         edits = together(edits, (Edit("megatron_lm.ckpt_format", "torch_dist"),))
     step = getattr(run.optimizer, "overlap_param_gather_with_optimizer_step", False)
@@ -220,7 +222,7 @@ def optimizer_checks(c: Context, run: Any, request: MegatronLmRequest) -> Iterat
     if name not in ("adam", "sgd") and LAYER_WISE.holds(c.stack):
         yield from _layer_wise(c, run, request, name)
     if request.freeze_all_layers and FROZEN.holds(c.stack):
-        yield from _frozen(run)
+        yield from _frozen(c, run)
 
 
 def _muon_before_018(c: Context, run: Any, name: str) -> Iterator[Decision]:
@@ -276,9 +278,8 @@ def replaced_knobs(decisions: Iterable[Decision]) -> frozenset[str]:
     return frozenset()
 
 
-def _frozen(run: Any) -> Iterator[Decision]:
-    fp8 = FP8_GATHER_OFF if run.ddp.fp8_param_gather else ()
-    edits = together(NOT_DISTRIBUTED, GATHER_OFF, fp8)
+def _frozen(c: Context, run: Any) -> Iterator[Decision]:
+    edits = together(GATHER_OFF, not_distributed(c))
     # Megatron-FSDP turns the distributed optimizer on by itself.
     edits = () if fsdp_switch(run.ddp) is not None else edits
     for knob in ("use_distributed_optimizer", "overlap_param_gather"):

@@ -26,7 +26,7 @@ from megatron.bridge.training.bucketing import (
 )
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
 from megatron.bridge.training.edits import Edit
-from megatron.bridge.training.remedies import WITH_STEP, Edits, off
+from megatron.bridge.training.remedies import WITH_STEP, Edits, off, overlapped_reduction
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.versions import Range
 
@@ -81,7 +81,7 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
                 effective=None,
                 reason="overlap_grad_reduce is off, so each gradient buffer is one bucket",
                 outcome=Outcome.REFUSED,
-                edits=(Edit(c.key("ddp.overlap_grad_reduce"), True),),
+                edits=overlapped_reduction(c),
             )
         return
     requested = getattr(c.ddp, AT_WRAP, None) if requested is None else requested

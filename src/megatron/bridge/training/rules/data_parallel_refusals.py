@@ -42,8 +42,9 @@ def _reusing(c: Context) -> Edits:
 
 
 def _distributed(c: Context) -> Edits:
-    """The distributed optimizer, unless this run's version has a bug with several instances."""
-    if WRONG_INSTANCES.holds(c.stack):
+    """The distributed optimizer, unless this run's version has a bug with several instances, or the
+    layer-wise one takes its place."""
+    if WRONG_INSTANCES.holds(c.stack) or c.of_optimizer("use_layer_wise_distributed_optimizer"):
         return _ONE_INSTANCE
     return (Edit(DISTRIBUTED, True),)
 

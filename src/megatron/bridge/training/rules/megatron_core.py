@@ -14,9 +14,14 @@ from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rul
 from megatron.bridge.training.edits import Edit, either
 from megatron.bridge.training.remedies import (
     DISTRIBUTED,
+    EP_OVERLAP,
     WITH_STEP,
     Edits,
+    distributed_optimizer,
+    ep_overlap_off,
+    in_effect,
     off,
+    overlapped_reduction,
     parameters_not_in,
     reused_buffer,
 )
@@ -265,12 +270,13 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
     ranks = c.replicas * c.model.tensor_model_parallel_size
     expert_tp = c.of_model("expert_tensor_parallel_size") or c.model.tensor_model_parallel_size
     if ep > 1 and not experts:
+        alone = (Edit(_EP, 1), *(ep_overlap_off(c) if in_effect(c, EP_OVERLAP) else ()))
         yield EXPERTS_NEEDED.error(
             "model.expert_model_parallel_size",
             ep,
             "num_moe_experts is not set: Megatron-Core raises a ValueError",
-            either((Edit(_EP, 1),), "set model.num_moe_experts"),
-            (Edit(_EP, 1),),
+            either(alone, "set model.num_moe_experts"),
+            alone,
         )
     elif ep > 1 and ranks % (ep * expert_tp):
         yield EXPERTS_NEEDED.error(
@@ -353,10 +359,15 @@ def _gather_needs(c: Context, *, distributed: bool, reduce: bool) -> Iterator[De
     off = "ddp.use_distributed_optimizer is off"
     if not distributed and PARAM_GATHER_NEEDS_OPTIMIZER.holds(c.stack):
         yield PARAM_GATHER_NEEDS_OPTIMIZER.decide(
-            knob, requested=True, effective=False, reason=off, outcome=Outcome.REFUSED
+            knob,
+            requested=True,
+            effective=False,
+            reason=off,
+            outcome=Outcome.REFUSED,
+            edits=distributed_optimizer(c),
         )
         return
-    if not distributed:
+    if not distributed and not c.of_optimizer("use_layer_wise_distributed_optimizer"):
         yield PARAM_GATHER_LAYER_WISE.decide(
             knob,
             requested=None,
@@ -373,5 +384,5 @@ def _gather_needs(c: Context, *, distributed: bool, reduce: bool) -> Iterator[De
             effective=False,
             reason="ddp.overlap_grad_reduce is off",
             outcome=Outcome.REFUSED,
-            edits=(Edit(c.key("ddp.overlap_grad_reduce"), True),),
+            edits=overlapped_reduction(c),
         )

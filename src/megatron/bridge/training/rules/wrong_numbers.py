@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Outcome, Rule, rule
 from megatron.bridge.training.edits import Edit, in_words
-from megatron.bridge.training.remedies import parameters_not_in
+from megatron.bridge.training.remedies import between_steps, parameters_not_in
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import knob_value
 from megatron.bridge.training.versions import Range
@@ -116,24 +115,10 @@ def _forced_gather(c: Context) -> str:
     gathers = c.of_ddp("fp8_param_gather") and c.of_ddp("overlap_param_gather")
     if c.fsdp is not None or not gathers or not c.of_ddp("use_distributed_optimizer"):
         return ""
-    between = _between_steps(c.train)
+    between = between_steps(c.train)
     if not between:
         return ""
     return f"FP8 parameters are gathered with overlap, and between steps there is {between}"
-
-
-def _between_steps(train: Any) -> str:
-    """What happens between steps and needs gathered parameters; empty where nothing is known to."""
-    steps = getattr(train, "train_iters", None)
-    events = []
-    for what, interval, on in (
-        ("an evaluation", "eval_interval", bool(getattr(train, "eval_iters", None))),
-        ("a checkpoint", "save_interval", bool(getattr(train, "save", None))),
-    ):
-        every = getattr(train, interval, None)
-        if on and every and (not steps or every < steps):
-            events.append(f"{what} every {every} steps")
-    return " and ".join(events)
 
 
 def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
@@ -148,7 +133,7 @@ def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
 def _experts_kept(c: Context) -> tuple[Edit, ...]:
     """The gather overlapped; without FP8 parameters where an evaluation or a checkpoint would then
     force a gather (wrong.fp8-forced-gather)."""
-    return parameters_not_in(c, "fp8") if _between_steps(c.train) else _gather(c, on=True)
+    return parameters_not_in(c, "fp8") if between_steps(c.train) else _gather(c, on=True)
 
 
 def _not_forced(c: Context) -> tuple[Edit, ...]:
