@@ -15,6 +15,7 @@ from megatron.bridge.training.versions import MAIN
 from overlapkit.config.megatron_lm.flag_versions import versions_of
 from overlapkit.config.megatron_lm.flags import (
     CHUNK_LAYERS,
+    CHUNKS,
     DEFAULTS,
     FLAGS,
     LM,
@@ -36,7 +37,7 @@ _OPPOSITE = {"ddp.grad_reduce_in_fp32": "--grad-reduce-in-bf16"}
 """By a key that a flag turns on: the flag that turns it off, where its default may be on."""
 _CONTRARY = {"model.batch_p2p_comm": "model.overlap_p2p_comm"}
 """By a switch without a flag: the one that Megatron-LM makes it the contrary of."""
-_EXCLUDE = {"--bf16": "--fp16", "--fp16": "--bf16"}
+_EXCLUDE = {"--bf16": "--fp16", "--fp16": "--bf16", CHUNK_LAYERS: CHUNKS}
 _TOGETHER = {"model.num_query_groups": ("--group-query-attention",)}
 """By a key: what is to be passed with the flag, which has no effect without it."""
 
@@ -106,16 +107,23 @@ def flag_edit(edit: Edit, version: str | None = None) -> FlagEdit:
 def flag_edits(edits: Iterable[Edit], version: str | None = None) -> FlagEdit:
     """The changes of several settings as one change of flags.
 
-    What cannot be expressed is in `why_not`; nothing is to be changed then, since a part of a
-    remedy is none.
+    Where two exclude each other, the later one stays. What cannot be expressed is in `why_not`;
+    nothing is to be changed then, since a part of a remedy is none.
     """
     changes = [flag_edit(edit, version) for edit in edits]
     why_not = "; ".join(dict.fromkeys(c.why_not for c in changes if c.why_not))
     if why_not:
         return FlagEdit(why_not=why_not)
-    add = {words[0]: words for change in changes for words in change.add}
-    remove = dict.fromkeys(flag for change in changes for flag in change.remove)
-    return FlagEdit(tuple(add.values()), tuple(flag for flag in remove if flag not in add))
+    add: dict[str, tuple[str, ...]] = {}
+    remove: dict[str, None] = {}
+    for change in changes:
+        for flag in change.remove:
+            add.pop(flag, None)
+            remove[flag] = None
+        for words in change.add:
+            remove.pop(words[0], None)
+            add[words[0]] = words
+    return FlagEdit(tuple(add.values()), tuple(remove))
 
 
 def make(change: FlagEdit, arguments: Sequence[str]) -> list[str]:
@@ -257,11 +265,11 @@ def _by_name(edit: Edit, name: str, version: str) -> FlagEdit:
     if known is None or not known.versions.contains(version):
         return _no_flag(edit, "any version" if known is None else f"Megatron-LM {version}")
     if edit.value is True and known.is_switch:
-        return FlagEdit(((flag,),))
+        return _passed(flag, (), ())
     if known.is_switch or edit.value in (None, True):
         return FlagEdit(why_not=f"{flag} cannot have the value {edit.value!r}")
     words = edit.value if isinstance(edit.value, (list, tuple)) else [edit.value]
-    return FlagEdit(((flag, *map(str, words)),))
+    return _passed(flag, tuple(map(str, words)), ())
 
 
 def _no_flag(edit: Edit, where: str) -> FlagEdit:

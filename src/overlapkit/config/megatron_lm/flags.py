@@ -198,6 +198,7 @@ DEFAULTS: dict[str, Any] = {
     "model.overlap_p2p_comm": True,
     "model.should_pad_vocab": True,
     "ddp.align_param_gather": True,
+    "ddp.check_for_nan_in_grad": True,
 }
 """Megatron-LM's defaults that are not Megatron-Core's."""
 

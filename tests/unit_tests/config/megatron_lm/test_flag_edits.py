@@ -30,8 +30,6 @@ NOT_EXPRESSED = [
     ("model.moe_use_legacy_grouped_gemm", True),
     ("ddp.use_custom_fsdp", True),
     ("megatron_lm.use_legacy_models", True),
-    # Megatron-LM has it on by default, Megatron-Core off.
-    ("ddp.check_for_nan_in_grad", True),
 ]
 
 
@@ -161,6 +159,14 @@ def test_what_is_no_flag_says_why() -> None:
         assert why in flag_edit(edit).why_not
     partly = flag_edits([Edit("model.bf16", True), Edit("comm_overlap.tp_comm_overlap", True)])
     assert partly.why_not and not partly.add
+
+
+def test_of_changes_that_exclude_each_other_the_later_one_stays() -> None:
+    layers = Edit("megatron_lm.num_layers_per_virtual_pipeline_stage", 2)
+    chunks = Edit("model.virtual_pipeline_model_parallel_size", 4)
+    first, last = flag_edits([layers, chunks]), flag_edits([chunks, layers])
+    assert make(first, ["--bf16"]) == ["--bf16", "--num-virtual-stages-per-pipeline-rank", "4"]
+    assert make(last, ["--bf16"]) == ["--bf16", "--num-layers-per-virtual-pipeline-stage", "2"]
 
 
 def test_a_flag_of_another_version_is_not_added() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
+from dataclasses import replace
 
 import pytest
 
-from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import KNOWN
 from overlapkit.errors import InputError
-from support.megatron_lm_cases import FINDINGS, NOTES
+from overlapkit.explain.report import SEVERITY
+from support.megatron_lm_cases import FINDINGS, NOTES, SIZES
 from support.megatron_lm_runs import (
     Job,
     as_flags,
@@ -86,6 +91,38 @@ def test_all_findings_are_mended_together(name: str) -> None:
         found = [d for d in job.decisions() if d.is_finding]
         job = in_flags(job, [edit for d in found for edit in d.edits])
     assert not [d for d in job.decisions() if d.is_finding and d.edits]
+
+
+def mixed(seed: int) -> Job:
+    """Two jobs' arguments as one, with a version and a size by chance."""
+    chance = random.Random(seed)
+    one, other = (JOBS[name] for name in chance.sample(sorted(JOBS), 2))
+    return replace(
+        one,
+        words=one.words + other.words[len(SIZES.split()) :],
+        core=chance.choice([one.core, other.core, *(stack.core for stack in KNOWN)]),
+        software=AssumedSoftware(te=chance.choice(["any", "any", "2.2.0"])),
+        world_size=chance.choice([64, 128]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(0, 300, 30))
+def test_the_findings_of_any_job_are_mended(seed: int) -> None:
+    """The worst finding is mended, then the next, until none is left that can be."""
+    for each in range(seed, seed + 30):
+        job = start = mixed(each)
+        for _ in range(6):
+            found = [d for d in job.decisions() if d.is_finding and d.edits]
+            if not found:
+                break
+            wrong = {d.rule for d in found if d.outcome is Outcome.WRONG_NUMBERS}
+            job = in_flags(job, min(found, key=lambda d: SEVERITY.index(d.outcome)).edits)
+            after = {d.rule for d in job.decisions() if d.outcome is Outcome.WRONG_NUMBERS}
+            assert after <= wrong, (start.core, start.words)
+        assert not [d for d in job.decisions() if d.is_finding and d.edits], (
+            start.core,
+            start.words,
+        )
 
 
 @pytest.mark.parametrize("name", MENDED)

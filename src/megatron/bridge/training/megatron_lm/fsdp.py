@@ -13,6 +13,7 @@ from megatron.bridge.training.megatron_lm.mended import (
     STEP_OFF,
     TORCH_FSDP2,
     not_distributed,
+    one_instance,
     together,
     without_fsdp,
 )
@@ -186,6 +187,7 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
             together(
                 NOT_DISTRIBUTED,
                 STEP_OFF if c.of_optimizer("overlap_param_gather_with_optimizer_step") else (),
+                one_instance(c),
             ),
         )
     if TURNS_ON.holds(c.stack) and not second:

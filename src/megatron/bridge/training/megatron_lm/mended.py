@@ -38,14 +38,19 @@ def not_distributed(c: Context, *, gathers: bool = False) -> tuple[Edit, ...]:
         c: the run.
         gathers: whether its optimizer gathers parameters without it.
     """
-    several = (c.of_ddp("num_distributed_optimizer_instances") or 1) > 1
     return together(
         NOT_DISTRIBUTED,
         GATHER_OFF if c.of_ddp("overlap_param_gather") and not gathers else (),
         STEP_OFF if c.of_optimizer("overlap_param_gather_with_optimizer_step") else (),
         parameters_not_in(c, "fp8") if c.of_ddp("fp8_param_gather") else (),
-        (Edit("ddp.num_distributed_optimizer_instances", 1),) if several else (),
+        one_instance(c),
     )
+
+
+def one_instance(c: Context) -> tuple[Edit, ...]:
+    """One optimizer instance, where there are several."""
+    several = (c.of_ddp("num_distributed_optimizer_instances") or 1) > 1
+    return (Edit("ddp.num_distributed_optimizer_instances", 1),) if several else ()
 
 
 def without_fsdp(c: Context) -> tuple[Edit, ...]:
@@ -60,4 +65,10 @@ def without_fsdp(c: Context) -> tuple[Edit, ...]:
     if c.of_ddp("fsdp_manual_registration"):
         edits += (Edit("ddp.fsdp_manual_registration", False),)
     gathers = c.of_ddp("overlap_param_gather") or c.of_ddp("fp8_param_gather")
-    return together(edits, distributed(c) if gathers and edits else ())
+    # FSDP keeps FP8 parameters out of the gradient buffer, where some versions gather them wrongly.
+    reused = c.of_ddp("fp8_param_gather") and c.of_ddp("reuse_grad_buf_for_mxfp8_param_ag")
+    return together(
+        edits,
+        distributed(c) if gathers and edits else (),
+        parameters_not_in(c, "fp8") if reused and edits else (),
+    )

@@ -191,6 +191,11 @@ def _without(c: Context, refused: set[str]) -> tuple[Edit, ...]:
     edits = tuple(edit for edit in fsdp if edit not in DISTRIBUTED)
     if "--overlap-grad-reduce" in refused:
         edits = together(edits, (Edit("ddp.overlap_grad_reduce", False),))
+        # A size of buckets is refused where nothing is reduced in them.
+        if c.of_ddp("bucket_size") is not None:
+            edits = together(edits, (Edit("ddp.bucket_size", REMOVED),))
+        if getattr(c.train, "ddp_num_buckets", None) is not None:
+            edits = together(edits, (Edit("megatron_lm.ddp_num_buckets", REMOVED),))
     if "--overlap-param-gather" in refused:
         edits = together(edits, GATHER_OFF)
     if "--use-distributed-optimizer" in refused or fsdp:

@@ -44,7 +44,9 @@ def _reusing(c: Context) -> Edits:
 def _distributed(c: Context) -> Edits:
     """The distributed optimizer, unless this run's version has a bug with several instances, or the
     layer-wise one takes its place."""
-    if WRONG_INSTANCES.holds(c.stack) or c.of_optimizer("use_layer_wise_distributed_optimizer"):
+    # Megatron-LM turns it off again where layers are frozen.
+    replaced = c.of_optimizer("use_layer_wise_distributed_optimizer")
+    if WRONG_INSTANCES.holds(c.stack) or replaced or getattr(c.train, "freeze_all_layers", False):
         return _ONE_INSTANCE
     return (Edit(DISTRIBUTED, True),)
 
