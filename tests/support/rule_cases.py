@@ -68,6 +68,10 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": OFF,
         "train": {"eval_iters": 10, "eval_interval": 100},
     },
+    "dp.param-gather-differs": {
+        "ddp": DISTRIBUTED,
+        "optimizer": {**DISTRIBUTED, "overlap_param_gather": True},
+    },
     "dp.needs-distributed-optimizer": {"comm": {**OFF, "overlap_grad_reduce": True}},
     "dp.bucket-size-value": {"ddp": DISTRIBUTED, "comm": {**OFF, "bucket_size": "big"}},
     "ep.needs-expert-parallel": {"model": {**MOE, "expert_model_parallel_size": 1}, "comm": EP},

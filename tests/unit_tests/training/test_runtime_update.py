@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron.bridge.training.decisions import Outcome, OverlapConfigError
@@ -10,6 +12,7 @@ from megatron.bridge.training.runtime_update import (
     data_parallel_size,
     update_runtime,
 )
+from megatron.bridge.training.versions import KNOWN, NEWEST
 from support.rule_runs import DISTRIBUTED, EVERYTHING, OFF, run_of, section
 
 
@@ -35,3 +38,23 @@ def test_values_set_by_hand_and_overwritten_are_refusals() -> None:
     assert refused["ddp.bucket_size"].requested == 7
     assert refused["ddp.bucket_size"].rule == "dp.bucket-size"
     assert refused["model.elsewhere"].rule == "any.set-by-hand-overwritten"
+
+
+@pytest.mark.parametrize(
+    ("ddp", "optimizer", "outcome"),
+    [
+        ({"overlap_grad_reduce": True, "overlap_param_gather": True}, {}, Outcome.NOTE),
+        ({}, {"overlap_param_gather": True}, Outcome.REFUSED),
+        ({"use_megatron_fsdp": True}, {"overlap_param_gather": True}, None),
+        ({}, {}, None),
+    ],
+)
+def test_gathers_that_differ_are_told_until_they_are_kept_equal(
+    ddp: dict[str, object], optimizer: dict[str, object], outcome: Outcome | None
+) -> None:
+    old, new = (replace(EVERYTHING, stack=each) for each in (KNOWN[1], NEWEST))
+    for software, expected in ((old, outcome), (new, None)):
+        run = run_of(ddp={**DISTRIBUTED, **ddp}, optimizer={**DISTRIBUTED, **optimizer})
+        update = update_runtime(run, 16, software=software, strict=False)
+        told = {d.rule: d.outcome for d in update.decisions}
+        assert told.get("dp.param-gather-differs") is expected

@@ -33,6 +33,7 @@ from megatron.bridge.training.remedies import DISTRIBUTED
 from megatron.bridge.training.rules.bridge_buckets import bucket_size_at_wrap
 from megatron.bridge.training.rules.context import Context, Gpu, Launcher, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
+from megatron.bridge.training.rules.data_parallel import gathers_differ
 from megatron.bridge.training.rules.dispatchers import dispatcher_consequences, update_dispatcher
 from megatron.bridge.training.rules.fsdp import fsdp_consequences, update_fsdp
 from megatron.bridge.training.rules.graphs import update_graphs
@@ -223,6 +224,8 @@ def updates_after_overlap(run: Run, c: Context) -> Iterator[Decision]:
     yield from sync_distributed_optimizer(run)
     if GATHER_SYNC.holds(c.stack):
         yield from sync_param_gather(run)
+    else:
+        yield from gathers_differ(c)
     yield from update_dispatcher(c)
     yield from bucket_size_at_wrap(c)
 

@@ -188,6 +188,7 @@ ELSEWHERE: Mapping[str, str] = {
     "core.ncclep-serialised": "the back end exchanges tokens only between GPUs",
     "bridge.packing-no-ep-overlap": "these ranks train on text, and have no experts",
     "precision.fp4_param_is_*": "only Blackwell GPUs compute with the parameters that it is about",
+    "dp.param-gather-differs": "the Megatron-Bridge of these ranks keeps the two switches equal",
     "lm.*": "a rule of Megatron-LM's own argument parser, which stops instead of continuing",
 }
 """Patterns of rules whose refusals these ranks cannot show, and why."""

@@ -95,6 +95,18 @@ _DP_KNOBS = {
     "overlap_param_gather_with_optimizer_step": "optimizer",
 }
 
+GATHERS_DIFFER = rule(
+    "dp.param-gather-differs",
+    Dimension.DP,
+    claim="Where overlap_param_gather differs between ddp and optimizer, ddp's decides alone "
+    "whether parameters are gathered with overlap. The optimizer's is read only where MXFP8 "
+    "parameters are gathered through the gradient buffer (wrong.mxfp8-gathers-differ).",
+    remedy="set overlap_param_gather to the same value on ddp and optimizer",
+    versions=(Range("bridge", until="0.5.1"),),
+    source="Megatron-LM megatron/core/optimizer: optimizer.py, distrib_optimizer.py; "
+    "Megatron-Bridge 4bb633034 keeps them equal",
+)
+
 
 def decide_dp(c: Context) -> Iterator[Decision]:
     """Every data-parallel knob of comm_overlap: as requested, else the default of its rule.
@@ -257,3 +269,38 @@ def _on_ddp_itself(c: Context, section: str, knob: str) -> Edits:
     if knob in ("overlap_param_gather", "bucket_size") and not c.of_ddp("overlap_grad_reduce"):
         edits = (Edit("ddp.overlap_grad_reduce", True),)
     return (*edits, Edit(f"{section}.{knob}", True if requested is None else requested))
+
+
+def gathers_differ(c: Context) -> Iterator[Decision]:
+    """What follows where ddp and optimizer disagree about the gather, and nothing makes them equal.
+
+    Where MXFP8 parameters are gathered through the gradient buffer, the rule of
+    wrong numbers speaks.
+    """
+    on_ddp = bool(c.of_ddp("overlap_param_gather"))
+    on_optimizer = bool(c.of_optimizer("overlap_param_gather"))
+    applies = c.fsdp is None and c.of_ddp("use_distributed_optimizer")
+    if on_ddp == on_optimizer or not applies or c.of_ddp("reuse_grad_buf_for_mxfp8_param_ag"):
+        return
+    knob = "overlap_param_gather"
+    if on_ddp:
+        yield GATHERS_DIFFER.decide(
+            f"optimizer.{knob}",
+            requested=None,
+            effective=False,
+            reason="it is on for ddp and off for the optimizer: ddp's decides, and parameters are "
+            "gathered with overlap",
+            outcome=Outcome.NOTE,
+            edits=(Edit(f"optimizer.{knob}", True),),
+        )
+        return
+    needed = [] if c.of_ddp("overlap_grad_reduce") else ["overlap_grad_reduce"]
+    yield GATHERS_DIFFER.decide(
+        f"optimizer.{knob}",
+        requested=True,
+        effective=False,
+        reason="it is off for ddp, which decides alone: every step waits for the gather of all "
+        "parameters",
+        outcome=Outcome.REFUSED,
+        edits=tuple(Edit(f"ddp.{name}", True) for name in [*needed, knob]),
+    )
