@@ -60,7 +60,7 @@ class Source:
         """
         reading = reading or Reading()
         if self.kind == "yaml":
-            return read_document(read_yaml(self.name), self.given, reading)
+            return read_document(document_of(self.name), self.given, reading)
         # Imported here: most runs read a YAML file.
         from overlapkit.config.megatron_lm.script import (
             read_megatron_lm,
@@ -80,6 +80,18 @@ class Source:
         return reading.dated(read)
 
 
+def document_of(name: str) -> Document:
+    """The document in a file of settings.
+
+    Raises:
+        InputError: as `read_yaml`; or the file is in another language, which is named.
+    """
+    from overlapkit.config.launchers.others import refuse_by_name
+
+    refuse_by_name(name)
+    return read_yaml(name)
+
+
 def read_document(
     document: Document, overrides: Sequence[str] = (), reading: Reading | None = None
 ) -> Settings:
@@ -91,6 +103,12 @@ def read_document(
     Raises:
         InputError: a key or value that no run can have.
     """
+    # Imported here: it reads the settings as this does.
+    from overlapkit.config.launchers.detect import read_of_launcher
+
+    found = read_of_launcher(document, overrides, reading)
+    if found is not None:
+        return found
     allowed = reading is not None and reading.allow_unknown
     parsed = [parse_override(text, document.data, allow_unknown=allowed) for text in overrides]
     return read_settings(document, parsed, reading)

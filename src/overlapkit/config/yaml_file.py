@@ -17,6 +17,9 @@ MAX_DEPTH = 60
 MAX_NODES = 100_000
 """Values and keys, with those of an alias counted each time; Megatron-Bridge writes about 1,500."""
 
+MARKED_LEVELS = 6
+"""Levels of keys whose places are kept: verl's keys are five levels deep."""
+
 try:
     from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML without libyaml: slower, the same result.
@@ -56,7 +59,7 @@ class Document:
     Attributes:
         path: the file, as the user named it.
         data: the mapping.
-        places: the place of each key of the first three levels: ("model", "num_layers").
+        places: the place of each key of the first `MARKED_LEVELS` levels: ("model", "num_layers").
     """
 
     path: str
@@ -107,7 +110,7 @@ def read_yaml(path: str | Path) -> Document:
 
 
 def load_yaml(text: str) -> tuple[Any, dict[tuple[str, ...], Mark]]:
-    """The one value in a YAML text, and the places of its keys of the first three levels.
+    """The one value in a YAML text, and the places of its keys of the first levels.
 
     Raises:
         YamlProblem: it is not valid, contains more than one document or a key twice, refers to
@@ -197,7 +200,7 @@ def _check_events(text: str) -> None:
 
 
 def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], Mark]:
-    """Places of the keys of the first three levels. Refuses duplicate keys, recursive aliases."""
+    """Places of the keys of the first levels. Refuses duplicate keys, recursive aliases."""
     marks: dict[tuple[str, ...], Mark] = {}
     if root is None:
         return marks
@@ -206,9 +209,19 @@ def _check_nodes(root: yaml.Node | None) -> dict[tuple[str, ...], Mark]:
         marks[(_name(key),)] = _mark(key)
         for inner, content in value.value if isinstance(value, yaml.MappingNode) else ():
             marks[(key.value, _name(inner))] = _mark(inner)
-            for deep, _ in content.value if isinstance(content, yaml.MappingNode) else ():
-                marks[(key.value, inner.value, str(deep.value))] = _mark(deep)
+            _mark_below(content, (key.value, inner.value), marks)
     return marks
+
+
+def _mark_below(
+    node: yaml.Node, above: tuple[str, ...], marks: dict[tuple[str, ...], Mark]
+) -> None:
+    """Places of the keys of a node, down to the deepest level that any reader asks for."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        keys = (*above, str(key.value))
+        marks[keys] = _mark(key)
+        if len(keys) < MARKED_LEVELS:
+            _mark_below(value, keys, marks)
 
 
 def _mark(node: yaml.Node) -> Mark:

@@ -173,6 +173,8 @@ def explain(
         known=decisions,
     )
     decisions += of_environment
+    if settings.origin is not None and settings.origin.own_data_parallel:
+        decisions = [d for d in decisions if d.dimension is not Dimension.DP]
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also reported as granted by an earlier one.
@@ -208,12 +210,16 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
     source = None if launch is None else launch.environment_source or launch.source
     if launch is None or source is None:
         return assumptions
-    given = assumptions.environment if assumptions.environment_is_the_jobs else {}
+    given: Mapping[str, str] = {}
+    if assumptions.environment_is_the_jobs or launch.source is None:
+        given = assumptions.environment
+    if launch.source is None:
+        source = f"{source} or {assumptions.environment_source}"
     return dataclasses.replace(
         assumptions,
         environment={**given, **launch.environment},
         environment_source=source,
-        environment_is_the_jobs=launch.whole,
+        environment_is_the_jobs=launch.whole or assumptions.environment_is_the_jobs,
         unknown_variables=launch.unknown - given.keys() - launch.environment.keys(),
     )
 

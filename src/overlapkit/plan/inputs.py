@@ -13,12 +13,13 @@ from overlapkit.config.run import Settings
 from overlapkit.config.schema import section_fields
 from overlapkit.config.sources import (
     check_world_size,
+    document_of,
     name_sources,
     read_document,
     world_size_of,
 )
 from overlapkit.config.text_file import exists
-from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
 from overlapkit.plan.models import named_model
 
@@ -146,7 +147,7 @@ def read_inputs(
         if source.kind == "script":
             return _of_megatron_lm(source.read(reading), world_size, nodes, domain)
         _check_file(source.name)
-        settings = _read(read_yaml(source.name), source.given, reading)
+        settings = _read(document_of(source.name), source.given, reading)
         size, per_node = _world_size(settings, world_size, nodes, domain)
         return _filled_in(settings, settings, size, per_node, ())
     data = {"model": named_model(model), "ddp": {"use_distributed_optimizer": True}}
@@ -161,7 +162,8 @@ def _of_megatron_lm(
 ) -> Inputs:
     size, per_node = _world_size(read, world_size, nodes, domain)
     # Megatron-Bridge's rules are applied; what is recommended is the same.
-    settings, more = _as_bridge(read)
+    settings, more = _as_bridge(read) if read.framework == "megatron-lm" else (read, [])
+    settings = replace(settings, launch=None)
     notes = (*(read.launch.notes if read.launch is not None else ()), *more)
     return _filled_in(settings, read, size, per_node, notes)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron.bridge.training.edits import ENV
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
+from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
 from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
@@ -76,34 +77,71 @@ def read_megatron_lm(
     followed = follow_script(text, path, given, slurm)
     lines = text.splitlines()
     folder = Path(name).parent
+    other = _of_hydra(followed, path, lines, slurm, folder, overrides)
+    if other is not None and wanted in (None, other[1]):
+        return other[0]
     job = Job(None)
     started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown, folder)
     notes = [*followed.notes, *more, *arguments.notes]
-    size, unknown = None, f"{path} does not start the job"
     if started is not None:
         job = job_of(started, followed.started, slurm, path, folder, arguments)
         notes += job.notes
-        size, unknown = job.world_size, job.world_size_unknown
+    else:
+        job.world_size_unknown = f"{path} does not start the job"
+    size = job.world_size
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
-    launch = Launch(
+    launch = _launch_of(job, path, notes)
+    exported = _exported(job, path, lines)
+    settings = _settings(path, arguments, overrides, launch, exported, folder=folder)
+    return replace(settings, origin=job.origin)
+
+
+def _of_hydra(
+    followed: Followed,
+    path: str,
+    lines: Sequence[str],
+    slurm: dict[str, str],
+    folder: Path,
+    overrides: Iterable[str],
+) -> tuple[Settings, int] | None:
+    """The settings of a launcher that takes Hydra's overrides, and the line of the launch."""
+    started = hydra_launch(followed.started)
+    if started is None:
+        return None
+    tree, notes = tree_of_launch(started, path, lines, folder)
+    read = reader_of_launch(tree, started)
+    if read is None:
+        return None
+    job = job_of(started, followed.started, slurm, path, folder, Arguments())
+    launch = _launch_of(job, path, (*followed.notes, *notes, *job.notes))
+    settings = read(tree, tuple(overrides), None, launch)
+    exported = _exported(job, path, lines)
+    return replace(settings, where={**exported, **settings.where}), started.line
+
+
+def _launch_of(job: Job, path: str, notes: Sequence[str]) -> Launch:
+    """What a script says besides the settings."""
+    return Launch(
         {name: value.text for name, value in job.environment.items()},
         path,
-        size,
-        unknown,
+        job.world_size,
+        job.world_size_unknown,
         tuple(dict.fromkeys(notes)),
         launcher=job.launcher,
         environment_source=job.environment_source,
         unknown=frozenset(job.unknown),
         whole=job.whole,
     )
-    exported = {
+
+
+def _exported(job: Job, path: str, lines: Sequence[str]) -> dict[str, Place]:
+    """The places of the variables that the job has."""
+    return {
         f"{ENV}{name}": word_place(path, lines, value.line, name)
         for name, value in job.environment.items()
         if value.line
     }
-    settings = _settings(path, arguments, overrides, launch, exported, folder=folder)
-    return replace(settings, origin=job.origin)
 
 
 def read_megatron_lm_arguments(
