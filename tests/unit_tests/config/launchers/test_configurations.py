@@ -54,7 +54,7 @@ def test_nemo_rl(overlapkit, config) -> None:
     assert "this is NeMo-RL's configuration" in notes
     assert "megatron_cfg.virtual_pipeline_model_parallel_size" in notes
     assert "distributed_data_parallel_config.average_in_collective" in notes
-    assert not any(d["knob"] == "env.CUDA_DEVICE_MAX_CONNECTIONS" for d in document["decisions"])
+    assert document["job_env"]["CUDA_DEVICE_MAX_CONNECTIONS"]["value"] == "1"
     text = overlapkit("explain", name, *GPU).out
     assert "Everything that was requested is in effect" not in text
 

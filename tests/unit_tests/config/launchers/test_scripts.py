@@ -133,7 +133,7 @@ def test_ms_swift(spelling, command, gather, overlapkit, config) -> None:
     assert effective["ddp.overlap_param_gather"] is gather
     # Its own default, and the variable that it sets itself.
     assert effective["ddp.use_distributed_optimizer"] is True
-    assert not any(d["knob"] == f"env.{QUEUES}" for d in result.document["decisions"])
+    assert result.document["job_env"][QUEUES]["value"] == "1"
     text = overlapkit("explain", "--from-megatron-lm", name, "--gpu", "h100").out
     assert "this is ms-swift's launch" in text
     assert "Everything that was requested is in effect" not in text
