@@ -1,8 +1,8 @@
 """The findings of a configuration, mended one after the other until none is left that can be.
 
-A change may end several findings, and may bring another. It is kept only where its finding goes and
-every finding that it brings can be mended too; otherwise the configuration stays as it was before
-the change.
+A change may end several findings, and may bring another. It is kept only where its finding goes,
+and where every finding that it brings can be mended too, or is a lesser one. Otherwise the
+configuration stays as it was before the change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.bridge.training.edits import ENV
 from overlapkit.config.places import Place
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
-from overlapkit.explain.report import Report
+from overlapkit.explain.report import SEVERITY, Report
 from overlapkit.fix.splice import CannotEdit
 from overlapkit.fix.target import Target
 
@@ -164,6 +164,7 @@ def _step(
     keys = (edit.key for edit in decision.edits)
     changes = (_change(key, state.settings, settings) for key in keys)
     fixes = [Fix(decision, tuple(c for c in changes if c is not None))]
+    borne: set[Key] = set()
     while True:
         if _key(decision) in now.found:
             raise CannotEdit(
@@ -171,7 +172,7 @@ def _step(
                 if len(fixes) == 1
                 else "what the change brings cannot be mended without it"
             )
-        brought = [d for key, d in now.found.items() if key not in state.found]
+        brought = [d for key, d in now.found.items() if key not in {*state.found, *borne}]
         if not brought:
             return now, fixes
         inner = brought[0]
@@ -181,8 +182,18 @@ def _step(
         try:
             now, more = _step(now, inner, judge, (*chain, _key(decision)))
         except CannotEdit as error:
-            raise CannotEdit(f"{problem}, for which: {error}") from None
+            if not _is_lesser(inner, decision):
+                raise CannotEdit(f"{problem}, for which: {error}") from None
+            borne.add(_key(inner))
+            continue
         fixes += more
+
+
+def _is_lesser(brought: Decision, mended: Decision) -> bool:
+    """Whether a finding that cannot be mended is to be borne for having another mended."""
+    weights = SEVERITY.index(brought.outcome) - SEVERITY.index(mended.outcome)
+    # What the job's environment lacks is for whoever starts the job.
+    return weights > 0 or (weights == 0 and brought.knob.startswith(ENV))
 
 
 def _change(key: str, before: Settings, after: Settings) -> Change | None:

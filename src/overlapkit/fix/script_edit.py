@@ -28,6 +28,7 @@ from overlapkit.fix.words import (
     assignments_of,
     flags,
     is_alone_on_line,
+    on_one_line,
     uses_of,
     variable_of,
     with_value,
@@ -39,7 +40,7 @@ _MOST_TRIED = 24
 """Proposals that are followed for one change."""
 _ANCHORS = 6
 """Flags beside which a new one is tried."""
-_COMMON = frozenset({"", "num", "size", "use", "no"})
+_COMMON = frozenset({"", "layers", "model", "no", "num", "size", "use"})
 """Parts of flags' names that say nothing of what they are about."""
 _OPENS = re.compile(r"^[ \t]*(?:if|case|for|while|until|select)\b|\{[ \t]*$")
 _CLOSES = re.compile(r"^[ \t]*(?:fi|esac|done|\})")
@@ -74,8 +75,8 @@ class Script:
         spellings = (flag, f"--{flag.removeprefix('--').replace('-', '_')}")
         return flags(self.text, tuple(dict.fromkeys(spellings)), self.place(flag))
 
-    def own_words(self, flag: Written) -> list[Written]:
-        """The words after a flag that are its own."""
+    def own_words(self, flag: Written) -> list[list[Written]]:
+        """The words after a flag that may be its own: those on its line, and those below too."""
         following: list[Written] = []
         for word in words_after(self.text, flag.end):
             if word.text.startswith("--"):
@@ -83,7 +84,9 @@ class Script:
             following.append(word)
             if len(following) > 64:
                 break
-        return following[: words_of(flag.text, [word.text for word in following])]
+        own = following[: words_of(flag.text, [word.text for word in following])]
+        here = on_one_line(self.text, flag.end, own)
+        return [here, own] if here and len(here) < len(own) else [own]
 
 
 def accepted(proposals: Iterator[str], accepts: Accepts, what: str) -> str:
@@ -109,21 +112,19 @@ def accepted(proposals: Iterator[str], accepts: Accepts, what: str) -> str:
 
 def without_flag(script: Script, flag: str) -> Iterator[str]:
     """The script without a flag and its words, at one place where it is written, or at all."""
-    places = [_whole(script, written) for written in script.written(flag)]
-    for start, end in places:
-        yield without(script.text, start, end)
     for written in script.written(flag):
-        yield without(script.text, written.start, written.end)
+        for start, end in (*_whole(script, written), (written.start, written.end)):
+            yield without(script.text, start, end)
     text = script.text
+    places = [_whole(script, written)[0] for written in script.written(flag)]
     for start, end in sorted(places, reverse=True):
         text = without(text, start, end)
     yield text
 
 
-def _whole(script: Script, flag: Written) -> tuple[int, int]:
-    """The range of a flag with its words."""
-    own = script.own_words(flag)
-    return flag.start, own[-1].end if own else flag.end
+def _whole(script: Script, flag: Written) -> list[tuple[int, int]]:
+    """What may be the range of a flag with its words."""
+    return [(flag.start, own[-1].end if own else flag.end) for own in script.own_words(flag)]
 
 
 def without(text: str, start: int, end: int) -> str:
@@ -154,29 +155,32 @@ def with_new_words(script: Script, flag: str, words: Sequence[str]) -> Iterator[
     Raises:
         CannotEdit: the value is a variable that the caller gave.
     """
-    text = script.text
     for written in script.written(flag):
         name, inline, value = written.text.partition("=")
         if inline:
             at = written.start + len(name) + 1 + (1 if written.quote else 0)
-            word = word_at(text, at)
-            own = [word] if word is not None and value else []
+            word = word_at(script.text, at)
+            yield from _with_own(script, written, [word] if word and value else [], words)
         else:
-            own = script.own_words(written)
-        if not own and words:
-            yield spliced(text, [Splice(written.end, written.end, f" {' '.join(words)}")])
-            continue
-        if len(own) == 1 and len(words) == 1:
-            variable = variable_of(own[0].text)
-            if variable is not None and variable in script.given:
-                raise CannotEdit(
-                    f"{variable} is given on the command line: give {variable}={words[0]}"
-                )
-            yield from _assigned(text, variable, words[0])
-            yield spliced(text, [Splice(own[0].start, own[0].end, own[0].with_text(words[0]))])
-        elif own:
-            new = " ".join(own[0].with_text(word) for word in words)
-            yield spliced(text, [Splice(own[0].start, own[-1].end, new)])
+            for own in script.own_words(written):
+                yield from _with_own(script, written, own, words)
+
+
+def _with_own(
+    script: Script, flag: Written, own: Sequence[Written], words: Sequence[str]
+) -> Iterator[str]:
+    text = script.text
+    if not own:
+        yield spliced(text, [Splice(flag.end, flag.end, f" {' '.join(words)}")])
+    elif len(own) == 1 and len(words) == 1:
+        variable = variable_of(own[0].text)
+        if variable is not None and variable in script.given:
+            raise CannotEdit(f"{variable} is given on the command line: give {variable}={words[0]}")
+        yield from _assigned(text, variable, words[0])
+        yield spliced(text, [Splice(own[0].start, own[0].end, own[0].with_text(words[0]))])
+    else:
+        new = " ".join(own[0].with_text(word) for word in words)
+        yield spliced(text, [Splice(own[0].start, own[-1].end, new)])
 
 
 def _assigned(text: str, variable: str | None, value: str) -> Iterator[str]:
@@ -196,7 +200,8 @@ def with_flag(script: Script, flag: str, words: Sequence[str]) -> Iterator[str]:
     """The script with one more flag, beside those that it resembles."""
     new = " ".join((flag, *words))
     for anchor in _anchors(script, flag):
-        yield from _beside(script.text, anchor, _whole(script, anchor)[1], new)
+        for _, end in _whole(script, anchor):
+            yield from _beside(script.text, anchor, end, new)
     text = script.text
     if script.launch is not None:
         at = _offset(text, script.launch)
@@ -277,6 +282,11 @@ def with_variable(script: Script, name: str, value: str, line: int | None) -> It
     for at in _before_launch(script):
         new = f"{indentation(text, at)}export {name}={word}{line_break(text)}"
         yield spliced(text, [Splice(at, at, new)])
+    if script.launch is not None:
+        # For this job alone.
+        at = _offset(text, script.launch)
+        at += len(indentation(text, at))
+        yield spliced(text, [Splice(at, at, f"{name}={word} ")])
 
 
 def without_variable(script: Script, name: str, line: int | None) -> Iterator[str]:

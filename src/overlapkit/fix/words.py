@@ -111,6 +111,18 @@ def words_after(text: str, at: int) -> Iterator[Written]:
         at = word.end
 
 
+def on_one_line(text: str, start: int, words: Sequence[Written]) -> list[Written]:
+    """Those of the words after a place that are before the first line break that is not continued:
+    behind it another command may be, or the end of a heredoc."""
+    kept: list[Written] = []
+    for word in words:
+        between = text[kept[-1].end if kept else start : word.start]
+        if re.search(r"(?<!\\)\r?\n", between.replace("\\\r\n", "\\\n")):
+            break
+        kept.append(word)
+    return kept
+
+
 def variable_of(word: str) -> str | None:
     """The variable whose value is the entire word: ``$A``, ``${A}`` or ``${A:-8}``."""
     found = re.fullmatch(r"\$(?:(\w+)|\{(\w+)(?::?[-=?+][^}]*)?\})", word)
