@@ -445,35 +445,12 @@ def test_queues_that_two_overlaps_want_are_weighed() -> None:
             assert len(found) == (0 if blackwell or core == "0.11.0" else expected)
 
 
-def test_shared_remedies_are_said_in_flags() -> None:
-    """No remedy of a rule that Megatron-LM shares names a section that it does not have."""
-    for declared in RULES.values():
-        if declared.id.startswith(SHARED) and declared.id not in NEVER_HERE:
-            said = remedy_in_flags(declared.id, declared.remedy) or ""
-            assert not re.search(r"\b(model|ddp|optimizer)\.\w|\bcomm_overlap\b", said), declared.id
-
-
 def test_a_preset_that_fits_is_named() -> None:
     remedy = "set comm_overlap.tp_comm_overlap_cfg to userbuffers_bf16_h100_h8192_tp4"
     said = remedy_in_flags("tp.preset-fit", remedy) or ""
     assert said.startswith("pass --tp-comm-overlap-cfg") and said.endswith("_h8192_tp4")
 
 
-SHARED = ("core.", "ep.", "tp.", "ub.", "any.", "launch.")
-# What Megatron-LM decides by itself, or never lets come about.
-NEVER_HERE = {
-    "core.sequence-parallel",
-    "core.chunks-need-stages",
-    "core.p2p-modes-exclude",
-    "core.p2p-overlap-needs-interleaving",
-    "core.param-gather-needs",
-    "core.param-gather-with-optimizer-step-needs",
-    "tp.off-unless-asked",
-    "tp.needs-tensor-parallel",
-    "tp.needs-sequence-parallel",
-    "any.no-comm-overlap",
-    "any.set-by-hand-overwritten",
-}
 LAYOUTS = list(itertools.product((1, 2), (1, 2, 4), (1, 2), (False, True)))
 
 
