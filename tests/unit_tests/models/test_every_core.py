@@ -67,7 +67,8 @@ def container(model, comm, precision):
 def same_fields(config, cls):
     # Nothing was added to a configuration that its version does not have.
     known = {f.name for f in fields(cls)}
-    assert {k for k in vars(config) if not k.startswith("_")} <= known
+    extra = {k for k in vars(config) if not k.startswith("_")} - known
+    assert not extra, extra
 
 
 recipes = {name: mixed_precision_recipe(name) for name in RECIPES}

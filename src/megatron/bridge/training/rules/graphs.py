@@ -24,7 +24,7 @@ from megatron.bridge.utils.cuda_graph import (
 )
 
 _FIELD, _FORMER = "cuda_graph_modules", "cuda_graph_scope"
-_WRITTEN = "cuda_graph_scopes_written_as"
+_WRITTEN = "_cuda_graph_scopes_written_as"
 """An attribute of a model: which of the two the user wrote, once the scopes were moved."""
 
 SCOPES_CLEARED = rule(
