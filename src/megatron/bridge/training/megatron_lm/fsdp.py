@@ -175,7 +175,7 @@ def _megatron_fsdp(c: Context, run: Any, request: MegatronLmRequest) -> Iterator
     omitted = without_fsdp(c)
     if request.ckpt_format != "fsdp_dtensor":
         yield CHECKPOINT.error(
-            "ddp.use_megatron_fsdp", True, stops(f"--ckpt-format is {request.ckpt_format}")
+            f"ddp.{fsdp_switch(ddp)}", True, stops(f"--ckpt-format is {request.ckpt_format}")
         )
     second = getattr(ddp, "megatron_fsdp_version", 1) == 2 and SECOND_VERSION.holds(c.stack)
     if second and ddp.use_distributed_optimizer:
