@@ -70,6 +70,8 @@ class Launch:
         environment_source: what `environment` comes from, as a sentence names it; None: `source`.
         unknown: variables that may be set, to a value that is not known.
         whole: whether a variable that is in neither is certainly not set.
+        origins: what sets those of `environment` and `fallback` that the launcher sets by itself.
+        fallback: variables that the launcher sets where nothing else does.
     """
 
     environment: dict[str, str]
@@ -84,6 +86,8 @@ class Launch:
     environment_source: str | None = None
     unknown: frozenset[str] = frozenset()
     whole: bool = True
+    origins: dict[str, str] = field(default_factory=dict)
+    fallback: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Assumptions:
         environment_is_the_jobs: whether they are all that the job has, so that a missing one is
             reported.
         unknown_variables: names that may be set, to a value that is not known.
+        origins: what sets the variables that a launcher sets by itself, by name.
     """
 
     gpu_name: str
@@ -63,6 +64,7 @@ class Assumptions:
     environment_source: str
     environment_is_the_jobs: bool = False
     unknown_variables: frozenset[str] = frozenset()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def machine(self) -> KnownGpu:
@@ -81,6 +83,7 @@ class Assumptions:
             self.environment,
             self.environment_is_the_jobs,
             self.environment_source,
+            self.origins,
             unknown=self.unknown_variables,
         )
 
@@ -215,12 +218,16 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
         given = assumptions.environment
     if launch.source is None:
         source = f"{source} or {assumptions.environment_source}"
+    stated = {**given, **launch.environment}
+    fallback = {n: v for n, v in launch.fallback.items() if n not in stated}
+    own = fallback.keys() | launch.environment.keys()
     return dataclasses.replace(
         assumptions,
-        environment={**given, **launch.environment},
+        environment={**fallback, **stated},
+        origins={n: origin for n, origin in launch.origins.items() if n in own},
         environment_source=source,
         environment_is_the_jobs=launch.whole or assumptions.environment_is_the_jobs,
-        unknown_variables=launch.unknown - given.keys() - launch.environment.keys(),
+        unknown_variables=launch.unknown - given.keys() - own,
     )
 
 

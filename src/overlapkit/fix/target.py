@@ -92,6 +92,11 @@ class Target:
         Raises:
             CannotEdit: one of them cannot be made there, or would change something else.
         """
+        origin = settings.origin
+        if origin is not None and not origin.takes_flags:
+            raise CannotEdit(
+                f"it is {origin.name}'s configuration, whose own keys are not written here"
+            )
         for edit in edits:
             refuse_overridden(settings, edit.key)
             refuse_elsewhere(settings, edit.key, self.file)

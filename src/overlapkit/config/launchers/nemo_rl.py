@@ -10,9 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from megatron.bridge.training.versions import spoken
 from overlapkit.config.launchers.build import product, settings_of, whole_number
 from overlapkit.config.launchers.origin import Origin
-from overlapkit.config.launchers.tree import Keys, Mapped, Tree, with_overrides
+from overlapkit.config.launchers.tree import (
+    Keys,
+    Mapped,
+    Tree,
+    with_overrides,
+    with_parents,
+)
 from overlapkit.config.reading import Reading
 from overlapkit.config.run import Launch, Settings
 from overlapkit.config.schema import known_keys
@@ -51,6 +58,15 @@ _PASSED_DDP = (
     "data_parallel_sharding_strategy",
 )
 """Keys of distributed_data_parallel_config that it passes on; the others have no effect."""
+_BASE: dict[str, Any] = {
+    "ddp.use_distributed_optimizer": True,
+    "optimizer.use_distributed_optimizer": True,
+    "ddp.overlap_grad_reduce": True,
+    "ddp.overlap_param_gather": True,
+    "ddp.grad_reduce_in_fp32": False,
+}
+"""What NeMo-RL's examples/configs/grpo_math_1B.yaml (00294d9baa) sets, from which the others
+inherit: every key must be set in one of them."""
 _OTHER = frozenset(
     {
         "enabled",
@@ -90,14 +106,14 @@ def read(
     Raises:
         InputError: it trains without Megatron-Core, or a key or value that no run can have.
     """
-    tree, others = with_overrides(tree, overrides, ROOTS)
+    tree, others = with_overrides(with_parents(tree), overrides, ROOTS)
     if tree.get(*_CFG, "enabled") is False or not tree.under(*_CFG):
         raise InputError(
             f"{tree.place(*_CFG, 'enabled').in_messages}: this is NeMo-RL's configuration, and "
             "policy.megatron_cfg.enabled is not true: it trains with DTensor (torch's FSDP2), "
             "which has no overlap settings of Megatron; look at it with overlapkit trace"
         )
-    mapped = Mapped()
+    mapped = Mapped(defaults=dict(_BASE))
     mapped.take_all(tree, _CFG, "model", dict(zip(_MODEL, _MODEL, strict=True)))
     _precision(tree, mapped)
     _parallel(tree, mapped)
@@ -197,9 +213,11 @@ def _origin(tree: Tree) -> Origin:
         "the model comes from policy.model_name, which is not read; give its sizes as overrides "
         "(model.num_layers=36)",
     ]
-    if tree.get("defaults") is not None:
+    if tree.missing:
         remarks.append(
-            "defaults names other files, which are not read: what they set is not looked at"
+            f"{spoken(tree.missing)} is not here: for what it sets the values of NeMo-RL's "
+            "grpo_math_1B.yaml (00294d9baa) are assumed: distributed optimizer, and both overlaps "
+            "of data parallelism on"
         )
     if (tree.get(*_CFG, "expert_model_parallel_size") or 1) != 1:
         remarks.append("expert parallelism: the model is taken to have experts")

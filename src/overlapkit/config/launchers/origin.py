@@ -17,9 +17,12 @@ class Origin:
             whole run.
         own_data_parallel: whether another implementation than Megatron-Core's reduces gradients and
             gathers parameters, so that rules about data parallelism do not hold.
+        takes_flags: whether it takes Megatron-LM's flags as they are, so that a remedy can be
+            written into its script.
     """
 
     name: str
     remarks: tuple[str, ...] = ()
     unread: bool = True
     own_data_parallel: bool = False
+    takes_flags: bool = False

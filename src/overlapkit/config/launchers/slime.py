@@ -100,4 +100,5 @@ def origin(arguments: Arguments) -> Origin:
             "sequence lengths by itself (slime/backends/megatron_utils/arguments.py, 1cddc5d32e)",
         ),
         unread=False,
+        takes_flags=True,
     )

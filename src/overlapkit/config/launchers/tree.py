@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from overlapkit.config.overrides import apply_overrides, is_override, parse_override
 from overlapkit.config.places import Place
 from overlapkit.config.schema import sections
-from overlapkit.config.yaml_file import Document
+from overlapkit.config.yaml_file import Document, read_yaml
+from overlapkit.input_file import is_file
 
 Keys = tuple[str, ...]
 """The keys that lead to a value, from the top."""
@@ -30,6 +32,7 @@ class Tree:
         places: the place of each key.
         overridden: the keys that an override set, with its text.
         unresolved: the keys whose value OmegaConf would compute, and that are not known here.
+        missing: files that it inherits from, and that are not here.
     """
 
     path: str
@@ -37,6 +40,7 @@ class Tree:
     places: dict[Keys, Place] = field(default_factory=dict)
     overridden: dict[Keys, Place] = field(default_factory=dict)
     unresolved: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def get(self, *keys: str) -> Any:
         """A value; None where it is absent, null or not known."""
@@ -117,7 +121,50 @@ def with_overrides(
         for o in parsed
     }
     data = apply_overrides(tree.data, parsed)
-    return Tree(tree.path, data, tree.places, {**tree.overridden, **places}), others
+    return replace(tree, data=data, overridden={**tree.overridden, **places}), others
+
+
+def with_parents(tree: Tree, depth: int = 0) -> Tree:
+    """The tree on top of the files that its ``defaults`` names, where they are beside it.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    given = tree.data.get("defaults")
+    names = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    data: dict[str, Any] = {}
+    places: dict[Keys, Place] = {}
+    missing: list[str] = []
+    for name in names if depth < _MOST_STEPS else ():
+        path = Path(_folder_of(tree), str(name))
+        if str(name) == "_self_":
+            continue
+        if not isinstance(name, str) or not is_file(str(path)):
+            missing.append(str(name))
+            continue
+        parent = with_parents(tree_of(read_yaml(path)), depth + 1)
+        data = _merged(data, parent.data)
+        places |= parent.places
+        missing += parent.missing
+    own = {key: value for key, value in tree.data.items() if key != "defaults"}
+    return replace(tree, data=_merged(data, own), places={**places, **tree.places}, missing=missing)
+
+
+def _folder_of(tree: Tree) -> Path:
+    """The folder that inherited files are named from: that of the file that names them."""
+    place = tree.places.get(("defaults",))
+    return Path(place.file if place is not None and place.file else tree.path).parent
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings, where the second wins."""
+    result = dict(below)
+    for key, value in above.items():
+        former = result.get(key)
+        if isinstance(former, Mapping) and isinstance(value, Mapping):
+            value = _merged(former, value)
+        result[key] = value
+    return result
 
 
 @dataclass

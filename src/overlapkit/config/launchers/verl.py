@@ -149,12 +149,12 @@ def _launch(tree: Tree, launch: Launch | None) -> Launch:
     size = product(tree.get("trainer", "nnodes"), tree.get("trainer", "n_gpus_per_node"))
     unknown = f"{tree.path}: trainer.nnodes and trainer.n_gpus_per_node do not both state numbers"
     found = launch or Launch({})
-    if CONNECTIONS not in found.environment and CONNECTIONS not in found.unknown:
-        source = found.environment_source or found.source or tree.path
+    if CONNECTIONS not in found.environment:
         found = replace(
             found,
-            environment={**found.environment, CONNECTIONS: "1"},
-            environment_source=source if found.source else f"{source} (verl's own default)",
+            environment_source=found.environment_source or found.source or tree.path,
+            fallback={CONNECTIONS: "1"},
+            origins={CONNECTIONS: "verl's constants_ppo.py"},
             whole=found.whole and found.source is not None,
         )
     size = size or found.world_size

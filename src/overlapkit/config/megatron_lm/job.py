@@ -37,6 +37,7 @@ class Job:
         world_size_unknown: why not.
         launcher: the program that starts the processes; None where it is not known.
         notes: on what the job does not see, or what is not known.
+        origins: what sets the variables that the launcher sets by itself, by name.
     """
 
     origin: Origin | None
@@ -48,6 +49,7 @@ class Job:
     world_size_unknown: str = ""
     launcher: Launcher | None = None
     notes: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def dialect_of(started: Started, words: Sequence[Field]) -> Dialect:
@@ -115,6 +117,7 @@ def _for_swift(job: Job, words: Sequence[Field], arguments: Arguments, where: st
     for name, value in swift.SET_BY_ITSELF.items():
         job.environment[name] = Field((Piece(value, 0),))
         job.unknown.discard(name)
+        job.origins[name] = "ms-swift's megatron_args.py"
     job.origin = swift.origin(arguments, words)
 
 

@@ -132,6 +132,7 @@ def _launch_of(job: Job, path: str, notes: Sequence[str]) -> Launch:
         environment_source=job.environment_source,
         unknown=frozenset(job.unknown),
         whole=job.whole,
+        origins=job.origins,
     )
 
 

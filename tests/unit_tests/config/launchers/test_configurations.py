@@ -285,3 +285,66 @@ def test_other_commands_read_them_too(command: str, overlapkit, config) -> None:
     result = overlapkit(command, config(nemo_rl()), *given, "--gpu", "h100", "--core", "0.16.1")
     assert result.status in (0, 1), result.err
     assert "NeMo-RL" in result.out
+
+
+@pytest.mark.parametrize("form", ["nemo 1", "ms-swift"])
+def test_a_remedy_is_not_written_in_megatrons_names(form: str, overlapkit, config) -> None:
+    if form == "nemo 1":
+        text = NEMO_1.format(optimizer="mcore_distributed_optim", gather="true")
+        name = config(text.replace("sequence_parallel: true", "sequence_parallel: false"))
+    else:
+        flags = "--tensor_model_parallel_size 2 --tp_comm_overlap true"
+        text = f"NPROC_PER_NODE=8 megatron sft --model a {flags}\n"
+        name = config(text, "run.sh")
+    before = open(name).read()  # noqa: PTH123, SIM115
+    found = overlapkit("explain", name, *GPU, "--json").document["findings"]
+    result = overlapkit("explain", name, *GPU, "--fix")
+    assert found > 0 and result.status == 1
+    assert "whose own keys are not" in " ".join(result.out.split())
+    assert open(name).read() == before  # noqa: PTH123, SIM115
+
+
+CHILD = """\
+defaults: {parent}
+policy:
+  megatron_cfg:
+    enabled: true
+    tensor_model_parallel_size: 4
+    distributed_data_parallel_config: {{overlap_param_gather: false}}
+"""
+
+
+def test_a_configuration_that_inherits(overlapkit, config, tmp_path) -> None:
+    config(nemo_rl(), "base.yaml")
+    name = config(CHILD.format(parent="base.yaml"), "child.yaml")
+    settings = Source("yaml", name).read()
+    assert settings.flat()["model.tensor_model_parallel_size"] == 4
+    assert settings.flat()["model.pipeline_model_parallel_size"] == 2
+    assert settings.flat()["ddp.overlap_param_gather"] is False
+    assert settings.flat()["ddp.overlap_grad_reduce"] is True
+    assert str(settings.where["ddp.overlap_grad_reduce"]) == f"{tmp_path / 'base.yaml'}:15:7"
+    assert settings.launch is not None and settings.launch.world_size == 24
+
+
+def test_nothing_is_found_in_what_is_inherited_from_a_file_that_is_not_here(
+    overlapkit, config
+) -> None:
+    name = config(CHILD.format(parent="[not_here.yaml]"))
+    result = overlapkit("explain", name, "--world-size", "8", *GPU, "--env-file", "/dev/null")
+    assert "not_here.yaml is not here" in result.out
+    assert "use_distributed_optimizer is off" not in result.out
+
+
+def test_a_file_that_inherits_from_itself(config) -> None:
+    name = config(CHILD.format(parent="run.yaml"))
+    assert Source("yaml", name).read().flat()["model.tensor_model_parallel_size"] == 4
+
+
+def test_what_verl_sets_where_nothing_else_does(overlapkit, config, tmp_path) -> None:
+    name = config(VERL.format(strategy="megatron", tp=2))
+    (tmp_path / "job.env").write_text("CUDA_DEVICE_MAX_CONNECTIONS=8\n")
+    given = {}
+    for env_file in ("/dev/null", str(tmp_path / "job.env")):
+        result = overlapkit("explain", name, *GPU, "--json", "--env-file", env_file)
+        given[env_file] = result.document["job_env"]["CUDA_DEVICE_MAX_CONNECTIONS"]["value"]
+    assert list(given.values()) == ["1", "8"]

@@ -181,3 +181,11 @@ def test_megatron_deepspeed(zero, said, overlapkit, config, tmp_path) -> None:
     result = overlapkit("explain", "--from-megatron-lm", name, "--gpu", "h100")
     assert result.status == 2 and result.err.count("\n") == 1
     assert f"{name}:2: this is Megatron-DeepSpeed" in result.err and said in result.err
+
+
+def test_what_a_launcher_sets_by_itself_is_not_said_of_the_script(overlapkit, config) -> None:
+    flags = "--overlap_grad_reduce true --overlap_param_gather true"
+    name = config(f"NPROC_PER_NODE=8 megatron sft --model a {flags}\n", "run.sh")
+    document = overlapkit("explain", "--from-megatron-lm", name, "--gpu", "h100", "--json").document
+    (found,) = [d for d in document["decisions"] if d["rule"] == "launch.env-one-queue"]
+    assert found["reason"].startswith("ms-swift's megatron_args.py sets")
