@@ -15,7 +15,7 @@ from megatron.bridge.training.software import AssumedSoftware, installed_version
 from overlapkit.config.installation import Installation
 from overlapkit.config.text_file import read_text
 from overlapkit.errors import InputError
-from overlapkit.explain.report import Assumptions
+from overlapkit.explain.report import CURRENT, Assumptions
 from overlapkit.hardware import find_gpu
 from overlapkit.output.console import encodable
 
@@ -51,7 +51,7 @@ def assume(
     elif env_file is not None:
         environment, source = read_env_file(env_file), encodable(env_file)
     else:
-        environment, source = dict(os.environ), "the current environment"
+        environment, source = dict(os.environ), CURRENT
     return Assumptions(
         gpu_name=name,
         gpu=figures,

@@ -30,6 +30,9 @@ from overlapkit.explain.launch import judge_environment
 from overlapkit.explain.places import decision_place
 from overlapkit.hardware import Gpu
 
+CURRENT = "the current environment"
+"""What is looked at where nothing states the job's environment."""
+
 SEVERITY = (Outcome.WRONG_NUMBERS, Outcome.ERROR, Outcome.REFUSED)
 """The outcomes of findings, the worst first."""
 

@@ -19,7 +19,7 @@ from overlapkit.explain.buckets import BucketExchange, bucket_summary, chunk_tit
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
 from overlapkit.explain.lint.order import Said, leading, notes_with_advice, said_once
-from overlapkit.explain.report import Report
+from overlapkit.explain.report import CURRENT, Report
 from overlapkit.explain.stack_document import stack_text
 from overlapkit.output.numbers import imperative, setting_text
 
@@ -206,6 +206,8 @@ def environment_text(report: Report) -> str:
     """Where the job's environment comes from."""
     a = report.assumptions
     declared = report.environment.declared
+    if not a.environment_is_the_jobs and a.environment_source != CURRENT:
+        return f"environment: {a.environment_source}; not all of it is known"
     if not a.environment_is_the_jobs:
         looked = "environment and env_vars were" if declared else "environment was"
         return f"the shell's own {looked} looked at (see --env-file)"
