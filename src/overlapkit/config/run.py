@@ -306,12 +306,18 @@ def _is_default(section: str, key: str, value: Any, stacks: tuple[Stack, ...]) -
 
 def _check_sections(document: Document, data: dict[str, Any], *, strict: bool) -> None:
     """Refuse a file that is no run configuration, and with `strict` misspelt sections."""
+    known = any(section in data for section in ("model", "ddp", "comm_overlap"))
+    # Another program's configuration has sections that resemble these two.
+    present = data if known else {**data, "train": None, "dist": None}
     for section in unknown_sections(data) if strict else ():
-        check_unknown_section(section, data, document.where(section))
-    if not any(section in data for section in ("model", "ddp", "comm_overlap")):
+        check_unknown_section(section, present, document.where(section))
+    if not known:
+        names = [shown(section).strip("'") for section in list(data)[:4]]
+        its = f" (it has {', '.join(names)})" if names else " (it is empty)"
         raise InputError(
-            f"{document.path}: contains none of the sections model, ddp and comm_overlap; "
-            "is it a run configuration?"
+            f"{document.path}: not a run configuration that is known here{its}: Megatron-Bridge's has "
+            "at least one, and this none of the sections model, ddp and comm_overlap; those of "
+            "NeMo-RL, verl and NeMo 1, and launch scripts, are read too"
         )
 
 

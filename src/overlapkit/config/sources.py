@@ -30,7 +30,7 @@ SECOND = "b:"
 """Marks an override of the second configuration alone."""
 
 # Compiled at its first use, not at import.
-_LAUNCHER = r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env)$|^\w+="
+_LAUNCHER = r"(^|/)(torchrun|python[\d.]*|srun|mpirun|mpiexec|deepspeed|env|ray|megatron)$|^\w+="
 
 
 @dataclass(frozen=True)

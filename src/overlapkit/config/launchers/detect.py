@@ -43,6 +43,7 @@ def read_of_launcher(
     if read is not None:
         found = read(tree_of(document), overrides, reading, None)
         return found if reading is None else reading.dated(found)
-    if not (_OF_BRIDGE | {"model"}) & data.keys() or "_target_" in data:
+    no_model = not isinstance(data.get("model"), Mapping)
+    if (not _OF_BRIDGE & data.keys() and no_model) or "_target_" in data:
         others.refuse_by_content(data, document.path)
     return None

@@ -63,6 +63,7 @@ def _any_of(*names: str) -> Callable[[Mapping[str, Any]], bool]:
 
 _DEEPSPEED = _any_of("zero_optimization", "train_micro_batch_size_per_gpu")
 _ACCELERATE = _any_of("compute_environment", "deepspeed_config", "fsdp_config")
+_SWIFT = _any_of("train_type", "tuner_type", "lora_rank", "padding_free", "mcore_model")
 _NAMED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str], ...] = (
     (
         _has("distributed_type"),
@@ -82,6 +83,11 @@ _NAMED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str], ...] = (
         lambda data: "pre_trainer" in _mapping(data.get("modules")),
         "this is Primus' configuration: give the keys of modules.pre_trainer.overrides as "
         "Megatron-LM's flags, after --from-megatron-lm --",
+    ),
+    (
+        lambda data: _SWIFT(data) and not isinstance(data.get("model"), Mapping),
+        "this is ms-swift's configuration: give its keys as flags, after --from-megatron-lm -- "
+        "megatron sft --KEY VALUE, or the script that starts it",
     ),
     (
         _has("model_name_or_path", "stage"),

@@ -88,6 +88,8 @@ def world_size_of(environment: Mapping[str, Field]) -> tuple[int | None, int | N
     ms-swift starts torchrun with NPROC_PER_NODE and NNODES of its environment where either is set,
     and one process otherwise.
     """
+    if "NPROC_PER_NODE" not in environment:
+        return None, None, "NPROC_PER_NODE, from which ms-swift takes it, is not set here"
     each = _number(environment, "NPROC_PER_NODE")
     nodes = _number(environment, "NNODES")
     if each is None or nodes is None:

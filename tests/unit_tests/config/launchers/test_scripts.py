@@ -189,3 +189,13 @@ def test_what_a_launcher_sets_by_itself_is_not_said_of_the_script(overlapkit, co
     document = overlapkit("explain", "--from-megatron-lm", name, "--gpu", "h100", "--json").document
     (found,) = [d for d in document["decisions"] if d["rule"] == "launch.env-one-queue"]
     assert found["reason"].startswith("ms-swift's megatron_args.py sets")
+
+
+def test_ms_swifts_command_after_the_dashes(overlapkit) -> None:
+    words = "megatron sft --model a --tensor_model_parallel_size 2 --overlap_grad_reduce true"
+    options = ("--from-megatron-lm", "--gpu", "h100", "--json")
+    result = overlapkit("explain", *options, "--world-size", "8", "--", *words.split())
+    assert result.document["effective"]["model.tensor_model_parallel_size"] == 2
+    assert any("this is ms-swift's" in note for note in result.document["notes"])
+    result = overlapkit("explain", *options, "--", *words.split())
+    assert result.status == 2 and "--world-size N is missing" in result.err
