@@ -315,8 +315,8 @@ def _check_sections(document: Document, data: dict[str, Any], *, strict: bool) -
         names = [shown(section).strip("'") for section in list(data)[:4]]
         its = f" (it has {', '.join(names)})" if names else " (it is empty)"
         raise InputError(
-            f"{document.path}: not a run configuration that is known here{its}: Megatron-Bridge's has "
-            "at least one, and this none of the sections model, ddp and comm_overlap; those of "
+            f"{document.path}: not a run configuration that is known here{its}: Megatron-Bridge's "
+            "has at least one, and this none of the sections model, ddp and comm_overlap; those of "
             "NeMo-RL, verl and NeMo 1, and launch scripts, are read too"
         )
 
