@@ -33,6 +33,7 @@ from megatron.bridge.training.mixed_precision_recipes import (
 from megatron.bridge.training.mixed_precision_recipes import (
     mixed_precision_recipe as mixed_precision_recipe,
 )
+from megatron.bridge.training.remedies import TWINS, set_here, without_fp4
 from megatron.bridge.training.software import (
     Software,
     installed_stack,
@@ -72,8 +73,7 @@ _ONE_FP4_SWITCH = rule(
     source="Megatron-Bridge ecbd4ead5",
 )
 
-_TWINS = {"fp8_param": "fp8_param_gather", "fp4_param": "fp4_param_gather"}
-_TWIN_OF = _TWINS | {gather: param for param, gather in _TWINS.items()}
+_TWIN_OF = TWINS | {gather: param for param, gather in TWINS.items()}
 
 
 @dataclass
@@ -168,7 +168,7 @@ class MixedPrecisionConfig:
     def __post_init__(self) -> None:
         given = self.given
         twins: list[Decision] = []
-        for name, twin in _TWINS.items():
+        for name, twin in TWINS.items():
             param, gather = getattr(self, name), getattr(self, twin)
             if param is None or param == gather:
                 setattr(self, name, gather)
@@ -198,7 +198,7 @@ class MixedPrecisionConfig:
             OverlapConfigError: the fields contradict each other, or need a newer
                 Transformer Engine.
         """
-        for name, twin in _TWINS.items():
+        for name, twin in TWINS.items():
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self, twin))
         raise_errors(precision_errors(self, software=software))
@@ -261,22 +261,15 @@ def _overwrites(section: str, target: Any, config: MixedPrecisionConfig) -> list
             effective=new,
             reason=f"mixed_precision.{name}={new!r} was copied over {section}.{name}={former!r}.",
             outcome=Outcome.NOTE,
-            edits=(Edit(f"mixed_precision.{name}", _named(former)),),
+            edits=set_here(config, name, former),
         )
         for name, (former, new) in values.items()
         if former != new
     ]
 
 
-def _named(value: Any) -> Any:
-    """A value as a file has it: a dtype by its name."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value).rpartition(".")[2]
-
-
 def _twin_conflict(name: str, param: bool, gather: bool) -> Decision:
-    twin = _TWINS[name]
+    twin = TWINS[name]
     return (_ONE_SWITCH if name == "fp8_param" else _ONE_FP4_SWITCH).decide(
         f"mixed_precision.{name}",
         requested=param,
@@ -292,13 +285,6 @@ class _Context:
     config: MixedPrecisionConfig
     is_te_min_version: Callable[[str], bool]
     stack: Stack
-
-
-def _without_fp4(config: MixedPrecisionConfig) -> tuple[Edit, ...]:
-    """No FP4, and no parameters in it."""
-    names = [n for n in ("fp4_param", "fp4_param_gather") if n in config.given]
-    gathers = [Edit(f"mixed_precision.{n}", False) for n in names if getattr(config, n)]
-    return (Edit("mixed_precision.fp4", None), *gathers)
 
 
 _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
@@ -339,7 +325,7 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
             ),
             met=lambda c: not (c.config.fp4 and c.config.fp8),
             found=lambda c: f"fp4={c.config.fp4!r} and fp8={c.config.fp8!r} are both set.",
-            edits=lambda c: _without_fp4(c.config),
+            edits=lambda c: without_fp4(c.config),
             otherwise="mixed_precision.fp8=null",
         ),
     ),
@@ -358,7 +344,7 @@ _NEEDS: tuple[tuple[str, Need[_Context]], ...] = (
                 f"fp4={c.config.fp4!r} is set, and Transformer Engine is absent or older than "
                 f"{_NVFP4_TE_VERSION}."
             ),
-            edits=lambda c: _without_fp4(c.config),
+            edits=lambda c: without_fp4(c.config),
             otherwise=f"install Transformer Engine >= {_NVFP4_TE_VERSION}",
         ),
     ),

@@ -19,6 +19,9 @@ DISTRIBUTED = "ddp.use_distributed_optimizer"
 
 Edits = tuple[Edit, ...]
 
+TWINS = {"fp8_param": "fp8_param_gather", "fp4_param": "fp4_param_gather"}
+"""Parameters and their gather in a format: one switch of mixed_precision under two names."""
+
 
 def off(*knobs: str) -> Callable[[Context], Edits]:
     """Knobs that comm_overlap has, switched off where the run sets them."""
@@ -54,9 +57,8 @@ def precision(c: Context, *keys: str, value: Any) -> Edits:
         return tuple(Edit(key, value) for key in keys)
     given: frozenset[str] = getattr(c.mixed_precision, "given", frozenset())
     names = dict.fromkeys(key.partition(".")[2] for key in keys)
-    twins = {name: f"{name}_gather" for name in ("fp8_param", "fp4_param")}
     # A parameter and its gather are one switch there: only those that are written are changed.
-    written = [name for name in names if name not in twins or name in given]
+    written = [name for name in names if name not in TWINS or name in given]
     return tuple(Edit(f"mixed_precision.{name}", value) for name in written)
 
 
@@ -116,6 +118,35 @@ def half_precision(c: Context) -> Edits:
     if c.of_megatron_bridge:
         return (Edit("mixed_precision", "bf16_mixed"),)
     return (Edit("model.bf16", True),)
+
+
+def set_here(config: Any, name: str, value: Any) -> tuple[Edit, ...]:
+    """A field set in mixed_precision, with the other name of its switch and what excludes it."""
+    twin = (TWINS | {gather: param for param, gather in TWINS.items()}).get(name)
+    edits = [Edit(f"mixed_precision.{name}", _named(value))]
+    if twin is not None and twin in config.given:
+        edits.append(Edit(f"mixed_precision.{twin}", value))
+    reuse = "reuse_grad_buf_for_mxfp8_param_ag"
+    gathers = name in ("fp8_param", "fp8_param_gather")
+    if gathers and not value and config.reuse_grad_buf_for_mxfp8_param_ag:
+        edits.append(Edit(f"mixed_precision.{reuse}", False))
+    if gathers and value and config.fp8_recipe == "mxfp8":
+        edits.append(Edit(f"mixed_precision.{reuse}", True))
+    return tuple(edits)
+
+
+def _named(value: Any) -> Any:
+    """A value as a file has it: a dtype by its name."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value).rpartition(".")[2]
+
+
+def without_fp4(config: Any) -> tuple[Edit, ...]:
+    """No FP4, and no parameters in it."""
+    names = [n for n in ("fp4_param", "fp4_param_gather") if n in config.given]
+    gathers = [Edit(f"mixed_precision.{n}", False) for n in names if getattr(config, n)]
+    return (Edit("mixed_precision.fp4", None), *gathers)
 
 
 def virtual_size(c: Context) -> int | None:

@@ -8,7 +8,7 @@ later step overwrites what an earlier step or the user has set.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from megatron.bridge.training.comm_overlap import CommOverlapConfig, InstalledSoftware
@@ -41,6 +41,7 @@ from megatron.bridge.training.rules.megatron_core import (
     core_consequences,
     without_comm_overlap,
 )
+from megatron.bridge.training.rules.pipeline import PP_INTERLEAVED
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import MAIN, Range, Stack
 
@@ -73,7 +74,7 @@ OVERWRITTEN = rule(
     Dimension.ANY,
     claim="With a comm_overlap section, its defaults overwrite what was set explicitly on model, "
     "ddp and optimizer.",
-    remedy="set the knob in comm_overlap",
+    remedy="set the knob in comm_overlap, or to the value that is in effect",
 )
 
 
@@ -314,6 +315,7 @@ def compare_with_request(
     """
     explicit = {k: v for k, v in requested.items() if k in effective}
     covered: set[str] = set()
+    interleaved = PP_INTERLEAVED.id in {d.rule for d in decisions}
     result = []
     for decision in decisions:
         value = explicit.get(decision.knob)
@@ -324,7 +326,7 @@ def compare_with_request(
             covered.add(decision.knob)
         elif value is not None and (chooses or overwrote):
             covered.add(decision.knob)
-            decision = _with_request(decision, value)
+            decision = _with_request(decision, value, interleaved=interleaved)
         result.append(decision)
     undone = {k: v for k, v in explicit.items() if k not in covered and effective[k] != v}
     result += [
@@ -334,31 +336,67 @@ def compare_with_request(
             effective=effective[knob],
             reason=f"set explicitly to {value!r}, and overwritten",
             outcome=Outcome.REFUSED,
-            edits=in_comm_overlap(knob, value),
+            edits=_as_in_effect(knob, effective[knob]),
         )
         for knob, value in undone.items()
     ]
     return result
 
 
-def _with_request(decision: Decision, value: Any) -> Decision:
+def _with_request(decision: Decision, value: Any, *, interleaved: bool) -> Decision:
     """A decision about a knob that was also set explicitly to `value`."""
     if decision.effective == value:
         return replace(decision, requested=value, outcome=Outcome.GRANTED)
     written = value if not isinstance(value, bool) else str(value).lower()
-    edits = decision.edits if decision.remedy else in_comm_overlap(decision.knob, value)
+    remedy, edits = decision.remedy, decision.edits
+    if remedy is None:
+        edits = _in_comm_overlap(decision, value, interleaved=interleaved)
+        edits = edits or _as_in_effect(decision.knob, decision.effective)
+        remedy = in_words(edits) or None
     return replace(
         decision,
         requested=value,
         outcome=Outcome.REFUSED,
         reason=f"set explicitly to {written}, and overwritten: {decision.reason}",
-        remedy=decision.remedy or in_words(edits) or None,
+        remedy=remedy,
         edits=edits,
     )
 
 
-def in_comm_overlap(knob: str, value: Any) -> tuple[Edit, ...]:
-    """A knob set in comm_overlap, where its value wins; empty where comm_overlap has no such."""
-    name = knob.rpartition(".")[2]
-    known = {field.name for field in fields(_CommOverlapConfig)}
-    return (Edit(f"comm_overlap.{name}", value),) if name in known else ()
+_CHOSEN_BY_OVERLAP = ("dp.", "pp.", "ep.", "tp.")
+_TOGETHER = {
+    ("overlap_grad_reduce", False): ("overlap_param_gather",),
+    ("overlap_param_gather", True): ("overlap_grad_reduce",),
+}
+"""By a knob and its value: the knobs that have the value too, since one needs the other."""
+
+
+def _in_comm_overlap(decision: Decision, value: Any, *, interleaved: bool) -> tuple[Edit, ...]:
+    """A knob that comm_overlap chose by default, set there; empty where that would not do.
+
+    That is so where comm_overlap requests another value itself, and where the layout has no use for
+    the value or refuses it.
+    """
+    name = decision.knob.rpartition(".")[2]
+    by_default = decision.outcome is Outcome.DEFAULT
+    if not by_default or not decision.rule.startswith(_CHOSEN_BY_OVERLAP):
+        return ()
+    refused = {
+        "tp_comm_overlap": True,  # comm_overlap always says whether it is on.
+        "batch_p2p_comm": value and interleaved,
+        "overlap_p2p_comm": value and not interleaved,
+        # Both have needs beyond the layout, and comm_overlap has reasons to leave them off.
+        "overlap_param_gather_with_optimizer_step": value,
+        "defer_embedding_wgrad_compute": value,
+        "bucket_size": decision.effective is None,
+    }
+    if refused.get(name, False):
+        return ()
+    names = (name, *_TOGETHER.get((name, value), ()))
+    return tuple(Edit(f"comm_overlap.{each}", value) for each in names)
+
+
+def _as_in_effect(knob: str, value: Any) -> tuple[Edit, ...]:
+    """A knob as it is whatever the user writes there; empty where no file can say its value."""
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return (Edit(knob, value),) if plain else ()

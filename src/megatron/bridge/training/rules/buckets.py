@@ -74,7 +74,9 @@ def bucket_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     if c.fsdp is not None or c.replicas == 1:
         return
     if not c.ddp.overlap_grad_reduce:
-        if requested is not None:
+        # A size that comm_overlap chose by itself was not asked for.
+        by_default = c.sets_data_parallel and c.request.bucket_size is None
+        if requested is not None and not by_default:
             yield BUCKET_IGNORED.decide(
                 _KNOB,
                 requested=requested,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.bridge.training.decisions import Decision, Dimension, Need, Outcome, Rule, rule, unmet
-from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.edits import Edit, in_words
 from megatron.bridge.training.remedies import (
     DELAYED,
     EP_OVERLAP,
@@ -335,7 +335,19 @@ def _decide_gated(c: Context, name: str, gate: tuple[Need[Context], ...]) -> Ite
     for each in broken:
         yield each.decide(knob, requested=True, effective=False, outcome=Outcome.ERROR)
     if not broken:
-        yield choose(EP_OFF_UNLESS_ASKED, knob, False, requested, OPT_IN_REASON)
+        chosen = choose(EP_OFF_UNLESS_ASKED, knob, False, requested, OPT_IN_REASON)
+        lost = requested is None and c.of_model(name)
+        yield _said_in_comm_overlap(c, chosen, gate) if lost else chosen
+
+
+def _said_in_comm_overlap(
+    c: Context, chosen: Decision, gate: tuple[Need[Context], ...]
+) -> Decision:
+    """With the way to keep what the model has: in comm_overlap, or off where a need is not met."""
+    name = chosen.knob.partition(".")[2]
+    allowed = not any(unmet(gate, c))
+    edit = Edit(f"comm_overlap.{name}", True) if allowed else Edit(chosen.knob, False)
+    return replace(chosen, remedy=in_words((edit,)), edits=(edit,))
 
 
 def decide_ep(c: Context) -> Iterator[Decision]:
