@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -134,3 +134,35 @@ def refuse_by_content(data: Mapping[str, Any], path: str) -> None:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+_PROGRAMS: tuple[tuple[str, str], ...] = (
+    ("accelerate launch", "Hugging Face accelerate, whose own settings decide"),
+    ("swift sft", "ms-swift without Megatron (megatron sft is its Megatron command)"),
+    ("swift pt", "ms-swift without Megatron (megatron pt is its Megatron command)"),
+    ("swift rlhf", "ms-swift without Megatron (megatron rlhf is its Megatron command)"),
+    ("openrlhf", "OpenRLHF, in which DeepSpeed reduces the gradients"),
+    ("torchtitan", "torchtitan, which trains with torch's FSDP2"),
+    ("colossalai run", "Colossal-AI, which has its own parallelism"),
+    ("llamafactory-cli", "LLaMA-Factory, which trains with DeepSpeed or torch's FSDP"),
+    ("axolotl", "Axolotl, which trains with DeepSpeed or torch's FSDP"),
+)
+"""Programs that train without Megatron, by words of their command."""
+
+
+def refuse_program(words: Sequence[str], where: str) -> None:
+    """Refuse a command of another known program.
+
+    Args:
+        words: of the command.
+        where: its place.
+
+    Raises:
+        InputError: with what it is and what to do.
+    """
+    command = " ".join(words)
+    for name, what in _PROGRAMS:
+        if f" {command}".find(f" {name}") >= 0 or (" " not in name and f"{name}." in command):
+            raise InputError(
+                f"{where}: this starts {what}: no setting of Megatron applies; {_PROFILE}"
+            )

@@ -15,6 +15,7 @@ from typing import Any
 from megatron.bridge.training.edits import ENV
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
+from overlapkit.config.launchers.others import refuse_program
 from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
@@ -254,6 +255,8 @@ def _without_launch(
             "1=value"
         )
     if not fields:
+        for started in followed.started:
+            refuse_program([word.text for word in started.words], f"{path}:{started.line}")
         raise InputError(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
             "script? The arguments themselves can be given after --"

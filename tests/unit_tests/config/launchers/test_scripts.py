@@ -199,3 +199,17 @@ def test_ms_swifts_command_after_the_dashes(overlapkit) -> None:
     assert any("this is ms-swift's" in note for note in result.document["notes"])
     result = overlapkit("explain", *options, "--", *words.split())
     assert result.status == 2 and "--world-size N is missing" in result.err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("accelerate launch --config_file a.yaml train.py", "accelerate"),
+        ("NPROC_PER_NODE=8 swift sft --model a --deepspeed zero2", "ms-swift without Megatron"),
+        ("ray job submit -- python3 -m openrlhf.cli.train_ppo_ray --zero_stage 3", "OpenRLHF"),
+        ("torchrun --nproc-per-node 8 -m torchtitan.train --job.config_file a.toml", "torchtitan"),
+    ],
+)
+def test_a_script_of_a_program_without_megatron(command: str, said: str, config) -> None:
+    with pytest.raises(InputError, match=f":2: this starts .*{said}"):
+        read_megatron_lm(config(f"#!/bin/bash\n{command}\n", "run.sh"))
