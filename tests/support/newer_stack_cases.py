@@ -21,6 +21,7 @@ LAYER_WISE = {"use_layer_wise_distributed_optimizer": True}
 BROKEN: dict[str, dict[str, Any]] = {
     "dp.torch-fsdp2-ignores": {"dist": TORCH, "ddp": {"overlap_grad_reduce": True}},
     "bridge.fsdp-excludes-torch": {"dist": {**TORCH, **FSDP}},
+    "bridge.fsdp-excludes-mapping": {"dist": {**FSDP, "use_tp_pp_dp_mapping": True}},
     "bridge.fsdp-registration-needs": {"ddp": {**FSDP, "fsdp_manual_registration": True}},
     "bridge.fsdp-v2-layout": {
         "ddp": V2,

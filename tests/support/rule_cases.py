@@ -27,8 +27,24 @@ MXFP8_GATHER = {
     "reuse_grad_buf_for_mxfp8_param_ag": True,
 }
 
+STAGES = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2}
+
 # Each rule that finds something, with a configuration that it finds it in.
 BROKEN: dict[str, dict[str, Any]] = {
+    "core.full-iteration-with-optimizer-step": {
+        "model": {**STAGES, "cuda_graph_impl": "local", "cuda_graph_scope": ["full_iteration"]},
+        "ddp": DISTRIBUTED,
+        "comm": {**OFF, "overlap_param_gather_with_optimizer_step": True},
+        "rerun_state_machine": {"check_for_nan_in_loss": False},
+    },
+    "core.ep-overlap-hybrid": {"model": {**MOE, "is_hybrid_model": True}, "comm": EP},
+    "core.hybrid-no-virtual-pipeline": {
+        "model": {**STAGES, "is_hybrid_model": True},
+        "comm": OFF,
+    },
+    "core.cp-exchange-of-each-layer": {
+        "model": {"context_parallel_size": 2, "cp_comm_type": ["p2p", "a2a"]},
+    },
     **newer_stack_cases.BROKEN,
     **machine_cases.BROKEN,
     **size_cases.BROKEN,
@@ -234,6 +250,14 @@ NOTED: dict[str, dict[str, Any]] = {
             "data_parallel_sharding_strategy": "optim_grads_params",
         },
     },
+    "bridge.optimizer-step-checkpoint": {
+        "model": STAGES,
+        "ddp": DISTRIBUTED,
+        "comm": {**OFF, "overlap_param_gather_with_optimizer_step": True},
+    },
+    "core.cp-exchange-exposed": {
+        "model": {"context_parallel_size": 2, "cp_comm_type": "a2a"},
+    },
     "tp.userbuffers-default": {"model": WIDE, "comm": {"tp_comm_overlap": True}},
     "tp.preset-fit": {
         "model": WIDE,
@@ -264,6 +288,7 @@ NOTED: dict[str, dict[str, Any]] = {
             "deallocate_pipeline_outputs": True,
         },
         "comm": OFF,
+        "dist": {"distributed_backend": "gloo"},
     },
     "core.first-chunk-only": {
         "model": {"pipeline_model_parallel_size": 4},

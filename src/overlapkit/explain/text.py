@@ -30,6 +30,7 @@ TITLES = {
     Dimension.TP: "Tensor parallel",
     Dimension.DP: "Data parallel",
     Dimension.PP: "Pipeline parallel",
+    Dimension.CP: "Context parallel",
     Dimension.EP: "Expert parallel",
     Dimension.PRECISION: "Mixed precision",
     Dimension.ANY: "Other",

@@ -364,7 +364,7 @@ def test_names_of_a_file_are_no_markup(overlapkit, config) -> None:
 
 HAZARD = "model: {num_layers: 8, pipeline_model_parallel_size: 4, \
 virtual_pipeline_model_parallel_size: 2, deallocate_pipeline_outputs: true}\n\
-ddp: {}\ncomm_overlap: {tp_comm_overlap: false}\n"
+ddp: {}\ncomm_overlap: {tp_comm_overlap: false}\ndist: {distributed_backend: gloo}\n"
 
 
 def test_a_bug_that_a_version_fixed_is_reported_for_the_versions_that_have_it(

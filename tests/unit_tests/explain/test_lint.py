@@ -70,8 +70,8 @@ class TestTheOrder:
     def test_notes_with_advice_lead_too(self, overlapkit) -> None:
         name = "examples/llama3_70b_64xh100.yaml"
         lines = overlapkit("explain", name, "--world-size", "64").out.splitlines()
-        assert "1 note with advice: model.deallocate_pipeline_outputs" in lines[1]
-        assert lines[3].startswith("note model.deallocate_pipeline_outputs on: ")
+        assert "1 note with advice: env.CUDA_DEVICE_MAX_CONNECTIONS" in lines[1]
+        assert lines[3].startswith("note env.CUDA_DEVICE_MAX_CONNECTIONS 1: ")
         assert " -> " in lines[3]
 
 

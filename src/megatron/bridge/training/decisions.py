@@ -36,7 +36,7 @@ class Dimension(str, Enum):
     PP = "PP"
     """Pipeline parallelism."""
     CP = "CP"
-    """Context parallelism; no rule decides about it, profiles show it."""
+    """Context parallelism: no switch decides about its overlap, the kind of exchange does."""
     EP = "EP"
     """Expert parallelism."""
     PRECISION = "precision"

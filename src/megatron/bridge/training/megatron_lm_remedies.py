@@ -16,7 +16,7 @@ _REMEDIES = {
     "with and without this one",
     "tp.userbuffers-fixed-length": "omit --variable-seq-lengths and pad every batch to "
     "--seq-length, or omit --tp-comm-overlap",
-    "core.sent-then-freed": "where ranks communicate over gloo, use megatron-core 0.18.0 or newer",
+    "core.sent-then-freed": "use megatron-core 0.18.0 or newer",
     "core.stages-divide-layers": "pass a --pipeline-model-parallel-size that divides the "
     "layers, or both --decoder-first-pipeline-num-layers and --decoder-last-pipeline-num-layers",
     "core.chunks-divide-layers": "pass a --num-virtual-stages-per-pipeline-rank that divides the "

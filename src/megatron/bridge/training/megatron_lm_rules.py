@@ -153,6 +153,7 @@ def update_megatron_lm(
         environment=environment,
         train=request,
         batch=getattr(run, "train", None),
+        backend=request.distributed_backend,
         gpu=gpu,
         launcher=launcher,
         optimizer=run.optimizer,

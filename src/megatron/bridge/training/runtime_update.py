@@ -34,6 +34,7 @@ from megatron.bridge.training.rules.bridge_buckets import bucket_size_at_wrap
 from megatron.bridge.training.rules.context import Context, Gpu, Launcher, _CommOverlapConfig
 from megatron.bridge.training.rules.core_pipeline import layout_sets_vpp
 from megatron.bridge.training.rules.data_parallel import gathers_differ
+from megatron.bridge.training.rules.data_parallel_refusals import step_consequences
 from megatron.bridge.training.rules.dispatchers import dispatcher_consequences, update_dispatcher
 from megatron.bridge.training.rules.fsdp import fsdp_consequences, update_fsdp
 from megatron.bridge.training.rules.graphs import update_graphs
@@ -208,6 +209,7 @@ def update_runtime(
         launcher=launcher,
         train=getattr(run, "train", None),
         batch=getattr(run, "train", None),
+        backend=getattr(getattr(run, "dist", None), "distributed_backend", None) or "nccl",
     )
     step(updates_after_overlap(run, context))
     if run.comm_overlap is None:
@@ -234,6 +236,7 @@ def updates_after_overlap(run: Run, c: Context) -> Iterator[Decision]:
 def bridge_consequences(c: Context) -> Iterator[Decision]:
     """What Megatron-Bridge's own checks and wrappers make of the effective knobs."""
     yield from fsdp_consequences(c)
+    yield from step_consequences(c)
     yield from dispatcher_consequences(c)
 
 

@@ -95,7 +95,7 @@ FLAGS: dict[str, Flag] = {
         LM,
     ),
     **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2 freeze-all-layers use-legacy-models", LM),
-    **_flags("str", "main-grads-dtype ckpt-format", LM),
+    **_flags("str", "main-grads-dtype ckpt-format distributed-backend", LM),
     **_flags("given", "save", LM),
     **_flags("names", "high-priority-stream-groups", LM),
     # The former and the present name of the layers of a hybrid model.

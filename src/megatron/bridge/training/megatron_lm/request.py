@@ -58,6 +58,7 @@ class MegatronLmRequest:
         use_legacy_models: --use-legacy-models.
         check_for_nan: whether --no-check-for-nan-in-loss-and-grad is not given.
         high_priority_stream_groups: --high-priority-stream-groups.
+        distributed_backend: --distributed-backend.
         num_layers_per_virtual_pipeline_stage: --num-layers-per-virtual-pipeline-stage.
     """
 
@@ -76,6 +77,7 @@ class MegatronLmRequest:
     use_legacy_models: bool = False
     check_for_nan: bool = True
     high_priority_stream_groups: tuple[str, ...] | list[str] = ()
+    distributed_backend: str = "nccl"
     num_layers_per_virtual_pipeline_stage: int | None = None
 
 

@@ -88,6 +88,7 @@ class Context:
             save and save_interval; None where that is not known.
         batch: micro_batch_size and global_batch_size, with rampup_batch_size and
             decrease_batch_size_if_needed; None where they are not known.
+        backend: torch.distributed's back end for the GPUs.
     """
 
     request: _CommOverlapConfig
@@ -107,6 +108,7 @@ class Context:
     launcher: Launcher | None = None
     train: Any = None
     batch: Any = None
+    backend: str = "nccl"
 
     def key(self, dotted: str) -> str:
         """Where a knob that comm_overlap also has is to be set: ``ddp.overlap_param_gather``."""
@@ -164,13 +166,20 @@ class Context:
     @property
     def is_hybrid(self) -> bool:
         """Whether the model has Mamba layers, or is of the class that may have them."""
-        names = ("is_hybrid_model", "hybrid_override_pattern", "hybrid_layer_pattern")
-        return any(self.of_model(name) for name in names)
+        return bool(hybrid_by(self))
 
     @property
     def fsdp(self) -> str | None:
         """The switch of another data-parallel path than Megatron DDP, as `fsdp_switch`."""
         return fsdp_switch(self.ddp, self.dist)
+
+
+def hybrid_by(c: Context) -> str:
+    """What makes a model a hybrid one, as the start of a reason; empty where it is none."""
+    for name in ("hybrid_override_pattern", "hybrid_layer_pattern", "is_hybrid_model"):
+        if value := c.of_model(name):
+            return f"{name} is {'on' if value is True else value}"
+    return ""
 
 
 def fsdp_switch(ddp: Any, dist: Any = None) -> str | None:

@@ -56,8 +56,8 @@ SENT_THEN_FREED = rule(
     Dimension.PP,
     claim="With overlap_p2p_comm, deallocate_pipeline_outputs can free an activation while it is "
     "being sent: over gloo a corrupted activation arrives (observed with megatron-core 0.16.1); "
-    "over NCCL the result depends on when the memory is reused, and was not tested.",
-    remedy="where ranks communicate over gloo, set deallocate_pipeline_outputs=false on the model",
+    "over NCCL, the default back end, it was not tested, and nothing is said.",
+    remedy="set deallocate_pipeline_outputs=false on the model",
     versions=(Range("core", until="0.18.0"),),
     source="fixed by Megatron-LM 260cba7133",
     is_bug=True,
@@ -128,7 +128,8 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             if pp > 1 and vpp > 1
             else (Edit("model.overlap_p2p_comm_warmup_flush", False),),
         )
-    if pp > 1 and vpp > 1 and overlap and not batch and c.of_model("deallocate_pipeline_outputs"):
+    sends = pp > 1 and vpp > 1 and overlap and not batch
+    if sends and c.of_model("deallocate_pipeline_outputs") and "gloo" in c.backend:
         # Megatron-LM has no flag for it.
         kept = Edit("model.deallocate_pipeline_outputs", False)
         edits = (kept,) if c.of_megatron_bridge else ()
@@ -137,11 +138,9 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             requested=None,
             effective=True,
             reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
-            "its send has completed; over gloo that trains on corrupted activations",
+            f"its send has completed; over {c.backend} that trains on corrupted activations",
             outcome=Outcome.NOTE,
-            remedy=f"{in_words(edits)} where ranks communicate over gloo"
-            if edits
-            else SENT_THEN_FREED.remedy,
+            remedy=in_words(edits) or SENT_THEN_FREED.remedy,
             edits=edits,
         )
     if c.of_model("defer_embedding_wgrad_compute"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from megatron.bridge.training.decisions import Dimension, rule
 from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.remedies import DELAYED, ep_overlap_off, off
-from megatron.bridge.training.rules.context import Context
+from megatron.bridge.training.rules.context import Context, hybrid_by
 from megatron.bridge.training.rules.expert import with_ep_overlap
 from megatron.bridge.training.rules.graphs import (
     graph_impl,
@@ -103,6 +103,43 @@ EXPERT_REFUSALS: tuple[Refusal, ...] = (
             else ""
         ),
         lambda c: scopes_without(c, {"moe", "mlp"}),
+    ),
+    Refusal(
+        rule(
+            "core.ep-overlap-hybrid",
+            Dimension.EP,
+            claim="overlap_moe_expert_parallel_comm fails at the first step of a hybrid model "
+            "(Mamba layers, or the class that may have them): only GPTModel has the schedule of "
+            "its layers that the overlap runs (build_schedule_plan).",
+            remedy="set overlap_moe_expert_parallel_comm=false",
+            source="Megatron-Bridge issue 4975; Megatron-LM issue 5854 and the open pull request "
+            "4798",
+        ),
+        _EP_OVERLAP,
+        lambda c: (
+            f"{hybrid_by(c)}: the schedule finds no build_schedule_plan, and raises a RuntimeError "
+            "at the first step"
+            if _ep_overlap(c) and hybrid_by(c)
+            else ""
+        ),
+        ep_overlap_off,
+    ),
+    Refusal(
+        rule(
+            "core.hybrid-no-virtual-pipeline",
+            Dimension.PP,
+            claim="A hybrid model (Mamba layers) is refused with a virtual pipeline size.",
+            remedy="set model.virtual_pipeline_model_parallel_size=null",
+            edits=(Edit("model.virtual_pipeline_model_parallel_size", None),),
+            versions=(Range("core", until="0.17.1"),),
+            source="Megatron-Core 0.16.1 megatron/core/ssm/mamba_block.py",
+        ),
+        "model.virtual_pipeline_model_parallel_size",
+        lambda c: (
+            f"{hybrid_by(c)}: an assertion stops the job when the model is built"
+            if c.of_model("virtual_pipeline_model_parallel_size") is not None and hybrid_by(c)
+            else ""
+        ),
     ),
     Refusal(
         rule(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
 
-from megatron.bridge.training.decisions import Dimension, Outcome, rule
-from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.decisions import Decision, Dimension, Outcome, rule
+from megatron.bridge.training.edits import Edit, in_words
 from megatron.bridge.training.remedies import (
     DISTRIBUTED,
     WITH_STEP,
@@ -49,6 +50,37 @@ def _distributed(c: Context) -> Edits:
     if WRONG_INSTANCES.holds(c.stack) or replaced or getattr(c.train, "freeze_all_layers", False):
         return _ONE_INSTANCE
     return (Edit(DISTRIBUTED, True),)
+
+
+STEP_CHECKPOINT = rule(
+    "bridge.optimizer-step-checkpoint",
+    Dimension.DP,
+    claim="overlap_param_gather_with_optimizer_step has problems with checkpoints: Megatron-LM "
+    "refuses it with a distributed checkpoint format, and Megatron-Bridge, which checks nothing, "
+    "took it out of its performance recipes for that.",
+    remedy="set overlap_param_gather_with_optimizer_step=false for a run that saves checkpoints",
+    source="Megatron-LM's arguments.py; Megatron-Bridge pull request 5847",
+)
+
+
+def step_consequences(c: Context) -> Iterator[Decision]:
+    """What the gather with the optimizer step does to checkpoints."""
+    on = c.of_optimizer("overlap_param_gather_with_optimizer_step")
+    if not on or not c.of_ddp("overlap_param_gather") or c.fsdp is not None:
+        return
+    save = getattr(c.train, "save", None)
+    edits = (Edit(c.key(WITH_STEP), False),)
+    yield STEP_CHECKPOINT.decide(
+        WITH_STEP,
+        requested=None,
+        effective=True,
+        reason=("checkpoint.save is set, and " if save else "")
+        + "a checkpoint of a distributed format may not be loaded again: Megatron-LM refuses the "
+        "two together, and Megatron-Bridge does not check it",
+        outcome=Outcome.NOTE,
+        remedy=in_words(edits) + " for a run that saves checkpoints",
+        edits=edits,
+    )
 
 
 DATA_PARALLEL_REFUSALS: tuple[Refusal, ...] = (

@@ -252,6 +252,23 @@ FSDP_REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         rule(
+            "bridge.fsdp-excludes-mapping",
+            Dimension.DP,
+            claim="Megatron-FSDP is refused with use_tp_pp_dp_mapping, which numbers the ranks of "
+            "the pipeline before the data-parallel ones.",
+            remedy="set dist.use_tp_pp_dp_mapping=false",
+            edits=(Edit("dist.use_tp_pp_dp_mapping", False),),
+            source="Megatron-Bridge src/megatron/bridge/training/config.py",
+        ),
+        "dist.use_tp_pp_dp_mapping",
+        lambda c: (
+            "use_megatron_fsdp is on: an assertion stops the job at start"
+            if c.of_dist("use_tp_pp_dp_mapping") and _megatron_fsdp(c)
+            else ""
+        ),
+    ),
+    Refusal(
+        rule(
             "bridge.fsdp-registration-needs",
             Dimension.DP,
             claim="Under Megatron-FSDP fsdp_manual_registration is refused without nccl_ub.",

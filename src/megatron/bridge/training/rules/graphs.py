@@ -23,6 +23,7 @@ from megatron.bridge.utils.cuda_graph import (
     part_names,
 )
 
+_WITH_STEP = "optimizer.overlap_param_gather_with_optimizer_step"
 _FIELD, _FORMER = "cuda_graph_modules", "cuda_graph_scope"
 _WRITTEN = "_cuda_graph_scopes_written_as"
 """An attribute of a model: which of the two the user wrote, once the scopes were moved."""
@@ -144,6 +145,28 @@ GRAPH_REFUSALS: tuple[Refusal, ...] = (
         lambda c: (
             scope_text(c) if is_full_iteration_cuda_graph(c.model) and c.checks_for_nan else ""
         ),
+    ),
+    Refusal(
+        rule(
+            "core.full-iteration-with-optimizer-step",
+            Dimension.DP,
+            claim="overlap_param_gather_with_optimizer_step fails with a CUDA graph of the full "
+            "iteration: the gather is started by the step before, outside of what is captured, and "
+            "the forward in the graph waits for it (cudaErrorStreamCaptureIsolation). "
+            "overlap_param_gather alone works.",
+            remedy="set overlap_param_gather_with_optimizer_step=false",
+            source="Megatron-Bridge pull request 5788 and issue 1688",
+        ),
+        _WITH_STEP,
+        lambda c: (
+            f"{scope_text(c)}: its capture fails on a gather that was started outside of it"
+            if is_full_iteration_cuda_graph(c.model)
+            and c.of_optimizer("overlap_param_gather_with_optimizer_step")
+            and c.of_ddp("overlap_param_gather")
+            and c.fsdp is None
+            else ""
+        ),
+        lambda c: (Edit(c.key(_WITH_STEP), False),),
     ),
     Refusal(
         rule(

@@ -27,6 +27,7 @@ from megatron.bridge.training.remedies import (
 )
 from megatron.bridge.training.rules.buckets import bucket_consequences
 from megatron.bridge.training.rules.context import Context, _CommOverlapConfig
+from megatron.bridge.training.rules.context_parallel import context_consequences
 from megatron.bridge.training.rules.core_pipeline import pipeline_consequences
 from megatron.bridge.training.rules.core_refusals import EXPERT_REFUSALS
 from megatron.bridge.training.rules.data_parallel_refusals import DATA_PARALLEL_REFUSALS
@@ -151,6 +152,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from layer_checks(c)
     yield from batch_checks(c)
     yield from pipeline_consequences(c)
+    yield from context_consequences(c)
     yield from _expert_parallel(c)
     yield from refused(replace(c, optimizer=optimizer), REFUSALS)
     yield from _data_parallel(c, optimizer)

@@ -45,7 +45,7 @@ def batch_checks(c: Context) -> Iterator[Decision]:
     if not decreases:
         yield from _ramp_divides(c, ramp, unit)
     # Megatron-LM's default is one microbatch for each rank.
-    batch = batch or (unit if c.dist is None else None)
+    batch = batch or (unit if not c.of_megatron_bridge else None)
     if not batch:
         return
     if batch % unit and not decreases:
