@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.training.bucket_size import AUTO
-from megatron.bridge.training.decisions import Decision
+from megatron.bridge.training.decisions import STOPS, Decision
 from megatron.bridge.training.job_environment import ENV_VARS
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings
@@ -71,7 +71,8 @@ class Proposal:
         keys += [key for key in _SUPPORTING if flat.get(key)]
         before = self.draft.base.flat()
         keys += [k for k, v in flat.items() if k.startswith(f"{ENV_VARS}.") and before.get(k) != v]
-        return {key: plain(flat[key]) for key in keys}
+        keys += [k for k in flat if k.partition(".")[0] in _CHANGED and before.get(k) != flat[k]]
+        return {key: plain(flat[key]) for key in dict.fromkeys(keys)}
 
     def effective(self, knob: str) -> Any:
         """The value of a knob such as ``model.tp_comm_overlap`` that the run will have."""
@@ -86,6 +87,44 @@ def _env_vars(settings: Settings, report: Report) -> dict[str, Any] | None:
     needed = {v.name: int(v.value) for v in report.launch_env}
     changed = given | {n: v for n, v in needed.items() if str(given.get(n)) != str(v)}
     return changed if changed != given else None
+
+
+_MOST_ROUNDS = 4
+"""Remedies that follow from each other."""
+_CHANGED = ("ddp", "optimizer", "mixed_precision")
+"""Sections whose keys a remedy may change; the model and its layout stay as they are."""
+
+
+def _without_stops(
+    requested: Draft, comm: dict[str, Any], report: Report
+) -> tuple[Draft, dict[str, Any]] | None:
+    """The request without what would stop the run or give wrong numbers; None where nothing does.
+
+    What the command line fixes stays, and is a finding then.
+    """
+    changed = dict(comm)
+    values = {s: dict(requested.values.get(s) or {}) for s in _CHANGED}
+    for stop in (d for d in report.decisions if d.outcome in STOPS):
+        if stop.knob == "model.tp_comm_overlap" and "tp_comm_overlap" not in requested.pinned:
+            # Its remedy may be another layout, which is not chosen here.
+            changed["tp_comm_overlap"] = False
+            changed.pop("tp_comm_overlap_cfg", None)
+            why_not = Request(False, stop.reason, stop.remedy)
+            requested = replace(requested, tensor=why_not, preset=None)
+            continue
+        for edit in stop.edits:
+            if edit.key in requested.base.overridden:
+                continue
+            section, _, key = edit.key.partition(".")
+            if section == "comm_overlap" and key not in requested.pinned:
+                changed[key] = edit.value
+            elif section in _CHANGED and key:
+                values[section][key] = edit.value
+    kept = {s: content for s, content in values.items() if content}
+    result = replace(requested, values=requested.values | kept)
+    if changed == comm and result.values == requested.values:
+        return None
+    return result, changed
 
 
 def propose(
@@ -117,6 +156,13 @@ def propose(
     if not comm.get("defer_embedding_wgrad_compute"):
         comm.pop("wgrad_deferral_limit", None)
     if comm != requested.comm:
+        proposed = requested.settings(comm)
+        report = explain(proposed, world_size, assumptions)
+    for _ in range(_MOST_ROUNDS):
+        made = _without_stops(requested, comm, report)
+        if made is None:
+            break
+        requested, comm = made
         proposed = requested.settings(comm)
         report = explain(proposed, world_size, assumptions)
     if (env_vars := _env_vars(proposed, report)) is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron.bridge.training.decisions import Outcome
+from megatron.bridge.training.decisions import STOPS, Outcome
 from overlapkit.config.emit.forms import emit
+from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings, build_run, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.assumptions import assume
@@ -119,6 +121,51 @@ def test_explain_agrees_for_mixtures(
         refused = {d.outcome for d in proposal.refused}
         assert refused <= {Outcome.ERROR}
     assert seen == ({True, False} if dispatcher != "allgather" else {False})
+
+
+HAZARDS: dict[str, dict[str, dict[str, Any] | str]] = {
+    "none": {},
+    "instances": {"ddp": {"num_distributed_optimizer_instances": 2}},
+    "mxfp8": {"mixed_precision": "bf16_with_mxfp8_mixed"},
+    "fp8": {"mixed_precision": "bf16_with_fp8_delayed_scaling_mixed"},
+    "with the step": {
+        "mixed_precision": "bf16_with_mxfp8_mixed",
+        "comm_overlap": {
+            "tp_comm_overlap": False,
+            "overlap_param_gather_with_optimizer_step": True,
+        },
+    },
+    "batched": {"comm_overlap": {"tp_comm_overlap": True, "batch_p2p_comm": True}},
+    "MTP": {"model": {"mtp_num_layers": 2}},
+}
+"""Settings that a version has a bug with, or that stop a run with overlap."""
+
+
+@pytest.mark.parametrize("core", [None, "0.16.1", "0.18.0"])
+@pytest.mark.parametrize("hazard", HAZARDS)
+def test_no_proposal_stops_a_run_or_gives_wrong_numbers(hazard: str, core: str | None) -> None:
+    sizes = {"num_layers": 16, "hidden_size": 2048, "num_attention_heads": 16, "vocab_size": 32000}
+    layouts: list[dict[str, Any]] = [
+        {},
+        {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+        {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2},
+        {"tensor_model_parallel_size": 16, "sequence_parallel": True},
+        {
+            "num_moe_experts": 8,
+            "expert_model_parallel_size": 4,
+            "moe_token_dispatcher_type": "alltoall",
+        },
+    ]
+    for layout, gpu in product(layouts, ("h100", "a100", "b200")):
+        dangerous: dict[str, Any] = {"mixed_precision": "bf16_mixed", **HAZARDS[hazard]}
+        data = dangerous | {
+            "model": {**sizes, "seq_length": 2048, **layout, **dangerous.get("model", {})},
+            "ddp": {"use_distributed_optimizer": True, **dangerous.get("ddp", {})},
+            "train": {"micro_batch_size": 1, "global_batch_size": 256},
+        }
+        settings = read_settings(Document("dangerous", data), reading=Reading(core=core))
+        found = propose(settings, 64, on(gpu)).report.findings
+        assert [d.rule for d in found if d.outcome in STOPS] == []
 
 
 def pitfalls(*overrides: str) -> Settings:
