@@ -243,6 +243,7 @@ def test_more_than_one_queue_on_hopper_loses_the_order_of_tensor_parallel_kernel
 
     assert (decision.requested, decision.effective) == ("1", "8")
     assert decision.outcome is Outcome.REFUSED
+    assert [str(edit) for edit in decision.edits] == [f"{CONNECTIONS}=1"]
     assert decision.rule == "launch.env-order-lost"
     assert "launched before a GEMM can start after it" in decision.reason
 

@@ -121,7 +121,7 @@ def _without_stops(
             elif section in _CHANGED and key:
                 values[section][key] = edit.value
     kept = {s: content for s, content in values.items() if content}
-    result = replace(requested, values=requested.values | kept)
+    result = replace(requested, values={**requested.values, **kept})
     if changed == comm and result.values == requested.values:
         return None
     return result, changed

@@ -12,6 +12,7 @@ import pytest
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from megatron.bridge.training.edits import ENV, REMOVED, Edit, in_words
 from megatron.bridge.training.job_environment import JobEnvironment
+from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN
 from support.rule_cases import ALL_CASES, BROKEN, NOTED
 from support.rule_runs import EVERYTHING, decisions_of, findings
@@ -86,6 +87,52 @@ def test_the_text_of_a_remedy_leads_with_its_edits(name: str) -> None:
         for decision in before:
             if decision.edits:
                 assert (decision.remedy or "").startswith(in_words(decision.edits)), decision
+
+
+PRECISION: dict[str, dict[str, Any]] = {
+    "precision.mxfp8_gather_reuses_grad_buffer": {
+        "bf16": True,
+        "fp8": "e4m3",
+        "fp8_recipe": "mxfp8",
+        "fp8_param_gather": True,
+    },
+    "precision.fp4_excludes_fp8": {"bf16": True, "fp8": "e4m3", "fp4": "e2m1"},
+    "precision.fp4_needs_te": {"bf16": True, "fp4": "e2m1", "fp4_param_gather": True},
+    "precision.fp8_param_is_fp8_param_gather": {
+        "bf16": True,
+        "fp8": "e4m3",
+        "fp8_param": True,
+        "fp8_param_gather": False,
+    },
+    "precision.fp4_param_is_fp4_param_gather": {
+        "bf16": True,
+        "fp4": "e2m1",
+        "fp4_param": True,
+        "fp4_param_gather": False,
+    },
+    "core.fp8-param-needs": {"bf16": True, "fp8_param": True},
+    "core.reuse-grad-buf-needs": {"bf16": True, "reuse_grad_buf_for_mxfp8_param_ag": True},
+}
+
+
+@pytest.mark.parametrize("name", PRECISION)
+def test_the_edits_of_a_precision_mend(name: str) -> None:
+    old_te = AssumedSoftware(te="2.6.0") if name == "precision.fp4_needs_te" else EVERYTHING
+    case = {"mixed_precision": PRECISION[name], "software": old_te}
+    told = list(judged(name, case))
+    assert told
+    for on_it, before in told:
+        for decision in [d for d in before if d.rule == name]:
+            assert decision.edits
+            after = decisions_of(**edited(on_it, decision.edits))
+            assert name not in findings(after)
+            assert findings(after) <= findings(before)
+
+
+def test_an_entry_of_env_vars_that_stops_the_job_is_removed() -> None:
+    case = {"env_vars": {"NAME": None, "OTHER": "1"}}
+    (found,) = [d for d in decisions_of(**case) if d.rule == "launch.env-vars-invalid"]
+    assert edited(case, found.edits) == {"env_vars": {"OTHER": "1"}}
 
 
 def test_edits_in_words() -> None:
