@@ -28,4 +28,22 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": {"tp_comm_overlap": False},
         "train": {"micro_batch_size": 1, "global_batch_size": 40},
     },
+    "core.sequence-divides-cp": {"model": {"context_parallel_size": 4, "seq_length": 4100}},
+    "core.sequence-divides-tp": {
+        "model": {
+            "tensor_model_parallel_size": 4,
+            "sequence_parallel": True,
+            "seq_length": 4098,
+        }
+    },
+    "core.cp-a2a-divides-heads": {
+        "model": {"context_parallel_size": 16, "cp_comm_type": "a2a", "seq_length": 4096}
+    },
+    "tp.splits-divide-rows": {
+        "model": {"tensor_model_parallel_size": 4, "sequence_parallel": True},
+        "comm": {
+            "tp_comm_overlap": True,
+            "tp_comm_overlap_cfg": {"proj_fprop": {"method": "pipeline", "num_splits": 6}},
+        },
+    },
 }

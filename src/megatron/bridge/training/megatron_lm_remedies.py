@@ -21,6 +21,10 @@ _REMEDIES = {
     "layers, or both --decoder-first-pipeline-num-layers and --decoder-last-pipeline-num-layers",
     "core.chunks-divide-layers": "pass a --num-virtual-stages-per-pipeline-rank that divides the "
     "layers of a stage",
+    "core.sequence-divides-cp": "pass a --seq-length that is a multiple of 2 x CP",
+    "core.sequence-divides-tp": "pass a --seq-length that is a multiple of CP x TP, or omit "
+    "--sequence-parallel",
+    "core.cp-a2a-divides-heads": "omit --cp-comm-type",
     "core.batch-divides": "pass a --global-batch-size that is a multiple of micro-batch x "
     "data-parallel size",
     "core.microbatches-fill-pipeline": "pass a --global-batch-size with a multiple of as many "

@@ -194,7 +194,11 @@ ELSEWHERE: Mapping[str, str] = {
 """Patterns of rules whose refusals these ranks cannot show, and why."""
 
 NOT_SILENT: Mapping[str, tuple[str, ...]] = {
-    "the run stops, since it would train on wrong numbers": ("pp.same-peer-hazard", "wrong.*"),
+    "the run stops, since it would train on wrong numbers": (
+        "pp.same-peer-*",
+        "tp.splits-*",
+        "wrong.*",
+    ),
     "the run stops with an error": (
         "dp.bucket-size-value",
         "ep.needs-*",
@@ -223,6 +227,7 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "core.chunks-*",
         "core.stage-sizes-exclude",
         "core.batch-divides",
+        "core.*-divides-*",
         "core.microbatches-fill-pipeline",
         "core.fp4-param-needs",
         "core.nccl-ub-*",

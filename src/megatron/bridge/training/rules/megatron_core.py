@@ -40,6 +40,8 @@ from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.sizes.batches import batch_checks
 from megatron.bridge.training.rules.sizes.layers import layer_checks
+from megatron.bridge.training.rules.sizes.sequences import sequence_checks
+from megatron.bridge.training.rules.sizes.splits import split_checks
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 from megatron.bridge.training.rules.wrong_numbers import wrong_numbers
 from megatron.bridge.training.versions import Range
@@ -151,6 +153,8 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from _tensor_parallel(c)
     yield from layer_checks(c)
     yield from batch_checks(c)
+    yield from sequence_checks(c)
+    yield from split_checks(c)
     yield from pipeline_consequences(c)
     yield from context_consequences(c)
     yield from _expert_parallel(c)
