@@ -14,6 +14,8 @@ from overlapkit.fix.splice import CannotEdit
 from overlapkit.fix.yaml_edit import same
 
 PRECISION = "mixed_precision"
+DTYPES = frozenset({"bfloat16", "float16", "float32"})
+"""The names of the dtypes in mixed precision."""
 _TWINS = frozenset({"fp8_param", "fp8_param_gather"})
 """Two names of one field."""
 
@@ -82,9 +84,14 @@ def _precision_differs(before: Settings, after: Settings, edits: Sequence[Edit])
     if changed & _TWINS:
         changed |= _TWINS
     for name in known_keys(PRECISION) - changed:
-        if getattr(one, name, None) != getattr(other, name, None):
+        if _name_of(getattr(one, name, None)) != _name_of(getattr(other, name, None)):
             return f"{PRECISION}.{name}"
     return ""
+
+
+def _name_of(value: Any) -> Any:
+    """A value, with a dtype by its short name."""
+    return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
 def _with_nested(flat: dict[str, Any], key: str) -> dict[str, Any]:

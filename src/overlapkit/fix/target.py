@@ -22,6 +22,7 @@ from overlapkit.config.text_file import proposed
 from overlapkit.config.yaml_file import load_yaml
 from overlapkit.errors import InputError
 from overlapkit.fix.checks import (
+    DTYPES,
     PRECISION,
     check_made,
     difference,
@@ -50,6 +51,8 @@ from overlapkit.fix.script_edit import (
 )
 from overlapkit.fix.splice import CannotEdit
 from overlapkit.fix.yaml_edit import Path, edit_yaml, key_paths
+
+_PRECISION_CLASS = "megatron.bridge.training.mixed_precision.MixedPrecisionConfig"
 
 
 @dataclass(frozen=True)
@@ -310,7 +313,16 @@ def _with_recipe_in_full(text: str, settings: Settings) -> str:
     if BY_NAME not in content or PRECISION in settings.overridden:
         return text
     recipe = mixed_precision_recipe(content[BY_NAME], settings.stack)
-    return edit_yaml(text, (PRECISION,), {key: plain_value(value) for key, value in recipe.items()})
+    section = {"_target_": _PRECISION_CLASS}
+    section |= {key: _as_dumped(plain_value(value)) for key, value in recipe.items()}
+    return edit_yaml(text, (PRECISION,), section)
+
+
+def _as_dumped(value: Any) -> Any:
+    """A value as Megatron-Bridge writes it: a dtype is an object that is not called."""
+    if isinstance(value, str) and value in DTYPES:
+        return {"_target_": f"torch.{value}", "_call_": False}
+    return value
 
 
 def _export(edit: Edit) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.software import AssumedSoftware
+from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.reading import Reading
-from overlapkit.config.run import Settings
+from overlapkit.config.run import Settings, build_run
 from overlapkit.config.sources import Source
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions, Report, explain
@@ -72,6 +76,42 @@ def test_the_examples(example: Path, tmp_path: Path) -> None:
     assert all(comment in result.after.text for comment in comments)
 
 
+DUMPS = sorted((ROOT / "tests/data/bridge_configs").rglob("*.yaml"))
+CHANGED: list[tuple[str, Any]] = [
+    ("model.sequence_parallel", True),
+    ("model.tensor_model_parallel_size", 4),
+    ("model.virtual_pipeline_model_parallel_size", None),
+    ("model.recompute_modules", ["core_attn"]),
+    ("ddp.overlap_grad_reduce", False),
+    ("ddp.bucket_size", 123456789),
+    ("optimizer.overlap_param_gather", True),
+    ("mixed_precision.grad_reduce_in_fp32", True),
+    ("train.global_batch_size", 4096),
+]
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda path: path.stem)
+def test_one_key_of_a_file_that_megatron_bridge_wrote(dump: Path, tmp_path: Path) -> None:
+    """Hundreds of lines, sections in sections and objects: one value changes, and one place."""
+    text = dump.read_text(encoding="utf-8")
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    target = Target(Source("yaml", str(file)), Reading(), text)
+    settings = target.read()
+    before = settings.flat()
+    for key, value in CHANGED:
+        section = settings.values.get(key.partition(".")[0])
+        # A recipe's name becomes a section: see below.
+        if not section or BY_NAME in section:
+            continue
+        after, read = target.edited(settings, [Edit(key, value)])
+        assert read.flat() == {**before, key: value}
+        diff = difflib.unified_diff(text.splitlines(), after.text.splitlines(), n=0)
+        changes = [line[0] for line in list(diff)[2:]]
+        # One place; a list or an object of several lines becomes one line.
+        assert changes.count("@") <= 1 and changes.count("+") <= 1 and changes.count("-") <= 12
+
+
 SIZES = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
 
 
@@ -81,6 +121,57 @@ def as_yaml(case: dict[str, Any], *, flow: bool) -> str:
     sections = {names.get(k, k): v for k, v in case.items() if isinstance(v, dict)}
     sections["model"] = {**SIZES, **sections.get("model", {})}
     return yaml.safe_dump(sections, default_flow_style=None if flow else False, sort_keys=False)
+
+
+NESTED = """\
+model:
+  _target_: megatron.bridge.models.gpt.model_config.GPTModelConfig
+  transformer:
+    num_layers: 8
+    hidden_size: 256
+    num_attention_heads: 8
+    tensor_model_parallel_size: 2
+    tp_comm_overlap_cfg: null
+  vocab_size: 1024
+  tp_comm_overlap_cfg: null
+ddp: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("model.tensor_model_parallel_size", 4, "    tensor_model_parallel_size: 4"),
+        ("model.sequence_parallel", True, "    sequence_parallel: true"),
+        ("model.vocab_size", 2048, "  vocab_size: 2048"),
+        ("model.seq_length", 64, "  seq_length: 64"),
+    ],
+)
+def test_a_nested_model_section(key: str, value: Any, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(NESTED, encoding="utf-8")
+    target = Target(Source("yaml", str(file)), Reading(), NESTED)
+    after, read = target.edited(target.read(), [Edit(key, value)])
+    assert line in after.text.splitlines()
+    assert read.flat()[key] == value
+
+
+def test_a_recipe_is_written_out(tmp_path: Path) -> None:
+    text = as_yaml({"ddp": {"grad_reduce_in_fp32": False}}, flow=False)
+    text += "mixed_precision: bf16_with_mxfp8_mixed  # as the others\ntrain: {}\n"
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    target = Target(Source("yaml", str(file)), Reading(core="0.16.1"), text)
+    settings = target.read()
+    after, read = target.edited(settings, [Edit("mixed_precision.grad_reduce_in_fp32", False)])
+    assert "mixed_precision:   # as the others\n  _target_: " in after.text
+    old, new = build_run(settings).mixed_precision, build_run(read).mixed_precision
+    assert old is not None and new is not None and old.fp8 and old.grad_reduce_in_fp32
+    for field in dataclasses.fields(old):
+        value = getattr(new, field.name)
+        value = value.removeprefix("torch.") if isinstance(value, str) else value
+        wanted = False if field.name == "grad_reduce_in_fp32" else getattr(old, field.name)
+        assert value == wanted, field.name
 
 
 FIXED_BY_A_FILE = [
