@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron.bridge.models.pipeline_layout import virtual_sizes
 from megatron.bridge.training.decisions import Decision, Outcome
 from overlapkit.doctor.finding import Evidence, Finding, Kind, Source
 from overlapkit.explain.report import Report
@@ -95,7 +96,7 @@ def unused_overlap(report: Report) -> Iterator[Finding]:
             "model.overlap_p2p_comm",
             e,
             "Pipeline sends and receives are not overlapped with compute",
-            _overlap_p2p(lm=lm, interleaved=interleaved),
+            _overlap_p2p(virtual_sizes(report.run.model), lm=lm, interleaved=interleaved),
         )
     if (e["model.expert_model_parallel_size"] or 1) > 1 and not e[
         "model.overlap_moe_expert_parallel_comm"
@@ -110,17 +111,20 @@ def unused_overlap(report: Report) -> Iterator[Finding]:
         )
 
 
-def _overlap_p2p(*, lm: bool, interleaved: bool) -> str:
+def _overlap_p2p(sizes: list[int], *, lm: bool, interleaved: bool) -> str:
+    """How pipeline sends are overlapped; `sizes` are the numbers of chunks that fit a stage."""
     if interleaved:
         return (
             "omit --no-overlap-p2p-communication"
             if lm
             else "set comm_overlap.overlap_p2p_comm=true and comm_overlap.batch_p2p_comm=false"
         )
+    if not sizes:
+        return "change the layers of a stage: no virtual pipeline size divides them"
     return (
-        "give --num-virtual-stages-per-pipeline-rank above 1"
+        f"give --num-virtual-stages-per-pipeline-rank {sizes[0]}"
         if lm
-        else "set model.virtual_pipeline_model_parallel_size above 1, and add a comm_overlap "
+        else f"set model.virtual_pipeline_model_parallel_size={sizes[0]}, and add a comm_overlap "
         "section"
     )
 

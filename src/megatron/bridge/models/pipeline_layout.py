@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate, chain, pairwise
+from math import gcd
 from typing import Any
 
 from megatron.bridge.models.model_shape import UncountableModel, divided, read, read_size
@@ -93,3 +94,18 @@ def _slots(model: Any, stages: int) -> list[int]:
     others = stages - len(fixed)
     even = divided(left, others, "layers over the other pipeline stages") if others else 0
     return [fixed.get(stage, even) for stage in range(stages)]
+
+
+def virtual_sizes(model: Any) -> list[int]:
+    """Every virtual pipeline size above 1 that divides the layers of each stage, smallest first.
+
+    Empty with one stage, with a pipeline_model_parallel_layout, or where the layers do not divide.
+    """
+    try:
+        stages = read_size(model, "pipeline_model_parallel_size")
+        if stages < 2 or read(model, "pipeline_model_parallel_layout") is not None:
+            return []
+        common = gcd(*_slots(model, stages))
+    except UncountableModel:
+        return []
+    return [size for size in range(2, common + 1) if common % size == 0]

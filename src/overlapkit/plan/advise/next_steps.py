@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron.bridge.models.pipeline_layout import virtual_sizes
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from overlapkit.plan.advise.proposal import Proposal
 
@@ -78,11 +79,14 @@ def _pipeline(p: Proposal) -> Iterator[NextStep]:
     pp = m.pipeline_model_parallel_size or 1
     if pp == 1:
         return
-    if not p.effective("model.overlap_p2p_comm"):
+    sizes = virtual_sizes(m)
+    if not p.effective("model.overlap_p2p_comm") and sizes:
+        others = f" ({', '.join(map(str, sizes[1:4]))} divide a stage's layers too)"
         yield NextStep(
             "pipeline-exposed, or idle stages",
-            "interleave: set model.virtual_pipeline_model_parallel_size so that PP x VPP divides "
-            "the layers, which also overlaps the sends and divides the bubble by VPP",
+            f"interleave: set model.virtual_pipeline_model_parallel_size={sizes[0]}"
+            f"{others if len(sizes) > 1 else ''}, which also overlaps the sends and divides the "
+            "bubble by VPP",
         )
     if not m.share_embeddings_and_output_weights and not m.num_moe_experts:
         yield NextStep(
