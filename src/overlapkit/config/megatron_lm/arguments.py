@@ -51,6 +51,7 @@ class Arguments:
         own: the flags of the program that passes the others on to Megatron-LM.
         notes: further remarks for the user.
         dialect: whose flags they are.
+        allow_unknown: whether what is not known is passed over with a note.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Arguments:
     own: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dialect: Dialect = MEGATRON_LM
+    allow_unknown: bool = False
 
 
 class UnknownValue(InputError):
@@ -115,12 +117,14 @@ def read_arguments(
         InputError: a flag is misspelt, has no value, one of the wrong kind or one that is not
             known, or flags exclude each other.
     """
-    result = Arguments(dialect=dialect)
+    result = Arguments(allow_unknown=allow_unknown, dialect=dialect)
     grouped = list(_grouped(fields))
     if len(grouped) > MOST_FLAGS:
         raise InputError(
             f"{path}: starts a program with more than {MOST_FLAGS} flags; is it Megatron-LM?"
         )
+    first = next((n for n, each in enumerate(fields) if _is_flag(each)), len(fields))
+    _note_strays("the script", [each for each in fields[:first] if each.unknown], path, result)
     for flag_field, following in grouped:
         where = place(path, flag_field)
         text = flag_field.text
@@ -217,6 +221,7 @@ def _note_unknown(path: str, result: Arguments) -> None:
 
 def place(path: str, at: Field, line: int = 0) -> str:
     """``file:line`` of a word."""
+    path = at.file or path
     return f"{path}:{at.line or line}" if at.line or line else path
 
 
@@ -224,7 +229,13 @@ def _flag_place(flag: Field, path: str, lines: Sequence[str] | None) -> Place:
     name = flag.text.partition("=")[0]
     if lines is None:
         return Place(None, argument=name)
+    if flag.file:
+        return Place(flag.file, flag.line)
     return word_place(path, lines, flag.line, name)
+
+
+def _is_flag(word: Field) -> bool:
+    return word.text.startswith("--") and len(word.text) > 2
 
 
 def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
@@ -232,7 +243,7 @@ def _grouped(fields: Sequence[Field]) -> Iterator[tuple[Field, list[Field]]]:
     flag: Field | None = None
     following: list[Field] = []
     for each in fields:
-        if each.text.startswith("--") and len(each.text) > 2:
+        if _is_flag(each):
             if flag is not None:
                 yield flag, following
             flag, following = each, []
@@ -301,8 +312,15 @@ def _switch_of_fork(
 
 
 def _note_strays(flag: str, rest: Sequence[Field], path: str, result: Arguments) -> None:
-    """Words after a flag that it does not take."""
+    """Words after a flag that it does not take.
+
+    Raises:
+        UnknownValue: one of them is not known, and may be flags.
+    """
     for stray in rest:
+        if stray.unknown is not None and not stray.unknown.unset and not result.allow_unknown:
+            # It may bring any flag, so that no flag is certainly absent.
+            raise ask_for(stray.unknown, "a part of the arguments", place(path, stray))
         if stray.unknown is not None and stray.unknown.name:
             text = f"{stray.unknown.name} has no known value: taken as empty"
             result.notes.append(f"{place(path, stray)}: {text}")

@@ -103,6 +103,8 @@ def _environment(
         job.environment, job.notes = environment_of(started, path)
         job.unknown = {name for name, value in started.environment.items() if value.unknown}
         job.unknown -= job.environment.keys()
+        # A file that is not here may export more.
+        job.whole = not started.unread
         return
     job.environment, job.unknown = handed.values, handed.unknown
     job.whole, job.environment_source = handed.whole, handed.source

@@ -26,7 +26,7 @@ from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell.follow import Followed, Started, follow_script
 from overlapkit.config.shell.slurm import slurm_variables
-from overlapkit.config.shell.values import Array, Field, Piece, split_into_fields
+from overlapkit.config.shell.values import Field, Piece, fields_of, split_into_fields
 from overlapkit.config.text_file import exists, read_text
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.errors import InputError
@@ -89,6 +89,9 @@ def read_megatron_lm(
         notes += job.notes
     else:
         job.world_size_unknown = f"{path} does not start the job"
+        # What starts the job may set more.
+        job.environment = {n: v for n, v in followed.exported.items() if v.unknown is None}
+        job.whole = False
     size = job.world_size
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
@@ -140,7 +143,9 @@ def _launch_of(job: Job, path: str, notes: Sequence[str]) -> Launch:
 def _exported(job: Job, path: str, lines: Sequence[str]) -> dict[str, Place]:
     """The places of the variables that the job has."""
     return {
-        f"{ENV}{name}": word_place(path, lines, value.line, name)
+        f"{ENV}{name}": Place(value.file, value.line)
+        if value.file
+        else word_place(path, lines, value.line, name)
         for name, value in job.environment.items()
         if value.line
     }
@@ -241,18 +246,24 @@ def _without_launch(
     """The arguments in a script's variables, where it only sets them for another."""
     fields: list[Field] = []
     names: list[str] = []
-    for name, value in followed.variables.values.items():
-        if name in followed.variables.given:
+    for name, value in followed.variables.items():
+        if name in followed.given:
             continue
-        words = value.fields if isinstance(value, Array) else split_into_fields(list(value.pieces))
+        words = split_into_fields(value.pieces) if isinstance(value, Field) else fields_of(value)
         if any(known_flag(field.text) for field in words):
             fields += words
             names.append(name)
     if not fields and followed.exits is not None:
+        named = ", ".join(f"{name}=value" for name in followed.decided_by)
+        remedy = (
+            f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"
+            if named
+            else "give the variables that this depends on as NAME=value, and its first argument as "
+            "1=value"
+        )
         raise InputError(
             f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
-            "give the variables that this depends on as NAME=value, and its first argument as "
-            "1=value"
+            f"{remedy}"
         )
     if not fields:
         for started in followed.started:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import operator
 import re
 from collections.abc import Callable
 
+from overlapkit.config.shell.expand import Expander, NotKnown
 from overlapkit.config.shell.syntax import Parameter, Word
-from overlapkit.config.shell.values import Field
-from overlapkit.config.shell.variables import Variables
+from overlapkit.config.shell.values import Field, Unknown
 
 Truth = bool | None
 
@@ -21,19 +20,46 @@ _NUMBERS: dict[str, Callable[[int, int], bool]] = {
     "-gt": operator.gt,
     "-ge": operator.ge,
 }
-_INTEGER = re.compile(r"\s*[-+]?\d{1,18}\s*")
+_INTEGER = re.compile(r"\s*[-+]?\d{1,19}\s*")
+_ORDERS = ("=~", "<", ">", "-nt", "-ot", "-ef")
 
 
-def evaluate_test(words: tuple[Word, ...], variables: Variables) -> Truth:
-    """Whether a test holds; None where that is not known without running it."""
-    return _Evaluation(words, variables).either()
+def evaluate_test(words: tuple[Word, ...], expander: Expander, *, double: bool = True) -> Truth:
+    """Whether a test holds; None where that is not known without running it.
+
+    Args:
+        words: what is between the brackets.
+        expander: the variables; names that it reads and nothing sets are added to its `unset`.
+        double: whether it is ``[[ ]]``, where the right side of ``==`` is a pattern.
+    """
+    return _Evaluation(words, expander, double=double).whole()
 
 
 class _Evaluation:
-    def __init__(self, words: tuple[Word, ...], variables: Variables) -> None:
+    def __init__(self, words: tuple[Word, ...], expander: Expander, *, double: bool) -> None:
         self.words = words
-        self.variables = variables
+        self.expander = expander
+        self.double = double
         self.at = 0
+
+    def whole(self) -> Truth:
+        if not self.double:
+            # Unquoted variables of [ ] that are empty are no words, which changes its meaning.
+            self.words = tuple(word for word in self.words if self._is_word(word))
+        result = self.either()
+        if not self.double and self.at < len(self.words):
+            # Such as [ = 1 ], where a variable is empty: an error, with which the test fails.
+            return False
+        return result
+
+    def _is_word(self, word: Word) -> bool:
+        """Whether an expansion leaves a word: an unquoted empty one is none."""
+        if word.literal is not None:
+            return True
+        if any(not isinstance(p, Parameter) or p.quoted for p in word.parts):
+            return True
+        value = self.expander.scalar(word)
+        return value.unknown is not None or bool(value.text.strip())
 
     def sign(self) -> str:
         """The plain text of the next word; empty at the end or where the word has expansions."""
@@ -70,13 +96,15 @@ class _Evaluation:
             return result
         if self.at >= len(self.words):
             return False
-        if re.fullmatch(r"-[a-zA-Z]", sign) and self.at + 1 < len(self.words):
+        following = self.words[self.at + 1].literal if self.at + 1 < len(self.words) else None
+        compares = following in ("=", "==", "!=", *_ORDERS, *_NUMBERS)
+        if re.fullmatch(r"-[a-zA-Z]", sign) and self.at + 1 < len(self.words) and not compares:
             self.at += 2
             return self.unary(sign, self.words[self.at - 1])
         left = self.words[self.at]
         self.at += 1
         compared = self.sign()
-        if compared in ("=", "==", "!=", "=~", "<", ">", "-nt", "-ot", "-ef", *_NUMBERS):
+        if compared in ("=", "==", "!=", *_ORDERS, *_NUMBERS):
             self.at += 2
             if self.at > len(self.words):
                 return None
@@ -86,33 +114,99 @@ class _Evaluation:
 
     def unary(self, sign: str, word: Word) -> Truth:
         if sign == "-v":
-            name = word.literal
-            return None if name is None else self.variables.look_up(name) is not None
+            return self.is_set(word.literal)
         if sign not in ("-z", "-n"):
             return None
         value = self.known(word)
         return None if value is None else (not value) == (sign == "-z")
 
-    def binary(self, left: Word, sign: str, right: Word) -> Truth:
-        a, b = self.known(left), self.known(right)
-        if a is None or b is None or sign in ("=~", "<", ">", "-nt", "-ot", "-ef"):
+    def is_set(self, name: str | None) -> Truth:
+        if name is None:
             return None
+        plain, _, index = name.partition("[")
+        try:
+            found = self.expander.element(plain, index.rstrip("]") or None, 0)
+        except NotKnown:
+            return None
+        if found is None:
+            self.expander.unset.append(plain)
+            return None if self.expander.state.unread else False
+        return True
+
+    def binary(self, left: Word, sign: str, right: Word) -> Truth:
+        a = self.known(left)
+        if sign in ("-nt", "-ot", "-ef") or a is None:
+            return None
+        if sign in ("=", "==", "!=") and self.double:
+            pattern = self.expander.pattern(right, extended=True)
+            if isinstance(pattern, Unknown):
+                # An empty value for a variable that nothing sets, as below.
+                b = self.known(right)
+                return None if b is None else (a == b) == (sign != "!=")
+            return pattern.matches(a) == (sign != "!=") if len(a) < 4000 else None
+        if sign == "=~":
+            expression = self.regular(right)
+            return None if expression is None else _searched(a, expression)
+        b = self.known(right)
+        if b is None:
+            return None
+        if sign in ("<", ">"):
+            return a < b if sign == "<" else a > b
         if sign in _NUMBERS:
-            if not (_INTEGER.fullmatch(a) and _INTEGER.fullmatch(b)):
+            numbers = [self.number(text, right.line) for text in (a, b)]
+            if numbers[0] is None or numbers[1] is None:
+                # bash reports an error, and the test does not hold.
+                return None if self.double else False
+            return _NUMBERS[sign](numbers[0], numbers[1])
+        return (a == b) == (sign != "!=")
+
+    def regular(self, word: Word) -> str | None:
+        """A word as a regular expression, whose quoted parts are literal."""
+        written = ""
+        for part in word.parts:
+            value = self.known(Word((part,), word.line))
+            if value is None:
                 return None
-            return _NUMBERS[sign](int(a), int(b))
-        # A quoted right side is compared literally; patterns of [[ ]] are not quoted.
-        same = a == b or fnmatch.fnmatchcase(a, b)
-        return same if sign != "!=" else not same
+            written += re.escape(value) if part.quoted else value
+        return written
+
+    def number(self, text: str, line: int) -> int | None:
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if not self.double:
+            return None
+        try:
+            return self.expander.count_text(text, line)
+        except NotKnown:
+            return None
 
     def known(self, word: Word) -> str | None:
         """A word's value; a variable that the script does not set counts as empty."""
-        value: Field = self.variables.scalar(word)
+        value: Field = self.expander.scalar(word)
         if value.unknown is None:
             return value.text
-        parameters = [p for p in word.parts if isinstance(p, Parameter)]
-        if all(self.variables.look_up(p.name) is None for p in parameters) and len(
-            parameters
-        ) == len([piece for piece in value.pieces if piece.unknown]):
+        if all(piece.unknown is None or piece.unknown.unset for piece in value.pieces):
             return value.text
+        return None
+
+
+_PLAIN_SEARCH = re.compile(r"[\w\s^$.*+?()|\[\]:{},/=@%-]*")
+
+
+def _searched(text: str, pattern: str) -> Truth:
+    """``text =~ pattern`` for an extended regular expression that Python reads likewise."""
+    if not _PLAIN_SEARCH.fullmatch(pattern) or len(pattern) > 100 or len(text) > 1000:
+        return None
+    if len(re.findall(r"[*+{]", pattern)) > 4 or re.search(r"\)[*+{]", pattern):
+        # Some expressions take a time that grows with a power of the text's length.
+        return None
+    translated = pattern
+    for name, chars in (("digit", "0-9"), ("alpha", "A-Za-z"), ("alnum", "A-Za-z0-9")):
+        translated = translated.replace(f"[:{name}:]", chars)
+    translated = translated.replace("[:space:]", r"\s")
+    if "[:" in translated:
+        return None
+    try:
+        return re.search(translated, text) is not None
+    except re.error:
         return None

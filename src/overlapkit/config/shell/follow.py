@@ -1,24 +1,29 @@
 """Follows a shell script without running it: which programs it would start, and with what.
 
-Assignments, arrays, expansions, functions, branches and the environment are followed as in bash.
-Nothing is executed or looked up. A command is assumed to succeed, its output is not known, and a
-condition that depends on either is taken as false. Notes say what was assumed.
+Assignments, arrays, expansions, functions, branches, loops and the environment are followed as in
+bash. Nothing is executed. A program is assumed to succeed, and its output is not known; a condition
+that depends on either is taken as false, unless the script would end there. Notes say what was
+assumed.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 
-from overlapkit.config.shell.builtins import BUILTINS, Builtins, Status, Stop
+from overlapkit.config.shell.builtins import BUILTINS, Status, Stop, Stream, with_end
 from overlapkit.config.shell.conditions import evaluate_test
+from overlapkit.config.shell.expand import NotKnown
 from overlapkit.config.shell.parser import parse_script
-from overlapkit.config.shell.slurm import slurm_variables
+from overlapkit.config.shell.processes import MOST_COMMANDS, SHOWS_TEXT, Output, Processes, Started
+from overlapkit.config.shell.scan import assigned_names, leaves, matters, sets, sets_or_starts
+from overlapkit.config.shell.state import ReadOnly, State, Variable, state_of
 from overlapkit.config.shell.syntax import (
+    AndOr,
     Assignment,
+    Background,
     Case,
     CommandList,
     Counting,
@@ -28,40 +33,26 @@ from overlapkit.config.shell.syntax import (
     Loop,
     Negated,
     Node,
+    Pipeline,
+    Redirected,
     Simple,
     Test,
     Word,
 )
-from overlapkit.config.shell.values import Field, Piece, without_start
-from overlapkit.config.shell.variables import Variables
+from overlapkit.config.shell.values import EMPTY, Field, Piece, Unknown, Value, not_known
 from overlapkit.errors import InputError
 
-MOST_COMMANDS = 20_000
-"""Commands that are followed at most; those of a function count each time that it is called."""
-_DEEPEST_CALL = 20
+__all__ = ["SHOWS_TEXT", "Followed", "Started", "follow_script"]
+
 _MOST_ROUNDS = 200
+_SAFE = frozenset(
+    ("cd", "mkdir", "pushd", "popd", "echo", "printf", "export", "source", ".", "set", "module")
+)
+"""Commands that a launch script relies on: no note says that they are assumed to succeed."""
 
-_MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
-"""Found in a part of a script that must not be skipped silently, since it may change the answer."""
 
-
-@dataclass(frozen=True)
-class Started:
-    """A program that the script would start.
-
-    Attributes:
-        words: its name and arguments.
-        outer: words of the programs that receive it as text, such as srun's.
-        environment: what the script exports to it, by name.
-        not_exported: variables of the script that it does not see.
-        line: its line in the script.
-    """
-
-    words: tuple[Field, ...]
-    outer: tuple[Field, ...]
-    environment: dict[str, Field]
-    not_exported: dict[str, Field]
-    line: int
+_CODES = {Status.YES: 0, Status.NO: 1, Status.ASSUMED: 0}
+"""What ``$?`` is after a command."""
 
 
 @dataclass
@@ -70,15 +61,24 @@ class Followed:
 
     Attributes:
         started: the programs, in order.
-        variables: their values at the end of the script.
+        variables: the values of its variables at its end, by name.
+        exported: those of them that programs see.
+        given: names of variables that the caller gave.
         notes: what was assumed, each with its file and line.
         exits: the line of the ``exit`` that ends it; None where it runs to its end.
+        decided_by: variables that nothing sets and that decide whether it ends there.
+        unread: why a variable or an argument that is missing may be set all the same; empty where
+            everything was read.
     """
 
     started: list[Started]
-    variables: Variables
+    variables: dict[str, Value]
+    exported: dict[str, Field]
+    given: frozenset[str]
     notes: list[str] = field(default_factory=list)
     exits: int | None = None
+    decided_by: tuple[str, ...] = ()
+    unread: str = ""
 
 
 def follow_script(
@@ -91,48 +91,55 @@ def follow_script(
 
     Args:
         text: the script.
-        path: its name, for messages.
+        path: its name, for messages and for files beside it.
         given: values of variables, which win over the script's own; "1" is ``$1``.
         surroundings: variables that are set where it runs, and that it may change.
 
     Raises:
         InputError: it cannot be read as a script, or is larger than a launch script can be.
     """
-    follower = _Follower(path, given)
+    state = state_of(path, given)
+    state.folder = str(Path.cwd())
     for name, value in (surroundings or {}).items():
-        follower.variables.values.setdefault(name, Field((Piece(value, 0),)))
-    block, exits = parse_script(text, path), None
+        if state.value(name) is None:
+            state.put(name, Field((Piece(value, 0),)))
+            state.mark(name, exported=True)
+    follower = _Follower(path, state)
+    block, end = parse_script(text, path), None
     try:
         follower.block(block)
     except Stop as stop:
-        exits = stop.line
+        end = stop
     except RecursionError:
         raise InputError(f"{path}: nested too deeply for a launch script") from None
-    notes = [*follower.notes, *follower.variables.replaced.values()]
-    return Followed(follower.started, follower.variables, list(dict.fromkeys(notes)), exits)
+    return Followed(
+        follower.started,
+        state.every(),
+        state.exported(),
+        frozenset(given),
+        list(dict.fromkeys(follower.notes)),
+        None if end is None or end.kind != "exit" else end.line,
+        () if end is None else end.names,
+        state.unread,
+    )
 
 
-class _Follower(Builtins):
-    def __init__(self, path: str, given: Mapping[str, str]) -> None:
-        super().__init__(path, Variables(path, given))
-        self.functions: dict[str, Node] = {}
-        self.started: list[Started] = []
-        self.calls = 0
-        self.outer: tuple[Field, ...] = ()
+class _Follower(Processes):
+    """Control flow, on top of what commands do."""
+
+    def __init__(self, path: str, state: State) -> None:
+        super().__init__(path, state)
         self.commands = 0
+        self.conditions = 0
 
     def block(self, block: CommandList) -> Status:
-        status: Status = True
-        former: Node | None = None
-        for connector, node in block.commands:
-            # A program is assumed to succeed, and a test whose result is not known to fail.
-            unknown = status is None and _is_test(former)
-            succeeded = status is not False and not unknown
-            if connector in ("&&", "||") and unknown and _sets_or_starts(node):
-                self.note(node.line, "whether this test holds is not known: taken as false")
-            if (connector == "&&" and not succeeded) or (connector == "||" and succeeded):
-                continue
-            former, status = node, self.node(node)
+        status = Status.YES
+        for node in block.commands:
+            status = self.node(node)
+            self.expander.status = _CODES.get(status)
+            strict = "errexit" in self.state.options and not self.conditions
+            if strict and status is Status.NO and isinstance(node, (Simple, Test, Counting)):
+                raise Stop("exit", node.line, Status.NO, names=self.guards)
         return status
 
     def node(self, node: Node) -> Status:
@@ -141,100 +148,307 @@ class _Follower(Builtins):
             raise InputError(f"{self.path}: runs more commands than a launch script does")
         if isinstance(node, Simple):
             return self.simple(node)
-        if isinstance(node, Group):
-            return self.group(node)
+        if isinstance(node, AndOr):
+            return self.and_or(node)
         if isinstance(node, If):
             return self.if_command(node)
         if isinstance(node, Case):
             return self.case(node)
         if isinstance(node, Loop):
-            return self.loop(node)
+            return self.counted(node) if node.counting is not None else self.loop(node)
         if isinstance(node, Function):
-            self.functions[node.name] = node.body
-            return True
+            self.state.functions[node.name] = node.body
+            return Status.YES
         if isinstance(node, Negated):
-            status = self.node(node.command)
-            return None if status is None else not status
+            with self.in_condition():
+                return self.node(node.command).negated
         if isinstance(node, Test):
-            return evaluate_test(node.words, self.variables)
-        return self.counting(node.text, node.line)
+            return Status.of(evaluate_test(node.words, self.expander))
+        if isinstance(node, Counting):
+            return self.counting(node.text)
+        return self.process(node)
 
-    def group(self, node: Group) -> Status:
+    def process(self, node: Group | Redirected | Pipeline | Background) -> Status:
+        """Commands with their own input or in their own processes."""
+        if isinstance(node, Redirected):
+            before = self.input
+            text = self.expander.scalar(node.inputs[-1]) if node.inputs else None
+            self.input = Stream(None if text is None else with_end(text))
+            try:
+                return self.node(node.command)
+            finally:
+                self.input = before
+        if isinstance(node, Pipeline):
+            return self.pipeline(node)
+        if isinstance(node, Background):
+            with self.own_process():
+                self.ended(CommandList((node.command,)))
+            return Status.YES
         if not node.own_process:
             return self.block(node.body)
-        values, exported = dict(self.variables.values), set(self.variables.exported)
-        try:
-            return self.block(node.body)
-        except Stop:
-            return None
-        finally:
-            self.variables.values, self.variables.exported = values, exported
+        with self.own_process():
+            return self.ended(node.body)
+
+    def pipeline(self, node: Pipeline) -> Status:
+        fed = self.input
+        for command in node.commands[:-1]:
+            output = Output()
+            with self.own_process(), self.printing(output):
+                self.input = fed
+                self.ended(CommandList((command,)))
+            fed = Stream(None if output.unknown is not None else Field(tuple(output.pieces)))
+        with self.own_process():
+            self.input = fed
+            return self.ended(CommandList(node.commands[-1:]))
 
     # ------------------------------------------------------------------------------- branches
 
+    @contextmanager
+    def in_condition(self) -> Iterator[None]:
+        """While a condition is evaluated, where a failure ends nothing."""
+        self.conditions += 1
+        try:
+            yield
+        finally:
+            self.conditions -= 1
+
+    def judged(self, condition: Node | CommandList) -> tuple[Status, tuple[str, ...]]:
+        """How a condition ends, and the variables that it read and nothing sets."""
+        before, self.expander.unset = self.expander.unset, []
+        try:
+            with self.in_condition():
+                if isinstance(condition, CommandList):
+                    status = self.block(condition)
+                else:
+                    status = self.node(condition)
+            return status, tuple(dict.fromkeys(self.expander.unset))
+        finally:
+            self.expander.unset = before
+
+    @contextmanager
+    def guarded(self, names: tuple[str, ...]) -> Iterator[None]:
+        """While commands are followed that a condition on these variables led to."""
+        before, self.guards = self.guards, tuple(dict.fromkeys((*self.guards, *names)))
+        try:
+            yield
+        finally:
+            self.guards = before
+
+    def leaves(self, node: Node | CommandList) -> bool:
+        return leaves(node, self.state.functions)
+
+    def and_or(self, node: AndOr) -> Status:
+        status, names = self.judged(node.first)
+        former = node.first
+        for number, (connector, command) in enumerate(node.others):
+            self.expander.status = _CODES.get(status)
+            wanted = Status.YES if connector == "&&" else Status.NO
+            if status in (Status.YES, Status.NO):
+                if status is not wanted:
+                    continue
+                if names and self.leaves(command):
+                    self.set_otherwise(command.line, names)
+                    status = Status.NO if wanted is Status.YES else Status.YES
+                    continue
+            elif not self.continues(connector, command, former, status):
+                continue
+            last = number == len(node.others) - 1
+            with self.guarded(names):
+                if last:
+                    former, status = command, self.node(command)
+                else:
+                    former, (status, more) = command, self.judged(command)
+                    names = (*names, *more)
+        return status
+
+    def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
+        """Whether the next command of a list runs, after one whose end is assumed or unknown."""
+        if status is Status.ASSUMED:
+            succeeded = connector == "&&"
+            name = former.words[0] if isinstance(former, Simple) and former.words else None
+            literal = (name.literal or "") if isinstance(name, Word) else ""
+            if sets(command) and literal not in _SAFE and not self.leaves(command):
+                shown = literal or "the command"
+                self.note(command.line, f"whether {shown} succeeds is not known: taken as true")
+            return succeeded
+        if self.leaves(command):
+            return False
+        if sets_or_starts(command):
+            self.note(command.line, "whether this test holds is not known: taken as false")
+        return connector == "||"
+
+    def set_otherwise(self, line: int, names: tuple[str, ...]) -> None:
+        """Note that a guard on variables that nothing sets is passed."""
+        shown = " and ".join(names)
+        several = len(names) > 1
+        self.note(
+            line,
+            f"{shown} {'are' if several else 'is'} not set in the script: taken as set, since the "
+            "script would end here",
+        )
+
     def if_command(self, node: If) -> Status:
-        for condition, body in node.branches:
-            status = self.block(condition)
-            if status is None and _MATTERS.search(body.source + node.otherwise.source):
-                shown = " ".join(condition.source.split()).rstrip("; ")
-                self.note(
-                    condition.commands[0][1].line if condition.commands else node.line,
-                    f"whether {shown[:80]!r} holds is not known without running it: taken as false",
-                )
-            if status:
-                return self.block(body)
-        return self.block(node.otherwise)
+        every: tuple[str, ...] = ()
+        for number, (condition, body) in enumerate(node.branches):
+            status, names = self.judged(condition)
+            every = (*every, *names)
+            last = number == len(node.branches) - 1
+            shown = " ".join(condition.source.split()).rstrip("; ")[:80]
+            line = condition.commands[0].line if condition.commands else node.line
+            if status in (Status.YES, Status.NO):
+                if status is Status.YES and names and self.leaves(body):
+                    self.set_otherwise(line, names)
+                    status = Status.NO
+                elif status is Status.NO and last and names and self.leaves(node.otherwise):
+                    self.set_otherwise(line, names)
+                    status = Status.YES
+            elif self.leaves(body):
+                status = Status.NO
+            elif last and self.leaves(node.otherwise):
+                self.note(line, f"whether {shown!r} holds is not known: taken as true")
+                status = Status.YES
+            else:
+                if matters(body, node.otherwise):
+                    what = f"whether {shown!r} holds is not known without running it"
+                    self.note(line, f"{what}: taken as false")
+                status = Status.NO
+            if status is Status.YES:
+                with self.guarded(every):
+                    return self.block(body)
+        with self.guarded(every):
+            return self.block(node.otherwise)
 
     def case(self, node: Case) -> Status:
-        value = self.variables.scalar(node.word)
-        if value.unknown is not None and value.unknown.why.startswith("it is not set"):
-            value = Field(())
+        before, self.expander.unset = self.expander.unset, []
+        value = self.expander.scalar(node.word)
+        names, self.expander.unset = tuple(dict.fromkeys(self.expander.unset)), before
+        if value.unknown is not None and value.unknown.unset:
+            value = EMPTY
+        bodies = [body for _, body, _ in node.items]
         if value.unknown is not None:
-            if any(_MATTERS.search(body.source) for _, body in node.items):
-                self.note(
-                    node.line, "which branch of this case is taken is not known: none is followed"
-                )
-            return None
-        for patterns, body in node.items:
-            for pattern in patterns:
-                wanted = self.variables.scalar(pattern)
-                if wanted.unknown is None and fnmatch.fnmatchcase(value.text, wanted.text):
-                    return self.block(body)
-        return True
+            if matters(*bodies):
+                text = "which branch of this case is taken is not known: none is followed"
+                self.note(node.line, text)
+                self.obscure(value.unknown, *bodies)
+            return Status.UNKNOWN
+        status, falls = Status.YES, False
+        for patterns, body, end in node.items:
+            if not falls and not self.fits(value, patterns):
+                continue
+            with self.guarded(names):
+                status = self.block(body)
+            falls = end == ";&"
+            if end == ";;":
+                break
+        return status
+
+    def fits(self, value: Field, patterns: tuple[Word, ...]) -> bool:
+        for word in patterns:
+            pattern = self.expander.pattern(word)
+            if not isinstance(pattern, Unknown) and pattern.matches(value.text[:4000]):
+                return True
+        return False
+
+    def obscure(self, why: Unknown, *skipped: Node | CommandList) -> None:
+        """What commands may set that are not followed, or not as often as they run, is unknown."""
+        for name in sorted(assigned_names(*skipped)):
+            if name in self.state.given:
+                continue
+            reason = f"it depends on what is not known: {why.why}"
+            unknown = Unknown(why.name or name, reason, why.line)
+            self.put(name, not_known(unknown), why.line)
+
+    def put(self, name: str, value: Field, line: int) -> None:
+        """Set a variable, with a note where it must not be changed."""
+        try:
+            self.state.put(name, value)
+        except ReadOnly:
+            self.note(line, f"{name} is readonly: it keeps its value")
+
+    # ---------------------------------------------------------------------------------- loops
 
     def loop(self, node: Loop) -> Status:
-        matters = _MATTERS.search(node.body.source) is not None
         if node.condition is not None:
-            return self.conditional_loop(node, node.condition, matters)
-        fields = [f for word in node.words for f in self.variables.fields(word)]
-        if not fields or any(field.unknown is not None for field in fields):
-            if matters:
-                self.note(node.line, f"the loop {node.head[:60]!r} is skipped")
-            return True
+            return self.conditional_loop(node, node.condition)
+        if node.words is None:
+            fields = [EMPTY if each is None else each for each in self.state.positional]
+        else:
+            fields = [f for word in node.words for f in self.expander.fields(word)]
+        lacking = next((f.unknown for f in fields if f.unknown is not None), None)
+        if node.kind == "select" or (lacking is not None and not lacking.unset):
+            why = lacking or Unknown(node.name, "it is chosen when the script runs", node.line)
+            return self.once(node, why)
+        fields = [each for each in fields if each.unknown is None]
         for number, value in enumerate(fields):
             before = len(self.started)
-            self.variables.put(node.name, value)
+            self.put(node.name, value, node.line)
             if self.round(node.body):
                 break
             if self.launched(before) and number + 1 < len(fields):
                 once = f"is followed once, with {node.name}={value.text}"
                 self.note(node.line, f"the loop {node.head[:60]!r} {once}")
                 break
-        return True
+        return Status.YES
 
-    def conditional_loop(self, node: Loop, condition: CommandList, matters: bool) -> Status:
-        wanted = node.kind == "while"
-        for _ in range(_MOST_ROUNDS):
-            status = self.block(condition)
-            if status is None and matters:
-                self.note(node.line, f"the loop {node.head[:60]!r} is skipped")
+    def once(self, node: Loop, why: Unknown) -> Status:
+        """A loop whose rounds are not known: its body once, and what it sets is not known then."""
+        if matters(node.body):
+            self.note(
+                node.line,
+                f"the loop {node.head[:60]!r} is followed once: how often it runs is not known",
+            )
+        before = len(self.started)
+        if node.name:
+            self.put(node.name, not_known(Unknown(why.name or node.name, why.why, why.line)), 0)
+        self.round(node.body)
+        if not self.launched(before):
+            self.obscure(why, node.body)
+        return Status.YES
+
+    def counted(self, node: Loop) -> Status:
+        """``for ((i=0; i<3; i++))``."""
+        assert node.counting is not None
+        start, condition, step = node.counting
+        self.counting(start)
+        for _ in range(_MOST_ROUNDS * 5):
+            try:
+                holds = self.expander.count(condition) != 0 if condition.parts else True
+            except NotKnown as problem:
+                return self.once(node, problem.unknown)
             before = len(self.started)
-            if status is not wanted or self.round(node.body) or self.launched(before):
-                return True
-        if matters:
+            if not holds or self.round(node.body):
+                return Status.YES
+            if self.launched(before):
+                self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
+                return Status.YES
+            self.counting(step)
+        self.many(node)
+        return Status.YES
+
+    def many(self, node: Loop) -> None:
+        if matters(node.body):
             text = f"the loop {node.head[:60]!r} is followed for {_MOST_ROUNDS} rounds only"
             self.note(node.line, text)
-        return True
+
+    def conditional_loop(self, node: Loop, condition: CommandList) -> Status:
+        wanted = Status.YES if node.kind == "while" else Status.NO
+        for number in range(_MOST_ROUNDS):
+            before = len(self.started)
+            status, names = self.judged(condition)
+            if status not in (Status.YES, Status.NO):
+                if status is Status.ASSUMED and node.kind == "until":
+                    return Status.YES
+                if number == 0:
+                    name = names[0] if names else None
+                    why = Unknown(name, f"the loop {node.head[:60]!r} sets it", node.line)
+                    return self.once(node, why)
+                return Status.YES
+            if status is not wanted or self.round(node.body):
+                return Status.YES
+            if self.launched(before):
+                return Status.YES
+        self.many(node)
+        return Status.YES
 
     def launched(self, before: int) -> bool:
         """Whether a job was started since: a loop starts jobs in sequence, or restarts one."""
@@ -242,12 +456,17 @@ class _Follower(Builtins):
 
     def round(self, body: CommandList) -> bool:
         """Follow a loop's body once; whether that ends the loop."""
+        self.loops += 1
         try:
             self.block(body)
         except Stop as stop:
             if stop.kind not in ("break", "continue"):
                 raise
+            if stop.levels > 1:
+                raise Stop(stop.kind, stop.line, levels=stop.levels - 1) from None
             return stop.kind == "break"
+        finally:
+            self.loops -= 1
         return False
 
     # -------------------------------------------------------------------------------- commands
@@ -259,135 +478,67 @@ class _Follower(Builtins):
             if isinstance(word, Assignment):
                 assigned.append(word)
             else:
-                words += self.variables.fields(word)
-        if not words:
-            for assignment in node.assignments:
-                self.variables.assign(assignment)
-                if self.export_all:
-                    self.variables.exported.add(assignment.name)
-            return True
+                words += self.expander.fields(word)
+        try:
+            if not words:
+                return self.assignments(node)
+            with self.with_assignments(node.assignments):
+                if node.writes and self.output is not None:
+                    with self.printing(None):
+                        return self.command(node, words, assigned)
+                return self.command(node, words, assigned)
+        except ReadOnly as problem:
+            self.note(node.line, f"{problem} is readonly: it keeps its value")
+            return Status.NO
+
+    def assignments(self, node: Simple) -> Status:
+        substitutes = any(
+            getattr(part, "body", None) is not None
+            for a in node.assignments
+            if isinstance(a.value, Word)
+            for part in a.value.parts
+        )
+        for assignment in node.assignments:
+            self.assign(assignment)
+        return Status.ASSUMED if substitutes else Status.YES
+
+    def command(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         name = words[0].text
+        if name in ("command", "builtin") and len(words) > 1 and words[1].text[:1] != "-":
+            return self.command(node, words[1:], assigned)
+        if name == "exec" and len(words) > 1:
+            self.command(node, words[1:], assigned)
+            raise Stop("exit", node.line, Status.ASSUMED, names=self.guards)
+        body = self.state.functions.get(name)
+        if body is not None:
+            return self.call(body, words[1:], node.line)
         builtin = getattr(self, f"do_{BUILTINS.get(name, '')}", None)
         if builtin is not None:
             result: Status = builtin(node, words, assigned)
             return result
-        if name in self.functions:
-            return self.call(self.functions[name], words[1:], node.line)
-        fed = self.fed(node, words)
-        inner = [w for w in words if _is_command_line(w.text)] if name not in SHOWS_TEXT else []
-        if fed is not None or inner:
-            return self.pass_on(node, words, inner[0] if fed is None else fed)
-        self.start(node, words)
-        return True if name in _ALWAYS else False if name == "false" else None
-
-    def fed(self, node: Simple, words: list[Field]) -> Field | None:
-        """A script that a heredoc passes to a shell or a scheduler, or writes to a file."""
-        names = {PurePosixPath(word.text).name for word in words}
-        if not node.inputs or not (names & _TAKES_SCRIPT or (names & _WRITES and node.writes)):
-            return None
-        text = self.variables.scalar(node.inputs[-1])
-        return text if _is_command_line(text.text) else None
-
-    def pass_on(self, node: Simple, words: list[Field], script: Field) -> Status:
-        """Commands that are passed to another program, such as ``srun bash -c "torchrun …"``."""
-        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not script))
-        exported = set(self.variables.exported)
-        for name, value in slurm_variables(script.text, words).items():
-            self.variables.values.setdefault(name, Field((Piece(value, node.line),)))
-            self.variables.exported.add(name)
-        for a in node.assignments:
-            self.variables.assign(a)
-            self.variables.exported.add(a.name)
-        wrapped = script.text.startswith("--wrap=")
-        try:
-            return self.nested([without_start(script, "--wrap=") if wrapped else script], node.line)
-        except Stop:
-            return None
-        finally:
-            self.outer, self.variables.exported = outer, exported
+        return self.program(node, words)
 
     def call(self, body: Node, arguments: list[Field], line: int) -> Status:
-        if self.calls >= _DEEPEST_CALL:
-            raise InputError(f"{self.path}:{line}: functions call each other without end")
-        former = self.variables.positional
-        self.calls += 1
-        self.variables.positional = arguments
+        self._deeper(line, "functions call each other without end")
+        state = self.state
+        former, scope = (state.positional, state.has_all_arguments), dict[str, Variable]()
+        # A function's break leaves no loop of its caller.
+        loops, self.loops = self.loops, 0
+        state.positional, state.has_all_arguments = list(arguments), True
+        state.scopes.append(scope)
         try:
             return self.node(body)
         except Stop as stop:
             if stop.kind != "return":
                 raise
-            return None
+            return stop.status
         finally:
-            self.variables.positional = former
+            self.leave(scope)
+            self.loops = loops
+            state.positional, state.has_all_arguments = former
             self.calls -= 1
-
-    def start(self, node: Simple, words: list[Field]) -> None:
-        values = self.variables.values
-        visible = {n: v for n in self.variables.exported if isinstance(v := values.get(n), Field)}
-        visible |= {
-            a.name: self.variables.scalar(a.value)
-            for a in node.assignments
-            if isinstance(a.value, Word)
-        }
-        hidden = {n: v for n, v in values.items() if n not in visible and isinstance(v, Field)}
-        self.started.append(Started(tuple(words), self.outer, visible, hidden, node.line))
-
-    def nested(self, text: list[Field], line: int) -> Status:
-        """Commands in a value, such as ``eval``'s arguments."""
-        if self.calls >= _DEEPEST_CALL:
-            raise InputError(f"{self.path}:{line}: commands in values nest without end")
-        source, lines = "", list[int]()
-        for value in text:
-            for piece in (*value.pieces, Piece(" ", 0)):
-                shown = piece.text
-                if piece.unknown is not None:
-                    # It stays unknown where it is used, and is reported there.
-                    shown = f"${{{_PLACEHOLDER}{len(self.variables.values)}}}"
-                    self.variables.values[shown[2:-1]] = Field((piece,))
-                source += shown
-                lines += [piece.line or line] * len(shown)
-        block = parse_script(source, self.path, lambda at: lines[at] if at < len(lines) else line)
-        self.calls += 1
-        try:
-            return self.block(block)
-        finally:
-            self.calls -= 1
-
-
-def _is_test(node: Node | None) -> bool:
-    if isinstance(node, Negated):
-        return _is_test(node.command)
-    if isinstance(node, Simple) and node.words and isinstance(node.words[0], Word):
-        return node.words[0].literal in ("[", "test")
-    return isinstance(node, (Test, Counting))
-
-
-def _sets_or_starts(node: Node) -> bool:
-    """Whether skipping a command may change the answer."""
-    if not isinstance(node, Simple):
-        return True
-    words = [word for word in node.words if isinstance(word, Word)]
-    flags = any((word.literal or "").startswith("--") for word in words)
-    return bool(node.assignments) or len(words) < len(node.words) or flags
 
 
 def _launches(started: Started) -> bool:
     """Whether a program looks like a training job."""
     return any(word.text.endswith((".py", "torchrun")) for word in started.words)
-
-
-def _is_command_line(text: str) -> bool:
-    """Whether a value looks like ``torchrun … -…``, as in ``bash -c "torchrun …"``."""
-    program = _PROGRAM.search(text)
-    return program is not None and _OPTION.search(text, program.end()) is not None
-
-
-_PLACEHOLDER = "__unknown_"
-SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
-"""Programs that only handle text, even if that is a command."""
-_TAKES_SCRIPT = frozenset({"bash", "sh", "zsh", "ssh", "sbatch", "salloc", "qsub", "bsub"})
-_WRITES = frozenset({"cat", "tee"})
-_PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
-_OPTION = re.compile(r"\s-")
-_ALWAYS = frozenset({":", "true", "echo", "printf", "cd", "mkdir", "shopt", "ulimit", "umask"})

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from overlapkit.config.shell.syntax import (
+    AndOr,
     Assignment,
+    Background,
     Case,
     CommandList,
     Counting,
@@ -22,20 +24,26 @@ from overlapkit.config.shell.syntax import (
     Loop,
     Negated,
     Node,
+    Part,
+    Pipeline,
+    Redirected,
     Simple,
     Test,
+    Text,
     Word,
 )
-from overlapkit.config.shell.words import WordReader
+from overlapkit.config.shell.words import MOST_ATTEMPTS, WordReader
+from overlapkit.errors import InputError
 
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\[[^\]\n]*\])?(\+?)=")
-_FUNCTION = re.compile(r"(?:function[ \t]+)?([A-Za-z_][\w.:-]*)[ \t]*\([ \t]*\)\s*")
-_FUNCTION_WORD = re.compile(r"function[ \t]+([A-Za-z_][\w.:-]*)\s*")
-_REDIRECTION = re.compile(r"\d*(?:<<<|<<-?|<>|<&|<|>>|>&|>\||>|&>>|&>)")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(?=\[|\+?=)")
+_SIGN = re.compile(r"(\+?)=")
+_FUNCTION = re.compile(r"(?:function[ \t]+)?([A-Za-z_][\w.:-]*)[ \t]*\([ \t]*\)")
+_FUNCTION_WORD = re.compile(r"function[ \t]+([A-Za-z_][\w.:-]*)(?=[\s({])")
+_REDIRECTION = re.compile(r"(?:\d+|\{\w+\})?(?:<<<|<<-?|<>|<&|<|>>|>&|>\||>|&>>|&>)")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _DECLARES = frozenset({"export", "declare", "local", "readonly", "typeset"})
-_CLOSERS = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}", ";;"})
-_OPERATORS = re.compile(r"&&|\|\||;;&|;;|;&|\|&|[;|&\n]")
+_CLOSERS = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}"})
+_ITEM_ENDS = (";;&", ";;", ";&")
 
 
 def parse_script(text: str, path: str, line_of: Callable[[int], int] | None = None) -> CommandList:
@@ -67,39 +75,87 @@ class _Parser(WordReader):
     def block(self, closers: frozenset[str]) -> CommandList:
         """Commands up to one of `closers`, which is not read, or to the end."""
         self.deeper()
-        start, commands, connector = self.at, [], ";"
+        start, commands = self.at, list[Node]()
         while True:
             self.skip_lines()
             if self.at >= len(self.text) or self.closes(closers):
                 break
-            commands.append((connector, self.command()))
+            command = self.and_or()
             self.skip_blanks()
-            found = _OPERATORS.match(self.text, self.at)
-            if found is None or found[0].startswith(";;") or found[0] == ";&":
-                connector = ";"
-                if found is None and self.at < len(self.text) and not self.closes(closers):
-                    raise self.problem(f"{self.text[self.at : self.at + 20]!r} is not expected")
-                if found is not None:
-                    break
-                continue
-            connector = found[0] if found[0] in ("&&", "||") else "|" if "|" in found[0] else ";"
-            if found[0] == "\n":
-                self.newline()
-            else:
-                self.at = found.end()
+            char = self.text[self.at : self.at + 1]
+            if char == "&":
+                self.at += 1
+                command = Background(command, self.line)
+            elif char == ";" and not self.text.startswith(_ITEM_ENDS, self.at):
+                self.at += 1
+            elif char not in ("", "\n") and not self.closes(closers):
+                raise self.problem(f"{self.text[self.at : self.at + 20]!r} is not expected")
+            commands.append(command)
         self.depth -= 1
         return CommandList(tuple(commands), self.text[start : self.at])
+
+    def and_or(self) -> Node:
+        """Pipelines that ``&&`` and ``||`` connect."""
+        line, first, others = self.line, self.pipeline(), list[tuple[str, Node]]()
+        while True:
+            self.skip_blanks()
+            connector = self.text[self.at : self.at + 2]
+            if connector not in ("&&", "||"):
+                return AndOr(first, tuple(others), line) if others else first
+            self.at += 2
+            self.skip_lines()
+            others.append((connector, self.pipeline()))
+
+    def pipeline(self) -> Node:
+        """Commands that ``|`` connects, perhaps negated."""
+        line, commands, negated = self.line, list[Node](), False
+        while self.peek_word() == "!":
+            self.at += 1
+            self.skip_blanks()
+            negated = not negated
+        while True:
+            commands.append(self.command())
+            self.skip_blanks()
+            if self.text.startswith("||", self.at) or not self.text.startswith("|", self.at):
+                break
+            self.at += 2 if self.text.startswith("|&", self.at) else 1
+            self.skip_lines()
+        node = commands[0] if len(commands) == 1 else Pipeline(tuple(commands), line)
+        return Negated(node, line) if negated else node
 
     def closes(self, closers: frozenset[str]) -> bool:
         """Whether one of `closers` comes next; another block's closer is an error."""
         if ")" in closers and self.text[self.at] == ")":
             return True
+        if self.text.startswith(_ITEM_ENDS, self.at):
+            if ";;" in closers:
+                return True
+            raise self.problem(f"{self.text[self.at : self.at + 2]!r} is not expected here")
         for closer in _CLOSERS:
             if self.text.startswith(closer, self.at) and self.ends_word(self.at + len(closer)):
                 if closer in closers:
                     return True
                 raise self.problem(f"{closer!r} is not expected here")
         return False
+
+    def commands_until(self, closer: str) -> CommandList:
+        """The commands up to a closing bracket, which is read too."""
+        body = self.block(frozenset({closer}))
+        self.expect(closer)
+        return body
+
+    def commands_in(self, text: str, line: int) -> CommandList | None:
+        """The commands of a text; None where it cannot be parsed."""
+        if self.attempts >= MOST_ATTEMPTS:
+            return None
+        inner = _Parser(text, self.path, lambda offset: line + text.count("\n", 0, offset))
+        inner.depth, inner.attempts = self.depth, self.attempts + 1
+        try:
+            body = inner.block(frozenset())
+            return body if inner.at >= len(text) else None
+        except InputError:
+            self.attempts += 1
+            return None
 
     def keyword(self, *words: str) -> str:
         """Read one of these reserved words."""
@@ -116,32 +172,30 @@ class _Parser(WordReader):
         if text.startswith("((", self.at):
             content = self.counting()
             if content is not None:
-                return Counting(content, line)
+                return self.redirected(Counting(content, line))
         if text.startswith("(", self.at):
             self.at += 1
-            body = self.block(frozenset({")"}))
-            self.expect(")")
-            return self.redirected(Group(body, line, own_process=True))
+            return self.redirected(Group(self.commands_until(")"), line, own_process=True))
         defined = _FUNCTION.match(text, self.at) or (
             _FUNCTION_WORD.match(text, self.at) if word == "function" else None
         )
         if defined is not None:
             self.at = defined.end()
-            return Function(defined[1], self.command(), line)
-        if word == "!":
-            self.at += 1
-            self.skip_blanks()
-            return Negated(self.command(), line)
+            self.skip_lines()
+            self.deeper()
+            body = self.command()
+            self.depth -= 1
+            return Function(defined[1], body, line)
         if word == "{":
             self.at += 1
-            body = self.block(frozenset({"}"}))
+            body_of_group = self.block(frozenset({"}"}))
             self.keyword("}")
-            return self.redirected(Group(body, line))
+            return self.redirected(Group(body_of_group, line))
         compound = {
             "if": self.if_command,
             "case": self.case_command,
             "for": self.for_command,
-            "select": self.for_command,
+            "select": self.select_command,
             "while": self.while_command,
             "until": self.until_command,
             "[[": self.test_command,
@@ -149,19 +203,31 @@ class _Parser(WordReader):
         if compound is not None:
             self.at += len(word)
             return self.redirected(compound(line))
-        if word in ("time", "coproc", "then", "do"):
+        if word in ("time", "coproc"):
             self.at += len(word)
             self.skip_blanks()
-            return self.command()
+            if self.text.startswith("-p ", self.at):
+                self.at += 3
+                self.skip_blanks()
+            self.deeper()
+            node = self.pipeline()
+            self.depth -= 1
+            return node
         return self.simple(line)
 
     def redirected(self, node: Node) -> Node:
-        """A compound command; the redirections after it are skipped."""
+        """A compound command with the redirections after it."""
+        line, inputs, reads = self.line, list[Word](), False
         while True:
             self.skip_blanks()
-            if _REDIRECTION.match(self.text, self.at) is None:
-                return node
-            self.redirection()
+            found = _REDIRECTION.match(self.text, self.at)
+            if found is None:
+                break
+            reads = reads or found[0].lstrip("0123456789") == "<"
+            fed = self.redirection()
+            inputs += [fed] if fed is not None else []
+        inputs += self.heredocs()
+        return Redirected(node, tuple(inputs), reads, line) if inputs or reads else node
 
     def if_command(self, line: int) -> Node:
         branches = []
@@ -183,12 +249,14 @@ class _Parser(WordReader):
         self.skip_blanks()
         word = self.word()
         self.keyword("in")
-        items: list[tuple[tuple[Word, ...], CommandList]] = []
+        items: list[tuple[tuple[Word, ...], CommandList, str]] = []
         while True:
             self.skip_lines()
             if self.peek_word() == "esac":
                 self.at += 4
                 return Case(word, tuple(items), line)
+            if self.at >= len(self.text):
+                raise self.problem("esac is missing")
             if self.at < len(self.text) and self.text[self.at] == "(":
                 self.at += 1
             patterns = [self.pattern()]
@@ -196,25 +264,38 @@ class _Parser(WordReader):
                 self.at += 1
                 patterns.append(self.pattern())
             self.expect(")")
-            body = self.block(frozenset({"esac"}))
-            found = re.compile(r";;&|;;|;&").match(self.text, self.at)
-            if found is not None:
-                self.at = found.end()
-            items.append((tuple(patterns), body))
+            body = self.block(frozenset({"esac", ";;"}))
+            end = next((e for e in _ITEM_ENDS if self.text.startswith(e, self.at)), "")
+            self.at += len(end)
+            items.append((tuple(patterns), body, end or ";;"))
 
     def pattern(self) -> Word:
+        """A pattern of a case item, in which ``@(a|b)`` belongs to it."""
+        self.skip_lines()
+        parts: list[Part] = []
+        line = self.line
+        while True:
+            word = self.word()
+            parts += word.parts
+            opened = self.at > 0 and self.text[self.at - 1] in "?*+@!"
+            if not (opened and self.text.startswith("(", self.at)):
+                break
+            self.at += 1
+            parts.append(Text(f"({self.closing('(', ')')})", line, False))
         self.skip_blanks()
-        word = self.word()
-        self.skip_blanks()
-        return word
+        return Word(tuple(parts), line)
 
-    def for_command(self, line: int) -> Node:
+    def select_command(self, line: int) -> Node:
+        return self.for_command(line, "select")
+
+    def for_command(self, line: int, kind: Literal["for", "select"] = "for") -> Node:
         self.skip_blanks()
         start = self.at
-        words: list[Word] = []
+        words: list[Word] | None = None
+        counting: tuple[Word, Word, Word] | None = None
         name = ""
         if self.text.startswith("((", self.at):
-            self.counting()
+            counting = self.counted_head(line)
         else:
             found = _NAME.match(self.text, self.at)
             if found is None:
@@ -224,12 +305,34 @@ class _Parser(WordReader):
             if self.peek_word() == "in":
                 self.at += 2
                 self.skip_blanks()
+                words = []
                 while self.at < len(self.text) and self.text[self.at] not in ";\n":
+                    before = self.at
                     words.append(self.word())
+                    if self.at == before:
+                        raise self.problem(f"{self.text[before : before + 20]!r} is not expected")
                     self.skip_blanks()
-        head = f"for {self.text[start : self.at].strip()}"
+        head = f"{kind} {self.text[start : self.at].strip()}"
         self.skip_separators()
-        return Loop("for", name, tuple(words), self.loop_body(), line, head)
+        its = None if words is None else tuple(words)
+        return Loop(kind, name, its, self.loop_body(), line, head, counting=counting)
+
+    def counted_head(self, line: int) -> tuple[Word, Word, Word]:
+        """``((i=0; i<3; i++))``."""
+        start = self.at + 2
+        self.at = start
+        content = self.closing("(", ")")
+        if not self.text.startswith(")", self.at):
+            raise self.problem("a (( is not closed", line)
+        self.at += 1
+        texts = content.split(";")
+        if len(texts) != 3:
+            raise self.problem("for (( )) needs three expressions", line)
+        words, offset = list[Word](), start
+        for text in texts:
+            words.append(self.expression(text, offset))
+            offset += len(text) + 1
+        return words[0], words[1], words[2]
 
     def while_command(self, line: int) -> Node:
         return self.conditional_loop("while", line)
@@ -243,6 +346,13 @@ class _Parser(WordReader):
         return Loop(kind, "", (), self.loop_body(), line, head, condition)
 
     def loop_body(self) -> CommandList:
+        self.skip_lines()
+        if self.peek_word() == "{":
+            # An old form of bash: for x in a b; { …; }
+            self.at += 1
+            body = self.block(frozenset({"}"}))
+            self.keyword("}")
+            return body
         self.keyword("do")
         body = self.block(frozenset({"done"}))
         self.keyword("done")
@@ -263,58 +373,77 @@ class _Parser(WordReader):
         assignments: list[Assignment] = []
         words: list[Word | Assignment] = []
         inputs: list[Word] = []
-        declares = writes = False
+        declares = writes = reads = False
         while True:
             self.skip_blanks()
             if self.at >= len(self.text) or self.text[self.at] in "\n;|)" or self.at_background():
                 break
             if redirected := _REDIRECTION.match(self.text, self.at):
-                writes = writes or redirected[0] in (">", ">>", ">|", "1>", "1>>")
+                following = self.text[redirected.end() :].lstrip(" \t")[:1]
+                to_errors = redirected[0] in (">&", "1>&") and following == "2"
+                writes = writes or to_errors or redirected[0] in (">", ">>", ">|", "1>", "1>>")
+                reads = reads or redirected[0] == "<"
                 fed = self.redirection()
                 inputs += [fed] if fed is not None else []
                 continue
             if self.text[self.at] == "(":
                 raise self.problem("'(' is not expected here")
-            found = _ASSIGNMENT.match(self.text, self.at)
-            if found is not None and not words:
-                assignments.append(self.assignment(found))
-            elif found is not None and declares:
-                words.append(self.assignment(found))
+            assigned = self.assignment() if not words or declares else None
+            if assigned is not None and not words:
+                assignments.append(assigned)
+            elif assigned is not None:
+                words.append(assigned)
             else:
                 word = self.word()
                 declares = declares or (not words and word.literal in _DECLARES)
                 words.append(word)
         # A heredoc's text is on the lines after this one, and is read now.
-        command = Simple(tuple(assignments), tuple(words), line, tuple(inputs), writes)
-        return self.with_heredocs(command)
+        inputs += self.heredocs()
+        return Simple(tuple(assignments), tuple(words), line, tuple(inputs), writes, reads)
 
     def at_background(self) -> bool:
         return self.text[self.at] == "&" and not self.text.startswith(("&>", "&>>"), self.at)
 
-    def assignment(self, found: re.Match[str]) -> Assignment:
-        line = self.line
-        name, index, plus = found[1], (found[2] or "")[1:-1], bool(found[3])
-        self.at = found.end()
-        if self.text.startswith("(", self.at):
+    def assignment(self) -> Assignment | None:
+        """An assignment, where one begins here; nothing is read where none does."""
+        start, line = self.at, self.line
+        found = _ASSIGNMENT.match(self.text, start)
+        if found is None:
+            return None
+        name, index, self.at = found[1], "", found.end()
+        if self.text.startswith("[", self.at):
             self.at += 1
-            words: list[Word] = []
-            while True:
-                self.skip_lines()
-                if self.at >= len(self.text):
-                    raise self.problem(f"the ')' of {name}=( is missing", line)
-                if self.text[self.at] == ")":
-                    self.at += 1
-                    return Assignment(name, line, tuple(words), plus, index)
-                if self.text[self.at] in "(;&|<>":
-                    raise self.problem(f"{self.text[self.at]!r} is not expected in {name}=( )")
-                words.append(self.word())
-        return Assignment(name, line, self.word(), plus, index)
+            try:
+                index = self.closing("[", "]")
+            except InputError:
+                self.at = start
+                return None
+        sign = _SIGN.match(self.text, self.at)
+        if sign is None:
+            self.at = start
+            return None
+        self.at = sign.end()
+        plus = bool(sign[1])
+        if not self.text.startswith("(", self.at):
+            return Assignment(name, line, self.word(), plus, index)
+        self.at += 1
+        words: list[Word] = []
+        while True:
+            self.skip_lines()
+            if self.at >= len(self.text):
+                raise self.problem(f"the ')' of {name}=( is missing", line)
+            if self.text[self.at] == ")":
+                self.at += 1
+                return Assignment(name, line, tuple(words), plus, index)
+            if self.text[self.at] in "(;&|<>":
+                raise self.problem(f"{self.text[self.at]!r} is not expected in {name}=( )")
+            words.append(self.word())
 
     def redirection(self) -> Word | None:
         """Read a redirection; the text that it feeds in, where that is on this line."""
         found = _REDIRECTION.match(self.text, self.at)
         assert found is not None
-        operator = found[0].lstrip("0123456789")
+        operator = re.sub(r"^(\d+|\{\w+\})", "", found[0])
         self.at = found.end()
         if operator in ("<", ">") and self.text.startswith("(", self.at):
             self.at += 1
@@ -323,6 +452,10 @@ class _Parser(WordReader):
         self.skip_blanks()
         if operator in ("<<", "<<-"):
             self.pending_heredoc(strip_tabs=operator == "<<-")
+            return None
+        if operator in ("<", ">") and self.text.startswith(("<(", ">("), self.at):
+            self.at += 2
+            self.closing("(", ")")
             return None
         word = self.word()
         return word if operator == "<<<" else None

@@ -21,10 +21,13 @@ class Parameter:
 
     Attributes:
         name: a variable, a digit, or one of @ * # ? $ ! - 0.
-        operator: "" for the plain value; "length", "indirect", a default's operator such as
-            ``:-``, one that removes text or changes case such as ``%%``, or "other".
-        argument: the word after the operator.
+        operator: "" for the plain value; "length", "keys" (``${!A[@]}``), "names" (``${!A@}``), a
+            default's operator such as ``:-``, one that removes or replaces text or changes case
+            such as ``%%`` or ``//``, ``:`` for a part, ``@`` for a transformation, or "other".
+        argument: the word after the operator; of a replacement, what is replaced.
         index: the text in brackets, "" for none.
+        second: of a replacement the new text, of a part its length; None where there is none.
+        indirect: whether ``!`` is before the name: the variable's value is the name that is meant.
     """
 
     name: str
@@ -33,22 +36,32 @@ class Parameter:
     operator: str = ""
     argument: Word | None = None
     index: str = ""
+    second: Word | None = None
+    indirect: bool = False
 
 
 @dataclass(frozen=True)
 class Command:
-    """``$(…)`` or backticks: never run, so its value is not known."""
+    """``$(…)`` or backticks.
+
+    Programs in it are never run, so that its value is known only where it needs none.
+
+    Attributes:
+        text: what is between the brackets.
+        body: its commands; None where they cannot be parsed.
+    """
 
     text: str
     line: int
     quoted: bool
+    body: CommandList | None = None
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """``$((…))``."""
+    """``$((…))``; in its word only ``$`` is special."""
 
-    text: str
+    text: Word
     line: int
     quoted: bool
 
@@ -84,9 +97,12 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Simple:
-    """A simple command: assignments before it, its words, and the text of its input.
+    """A simple command: assignments before it, and its words.
 
-    `writes` is whether its output goes to a file.
+    Attributes:
+        inputs: the texts of its heredocs and ``<<<``.
+        writes: whether its output goes to a file.
+        reads: whether its input comes from a file.
     """
 
     assignments: tuple[Assignment, ...]
@@ -94,6 +110,7 @@ class Simple:
     line: int
     inputs: tuple[Word, ...] = ()
     writes: bool = False
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,9 +123,9 @@ class Test:
 
 @dataclass(frozen=True)
 class Counting:
-    """``(( … ))``."""
+    """``(( … ))``; in its word only ``$`` is special."""
 
-    text: str
+    text: Word
     line: int
 
 
@@ -123,10 +140,13 @@ class If:
 
 @dataclass(frozen=True)
 class Case:
-    """``case word in pattern) … ;; esac``."""
+    """``case word in pattern) … ;; esac``.
+
+    Each item has its patterns, its commands and its end: ``;;``, ``;&`` or ``;;&``.
+    """
 
     word: Word
-    items: tuple[tuple[tuple[Word, ...], CommandList], ...]
+    items: tuple[tuple[tuple[Word, ...], CommandList, str], ...]
     line: int
 
 
@@ -134,17 +154,21 @@ class Case:
 class Loop:
     """``for``, ``while``, ``until`` or ``select``.
 
-    `words` are those of a ``for … in``, and `condition` is that of the others, None for a ``for``.
-    `head` is the text of its first line, for messages.
+    Attributes:
+        words: those of a ``for … in``; None where it has none, and loops over the arguments.
+        head: the text of its first line, for messages.
+        condition: that of a ``while`` or ``until``; None for the others.
+        counting: the three expressions of a ``for ((…))``; None for the others.
     """
 
-    kind: Literal["for", "while", "until"]
+    kind: Literal["for", "while", "until", "select"]
     name: str
-    words: tuple[Word, ...]
+    words: tuple[Word, ...] | None
     body: CommandList
     line: int
     head: str
     condition: CommandList | None = None
+    counting: tuple[Word, Word, Word] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +190,19 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Redirected:
+    """A compound command with its input: the texts of heredocs and ``<<<``.
+
+    `reads` is whether its input comes from a file or a program.
+    """
+
+    command: Node
+    inputs: tuple[Word, ...]
+    reads: bool
+    line: int
+
+
+@dataclass(frozen=True)
 class Negated:
     """``! command``."""
 
@@ -173,15 +210,51 @@ class Negated:
     line: int
 
 
-Node = Simple | Test | Counting | If | Case | Loop | Function | Group | Negated
+@dataclass(frozen=True)
+class Pipeline:
+    """``a | b``: each command in a process of its own."""
+
+    commands: tuple[Node, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class AndOr:
+    """``a && b || c``: a first command, and the others each with their connector."""
+
+    first: Node
+    others: tuple[tuple[str, Node], ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Background:
+    """``a &``: in a process of its own, which is not waited for."""
+
+    command: Node
+    line: int
+
+
+Node = (
+    Simple
+    | Test
+    | Counting
+    | If
+    | Case
+    | Loop
+    | Function
+    | Group
+    | Redirected
+    | Negated
+    | Pipeline
+    | AndOr
+    | Background
+)
 
 
 @dataclass(frozen=True)
 class CommandList:
-    """Commands in order, each with the connector before it: ``;``, ``&&``, ``||`` or ``|``.
+    """Commands in order; `source` is their text, which shows whether skipping them matters."""
 
-    `source` is their text, which shows whether skipping them matters.
-    """
-
-    commands: tuple[tuple[str, Node], ...] = field(default=())
+    commands: tuple[Node, ...] = field(default=())
     source: str = ""

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """Why a value is not known, and the variable that has to be given."""
+    """Why a value is not known, and the variable that has to be given.
+
+    Attributes:
+        name: the variable; None where the value comes from none.
+        why: what sets it.
+        line: where that is, from 1.
+        unset: whether it is only that nothing sets the variable, so that bash would take it as
+            empty where nobody sets it before the script starts.
+    """
 
     name: str | None
     why: str
     line: int
+    unset: bool = False
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Characters of one line, or a value that is not known.
 
     Attributes:
@@ -26,12 +35,14 @@ class Piece:
         line: their line, from 1; 0 for what the caller gave.
         quoted: whether they were in quotes, so that they are not split into words.
         unknown: why they are not known.
+        file: the file that they are in; empty for the script itself.
     """
 
     text: str
     line: int
     quoted: bool = False
     unknown: Unknown | None = None
+    file: str = ""
 
 
 Scalar = tuple[Piece, ...]
@@ -39,82 +50,154 @@ Scalar = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Field:
-    """One word after expansion."""
+    """One word after expansion, or the value of a variable."""
 
     pieces: Scalar
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Its known characters."""
-        return "".join(piece.text for piece in self.pieces)
+        return "".join([piece.text for piece in self.pieces])
 
-    @property
+    @cached_property
     def unknown(self) -> Unknown | None:
         """The first part that is not known."""
         return next((p.unknown for p in self.pieces if p.unknown is not None), None)
 
     @property
+    def first(self) -> Piece | None:
+        """The piece that it begins with; None where it is empty."""
+        return next((piece for piece in self.pieces if piece.text or piece.unknown), None)
+
+    @property
     def line(self) -> int:
         """The line that it begins on; 0 where that is not known."""
-        return next((piece.line for piece in self.pieces if piece.text or piece.unknown), 0)
+        return 0 if self.first is None else self.first.line
+
+    @property
+    def file(self) -> str:
+        """The file that it begins in; empty for the script itself."""
+        return "" if self.first is None else self.first.file
+
+
+EMPTY = Field(())
 
 
 @dataclass(frozen=True)
 class Array:
-    """An indexed array's words."""
+    """An indexed array's words by their index; None at an index that is not set."""
 
-    fields: tuple[Field, ...]
-
-
-Value = Field | Array
-
-_BLANK = re.compile(r"[ \t\n\r]+")
+    fields: tuple[Field | None, ...]
 
 
-def stripped(value: Field, *, first_line: bool) -> Field:
-    """A text as ``read`` reads it: without blanks at its ends, and perhaps only its first line."""
-    kept: list[Piece] = []
-    for piece in value.pieces:
-        text, end, _ = piece.text.partition("\n") if first_line else (piece.text, "", "")
-        kept.append(replace(piece, text=text))
-        if end:
-            break
-    for order, strip in ((1, str.lstrip), (-1, str.rstrip)):
-        kept = kept[::order]
-        while kept and kept[0].unknown is None:
-            text = strip(kept[0].text, " \t\n")
-            kept[0:1] = [replace(kept[0], text=text)] if text else []
-            if text:
-                break
-        kept = kept[::order]
-    return Field(tuple(kept))
+@dataclass(frozen=True)
+class Map:
+    """An associative array's words by their keys."""
+
+    fields: dict[str, Field]
+
+
+Value = Field | Array | Map
+
+
+def known(text: str, line: int, *, quoted: bool = False) -> Field:
+    """A value of known text."""
+    return Field((Piece(text, line, quoted),))
+
+
+def not_known(unknown: Unknown, *, quoted: bool = False) -> Field:
+    """A value that is not known."""
+    return Field((Piece("", unknown.line, quoted, unknown),))
+
+
+def fields_of(value: Value | None) -> tuple[Field, ...]:
+    """The words of a variable, in order."""
+    if value is None:
+        return ()
+    if isinstance(value, Map):
+        return tuple(value.fields.values())
+    if isinstance(value, Array):
+        return tuple(field for field in value.fields if field is not None)
+    return (value,)
 
 
 def without_start(value: Field, start: str) -> Field:
     """A value without the text `start`, which it begins with."""
-    left, kept = len(start), list[Piece]()
+    return part_of(value, len(start))
+
+
+def part_of(value: Field, start: int, end: int | None = None) -> Field:
+    """A value's characters from `start` to `end`, which are offsets in its text."""
+    kept, at = list[Piece](), 0
     for piece in value.pieces:
-        kept.append(replace(piece, text=piece.text[left:]))
-        left = max(0, left - len(piece.text))
-    return Field(tuple(kept))
+        stop = len(piece.text) if end is None else max(0, end - at)
+        kept.append(piece._replace(text=piece.text[max(0, start - at) : stop]))
+        at += len(piece.text)
+    return Field(tuple(piece for piece in kept if piece.text or piece.unknown))
 
 
 def merged(pieces: Iterable[Piece]) -> Scalar:
     """The same pieces, where known pieces of one line with the same quoting are joined."""
     result: list[Piece] = []
-    for (known, line, quoted), group in groupby(
-        pieces, lambda p: (p.unknown is None, p.line, p.quoted)
+    for (is_known, line, quoted, file), group in groupby(
+        pieces, lambda p: (p.unknown is None, p.line, p.quoted, p.file)
     ):
         same = list(group)
-        result += [Piece("".join(p.text for p in same), line, quoted)] if known else same
+        joined = [Piece("".join([p.text for p in same]), line, quoted, None, file)]
+        result += joined if is_known else same
     return tuple(result)
 
 
-def split_into_fields(pieces: list[Piece | None]) -> list[Field]:
-    """Fields of an expanded word: unquoted blanks separate them, and so does None."""
+_MANY = 64
+"""Pieces of a value from which on they are joined where no flag begins."""
+
+
+def compacted(pieces: list[Piece]) -> Scalar:
+    """The same text in few pieces: a long list of data files needs no line for each of its words.
+
+    Flags keep their lines.
+    """
+    if len(pieces) <= _MANY:
+        return tuple(pieces)
+    result: list[Piece] = []
+    run: list[str] = []
+    for piece in pieces:
+        last = result[-1] if result else None
+        joins = (
+            last is not None
+            and last.unknown is None
+            and piece.unknown is None
+            and last.quoted == piece.quoted
+            and "--" not in piece.text
+        )
+        if joins:
+            run.append(piece.text)
+            continue
+        if last is not None and run:
+            result[-1] = last._replace(text=last.text + "".join(run))
+        run = []
+        result.append(piece)
+    if run:
+        result[-1] = result[-1]._replace(text=result[-1].text + "".join(run))
+    return tuple(result)
+
+
+BLANKS = " \t\n"
+"""What separates words where IFS is not set."""
+
+
+def split_into_fields(pieces: Iterable[Piece | None], separators: str = BLANKS) -> list[Field]:
+    """Fields of an expanded word: separators that are not quoted end them, and so does None.
+
+    Args:
+        pieces: the word's pieces; None where ``"${A[@]}"`` begins another field.
+        separators: IFS. Of blanks, several in a row separate once; of other characters, each does.
+    """
     fields: list[Field] = []
     here: list[Piece] = []
     begun = False
+    # A blank ended the last field: a separator that follows belongs to that end.
+    ended_by_blank = False
 
     def end() -> None:
         nonlocal begun
@@ -126,18 +209,32 @@ def split_into_fields(pieces: list[Piece | None]) -> list[Field]:
     for piece in pieces:
         if piece is None:
             end()
-        elif piece.quoted or piece.unknown is not None:
+            ended_by_blank = False
+        elif piece.quoted or piece.unknown is not None or not separators:
             here.append(piece)
-            begun = True
+            begun = begun or piece.quoted or bool(piece.text) or piece.unknown is not None
+            ended_by_blank = False
         else:
-            line, at = piece.line, 0
-            for blank in [*_BLANK.finditer(piece.text), None]:
-                stop = len(piece.text) if blank is None else blank.start()
-                if stop > at:
-                    here.append(Piece(piece.text[at:stop], line))
+            at = 0
+            for offset, char in enumerate(piece.text):
+                if char not in separators:
+                    continue
+                if offset > at:
+                    here.append(piece._replace(text=piece.text[at:offset]))
                     begun = True
-                if blank is not None:
+                    ended_by_blank = False
+                at = offset + 1
+                if char in BLANKS:
+                    ended_by_blank = ended_by_blank or begun
                     end()
-                    at = blank.end()
+                elif not begun and not ended_by_blank:
+                    fields.append(EMPTY)
+                else:
+                    end()
+                    ended_by_blank = False
+            if at < len(piece.text):
+                here.append(piece._replace(text=piece.text[at:]))
+                begun = True
+                ended_by_blank = False
     end()
     return fields

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 from overlapkit.config.shell.syntax import (
     Arithmetic,
     Command,
+    CommandList,
     Parameter,
     Part,
-    Simple,
     Text,
     Word,
 )
@@ -22,12 +21,12 @@ MAX_DEPTH = 60
 
 _ENDS_WORD = frozenset(" \t\n;&|<>()")
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
-_BRACED = re.compile(r"(?P<prefix>[!#](?=[\w@*]))?(?P<name>[A-Za-z_]\w*|\d+|[@*#?$!-])")
-_OPERATOR = re.compile(r":[-=+?]|[-=+?]|%%|%|##|#|//|/|,,|,|\^\^|\^|:|@")
-_WITH_WORD = frozenset({":-", "-", ":=", "=", ":+", "+", ":?", "?", "%", "%%", "#", "##"})
-_CASES = frozenset({",,", ",", "^^", "^"})
+_BRACED = re.compile(r"(?P<prefix>[!#](?=[\w@*])|!(?=#\}))?(?P<name>[A-Za-z_]\w*|\d+|[@*#?$!-])")
+_OPERATOR = re.compile(r":[-=+?]|[-=+?]|%%|%|##|#|//|/[#%]?|,,|,|\^\^|\^|:|@[QUuLEPAaKk](?=\})")
+MOST_ATTEMPTS = 50
+"""Command substitutions whose commands cannot be parsed, in one script."""
 _ESCAPED_IN_QUOTES = '$`"\\'
-_ANSI = {"n": "\n", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
+_ANSI = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "e": "\x1b", "\\": "\\", "'": "'", '"': '"'}
 
 
 class WordReader:
@@ -39,8 +38,8 @@ class WordReader:
         self.line_of = line_of
         self.at = 0
         self.depth = 0
+        self.attempts = 0
         self._pending: list[tuple[str, bool, bool]] = []
-        self._bodies: list[Word] = []
 
     @property
     def line(self) -> int:
@@ -115,23 +114,24 @@ class WordReader:
             raise self.problem("a heredoc's delimiter is not plain text")
         self._pending.append((delimiter, quoted, strip_tabs))
 
-    def with_heredocs(self, command: Simple) -> Simple:
-        """A command with the text of its heredocs, which is read before the rest of the line."""
+    def heredocs(self) -> list[Word]:
+        """The texts of the heredocs that the command just read has, from the lines after its own.
+
+        Their delimiters were read with `pending_heredoc`. A ``<<<`` is read in its place.
+        """
         if not self._pending:
-            return command
-        end = self.text.find("\n", self.at)
-        if end < 0:
+            return []
+        # Several commands of a line can have heredocs: the next one's text comes after the last.
+        line_end = self.text.find("\n", self.at)
+        if line_end < 0:
             raise self.problem(f"the heredoc {self._pending[0][0]} has no text")
         rest = self.at
-        self.at = end + 1
-        for delimiter, quoted, strip_tabs in self._pending:
-            self._bodies.append(self._heredoc(delimiter, quoted, strip_tabs))
-        self._pending.clear()
-        bodies, self._bodies = self._bodies, []
-        self._after_line = self.at
-        self._line_end = end
+        self.at = self._after_line if line_end == self._line_end else line_end + 1
+        pending, self._pending = self._pending, []
+        bodies = [self._heredoc(*each) for each in pending]
+        self._after_line, self._line_end = self.at, line_end
         self.at = rest
-        return replace(command, inputs=(*command.inputs, *bodies))
+        return bodies
 
     _line_end = -1
     _after_line = -1
@@ -141,6 +141,7 @@ class WordReader:
         self.at = self._after_line if self.at == self._line_end else self.at + 1
 
     def _heredoc(self, delimiter: str, quoted: bool, strip_tabs: bool) -> Word:
+        """A heredoc's text, without the line that ends it."""
         start = self.at
         line = self.line
         while True:
@@ -152,11 +153,12 @@ class WordReader:
             if end < 0:
                 raise self.problem(f"the heredoc {delimiter} has no end", line)
             self.at = end + 1
+        if strip_tabs:
+            body = re.sub(r"(?m)^\t+", "", body)
         if quoted:
             return Word((Text(body, line, True),), line)
-        base = start
-        inner = type(self)(body, self.path, lambda offset: self.line_of(base + offset))
-        inner.depth = self.depth
+        inner = type(self)(body, self.path, lambda offset: line + body.count("\n", 0, offset))
+        inner.depth, inner.attempts = self.depth, self.attempts
         return Word(tuple(inner.quoted_parts(until=None)), line)
 
     # ---------------------------------------------------------------------------------- words
@@ -290,7 +292,8 @@ class WordReader:
             if end is None:
                 raise self.problem("a ` is not closed", line)
             self.at = end.end()
-            return Command(end[1], line, quoted)
+            text = re.sub(r"\\([$`\\])", r"\1", end[1])
+            return Command(text, line, quoted, self.commands_in(text, line))
         if self.text.startswith("$((", self.at):
             start = self.at
             self.at += 1
@@ -298,9 +301,13 @@ class WordReader:
             if content is not None:
                 return Arithmetic(content, line, quoted)
             self.at = start
+        if self.text.startswith("$[", self.at):
+            self.at += 2
+            start = self.at
+            return Arithmetic(self.expression(self.closing("[", "]"), start), line, quoted)
         if self.text.startswith("$(", self.at):
             self.at += 2
-            return Command(self.closing("(", ")"), line, quoted)
+            return self.substitution(line, quoted)
         if self.text.startswith("${", self.at):
             self.at += 2
             return self._braced(line, quoted)
@@ -320,27 +327,91 @@ class WordReader:
         if self.text.startswith("[", self.at):
             self.at += 1
             index = self.closing("[", "]")
+        indirect = prefix == "!"
+        if indirect and index in ("@", "*"):
+            self.expect_closed(line)
+            return Parameter(name, line, quoted, "keys", None, index)
+        if indirect and self.text[self.at : self.at + 2] in ("@}", "*}"):
+            self.at += 2
+            return Parameter(name, line, quoted, "names")
+        if prefix == "#":
+            self.expect_closed(line)
+            return Parameter(name, line, quoted, "length", None, index)
         if self.text.startswith("}", self.at):
             self.at += 1
-            operator = {"#": "length", "!": "indirect"}.get(prefix or "", "")
-            return Parameter(name, line, quoted, operator, None, index)
+            return Parameter(name, line, quoted, "", None, index, indirect=indirect)
         sign = _OPERATOR.match(self.text, self.at)
-        if sign is not None and sign[0] in _WITH_WORD and prefix is None:
-            self.at = sign.end()
-            argument = self.word(frozenset("}"), quoted=quoted)
-            if not self.text.startswith("}", self.at):
-                raise self.problem("a ${ is not closed", line)
-            self.at += 1
-            return Parameter(name, line, quoted, sign[0], argument, index)
-        rest = self.closing("{", "}")
-        operator = (
-            sign[0] if sign is not None and sign[0] in _CASES and rest == sign[0] else "other"
-        )
-        # Kept as written: only plain text and numbers in it are followed.
-        written = Word((Text(rest, line, True),), line) if prefix is None else None
-        return Parameter(name, line, quoted, operator, written, index)
+        if sign is None:
+            rest = Text(self.closing("{", "}"), line, True)
+            return Parameter(name, line, quoted, "other", Word((rest,), line), index)
+        self.at = sign.end()
+        operator, second = sign[0], None
+        if operator.startswith("@"):
+            argument = Word((Text(operator[1:], line, True),), line)
+            operator = "@"
+        elif operator.startswith("/"):
+            argument = self.word(frozenset("/}"))
+            if self.text.startswith("/", self.at):
+                self.at += 1
+                second = self.word(frozenset("}"))
+        elif operator == ":":
+            start = self.at
+            argument = self.expression(self.closing_of_part(), start)
+            if self.text.startswith(":", self.at):
+                self.at += 1
+                start = self.at
+                second = self.expression(self.closing_of_part(), start)
+        else:
+            takes_word = operator.lstrip(":") in ("-", "=", "+", "?")
+            argument = self.word(frozenset("}"), quoted=quoted and takes_word)
+        self.expect_closed(line)
+        return Parameter(name, line, quoted, operator, argument, index, second, indirect)
 
-    def counting(self) -> str | None:
+    def expect_closed(self, line: int) -> None:
+        if not self.text.startswith("}", self.at):
+            raise self.problem("a ${ is not closed", line)
+        self.at += 1
+
+    def closing_of_part(self) -> str:
+        """The text of an offset or a length in ``${A:1:2}``, up to the colon or brace after it."""
+        start, depth = self.at, 0
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if depth == 0 and char in ":}":
+                break
+            depth += (char in "({") - (char in ")}")
+            self.at += 1
+        return self.text[start : self.at]
+
+    def expression(self, text: str, start: int) -> Word:
+        """A text in which only ``$`` and backticks are special, such as an arithmetic one."""
+        inner = type(self)(text, self.path, lambda offset: self.line_of(start + offset))
+        inner.depth, inner.attempts = self.depth, self.attempts
+        word = Word(tuple(inner.quoted_parts(until=None)), self.line_of(start))
+        self.attempts = inner.attempts
+        return word
+
+    def substitution(self, line: int, quoted: bool) -> Command:
+        """A ``$(…)`` whose beginning has been read."""
+        start, depth, pending = self.at, self.depth, list(self._pending)
+        if self.attempts < MOST_ATTEMPTS:
+            try:
+                body = self.commands_until(")")
+                return Command(self.text[start : self.at - 1], line, quoted, body)
+            except InputError:
+                self.attempts += 1
+                self.at, self.depth, self._pending = start, depth, pending
+        return Command(self.closing("(", ")"), line, quoted)
+
+    def commands_until(self, closer: str) -> CommandList:
+        """The commands up to a closing bracket, which is read too."""
+        raise NotImplementedError
+
+    def commands_in(self, text: str, line: int) -> CommandList | None:
+        """The commands of a text; None where it cannot be parsed."""
+        raise NotImplementedError
+
+    def counting(self) -> Word | None:
         """The text of ``((…))``, which is read; None, nothing read, where it is not arithmetic."""
         start, line = self.at, self.line
         self.at += 2
@@ -352,7 +423,7 @@ class WordReader:
             self.at = start
             return None
         self.at += 1
-        return content
+        return self.expression(content, start + 2)
 
     def closing(self, opens: str, closes: str) -> str:
         """The text up to the closing bracket, which is read too; quotes are respected."""

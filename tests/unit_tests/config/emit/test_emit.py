@@ -45,7 +45,7 @@ def from_hydra(emitted: Emitted) -> Settings:
 
 
 def words_of(emitted: Emitted) -> list[str]:
-    value = follow_script(emitted.text, "x.sh", {}).variables.values["MEGATRON_ARGS"]
+    value = follow_script(emitted.text, "x.sh", {}).variables["MEGATRON_ARGS"]
     assert isinstance(value, Array)
     return [field.text for field in value.fields]
 
@@ -287,7 +287,8 @@ def test_python_is_python_and_names_no_foreign_object(path: Path) -> None:
 
 @given(st.text(max_size=30))
 def test_no_text_breaks_out_of_a_form(text: str) -> None:
-    if not text.isprintable():
+    # An override with None as a string is refused: Python's None is null in YAML.
+    if not text.isprintable() or text == "None":
         return
     data = {"model": {"normalization": text, "num_layers": 2}}
     before = read(data)

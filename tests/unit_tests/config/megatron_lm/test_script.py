@@ -340,7 +340,7 @@ def test_what_is_refused_names_place_and_remedy(name: str, script: Any) -> None:
 def test_a_script_that_ends_before_its_job_asks_what_decides(script: Any) -> None:
     job = f"torchrun pretrain_gpt.py {' '.join(arguments(''))}"
     path = script(f"case $SIZE in\n7b) L=1;;\n*) echo unknown; exit 1;;\nesac\n{job}\n")
-    with pytest.raises(InputError, match=r"train.sh:3: .*NAME=value"):
+    with pytest.raises(InputError, match=r"train.sh:3: .*give SIZE=value"):
         read_megatron_lm(path)
     assert read_megatron_lm(path, {"SIZE": "7b"}).framework == "megatron-lm"
 
@@ -348,12 +348,13 @@ def test_a_script_that_ends_before_its_job_asks_what_decides(script: Any) -> Non
 @pytest.mark.parametrize(
     "held", ["declare -A L=([7b]=1 [13b]=2)", "declare -A L; L[7b]=1; L[13b]=2"]
 )
-def test_an_array_by_keys_asks_for_its_value(held: str, script: Any) -> None:
+def test_an_array_by_keys_is_read_and_asks_for_its_key(held: str, script: Any) -> None:
     job = "torchrun pretrain_gpt.py --hidden-size 8 --bf16 --num-layers ${L[$SIZE]}"
-    path = script(f"SIZE=7b\n{held}\n{job}\n")
-    with pytest.raises(InputError, match="give it as L=value"):
+    path = script(f"SIZE=13b\n{held}\n{job}\n")
+    assert read_megatron_lm(path).flat()["model.num_layers"] == 2
+    path = script(f"SIZE=$(choose)\n{held}\n{job}\n")
+    with pytest.raises(InputError, match="give it as SIZE=value"):
         read_megatron_lm(path)
-    assert read_megatron_lm(path, {"L": "32"}).flat()["model.num_layers"] == 32
 
 
 def test_what_no_script_can_be_is_refused(tmp_path: Path) -> None:

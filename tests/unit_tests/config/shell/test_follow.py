@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,9 +12,9 @@ from hypothesis import strategies as st
 from overlapkit.config.shell.follow import Followed, follow_script
 from overlapkit.errors import InputError
 from support.property_tests import examples
+from support.shell_scripts import BASH, by_bash
 
 SCRIPTS = Path(__file__).parents[3] / "data" / "megatron_lm"
-BASH = shutil.which("bash")
 needs_bash = pytest.mark.skipif(BASH is None, reason="needs bash, to compare with")
 
 
@@ -24,20 +22,6 @@ def started(text: str, **given_values: str) -> list[list[str]]:
     """The words of every program that a script would start."""
     followed = follow_script(text, "t.sh", given_values)
     return [[word.text for word in each.words] for each in followed.started]
-
-
-def by_bash(text: str) -> list[list[str]]:
-    """What bash itself starts, the program `run` standing for all."""
-    prelude = 'run() { printf "%s\\037" run "$@"; printf "\\036"; }\n'
-    done = subprocess.run(
-        [str(BASH), "--norc", "-c", prelude + text],
-        capture_output=True,
-        check=False,
-        env={"PATH": "/nonexistent"},
-        timeout=60,
-    )
-    rows = done.stdout.decode().split("\x1e")[:-1]
-    return [row.split("\x1f")[:-1] for row in rows]
 
 
 SNIPPETS = {
@@ -265,7 +249,7 @@ def test_what_is_exported(text: str, seen: dict[str, str]) -> None:
         ("[[ -d x ]] || export A=1", "t.sh:1: whether this test holds is not known"),
         ("source env.sh", "t.sh:1: env.sh is not read"),
         (". ./env.sh", "t.sh:1: ./env.sh is not read"),
-        ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is skipped"),
+        ("while read x; do A=1; done", "t.sh:1: the loop 'while read x' is followed once"),
         (
             "for i in 1 2; do python x.py --n $i; done",
             "t.sh:1: the loop 'for i in 1 2' is followed once, with i=1",
@@ -274,7 +258,7 @@ def test_what_is_exported(text: str, seen: dict[str, str]) -> None:
             "while true; do A=1; done",
             "t.sh:1: the loop 'while true' is followed for 200 rounds only",
         ),
-        ("for i in $(seq 2); do A=$i; done", "t.sh:1: the loop 'for i in $(seq 2)' is skipped"),
+        ("for i in $(ls); do A=$i; done", "t.sh:1: the loop 'for i in $(ls)' is followed once"),
         ("case $(uname) in Linux) A=1;; esac", "t.sh:1: which branch of this case"),
     ],
 )

@@ -1,0 +1,603 @@
+"""Expands the words of a script; programs in them are never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from overlapkit.config.shell.arithmetic import Incalculable, calculate
+from overlapkit.config.shell.braces import braces_expanded
+from overlapkit.config.shell.patterns import LONGEST, Pattern
+from overlapkit.config.shell.state import MOST_FIELDS, State
+from overlapkit.config.shell.syntax import Arithmetic, Command, Parameter, Text, Word
+from overlapkit.config.shell.values import (
+    EMPTY,
+    Array,
+    Field,
+    Map,
+    Piece,
+    Unknown,
+    Value,
+    compacted,
+    fields_of,
+    known,
+    merged,
+    not_known,
+    part_of,
+    split_into_fields,
+)
+from overlapkit.errors import InputError
+
+MOST_EXPANDED = 64 * 1024 * 1024
+"""Characters of all words that are expanded, which bounds the time of a script."""
+_PIECE = 32
+_DEEPEST = 60
+_MOST_LINKS = 16
+_TO_WORD = (":-", "-", ":=", "=", ":+", "+", ":?", "?")
+_NUMBER = re.compile(r"\s*[-+]?\d{1,19}\s*")
+
+Capture = Callable[[Command], Field]
+"""What a command substitution gives."""
+
+
+class NotKnown(Exception):
+    """An expression contains something that is not known."""
+
+    def __init__(self, unknown: Unknown) -> None:
+        self.unknown = unknown
+
+
+class Expander:
+    """Expansions on a state.
+
+    Attributes:
+        state: the variables; a subshell replaces it.
+        unset: names of variables that an expansion read and nothing sets; a condition looks here
+            for what it depends on.
+    """
+
+    def __init__(self, state: State, capture: Capture) -> None:
+        self.state = state
+        self.capture = capture
+        self.unset: list[str] = []
+        self.status: int | None = 0
+        self._depth = 0
+        self._links = 0
+        self._expanded = 0
+
+    # ---------------------------------------------------------------------------------- words
+
+    def fields(self, word: Word) -> list[Field]:
+        """The words that a word becomes."""
+        result: list[Field] = []
+        for each in braces_expanded(word):
+            result += split_into_fields(self._pieces(each), self.state.separators)
+            if len(result) > MOST_FIELDS:
+                raise self._too_large()
+        return result
+
+    def scalar(self, word: Word) -> Field:
+        """A word's value where it is not split, as in an assignment."""
+        pieces: list[Piece] = []
+        for part in word.parts:
+            if isinstance(part, Parameter) and (value := self._plain(part)) is not None:
+                # A value as it is: long lists grow by adding to themselves.
+                self._spend(len(value.text) // 64, len(value.pieces))
+                pieces += value.pieces
+                continue
+            for piece in self._pieces(Word((part,), word.line)):
+                # An assigned value is split when it is used, whatever its quotes were.
+                blank = Piece(" ", word.line)
+                pieces.append(blank if piece is None else piece._replace(quoted=False))
+        return Field(compacted(pieces) if len(pieces) > 32 else merged(pieces))
+
+    def _plain(self, part: Parameter) -> Field | None:
+        """The value of ``$NAME``, where that is all that it is."""
+        if part.operator or part.index or part.indirect or not part.name.isidentifier():
+            return None
+        value = self.state.value(part.name)
+        return value if isinstance(value, Field) else None
+
+    def pattern(self, word: Word, *, extended: bool | None = None) -> Pattern | Unknown:
+        """A word as a pattern, or why it is not known."""
+        parts: list[tuple[str, bool]] = []
+        for part in word.parts:
+            if isinstance(part, Text):
+                parts.append((part.text, part.quoted))
+                continue
+            for piece in self._pieces(Word((part,), word.line)):
+                if piece is None:
+                    parts.append((" ", True))
+                elif piece.unknown is not None:
+                    return piece.unknown
+                else:
+                    parts.append((piece.text, piece.quoted))
+        special = "extglob" in self.state.options if extended is None else extended
+        return Pattern(parts, extended=special)
+
+    def _pieces(self, word: Word) -> Iterator[Piece | None]:
+        """Pieces of a word; None where ``"${A[@]}"`` begins another field."""
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise InputError(f"{self.state.path}:{word.line}: defaults nest too deeply")
+        for part in word.parts:
+            if isinstance(part, Text):
+                self._spend(len(part.text), 0)
+                yield Piece(part.text, part.line, quoted=True, file=self._file())
+            elif isinstance(part, Command):
+                found = self.capture(part)
+                if part.quoted and not found.pieces:
+                    yield Piece("", part.line, quoted=True)
+                yield from self._counted(found.pieces, quoted=part.quoted)
+            elif isinstance(part, Arithmetic):
+                yield self._calculated(part)
+            else:
+                yield from self._parameter(part)
+        self._depth -= 1
+
+    def _file(self) -> str:
+        state = self.state
+        return "" if state.source == state.path else state.source
+
+    def _counted(self, pieces: Iterable[Piece], *, quoted: bool) -> Iterator[Piece]:
+        for piece in pieces:
+            self._spend(len(piece.text))
+            yield piece if piece.quoted == quoted else piece._replace(quoted=quoted)
+
+    def _spend(self, characters: int, besides: int = _PIECE) -> None:
+        self._expanded += characters + besides
+        if self._expanded > MOST_EXPANDED:
+            raise self._too_large()
+
+    def _too_large(self) -> InputError:
+        return InputError(
+            f"{self.state.path}: its variables grow beyond what a launch script has; is it one?"
+        )
+
+    # ----------------------------------------------------------------------------- arithmetic
+
+    def _calculated(self, part: Arithmetic) -> Piece:
+        try:
+            return Piece(str(self.count(part.text)), part.line, part.quoted, file=self._file())
+        except NotKnown as problem:
+            return Piece("", part.line, part.quoted, problem.unknown)
+
+    def count(self, text: Word) -> int:
+        """The value of an arithmetic expression, whose assignments are made.
+
+        Raises:
+            NotKnown: it contains something that is not known.
+        """
+        expanded = self.scalar(text)
+        if expanded.unknown is not None:
+            raise NotKnown(expanded.unknown)
+        return self.count_text(expanded.text, text.line)
+
+    def count_text(self, text: str, line: int) -> int:
+        """As `count`, of a text without expansions.
+
+        Raises:
+            NotKnown: it contains something that is not known.
+        """
+        try:
+            return calculate(text, _Numbers(self, line))
+        except Incalculable as why:
+            reason = f"$(({text.strip()[:50]})) has no value here: {why}"
+            raise NotKnown(Unknown(None, reason, line)) from None
+
+    def number_of(self, name: str, index: int | None, line: int) -> int:
+        """A variable's value in arithmetic: an expression itself, 0 where it is empty.
+
+        Raises:
+            NotKnown: it is not known, or no number.
+        """
+        found = self.element(name, None if index is None else str(index), line)
+        if found is None and self.state.find(name) is not None:
+            # Declared without a value, as by local: certainly empty.
+            return 0
+        if found is None:
+            self.unset.append(name)
+            # Not empty but 0, or what it is where the script is started.
+            raise NotKnown(replace(self.unset_one(name, line), unset=False))
+        if found.unknown is not None:
+            raise NotKnown(found.unknown)
+        text = found.text.strip()
+        if _NUMBER.fullmatch(text) and not text.lstrip("+-").startswith("0"):
+            return int(text)
+        self._links += 1
+        if self._links > _MOST_LINKS:
+            self._links = 0
+            raise NotKnown(Unknown(name, "it refers to itself", line))
+        try:
+            return self.count_text(text, line)
+        except NotKnown as problem:
+            if problem.unknown.name is None:
+                why = f"{text[:30]!r} is not a whole number"
+                raise NotKnown(Unknown(name, why, line)) from None
+            raise
+        finally:
+            self._links -= 1
+
+    def set_number(self, name: str, index: int | None, value: int, line: int) -> None:
+        """Assign a number."""
+        result = known(str(value), line)
+        if index is None and not isinstance(self.state.value(name), Array):
+            self.state.put(name, result)
+        else:
+            self.state.put_element(name, index or 0, result)
+
+    # ----------------------------------------------------------------------------- parameters
+
+    def unset_one(self, name: str, line: int) -> Unknown:
+        """Why a variable that nothing sets is not known."""
+        if self.state.unread:
+            return Unknown(name, self.state.unread, line)
+        return Unknown(name, "it is not set in the script", line, unset=True)
+
+    def look_up(self, name: str) -> Field | None:
+        """A variable's value as one text; None where it is not set."""
+        state = self.state
+        if name.isdecimal():
+            number = int(name[:6])
+            if number == 0:
+                return Field((Piece(state.path, 0),))
+            inside = number <= len(state.positional)
+            return state.positional[number - 1] if inside else None
+        if name == "PWD" and state.folder is not None and state.value(name) is None:
+            return known(state.folder, 0)
+        if name == "BASH_SOURCE":
+            return known(state.source, 0)
+        value = state.value(name)
+        if isinstance(value, Array):
+            return value.fields[0] if value.fields else None
+        if isinstance(value, Map):
+            return value.fields.get("0")
+        return value
+
+    def element(self, name: str, index: str | None, line: int) -> Field | None:
+        """An element of an array, or a plain variable.
+
+        Raises:
+            NotKnown: the index is not known.
+        """
+        value = self.state.value(name)
+        if index is None or (not isinstance(value, (Array, Map)) and index == "0"):
+            return self.look_up(name)
+        if isinstance(value, Map):
+            return value.fields.get(index)
+        if index in ("@", "*"):
+            return self.look_up(name)
+        if name == "BASH_SOURCE":
+            return self.look_up(name)
+        at = self.count_text(index, line)
+        fields = value.fields if isinstance(value, Array) else fields_of(value)
+        return fields[at] if -len(fields) <= at < len(fields) else None
+
+    def key_of(self, name: str, index: str, line: int) -> int | str:
+        """What the text in brackets means for a variable: a key, or a number.
+
+        Raises:
+            NotKnown: it is not known.
+        """
+        word = self.index_word(index, line)
+        if isinstance(self.state.value(name), Map):
+            if word.unknown is not None:
+                raise NotKnown(word.unknown)
+            return word.text
+        if word.unknown is not None:
+            raise NotKnown(word.unknown)
+        return self.count_text(word.text, line)
+
+    def index_word(self, index: str, line: int) -> Field:
+        """The text in brackets after expansion, without its quotes."""
+        # Imported here: the parser's words know nothing of values.
+        from overlapkit.config.shell.words import WordReader
+
+        reader = WordReader(index, self.state.path, lambda _: line)
+        return self.scalar(reader.word(frozenset()))
+
+    def _parameter(self, p: Parameter) -> Iterator[Piece | None]:
+        if p.indirect:
+            count = known(str(len(self.state.positional)), p.line)
+            found = count if p.name == "#" else self.look_up(p.name)
+            if found is None or found.unknown is not None or not found.text:
+                yield self._lacking(p, found)
+                return
+            name, _, index = found.text.partition("[")
+            p = replace(p, name=name, index=index.rstrip("]") or p.index, indirect=False)
+        if p.operator == "names":
+            names = sorted(name for name in self.state.every() if name.startswith(p.name))
+            yield from self._several([known(name, p.line) for name in names], replace(p, index="@"))
+            return
+        several = self._list(p)
+        if several is not None:
+            yield from self._of_list(p, several)
+            return
+        if p.name in "?$!-" or (p.name == "#" and not p.operator):
+            yield self._special(p)
+            return
+        try:
+            found = self.element(p.name, self._index(p), p.line)
+        except NotKnown as problem:
+            yield Piece("", p.line, p.quoted, problem.unknown)
+            return
+        nothing = True
+        for piece in self._operated(p, found):
+            nothing = False
+            yield piece
+        if nothing and p.quoted:
+            yield Piece("", p.line, True)
+
+    def _index(self, p: Parameter) -> str | None:
+        if not p.index:
+            return None
+        word = self.index_word(p.index, p.line)
+        if word.unknown is not None:
+            raise NotKnown(word.unknown)
+        return word.text
+
+    def _list(self, p: Parameter) -> list[Field] | None:
+        """The elements that ``@`` or ``*`` names; None for a single value."""
+        if p.name in ("@", "*"):
+            arguments = enumerate(self.state.positional, start=1)
+            return [
+                not_known(self.unset_one(str(n), p.line)) if value is None else value
+                for n, value in arguments
+            ]
+        if p.index not in ("@", "*"):
+            return None
+        value = self.state.value(p.name)
+        if value is None:
+            default = p.operator.lstrip(":")[:1] in ("-", "=", "+", "?") or p.operator == "length"
+            if not default:
+                self.unset.append(p.name)
+                if p.operator == "" or self.state.unread:
+                    return [not_known(self.unset_one(p.name, p.line))]
+            return []
+        return list(fields_of(value))
+
+    def _of_list(self, p: Parameter, several: list[Field]) -> Iterator[Piece | None]:
+        operator = p.operator
+        lacking = next((f.unknown for f in several if f.unknown is not None), None)
+        if operator == "length":
+            if lacking is not None:
+                yield Piece("", p.line, p.quoted, lacking)
+            else:
+                yield Piece(str(len(several)), p.line, p.quoted)
+            return
+        if operator == "keys":
+            value = self.state.value(p.name)
+            several = [known(str(key), p.line) for key in _keys(value)]
+        elif operator in _TO_WORD:
+            empty = not several
+            if operator.endswith("+") != empty:
+                if operator.endswith("+") or not empty:
+                    chosen = self._argument(p) if operator.endswith("+") else None
+                    yield from chosen if chosen is not None else self._several(several, p)
+                return
+            if empty and not operator.endswith("+"):
+                yield from self._argument(p)
+            return
+        elif operator == ":":
+            first = known(self.state.path, 0)
+            counted: list[Field | None] = list(several)
+            value = self.state.value(p.name)
+            if p.name in ("@", "*"):
+                counted = [first, *several]
+            elif isinstance(value, Array):
+                # The start is an index, and the count is of what is set from there on.
+                counted = list(value.fields)
+            part = self._part(p, len(counted))
+            if isinstance(part, Unknown):
+                yield Piece("", p.line, p.quoted, part)
+                return
+            rest = [field for field in counted[part[0] :] if field is not None]
+            several = rest[: part[1] - part[0]]
+        elif operator:
+            changed = [self._changed(p, each) for each in several]
+            several = [Field((piece,)) for piece in changed]
+        yield from self._several(several, replace(p, index=p.index or p.name))
+
+    def _several(self, fields: list[Field], p: Parameter) -> Iterator[Piece | None]:
+        joined = p.quoted and (p.index == "*" or p.name == "*")
+        if joined and not fields:
+            yield Piece("", p.line, True)
+        for number, field in enumerate(fields):
+            self._spend(0)
+            if number:
+                yield Piece(self.state.separators[:1], p.line, True) if joined else None
+            if p.quoted and not field.pieces:
+                yield Piece("", p.line, True)
+            yield from self._counted(field.pieces, quoted=p.quoted)
+
+    def _special(self, p: Parameter) -> Piece:
+        if p.name == "#":
+            if not self.state.positional and not self.state.has_all_arguments:
+                self.unset.append("1")
+            return Piece(str(len(self.state.positional)), p.line, p.quoted)
+        if p.name == "?" and self.status is not None:
+            return Piece(str(self.status), p.line, p.quoted)
+        unknown = Unknown(None, f"${p.name} is known only to the running shell", p.line)
+        return Piece("", p.line, p.quoted, unknown)
+
+    def _lacking(self, p: Parameter, found: Field | None) -> Piece:
+        if found is not None and found.unknown is not None:
+            return Piece("", p.line, p.quoted, found.unknown)
+        if self.state.find(p.name) is not None or self._is_no_argument(p.name):
+            # Declared without a value, as by local: certainly empty.
+            return Piece("", p.line, p.quoted)
+        self.unset.append(p.name)
+        return Piece("", p.line, p.quoted, self.unset_one(p.name, p.line))
+
+    def _is_no_argument(self, name: str) -> bool:
+        return name.isdecimal() and self.state.has_all_arguments
+
+    def _operated(self, p: Parameter, found: Field | None) -> Iterator[Piece | None]:
+        operator = p.operator
+        maybe = found is None and bool(self.state.unread)
+        if operator in _TO_WORD and operator.lstrip(":") != "?":
+            # A value that comes from a variable that nothing sets is empty as well.
+            empty = found is None or (
+                not found.text and all(p.unknown is None or p.unknown.unset for p in found.pieces)
+            )
+            missing = empty if operator.startswith(":") else found is None
+            if operator.endswith("+"):
+                if not missing:
+                    yield from self._argument(p)
+                elif maybe:
+                    yield self._lacking(p, found)
+                return
+            if missing:
+                if found is None:
+                    self.unset.append(p.name)
+                yield from self._argument(p)
+                if operator.endswith("=") and p.argument is not None:
+                    self.state.put(p.name, self.scalar(p.argument))
+                return
+        elif found is None:
+            yield self._lacking(p, found)
+            return
+        elif operator == "length":
+            length = None if found.unknown is not None else str(len(found.text))
+            yield Piece(length or "", p.line, p.quoted, found.unknown)
+            return
+        assert found is not None
+        if found.unknown is not None or operator in ("", *_TO_WORD):
+            yield from self._counted(found.pieces, quoted=p.quoted)
+        elif operator == ":":
+            part = self._part(p, len(found.text))
+            if isinstance(part, Unknown):
+                yield Piece("", p.line, p.quoted, part)
+            else:
+                yield from self._counted(part_of(found, *part).pieces, quoted=p.quoted)
+        else:
+            yield self._changed(p, found)
+
+    def _argument(self, p: Parameter) -> Iterator[Piece | None]:
+        """The word after ``:-``; only its quoted parts are quoted, unless the whole is."""
+        assert p.argument is not None
+        for part in p.argument.parts:
+            if isinstance(part, Text):
+                quoted = p.quoted or part.quoted
+                yield Piece(part.text, part.line, quoted, file=self._file())
+                continue
+            for piece in self._pieces(Word((part,), p.line)):
+                if piece is None:
+                    yield Piece(" ", p.line, True) if p.quoted else None
+                else:
+                    yield piece._replace(quoted=piece.quoted or p.quoted)
+
+    def _part(self, p: Parameter, length: int) -> tuple[int, int] | Unknown:
+        """Start and end of ``${A:start:count}`` in `length` characters or elements."""
+        assert p.argument is not None
+        try:
+            start = self.count(p.argument)
+            count = None if p.second is None else self.count(p.second)
+        except NotKnown as problem:
+            return problem.unknown
+        # From before the first character there is nothing.
+        start = length if start < -length else length + start if start < 0 else min(start, length)
+        if count is None:
+            return start, length
+        end = length + count if count < 0 else start + count
+        return start, max(start, min(end, length))
+
+    def _changed(self, p: Parameter, found: Field) -> Piece:
+        """A value with a part removed or replaced, in another case, or quoted."""
+        if found.unknown is not None:
+            return Piece("", p.line, p.quoted, found.unknown)
+        result = self._result(p, found.text)
+        if isinstance(result, Unknown):
+            return Piece("", p.line, p.quoted, result)
+        return Piece(result, found.line, p.quoted, file=found.file)
+
+    def _result(self, p: Parameter, text: str) -> str | Unknown:
+        operator = p.operator
+        if operator == "@" and p.argument is not None:
+            kind = p.argument.literal or ""
+            if kind in _TRANSFORMED:
+                return _TRANSFORMED[kind](text)
+        elif p.argument is not None and operator != "other" and len(text) <= LONGEST:
+            pattern = self.pattern(p.argument)
+            if isinstance(pattern, Unknown):
+                return pattern
+            if operator[0] in "#%":
+                return _removed(text, operator, pattern)
+            if operator[0] == "/":
+                new = EMPTY if p.second is None else self.scalar(p.second)
+                if new.unknown is not None:
+                    return new.unknown
+                return _replaced(text, operator, pattern, new.text)
+            if operator[0] in ",^":
+                every = not p.argument.parts
+                change = str.lower if operator[0] == "," else str.upper
+                chars = [change(c) if every or pattern.matches(c) else c for c in text]
+                return "".join(chars if len(operator) == 2 else [*chars[:1], *text[1:]])
+        return Unknown(None, f"${{{p.name}…}} has an operator that is not followed", p.line)
+
+
+class _Numbers:
+    """The variables of an arithmetic expression."""
+
+    def __init__(self, expander: Expander, line: int) -> None:
+        self._expander = expander
+        self._line = line
+
+    def number_of(self, name: str, index: int | None) -> int:
+        return self._expander.number_of(name, index, self._line)
+
+    def set_number(self, name: str, index: int | None, value: int) -> None:
+        self._expander.set_number(name, index, value, self._line)
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _keys(value: Value | None) -> list[str]:
+    """The keys or indices of an array that are set."""
+    if isinstance(value, Map):
+        return list(value.fields)
+    if isinstance(value, Array):
+        return [str(n) for n, field in enumerate(value.fields) if field is not None]
+    return [] if value is None else ["0"]
+
+
+_SHOWN = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
+
+
+def _quoted(text: str) -> str:
+    """A text as ``${A@Q}`` writes it."""
+    if any(char in "\n\t\r" for char in text):
+        return "$'" + "".join(_SHOWN.get(char, char) for char in text) + "'"
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+_TRANSFORMED: dict[str, Callable[[str], str]] = {
+    "Q": _quoted,
+    "U": str.upper,
+    "L": str.lower,
+    "u": _first_upper,
+}
+
+
+def _removed(text: str, operator: str, pattern: Pattern) -> str:
+    longest = len(operator) == 2
+    if operator[0] == "#":
+        cut = pattern.prefix(text, longest=longest)
+        return text if cut is None else text[cut:]
+    cut = pattern.suffix(text, longest=longest)
+    return text if cut is None else text[: len(text) - cut]
+
+
+def _replaced(text: str, operator: str, pattern: Pattern, new: str) -> str:
+    if operator == "/#":
+        cut = pattern.prefix(text, longest=True)
+        return text if cut is None else new + text[cut:]
+    if operator == "/%":
+        cut = pattern.suffix(text, longest=True)
+        return text if cut is None else text[: len(text) - cut] + new
+    for start, end in reversed(pattern.spans(text, every=operator == "//")):
+        text = text[:start] + new + text[end:]
+    return text

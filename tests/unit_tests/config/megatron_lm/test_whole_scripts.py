@@ -1,0 +1,138 @@
+"""Launch scripts of several files, of no launch, with guards and with long lists."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from overlapkit.config.megatron_lm.script import read_megatron_lm
+from overlapkit.config.run import Launch, Settings
+from overlapkit.errors import InputError
+
+JOB = "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 2 --hidden-size 8 --bf16"
+
+
+def launch_of(settings: Settings) -> Launch:
+    assert settings.launch is not None
+    return settings.launch
+
+
+def test_arguments_by_number_may_have_holes(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "TP=${1:-1}\nPP=${2:-1}\nM=$3\n"
+        f"{JOB} --tensor-model-parallel-size $TP --pipeline-model-parallel-size $PP "
+        "--micro-batch-size $M\n"
+    )
+    flat = read_megatron_lm(str(script), {"2": "4", "3": "2"}).flat()
+    assert flat["model.tensor_model_parallel_size"] == 1
+    assert flat["model.pipeline_model_parallel_size"] == 4
+    assert flat["train.micro_batch_size"] == 2
+    with pytest.raises(InputError, match="give it as 3=value"):
+        read_megatron_lm(str(script), {"2": "4"})
+
+
+FOLDERS = {
+    "BASH_SOURCE": 'HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" &>/dev/null && pwd)"',
+    "$0": 'HERE=$(dirname "$0")',
+    "the folder itself": "HERE=.",
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_file_beside_the_script_is_read(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lib").mkdir()
+    model = tmp_path / "lib" / "model.sh"
+    model.write_text("# a model\nexport NCCL_DEBUG=INFO\nMODEL_ARGS=(\n  --num-experts 64\n)\n")
+    script = tmp_path / "train.sh"
+    script.write_text(f'{FOLDERS[folder]}\nsource "$HERE/lib/model.sh"\n{JOB} ${{MODEL_ARGS[@]}}\n')
+    monkeypatch.chdir(tmp_path)
+    settings = read_megatron_lm("train.sh")
+    assert settings.flat()["model.num_moe_experts"] == 64
+    place = settings.where["model.num_moe_experts"]
+    assert (Path(place.file or "").resolve(), place.line) == (model, 4)
+    assert launch_of(settings).environment["NCCL_DEBUG"] == "INFO"
+
+
+def test_what_a_missing_file_may_set_is_asked_for(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"source lib/model.sh\n{JOB} ${{MODEL_ARGS[@]}}\n")
+    with pytest.raises(
+        InputError, match=r"train.sh:2: .*MODEL_ARGS.*lib/model.sh.*MODEL_ARGS=value"
+    ):
+        read_megatron_lm(str(script))
+    script.write_text(f"source lib/env.sh\n{JOB}\n")
+    launch = launch_of(read_megatron_lm(str(script)))
+    assert not launch.whole
+    assert any("lib/env.sh is not read" in note for note in launch.notes)
+
+
+def test_files_that_set_up_programs_hide_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"source ~/.bashrc\nsource venv/bin/activate\n{JOB} $EXTRA\n")
+    launch = launch_of(read_megatron_lm(str(script)))
+    assert launch.whole
+    assert not any("is not read" in note for note in launch.notes)
+
+
+@pytest.mark.parametrize("name", ["/proc/self/environ", "/dev/zero", "loop.sh", "big.sh", "."])
+def test_what_is_no_script_is_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop.sh").write_text("source loop.sh\n")
+    (tmp_path / "big.sh").write_bytes(b"A=1\n" * 500_000)
+    script = tmp_path / "train.sh"
+    script.write_text(f"cd {tmp_path}\nsource {name}\n{JOB}\n")
+    assert any("is not read" in n for n in launch_of(read_megatron_lm(str(script))).notes)
+
+
+def test_exports_of_a_script_without_a_launch_count_and_absence_is_unknown(tmp_path: Path) -> None:
+    script = tmp_path / "config.sh"
+    script.write_text('export CUDA_DEVICE_MAX_CONNECTIONS=1\nARGS="--num-layers 2 --bf16"\n')
+    settings = read_megatron_lm(str(script))
+    launch = launch_of(settings)
+    assert launch.environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert not launch.whole
+    assert settings.where["env.CUDA_DEVICE_MAX_CONNECTIONS"].line == 1
+
+
+GUARDS = {
+    "if": 'if [[ -z $W ]]; then\n  echo "set W"\n  exit 1\nfi',
+    "and": '[ -z "$W" ] && exit 1',
+    "braces": '[ -n "$W" ] || { echo "set W"; exit 1; }',
+    "a function": 'die() { echo "$1" >&2; exit 2; }\n[ -z "$W" ] && die "set W"',
+    "submits itself": 'if [ -z "$W" ]; then sbatch "$0"; exit 0; fi',
+    "else": 'if [ -n "$W" ]; then A=1; else usage; exit 1; fi',
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_on_what_nothing_sets_is_passed_with_a_note(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"{GUARDS[name]}\n{JOB}\n")
+    launch = launch_of(read_megatron_lm(str(script)))
+    assert any("W is not set in the script: taken as set" in note for note in launch.notes)
+
+
+@pytest.mark.parametrize(
+    "guard", ["[ -d /data ] || exit 1", "if [ ! -f x ]; then exit 1; fi", "command -v x || exit 1"]
+)
+def test_a_guard_on_a_file_is_passed(guard: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"{guard}\n{JOB}\n")
+    assert launch_of(read_megatron_lm(str(script))).world_size == 8
+
+
+def test_a_long_list_of_data_files_is_read(tmp_path: Path) -> None:
+    rows = "".join(
+        f'DATA="${{DATA}} {n * 7919} /data/corpus/train/part_{n:04d}.jsonl_text_document"\n'
+        for n in range(3000)
+    )
+    script = tmp_path / "train.sh"
+    script.write_text(f"{rows}{JOB} --data-path $DATA\n")
+    began = time.process_time()
+    assert read_megatron_lm(str(script)).flat()["model.num_layers"] == 2
+    # Not a measure of speed: a reading that copies every former value takes minutes.
+    assert time.process_time() - began < 20
