@@ -109,6 +109,28 @@ def explain(**given: Any) -> int:
 
 
 @cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="FOLDER...")
+@click.option(
+    "--world-size", type=int, metavar="N", help="Number of GPUs where a file does not state it."
+)
+@options.gpu
+@options.te("a recent one is assumed")
+@options.reading
+@options.env_file
+@options.form("overlapkit/audit/v1")
+def audit(**given: Any) -> int:
+    """Judge every configuration and launch script below FOLDER.
+
+    Each has one line. A YAML file or a script that has nothing to do with a Megatron run is passed
+    over, as are hidden files, virtual environments and links to folders. The exit status is 1 when
+    one has a finding or cannot be read as it is.
+    """
+    from overlapkit.audit.command import run
+
+    return run(**_read_by(_formed(given)))
+
+
+@cli.command()
 @options.overrides
 @click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
 @options.gpu

@@ -22,3 +22,19 @@ class InputError(Exception):
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         # What comes from a file may hold control characters, which a terminal would obey.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+class NoConfiguration(InputError):
+    """A file that can be read, and is no configuration of a run."""
+
+
+class SeveralLaunches(InputError):
+    """A script that starts several jobs with different arguments.
+
+    Attributes:
+        lines: of the launches, from 1.
+    """
+
+    def __init__(self, message: str, lines: tuple[int, ...]) -> None:
+        self.lines = lines
+        super().__init__(message)

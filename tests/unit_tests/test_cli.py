@@ -20,6 +20,7 @@ from overlapkit.options import READING
 WIDTH = 80
 ROOMS = {
     "explain": "overlapkit.explain.command",
+    "audit": "overlapkit.audit.command",
     "plan": "overlapkit.plan.command",
     "doctor": "overlapkit.doctor.command",
     "trace": "overlapkit.trace.command",
@@ -38,7 +39,7 @@ def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Co
             yield words, command
 
 
-LINTERS = ("explain",)
+LINTERS = ("explain", "audit")
 """The commands that have --format."""
 
 COMMANDS = dict(commands(cli))

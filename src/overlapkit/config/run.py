@@ -47,7 +47,7 @@ from overlapkit.config.shapes import (
 from overlapkit.config.sizes import check_sizes
 from overlapkit.config.versions import is_lacking, stacks_of_dump
 from overlapkit.config.yaml_file import Document
-from overlapkit.errors import InputError
+from overlapkit.errors import InputError, NoConfiguration
 
 Framework = Literal["megatron-bridge", "megatron-lm"]
 """The framework whose rules make the settings effective."""
@@ -112,6 +112,7 @@ class Settings:
             that Megatron-Bridge wrote has, or the one that the user gave; empty where they are not
             known.
         written_by: the versions whose fields the file has; empty where nothing shows them.
+        is_dump: whether Megatron-Bridge wrote the file, with every field.
         after_setup: the data-parallel size for which Megatron-Bridge made the settings effective
             before it wrote the file; None where it did not. What it filled in is not `asked`.
         stack_given: whether the user gave one of them as --core or --bridge.
@@ -130,6 +131,7 @@ class Settings:
     passed_over: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = ()
     written_by: tuple[Stack, ...] = ()
+    is_dump: bool = False
     after_setup: int | None = None
     stack_given: bool = False
     stack_path: str | None = None
@@ -270,6 +272,7 @@ def read_settings(
         passed_over=tuple(_passed_over(values)),
         stacks=tuple(stacks),
         written_by=tuple(stacks),
+        is_dump=dumped,
         after_setup=after_setup,
     )
     return reading.dated(read)
@@ -314,7 +317,7 @@ def _check_sections(document: Document, data: dict[str, Any], *, strict: bool) -
     if not known:
         names = [shown(section).strip("'") for section in list(data)[:4]]
         its = f" (it has {', '.join(names)})" if names else " (it is empty)"
-        raise InputError(
+        raise NoConfiguration(
             f"{document.path}: not a run configuration that is known here{its}: Megatron-Bridge's "
             "has at least one, and this none of the sections model, ddp and comm_overlap; those of "
             "NeMo-RL, verl and NeMo 1, and launch scripts, are read too"

@@ -165,6 +165,7 @@ def sections() -> frozenset[str]:
     return frozenset(bridge_keys().sections) | {"megatron_lm", "validation", "env_vars"}
 
 
+@cache
 def known_keys(section: str) -> frozenset[str]:
     """Every known key of a section, typed or not."""
     return (

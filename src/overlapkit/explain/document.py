@@ -266,7 +266,7 @@ def explain_document(report: Report) -> ExplainDocument:
         environment=a.environment_source,
         job_env=_job_env(report),
         findings=len(report.findings),
-        decisions=[_decision(d, report.place(d)) for d in report.decisions],
+        decisions=[decision_document(d, report.place(d)) for d in report.decisions],
         effective={k: plain(v) for k, v in report.effective.items()},
         launch_env={v.name: v.value for v in report.launch_env},
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
@@ -302,7 +302,8 @@ def source_of(rule_id: str) -> tuple[str, int]:
     return ("src/" if in_checkout else "") + declared.path, declared.line
 
 
-def _decision(decision: Decision, where: Place | None) -> ExplainDecision:
+def decision_document(decision: Decision, where: Place | None) -> ExplainDecision:
+    """A decision as documents have it, with where the user set what it is about."""
     file, line = source_of(decision.rule)
     return ExplainDecision(
         knob=decision.knob,
@@ -324,7 +325,7 @@ def _side(report: Report) -> ExplainSide:
         stack=stack_document(report.basis),
         world_size=report.world_size,
         findings=len(report.findings),
-        decisions=[_decision(d, report.place(d)) for d in report.findings],
+        decisions=[decision_document(d, report.place(d)) for d in report.findings],
         notes=[*report.notes, *report.remarks],
     )
 

@@ -53,10 +53,26 @@ def judge(settings: Settings, world_size: int, assumptions: Assumptions) -> Judg
     flat = settings.flat()
     asked = (k for k in settings.asked if k in effective and k not in update.replaced)
     requested = {k: flat[k] for k in asked if flat[k] is not None}
-    decisions = compare_with_request(update.decisions, requested, effective)
+    decisions = compare_with_request(
+        update.decisions, requested, effective, _others_set(settings, flat)
+    )
     if settings.after_setup is not None:
         decisions = list(_not_requested(decisions, settings))
     return Judged(settings.stack, run, update, effective, decisions)
+
+
+def _others_set(settings: Settings, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person set besides `EFFECTIVE_KNOBS`, and its value.
+
+    A file that Megatron-Bridge wrote has a recipe's values in every field: nothing there shows
+    that a person chose one, except an override.
+    """
+    return {
+        key: flat[key]
+        for key in settings.asked
+        if key not in EFFECTIVE_KNOBS and flat.get(key) is not None
+        if not settings.is_dump or key in settings.overridden
+    }
 
 
 def _not_requested(decisions: Sequence[Decision], settings: Settings) -> Iterator[Decision]:

@@ -249,8 +249,13 @@ def basis(report: Report) -> tuple[str, str]:
     return te, f"{FRAMEWORKS[report.framework]}'s rules ({stack_text(report.basis)})"
 
 
-def verdict(report: Report) -> tuple[str, Tone]:
-    """The answer in one line, and its tone: the findings, or that all is well; then the advice."""
+def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
+    """The answer in one line, and its tone: the findings, or that all is well; then the advice.
+
+    Args:
+        report: the report.
+        well: that all is well, where everything was read.
+    """
     findings, notes = report.findings, notes_with_advice(report)
     tone: Tone = "bad" if findings else "advice" if notes or report.not_read else "good"
     advice = ""
@@ -261,7 +266,7 @@ def verdict(report: Report) -> tuple[str, Tone]:
         knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
         said = f"{_count(len(findings), 'finding')}: {knobs}"
         return (f"{said}; {advice}" if advice else said), tone
-    said = ALL_THAT_WAS_READ if report.not_read else ALL_IN_EFFECT
+    said = ALL_THAT_WAS_READ if report.not_read else well
     return (f"{said} {advice}" if advice else said), tone
 
 

@@ -27,6 +27,7 @@ from overlapkit.errors import InputError
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
+    "audit": "overlapkit.audit.document:AuditDocument",
     "rules": "overlapkit.explain.rule_document:RulesDocument",
     "plan": "overlapkit.plan.document:PlanDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +122,44 @@ def test_every_command_shows_the_note(
     assert "with megatron-core 0.16.1, 0.17.1 and 0.18.2" in shown.out
     known = overlapkit(command, path, *options, "--core", "0.19.0")
     assert "with megatron-core" not in known.out
+
+
+OVERWRITTEN = """\
+model: {fp16: true, params_dtype: float32, num_layers: 4}
+ddp: {grad_reduce_in_fp32: false, reuse_grad_buf_for_mxfp8_param_ag: true}
+optimizer: {bf16: false}
+mixed_precision: bf16_mixed
+comm_overlap: {tp_comm_overlap: false}
+"""
+
+
+def refused(result) -> dict[str, Any]:
+    decisions = json.loads(result.out)["decisions"]
+    return {d["knob"]: d["requested"] for d in decisions if d["outcome"] == "refused"}
+
+
+def test_a_value_that_a_person_set_and_that_is_overwritten_is_refused(overlapkit, config) -> None:
+    result = overlapkit("explain", config(OVERWRITTEN), "--world-size", "8", "--json")
+    assert refused(result) == {
+        "model.fp16": True,
+        "model.params_dtype": "float32",
+        "ddp.grad_reduce_in_fp32": False,
+        "ddp.reuse_grad_buf_for_mxfp8_param_ag": True,
+        "optimizer.bf16": False,
+    }
+
+
+def test_one_that_is_only_spelt_otherwise_is_not(overlapkit, config) -> None:
+    text = (
+        "model: {params_dtype: torch.bfloat16, bf16: true}\nddp: {}\nmixed_precision: bf16_mixed\n"
+    )
+    assert refused(overlapkit("explain", config(text), "--world-size", "8", "--json")) == {}
+
+
+def test_a_recipes_own_value_is_no_persons(overlapkit, bridge_configs: Path) -> None:
+    # The recipe sets model.first_last_layers_bf16, and its mixed_precision overwrites it.
+    dump = str(bridge_configs / "nemotronh_8b_pretrain_config.yaml")
+    arguments = ("--world-size", "64", "--json")
+    knob = "model.first_last_layers_bf16"
+    assert knob not in refused(overlapkit("explain", dump, *arguments))
+    assert knob in refused(overlapkit("explain", dump, f"{knob}=true", *arguments))

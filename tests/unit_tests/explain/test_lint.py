@@ -46,8 +46,9 @@ class TestTheOrder:
         labels = [re.sub(r"^\S+:\d+:\d+: ", "", line).split(" model")[0] for line in lines[3:5]]
         assert labels == ["WRONG NUMBERS", "REFUSED"]
         rest = lines.index("Tensor parallel")
-        assert all(not RULE_PLACE.search(line) or n in range(3, 8) for n, line in
-                   enumerate(lines[:rest]))  # fmt: skip
+        led = lines.index("", 3)
+        assert all(RULE_PLACE.search(line) for line in lines[3:led]) and led >= 7
+        assert not any(RULE_PLACE.search(line) for line in lines[led:rest])
         titles = ["Data parallel", "Pipeline parallel", "Mixed precision", "Launch environment"]
         assert [line for line in lines[rest:] if line in titles] == titles
 
@@ -65,14 +66,15 @@ class TestTheOrder:
     def test_a_reason_is_said_once(self, name: str, overlapkit) -> None:
         out = overlapkit("explain", name, "--world-size", "256").out
         reasons = re.findall(r": ([^:]{25,}) \[[\w.-]+, ", out)
-        assert len(reasons) > 4 and len(set(reasons)) == len(reasons)
+        assert len(reasons) > 3 and len(set(reasons)) == len(reasons)
 
     def test_notes_with_advice_lead_too(self, overlapkit) -> None:
         name = "examples/llama3_70b_64xh100.yaml"
         lines = overlapkit("explain", name, "--world-size", "64").out.splitlines()
-        assert "1 note with advice: env.CUDA_DEVICE_MAX_CONNECTIONS" in lines[1]
-        assert lines[3].startswith("note env.CUDA_DEVICE_MAX_CONNECTIONS 1: ")
-        assert " -> " in lines[3]
+        assert re.search(r"notes? with advice: .*model.deallocate_pipeline_outputs", lines[1])
+        led = lines[3 : lines.index("", 3)]
+        assert all(line.startswith("note ") and " -> " in line for line in led)
+        assert any("model.deallocate_pipeline_outputs on: " in line for line in led)
 
 
 class TestBrief:
@@ -174,9 +176,8 @@ class TestGitHub:
         result = overlapkit("explain", PITFALLS, "--world-size", "16", "--format", "github")
         assert result.status == 1
         pattern = r"::(error|warning) file=([^,:]+),line=(\d+),col=(\d+),title=([^,:]+)::(.+)"
-        # A notice is of a note with advice.
-        commands = [line for line in result.out.splitlines() if not line.startswith("::notice ")]
-        found = [re.fullmatch(pattern, line) for line in commands]
+        lines = [line for line in result.out.splitlines() if not line.startswith("::notice ")]
+        found = [re.fullmatch(pattern, line) for line in lines]
         assert len(found) == 4 and all(found)
         levels = [match[1] for match in found if match]
         assert levels == ["error", "warning", "warning", "warning"]
@@ -240,8 +241,8 @@ class TestSarif:
         for text in (Path(PITFALLS).read_text(), "# moved\n" + Path(PITFALLS).read_text()):
             result = overlapkit("explain", config(text), "--world-size", "16", "--format", "sarif")
             prints.append([r["partialFingerprints"] for r in self.log(result)["results"]])
-        assert prints[0] == prints[1] and len({str(each) for each in prints[0]}) == len(prints[0])
-        assert len(prints[0]) >= 4
+        distinct = {str(each) for each in prints[0]}
+        assert prints[0] == prints[1] and len(distinct) == len(prints[0]) > 3
 
     def test_a_name_that_is_no_uri(self, overlapkit, config, tmp_path: Path, monkeypatch) -> None:
         config(Path(PITFALLS).read_text(), "a b%c#d.yaml")

@@ -307,7 +307,10 @@ def sync_param_gather(run: Run) -> list[Decision]:
 
 
 def compare_with_request(
-    decisions: list[Decision], requested: Mapping[str, Any], effective: Mapping[str, Any]
+    decisions: list[Decision],
+    requested: Mapping[str, Any],
+    effective: Mapping[str, Any],
+    others: Mapping[str, Any] | None = None,
 ) -> list[Decision]:
     """The decisions, compared with what was set explicitly: each is granted, or becomes a refusal.
 
@@ -315,13 +318,17 @@ def compare_with_request(
         decisions: those of `update_runtime`.
         requested: dotted knob to the value that the user set on model, ddp or optimizer.
         effective: dotted knob to the value that it has now.
+        others: dotted setting to the value that the user set, of settings outside `effective`: a
+            note that such a value was replaced becomes a refusal.
     """
+    others = others or {}
     explicit = {k: v for k, v in requested.items() if k in effective}
     covered: set[str] = set()
     interleaved = PP_INTERLEAVED.id in {d.rule for d in decisions}
     result = []
     for decision in decisions:
         value = explicit.get(decision.knob)
+        other = others.get(decision.knob)
         # A note says what follows from a value, except where it says that the value was replaced.
         chooses = decision.outcome in (Outcome.DEFAULT, Outcome.GRANTED)
         overwrote = decision.outcome is Outcome.NOTE and decision.requested == value
@@ -330,6 +337,8 @@ def compare_with_request(
         elif value is not None and (chooses or overwrote):
             covered.add(decision.knob)
             decision = _with_request(decision, value, interleaved=interleaved)
+        elif other is not None and _was_replaced(decision, other):
+            decision = _with_request(decision, other, interleaved=interleaved)
         result.append(decision)
     undone = {k: v for k, v in explicit.items() if k not in covered and effective[k] != v}
     result += [
@@ -344,6 +353,12 @@ def compare_with_request(
         for knob, value in undone.items()
     ]
     return result
+
+
+def _was_replaced(decision: Decision, value: Any) -> bool:
+    """Whether a note says that this value was replaced by another one."""
+    before, after = (str(each).removeprefix("torch.") for each in (value, decision.effective))
+    return decision.outcome is Outcome.NOTE and decision.requested == value and before != after
 
 
 def _with_request(decision: Decision, value: Any, *, interleaved: bool) -> Decision:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from packaging.version import Version
@@ -31,6 +32,7 @@ MAIN = "main"
 _MAIN = Version("9999")
 
 
+@cache
 def as_version(text: str) -> Version:
     """A version to compare; ``main`` (or ``HEAD``) is newer than every release.
 

@@ -29,7 +29,7 @@ from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.values import Field, Piece, fields_of, split_into_fields
 from overlapkit.config.text_file import exists, read_text
 from overlapkit.config.yaml_file import Document, read_yaml
-from overlapkit.errors import InputError
+from overlapkit.errors import InputError, NoConfiguration, SeveralLaunches
 from overlapkit.output.console import encodable
 
 ARGUMENTS = "the arguments"
@@ -233,9 +233,10 @@ def _chosen(
     read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
         starts = [str(started.line) for started in launches]
-        raise InputError(
+        raise SeveralLaunches(
             f"{path}: starts Megatron-LM {len(starts)} times with different arguments (lines "
-            f"{', '.join(starts)}); select one, such as {path}:{starts[0]}"
+            f"{', '.join(starts)}); select one, such as {path}:{starts[0]}",
+            tuple(started.line for started in launches),
         )
     return launches[0], read[0], []
 
@@ -268,7 +269,7 @@ def _without_launch(
     if not fields:
         for started in followed.started:
             refuse_program([word.text for word in started.words], f"{path}:{started.line}")
-        raise InputError(
+        raise NoConfiguration(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
             "script? The arguments themselves can be given after --"
         )

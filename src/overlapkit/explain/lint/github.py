@@ -17,7 +17,8 @@ def workflow_commands(linted: Iterable[Linted]) -> Iterator[str]:
     """
     for each in linted:
         if each.problem:
-            yield _command("error", _properties(each.file, None, None, "not read"), each.problem)
+            properties = _properties(each.file, each.line, None, "not judged")
+            yield _command("error" if each.is_wrong else "notice", properties, each.problem)
         yield from (_annotation(result) for result in results(each))
 
 

@@ -35,11 +35,15 @@ class Linted:
         file: as the user named it; empty where there is no file, but arguments.
         report: the answer; None where the file could not be judged.
         problem: why it could not be judged, in one line; empty where it was.
+        line: of the problem, from 1; None where it is not known.
+        is_wrong: whether something in the file is wrong; else only a value is missing.
     """
 
     file: str
     report: Report | None
     problem: str = ""
+    line: int | None = None
+    is_wrong: bool = False
 
 
 def linted(report: Report) -> Linted:

@@ -32,8 +32,8 @@ _FINGERPRINT = "overlapkit/v1"
 def sarif_log(linted: Sequence[Linted]) -> dict[str, Any]:
     """One run over all the files: the rules that apply, and a result for each finding and note.
 
-    A file that could not be judged is an error notification of the run, whose execution was then
-    not successful.
+    A file that could not be judged is a notification of the run; where something in it is wrong,
+    the run was not successful.
     """
     found = [result for each in linted for result in results(each)]
     rules = list(dict.fromkeys(result.decision.rule for result in found))
@@ -51,7 +51,7 @@ def sarif_log(linted: Sequence[Linted]) -> dict[str, Any]:
         "columnKind": "unicodeCodePoints",
         "invocations": [
             {
-                "executionSuccessful": not problems,
+                "executionSuccessful": not any(each.is_wrong for each in problems),
                 "toolExecutionNotifications": [_notification(each) for each in problems],
             }
         ],
@@ -96,9 +96,10 @@ def _fingerprint(result: Result) -> str:
 
 
 def _notification(each: Linted) -> dict[str, Any]:
-    found: dict[str, Any] = {"level": "error", "message": {"text": encodable(each.problem)}}
+    level = "error" if each.is_wrong else "note"
+    found: dict[str, Any] = {"level": level, "message": {"text": encodable(each.problem)}}
     if each.file:
-        found["locations"] = [_location(each.file, None, None)]
+        found["locations"] = [_location(each.file, each.line, None)]
     return found
 
 

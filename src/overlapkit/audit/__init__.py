@@ -1,0 +1,1 @@
+"""Every configuration and launch script below a folder, judged."""
