@@ -10,17 +10,17 @@ from overlapkit.errors import InputError
 
 if TYPE_CHECKING:
     # At run time `explain`, `plan` and `trace` are subpackages: see callable_package.py.
-    from overlapkit.library import compare, explain, plan, trace
+    from overlapkit.library import compare, explain, plan, trace, translate
 
 __version__ = "0.2.0.dev0"
-__all__ = ["InputError", "__version__", "compare", "explain", "plan", "trace"]
+__all__ = ["InputError", "__version__", "compare", "explain", "plan", "trace", "translate"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import overlapkit` stays fast.
     from importlib import import_module
 
-    if name in ("explain", "plan", "trace"):
+    if name in ("explain", "plan", "trace", "translate"):
         return import_module(f"overlapkit.{name}")
     if name == "compare":
         return import_module("overlapkit.library").compare

@@ -168,6 +168,33 @@ def plan(**given: Any) -> int:
 
 
 @cli.command()
+@options.overrides
+@click.option(
+    "--to",
+    metavar="FORM",
+    required=True,
+    help="bridge (Python), yaml, hydra (overrides) or megatron-lm (a launch script).",
+)
+@click.option("--out", metavar="FILE", help="Write the text to FILE instead.")
+@options.from_megatron_lm
+@options.world_size
+@options.gpu
+@options.te("a recent one is assumed")
+@options.reading
+@options.as_json("overlapkit/translate/v1")
+def translate(**given: Any) -> int:
+    """Write the run of CONFIG in another form, as it is.
+
+    CONFIG is what explain reads. Defaults that differ between Megatron-LM and Megatron-Bridge are
+    written out. The text is read back and explained: comments in it, and --json, name what the form
+    does not express and what explain says differently of the two. Then the exit status is 1.
+    """
+    from overlapkit.translate.command import run
+
+    return run(**_read_by(given))
+
+
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[ID]...")
 @options.versions
 @options.as_json("overlapkit/rules/v1")

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from overlapkit.plan.document import PlanDocument
     from overlapkit.trace.compare.document import CompareDocument
     from overlapkit.trace.document import TraceDocument
+    from overlapkit.translate.document import TranslateDocument
 
-__all__ = ["compare", "explain", "plan", "trace"]
+__all__ = ["compare", "explain", "plan", "trace", "translate"]
 
 File: TypeAlias = "str | os.PathLike[str]"
 Config: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Sequence[str]"
@@ -105,6 +106,44 @@ def explain(
     settings = _settings("explain", config, overrides, reading, from_megatron_lm=from_megatron_lm)
     size = world_size_of(settings, world_size)
     return explain_document(explain_settings(settings, size, assumptions))
+
+
+def translate(
+    config: Config,
+    *,
+    to: Literal["bridge", "yaml", "hydra", "megatron-lm"],
+    overrides: Overrides = (),
+    world_size: int | None = None,
+    gpu: str | None = None,
+    te: str | None = None,
+    core: str | None = None,
+    bridge: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
+    from_megatron_lm: bool = False,
+) -> TranslateDocument:
+    """The same run in another form, as it is.
+
+    Args:
+        config: as in `explain`.
+        to: the form: Python for Megatron-Bridge, YAML, Hydra overrides, or a launch script of
+            Megatron-LM.
+        overrides, gpu, te, core, bridge, stack, allow_unknown, from_megatron_lm: as in `explain`.
+        world_size: GPUs of the job; None takes what a launch script states, and else the smallest
+            job with data parallelism.
+
+    Returns:
+        The document `overlapkit/translate/v1`, with the text.
+
+    Raises:
+        InputError: the configuration or an option is invalid.
+    """
+    from overlapkit.translate.command import form_of, translated
+    from overlapkit.translate.document import translate_document
+
+    reading = _reading(core, bridge, stack, allow_unknown)
+    settings = _settings("translate", config, overrides, reading, from_megatron_lm=from_megatron_lm)
+    return translate_document(translated(settings, form_of(to), world_size, gpu, te, reading))
 
 
 def plan(

@@ -32,8 +32,8 @@ SCRIPT = DATA / "megatron_lm" / "llama3_8b_string.sh"
 SLOW = DATA / "traces" / "megatron-no-overlap.rank0.json.gz"
 FAST = DATA / "traces" / "megatron-overlap.rank0.json.gz"
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-FUNCTIONS = ("compare", "explain", "plan", "trace")
-PACKAGES = ("explain", "plan", "trace")
+FUNCTIONS = ("compare", "explain", "plan", "trace", "translate")
+PACKAGES = ("explain", "plan", "trace", "translate")
 
 RUN: dict[str, Any] = {
     "model": {"tensor_model_parallel_size": 4, "sequence_parallel": True, "num_layers": 4},
@@ -333,7 +333,7 @@ class TestNames:
 
         # What a command writes, and where, is not the library's; some have other names or forms.
         elsewhere = {"arguments", "as_json", "html", "annotate", "form", "swept", "world_sizes",
-                     "env_file", "buckets", "brief", "fix"}  # fmt: skip
+                     "env_file", "buckets", "brief", "fix", "out"}  # fmt: skip
         options = {p.name for p in cli.commands[name].params if p.expose_value} - elsewhere
         assert options <= set(inspect.signature(getattr(library, name)).parameters)
 

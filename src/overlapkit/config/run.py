@@ -72,6 +72,7 @@ class Launch:
         whole: whether a variable that is in neither is certainly not set.
         origins: what sets those of `environment` and `fallback` that the launcher sets by itself.
         fallback: variables that the launcher sets where nothing else does.
+        others: its flags that no setting holds, each with its words as a shell reads them.
     """
 
     environment: dict[str, str]
@@ -88,6 +89,7 @@ class Launch:
     whole: bool = True
     origins: dict[str, str] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
+    others: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
     "audit": "overlapkit.audit.document:AuditDocument",
+    "translate": "overlapkit.translate.document:TranslateDocument",
     "rules": "overlapkit.explain.rule_document:RulesDocument",
     "plan": "overlapkit.plan.document:PlanDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",

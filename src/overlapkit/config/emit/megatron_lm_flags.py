@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,12 @@ _ONLY_WITH_EXPERTS = "moe_"
 
 
 def emit_megatron_lm(
-    settings: Settings, environment: Mapping[str, str], world_size: int | None
+    settings: Settings,
+    environment: Mapping[str, str],
+    world_size: int | None,
+    *,
+    others: Iterable[Sequence[str]] = (),
+    carried: frozenset[str] = frozenset(),
 ) -> Emitted:
     """Exports, a userbuffers file where there is one, and the flags in an array.
 
@@ -85,6 +90,8 @@ def emit_megatron_lm(
         environment: variables that the job's processes must start with.
         world_size: GPUs of the job; None takes a data-parallel size of 2, which gives the same
             data-parallel overlap as any larger size.
+        others: further flags, each with its words, quoted for a shell.
+        carried: dotted keys that `others` express.
 
     Raises:
         InputError: the layout does not divide the world size.
@@ -100,7 +107,7 @@ def emit_megatron_lm(
     flags = [flag for flag in every if _has(version, flag[0])]
     words = [word for flag in flags for word in flag]
     left_out = [
-        *_unexpressed(settings),
+        *_unexpressed(settings, carried),
         *_of_other_versions(version, every),
         *_differences(settings, words, run, size, update.decisions),
     ]
@@ -112,6 +119,7 @@ def emit_megatron_lm(
         lines.append("# For a data-parallel size above 1.")
     lines.append("MEGATRON_ARGS=(")
     lines += [f"    {' '.join(map(shlex.quote, flag))}" for flag in flags]
+    lines += [f"    {' '.join(flag)}" for flag in others]
     lines.append(")")
     return Emitted("\n".join(lines) + "\n", left_out)
 
@@ -255,7 +263,7 @@ def _other_activation(name: Any) -> bool:
     return isinstance(name, str) and "silu" not in name.lower()
 
 
-def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
+def _unexpressed(settings: Settings, carried: frozenset[str]) -> Iterator[LeftOut]:
     """Requested settings without a flag here."""
     covered = {key for flag in FLAGS.values() for key in flag.keys}
     others = []
@@ -263,7 +271,7 @@ def _unexpressed(settings: Settings) -> Iterator[LeftOut]:
         for key, value in (settings.values.get(section) or {}).items():
             dotted = f"{section}.{key}"
             known = section_fields(section).get(key)
-            if known is None or dotted not in settings.asked:
+            if known is None or dotted not in settings.asked or dotted in carried:
                 continue
             if dotted in covered:
                 if isinstance(value, (str, list)) and value and not _is_word(value):
@@ -298,7 +306,7 @@ def _differences(
             yield LeftOut(decision.knob, decision.reason)
     for knob in EFFECTIVE_KNOBS:
         mine, theirs = knob_value(wanted, knob), knob_value(got, knob)
-        if knob in reported or _same(knob, wanted, mine, theirs):
+        if knob in reported or same_in_effect(knob, wanted, mine, theirs):
             continue
         why = f"it is {theirs!r} in Megatron-LM"
         yield LeftOut(
@@ -306,7 +314,7 @@ def _differences(
         )
 
 
-def _same(knob: str, wanted: Run, mine: Any, theirs: Any) -> bool:
+def same_in_effect(knob: str, wanted: Run, mine: Any, theirs: Any) -> bool:
     """Whether two values of a knob mean the same in this run."""
     model = wanted.model
     if knob == "model.tp_comm_overlap_cfg" and isinstance(mine, Mapping):

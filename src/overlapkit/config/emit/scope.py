@@ -102,6 +102,34 @@ def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
     return result
 
 
+def every_section(settings: Settings) -> tuple[Sections, list[LeftOut]]:
+    """All sections and keys of a run, with those that do not matter to overlap, as requested.
+
+    Of a file that Megatron-Bridge wrote, an object of a key that no version is known to have is
+    omitted: its class was not kept.
+    """
+    chosen = sections_of(settings)
+    dumped = bool(settings.written_by)
+    left_out: list[LeftOut] = []
+    result: Sections = {}
+    for section in (*SECTIONS, *(s for s in settings.values if s not in SECTIONS)):
+        if section not in settings.values:
+            continue
+        content = settings.values[section]
+        kept = dict(chosen.get(section) or {})
+        for key, value in (content or {}).items():
+            dotted = f"{section}.{key}"
+            if key in kept or dotted not in settings.asked or key in section_fields(section):
+                continue
+            if dumped and isinstance(value, dict):
+                left_out.append(LeftOut(dotted, "an object whose class was not kept"))
+            elif value is not None or not dumped:
+                kept[key] = value
+        if content is None or kept or section in chosen:
+            result[section] = None if content is None else kept
+    return result, left_out
+
+
 def for_bridge(settings: Settings) -> tuple[Sections, list[LeftOut]]:
     """A Megatron-LM run's settings for Megatron-Bridge, which derives nothing without comm_overlap.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,6 +50,7 @@ class Arguments:
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
         own: the flags of the program that passes the others on to Megatron-LM.
+        others: the flags that no setting holds, each with its words as a shell reads them.
         notes: further remarks for the user.
         dialect: whose flags they are.
         allow_unknown: whether what is not known is passed over with a note.
@@ -62,6 +64,7 @@ class Arguments:
     versions: list[PassedFlag] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)
     own: list[str] = field(default_factory=list)
+    others: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dialect: Dialect = MEGATRON_LM
     allow_unknown: bool = False
@@ -147,14 +150,27 @@ def read_arguments(
             _note_strays(
                 text.partition("=")[0], following[0 if "=" in text else most :], path, result
             )
+            taken = [] if "=" in text else following[:most]
+            result.others.append(_as_written([flag_field, *taken]))
         else:
             _pass_over(text.partition("=")[0], where, result, allow_unknown=allow_unknown)
+            result.others.append(_as_written([flag_field, *following]))
     result.versions = [
         replace(each, value=result.flags.get(each.text.split()[0])) for each in result.versions
     ]
     _note_unknown(path, result)
     _settle(result)
     return result
+
+
+def _as_written(words: Sequence[Field]) -> tuple[str, ...]:
+    """Words as a shell reads them; one with no known value is the variable that it comes from."""
+    return tuple(
+        f'"${{{unknown.name or "VALUE"}:?}}"'
+        if (unknown := word.unknown) is not None
+        else shlex.quote(word.text)
+        for word in words
+    )
 
 
 def _note_spelling(name: str, flag: str, where: str, result: Arguments) -> None:

@@ -305,6 +305,7 @@ def _settings(
         flags=tuple(arguments.versions),
         unread=tuple(arguments.unknown),
         passed=arguments.places,
+        others=tuple(arguments.others),
     )
     stacks = stacks_with(flag.versions for flag in arguments.versions)
     return replace(
