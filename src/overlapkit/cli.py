@@ -113,6 +113,11 @@ def explain(**given: Any) -> int:
 @click.option(
     "--world-size", type=int, metavar="N", help="Number of GPUs where a file does not state it."
 )
+@click.option(
+    "--pass-over",
+    is_flag=True,
+    help="Pass over a named file as well where it has nothing to do with a Megatron run.",
+)
 @options.gpu
 @options.te("a recent one is assumed")
 @options.reading

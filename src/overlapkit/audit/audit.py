@@ -83,7 +83,12 @@ class Audit:
 
 
 def audit(
-    paths: Sequence[str], world_size: int | None, assumptions: Assumptions, reading: Reading
+    paths: Sequence[str],
+    world_size: int | None,
+    assumptions: Assumptions,
+    reading: Reading,
+    *,
+    pass_over: bool = False,
 ) -> Audit:
     """Judge everything below these paths.
 
@@ -92,19 +97,21 @@ def audit(
         world_size: GPUs of the jobs whose files do not state them.
         assumptions: what the files do not say.
         reading: for which versions and how strictly they are read.
+        pass_over: whether a named file that has nothing to do with a Megatron run is passed over,
+            as one below a folder is.
 
     Raises:
         InputError: a path does not exist, or more is below it than is looked at.
     """
     check_world_size(world_size)
-    found = find(paths)
+    found = find(paths, pass_over=pass_over)
     audited = [Audited(name, None, None, why, True) for name, why in found.unread]
     others = found.others
     for file in found.files:
         try:
             audited += _judged(file, world_size, assumptions, reading)
         except NoConfiguration as error:
-            if file not in paths:
+            if pass_over or file not in paths:
                 others += 1
                 continue
             audited.append(_not_judged(file, error))

@@ -17,6 +17,7 @@ def run(
     *,
     paths: Sequence[str],
     world_size: int | None,
+    pass_over: bool,
     gpu: str | None,
     te: str | None,
     reading: Reading,
@@ -28,6 +29,7 @@ def run(
     Args:
         paths: folders and files.
         world_size: GPUs of the jobs whose files do not state them.
+        pass_over: whether a named file that has nothing to do with a Megatron run is passed over.
         gpu, te, env_file: see `explain.assumptions.assume`.
         reading: for which versions and how strictly they are read.
         form: what is printed: text, the JSON document, GitHub's annotations, or SARIF.
@@ -36,7 +38,7 @@ def run(
         InputError: see `overlapkit.errors`.
     """
     assumptions = assume(gpu, te, env_file, installation=reading.installation)
-    answer = audit(paths, world_size, assumptions, reading)
+    answer = audit(paths, world_size, assumptions, reading, pass_over=pass_over)
     _show(answer, form)
     return EXIT_FINDING if answer.fails else 0
 

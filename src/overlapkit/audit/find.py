@@ -54,15 +54,16 @@ class Found:
     unread: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find(paths: Sequence[str]) -> Found:
+def find(paths: Sequence[str], *, pass_over: bool = False) -> Found:
     """The YAML files and launch scripts at these paths that have to do with Megatron.
 
     Hidden files and folders, virtual environments and installed packages are passed over. A link to
     a folder is not followed, and a file with several names is taken once. A file that is named
-    itself is always taken.
+    itself is taken whatever it contains.
 
     Args:
         paths: folders and files.
+        pass_over: whether a named file is passed over as one below a folder is.
 
     Raises:
         InputError: a path does not exist, or more files are below it than are looked at.
@@ -72,8 +73,13 @@ def find(paths: Sequence[str]) -> Found:
     for path in paths:
         if os.path.isdir(path):  # noqa: PTH112 - a name that no Path takes is no folder
             _look_below(path, found, seen)
-        elif os.path.lexists(path):
+        elif os.path.lexists(path) and not pass_over:
             found.files.append(path)
+        elif os.path.lexists(path):
+            if path.endswith((*YAML, *SCRIPTS)):
+                _take(path, found, seen)
+            else:
+                found.others += 1
         else:
             raise InputError(f"{encodable(path)}: no such file or folder")
     return found
