@@ -161,7 +161,7 @@ def audit(**given: Any) -> int:
 @options.as_json("overlapkit/plan/v1")
 @options.html
 def plan(**given: Any) -> int:
-    """Choose the overlap for a model on a cluster, with the arithmetic.
+    """Choose the overlap for a model on a cluster, with arithmetic.
 
     CONFIG is what explain reads. KEY=VALUE overrides a key. Short names exist for tp, pp, vp, cp,
     ep, etp, mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. With --model and no
@@ -232,7 +232,7 @@ def rules(**given: Any) -> int:
 @options.as_json("overlapkit/doctor/v1")
 @options.html
 def doctor(**given: Any) -> int:
-    """Find why communication is not hidden, the likeliest cause first.
+    """Find why communication is not hidden, likeliest cause first.
 
     Shows at most five causes. Examines the environment, the installed packages, the GPUs where they
     are visible, the configuration and the profile. The answer says what was not given. The exit

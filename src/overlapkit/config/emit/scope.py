@@ -27,6 +27,8 @@ SECTIONS = (
 )
 """The sections that decide about overlap, in the order in which they are written."""
 
+_ENUMS = frozenset({"attention_backend"})
+"""Fields whose values are members of an enum, which a file has by their number."""
 PLAIN_OTHERS = frozenset(
     {
         "bucket_size",
@@ -201,7 +203,12 @@ def is_plain_key(section: str, key: str) -> bool:
 
 def is_unwritable(section: str, key: str, value: Any) -> bool:
     """Whether the value is an object that cannot be written as it was."""
-    return not is_plain_key(section, key) and value is not None and not isinstance(value, str)
+    if is_plain_key(section, key) or value is None or isinstance(value, str):
+        return False
+    if isinstance(value, list):
+        return any(not isinstance(each, (str, int, float)) for each in value)
+    # Of many fields only the name is known; a number stands for an enum's member in these alone.
+    return not isinstance(value, (int, float)) or key in _ENUMS
 
 
 def objects_left_out(sections: Sections) -> tuple[Sections, list[LeftOut]]:
