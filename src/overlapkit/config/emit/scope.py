@@ -104,14 +104,40 @@ def sections_of(settings: Settings | Mapping[str, Any]) -> Sections:
     return result
 
 
+_OF_PRECISION = ("model", "ddp", "optimizer")
+"""Sections with fields that mixed_precision is copied over."""
+
+
+def _overwritten(section: str, key: str, settings: Settings) -> bool:
+    """Whether mixed_precision overwrites a field that is no request of a person."""
+    dotted = f"{section}.{key}"
+    return (
+        key in section_fields("mixed_precision")
+        and dotted not in EFFECTIVE_KNOBS
+        and dotted not in settings.overridden
+    )
+
+
 def every_section(settings: Settings) -> tuple[Sections, list[LeftOut]]:
     """All sections and keys of a run, with those that do not matter to overlap, as requested.
 
     Of a file that Megatron-Bridge wrote, an object of a key that no version is known to have is
-    omitted: its class was not kept.
+    omitted: its class was not kept. So is a field that mixed_precision overwrites: the file has it
+    because it has every field, and written out it would be a request.
     """
     chosen = sections_of(settings)
-    dumped = bool(settings.written_by)
+    dumped = settings.is_dump
+    if dumped and settings.values.get("mixed_precision") is not None:
+        chosen = {
+            section: {
+                key: value
+                for key, value in (content or {}).items()
+                if not _overwritten(section, key, settings)
+            }
+            if section in _OF_PRECISION
+            else content
+            for section, content in chosen.items()
+        }
     left_out: list[LeftOut] = []
     result: Sections = {}
     for section in (*SECTIONS, *(s for s in settings.values if s not in SECTIONS)):
