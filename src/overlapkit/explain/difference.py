@@ -8,7 +8,7 @@ outcome about is the cause. Where none does alone, the keys that do together are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from overlapkit.config.schema import OVERLAP_KNOBS, section_fields
 from overlapkit.errors import InputError
 from overlapkit.explain.report import Assumptions, Report, explain
 from overlapkit.explain.stack_document import versions_text
+from overlapkit.explain.without_effect import WithoutEffect, without_effect
 from overlapkit.output.numbers import plain
 
 WORLD_SIZE = "--world-size"
@@ -82,12 +83,14 @@ class Difference:
         keys: every key that differs and can be a cause, with its two values. The key is a dotted
             name, or a section that only one run has.
         changes: the outcomes that differ.
+        without_effect: the keys that differ and change nothing of the overlap.
     """
 
     before: Report
     after: Report
     keys: dict[str, tuple[Any, Any]]
     changes: list[Change]
+    without_effect: list[WithoutEffect] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def find_difference(
         for of in changed
         for reason in [_reason(after, of)]
     ]
-    return Difference(before, after, keys, changes)
+    causes = {key for change in changes if not change.restates for key in change.causes}
+    return Difference(before, after, keys, changes, without_effect(keys, causes, before, after))
 
 
 def outcomes(report: Report) -> dict[Subject, Any]:

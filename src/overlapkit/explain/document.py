@@ -240,6 +240,17 @@ class ExplainChange(Struct, frozen=True, kw_only=True):
     ]
 
 
+class ExplainWithoutEffect(Struct, frozen=True, kw_only=True):
+    """A key that differs between the runs, and changes nothing of the overlap."""
+
+    key: Annotated[str, Meta(description="dotted")]
+    before: Annotated[
+        Any, Meta(description="its value in the first run; its default where it is not written")
+    ]
+    after: Annotated[Any, Meta(description="the same in the second run")]
+    reason: Annotated[str, Meta(description="why nothing follows")]
+
+
 class ExplainDifferenceDocument(Struct, frozen=True, kw_only=True):
     """What two runs decide differently, and which keys caused it."""
 
@@ -250,6 +261,10 @@ class ExplainDifferenceDocument(Struct, frozen=True, kw_only=True):
     before: Annotated[ExplainSide, Meta(description="the first run")]
     after: Annotated[ExplainSide, Meta(description="the second run")]
     changes: Annotated[list[ExplainChange], Meta(description="every outcome that differs")]
+    without_effect: Annotated[
+        list[ExplainWithoutEffect],
+        Meta(description="keys that differ without effect, as far as the reason is known"),
+    ]
 
 
 def explain_document(report: Report) -> ExplainDocument:
@@ -291,6 +306,12 @@ def difference_document(difference: Difference) -> ExplainDifferenceDocument:
         before=_side(difference.before),
         after=_side(difference.after),
         changes=[_change(difference, change) for change in difference.changes],
+        without_effect=[
+            ExplainWithoutEffect(
+                key=each.key, before=plain(each.before), after=plain(each.after), reason=each.reason
+            )
+            for each in difference.without_effect
+        ],
     )
 
 

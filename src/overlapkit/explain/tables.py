@@ -14,6 +14,7 @@ from overlapkit.explain.lint.order import Said, leading
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
     LABELS,
+    WITHOUT_EFFECT,
     ChangeText,
     Tone,
     assumed_text,
@@ -22,6 +23,7 @@ from overlapkit.explain.text import (
     caused,
     environment_text,
     gpus_text,
+    idle_keys,
     layout_text,
     no_change,
     place,
@@ -179,6 +181,10 @@ def show_difference(difference: Difference, console: Console) -> None:
         console.print(Text(f"\n{cause}", "cyan"))
         for change in changes:
             console.print(_change(change))
+    if difference.without_effect:
+        console.print(Text(f"\n{WITHOUT_EFFECT}", "cyan"))
+        for key in idle_keys(difference):
+            console.print(Text(f"  {key}"))
     if after.findings:
         console.print(Text(f"\nFindings in {after.source}:", "bold red"))
         for d in after.findings:

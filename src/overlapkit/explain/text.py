@@ -335,6 +335,8 @@ def difference_lines(difference: Difference) -> Iterator[str]:
             yield f"  {change.label}  {change.value}"
             if change.reason:
                 yield f"    {change.reason}"
+    if difference.without_effect:
+        yield from ("", WITHOUT_EFFECT, *(f"  {line}" for line in idle_keys(difference)))
     if after.findings:
         yield from ("", f"Findings in {after.source}:")
         yield from map(finding_line, after.findings)
@@ -363,9 +365,21 @@ def side_text(report: Report) -> str:
     return f"{report.source} ({report.world_size})"
 
 
+WITHOUT_EFFECT = "Changed without effect on the overlap:"
+
+
+def idle_keys(difference: Difference) -> list[str]:
+    """The keys that differ without effect, each with its values and the reason."""
+    return [
+        f"{each.key} {change_text(each.before, each.after)}: {each.reason}"
+        for each in difference.without_effect
+    ]
+
+
 def restated(difference: Difference) -> str:
     """The keys that only differ as they are written; empty without any."""
-    changes = [c for c in difference.changes if c.restates]
+    idle = {each.key for each in difference.without_effect}
+    changes = [c for c in difference.changes if c.restates and c.of.knob not in idle]
     return ", ".join(f"{c.of.knob} {change_text(c.before, c.after)}" for c in changes)
 
 
