@@ -118,3 +118,19 @@ def test_microbatches_fill_an_interleaved_pipeline(
 def test_a_group_is_no_smaller_than_the_stages() -> None:
     (found,) = batches(1, 32, pp=4, vpp=2, group=2)
     assert found.edits == (Edit("model.microbatch_group_size_per_vp_stage", 4),)
+
+
+def test_stages_that_would_do_are_named_where_the_batch_fits_none() -> None:
+    told = decisions_of(
+        model={
+            "num_layers": 30,
+            "pipeline_model_parallel_size": 4,
+            "virtual_pipeline_model_parallel_size": 3,
+        },
+        comm=OFF,
+        train={"micro_batch_size": 2, "global_batch_size": 101},
+        world_size=32,
+    )
+    (found,) = [d for d in told if d.rule == "core.stages-divide-layers"]
+    assert "2 or 1 stages would do" in found.reason
+    assert found.edits == (Edit("model.pipeline_model_parallel_size", 2),)

@@ -145,7 +145,8 @@ def _exclusive(c: Context) -> Iterator[Decision]:
 
 def _other_stages(c: Context, stages: Stages) -> Decision:
     pp = c.pipeline_size
-    near = nearest(pp, _fitting_sizes(c))
+    # A batch that fits no number of stages is a finding of its own.
+    near = nearest(pp, _fitting_sizes(c)) or nearest(pp, _fitting_sizes(c, for_batch=False))
     alternatives = [_counted(c, stages), _first_stage(c, stages)]
     if near:
         alone = near[0] == 1 and c.of_model("virtual_pipeline_model_parallel_size") is not None
@@ -195,8 +196,8 @@ def _first_stage(c: Context, stages: Stages) -> tuple[Edit, ...]:
     return tuple(Edit(f"model.{[*given, _ENDS[0]][0]}", n) for n in nearest(wanted, fit, most=1))
 
 
-def _fitting_sizes(c: Context) -> Iterator[int]:
-    """Numbers of stages that the GPUs, the layers, their chunks and the batch allow."""
+def _fitting_sizes(c: Context, *, for_batch: bool = True) -> Iterator[int]:
+    """Numbers of stages that the GPUs, the layers, their chunks and perhaps the batch allow."""
     ranks = (c.data_parallel_size or 1) * c.pipeline_size
     chunks = c.of_model("virtual_pipeline_model_parallel_size") or 1
     micro, batch = (getattr(c.batch, f"{name}_batch_size", None) for name in ("micro", "global"))
@@ -205,7 +206,8 @@ def _fitting_sizes(c: Context) -> Iterator[int]:
         if stages is None or stages.stages < 0 or not stages.divides:
             continue
         whole = size == 1 or not any(layers % chunks for layers in stages.sizes)
-        if whole and not (micro and batch and batch % (micro * (ranks // size))):
+        rest = batch % (micro * (ranks // size)) if for_batch and micro and batch else 0
+        if whole and not rest:
             yield size
 
 
