@@ -25,6 +25,7 @@ from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell.follow import Followed, Started, follow_script
+from overlapkit.config.shell.processes import MOST_BYTES
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.values import Field, Piece, fields_of, split_into_fields
 from overlapkit.config.text_file import exists, read_text
@@ -37,8 +38,6 @@ ARGUMENTS = "the arguments"
 
 _FEW_FLAGS = 3
 """A command with fewer flags is a tool (a checkpoint converter), if another command has more."""
-_MOST_BYTES = 256 * 1024
-"""A launch script has a few kilobytes."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
 _BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
 
@@ -72,7 +71,7 @@ def read_megatron_lm(
     """
     name, wanted = _named(script)
     path = encodable(name)
-    text = read_text(name, what="launch script", most=_MOST_BYTES).replace("\r\n", "\n")
+    text = read_text(name, what="launch script", most=MOST_BYTES).replace("\r\n", "\n")
     given = _checked(variables or {})
     slurm = slurm_variables(text)
     followed = follow_script(text, path, given, slurm)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from overlapkit.config.shell.builtins import Builtins, Status, Stop
+from overlapkit.config.shell.builtins import Builtins, Status, Stop, with_end
 from overlapkit.config.shell.parser import parse_script
 from overlapkit.config.shell.programs import echoed, printed
 from overlapkit.config.shell.slurm import slurm_variables
@@ -30,7 +30,7 @@ from overlapkit.errors import InputError
 MOST_COMMANDS = 20_000
 """Commands that are followed at most; those of a function count each time that it is called."""
 MOST_BYTES = 256 * 1024
-"""Size of a script that another one reads; launch scripts have a few kilobytes."""
+"""Size of a script; launch scripts have a few kilobytes."""
 _MOST_FILES = 60
 _DEEPEST_CALL = 20
 _DEEPEST_FILE = 10
@@ -107,10 +107,6 @@ class Processes(Builtins):
 
     def block(self, block: CommandList) -> Status:
         """Follow commands in order."""
-        raise NotImplementedError
-
-    def simple_words(self, node: Simple, words: list[Field]) -> Status:
-        """Follow a simple command whose words are expanded."""
         raise NotImplementedError
 
     # ----------------------------------------------------------------------- other processes
@@ -219,10 +215,7 @@ class Processes(Builtins):
     def fed_to(self, node: Simple) -> Field | None:
         """The input of a program; None where it is not known."""
         if node.inputs:
-            value = self.expander.scalar(node.inputs[-1])
-            if value.text.endswith("\n"):
-                return value
-            return Field((*value.pieces, Piece("\n", node.line)))
+            return with_end(self.expander.scalar(node.inputs[-1]))
         return None if node.reads else self.input.text
 
     def program(self, node: Simple, words: list[Field]) -> Status:
