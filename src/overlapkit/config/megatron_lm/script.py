@@ -24,8 +24,8 @@ from overlapkit.config.megatron_lm.launch_line import is_launch, split_launch
 from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
+from overlapkit.config.shell.files import MOST_BYTES
 from overlapkit.config.shell.follow import Followed, Started, follow_script
-from overlapkit.config.shell.processes import MOST_BYTES
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.values import Field, Piece, fields_of, split_into_fields
 from overlapkit.config.text_file import exists, read_text

@@ -8,19 +8,16 @@ assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overlapkit.config.shell.builtins import BUILTINS, Status, Stop, Stream, with_end
-from overlapkit.config.shell.conditions import evaluate_test
-from overlapkit.config.shell.expand import NotKnown
-from overlapkit.config.shell.parser import parse_script
-from overlapkit.config.shell.processes import MOST_COMMANDS, SHOWS_TEXT, Output, Processes, Started
-from overlapkit.config.shell.scan import assigned_names, leaves, matters, sets, sets_or_starts
-from overlapkit.config.shell.state import ReadOnly, State, Variable, state_of
-from overlapkit.config.shell.syntax import (
+from overlapkit.config.shell.commands.builtins import BUILTINS
+from overlapkit.config.shell.commands.conditions import evaluate_test
+from overlapkit.config.shell.commands.status import CODES, Status, Stop
+from overlapkit.config.shell.commands.stream import Stream, with_end
+from overlapkit.config.shell.grammar.parser import parse_script
+from overlapkit.config.shell.grammar.syntax import (
     AndOr,
     Assignment,
     Background,
@@ -39,20 +36,14 @@ from overlapkit.config.shell.syntax import (
     Test,
     Word,
 )
-from overlapkit.config.shell.values import EMPTY, Field, Piece, Unknown, Value, not_known
+from overlapkit.config.shell.launches import SHOWS_TEXT
+from overlapkit.config.shell.loops import Loops
+from overlapkit.config.shell.processes import MOST_COMMANDS, Output, Started
+from overlapkit.config.shell.state import ReadOnly, State, Variable, state_of
+from overlapkit.config.shell.values import Field, Piece, Value
 from overlapkit.errors import InputError
 
 __all__ = ["SHOWS_TEXT", "Followed", "Started", "follow_script"]
-
-_MOST_ROUNDS = 200
-_SAFE = frozenset(
-    ("cd", "mkdir", "pushd", "popd", "echo", "printf", "export", "source", ".", "set", "module")
-)
-"""Commands that a launch script relies on: no note says that they are assumed to succeed."""
-
-
-_CODES = {Status.YES: 0, Status.NO: 1, Status.ASSUMED: 0}
-"""What ``$?`` is after a command."""
 
 
 @dataclass
@@ -124,19 +115,18 @@ def follow_script(
     )
 
 
-class _Follower(Processes):
+class _Follower(Loops):
     """Control flow, on top of what commands do."""
 
     def __init__(self, path: str, state: State) -> None:
         super().__init__(path, state)
         self.commands = 0
-        self.conditions = 0
 
     def block(self, block: CommandList) -> Status:
         status = Status.YES
         for node in block.commands:
             status = self.node(node)
-            self.expander.status = _CODES.get(status)
+            self.expander.status = CODES.get(status)
             strict = "errexit" in self.state.options and not self.conditions
             if strict and status is Status.NO and isinstance(node, (Simple, Test, Counting)):
                 raise Stop("exit", node.line, Status.NO, names=self.guards)
@@ -202,272 +192,6 @@ class _Follower(Processes):
             return self.ended(CommandList(node.commands[-1:]))
 
     # ------------------------------------------------------------------------------- branches
-
-    @contextmanager
-    def in_condition(self) -> Iterator[None]:
-        """While a condition is evaluated, where a failure ends nothing."""
-        self.conditions += 1
-        try:
-            yield
-        finally:
-            self.conditions -= 1
-
-    def judged(self, condition: Node | CommandList) -> tuple[Status, tuple[str, ...]]:
-        """How a condition ends, and the variables that it read and nothing sets."""
-        before, self.expander.unset = self.expander.unset, []
-        try:
-            with self.in_condition():
-                if isinstance(condition, CommandList):
-                    status = self.block(condition)
-                else:
-                    status = self.node(condition)
-            return status, tuple(dict.fromkeys(self.expander.unset))
-        finally:
-            self.expander.unset = before
-
-    @contextmanager
-    def guarded(self, names: tuple[str, ...]) -> Iterator[None]:
-        """While commands are followed that a condition on these variables led to."""
-        before, self.guards = self.guards, tuple(dict.fromkeys((*self.guards, *names)))
-        try:
-            yield
-        finally:
-            self.guards = before
-
-    def leaves(self, node: Node | CommandList) -> bool:
-        return leaves(node, self.state.functions)
-
-    def and_or(self, node: AndOr) -> Status:
-        status, names = self.judged(node.first)
-        former = node.first
-        for number, (connector, command) in enumerate(node.others):
-            self.expander.status = _CODES.get(status)
-            wanted = Status.YES if connector == "&&" else Status.NO
-            if status in (Status.YES, Status.NO):
-                if status is not wanted:
-                    continue
-                if names and self.leaves(command):
-                    self.set_otherwise(command.line, names)
-                    status = Status.NO if wanted is Status.YES else Status.YES
-                    continue
-            elif not self.continues(connector, command, former, status):
-                continue
-            last = number == len(node.others) - 1
-            with self.guarded(names):
-                if last:
-                    former, status = command, self.node(command)
-                else:
-                    former, (status, more) = command, self.judged(command)
-                    names = (*names, *more)
-        return status
-
-    def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
-        """Whether the next command of a list runs, after one whose end is assumed or unknown."""
-        if status is Status.ASSUMED:
-            succeeded = connector == "&&"
-            name = former.words[0] if isinstance(former, Simple) and former.words else None
-            literal = (name.literal or "") if isinstance(name, Word) else ""
-            if sets(command) and literal not in _SAFE and not self.leaves(command):
-                shown = literal or "the command"
-                self.note(command.line, f"whether {shown} succeeds is not known: taken as true")
-            return succeeded
-        if self.leaves(command):
-            return False
-        if sets_or_starts(command):
-            self.note(command.line, "whether this test holds is not known: taken as false")
-        return connector == "||"
-
-    def set_otherwise(self, line: int, names: tuple[str, ...]) -> None:
-        """Note that a guard on variables that nothing sets is passed."""
-        shown = " and ".join(names)
-        several = len(names) > 1
-        self.note(
-            line,
-            f"{shown} {'are' if several else 'is'} not set in the script: taken as set, since the "
-            "script would end here",
-        )
-
-    def if_command(self, node: If) -> Status:
-        every: tuple[str, ...] = ()
-        for number, (condition, body) in enumerate(node.branches):
-            status, names = self.judged(condition)
-            every = (*every, *names)
-            last = number == len(node.branches) - 1
-            shown = " ".join(condition.source.split()).rstrip("; ")[:80]
-            line = condition.commands[0].line if condition.commands else node.line
-            if status in (Status.YES, Status.NO):
-                if status is Status.YES and names and self.leaves(body):
-                    self.set_otherwise(line, names)
-                    status = Status.NO
-                elif status is Status.NO and last and names and self.leaves(node.otherwise):
-                    self.set_otherwise(line, names)
-                    status = Status.YES
-            elif self.leaves(body):
-                status = Status.NO
-            elif last and self.leaves(node.otherwise):
-                self.note(line, f"whether {shown!r} holds is not known: taken as true")
-                status = Status.YES
-            else:
-                if matters(body, node.otherwise):
-                    what = f"whether {shown!r} holds is not known without running it"
-                    self.note(line, f"{what}: taken as false")
-                status = Status.NO
-            if status is Status.YES:
-                with self.guarded(every):
-                    return self.block(body)
-        with self.guarded(every):
-            return self.block(node.otherwise)
-
-    def case(self, node: Case) -> Status:
-        before, self.expander.unset = self.expander.unset, []
-        value = self.expander.scalar(node.word)
-        names, self.expander.unset = tuple(dict.fromkeys(self.expander.unset)), before
-        if value.unknown is not None and value.unknown.unset:
-            value = EMPTY
-        bodies = [body for _, body, _ in node.items]
-        if value.unknown is not None:
-            if matters(*bodies):
-                text = "which branch of this case is taken is not known: none is followed"
-                self.note(node.line, text)
-                self.obscure(value.unknown, *bodies)
-            return Status.UNKNOWN
-        status, falls = Status.YES, False
-        for patterns, body, end in node.items:
-            if not falls and not self.fits(value, patterns):
-                continue
-            with self.guarded(names):
-                status = self.block(body)
-            falls = end == ";&"
-            if end == ";;":
-                break
-        return status
-
-    def fits(self, value: Field, patterns: tuple[Word, ...]) -> bool:
-        for word in patterns:
-            pattern = self.expander.pattern(word)
-            if not isinstance(pattern, Unknown) and pattern.matches(value.text[:4000]):
-                return True
-        return False
-
-    def obscure(self, why: Unknown, *skipped: Node | CommandList) -> None:
-        """What commands may set that are not followed, or not as often as they run, is unknown."""
-        for name in sorted(assigned_names(*skipped)):
-            if name in self.state.given:
-                continue
-            reason = f"it depends on what is not known: {why.why}"
-            unknown = Unknown(why.name or name, reason, why.line)
-            self.put(name, not_known(unknown), why.line)
-
-    def put(self, name: str, value: Field, line: int) -> None:
-        """Set a variable, with a note where it must not be changed."""
-        try:
-            self.state.put(name, value)
-        except ReadOnly:
-            self.note(line, f"{name} is readonly: it keeps its value")
-
-    # ---------------------------------------------------------------------------------- loops
-
-    def loop(self, node: Loop) -> Status:
-        if node.condition is not None:
-            return self.conditional_loop(node, node.condition)
-        if node.words is None:
-            fields = [EMPTY if each is None else each for each in self.state.positional]
-        else:
-            fields = [f for word in node.words for f in self.expander.fields(word)]
-        lacking = next((f.unknown for f in fields if f.unknown is not None), None)
-        if node.kind == "select" or (lacking is not None and not lacking.unset):
-            why = lacking or Unknown(node.name, "it is chosen when the script runs", node.line)
-            return self.once(node, why)
-        fields = [each for each in fields if each.unknown is None]
-        for number, value in enumerate(fields):
-            before = len(self.started)
-            self.put(node.name, value, node.line)
-            if self.round(node.body):
-                break
-            if self.launched(before) and number + 1 < len(fields):
-                once = f"is followed once, with {node.name}={value.text}"
-                self.note(node.line, f"the loop {node.head[:60]!r} {once}")
-                break
-        return Status.YES
-
-    def once(self, node: Loop, why: Unknown) -> Status:
-        """A loop whose rounds are not known: its body once, and what it sets is not known then."""
-        if matters(node.body):
-            self.note(
-                node.line,
-                f"the loop {node.head[:60]!r} is followed once: how often it runs is not known",
-            )
-        before = len(self.started)
-        if node.name:
-            self.put(node.name, not_known(Unknown(why.name or node.name, why.why, why.line)), 0)
-        self.round(node.body)
-        if not self.launched(before):
-            self.obscure(why, node.body)
-        return Status.YES
-
-    def counted(self, node: Loop) -> Status:
-        """``for ((i=0; i<3; i++))``."""
-        assert node.counting is not None
-        start, condition, step = node.counting
-        self.counting(start)
-        for _ in range(_MOST_ROUNDS * 5):
-            try:
-                holds = self.expander.count(condition) != 0 if condition.parts else True
-            except NotKnown as problem:
-                return self.once(node, problem.unknown)
-            before = len(self.started)
-            if not holds or self.round(node.body):
-                return Status.YES
-            if self.launched(before):
-                self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
-                return Status.YES
-            self.counting(step)
-        self.many(node)
-        return Status.YES
-
-    def many(self, node: Loop) -> None:
-        if matters(node.body):
-            text = f"the loop {node.head[:60]!r} is followed for {_MOST_ROUNDS} rounds only"
-            self.note(node.line, text)
-
-    def conditional_loop(self, node: Loop, condition: CommandList) -> Status:
-        wanted = Status.YES if node.kind == "while" else Status.NO
-        for number in range(_MOST_ROUNDS):
-            before = len(self.started)
-            status, names = self.judged(condition)
-            if status not in (Status.YES, Status.NO):
-                if status is Status.ASSUMED and node.kind == "until":
-                    return Status.YES
-                if number == 0:
-                    name = names[0] if names else None
-                    why = Unknown(name, f"the loop {node.head[:60]!r} sets it", node.line)
-                    return self.once(node, why)
-                return Status.YES
-            if status is not wanted or self.round(node.body):
-                return Status.YES
-            if self.launched(before):
-                return Status.YES
-        self.many(node)
-        return Status.YES
-
-    def launched(self, before: int) -> bool:
-        """Whether a job was started since: a loop starts jobs in sequence, or restarts one."""
-        return any(_launches(started) for started in self.started[before:])
-
-    def round(self, body: CommandList) -> bool:
-        """Follow a loop's body once; whether that ends the loop."""
-        self.loops += 1
-        try:
-            self.block(body)
-        except Stop as stop:
-            if stop.kind not in ("break", "continue"):
-                raise
-            if stop.levels > 1:
-                raise Stop(stop.kind, stop.line, levels=stop.levels - 1) from None
-            return stop.kind == "break"
-        finally:
-            self.loops -= 1
-        return False
 
     # -------------------------------------------------------------------------------- commands
 
@@ -537,8 +261,3 @@ class _Follower(Processes):
             self.loops = loops
             state.positional, state.has_all_arguments = former
             self.calls -= 1
-
-
-def _launches(started: Started) -> bool:
-    """Whether a program looks like a training job."""
-    return any(word.text.endswith((".py", "torchrun")) for word in started.words)

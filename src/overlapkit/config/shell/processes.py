@@ -1,21 +1,21 @@
-"""Processes of a followed script: subshells, substitutions, files it reads, programs it starts."""
+"""Processes of a followed script: subshells, substitutions, what they print."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from overlapkit.config.shell.builtins import Builtins, Status, Stop, with_end
-from overlapkit.config.shell.parser import parse_script
-from overlapkit.config.shell.programs import echoed, printed
+from overlapkit.config.shell.commands.builtins import Builtins
+from overlapkit.config.shell.commands.programs import echoed
+from overlapkit.config.shell.commands.status import Status, Stop
+from overlapkit.config.shell.grammar.parser import parse_script
+from overlapkit.config.shell.grammar.syntax import Assignment, Command, CommandList, Simple
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.state import State, Variable
-from overlapkit.config.shell.syntax import Assignment, Command, CommandList, Simple
 from overlapkit.config.shell.values import (
     Field,
     Piece,
@@ -23,37 +23,12 @@ from overlapkit.config.shell.values import (
     known,
     not_known,
     part_of,
-    without_start,
 )
 from overlapkit.errors import InputError
 
 MOST_COMMANDS = 20_000
 """Commands that are followed at most; those of a function count each time that it is called."""
-MOST_BYTES = 256 * 1024
-"""Size of a script; launch scripts have a few kilobytes."""
-_MOST_FILES = 60
 _DEEPEST_CALL = 20
-_DEEPEST_FILE = 10
-SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
-"""Programs that only handle text, even if that is a command."""
-_SHELLS = frozenset({"bash", "sh", "zsh"})
-_TAKES_SCRIPT = _SHELLS | {"ssh", "sbatch", "salloc", "qsub", "bsub"}
-_WRITES = frozenset({"cat", "tee"})
-_PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
-_OPTION = re.compile(r"\s-")
-_SILENT = frozenset({"mkdir", "rm", "cp", "mv", "ln", "chmod", "touch", "sleep", "wait", "kill"})
-"""Programs that print nothing where they succeed."""
-_TESTS = frozenset(
-    {"grep", "egrep", "fgrep", "command", "which", "type", "hash", "pgrep", "diff", "cmp", "nc"}
-    | {"ping", "curl", "wget", "nvidia-smi", "rocm-smi", "mountpoint", "dpkg", "pip", "git"}
-)
-"""Programs that scripts run for whether they succeed."""
-_SETS_UP = frozenset(
-    {"activate", "conda.sh", ".bashrc", "bashrc", ".profile", "profile", ".bash_profile"}
-    | {"modules.sh", "lmod.sh", "init.sh", "nccl-profile.sh"}
-)
-"""Files that set up programs and libraries, and no arguments of a job: they are not read."""
-_NO_FILES = ("/proc/", "/sys/", "/dev/")
 
 
 @dataclass(frozen=True)
@@ -102,8 +77,6 @@ class Processes(Builtins):
         self.outer: tuple[Field, ...] = ()
         self.output: Output | None = None
         self.calls = 0
-        self.files = 0
-        self.file_depth = 0
 
     def block(self, block: CommandList) -> Status:
         """Follow commands in order."""
@@ -210,42 +183,6 @@ class Processes(Builtins):
         self.printed(not_known(unknown) if folder is None else known(f"{folder}\n", node.line))
         return Status.YES
 
-    # ------------------------------------------------------------------------------ programs
-
-    def fed_to(self, node: Simple) -> Field | None:
-        """The input of a program; None where it is not known."""
-        if node.inputs:
-            return with_end(self.expander.scalar(node.inputs[-1]))
-        return None if node.reads else self.input.text
-
-    def program(self, node: Simple, words: list[Field]) -> Status:
-        """A command that is no builtin and no function."""
-        script = self.script_fed(node, words)
-        inner = [w for w in words if is_command_line(w.text)]
-        if script is None and words[0].text not in SHOWS_TEXT and inner:
-            script = inner[0]
-        if script is not None:
-            return self.pass_on(node, words, script)
-        file = self.script_file(words)
-        if file is not None:
-            return self.run_file(node, words, *file)
-        name = PurePosixPath(words[0].text).name
-        if self.output is not None:
-            fed = self.fed_to(node)
-            text = None
-            if all(w.unknown is None for w in words) and (fed is None or fed.unknown is None):
-                arguments = [w.text for w in words[1:]]
-                text = printed(name, arguments, None if fed is None else fed.text)
-            if text is not None:
-                self.printed(known(text, node.line))
-                return Status.YES
-            if name not in _SILENT:
-                lacking = next((w.unknown for w in words if w.unknown is not None), None)
-                why = f"it is printed by {name}, which is not run"
-                self.printed(not_known(lacking or Unknown(None, why, node.line)))
-        self.start(node, words)
-        return Status.UNKNOWN if name in _TESTS else Status.ASSUMED
-
     def start(self, node: Simple, words: list[Field]) -> None:
         """Record a program that is started."""
         state = self.state
@@ -256,34 +193,6 @@ class Processes(Builtins):
         self.started.append(
             Started(tuple(words), self.outer, visible, hidden, node.line, file, state.unread)
         )
-
-    def script_fed(self, node: Simple, words: list[Field]) -> Field | None:
-        """A script that a heredoc passes to a shell or a scheduler, or writes to a file."""
-        names = {PurePosixPath(word.text).name for word in words}
-        if not node.inputs or not (names & _TAKES_SCRIPT or (names & _WRITES and node.writes)):
-            return None
-        text = self.expander.scalar(node.inputs[-1])
-        return text if is_command_line(text.text) else None
-
-    def pass_on(self, node: Simple, words: list[Field], script: Field) -> Status:
-        """Commands that are passed to another program, such as ``srun bash -c "torchrun …"``."""
-        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not script))
-        rest = words[words.index(script) + 1 :] if script in words else []
-        text = without_start(script, "--wrap=") if script.text.startswith("--wrap=") else script
-        try:
-            with self.own_process():
-                self._keep_exported()
-                names = {PurePosixPath(word.text).name for word in words}
-                if script in words and names & _SHELLS:
-                    # bash -c 'commands' name first second
-                    self.state.positional = list(rest[1:])
-                    self.state.has_all_arguments = True
-                self.set_up_slurm(script.text, words, node.line)
-                return self.nested([text], node.line)
-        except Stop as stop:
-            return stop.status
-        finally:
-            self.outer = outer
 
     def _keep_exported(self) -> None:
         """Another shell has the exported variables alone."""
@@ -323,108 +232,3 @@ class Processes(Builtins):
             return self.block(block)
         finally:
             self.calls -= 1
-
-    # --------------------------------------------------------------------------------- files
-
-    def do_source(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        word = words[1] if len(words) > 1 else known("", node.line)
-        name = word.text or "another file"
-        if PurePosixPath(name).name in _SETS_UP:
-            return Status.ASSUMED
-        file = None if word.unknown is not None else self.find_file(word.text)
-        block = None if file is None else self.parsed(file)
-        if file is None or block is None:
-            self.note(node.line, f"{name} is not read: give what it sets as NAME=value")
-            self.state.unread = f"{name} may set it, which is not read"
-            return Status.ASSUMED
-        state = self.state
-        former = (state.source, state.positional, state.has_all_arguments)
-        self.file_depth += 1
-        state.source = file
-        if len(words) > 2:
-            state.positional, state.has_all_arguments = list(words[2:]), True
-        try:
-            return self.block(block)
-        except Stop as stop:
-            if stop.kind != "return":
-                raise
-            return stop.status
-        finally:
-            self.file_depth -= 1
-            state.source = former[0]
-            if len(words) > 2:
-                state.positional, state.has_all_arguments = former[1:]
-
-    def find_file(self, name: str) -> str | None:
-        """A file that is here, by its name in a script; None where there is none to read.
-
-        A relative name is looked for in the script's working folder and beside the script.
-        """
-        beside = str(Path(self.state.path).parent)
-        folders = [""] if name.startswith("/") else [self.state.folder or "", beside]
-        for folder in dict.fromkeys(folders):
-            # Without looking at links, as a shell's cd does not either.
-            path = os.path.normpath(Path(folder, name)) if name else ""
-            if _is_plain_file(path):
-                return path
-        return None
-
-    def parsed(self, file: str) -> CommandList | None:
-        """The commands of a file; None where they cannot be read."""
-        self.files += 1
-        if self.files > _MOST_FILES or self.file_depth >= _DEEPEST_FILE:
-            return None
-        try:
-            text = Path(file).read_bytes()[: MOST_BYTES + 1].decode().replace("\r\n", "\n")
-            return None if len(text) > MOST_BYTES else parse_script(text, file)
-        except (OSError, UnicodeDecodeError, InputError):
-            return None
-
-    def script_file(self, words: list[Field]) -> tuple[str, list[Field]] | None:
-        """A script that is started as a program, ``bash run.sh`` or ``./run.sh``, with its words.
-
-        None where it is no file that is here.
-        """
-        rest = list(words)
-        if PurePosixPath(rest[0].text).name in _SHELLS:
-            rest = rest[1:]
-            while rest and re.fullmatch(r"-[a-bd-z]+", rest[0].text):
-                rest = rest[1:]
-        if not rest or rest[0].unknown is not None or not rest[0].text.endswith((".sh", ".bash")):
-            return None
-        file = self.find_file(rest[0].text)
-        return None if file is None else (file, rest[1:])
-
-    def run_file(
-        self, node: Simple, words: list[Field], file: str, arguments: list[Field]
-    ) -> Status:
-        """Follow a script that another one starts: it has the exported variables alone."""
-        block = self.parsed(file)
-        if block is None:
-            self.start(node, words)
-            return Status.ASSUMED
-        self.file_depth += 1
-        try:
-            with self.own_process():
-                self._keep_exported()
-                self.state.source, self.state.positional = file, list(arguments)
-                self.state.has_all_arguments = True
-                return self.ended(block)
-        finally:
-            self.file_depth -= 1
-
-
-def _is_plain_file(path: str) -> bool:
-    if not path or str(Path(path).absolute()).startswith(_NO_FILES):
-        return False
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size <= MOST_BYTES
-
-
-def is_command_line(text: str) -> bool:
-    """Whether a value looks like ``torchrun … -…``, as in ``bash -c "torchrun …"``."""
-    program = _PROGRAM.search(text)
-    return program is not None and _OPTION.search(text, program.end()) is not None

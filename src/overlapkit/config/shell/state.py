@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from overlapkit.config.shell.syntax import Node
+from overlapkit.config.shell.grammar.syntax import Node
 from overlapkit.config.shell.values import (
     BLANKS,
     Array,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from overlapkit.config.shell.follow import follow_script
-from overlapkit.config.shell.parser import parse_script
+from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.errors import InputError
 from support.property_tests import examples
 from support.shell_scripts import BASH, Writer, by_bash

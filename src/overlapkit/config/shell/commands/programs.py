@@ -165,7 +165,7 @@ class _NoVariables:
 
 def _counted(text: str) -> str | None:
     # Imported here: few scripts need it.
-    from overlapkit.config.shell.arithmetic import Incalculable, calculate
+    from overlapkit.config.shell.expansion.arithmetic import Incalculable, calculate
 
     if re.search(r"(?<!\d)0\d", text):
         return None

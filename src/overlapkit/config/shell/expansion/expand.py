@@ -1,16 +1,15 @@
-"""Expands the words of a script; programs in them are never run."""
+"""Expands parameters, ``$A`` and ``${A…}``."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from overlapkit.config.shell.arithmetic import Incalculable, calculate
-from overlapkit.config.shell.braces import braces_expanded
-from overlapkit.config.shell.patterns import LONGEST, Pattern
-from overlapkit.config.shell.state import MOST_FIELDS, State
-from overlapkit.config.shell.syntax import Arithmetic, Command, Parameter, Text, Word
+from overlapkit.config.shell.expansion.patterns import LONGEST
+from overlapkit.config.shell.expansion.transformations import TRANSFORMED, removed, replaced
+from overlapkit.config.shell.expansion.words import NotKnown, Words
+from overlapkit.config.shell.grammar.syntax import Parameter, Text, Word
+from overlapkit.config.shell.grammar.words import WordReader
 from overlapkit.config.shell.values import (
     EMPTY,
     Array,
@@ -19,215 +18,17 @@ from overlapkit.config.shell.values import (
     Piece,
     Unknown,
     Value,
-    compacted,
     fields_of,
     known,
-    merged,
     not_known,
     part_of,
-    split_into_fields,
 )
-from overlapkit.errors import InputError
 
-MOST_EXPANDED = 64 * 1024 * 1024
-"""Characters of all words that are expanded, which bounds the time of a script."""
-_PIECE = 32
-_DEEPEST = 60
-_MOST_LINKS = 16
 _TO_WORD = (":-", "-", ":=", "=", ":+", "+", ":?", "?")
-_NUMBER = re.compile(r"\s*[-+]?\d{1,19}\s*")
-
-Capture = Callable[[Command], Field]
-"""What a command substitution gives."""
 
 
-class NotKnown(Exception):
-    """An expression contains something that is not known."""
-
-    def __init__(self, unknown: Unknown) -> None:
-        self.unknown = unknown
-
-
-class Expander:
-    """Expansions on a state.
-
-    Attributes:
-        state: the variables; a subshell replaces it.
-        unset: names of variables that an expansion read and nothing sets; a condition looks here
-            for what it depends on.
-    """
-
-    def __init__(self, state: State, capture: Capture) -> None:
-        self.state = state
-        self.capture = capture
-        self.unset: list[str] = []
-        self.status: int | None = 0
-        self._depth = 0
-        self._links = 0
-        self._expanded = 0
-
-    # ---------------------------------------------------------------------------------- words
-
-    def fields(self, word: Word) -> list[Field]:
-        """The words that a word becomes."""
-        result: list[Field] = []
-        for each in braces_expanded(word):
-            result += split_into_fields(self._pieces(each), self.state.separators)
-            if len(result) > MOST_FIELDS:
-                raise self._too_large()
-        return result
-
-    def scalar(self, word: Word) -> Field:
-        """A word's value where it is not split, as in an assignment."""
-        pieces: list[Piece] = []
-        for part in word.parts:
-            if isinstance(part, Parameter) and (value := self._plain(part)) is not None:
-                # A value as it is: long lists grow by adding to themselves.
-                self._spend(len(value.text) // 64, len(value.pieces))
-                pieces += value.pieces
-                continue
-            for piece in self._pieces(Word((part,), word.line)):
-                # An assigned value is split when it is used, whatever its quotes were.
-                blank = Piece(" ", word.line)
-                pieces.append(blank if piece is None else piece._replace(quoted=False))
-        return Field(compacted(pieces) if len(pieces) > 32 else merged(pieces))
-
-    def _plain(self, part: Parameter) -> Field | None:
-        """The value of ``$NAME``, where that is all that it is."""
-        if part.operator or part.index or part.indirect or not part.name.isidentifier():
-            return None
-        value = self.state.value(part.name)
-        return value if isinstance(value, Field) else None
-
-    def pattern(self, word: Word, *, extended: bool | None = None) -> Pattern | Unknown:
-        """A word as a pattern, or why it is not known."""
-        parts: list[tuple[str, bool]] = []
-        for part in word.parts:
-            if isinstance(part, Text):
-                parts.append((part.text, part.quoted))
-                continue
-            for piece in self._pieces(Word((part,), word.line)):
-                if piece is None:
-                    parts.append((" ", True))
-                elif piece.unknown is not None:
-                    return piece.unknown
-                else:
-                    parts.append((piece.text, piece.quoted))
-        special = "extglob" in self.state.options if extended is None else extended
-        return Pattern(parts, extended=special)
-
-    def _pieces(self, word: Word) -> Iterator[Piece | None]:
-        """Pieces of a word; None where ``"${A[@]}"`` begins another field."""
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise InputError(f"{self.state.path}:{word.line}: defaults nest too deeply")
-        for part in word.parts:
-            if isinstance(part, Text):
-                self._spend(len(part.text), 0)
-                yield Piece(part.text, part.line, quoted=True, file=self._file())
-            elif isinstance(part, Command):
-                found = self.capture(part)
-                if part.quoted and not found.pieces:
-                    yield Piece("", part.line, quoted=True)
-                yield from self._counted(found.pieces, quoted=part.quoted)
-            elif isinstance(part, Arithmetic):
-                yield self._calculated(part)
-            else:
-                yield from self._parameter(part)
-        self._depth -= 1
-
-    def _file(self) -> str:
-        state = self.state
-        return "" if state.source == state.path else state.source
-
-    def _counted(self, pieces: Iterable[Piece], *, quoted: bool) -> Iterator[Piece]:
-        for piece in pieces:
-            self._spend(len(piece.text))
-            yield piece if piece.quoted == quoted else piece._replace(quoted=quoted)
-
-    def _spend(self, characters: int, besides: int = _PIECE) -> None:
-        self._expanded += characters + besides
-        if self._expanded > MOST_EXPANDED:
-            raise self._too_large()
-
-    def _too_large(self) -> InputError:
-        return InputError(
-            f"{self.state.path}: its variables grow beyond what a launch script has; is it one?"
-        )
-
-    # ----------------------------------------------------------------------------- arithmetic
-
-    def _calculated(self, part: Arithmetic) -> Piece:
-        try:
-            return Piece(str(self.count(part.text)), part.line, part.quoted, file=self._file())
-        except NotKnown as problem:
-            return Piece("", part.line, part.quoted, problem.unknown)
-
-    def count(self, text: Word) -> int:
-        """The value of an arithmetic expression, whose assignments are made.
-
-        Raises:
-            NotKnown: it contains something that is not known.
-        """
-        expanded = self.scalar(text)
-        if expanded.unknown is not None:
-            raise NotKnown(expanded.unknown)
-        return self.count_text(expanded.text, text.line)
-
-    def count_text(self, text: str, line: int) -> int:
-        """As `count`, of a text without expansions.
-
-        Raises:
-            NotKnown: it contains something that is not known.
-        """
-        try:
-            return calculate(text, _Numbers(self, line))
-        except Incalculable as why:
-            reason = f"$(({text.strip()[:50]})) has no value here: {why}"
-            raise NotKnown(Unknown(None, reason, line)) from None
-
-    def number_of(self, name: str, index: int | None, line: int) -> int:
-        """A variable's value in arithmetic: an expression itself, 0 where it is empty.
-
-        Raises:
-            NotKnown: it is not known, or no number.
-        """
-        found = self.element(name, None if index is None else str(index), line)
-        if found is None and self.state.find(name) is not None:
-            # Declared without a value, as by local: certainly empty.
-            return 0
-        if found is None:
-            self.unset.append(name)
-            # Not empty but 0, or what it is where the script is started.
-            raise NotKnown(replace(self.unset_one(name, line), unset=False))
-        if found.unknown is not None:
-            raise NotKnown(found.unknown)
-        text = found.text.strip()
-        if _NUMBER.fullmatch(text) and not text.lstrip("+-").startswith("0"):
-            return int(text)
-        self._links += 1
-        if self._links > _MOST_LINKS:
-            self._links = 0
-            raise NotKnown(Unknown(name, "it refers to itself", line))
-        try:
-            return self.count_text(text, line)
-        except NotKnown as problem:
-            if problem.unknown.name is None:
-                why = f"{text[:30]!r} is not a whole number"
-                raise NotKnown(Unknown(name, why, line)) from None
-            raise
-        finally:
-            self._links -= 1
-
-    def set_number(self, name: str, index: int | None, value: int, line: int) -> None:
-        """Assign a number."""
-        result = known(str(value), line)
-        if index is None and not isinstance(self.state.value(name), Array):
-            self.state.put(name, result)
-        else:
-            self.state.put_element(name, index or 0, result)
-
-    # ----------------------------------------------------------------------------- parameters
+class Expander(Words):
+    """Expansions on a state."""
 
     def unset_one(self, name: str, line: int) -> Unknown:
         """Why a variable that nothing sets is not known."""
@@ -292,7 +93,6 @@ class Expander:
     def index_word(self, index: str, line: int) -> Field:
         """The text in brackets after expansion, without its quotes."""
         # Imported here: the parser's words know nothing of values.
-        from overlapkit.config.shell.words import WordReader
 
         reader = WordReader(index, self.state.path, lambda _: line)
         return self.scalar(reader.word(frozenset()))
@@ -516,43 +316,25 @@ class Expander:
         operator = p.operator
         if operator == "@" and p.argument is not None:
             kind = p.argument.literal or ""
-            if kind in _TRANSFORMED:
-                return _TRANSFORMED[kind](text)
+            if kind in TRANSFORMED:
+                return TRANSFORMED[kind](text)
         elif p.argument is not None and operator != "other" and len(text) <= LONGEST:
             pattern = self.pattern(p.argument)
             if isinstance(pattern, Unknown):
                 return pattern
             if operator[0] in "#%":
-                return _removed(text, operator, pattern)
+                return removed(text, operator, pattern)
             if operator[0] == "/":
                 new = EMPTY if p.second is None else self.scalar(p.second)
                 if new.unknown is not None:
                     return new.unknown
-                return _replaced(text, operator, pattern, new.text)
+                return replaced(text, operator, pattern, new.text)
             if operator[0] in ",^":
                 every = not p.argument.parts
                 change = str.lower if operator[0] == "," else str.upper
                 chars = [change(c) if every or pattern.matches(c) else c for c in text]
                 return "".join(chars if len(operator) == 2 else [*chars[:1], *text[1:]])
         return Unknown(None, f"${{{p.name}…}} has an operator that is not followed", p.line)
-
-
-class _Numbers:
-    """The variables of an arithmetic expression."""
-
-    def __init__(self, expander: Expander, line: int) -> None:
-        self._expander = expander
-        self._line = line
-
-    def number_of(self, name: str, index: int | None) -> int:
-        return self._expander.number_of(name, index, self._line)
-
-    def set_number(self, name: str, index: int | None, value: int) -> None:
-        self._expander.set_number(name, index, value, self._line)
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _keys(value: Value | None) -> list[str]:
@@ -562,42 +344,3 @@ def _keys(value: Value | None) -> list[str]:
     if isinstance(value, Array):
         return [str(n) for n, field in enumerate(value.fields) if field is not None]
     return [] if value is None else ["0"]
-
-
-_SHOWN = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
-
-
-def _quoted(text: str) -> str:
-    """A text as ``${A@Q}`` writes it."""
-    if any(char in "\n\t\r" for char in text):
-        return "$'" + "".join(_SHOWN.get(char, char) for char in text) + "'"
-    return "'" + text.replace("'", "'\\''") + "'"
-
-
-_TRANSFORMED: dict[str, Callable[[str], str]] = {
-    "Q": _quoted,
-    "U": str.upper,
-    "L": str.lower,
-    "u": _first_upper,
-}
-
-
-def _removed(text: str, operator: str, pattern: Pattern) -> str:
-    longest = len(operator) == 2
-    if operator[0] == "#":
-        cut = pattern.prefix(text, longest=longest)
-        return text if cut is None else text[cut:]
-    cut = pattern.suffix(text, longest=longest)
-    return text if cut is None else text[: len(text) - cut]
-
-
-def _replaced(text: str, operator: str, pattern: Pattern, new: str) -> str:
-    if operator == "/#":
-        cut = pattern.prefix(text, longest=True)
-        return text if cut is None else new + text[cut:]
-    if operator == "/%":
-        cut = pattern.suffix(text, longest=True)
-        return text if cut is None else text[: len(text) - cut] + new
-    for start, end in reversed(pattern.spans(text, every=operator == "//")):
-        text = text[:start] + new + text[end:]
-    return text

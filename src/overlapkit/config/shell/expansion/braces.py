@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from overlapkit.config.shell.syntax import Part, Text, Word
+from overlapkit.config.shell.grammar.syntax import Part, Text, Word
 
 _MOST_WORDS = 2000
 _RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.(-?\d+))?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from overlapkit.config.shell.syntax import (
+from overlapkit.config.shell.grammar.syntax import (
     AndOr,
     Assignment,
     Background,

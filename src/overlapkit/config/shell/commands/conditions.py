@@ -6,8 +6,9 @@ import operator
 import re
 from collections.abc import Callable
 
-from overlapkit.config.shell.expand import Expander, NotKnown
-from overlapkit.config.shell.syntax import Parameter, Word
+from overlapkit.config.shell.expansion.expand import Expander
+from overlapkit.config.shell.expansion.words import NotKnown
+from overlapkit.config.shell.grammar.syntax import Parameter, Word
 from overlapkit.config.shell.values import Field, Unknown
 
 Truth = bool | None

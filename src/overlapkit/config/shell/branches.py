@@ -1,0 +1,206 @@
+"""Conditions and branches of a followed script, and what is assumed where one is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overlapkit.config.shell.commands.status import CODES, Status
+from overlapkit.config.shell.grammar.scan import (
+    assigned_names,
+    leaves,
+    matters,
+    sets,
+    sets_or_starts,
+)
+from overlapkit.config.shell.grammar.syntax import (
+    AndOr,
+    Case,
+    CommandList,
+    If,
+    Node,
+    Simple,
+    Word,
+)
+from overlapkit.config.shell.launches import Programs
+from overlapkit.config.shell.state import ReadOnly, State
+from overlapkit.config.shell.values import EMPTY, Field, Unknown, not_known
+
+_SAFE = frozenset(
+    ("cd", "mkdir", "pushd", "popd", "echo", "printf", "export", "source", ".", "set", "module")
+)
+"""Commands that a launch script relies on: no note says that they are assumed to succeed."""
+
+
+class Branches(Programs):
+    """Lists, ``if`` and ``case``."""
+
+    def __init__(self, path: str, state: State) -> None:
+        super().__init__(path, state)
+        self.conditions = 0
+
+    def node(self, node: Node) -> Status:
+        """Follow one command."""
+        raise NotImplementedError
+
+    @contextmanager
+    def in_condition(self) -> Iterator[None]:
+        """While a condition is evaluated, where a failure ends nothing."""
+        self.conditions += 1
+        try:
+            yield
+        finally:
+            self.conditions -= 1
+
+    def judged(self, condition: Node | CommandList) -> tuple[Status, tuple[str, ...]]:
+        """How a condition ends, and the variables that it read and nothing sets."""
+        before, self.expander.unset = self.expander.unset, []
+        try:
+            with self.in_condition():
+                if isinstance(condition, CommandList):
+                    status = self.block(condition)
+                else:
+                    status = self.node(condition)
+            return status, tuple(dict.fromkeys(self.expander.unset))
+        finally:
+            self.expander.unset = before
+
+    @contextmanager
+    def guarded(self, names: tuple[str, ...]) -> Iterator[None]:
+        """While commands are followed that a condition on these variables led to."""
+        before, self.guards = self.guards, tuple(dict.fromkeys((*self.guards, *names)))
+        try:
+            yield
+        finally:
+            self.guards = before
+
+    def leaves(self, node: Node | CommandList) -> bool:
+        return leaves(node, self.state.functions)
+
+    def and_or(self, node: AndOr) -> Status:
+        status, names = self.judged(node.first)
+        former = node.first
+        for number, (connector, command) in enumerate(node.others):
+            self.expander.status = CODES.get(status)
+            wanted = Status.YES if connector == "&&" else Status.NO
+            if status in (Status.YES, Status.NO):
+                if status is not wanted:
+                    continue
+                if names and self.leaves(command):
+                    self.set_otherwise(command.line, names)
+                    status = Status.NO if wanted is Status.YES else Status.YES
+                    continue
+            elif not self.continues(connector, command, former, status):
+                continue
+            last = number == len(node.others) - 1
+            with self.guarded(names):
+                if last:
+                    former, status = command, self.node(command)
+                else:
+                    former, (status, more) = command, self.judged(command)
+                    names = (*names, *more)
+        return status
+
+    def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
+        """Whether the next command of a list runs, after one whose end is assumed or unknown."""
+        if status is Status.ASSUMED:
+            succeeded = connector == "&&"
+            name = former.words[0] if isinstance(former, Simple) and former.words else None
+            literal = (name.literal or "") if isinstance(name, Word) else ""
+            if sets(command) and literal not in _SAFE and not self.leaves(command):
+                shown = literal or "the command"
+                self.note(command.line, f"whether {shown} succeeds is not known: taken as true")
+            return succeeded
+        if self.leaves(command):
+            return False
+        if sets_or_starts(command):
+            self.note(command.line, "whether this test holds is not known: taken as false")
+        return connector == "||"
+
+    def set_otherwise(self, line: int, names: tuple[str, ...]) -> None:
+        """Note that a guard on variables that nothing sets is passed."""
+        shown = " and ".join(names)
+        several = len(names) > 1
+        self.note(
+            line,
+            f"{shown} {'are' if several else 'is'} not set in the script: taken as set, since the "
+            "script would end here",
+        )
+
+    def if_command(self, node: If) -> Status:
+        every: tuple[str, ...] = ()
+        for number, (condition, body) in enumerate(node.branches):
+            status, names = self.judged(condition)
+            every = (*every, *names)
+            last = number == len(node.branches) - 1
+            shown = " ".join(condition.source.split()).rstrip("; ")[:80]
+            line = condition.commands[0].line if condition.commands else node.line
+            if status in (Status.YES, Status.NO):
+                if status is Status.YES and names and self.leaves(body):
+                    self.set_otherwise(line, names)
+                    status = Status.NO
+                elif status is Status.NO and last and names and self.leaves(node.otherwise):
+                    self.set_otherwise(line, names)
+                    status = Status.YES
+            elif self.leaves(body):
+                status = Status.NO
+            elif last and self.leaves(node.otherwise):
+                self.note(line, f"whether {shown!r} holds is not known: taken as true")
+                status = Status.YES
+            else:
+                if matters(body, node.otherwise):
+                    what = f"whether {shown!r} holds is not known without running it"
+                    self.note(line, f"{what}: taken as false")
+                status = Status.NO
+            if status is Status.YES:
+                with self.guarded(every):
+                    return self.block(body)
+        with self.guarded(every):
+            return self.block(node.otherwise)
+
+    def case(self, node: Case) -> Status:
+        before, self.expander.unset = self.expander.unset, []
+        value = self.expander.scalar(node.word)
+        names, self.expander.unset = tuple(dict.fromkeys(self.expander.unset)), before
+        if value.unknown is not None and value.unknown.unset:
+            value = EMPTY
+        bodies = [body for _, body, _ in node.items]
+        if value.unknown is not None:
+            if matters(*bodies):
+                text = "which branch of this case is taken is not known: none is followed"
+                self.note(node.line, text)
+                self.obscure(value.unknown, *bodies)
+            return Status.UNKNOWN
+        status, falls = Status.YES, False
+        for patterns, body, end in node.items:
+            if not falls and not self.fits(value, patterns):
+                continue
+            with self.guarded(names):
+                status = self.block(body)
+            falls = end == ";&"
+            if end == ";;":
+                break
+        return status
+
+    def fits(self, value: Field, patterns: tuple[Word, ...]) -> bool:
+        for word in patterns:
+            pattern = self.expander.pattern(word)
+            if not isinstance(pattern, Unknown) and pattern.matches(value.text[:4000]):
+                return True
+        return False
+
+    def obscure(self, why: Unknown, *skipped: Node | CommandList) -> None:
+        """What commands may set that are not followed, or not as often as they run, is unknown."""
+        for name in sorted(assigned_names(*skipped)):
+            if name in self.state.given:
+                continue
+            reason = f"it depends on what is not known: {why.why}"
+            unknown = Unknown(why.name or name, reason, why.line)
+            self.put(name, not_known(unknown), why.line)
+
+    def put(self, name: str, value: Field, line: int) -> None:
+        """Set a variable, with a note where it must not be changed."""
+        try:
+            self.state.put(name, value)
+        except ReadOnly:
+            self.note(line, f"{name} is readonly: it keeps its value")

@@ -1,0 +1,172 @@
+"""The shell's built-in commands that set variables or control what is executed."""
+
+from __future__ import annotations
+
+import re
+
+from overlapkit.config.shell.commands.assignments import ELEMENT
+from overlapkit.config.shell.commands.conditions import evaluate_test
+from overlapkit.config.shell.commands.inputs import Inputs
+from overlapkit.config.shell.commands.programs import formatted
+from overlapkit.config.shell.commands.status import Status, Stop
+from overlapkit.config.shell.expansion.words import NotKnown
+from overlapkit.config.shell.grammar.syntax import Assignment, Simple, Word
+from overlapkit.config.shell.values import (
+    Field,
+    Unknown,
+    known,
+    not_known,
+)
+
+
+class Builtins(Inputs):
+    """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
+
+    def counting(self, text: Word) -> Status:
+        """``(( … ))``."""
+        try:
+            return Status.of(self.expander.count(text) != 0)
+        except NotKnown:
+            for name in re.findall(r"([A-Za-z_]\w*)\s*(?:\+\+|--|[-+*/%&|^]?=(?!=))", _plain(text)):
+                why = f"it is set by (({_plain(text).strip()[:40]})), whose value is not known"
+                self.state.put(name, not_known(Unknown(name, why, text.line)))
+            return Status.UNKNOWN
+
+    def do_let(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        status = Status.UNKNOWN
+        for word in words[1:]:
+            try:
+                if word.unknown is not None:
+                    raise NotKnown(word.unknown)
+                status = Status.of(self.expander.count_text(word.text, node.line) != 0)
+            except NotKnown:
+                status = Status.UNKNOWN
+        return status
+
+    def do_set(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        rest = list(words[1:])
+        long_names = {"a": "allexport", "e": "errexit", "u": "nounset", "o": "", "x": "xtrace"}
+        while rest and re.fullmatch(r"[-+]\w+", rest[0].text):
+            word = rest.pop(0).text
+            on = word[0] == "-"
+            names = [long_names.get(letter, letter) for letter in word[1:]]
+            if "o" in word[1:] and rest:
+                names.append(rest.pop(0).text)
+            for name in filter(None, names):
+                (self.state.options.add if on else self.state.options.discard)(name)
+        if rest:
+            marked = rest[0].text in ("--", "-")
+            self.state.positional = list(rest[1:] if marked else rest)
+            self.state.has_all_arguments = True
+        return Status.YES
+
+    def do_shopt(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        on = any(w.text == "-s" for w in words[1:])
+        for word in words[1:]:
+            if not word.text.startswith("-"):
+                (self.state.options.add if on else self.state.options.discard)(word.text)
+        return Status.YES
+
+    def do_eval(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        return self.nested(words[1:], node.line)
+
+    def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        kind = words[0].text
+        argument = words[1].text if len(words) > 1 else ""
+        status = Status.YES if not argument else Status.of(argument == "0")
+        if not argument and kind in ("exit", "return"):
+            last = self.expander.status
+            status = Status.UNKNOWN if last is None else Status.of(last == 0)
+        if len(words) > 1 and words[1].unknown is not None:
+            status = Status.UNKNOWN
+        levels = int(argument) if argument.isdecimal() and len(argument) < 3 else 1
+        if kind in ("break", "continue"):
+            if not self.loops:
+                return Status.YES
+            levels = min(levels, self.loops)
+        raise Stop(kind, node.line, status, max(levels, 1), self.guards)
+
+    def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        inside = [w for w in node.words[1:] if isinstance(w, Word)]
+        if words[0].text == "[" and inside and inside[-1].literal == "]":
+            inside = inside[:-1]
+        return Status.of(evaluate_test(tuple(inside), self.expander, double=False))
+
+    def do_printf(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        name = words[2].text if len(words) > 2 and words[1].text == "-v" else ""
+        arguments = words[3:] if name else words[1:]
+        if arguments and arguments[0].text == "--":
+            arguments = arguments[1:]
+        lacking = next((w.unknown for w in arguments if w.unknown is not None), None)
+        text = None if lacking is not None else formatted([w.text for w in arguments])
+        if text is None:
+            why = "printf's format is not followed"
+            value = not_known(lacking or Unknown(None, why, node.line))
+        else:
+            value = known(text, node.line)
+        if not name:
+            self.printed(value)
+        elif (element := ELEMENT.fullmatch(name)) is not None:
+            self.state.put_element(
+                element[1], int(element[2]) if element[2].isdecimal() else element[2], value
+            )
+        else:
+            self.state.put(name, value)
+        return Status.YES
+
+    def printed(self, value: Field) -> None:
+        """What a command prints, for a substitution or the next command of a pipeline."""
+        raise NotImplementedError
+
+    def do_trap(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        if len(words) > 2 and re.search(r"\w\+?=|(?<![\w-])--\w|\w+", words[1].text):
+            self.note(node.line, f"trap {words[1].text[:40]!r} is not followed")
+        return Status.YES
+
+    def do_true(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        return Status.YES
+
+    def do_false(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        return Status.NO
+
+
+def _plain(text: Word) -> str:
+    return "".join(str(getattr(part, "text", "")) for part in text.parts)
+
+
+BUILTINS = {
+    "export": "export",
+    "declare": "declare",
+    "local": "declare",
+    "readonly": "declare",
+    "typeset": "declare",
+    "unset": "unset",
+    "set": "set",
+    "shopt": "shopt",
+    "shift": "shift",
+    "getopts": "getopts",
+    "source": "source",
+    ".": "source",
+    "eval": "eval",
+    "let": "let",
+    "read": "read",
+    "mapfile": "array",
+    "readarray": "array",
+    "exit": "exit",
+    "return": "exit",
+    "break": "exit",
+    "continue": "exit",
+    "[": "test",
+    "test": "test",
+    "printf": "printf",
+    "trap": "trap",
+    ":": "true",
+    "true": "true",
+    "false": "false",
+    "cd": "cd",
+    "pushd": "cd",
+    "popd": "popd",
+    "pwd": "pwd",
+    "echo": "echo",
+}
+"""The method of each command."""

@@ -1,0 +1,145 @@
+"""The commands that declare, export and unset variables."""
+
+from __future__ import annotations
+
+import re
+
+from overlapkit.config.shell.commands.assignments import ELEMENT, NAME, Assignments
+from overlapkit.config.shell.commands.status import Status
+from overlapkit.config.shell.expansion.words import NotKnown
+from overlapkit.config.shell.grammar.syntax import Assignment, Simple, Word
+from overlapkit.config.shell.state import Variable
+from overlapkit.config.shell.values import (
+    Array,
+    Field,
+    Map,
+    known,
+    not_known,
+    part_of,
+)
+
+_ATTRIBUTES = {"x": "exported", "r": "readonly", "i": "integer", "l": "lower", "u": "upper"}
+
+
+class Declarations(Assignments):
+    """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
+
+    def do_export(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        removes = any(w.text == "-n" for w in words[1:2])
+        of_functions = any(w.text == "-f" for w in words[1:2])
+        for a in assigned:
+            self.assign(a)
+        names = [w.text for w in words[1:] if not w.text.startswith("-")]
+        names += [a.name for a in assigned]
+        for assignment in [n for n in names if "=" in n]:
+            # export "NAME=value", quoted entirely, or from a value.
+            name, _, _ = assignment.partition("=")
+            word = next(w for w in words if w.text == assignment)
+            if NAME.fullmatch(name):
+                self.state.put(name, part_of(word, len(name) + 1))
+                names.append(name)
+        for name in [n for n in names if NAME.fullmatch(n) and not of_functions]:
+            self.state.mark(name, exported=not removes)
+        return Status.YES
+
+    def do_declare(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        command = words[0].text
+        options = [w.text for w in words[1:] if re.fullmatch(r"[-+]\w+", w.text)]
+        on = "".join(o[1:] for o in options if o[0] == "-")
+        off = "".join(o[1:] for o in options if o[0] == "+")
+        if "f" in on or "F" in on or "p" in on:
+            return Status.YES
+        inside = len(self.state.scopes) > 1
+        local = inside and command in ("local", "declare", "typeset") and "g" not in on
+        attributes = {name: True for key, name in _ATTRIBUTES.items() if key in on}
+        attributes |= {name: False for key, name in _ATTRIBUTES.items() if key in off}
+        locked = attributes.pop("readonly", False) or command == "readonly"
+        bare = [w.text for w in words[1:] if w.text not in options]
+        several = [(name, None) for name in bare] + [(a.name, a) for a in assigned]
+        for text, assignment in several:
+            name, _, rest = text.partition("=")
+            if not NAME.fullmatch(name):
+                continue
+            self._declare_one(name, assignment, on, attributes, local=local)
+            if assignment is None and "=" in text:
+                self.state.put(name, known(rest, node.line))
+            if locked:
+                self.state.mark(name, readonly=True)
+        return Status.YES
+
+    def _declare_one(
+        self,
+        name: str,
+        assignment: Assignment | None,
+        on: str,
+        attributes: dict[str, bool],
+        *,
+        local: bool,
+    ) -> None:
+        scope = self.state.scopes[-1]
+        if "n" in on and assignment is not None and isinstance(assignment.value, Word):
+            target = self.expander.scalar(assignment.value)
+            self.state.mark(name, local=local, refers=target.text)
+            return
+        # The value comes first: local X=$X reads the outer one.
+        value = None
+        if assignment is not None and isinstance(assignment.value, Word) and not assignment.index:
+            value = self._value_of_declared(assignment, assignment.value, attributes)
+        if local and name not in scope:
+            given = name in self.state.given
+            scope[name] = self.state.find(name) or Variable() if given else Variable()
+        self.state.mark(name, local=local, **attributes)
+        if "A" in on and not isinstance(self.state.value(name), Map):
+            self.state.put(name, Map({}), scope=scope if local else None)
+        elif "a" in on and self.state.value(name) is None:
+            self.state.put(name, Array(()), scope=scope if local else None)
+        if value is not None:
+            # With its note, where the caller gave another value.
+            if name in self.state.given and assignment is not None:
+                self.assign(assignment)
+            else:
+                self.state.put(name, value, scope=scope if local else None)
+        elif assignment is not None:
+            self.assign(assignment)
+
+    def _value_of_declared(self, a: Assignment, word: Word, attributes: dict[str, bool]) -> Field:
+        if attributes.get("integer"):
+            old = self.expander.look_up(a.name) if a.append else None
+            return self._number(self.expander.scalar(word), old, a.line)
+        return self._assigned(a, word)
+
+    def do_unset(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        names = [w.text for w in words[1:] if not w.text.startswith("-")]
+        functions = any(w.text == "-f" for w in words[1:])
+        for name in names:
+            element = ELEMENT.fullmatch(name)
+            if element is not None:
+                self._unset_element(element[1], element[2], node.line)
+            elif functions or (self.state.find(name) is None and name in self.state.functions):
+                self.state.functions.pop(name, None)
+            elif any(w.text == "-n" for w in words[1:]):
+                self.state.scope_of(name).pop(name, None)
+            else:
+                self.state.unset(name)
+        return Status.YES
+
+    def _unset_element(self, name: str, index: str, line: int) -> None:
+        value = self.state.value(name)
+        if index in ("@", "*"):
+            self.state.unset(name)
+            return
+        try:
+            key = self.expander.key_of(name, index, line)
+        except NotKnown as problem:
+            self.state.put(name, not_known(problem.unknown))
+            return
+        if isinstance(value, Map):
+            self.state.put(name, Map({k: v for k, v in value.fields.items() if k != str(key)}))
+        elif isinstance(value, Array):
+            fields = list(value.fields)
+            at = int(key)
+            if -len(fields) <= at < len(fields):
+                fields[at] = None
+                while fields and fields[-1] is None:
+                    fields.pop()
+                self.state.put(name, Array(tuple(fields)))

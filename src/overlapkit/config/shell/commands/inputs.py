@@ -1,0 +1,142 @@
+"""The commands that read input and arguments: read, mapfile, getopts, shift."""
+
+from __future__ import annotations
+
+import re
+
+from overlapkit.config.shell.commands.assignments import NAME
+from overlapkit.config.shell.commands.declarations import Declarations
+from overlapkit.config.shell.commands.status import Status
+from overlapkit.config.shell.commands.stream import Stream, with_end
+from overlapkit.config.shell.grammar.syntax import Assignment, Simple
+from overlapkit.config.shell.values import (
+    BLANKS,
+    EMPTY,
+    Array,
+    Field,
+    Unknown,
+    known,
+    not_known,
+    part_of,
+    split_into_fields,
+)
+
+
+class Inputs(Declarations):
+    """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
+
+    def do_shift(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        count = words[1].text if len(words) > 1 else "1"
+        by = int(count) if count.isdecimal() and len(count) < 5 else 1
+        if by > len(self.state.positional):
+            return Status.NO
+        self.state.positional = self.state.positional[by:]
+        return Status.YES
+
+    def do_getopts(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        if len(words) < 3:
+            return Status.NO
+        wanted, name = words[1].text, words[2].text
+        index = int(self.state.text("OPTIND", "1") or 1)
+        if index > len(self.state.positional):
+            self.state.put(name, known("?", node.line))
+            return Status.NO
+        word = self.state.positional[index - 1] or EMPTY
+        option = word.text
+        if not re.fullmatch(r"-\w.*", option, re.DOTALL):
+            self.state.put(name, known("?", node.line))
+            return Status.NO
+        letter, rest = option[1], part_of(word, 2)
+        takes = f"{letter}:" in wanted
+        self.state.put(name, known(letter if letter in wanted else "?", node.line))
+        if takes and not rest.text and index < len(self.state.positional):
+            index += 1
+            rest = self.state.positional[index - 1] or EMPTY
+        if takes:
+            self.state.put("OPTARG", rest)
+        self.state.put("OPTIND", known(str(index + 1), node.line))
+        return Status.YES
+
+    def do_read(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        names, array, delimiter, raw = list[str](), "", "\n", False
+        rest = words[1:]
+        while rest:
+            word = rest.pop(0)
+            if not re.fullmatch(r"-\w+", word.text):
+                names += [word.text] if NAME.fullmatch(word.text) else []
+                continue
+            raw = raw or "r" in word.text
+            last = word.text[-1]
+            if last in "apdntNsiu" and last != "s" and rest:
+                its = rest.pop(0)
+                array = its.text if last == "a" else array
+                delimiter = its.text[:1] if last == "d" else delimiter
+        stream = self.input
+        if node.inputs:
+            stream = Stream(with_end(self.expander.scalar(node.inputs[-1])))
+        found = stream.text is not None and bool(delimiter) and delimiter in stream.text.text
+        row = stream.line(delimiter)
+        if row is None or row.unknown is not None:
+            at_end = stream.text is not None and row is None
+            why = "it is read when the script runs"
+            value: Field = EMPTY if at_end else not_known(Unknown(None, why, node.line))
+            if row is not None and row.unknown is not None:
+                value = row
+            for name in names or ["REPLY"]:
+                self.state.put(name, value)
+            if array:
+                self.state.put(array, value if value.unknown is not None else Array(()))
+            return Status.NO if at_end else Status.UNKNOWN
+        self._read_into(names, array, row if raw else _without_escapes(row))
+        # Up to the end of its input, where it looks for what is not there.
+        return Status.of(found)
+
+    def _read_into(self, names: list[str], array: str, row: Field) -> None:
+        separators = self.state.separators
+        pieces = [piece._replace(quoted=False) for piece in row.pieces]
+        if array:
+            self.state.put(array, Array(tuple(split_into_fields(pieces, separators))))
+            return
+        if not names:
+            self.state.put("REPLY", row)
+            return
+        blanks = "".join(char for char in BLANKS if char in separators)
+        left = _stripped(row, blanks)
+        for name in names[:-1]:
+            text = left.text
+            end = next((n for n, char in enumerate(text) if char in separators), len(text))
+            self.state.put(name, part_of(left, 0, end))
+            left = _stripped(part_of(left, end), blanks)
+            if left.text[:1] and left.text[0] in separators:
+                left = _stripped(part_of(left, 1), blanks)
+        self.state.put(names[-1], left)
+
+    def do_array(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        names = [w.text for w in words[1:] if NAME.fullmatch(w.text)]
+        name = names[-1] if names else "MAPFILE"
+        cut = any(re.fullmatch(r"-\w*t\w*", w.text) for w in words[1:])
+        plain = all(re.fullmatch(r"-t", w.text) or w.text in names for w in words[1:])
+        text = self.expander.scalar(node.inputs[-1]) if node.inputs else self.input.text
+        if text is None or text.unknown is not None or not plain or node.reads:
+            why = "it is read when the script runs"
+            self.state.put(name, not_known(Unknown(name, why, node.line)))
+            return Status.UNKNOWN
+        stream, rows = Stream(text), list[Field]()
+        while (row := stream.line()) is not None:
+            rows.append(row if cut else Field((*row.pieces, *known("\n", node.line).pieces)))
+        self.state.put(name, Array(tuple(rows)))
+        return Status.YES
+
+
+def _stripped(value: Field, blanks: str) -> Field:
+    """A value without blanks at its ends."""
+    text = value.text
+    start = len(text) - len(text.lstrip(blanks)) if blanks else 0
+    end = len(text.rstrip(blanks)) if blanks else len(text)
+    return part_of(value, start, max(start, end))
+
+
+def _without_escapes(row: Field) -> Field:
+    if "\\" not in row.text:
+        return row
+    return Field(tuple(p._replace(text=re.sub(r"\\(.)", r"\1", p.text)) for p in row.pieces))

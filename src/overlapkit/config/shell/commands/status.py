@@ -1,0 +1,57 @@
+"""How a command of a shell ends."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(Enum):
+    """How a command ends."""
+
+    YES = 0
+    NO = 1
+    ASSUMED = 2
+    """A program, which is not run and is assumed to succeed."""
+    UNKNOWN = 3
+    """A test, whose result is not known without running it."""
+
+    @staticmethod
+    def of(truth: bool | None) -> Status:
+        """That of a test."""
+        return Status.UNKNOWN if truth is None else Status.YES if truth else Status.NO
+
+    @property
+    def negated(self) -> Status:
+        """Its opposite; an assumed success is no reason to assume a failure."""
+        opposite = {Status.YES: Status.NO, Status.NO: Status.YES}
+        return opposite.get(self, Status.UNKNOWN)
+
+
+CODES = {Status.YES: 0, Status.NO: 1, Status.ASSUMED: 0}
+"""What ``$?`` is after a command."""
+
+
+class Stop(Exception):
+    """exit, return, break or continue.
+
+    Attributes:
+        kind: which of these.
+        line: where it is.
+        status: how it says that the script or function ended.
+        levels: how many loops break or continue leaves.
+        names: variables that decide whether it is reached, as far as nothing sets them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        line: int,
+        status: Status = Status.YES,
+        levels: int = 1,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.line = line
+        self.status = status
+        self.levels = levels
+        self.names = names

@@ -1,0 +1,1 @@
+"""Expansions of bash: from words to their values."""

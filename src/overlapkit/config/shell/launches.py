@@ -1,0 +1,105 @@
+"""Programs of a followed script: those that start others, and those that only print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from overlapkit.config.shell.commands.programs import printed
+from overlapkit.config.shell.commands.status import Status, Stop
+from overlapkit.config.shell.commands.stream import with_end
+from overlapkit.config.shell.files import SHELLS, Files
+from overlapkit.config.shell.grammar.syntax import Simple
+from overlapkit.config.shell.values import (
+    Field,
+    Unknown,
+    known,
+    not_known,
+    without_start,
+)
+
+SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
+"""Programs that only handle text, even if that is a command."""
+_TAKES_SCRIPT = SHELLS | {"ssh", "sbatch", "salloc", "qsub", "bsub"}
+_WRITES = frozenset({"cat", "tee"})
+_PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
+_OPTION = re.compile(r"\s-")
+_SILENT = frozenset({"mkdir", "rm", "cp", "mv", "ln", "chmod", "touch", "sleep", "wait", "kill"})
+"""Programs that print nothing where they succeed."""
+_TESTS = frozenset(
+    {"grep", "egrep", "fgrep", "command", "which", "type", "hash", "pgrep", "diff", "cmp", "nc"}
+    | {"ping", "curl", "wget", "nvidia-smi", "rocm-smi", "mountpoint", "dpkg", "pip", "git"}
+)
+"""Programs that scripts run for whether they succeed."""
+
+
+class Programs(Files):
+    """Commands that are no builtins and no functions."""
+
+    def fed_to(self, node: Simple) -> Field | None:
+        """The input of a program; None where it is not known."""
+        if node.inputs:
+            return with_end(self.expander.scalar(node.inputs[-1]))
+        return None if node.reads else self.input.text
+
+    def program(self, node: Simple, words: list[Field]) -> Status:
+        """A command that is no builtin and no function."""
+        script = self.script_fed(node, words)
+        inner = [w for w in words if is_command_line(w.text)]
+        if script is None and words[0].text not in SHOWS_TEXT and inner:
+            script = inner[0]
+        if script is not None:
+            return self.pass_on(node, words, script)
+        file = self.script_file(words)
+        if file is not None:
+            return self.run_file(node, words, *file)
+        name = PurePosixPath(words[0].text).name
+        if self.output is not None:
+            fed = self.fed_to(node)
+            text = None
+            if all(w.unknown is None for w in words) and (fed is None or fed.unknown is None):
+                arguments = [w.text for w in words[1:]]
+                text = printed(name, arguments, None if fed is None else fed.text)
+            if text is not None:
+                self.printed(known(text, node.line))
+                return Status.YES
+            if name not in _SILENT:
+                lacking = next((w.unknown for w in words if w.unknown is not None), None)
+                why = f"it is printed by {name}, which is not run"
+                self.printed(not_known(lacking or Unknown(None, why, node.line)))
+        self.start(node, words)
+        return Status.UNKNOWN if name in _TESTS else Status.ASSUMED
+
+    def script_fed(self, node: Simple, words: list[Field]) -> Field | None:
+        """A script that a heredoc passes to a shell or a scheduler, or writes to a file."""
+        names = {PurePosixPath(word.text).name for word in words}
+        if not node.inputs or not (names & _TAKES_SCRIPT or (names & _WRITES and node.writes)):
+            return None
+        text = self.expander.scalar(node.inputs[-1])
+        return text if is_command_line(text.text) else None
+
+    def pass_on(self, node: Simple, words: list[Field], script: Field) -> Status:
+        """Commands that are passed to another program, such as ``srun bash -c "torchrun …"``."""
+        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not script))
+        rest = words[words.index(script) + 1 :] if script in words else []
+        text = without_start(script, "--wrap=") if script.text.startswith("--wrap=") else script
+        try:
+            with self.own_process():
+                self._keep_exported()
+                names = {PurePosixPath(word.text).name for word in words}
+                if script in words and names & SHELLS:
+                    # bash -c 'commands' name first second
+                    self.state.positional = list(rest[1:])
+                    self.state.has_all_arguments = True
+                self.set_up_slurm(script.text, words, node.line)
+                return self.nested([text], node.line)
+        except Stop as stop:
+            return stop.status
+        finally:
+            self.outer = outer
+
+
+def is_command_line(text: str) -> bool:
+    """Whether a value looks like ``torchrun … -…``, as in ``bash -c "torchrun …"``."""
+    program = _PROGRAM.search(text)
+    return program is not None and _OPTION.search(text, program.end()) is not None

@@ -1,0 +1,129 @@
+"""Loops of a followed script, and what is assumed where their rounds are not known."""
+
+from __future__ import annotations
+
+from overlapkit.config.shell.branches import Branches
+from overlapkit.config.shell.commands.status import Status, Stop
+from overlapkit.config.shell.expansion.words import NotKnown
+from overlapkit.config.shell.grammar.scan import (
+    matters,
+)
+from overlapkit.config.shell.grammar.syntax import (
+    CommandList,
+    Loop,
+)
+from overlapkit.config.shell.processes import Started
+from overlapkit.config.shell.values import EMPTY, Unknown, not_known
+
+_MOST_ROUNDS = 200
+
+
+class Loops(Branches):
+    """``for``, ``while``, ``until`` and ``select``."""
+
+    def loop(self, node: Loop) -> Status:
+        if node.condition is not None:
+            return self.conditional_loop(node, node.condition)
+        if node.words is None:
+            fields = [EMPTY if each is None else each for each in self.state.positional]
+        else:
+            fields = [f for word in node.words for f in self.expander.fields(word)]
+        lacking = next((f.unknown for f in fields if f.unknown is not None), None)
+        if node.kind == "select" or (lacking is not None and not lacking.unset):
+            why = lacking or Unknown(node.name, "it is chosen when the script runs", node.line)
+            return self.once(node, why)
+        fields = [each for each in fields if each.unknown is None]
+        for number, value in enumerate(fields):
+            before = len(self.started)
+            self.put(node.name, value, node.line)
+            if self.round(node.body):
+                break
+            if self.launched(before) and number + 1 < len(fields):
+                once = f"is followed once, with {node.name}={value.text}"
+                self.note(node.line, f"the loop {node.head[:60]!r} {once}")
+                break
+        return Status.YES
+
+    def once(self, node: Loop, why: Unknown) -> Status:
+        """A loop whose rounds are not known: its body once, and what it sets is not known then."""
+        if matters(node.body):
+            self.note(
+                node.line,
+                f"the loop {node.head[:60]!r} is followed once: how often it runs is not known",
+            )
+        before = len(self.started)
+        if node.name:
+            self.put(node.name, not_known(Unknown(why.name or node.name, why.why, why.line)), 0)
+        self.round(node.body)
+        if not self.launched(before):
+            self.obscure(why, node.body)
+        return Status.YES
+
+    def counted(self, node: Loop) -> Status:
+        """``for ((i=0; i<3; i++))``."""
+        assert node.counting is not None
+        start, condition, step = node.counting
+        self.counting(start)
+        for _ in range(_MOST_ROUNDS * 5):
+            try:
+                holds = self.expander.count(condition) != 0 if condition.parts else True
+            except NotKnown as problem:
+                return self.once(node, problem.unknown)
+            before = len(self.started)
+            if not holds or self.round(node.body):
+                return Status.YES
+            if self.launched(before):
+                self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
+                return Status.YES
+            self.counting(step)
+        self.many(node)
+        return Status.YES
+
+    def many(self, node: Loop) -> None:
+        if matters(node.body):
+            text = f"the loop {node.head[:60]!r} is followed for {_MOST_ROUNDS} rounds only"
+            self.note(node.line, text)
+
+    def conditional_loop(self, node: Loop, condition: CommandList) -> Status:
+        wanted = Status.YES if node.kind == "while" else Status.NO
+        for number in range(_MOST_ROUNDS):
+            before = len(self.started)
+            status, names = self.judged(condition)
+            if status not in (Status.YES, Status.NO):
+                if status is Status.ASSUMED and node.kind == "until":
+                    return Status.YES
+                if number == 0:
+                    name = names[0] if names else None
+                    why = Unknown(name, f"the loop {node.head[:60]!r} sets it", node.line)
+                    return self.once(node, why)
+                return Status.YES
+            if status is not wanted or self.round(node.body):
+                return Status.YES
+            if self.launched(before):
+                return Status.YES
+        self.many(node)
+        return Status.YES
+
+    def launched(self, before: int) -> bool:
+        """Whether a job was started since: a loop starts jobs in sequence, or restarts one."""
+        return any(_launches(started) for started in self.started[before:])
+
+    def round(self, body: CommandList) -> bool:
+        """Follow a loop's body once; whether that ends the loop."""
+        self.loops += 1
+        try:
+            self.block(body)
+        except Stop as stop:
+            if stop.kind not in ("break", "continue"):
+                raise
+            if stop.levels > 1:
+                raise Stop(stop.kind, stop.line, levels=stop.levels - 1) from None
+            return stop.kind == "break"
+        finally:
+            self.loops -= 1
+        return False
+
+
+def _launches(started: Started) -> bool:
+    """Whether a program looks like a training job."""
+    return any(word.text.endswith((".py", "torchrun")) for word in started.words)
