@@ -12,6 +12,7 @@ shares nothing with the analyzer under test.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +40,7 @@ class _Writer(Protocol):
     events: int
     device_events: int
 
-    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None: ...
+    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> int | None: ...
     def close(self) -> None: ...
 
     @property
@@ -74,6 +75,27 @@ def write_nsys(scenario: Scenario, folder: Path) -> list[RankTruth]:
     return _write(scenario, writer, 0)
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A step whose end depends on where the next one begins, which follows without a pause.
+
+    Attributes:
+        lo, hi: from the start of its first to the end of its last work.
+        host_end: the end of its range on the host; None without one.
+        mark: the position of its first work.
+    """
+
+    lo: int
+    hi: int
+    host_end: int | None
+    mark: tuple[int, int]
+
+    def truth(self, work: DeviceWork, following: int | None) -> Truth:
+        """What it contains; `following` is where the next one begins, None for the last."""
+        end = self.hi if self.host_end is None else max(self.hi, self.host_end)
+        return work.truth(self.lo, end if following is None else following, self.mark)
+
+
 def _write(
     scenario: Scenario, open_writer: Callable[[int], tuple[Path, _Writer]], at_least_bytes: int
 ) -> list[RankTruth]:
@@ -81,11 +103,15 @@ def _write(
     opened = [open_writer(rank) for rank in range(scenario.ranks)]
     work = [DeviceWork() for _ in opened]
     steps: list[dict[int, Truth]] = [{} for _ in opened]
+    begun: dict[int, _Begun] = {}
     number = scenario.first_step
     while (
         number < scenario.first_step + scenario.steps or opened[0][1].bytes_written < at_least_bytes
     ):
         for rank, events in enumerate(trace_program.step(layout)):
+            lo = min(event.start for event in events)
+            if rank in begun:
+                steps[rank][number - 1] = begun[rank].truth(work[rank], lo)
             mark = work[rank].mark()
             for event in events:
                 call = event.call
@@ -97,11 +123,12 @@ def _write(
                     call.operation if call else None,
                     call.bytes if call else 0,
                 )
-            lo = min(event.start for event in events)
             hi = max(event.end for event in events)
-            steps[rank][number] = work[rank].truth(lo, hi, mark)
-            opened[rank][1].step(number, events, layout.next_start(rank))
+            host_end = opened[rank][1].step(number, events, layout.next_start(rank))
+            begun[rank] = _Begun(lo, hi, host_end, mark)
         number += 1
+    for rank, step in begun.items():
+        steps[rank][number - 1] = step.truth(work[rank], None)
     truths = []
     for rank, (path, writer) in enumerate(opened):
         writer.close()

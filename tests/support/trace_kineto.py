@@ -105,8 +105,12 @@ class KinetoWriter:
         )
         return f'{text},\n  "displayTimeUnit": "ms",\n  "traceEvents": [\n{process}'
 
-    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None:
-        """Append the device `events` of step `number`; the next one starts at `next_start`."""
+    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> int | None:
+        """Append the device `events` of step `number`; the next one starts at `next_start`.
+
+        Returns:
+            The end of the step's range on the host; None without one.
+        """
         out: list[str] = []
         begin = min(event.start for event in events)
         host_begin, host_end = begin - LEAD_NS - 2_000, next_start - LEAD_NS - 2_000
@@ -125,6 +129,7 @@ class KinetoWriter:
         if self.scenario.annotations in ("both", "gpu"):
             self._device_ranges(number, events)
         self._put("".join(out))
+        return host_end if self.scenario.annotations in ("both", "cpu") else None
 
     def _host_events(self, out: list[str], event: DeviceEvent, slot: int) -> None:
         tid = self.pid + 7 if event.backward else self.pid

@@ -83,8 +83,13 @@ class NsysWriter:
     def _string(self, text: str) -> int:
         return self._strings.setdefault(text, len(self._strings) + 1)
 
-    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> None:
-        """Append the device `events` of step `number`; the next one starts at `next_start`."""
+    def step(self, number: int, events: list[DeviceEvent], next_start: int) -> int | None:
+        """Append the device `events` of step `number`; the next one starts at `next_start`.
+
+        Returns:
+            The end of the step's range on the host; None without one.
+        """
+        end: int | None = None
         rows: dict[str, list[tuple[object, ...]]] = {"KERNEL": [], "MEMCPY": [], "MEMSET": []}
         launches: list[tuple[object, ...]] = []
         nvtx: list[tuple[object, ...]] = []
@@ -120,6 +125,7 @@ class NsysWriter:
         self._insert("NVTX_EVENTS", nvtx)
         self.device_events += len(events)
         self.events += 2 * len(events) + len(nvtx)
+        return end
 
     def _nvtx(
         self, start: int, end: int, text: str | None, registered: str | None, thread: int

@@ -24,8 +24,10 @@ OverlapPct = Annotated[
 StepUs = Annotated[
     float,
     Meta(
-        description="length of the step on the device; of the whole trace, from the start of the "
-        "first device work to the end of the last"
+        description="length of the step: from the first work on the device that was launched in "
+        "it to that of the next one; of the last step, and before a pause, to the end of its range "
+        "on the host or of its last work. Of the whole trace: from the start of the first device "
+        "work to the end of the last"
     ),
 ]
 ComputeUs = Annotated[float, Meta(description="kernels that are neither communication nor copies")]

@@ -286,7 +286,7 @@ def test_steps_of_the_host_are_projected_by_launches(tmp_path):
         tiny.step(3, 200, 100, "user_annotation"),
     ]
     (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
-    assert [(t.window.number, t.step) for t in report.steps] == [(1, 150_000), (2, 40_000)]
+    assert [(t.window.number, t.step) for t in report.steps] == [(1, 200_000), (2, 40_000)]
     assert warned(report, "1 of 3 steps launched no work")
 
 
@@ -316,11 +316,50 @@ def test_a_step_without_a_number_does_not_widen_a_numbered_one(tmp_path):
     assert [(t.window.number, t.step) for t in report.steps] == [(0, 150_000)]
 
 
-def test_steps_that_overlap_on_the_device_cause_a_warning(tmp_path):
+def test_a_step_ends_where_the_next_one_begins(tmp_path):
     steps = [tiny.step(1, 1000, 100), tiny.step(2, 1050, 100)]
     (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*PAIR, *steps]), Options())
-    assert [t.comm for t in report.steps] == [50_000, 100_000]
-    assert warned(report, "steps overlap on the device by 25 %")
+    assert [(t.step, t.comm) for t in report.steps] == [(50_000, 0), (100_000, 100_000)]
+
+
+def launched(at, start, length, correlation):
+    return [launch(at, correlation), tiny.kernel(GEMM, start, length, correlation=correlation)]
+
+
+def test_a_range_on_the_device_that_covers_one_kernel_is_not_the_step(tmp_path):
+    events = [
+        *launched(10, 1000, 3000, 1),
+        *launched(20, 4000, 20, 2),
+        *launched(30, 4020, 4000, 3),
+        tiny.step(1, 0, 9500, "user_annotation"),
+        tiny.step(1, 4000, 20),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [(t.window.number, t.step, t.compute) for t in report.steps] == [
+        (1, 8_500_000, 7_020_000)
+    ]
+
+
+def test_without_launches_ranges_on_the_device_count_only_with_the_work_in_them(tmp_path):
+    work = [tiny.kernel(GEMM, 1000, 3000), tiny.kernel(GEMM, 4000, 20)]
+    host = tiny.step(1, 500, 4000, "user_annotation")
+    whole, part = tiny.step(1, 1000, 3020), tiny.step(1, 4000, 20)
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*work, host, whole]), Options())
+    assert [t.step for t in report.steps] == [3_020_000]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*work, host, part]), Options())
+    assert [t.step for t in report.steps] == [4_000_000]
+    assert warned(report, "steps are ranges on the host")
+
+
+def test_a_pause_between_steps_belongs_to_none(tmp_path):
+    events = [
+        *launched(10, 100, 900, 1),
+        *launched(20_010, 20_100, 900, 2),
+        tiny.step(1, 0, 1100, "user_annotation"),
+        tiny.step(2, 20_000, 1100, "user_annotation"),
+    ]
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    assert [t.step for t in report.steps] == [1_000_000, 1_000_000]
 
 
 def test_work_without_a_launch_causes_a_warning(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron.bridge.training.decisions import PARALLEL_DIMENSIONS
-from overlapkit.trace.intervals import Ints
+from overlapkit.trace.intervals import NOTHING, Ints, Spans
 from overlapkit.trace.read.recorded import Call, Group, Window
 
 Source = Literal["kineto", "nsys", "cpu"]
@@ -67,6 +68,8 @@ class Work:
         correlation: connects an event to its launch; -1 where it is unknown.
         grid: the number of the launch grid; -1 where it is unknown.
         call: index into `calls`; -1 where nothing was recorded.
+        origin: index into `origins`: the ranges on the host that launched a communication; -1 where
+            none is known.
         names: the names of the events.
         calls: what was recorded about collectives.
         steps: the steps on the device, in order; empty where the profile marks none.
@@ -75,6 +78,10 @@ class Work:
         world_size: the number of ranks of the job; None where it is not recorded.
         gpu: the name of the device; None where it is not recorded.
         groups: the process groups that the file lists.
+        origins: names of ranges that were open at a launch, the outermost first.
+        frameworks: how many different names in the file speak of each framework.
+        data_waits: when the host waits for the next batch.
+        host_steps: the ranges on the host that mark steps.
         warnings: what was omitted or assumed.
     """
 
@@ -91,13 +98,22 @@ class Work:
     call: NDArray[np.int32]
     names: list[str]
     calls: list[Call]
+    origin: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     steps: list[Window] = field(default_factory=list)
     launches: Launches | None = None
     rank: int | None = None
     world_size: int | None = None
     gpu: str | None = None
     groups: list[Group] = field(default_factory=list)
+    origins: list[tuple[str, ...]] = field(default_factory=list)
+    frameworks: Counter[str] = field(default_factory=Counter)
+    data_waits: Spans = NOTHING
+    host_steps: list[Window] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.origin) != len(self.start):
+            self.origin = np.full(len(self.start), -1, np.int32)
 
     def __len__(self) -> int:
         return len(self.start)

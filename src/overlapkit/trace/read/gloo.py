@@ -55,6 +55,7 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
         correlation=joined(work.correlation, unknown),
         grid=joined(work.grid, unknown),
         call=joined(work.call, unknown),
+        origin=joined(work.origin, unknown),
         names=names,
         warnings=[
             *work.warnings,

@@ -12,6 +12,7 @@ from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
 from overlapkit.trace.read.gloo import with_gloo
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
+from overlapkit.trace.read.launched import add_origins, finish_marks
 from overlapkit.trace.read.parallel_read import Ahead, read_ahead
 from overlapkit.trace.read.recorded import Group, Reading
 from overlapkit.trace.read.steps import project
@@ -103,7 +104,7 @@ def _finish(path: str, reading: Reading) -> list[Work]:
     recording = Recording(
         path, "kineto", list(reading.names), list(reading.calls), reading.problems
     )
-    launches = _launches(reading)
+    launches, marks = _launches(reading), finish_marks(reading.marks, recording.names)
     works = []
     for device, columns in sorted(reading.devices.items()):
         work = finish_columns(columns, device, recording)
@@ -116,6 +117,9 @@ def _finish(path: str, reading: Reading) -> list[Work]:
             marked = next(iter(reading.device_steps.values()), None)
         work.steps, notes = project(work, marked, reading.host_steps, launches)
         work.warnings += notes
+        work.host_steps = reading.host_steps.windows()
+        work.frameworks = reading.marks.frameworks
+        add_origins(work, marks)
         works.append(work)
     if not works:
         raise InputError(f"{path}: none of its device events has a usable time and duration")

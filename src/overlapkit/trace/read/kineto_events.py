@@ -10,6 +10,7 @@ import msgspec
 
 from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.json_events import EventReader, NotInShares
+from overlapkit.trace.read.marks import Names
 from overlapkit.trace.read.recorded import Call, Reading, WorkColumns
 from overlapkit.trace.read.timestamps import EXACT_DOUBLE_US, integer, usable_ns
 
@@ -94,6 +95,9 @@ _LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
 _RANGE = frozenset({"user_annotation", "gpu_user_annotation", "Operator"})
 _WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
 _CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
+_MARKS = _CPU | {"python_function"}
+_DESCRIBED = "record_param_comms"
+"""The operator whose arguments describe the collective, also where the kernel's do not."""
 
 
 def lenient_event(plain: Mapping[str, Any]) -> Event:
@@ -158,6 +162,8 @@ def read_events(
     reading = Reading()
     kind = ExactEvent if exact else Event
     reader: EventReader[Event] = EventReader(ByteSource(path), kind, lenient_event, share)
+    names = Names()
+    reading.marks.frameworks = names.frameworks
     first = True
     for events in reader.chunks():
         if first and not want_host and reader.metadata.get("deviceProperties") == []:
@@ -171,6 +177,7 @@ def read_events(
         if not exact and _needs_digits(chosen):
             raise DigitsNeeded
         _take(chosen, reading, want_host)
+        _take_marks([e for e in events if e.cat in _MARKS and names[e.name]], reading)
     reading.problems.update(reader.problems)
     reading.metadata, reading.cut = reader.metadata, reader.cut
     return reading
@@ -217,6 +224,28 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
             reading.host.add(name, category, (event.pid, event.tid), span)
 
 
+def _take_marks(events: list[Event], reading: Reading) -> None:
+    marks, names, threads = reading.marks, reading.names, reading.threads
+    events = [event for event in events if event.ph == "X"]
+    marks.name += [names[event.name or ""] for event in events]
+    marks.thread += [threads[event.tid] for event in events]
+    marks.ts += _unbound([event.ts for event in events])
+    marks.dur += _unbound([event.dur for event in events])
+    marks.call += [
+        _described(event, reading) if event.name == _DESCRIBED else -1 for event in events
+    ]
+
+
+def _described(event: Event, reading: Reading) -> int:
+    """The number of what an operator says of its collective; -1 where it says nothing."""
+    arguments = _arguments(event)
+    return -1 if _says_nothing(arguments) else _call(arguments, reading)
+
+
+def _says_nothing(arguments: Arguments) -> bool:
+    return arguments.collective is None and arguments.group is None and not arguments.description
+
+
 def _take_launches(events: list[Event], reading: Reading) -> None:
     decode = _LAUNCH_ARGUMENTS.decode
     try:
@@ -259,10 +288,7 @@ def _add_device(
     columns.name += [names[e.name or ""] * 2 + _DEVICE[e.cat or ""] for e in events]
     columns.correlation += [a.correlation for a in arguments]
     columns.grid += [grids[bytes(a.grid), bytes(a.block)] for a in arguments]
-    columns.call += [
-        -1 if a.collective is None and a.group is None and not a.description else _call(a, reading)
-        for a in arguments
-    ]
+    columns.call += [-1 if _says_nothing(a) else _call(a, reading) for a in arguments]
     streams = [a.stream for a in arguments]
     if None in streams:
         pairs = zip(streams, events, strict=True)

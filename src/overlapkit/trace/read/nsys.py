@@ -18,7 +18,9 @@ import numpy as np
 from overlapkit.errors import InputError
 from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import Launches, Work, sorted_launches
-from overlapkit.trace.read.recorded import StepRanges, WorkColumns
+from overlapkit.trace.read.launched import add_origins, finish_marks
+from overlapkit.trace.read.marks import Names
+from overlapkit.trace.read.recorded import MarkColumns, StepRanges, WorkColumns
 from overlapkit.trace.read.steps import project
 
 _PREFIX = "CUPTI_ACTIVITY_KIND_"
@@ -85,6 +87,8 @@ class _Export:
         self.names: dict[str, int] = {}
         self.devices: dict[tuple[int, int], WorkColumns] = {}
         self.grids: dict[Any, int] = {}
+        self.threads: dict[Any, int] = {}
+        self.marks = MarkColumns(nanoseconds=True)
 
     def read(self) -> list[Work]:
         if not any(name.startswith(_PREFIX) for name in self.tables):
@@ -100,6 +104,7 @@ class _Export:
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
         recording = Recording(self.path, "nsys", list(self.names), [], self.problems)
+        marks = finish_marks(self.marks, recording.names)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
             work = finish_columns(columns, device, recording)
@@ -110,6 +115,9 @@ class _Export:
             work.steps, notes = project(work, None, ranges, work.launches)
             work.gpu = gpus.get(device) or next(iter(gpus.values()), None)
             work.warnings += notes
+            work.host_steps = ranges.windows()
+            work.frameworks = self.marks.frameworks
+            add_origins(work, marks)
             works.append(work)
         if not works:
             raise InputError(f"{self.path}: none of its device events has a usable time")
@@ -183,7 +191,7 @@ class _Export:
     def _launches(self) -> dict[int, Launches]:
         """The launches of each process; of process 0 where the table does not distinguish them."""
         found: dict[int, tuple[list[int], list[int], list[int]]] = {}
-        threads: dict[Any, int] = {}
+        threads = self.threads
         for table in ("RUNTIME", "DRIVER"):
             for start, thread, correlation in self._rows(
                 _PREFIX + table, ("start", "globalTid", "correlationId")
@@ -203,10 +211,14 @@ class _Export:
         }
 
     def _steps(self, strings: dict[Any, Any]) -> dict[int, StepRanges]:
-        """The NVTX ranges that mark steps, by process; of process 0 where no thread is recorded."""
+        """The NVTX ranges that mark steps, by process; of process 0 where no thread is recorded.
+
+        Those that say what launched a kernel are noted on the way.
+        """
         numbered: dict[int, StepRanges] = {}
         plain: dict[tuple[int, str], list[tuple[int, int]]] = {}
         profiler: dict[int, StepRanges] = {}
+        names = Names()
         for start, end, text, text_id, thread in self._rows(
             "NVTX_EVENTS", ("start", "end", "text", "textId", "globalTid")
         ):
@@ -214,12 +226,15 @@ class _Export:
             if not isinstance(name, str) or not isinstance(start, int) or not isinstance(end, int):
                 continue
             process = _integer(thread, 0) >> 24
+            if names[name]:
+                self._mark(name, thread, start, end)
             if name.startswith("ProfilerStep"):
                 profiler.setdefault(process, StepRanges()).add(name, start, end)
             elif _STEP.fullmatch(name.strip()):
                 numbered.setdefault(process, StepRanges()).add(name.strip(" ]"), start, end)
             elif _PLAIN_STEP.fullmatch(name.strip()):
                 plain.setdefault((process, name.strip()), []).append((start, end))
+        self.marks.frameworks = names.frameworks
         if profiler or numbered:
             return profiler or numbered
         result: dict[int, StepRanges] = {}
@@ -229,6 +244,14 @@ class _Export:
                 for number, (start, end) in enumerate(sorted(ranges)):
                     result[process].add(f"{name} {number}", start, end)
         return result
+
+    def _mark(self, name: str, thread: Any, start: int, end: int) -> None:
+        marks = self.marks
+        marks.name.append(self.names.setdefault(name, len(self.names)))
+        marks.thread.append(self.threads.setdefault(thread, len(self.threads)))
+        marks.ts.append(start)
+        marks.dur.append(end - start)
+        marks.call.append(-1)
 
     def _gpus(self) -> dict[int, str]:
         rows = self._rows("TARGET_INFO_GPU", ("id", "name"))

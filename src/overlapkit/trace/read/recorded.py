@@ -137,6 +137,28 @@ class HostRanges:
         self.end.append(span[1])
 
 
+@dataclass
+class MarkColumns:
+    """Ranges on the host that say what launched a kernel, as they were read.
+
+    Attributes:
+        name: the number of each one's name.
+        thread: the number of its thread.
+        ts, dur: its time, as in `WorkColumns`.
+        call: what it says of a collective, by number; -1 for nothing.
+        nanoseconds: as in `WorkColumns`.
+        frameworks: how many different names, also of other ranges, speak of each framework.
+    """
+
+    name: list[int] = field(default_factory=list)
+    thread: list[int] = field(default_factory=list)
+    ts: list[Any] = field(default_factory=list)
+    dur: list[Any] = field(default_factory=list)
+    call: list[int] = field(default_factory=list)
+    nanoseconds: bool = False
+    frameworks: Counter[str] = field(default_factory=Counter)
+
+
 class Numbers(dict[Any, int]):
     """Numbers keys in the order in which they are first looked up."""
 
@@ -158,6 +180,7 @@ class Reading:
         device_steps: ranges on each device that mark steps.
         host_steps: ranges on the host that mark steps.
         host: operators and annotations, where they matter.
+        marks: ranges on the host that say what launched a kernel; their names are in `names`.
         problems: what was omitted or repaired, with counts.
         metadata: the other keys at the top level of the file.
         cut: whether the file ends before its list of events does.
@@ -175,6 +198,7 @@ class Reading:
     device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
     host_steps: StepRanges = field(default_factory=StepRanges)
     host: HostRanges = field(default_factory=HostRanges)
+    marks: MarkColumns = field(default_factory=MarkColumns)
     problems: Counter[str] = field(default_factory=Counter)
     metadata: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
@@ -202,6 +226,12 @@ class Reading:
         for device, ranges in other.device_steps.items():
             self.device_steps[device].update(ranges)
         self.host_steps.update(other.host_steps)
+        self.marks.name += [names[number] for number in other.marks.name]
+        self.marks.thread += [threads[number] for number in other.marks.thread]
+        self.marks.ts += other.marks.ts
+        self.marks.dur += other.marks.dur
+        self.marks.call += [-1 if number < 0 else calls[number] for number in other.marks.call]
+        self.marks.frameworks.update(other.marks.frameworks)
         self.problems.update(other.problems)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,19 @@ from overlapkit.trace.read.device_work import Launches, Work
 from overlapkit.trace.read.recorded import StepRanges, Window
 
 LOOSE = 0.01
-"""Share of events without a known launch, or of time in two steps, that causes a warning."""
+"""Share of events without a known launch that causes a warning."""
+
+HELD = 0.9
+"""Share of the work launched in steps, or of all work without launches, from which the profiler's
+ranges on the device are steps."""
+
+NEAR = 0.02
+NEAR_NS, NEAR_AT_MOST = 200_000, 0.2
+"""A step follows another without a pause where it begins so soon after it: within a share of the
+longer of the two ranges, or within some nanoseconds that are not a larger share. Between its ranges
+torch.profiler only turns its own state over; a schedule's waiting and an evaluation are longer."""
+
+Bounds = tuple[int, int]
 
 
 def project(
@@ -18,9 +31,15 @@ def project(
 ) -> tuple[list[Window], list[str]]:
     """The steps on the device, and what was assumed.
 
-    The profiler's ranges on the device are used if there are any. Otherwise a step is from the
-    start of the first to the end of the last work that was launched inside its range on the host.
-    If the launches are unknown, the ranges on the host are used.
+    A step begins with the first work that was launched in its range on the host, and ends where the
+    next one begins: that is the time per step that a training loop logs. The last step, and one
+    that a pause follows, ends with its range on the host or with the last work launched in it,
+    whichever is later. So steps never share time.
+
+    The profiler's ranges on the device are used instead where there are no ranges on the host, or
+    no launches, and they hold most of the work: Kineto draws them only around work whose innermost
+    annotation is the step, so they can be as short as one kernel. Without either, the ranges on the
+    host are the steps.
 
     Args:
         work: the work of the device.
@@ -28,52 +47,98 @@ def project(
         on_host: the ranges on the host.
         launches: the launches on the host; None where they are unknown.
     """
-    if on_device is not None and (marked := on_device.windows()):
-        return marked, _overlapping(marked)
     host = on_host.windows()
+    marked = on_device.windows() if on_device is not None else []
+    place, known = _launches_of(work, launches)
+    if host and launches is not None and bool(known.any()):
+        launched = np.where(known, launches.time[place], np.int64(-(1 << 62)))
+        windows, notes = _projected(work, host, launched)
+        if windows:
+            loose = int((~known).sum())
+            if loose > LOOSE * len(work):
+                notes.append(
+                    f"{loose} of {len(work)} device events have no launch in the trace: where a "
+                    "step begins is known from the others"
+                )
+            return windows, notes
+    if marked and (not host or _held(work, marked) >= HELD):
+        return _apart(marked, marked, [(w.start, w.end) for w in marked]), []
     if not host:
         return [], []
-    if launches is None or not len(launches.correlation):
-        inside = [w for w in host if _has_work(work, w)]
-        return inside, [
-            "steps are ranges on the host: the trace has neither ranges on the device nor launches"
-        ]
-    place, known = launches.find(work.correlation)
-    launched = np.where(known, launches.time[place], np.int64(-(1 << 62)))
-    windows, empty = [], 0
-    for window in host:
-        mine = (launched >= window.start) & (launched < window.end)
-        if not mine.any():
-            empty += 1
-            continue
-        start, end = int(work.start[mine].min()), int(work.end[mine].max())
-        windows.append(Window(window.name, window.number, start, end))
-    notes = []
-    loose = int((~known).sum())
-    if windows and loose > LOOSE * len(work):
-        notes.append(
-            f"{loose} of {len(work)} device events have no launch in the trace: steps end with the "
-            "last work whose launch is known, and can be too short"
-        )
-    if empty and windows:
-        notes.append(f"{empty} of {len(host)} steps launched no work on the device, omitted")
-    elif not windows:
-        inside = [w for w in host if _has_work(work, w)]
-        notes.append("steps are ranges on the host: no launch inside them connects work to a step")
-        return inside, notes
-    return windows, notes + _overlapping(windows)
-
-
-def _overlapping(windows: list[Window]) -> list[str]:
-    """A warning where the work of one step overlaps that of the next by a notable share."""
-    shared = sum(max(0, a.end - b.start) for a, b in itertools.pairwise(windows))
-    length = sum(w.end - w.start for w in windows)
-    if shared <= LOOSE * length:
-        return []
-    return [
-        f"steps overlap on the device by {100 * shared / length:.0f} % of their length: work in "
-        "that time counts in both"
+    inside = [w for w in host if _has_work(work, w)]
+    if launches is None or not bool(known.any()):
+        why = "the trace has no launches that connect work on the device to them"
+    else:
+        why = "no launch inside them connects work to a step"
+    return _apart(inside, inside, [(w.start, w.end) for w in inside]), [
+        f"steps are ranges on the host: {why}"
     ]
+
+
+def _launches_of(work: Work, launches: Launches | None) -> tuple[np.ndarray, np.ndarray]:
+    if launches is None:
+        return np.zeros(len(work), np.intp), np.zeros(len(work), np.bool_)
+    return launches.find(work.correlation)
+
+
+def _projected(
+    work: Work, host: Sequence[Window], launched: np.ndarray
+) -> tuple[list[Window], list[str]]:
+    """The steps by the work that was launched in each range, and how many launched none."""
+    order = np.argsort(launched, kind="stable")
+    times = launched[order]
+    ranges, spans = [], []
+    for window in host:
+        first, last = np.searchsorted(times, [window.start, window.end])
+        mine = order[first:last]
+        if len(mine):
+            ranges.append(window)
+            spans.append((int(work.start[mine].min()), int(work.end[mine].max())))
+    empty = len(host) - len(ranges)
+    notes = []
+    if empty and ranges:
+        notes.append(f"{empty} of {len(host)} steps launched no work on the device, omitted")
+    return _apart(ranges, ranges, spans), notes
+
+
+def _apart(
+    steps: Sequence[Window], ranges: Sequence[Window], spans: Sequence[Bounds]
+) -> list[Window]:
+    """Steps that share no time, each up to the next one that follows without a pause.
+
+    Args:
+        steps: their names and numbers.
+        ranges: what marked them, in the order of their starts.
+        spans: from the first to the last work of each.
+    """
+    ordered = sorted(zip(steps, ranges, spans, strict=True), key=lambda one: one[2])
+    result: list[Window] = []
+    for index, (step, marked, (start, end)) in enumerate(ordered):
+        end = max(end, marked.end)
+        if index + 1 < len(ordered):
+            _, following, (next_start, _) = ordered[index + 1]
+            if _follows(marked, following) or end > next_start:
+                end = next_start
+        if end > start:
+            result.append(replace(step, start=start, end=end))
+    return result
+
+
+def _follows(one: Window, other: Window) -> bool:
+    """Whether a range begins where another ends."""
+    longer = max(one.end - one.start, other.end - other.start)
+    near = max(NEAR * longer, min(NEAR_NS, NEAR_AT_MOST * longer))
+    return other.start - one.end <= near
+
+
+def _held(work: Work, marked: Sequence[Window]) -> float:
+    """The share of the device's work that starts inside these ranges."""
+    start = np.asarray([w.start for w in marked], dtype=np.int64)
+    end = np.asarray([w.end for w in marked], dtype=np.int64)
+    place = np.searchsorted(start, work.start, side="right") - 1
+    inside = (place >= 0) & (work.start < end[np.maximum(place, 0)])
+    length = work.end - work.start
+    return float(length[inside].sum()) / max(1, int(length.sum()))
 
 
 def _has_work(work: Work, window: Window) -> bool:

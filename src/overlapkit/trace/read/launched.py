@@ -1,0 +1,159 @@
+"""Which ranges on the host launched a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints, Spans, distinct, union
+from overlapkit.trace.read.device_work import COMMUNICATION, Work
+from overlapkit.trace.read.marks import is_waiting_for_data
+from overlapkit.trace.read.recorded import MarkColumns
+from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ranges on the host that speak of communication or of waiting, in nanoseconds.
+
+    Attributes:
+        name: index into `names`.
+        thread: the number of the thread, as in `Launches`.
+        start, end: their times.
+        call: index into the calls; -1 where the range says nothing of a collective.
+        names: their names.
+    """
+
+    name: NDArray[np.int32]
+    thread: NDArray[np.int32]
+    start: Ints
+    end: Ints
+    call: NDArray[np.int32]
+    names: Sequence[str]
+
+    def waiting_for_data(self) -> Spans:
+        """The time in which some range waits for the next batch."""
+        names, place = distinct(self.name.astype(np.int64))
+        waits = np.asarray([is_waiting_for_data(self.names[n]) for n in names], dtype=np.bool_)
+        chosen = waits[place]
+        return union(self.start[chosen], self.end[chosen])
+
+
+def finish_marks(read: MarkColumns, names: Sequence[str]) -> Marks:
+    """The ranges with usable times, as arrays.
+
+    Args:
+        read: the columns as they were read.
+        names: the names that they number.
+    """
+    column = whole_ns if read.nanoseconds else column_ns
+    start, has_start = column(read.ts)
+    length, has_length = column(read.dur)
+    keep = has_start & has_length & (length >= 0)
+    return Marks(
+        np.asarray(read.name, dtype=np.int32)[keep],
+        np.asarray(read.thread, dtype=np.int32)[keep],
+        start[keep],
+        (start + length)[keep],
+        np.asarray(read.call, dtype=np.int32)[keep],
+        names,
+    )
+
+
+@dataclass
+class Origins:
+    """For chosen events the ranges that they were launched in.
+
+    Attributes:
+        of_event: index into `ranges` by event; -1 where no known range was open, or the event was
+            not asked for.
+        ranges: names of the open ranges, the outermost first.
+        call: index into the calls by event, from the innermost range that describes a collective;
+            -1 where none does.
+    """
+
+    of_event: NDArray[np.int32]
+    ranges: list[tuple[str, ...]] = field(default_factory=list)
+    call: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+def origins(work: Work, marks: Marks, chosen: NDArray[np.intp]) -> Origins:
+    """The ranges that were open, on the launching thread, when events were launched.
+
+    Args:
+        work: the work of the device, with its launches.
+        marks: the ranges.
+        chosen: the events that matter.
+    """
+    result = Origins(np.full(len(work), -1, np.int32), [], np.full(len(work), -1, np.int32))
+    if work.launches is None or not len(marks.start) or not len(chosen):
+        return result
+    place, known = work.launches.find(work.correlation[chosen])
+    chosen, place = chosen[known], place[known]
+    time, thread = work.launches.time[place], work.launches.thread[place]
+    numbers: dict[tuple[int, ...], int] = {}
+    for number in distinct(thread.astype(np.int64))[0].tolist():
+        mine = np.flatnonzero(thread == number)
+        mine = mine[np.argsort(time[mine], kind="stable")]
+        ranges = np.flatnonzero(marks.thread == number)
+        ranges = ranges[np.lexsort((-marks.end[ranges], marks.start[ranges]))]
+        _open_ranges(marks, ranges, time, mine, chosen, result, numbers)
+    result.ranges = [tuple(marks.names[n] for n in stack) for stack in numbers]
+    return result
+
+
+def _open_ranges(
+    marks: Marks,
+    ranges: NDArray[np.intp],
+    time: Ints,
+    mine: NDArray[np.intp],
+    chosen: NDArray[np.intp],
+    result: Origins,
+    numbers: dict[tuple[int, ...], int],
+) -> None:
+    """Go through one thread's ranges and launches in the order of time.
+
+    Args:
+        marks: all ranges.
+        ranges: those of this thread, by start, the longer first.
+        time: when each chosen event was launched.
+        mine: places in `chosen` of the events of this thread, by that time.
+        chosen: the events.
+        result: filled in.
+        numbers: the number of each stack of names; added to.
+    """
+    start, end = marks.start[ranges].tolist(), marks.end[ranges].tolist()
+    name, call = marks.name[ranges].tolist(), marks.call[ranges].tolist()
+    stack: list[int] = []
+    following = 0
+    for when, event in zip(time[mine].tolist(), chosen[mine].tolist(), strict=True):
+        while following < len(start) and start[following] <= when:
+            while stack and end[stack[-1]] <= start[following]:
+                stack.pop()
+            stack.append(following)
+            following += 1
+        while stack and end[stack[-1]] <= when:
+            stack.pop()
+        # A range can end before one inside it, by rounding.
+        open_now = [r for r in stack if end[r] > when]
+        if open_now:
+            key = tuple(name[r] for r in open_now)
+            result.of_event[event] = numbers.setdefault(key, len(numbers))
+            described = [call[r] for r in open_now if call[r] >= 0]
+            if described:
+                result.call[event] = described[-1]
+
+
+def add_origins(work: Work, marks: Marks) -> None:
+    """Note on the work what launched its communication, and when the host waits for data.
+
+    What the profiler recorded about a collective on the operator that launched it counts for the
+    kernel too, which does not have it in every version.
+    """
+    found = origins(work, marks, np.flatnonzero(work.kind == COMMUNICATION))
+    work.origin, work.origins = found.of_event, found.ranges
+    work.call = np.where(work.call >= 0, work.call, found.call).astype(np.int32)
+    work.data_waits = marks.waiting_for_data()
