@@ -12,15 +12,18 @@ from overlapkit.config.launchers import ray, slime, swift
 from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.megatron_lm.arguments import Arguments
 from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
+from overlapkit.config.megatron_lm.environment import environment_of
 from overlapkit.config.megatron_lm.launch_line import (
     Undetermined,
-    environment_of,
     launcher_of,
     split_launch,
     world_size_of,
 )
+from overlapkit.config.shell.files import MOST_BYTES
 from overlapkit.config.shell.follow import Started
 from overlapkit.config.shell.values import Field, Piece
+from overlapkit.config.text_file import exists, read_text
+from overlapkit.errors import InputError
 
 
 @dataclass
@@ -100,15 +103,22 @@ def _environment(
 ) -> None:
     handed = ray.job_variables(started, others, path, folder)
     if handed is None:
-        job.environment, job.notes = environment_of(started, path)
-        job.unknown = {name for name, value in started.environment.items() if value.unknown}
-        job.unknown -= job.environment.keys()
-        # A file that is not here may export more.
-        job.whole = not started.unread
+        found = environment_of(started, path, lambda name: _text_beside(name, folder))
+        job.environment, job.unknown = found.fields, found.unknown
+        job.whole, job.notes = found.whole, found.notes
         return
     job.environment, job.unknown = handed.values, handed.unknown
     job.whole, job.environment_source = handed.whole, handed.source
     job.notes = [*handed.notes, *ray.hidden_from_job(started, handed, [CONNECTIONS], path)]
+
+
+def _text_beside(name: str, folder: Path) -> str | None:
+    """The text of a file of variables that is here; None where it is not."""
+    path = next((each for each in (name, str(folder / name)) if exists(each)), None)
+    try:
+        return None if path is None else read_text(path, what="file of variables", most=MOST_BYTES)
+    except InputError:
+        return None
 
 
 def _for_swift(job: Job, words: Sequence[Field], arguments: Arguments, where: str) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.rules.context import Launcher
 from overlapkit.config.launchers import swift
 from overlapkit.config.megatron_lm.arguments import ask_for, place
@@ -27,7 +26,6 @@ _MPI_MAPPING = ("-map-by", "--map-by")
 _MPI_HOSTS = ("-H", "-host", "--host")
 _MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
 """In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
-_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 class Undetermined(Exception):
@@ -250,82 +248,3 @@ def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int
             raise Undetermined(f"{where}: {name} {text[:30]} is not a number")
         return size
     return None
-
-
-def environment_of(started: Started, path: str) -> tuple[dict[str, Field], list[str]]:
-    """The script's variables that the job's processes see, and notes on those that they do not.
-
-    Raises:
-        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
-    """
-    head, _ = split_launch(started)
-    fields = dict(started.environment)
-    dropped = _hand_on(head, fields)
-    notes = []
-    if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
-        raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
-    if CONNECTIONS in started.not_exported and CONNECTIONS not in fields:
-        value = started.not_exported[CONNECTIONS]
-        notes.append(
-            f"{place(path, value)}: {CONNECTIONS}={value.text} is not exported, so the job does "
-            "not see it; write export before it"
-        )
-    elif dropped and CONNECTIONS in started.environment and CONNECTIONS not in fields:
-        value = started.environment[CONNECTIONS]
-        notes.append(
-            f"{place(path, value)}: {CONNECTIONS}={value.text} does not reach the job: {dropped}"
-        )
-    return {n: f for n, f in fields.items() if f.unknown is None}, notes
-
-
-def _hand_on(head: Sequence[Field], fields: dict[str, Field]) -> str:
-    """Change variables, in place, as the programs of a launch line hand them to the next one.
-
-    Returns:
-        What kept a variable of the script from the job, as a clause; empty where nothing did.
-    """
-    dropped = ""
-    program = ""
-    for number, word in enumerate(head):
-        program = _program(word) or program
-        following = head[number + 1] if number + 1 < len(head) else None
-        option, is_set, rest = word.text.partition("=")
-        if option == "--export" and program == "srun":
-            given = rest if is_set else following.text if following is not None else ""
-            names = given.split(",")
-            if "ALL" not in names and word.unknown is None and (is_set or following is not None):
-                kept = {n: f for n, f in fields.items() if n in names or n.startswith("SLURM_")}
-                fields.clear()
-                fields.update(kept)
-                dropped = f"srun --export={given[:60]} hands on nothing else; begin it with ALL"
-            _assign(names, word, fields)
-        elif program == "env" and word.text in _ENV_EMPTY:
-            fields.clear()
-            dropped = f"env {word.text} empties the environment; omit it"
-        elif program == "env" and word.text in ("-u", "--unset") and following is not None:
-            if fields.pop(following.text, None) is not None:
-                dropped = f"env {word.text} {following.text} removes it; omit that"
-        elif word.text in _MPI_VARIABLE and program in _MPI and number + 2 < len(head):
-            _assign([f"{head[number + 1].text}={head[number + 2].text}"], head[number + 2], fields)
-        else:
-            _assign([rest if option == "--env" else word.text], word, fields)
-    return dropped
-
-
-_ENV_EMPTY = ("-i", "-", "--ignore-environment")
-_MPI_VARIABLE = ("-env", "-genv")
-"""Options of MPICH and its relatives that a name and a value follow."""
-
-
-def _program(word: Field) -> str:
-    """The name of a program that hands variables on; empty for any other word."""
-    name = PurePosixPath(word.text).name
-    return name if name in ("srun", "env", *_MPI) else ""
-
-
-def _assign(texts: Sequence[str], word: Field, fields: dict[str, Field]) -> None:
-    """Set each NAME=value; one whose value is not known is passed over."""
-    for text in texts:
-        found = _ASSIGNED.fullmatch(text)
-        if found is not None and word.unknown is None:
-            fields[found[1]] = Field((Piece(found[2], word.line),))

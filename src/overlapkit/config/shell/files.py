@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import Assignment, CommandList, Simple
+from overlapkit.config.shell.handover import hand_on, starts_others
+from overlapkit.config.shell.passed import SHELLS
 from overlapkit.config.shell.processes import Processes
-from overlapkit.config.shell.state import State
+from overlapkit.config.shell.state import State, Variable
 from overlapkit.config.shell.values import Field, known
 from overlapkit.errors import InputError
 
@@ -19,12 +23,13 @@ MOST_BYTES = 256 * 1024
 """Size of a script; launch scripts have a few kilobytes."""
 _MOST_FILES = 60
 _DEEPEST_FILE = 10
-SHELLS = frozenset({"bash", "sh", "zsh"})
 _SETS_UP = frozenset(
     {"activate", "conda.sh", ".bashrc", "bashrc", ".profile", "profile", ".bash_profile"}
     | {"modules.sh", "lmod.sh", "init.sh", "nccl-profile.sh"}
 )
 """Files that set up programs and libraries, and no arguments of a job: they are not read."""
+_BATCH = frozenset({"sbatch", "qsub", "bsub", "salloc"})
+"""Programs that start a script whatever its name is."""
 _NO_FILES = ("/proc/", "/sys/", "/dev/")
 
 
@@ -79,49 +84,122 @@ class Files(Processes):
                 return path
         return None
 
+    def text_of(self, file: str) -> str | None:
+        """The text of a file; None where it is no text, or too much."""
+        try:
+            text = Path(file).read_bytes()[: MOST_BYTES + 1].decode().replace("\r\n", "\n")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return None if len(text) > MOST_BYTES else text
+
     def parsed(self, file: str) -> CommandList | None:
         """The commands of a file; None where they cannot be read."""
         self.files += 1
         if self.files > _MOST_FILES or self.file_depth >= _DEEPEST_FILE:
             return None
+        text = self.text_of(file)
         try:
-            text = Path(file).read_bytes()[: MOST_BYTES + 1].decode().replace("\r\n", "\n")
-            return None if len(text) > MOST_BYTES else parse_script(text, file)
-        except (OSError, UnicodeDecodeError, InputError):
+            return None if text is None else parse_script(text, file)
+        except InputError:
             return None
 
-    def script_file(self, words: list[Field]) -> tuple[str, list[Field]] | None:
-        """A script that is started as a program, ``bash run.sh`` or ``./run.sh``, with its words.
+    def script_file(self, words: list[Field]) -> tuple[list[Field], str, list[Field]] | None:
+        """A script that is started as a program: ``bash run.sh``, ``srun ./run.sh``.
 
-        None where it is no file that is here.
+        Returns:
+            The words before it, the file and its own words; None where it is no file that is here.
         """
-        rest = list(words)
-        if PurePosixPath(rest[0].text).name in SHELLS:
-            rest = rest[1:]
-            while rest and re.fullmatch(r"-[a-bd-z]+", rest[0].text):
-                rest = rest[1:]
-        if not rest or rest[0].unknown is not None or not rest[0].text.endswith((".sh", ".bash")):
-            return None
-        file = self.find_file(rest[0].text)
-        return None if file is None else (file, rest[1:])
+        names = [PurePosixPath(word.text).name for word in words]
+        last = len(words) if starts_others(words[0]) else 1
+        batch = names[0] in _BATCH
+        for n in range(last):
+            if names[n].endswith(".py") or (names[n] == "-m" and "python" in " ".join(names[:n])):
+                return None
+            at = n
+            if names[n] in SHELLS:
+                at += 1
+                while at < len(words) and re.fullmatch(r"-[a-bd-z]+", words[at].text):
+                    at += 1
+            if at >= len(words) or words[at].unknown is not None:
+                continue
+            text = words[at].text
+            if not text.endswith((".sh", ".bash")) and not (batch and n):
+                continue
+            file = self.find_file(text)
+            if file is not None and (text.endswith((".sh", ".bash")) or self._is_script(file)):
+                return words[:n], file, words[at + 1 :]
+        return None
+
+    def _is_script(self, file: str) -> bool:
+        return (self.text_of(file) or "").startswith("#!")
 
     def run_file(
-        self, node: Simple, words: list[Field], file: str, arguments: list[Field]
+        self,
+        node: Simple,
+        words: list[Field],
+        before: list[Field],
+        file: str,
+        arguments: list[Field],
     ) -> Status:
-        """Follow a script that another one starts: it has the exported variables alone."""
+        """Follow a script that another one starts: it has the exported variables alone.
+
+        Args:
+            node: the command.
+            words: its words.
+            before: those of them that are before the script.
+            file: the script.
+            arguments: the words after it.
+        """
         block = self.parsed(file)
         if block is None:
             self.start(node, words)
             return Status.ASSUMED
         self.file_depth += 1
+        started = len(self.started)
+        outer, self.outer = self.outer, (*self.outer, *before)
         try:
             with self.own_process():
-                self._keep_exported()
+                self.hand_over(before)
                 self.state.source, self.state.positional = file, list(arguments)
                 self.state.has_all_arguments = True
-                return self.ended(block)
+                if before:
+                    self.set_up_slurm(self.text_of(file) or "", before, node.line)
+                status = self.ended(block)
         finally:
             self.file_depth -= 1
+            self.outer = outer
+        program = next((w.text for w in arguments if w.text.endswith(".py")), None)
+        if program is not None and not any(
+            word.text == program for each in self.started[started:] for word in each.words
+        ):
+            # A wrapper that starts its arguments in a way that is not followed.
+            self.start(node, words)
+        return status
+
+    def hand_over(self, words: Sequence[Field]) -> None:
+        """Another program has the exported variables alone, as the words before it hand them on."""
+        state = self.state
+        kept: dict[str, Variable] = {}
+        for scope in state.scopes:
+            kept |= {n: v for n, v in scope.items() if v.exported or n in state.given}
+        handed = hand_on(words, state.exported(), self._beside)
+        for name in handed.lost:
+            if name in state.given:
+                # The caller answered a question: the value is still known.
+                kept[name] = replace(kept[name], exported=False)
+            else:
+                kept.pop(name, None)
+        for name, value in handed.fields.items():
+            if name not in state.given:
+                kept[name] = Variable(value, exported=True)
+        state.scopes, state.functions = [kept], {}
+        state.lost = {**state.lost, **handed.lost}
+        state.beyond = handed.unread or state.beyond
+
+    def _beside(self, name: str) -> str | None:
+        """The text of a file that is here, by its name in a script."""
+        file = self.find_file(name)
+        return None if file is None else self.text_of(file)
 
 
 def _is_plain_file(path: str) -> bool:

@@ -36,8 +36,8 @@ from overlapkit.config.shell.grammar.syntax import (
     Test,
     Word,
 )
-from overlapkit.config.shell.launches import SHOWS_TEXT
 from overlapkit.config.shell.loops import Loops
+from overlapkit.config.shell.passed import SHOWS_TEXT
 from overlapkit.config.shell.processes import MOST_COMMANDS, Output, Started
 from overlapkit.config.shell.state import ReadOnly, State, Variable, state_of
 from overlapkit.config.shell.values import Field, Piece, Value

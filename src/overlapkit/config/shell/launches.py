@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 
 from overlapkit.config.shell.commands.programs import printed
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.commands.stream import with_end
-from overlapkit.config.shell.files import SHELLS, Files
+from overlapkit.config.shell.files import Files
 from overlapkit.config.shell.grammar.syntax import Simple
+from overlapkit.config.shell.passed import SHELLS, Passed, is_command_line, passed_by
 from overlapkit.config.shell.values import (
     Field,
     Unknown,
     known,
     not_known,
-    without_start,
 )
 
-SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed", "awk"})
-"""Programs that only handle text, even if that is a command."""
 _TAKES_SCRIPT = SHELLS | {"ssh", "sbatch", "salloc", "qsub", "bsub"}
 _WRITES = frozenset({"cat", "tee"})
-_PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
-_OPTION = re.compile(r"\s-")
 _SILENT = frozenset({"mkdir", "rm", "cp", "mv", "ln", "chmod", "touch", "sleep", "wait", "kill"})
 """Programs that print nothing where they succeed."""
 _TESTS = frozenset(
@@ -45,11 +40,9 @@ class Programs(Files):
     def program(self, node: Simple, words: list[Field]) -> Status:
         """A command that is no builtin and no function."""
         script = self.script_fed(node, words)
-        inner = [w for w in words if is_command_line(w.text)]
-        if script is None and words[0].text not in SHOWS_TEXT and inner:
-            script = inner[0]
-        if script is not None:
-            return self.pass_on(node, words, script)
+        passed = passed_by(words) if script is None else Passed(tuple(words), (script,))
+        if passed is not None:
+            return self.pass_on(node, passed)
         file = self.script_file(words)
         if file is not None:
             return self.run_file(node, words, *file)
@@ -78,28 +71,19 @@ class Programs(Files):
         text = self.expander.scalar(node.inputs[-1])
         return text if is_command_line(text.text) else None
 
-    def pass_on(self, node: Simple, words: list[Field], script: Field) -> Status:
+    def pass_on(self, node: Simple, passed: Passed) -> Status:
         """Commands that are passed to another program, such as ``srun bash -c "torchrun …"``."""
-        outer, self.outer = self.outer, (*self.outer, *(w for w in words if w is not script))
-        rest = words[words.index(script) + 1 :] if script in words else []
-        text = without_start(script, "--wrap=") if script.text.startswith("--wrap=") else script
+        outer, self.outer = self.outer, (*self.outer, *passed.outer)
         try:
             with self.own_process():
-                self._keep_exported()
-                names = {PurePosixPath(word.text).name for word in words}
-                if script in words and names & SHELLS:
-                    # bash -c 'commands' name first second
-                    self.state.positional = list(rest[1:])
+                self.hand_over(passed.outer)
+                if passed.positional is not None:
+                    self.state.positional = list(passed.positional)
                     self.state.has_all_arguments = True
-                self.set_up_slurm(script.text, words, node.line)
-                return self.nested([text], node.line)
+                text = "\n".join(part.text for part in passed.text)
+                self.set_up_slurm(text, passed.outer, node.line)
+                return self.nested(list(passed.text), node.line)
         except Stop as stop:
             return stop.status
         finally:
             self.outer = outer
-
-
-def is_command_line(text: str) -> bool:
-    """Whether a value looks like ``torchrun … -…``, as in ``bash -c "torchrun …"``."""
-    program = _PROGRAM.search(text)
-    return program is not None and _OPTION.search(text, program.end()) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from overlapkit.config.shell.commands.programs import echoed
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import Assignment, Command, CommandList, Simple
+from overlapkit.config.shell.handover import Lost
 from overlapkit.config.shell.slurm import slurm_variables
 from overlapkit.config.shell.state import State, Variable
 from overlapkit.config.shell.values import (
@@ -44,6 +45,8 @@ class Started:
         file: the file that the line is in; empty for the script itself.
         unread: why a variable or an argument that is missing may be there all the same, such as a
             file that is not here; empty where everything was read.
+        lost: variables that a program before it did not hand on, or perhaps not.
+        beyond: why its environment may have more variables; empty where it has none.
     """
 
     words: tuple[Field, ...]
@@ -53,6 +56,8 @@ class Started:
     line: int
     file: str = ""
     unread: str = ""
+    lost: Mapping[str, Lost] = field(default_factory=dict)
+    beyond: str = ""
 
 
 @dataclass
@@ -191,17 +196,18 @@ class Processes(Builtins):
         hidden = {n: v for n, v in every.items() if n not in visible and isinstance(v, Field)}
         file = "" if state.source == state.path else state.source
         self.started.append(
-            Started(tuple(words), self.outer, visible, hidden, node.line, file, state.unread)
+            Started(
+                tuple(words),
+                self.outer,
+                visible,
+                hidden,
+                node.line,
+                file,
+                state.unread,
+                state.lost,
+                state.beyond,
+            )
         )
-
-    def _keep_exported(self) -> None:
-        """Another shell has the exported variables alone."""
-        state = self.state
-        kept: dict[str, Variable] = {}
-        for scope in state.scopes:
-            kept |= {n: v for n, v in scope.items() if v.exported or n in state.given}
-        state.scopes = [kept]
-        state.functions = {}
 
     def set_up_slurm(self, text: str, words: Sequence[Field], line: int) -> None:
         """The variables that Slurm sets for a batch script."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from overlapkit.config.shell.grammar.syntax import Node
+from overlapkit.config.shell.handover import Lost
 from overlapkit.config.shell.values import (
     BLANKS,
     Array,
@@ -66,6 +67,9 @@ class State:
         source: the file that is followed now, as BASH_SOURCE has it.
         unread: why a variable that nothing sets may still be set, such as by a file that is not
             here; empty where everything was read.
+        lost: variables that a program on the way here did not hand on, or perhaps not.
+        beyond: why the environment may have more variables than were followed, such as those of a
+            container's image; empty where it has none.
     """
 
     path: str
@@ -78,6 +82,8 @@ class State:
     folder: str | None = None
     source: str = ""
     unread: str = ""
+    lost: Mapping[str, Lost] = field(default_factory=dict)
+    beyond: str = ""
     alive: int = 0
 
     def copy(self) -> State:
