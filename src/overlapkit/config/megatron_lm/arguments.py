@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ TE_GRAPHS = "transformer_engine"
 """--cuda-graph-impl of Transformer Engine's graphs."""
 _MOST_NAMED = 8
 """Unknown flags that a note names."""
+_LIST = re.compile(r"(?i)(?:args?|arguments|opts?|options|flags|params)$")
+"""Names of variables that hold arguments."""
 SWIGLU_MULTIPLE = 64
 """Megatron-LM's default feed-forward size with --swiglu is a multiple of this."""
 
@@ -154,6 +157,8 @@ def read_arguments(
             result.others.append(_as_written([flag_field, *taken]))
         else:
             _pass_over(text.partition("=")[0], where, result, allow_unknown=allow_unknown)
+            # How many words such a flag takes is not known.
+            _note_strays(text, [each for each in following if _is_list(each)], path, result)
             result.others.append(_as_written([flag_field, *following]))
     result.versions = [
         replace(each, value=result.flags.get(each.text.split()[0])) for each in result.versions
@@ -334,15 +339,30 @@ def _note_strays(flag: str, rest: Sequence[Field], path: str, result: Arguments)
         UnknownValue: one of them is not known, and may be flags.
     """
     for stray in rest:
-        if stray.unknown is not None and not stray.unknown.unset and not result.allow_unknown:
+        unknown = stray.unknown
+        if unknown is not None and _may_be_flags(stray) and not result.allow_unknown:
             # It may bring any flag, so that no flag is certainly absent.
-            raise ask_for(stray.unknown, "a part of the arguments", place(path, stray))
-        if stray.unknown is not None and stray.unknown.name:
-            text = f"{stray.unknown.name} has no known value: taken as empty"
+            raise ask_for(unknown, "a part of the arguments", place(path, stray))
+        if unknown is not None and unknown.name and not stray.text:
+            text = f"{unknown.name} has no known value: taken as empty"
             result.notes.append(f"{place(path, stray)}: {text}")
         elif stray.text:
             text = f"{stray.text[:40]!r} after {flag} is not an argument of Megatron-LM"
             result.notes.append(f"{place(path, stray)}: {text}")
+
+
+def _may_be_flags(word: Field) -> bool:
+    """Whether a word's unknown part may be flags: it begins with that."""
+    unknown = word.first.unknown if word.first is not None else None
+    return unknown is not None and not unknown.unset
+
+
+def _is_list(word: Field) -> bool:
+    """Whether a word's unknown part is a list of arguments, and no value of one."""
+    unknown = word.first.unknown if word.first is not None else None
+    if unknown is None:
+        return False
+    return unknown.several or _LIST.search(unknown.name or "") is not None
 
 
 def _settle(result: Arguments) -> None:

@@ -268,12 +268,24 @@ def _without_launch(
     if not fields:
         for started in followed.started:
             refuse_program([word.text for word in started.words], f"{path}:{started.line}")
+        elsewhere = [each for each in map(_script_elsewhere, followed.started) if each]
+        if elsewhere:
+            raise NoConfiguration(
+                f"{path}: starts no Megatron-LM job itself, but {elsewhere[-1][:200]}, which is "
+                "not here; explain that script"
+            )
         raise NoConfiguration(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
             "script? The arguments themselves can be given after --"
         )
     note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
     return read_arguments(fields, path, lines, allow_unknown=allow_unknown), [note]
+
+
+def _script_elsewhere(started: Started) -> str:
+    """The script that a program is, or runs, where that is not here; empty where there is none."""
+    words = [*started.outer, *started.words]
+    return next((w.text for w in words if w.text.endswith((".sh", ".bash", ".sbatch"))), "")
 
 
 def _settings(

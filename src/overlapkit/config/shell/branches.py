@@ -63,7 +63,8 @@ class Branches(Programs):
                     status = self.node(condition)
             return status, tuple(dict.fromkeys(self.expander.unset))
         finally:
-            self.expander.unset = before
+            # A condition in a condition decides on the outer one too.
+            self.expander.unset = list(dict.fromkeys((*before, *self.expander.unset)))
 
     @contextmanager
     def guarded(self, names: tuple[str, ...]) -> Iterator[None]:
@@ -119,7 +120,8 @@ class Branches(Programs):
 
     def set_otherwise(self, line: int, names: tuple[str, ...]) -> None:
         """Note that a guard on variables that nothing sets is passed."""
-        shown = " and ".join(names)
+        self.state.has_some |= any(name.isdecimal() for name in names)
+        shown = " and ".join(f"argument {n}" if n.isdecimal() else n for n in names)
         several = len(names) > 1
         self.note(
             line,
@@ -139,7 +141,7 @@ class Branches(Programs):
                 if status is Status.YES and names and self.leaves(body):
                     self.set_otherwise(line, names)
                     status = Status.NO
-                elif status is Status.NO and last and names and self.leaves(node.otherwise):
+                elif status is Status.NO and self.is_only_way(node, number) and names:
                     self.set_otherwise(line, names)
                     status = Status.YES
             elif self.leaves(body):
@@ -158,10 +160,17 @@ class Branches(Programs):
         with self.guarded(every):
             return self.block(node.otherwise)
 
+    def is_only_way(self, node: If, number: int) -> bool:
+        """Whether a script ends unless this branch is taken; of several, each would do."""
+        others = [body for n, (_, body) in enumerate(node.branches) if n != number]
+        return all(map(self.leaves, [*others, node.otherwise]))
+
     def case(self, node: Case) -> Status:
         before, self.expander.unset = self.expander.unset, []
         value = self.expander.scalar(node.word)
-        names, self.expander.unset = tuple(dict.fromkeys(self.expander.unset)), before
+        self.expander.note_unset(value)
+        names = tuple(dict.fromkeys(self.expander.unset))
+        self.expander.unset = list(dict.fromkeys((*before, *names)))
         if value.unknown is not None and value.unknown.unset:
             value = EMPTY
         bodies = [body for _, body, _ in node.items]

@@ -25,11 +25,14 @@ _MOST_FILES = 60
 _DEEPEST_FILE = 10
 _SETS_UP = frozenset(
     {"activate", "conda.sh", ".bashrc", "bashrc", ".profile", "profile", ".bash_profile"}
-    | {"modules.sh", "lmod.sh", "init.sh", "nccl-profile.sh"}
+    | {"modules.sh", "lmod.sh", "init.sh", "nccl-profile.sh", "setvars.sh", "vars.sh"}
+    | {"set_env.sh", "set_var.sh", "hpcx-init.sh", "mpivars.sh"}
 )
 """Files that set up programs and libraries, and no arguments of a job: they are not read."""
 _BATCH = frozenset({"sbatch", "qsub", "bsub", "salloc"})
 """Programs that start a script whatever its name is."""
+_INSTALLED = ("/usr/", "/etc/", "/opt/intel/", "/opt/rocm", "/opt/dtk", "/opt/conda/")
+"""Folders of programs and libraries: what is in them does the same."""
 _NO_FILES = ("/proc/", "/sys/", "/dev/")
 
 
@@ -44,7 +47,7 @@ class Files(Processes):
     def do_source(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         word = words[1] if len(words) > 1 else known("", node.line)
         name = word.text or "another file"
-        if PurePosixPath(name).name in _SETS_UP:
+        if PurePosixPath(name).name in _SETS_UP or name.startswith(_INSTALLED):
             return Status.ASSUMED
         file = None if word.unknown is not None else self.find_file(word.text)
         block = None if file is None else self.parsed(file)
@@ -160,7 +163,8 @@ class Files(Processes):
         try:
             with self.own_process():
                 self.hand_over(before)
-                self.state.source, self.state.positional = file, list(arguments)
+                self.state.source, self.state.name = file, file
+                self.state.positional = list(arguments)
                 self.state.has_all_arguments = True
                 if before:
                     self.set_up_slurm(self.text_of(file) or "", before, node.line)

@@ -52,7 +52,9 @@ class Programs(Files):
             text = None
             if all(w.unknown is None for w in words) and (fed is None or fed.unknown is None):
                 arguments = [w.text for w in words[1:]]
-                text = printed(name, arguments, None if fed is None else fed.text)
+                text = printed(
+                    name, arguments, None if fed is None else fed.text, self.state.folder
+                )
             if text is not None:
                 self.printed(known(text, node.line))
                 return Status.YES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from overlapkit.config.shell.branches import Branches
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.expansion.words import NotKnown
@@ -29,6 +31,8 @@ class Loops(Branches):
         else:
             fields = [f for word in node.words for f in self.expander.fields(word)]
         lacking = next((f.unknown for f in fields if f.unknown is not None), None)
+        if not fields and self.state.has_some and _is_of_arguments(node):
+            lacking = replace(self.expander.unset_one("1", node.line), unset=False)
         if node.kind == "select" or (lacking is not None and not lacking.unset):
             why = lacking or Unknown(node.name, "it is chosen when the script runs", node.line)
             return self.once(node, why)
@@ -122,6 +126,12 @@ class Loops(Branches):
         finally:
             self.loops -= 1
         return False
+
+
+def _is_of_arguments(node: Loop) -> bool:
+    """Whether a loop is over the script's arguments."""
+    parts = [part for word in node.words or () for part in word.parts]
+    return node.words is None or [getattr(part, "name", "") for part in parts] in (["@"], ["*"])
 
 
 def _launches(started: Started) -> bool:

@@ -61,6 +61,9 @@ class State:
         scopes: variables by name, those of the script first, then of each function called.
         positional: ``$1`` and its successors; None where one before a given one is not given.
         has_all_arguments: whether there are no more of them, as in a function.
+        shifted: how many of the script's own arguments ``shift`` took away.
+        has_some: whether there are arguments that are not known, since the script ends without.
+        name: ``$0``, where it is not `path`.
         functions: their bodies by name.
         options: of ``set`` and ``shopt``, by name.
         folder: the working folder; None where it is not known.
@@ -77,6 +80,9 @@ class State:
     scopes: list[dict[str, Variable]] = field(default_factory=lambda: [{}])
     positional: list[Field | None] = field(default_factory=list)
     has_all_arguments: bool = False
+    shifted: int = 0
+    has_some: bool = False
+    name: str = ""
     functions: dict[str, Node] = field(default_factory=dict)
     options: set[str] = field(default_factory=set)
     folder: str | None = None

@@ -19,12 +19,14 @@ class Unknown:
         line: where that is, from 1.
         unset: whether it is only that nothing sets the variable, so that bash would take it as
             empty where nobody sets it before the script starts.
+        several: whether it stands for any number of words, as an array does.
     """
 
     name: str | None
     why: str
     line: int
     unset: bool = False
+    several: bool = False
 
 
 class Piece(NamedTuple):

@@ -187,6 +187,7 @@ class _Evaluation:
         if value.unknown is None:
             return value.text
         if all(piece.unknown is None or piece.unknown.unset for piece in value.pieces):
+            self.expander.note_unset(value)
             return value.text
         return None
 

@@ -28,9 +28,12 @@ class Inputs(Declarations):
     def do_shift(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         count = words[1].text if len(words) > 1 else "1"
         by = int(count) if count.isdecimal() and len(count) < 5 else 1
-        if by > len(self.state.positional):
+        state = self.state
+        if by > len(state.positional) and state.has_all_arguments:
             return Status.NO
-        self.state.positional = self.state.positional[by:]
+        state.positional = state.positional[by:]
+        if not state.has_all_arguments:
+            state.shifted += by
         return Status.YES
 
     def do_getopts(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:

@@ -5,9 +5,10 @@ What they print is calculated here, where it is simple; anything else is not kno
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 _MOST = 100_000
 """Characters that a program here prints at most."""
@@ -88,14 +89,19 @@ def echoed(words: Sequence[str]) -> str:
     return (unescaped(text) if escapes else text) + ends
 
 
-def printed(name: str, words: Sequence[str], fed: str | None) -> str | None:
+def printed(
+    name: str, words: Sequence[str], fed: str | None, folder: str | None = None
+) -> str | None:
     """What a program prints; None where that is not known without running it.
 
     Args:
         name: the program.
         words: its arguments.
         fed: its input; None where that is not known or there is none.
+        folder: the working folder; None where that is not known.
     """
+    if name in ("readlink", "realpath"):
+        return _resolved(name, words, folder)
     program = _PROGRAMS.get(PurePosixPath(name).name)
     if program is None:
         return None
@@ -103,6 +109,20 @@ def printed(name: str, words: Sequence[str], fed: str | None) -> str | None:
         return program(list(words), fed)
     except (ValueError, IndexError, ZeroDivisionError, OverflowError):
         return None
+
+
+def _resolved(name: str, words: Sequence[str], folder: str | None) -> str | None:
+    """``realpath FILE`` and ``readlink -f FILE``: whole paths, without links."""
+    options = [word for word in words if re.fullmatch(r"-[femsLP]|--canonicalize\S*", word)]
+    files = [word for word in words if word not in options and word != "--"]
+    if any(word.startswith("-") for word in files) or "-s" in options:
+        return None
+    if name == "readlink" and not options:
+        # The target of a link alone.
+        return None
+    if folder is None and not all(word.startswith("/") for word in files):
+        return None
+    return "".join(f"{os.path.realpath(Path(folder or '/', word))}\n" for word in files)
 
 
 def _seq(words: list[str], fed: str | None) -> str | None:

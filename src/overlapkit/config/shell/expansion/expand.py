@@ -22,6 +22,7 @@ from overlapkit.config.shell.values import (
     known,
     not_known,
     part_of,
+    split_into_fields,
 )
 
 _TO_WORD = (":-", "-", ":=", "=", ":+", "+", ":?", "?")
@@ -32,7 +33,10 @@ class Expander(Words):
 
     def unset_one(self, name: str, line: int) -> Unknown:
         """Why a variable that nothing sets is not known."""
-        if self.state.unread:
+        if name.isdecimal():
+            # As the caller counts it.
+            name = str(int(name[:6]) + self.state.shifted)
+        elif self.state.unread:
             return Unknown(name, self.state.unread, line)
         return Unknown(name, "it is not set in the script", line, unset=True)
 
@@ -42,7 +46,7 @@ class Expander(Words):
         if name.isdecimal():
             number = int(name[:6])
             if number == 0:
-                return Field((Piece(state.path, 0),))
+                return Field((Piece(state.name or state.path, 0),))
             inside = number <= len(state.positional)
             return state.positional[number - 1] if inside else None
         if name == "PWD" and state.folder is not None and state.value(name) is None:
@@ -153,8 +157,13 @@ class Expander(Words):
             if not default:
                 self.unset.append(p.name)
                 if p.operator == "" or self.state.unread:
-                    return [not_known(self.unset_one(p.name, p.line))]
+                    return [not_known(replace(self.unset_one(p.name, p.line), several=True))]
             return []
+        if isinstance(value, Field) and p.name in self.state.given:
+            # A caller can give no array, only its words.
+            return split_into_fields(piece._replace(quoted=False) for piece in value.pieces)
+        if isinstance(value, Field) and value.unknown is not None:
+            return [not_known(replace(value.unknown, several=True))]
         return list(fields_of(value))
 
     def _of_list(self, p: Parameter, several: list[Field]) -> Iterator[Piece | None]:
@@ -180,7 +189,7 @@ class Expander(Words):
                 yield from self._argument(p)
             return
         elif operator == ":":
-            first = known(self.state.path, 0)
+            first = known(self.state.name or self.state.path, 0)
             counted: list[Field | None] = list(several)
             value = self.state.value(p.name)
             if p.name in ("@", "*"):
@@ -214,7 +223,7 @@ class Expander(Words):
     def _special(self, p: Parameter) -> Piece:
         if p.name == "#":
             if not self.state.positional and not self.state.has_all_arguments:
-                self.unset.append("1")
+                self.unset.append(str(1 + self.state.shifted))
             return Piece(str(len(self.state.positional)), p.line, p.quoted)
         if p.name == "?" and self.status is not None:
             return Piece(str(self.status), p.line, p.quoted)
@@ -227,8 +236,9 @@ class Expander(Words):
         if self.state.find(p.name) is not None or self._is_no_argument(p.name):
             # Declared without a value, as by local: certainly empty.
             return Piece("", p.line, p.quoted)
-        self.unset.append(p.name)
-        return Piece("", p.line, p.quoted, self.unset_one(p.name, p.line))
+        lacking = self.unset_one(p.name, p.line)
+        self.unset.append(lacking.name or p.name)
+        return Piece("", p.line, p.quoted, lacking)
 
     def _is_no_argument(self, name: str) -> bool:
         return name.isdecimal() and self.state.has_all_arguments
@@ -250,7 +260,7 @@ class Expander(Words):
                 return
             if missing:
                 if found is None:
-                    self.unset.append(p.name)
+                    self.unset.append(self.unset_one(p.name, p.line).name or p.name)
                 yield from self._argument(p)
                 if operator.endswith("=") and p.argument is not None:
                     self.state.put(p.name, self.scalar(p.argument))

@@ -85,6 +85,14 @@ class Words:
                 pieces.append(blank if piece is None else piece._replace(quoted=False))
         return Field(compacted(pieces) if len(pieces) > 32 else merged(pieces))
 
+    def note_unset(self, value: Field) -> None:
+        """Add what a value comes from, as far as nothing sets it, to `unset`."""
+        self.unset += [
+            piece.unknown.name
+            for piece in value.pieces
+            if piece.unknown is not None and piece.unknown.unset and piece.unknown.name is not None
+        ]
+
     def _plain(self, part: Parameter) -> Field | None:
         """The value of ``$NAME``, where that is all that it is."""
         if part.operator or part.index or part.indirect or not part.name.isidentifier():
