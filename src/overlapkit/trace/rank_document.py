@@ -48,6 +48,20 @@ ExposedMemoryUs = Annotated[
     Meta(description="copies and memsets while neither compute nor communication runs"),
 ]
 IdleUs = Annotated[float, Meta(description="no device work at all")]
+WaitingForDataUs = Annotated[
+    float,
+    Meta(
+        description="the part of `idle_us` while the host waits for the next batch (a DataLoader's "
+        "or an iterator's range)"
+    ),
+]
+WaitingForHostUs = Annotated[
+    float,
+    Meta(
+        description="the part of `idle_us` until the host launches the next work; 0 where the "
+        "trace has no launches"
+    ),
+]
 DimensionName = Annotated[
     str, Meta(description="`TP`, `DP`, `PP`, `CP`, `EP`, `embedding` or `other`")
 ]
@@ -100,6 +114,8 @@ class TraceWindow(Struct, frozen=True, kw_only=True):
     memory_us: MemoryUs
     exposed_memory_us: ExposedMemoryUs
     idle_us: IdleUs
+    waiting_for_data_us: WaitingForDataUs
+    waiting_for_host_us: WaitingForHostUs
     by_dimension: ByDimension
 
 
@@ -121,6 +137,8 @@ class TraceMedian(Struct, frozen=True, kw_only=True):
     memory_us: MemoryUs
     exposed_memory_us: ExposedMemoryUs
     idle_us: IdleUs
+    waiting_for_data_us: WaitingForDataUs
+    waiting_for_host_us: WaitingForHostUs
     by_dimension: ByDimension
 
 
@@ -262,6 +280,8 @@ def _window(times: Times, zero: int) -> TraceWindow:
         memory_us=us_of_ns(times.memory),
         exposed_memory_us=us_of_ns(times.exposed_memory),
         idle_us=us_of_ns(times.idle),
+        waiting_for_data_us=us_of_ns(times.waiting_for_data),
+        waiting_for_host_us=us_of_ns(times.waiting_for_host),
         by_dimension={d: _dimension(t) for d, t in times.by_dimension.items()},
     )
 

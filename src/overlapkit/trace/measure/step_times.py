@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
 from overlapkit.trace.measure.dimensions import CONFIDENCE, Confidence, Known, dimension_of
+from overlapkit.trace.measure.waiting import Waiting, waiting
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
     COMPUTE,
@@ -27,6 +28,10 @@ Part = Literal["compute", "exposed_comm", "exposed_memory", "idle"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 """The parts in the order of precedence: what computes is not exposed, whatever else it does."""
+
+
+WAITING_FOR_DATA = "waiting for data"
+"""What owns idle time while the host waits for the next batch."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Times:
         memory: copies and memsets.
         exposed_memory: copies and memsets with neither compute nor communication.
         idle: no device work at all.
+        waiting_for_data: the part of idle while the host waits for the next batch.
+        waiting_for_host: the part of idle until the host launches the next work.
         by_dimension: the dimensions that communicate in this trace. Two can be exposed at once.
     """
 
@@ -64,6 +71,8 @@ class Times:
     memory: int
     exposed_memory: int
     idle: int
+    waiting_for_data: int
+    waiting_for_host: int
     by_dimension: dict[str, DimensionTime]
 
     @property
@@ -123,6 +132,7 @@ class WorkSpans:
         exposed, hidden: communication without and with compute.
         exposed_memory: memory operations with neither compute nor communication.
         busy: any device work.
+        waiting: idle time by what the device waits for.
         dimension_comm, dimension_exposed: the communication of each dimension, all and exposed.
     """
 
@@ -136,6 +146,7 @@ class WorkSpans:
     hidden: Spans
     exposed_memory: Spans
     busy: Spans
+    waiting: Waiting
     dimension_comm: dict[str, Spans] = field(default_factory=dict)
     dimension_exposed: dict[str, Spans] = field(default_factory=dict)
 
@@ -154,6 +165,8 @@ class WorkSpans:
             name: getattr(self, name).within(start, end)
             for name in ("compute", "comm", "exposed", "memory", "exposed_memory", "busy")
         }
+        data = self.waiting.data.within(start, end)
+        host = self.waiting.host.within(start, end)
         comm = {d: s.within(start, end) for d, s in self.dimension_comm.items()}
         exposed = {d: s.within(start, end) for d, s in self.dimension_exposed.items()}
         return [
@@ -165,6 +178,8 @@ class WorkSpans:
                 memory=int(columns["memory"][i]),
                 exposed_memory=int(columns["exposed_memory"][i]),
                 idle=window.end - window.start - int(columns["busy"][i]),
+                waiting_for_data=int(data[i]),
+                waiting_for_host=int(host[i]),
                 by_dimension={d: DimensionTime(int(comm[d][i]), int(exposed[d][i])) for d in comm},
             )
             for i, window in enumerate(windows)
@@ -178,6 +193,7 @@ def measure(work: Work, known: Known) -> WorkSpans:
     compute = _of(work, work.kind == COMPUTE)
     comm = _of(work, is_comm)
     memory = _of(work, work.kind == MEMORY)
+    busy = either(compute, comm, memory)
     result = WorkSpans(
         work=work,
         traffic=traffic,
@@ -188,7 +204,8 @@ def measure(work: Work, known: Known) -> WorkSpans:
         exposed=minus(comm, compute),
         hidden=both(comm, compute),
         exposed_memory=minus(memory, either(compute, comm)),
-        busy=either(compute, comm, memory),
+        busy=busy,
+        waiting=waiting(work, busy),
     )
     for dimension in DIMENSIONS:
         kinds = [i for i, t in enumerate(traffic) if t.dimension == dimension]
@@ -273,7 +290,8 @@ def contributions(m: WorkSpans, windows: Sequence[Window]) -> dict[Part, dict[st
     """What each exclusive part consists of: part to label to nanoseconds per window.
 
     Each moment has one owner (of kernels that run at the same time, the one that began first), so
-    the labels of a part add up to it. Idle time is owned by the work that ends it.
+    the labels of a part add up to it. Idle time is owned by the work that ends it, or by the wait
+    for data.
     """
     work = m.work
     label = np.asarray([short(name) for name in work.names], dtype=object)[work.name]
@@ -296,19 +314,21 @@ def contributions(m: WorkSpans, windows: Sequence[Window]) -> dict[Part, dict[st
 def _idle_by_label(
     m: WorkSpans, label: NDArray[np.object_], windows: Sequence[Window]
 ) -> dict[str, Ints]:
-    work = m.work
+    """Idle time by the work that ends it, apart from what waits for data."""
+    work, data = m.work, m.waiting.data
     gap_start, gap_end = m.busy.end[:-1], m.busy.start[1:]
     follower = np.searchsorted(work.start, gap_end, side="left")
     owner = np.minimum(follower, len(work) - 1)
     names = np.asarray([f"before {name}" for name in label[owner]], dtype=object)
-    rows = _Pieces(gap_start, gap_end, names).by_label(windows, None)
+    rows = _Pieces(gap_start, gap_end, names).by_label(windows, data)
+    start = np.asarray([w.start for w in windows], dtype=np.int64)
+    end = np.asarray([w.end for w in windows], dtype=np.int64)
     # A step can begin before its first work, or end after its last.
-    for index, window in enumerate(windows):
-        outside = max(0, min(window.end, work.whole.start) - window.start)
-        outside += max(0, window.end - max(window.start, work.whole.end))
-        if outside:
-            row = rows.setdefault("outside all work", np.zeros(len(windows), dtype=np.int64))
-            row[index] += outside
+    around = [(start, np.minimum(end, work.whole.start)), (np.maximum(start, work.whole.end), end)]
+    outside = sum(np.where(b > a, b - a - data.within(a, b), 0) for a, b in around)
+    for name, row in ((WAITING_FOR_DATA, data.within(start, end)), ("outside all work", outside)):
+        if np.any(row):
+            rows[name] = np.asarray(row, dtype=np.int64)
     return rows
 
 

@@ -47,6 +47,9 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
 
         work = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
         if work is not None:
+            work.host_steps = reading.host_steps.windows()
+            work.frameworks = reading.marks.frameworks
+            work.data_waits = finish_marks(reading.marks, list(reading.names)).waiting_for_data()
             _describe(work, reading)
             return [work]
     raise InputError(
