@@ -20,6 +20,8 @@ from overlapkit.trace.measure.collectives import (
     slowed_compute,
 )
 from overlapkit.trace.measure.dimensions import Confidence, Known, Layout
+from overlapkit.trace.measure.repetition import repetition
+from overlapkit.trace.measure.self_check import self_check
 from overlapkit.trace.measure.step_times import (
     WorkSpans,
     confidence_by_dimension,
@@ -27,7 +29,7 @@ from overlapkit.trace.measure.step_times import (
     measure,
     span_of,
 )
-from overlapkit.trace.rank_report import Options, RankReport, middle_of
+from overlapkit.trace.rank_report import Options, RankReport, StepsFrom, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.parallel_read import Ahead
@@ -143,10 +145,11 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     reports = []
     measured = []
     for work in works:
+        steps_from = _find_steps(work)
         layout = options.layout and options.layout.on(work.world_size, path)
         m = measure(work, Known(tuple(work.groups), layout, work.rank))
         measured.append(m)
-        reports.append(_report(m, options, layout))
+        reports.append(_report(m, options, layout, steps_from))
     if options.annotate is not None:
         from overlapkit.trace.annotate import write_annotated
 
@@ -154,7 +157,25 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     return reports
 
 
-def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport:
+def _find_steps(work: Work) -> StepsFrom | None:
+    """Where the steps of a profile are from; iterations take the place of steps that no range
+    marks, if its kernels repeat clearly."""
+    if work.steps:
+        return "ranges"
+    found = repetition(work) if work.source != "cpu" else None
+    if found is None:
+        return None
+    work.steps = found.windows
+    work.warnings.append(
+        f"no steps are marked: the same sequence of {found.kernels:,} kernels repeats, and each "
+        "repetition is a step"
+    )
+    return "repetition"
+
+
+def _report(
+    m: WorkSpans, options: Options, layout: Layout | None, steps_from: StepsFrom | None
+) -> RankReport:
     work = m.work
     windows = choose_steps(work.steps, options.steps, work.path)
     whole = m.times([work.whole])[0]
@@ -164,6 +185,7 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
     # On a CPU, operators of the same name have different shapes, and cores share resources.
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
     confidence = confidence_by_dimension(m.traffic)
+    check = self_check(m, windows)
     report = RankReport(
         path=work.path,
         source=work.source,
@@ -186,7 +208,11 @@ def _report(m: WorkSpans, options: Options, layout: Layout | None) -> RankReport
                 slowed=slowed,
                 layout=layout,
             )
-        ),
+        )
+        if check.steps_stand_for_trace
+        else [],
+        check=check,
+        steps_from=steps_from,
         calls=calls_by_group(m, scope),
         warnings=_warnings(work, confidence),
     )
@@ -210,7 +236,7 @@ def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
     """What was omitted or assumed, in reading and in measuring."""
     warnings = list(work.warnings)
     if not work.steps:
-        warnings.append("no steps are marked: the whole trace is treated as one step")
+        warnings.append("no steps are marked: all figures are of the whole trace")
     doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
     if doubtful:
         warnings.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -73,7 +73,10 @@ class TraceDiagnosis(Struct, frozen=True, kw_only=True):
     ]
     message: Annotated[str, Meta(description="what the profile shows, in one sentence")]
     evidence: Annotated[dict[str, Any], Meta(description="the figures that it rests on")]
-    cost_us: Annotated[float, Meta(description="time per step that it accounts for")]
+    cost_us: Annotated[
+        float,
+        Meta(description="time per step that it accounts for; without steps, in the trace"),
+    ]
     remedy: Annotated[str, Meta(description="what to try")]
     confidence: Annotated[
         Literal["likely", "possible"],
@@ -97,6 +100,13 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
         JobStack | None,
         Meta(description="the versions that the configuration is for; `null` without `--config`"),
     ]
+    doubts: Annotated[
+        list[str],
+        Meta(
+            description="why figures of this report cannot be relied on, each once; empty where "
+            "nothing is below its threshold"
+        ),
+    ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed, each once")]
     ranks: Annotated[list[TraceRank], Meta(description="the ranks, in order")]
     across_ranks: Annotated[
@@ -105,6 +115,11 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     diagnoses: Annotated[
         list[TraceDiagnosis], Meta(description="the causes of lost time, the costliest first")
     ]
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether figures are per step; otherwise they are of the whole trace."""
+        return any(rank.steps for rank in self.ranks)
 
     @property
     def slowest(self) -> TraceRank:
@@ -135,6 +150,7 @@ def trace_document(
             gpu=next((r.gpu for r in reports if r.gpu), None),
             world_size=next((r.world_size for r in reports if r.world_size), None),
             stack=None if settings is None else stack_document(settings.basis),
+            doubts=_by_rank(reports, lambda report: report.check.doubts),
             warnings=merged_warnings(reports) + about,
             ranks=[rank_of(r) for r in reports],
             across_ranks=None if together is None else _across_ranks(together, reports),
@@ -145,10 +161,17 @@ def trace_document(
 
 def merged_warnings(reports: Sequence[RankReport]) -> list[str]:
     """Each warning once, with the ranks that it concerns where there are several."""
+    return _by_rank(reports, lambda report: report.warnings)
+
+
+def _by_rank(
+    reports: Sequence[RankReport], texts: Callable[[RankReport], Sequence[str]]
+) -> list[str]:
+    """Each text once, with the ranks that it concerns where there are several."""
     where: dict[str, list[int]] = {}
     for report in reports:
-        for warning in report.warnings:
-            where.setdefault(warning, []).append(report.rank or 0)
+        for text in texts(report):
+            where.setdefault(text, []).append(report.rank or 0)
     if len(reports) == 1:
         return list(where)
     return [

@@ -11,7 +11,7 @@ from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence
 from overlapkit.trace.measure.step_times import DimensionTime, Times
-from overlapkit.trace.rank_report import RankReport, median
+from overlapkit.trace.rank_report import RankReport, StepsFrom, median
 from overlapkit.trace.read.device_work import Source
 
 TOP = 10
@@ -126,7 +126,7 @@ class TraceMedian(Struct, frozen=True, kw_only=True):
     """
 
     steps: Annotated[
-        int, Meta(description="number of steps; 1 where the trace marks none and is one window")
+        int, Meta(description="number of steps; 1 where the trace has none and is one window")
     ]
     overlap_pct: OverlapPct
     step_us: StepUs
@@ -207,6 +207,32 @@ class TraceSlowedCompute(Struct, frozen=True, kw_only=True):
     ]
 
 
+class TraceSelfCheck(Struct, frozen=True, kw_only=True):
+    """How far the report on a rank can be relied on."""
+
+    work_in_steps_pct: Annotated[
+        float | None,
+        Meta(
+            description="busy time of the device inside steps, in percent of all of it; `null` "
+            "without steps"
+        ),
+    ]
+    steps_of_trace_pct: Annotated[
+        float | None,
+        Meta(
+            description="the steps together, in percent of the time from the first step or device "
+            "work to the last; `null` without steps"
+        ),
+    ]
+    known_communication_pct: Annotated[
+        float | None,
+        Meta(
+            description="communication in the steps with a known operation and dimension, in "
+            "percent of the durations of all of it; `null` without communication"
+        ),
+    ]
+
+
 class TraceRank(Struct, frozen=True, kw_only=True):
     """One rank; where a file contains several devices, one device of it."""
 
@@ -225,8 +251,16 @@ class TraceRank(Struct, frozen=True, kw_only=True):
     whole: Annotated[TraceWindow, Meta(description="the whole trace")]
     steps: Annotated[
         list[TraceWindow],
-        Meta(description="the requested steps; empty where the trace marks none"),
+        Meta(description="the requested steps; empty where the trace has none"),
     ]
+    steps_from: Annotated[
+        StepsFrom | None,
+        Meta(
+            description="`ranges`: the profile marks them; `repetition`: it does not, and a "
+            "sequence of kernels repeats; `null` where there are no steps"
+        ),
+    ]
+    self_check: Annotated[TraceSelfCheck, Meta(description="how far this report can be relied on")]
     median: Annotated[TraceMedian, Meta(description="the medians over the steps")]
     dimension_confidence: Annotated[
         dict[str, ConfidenceInDimension],
@@ -257,6 +291,12 @@ def rank_of(report: RankReport) -> TraceRank:
         device_events=report.kernels,
         whole=_window(report.whole, zero),
         steps=[_window(t, zero) for t in report.steps],
+        steps_from=report.steps_from,
+        self_check=TraceSelfCheck(
+            work_in_steps_pct=_share(report.check.work_in_steps),
+            steps_of_trace_pct=_share(report.check.steps_of_trace),
+            known_communication_pct=_share(report.check.known_communication),
+        ),
         median=_median([_window(t, zero) for t in report.measured]),
         dimension_confidence=report.confidence,
         exposed_collectives=[_collective(c) for c in report.collectives[:TOP]],
@@ -318,6 +358,10 @@ def _medians(rows: Sequence[Struct], fields: Sequence[str]) -> dict[str, float]:
 
 def _pct(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def _share(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 2)
 
 
 def _collective(c: Collective) -> TraceCollective:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from overlapkit.output.files import Output
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence, Layout
+from overlapkit.trace.measure.self_check import SelfCheck
 from overlapkit.trace.measure.step_times import Part, Times
 from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.timeline import Timeline
 
 ItemT = TypeVar("ItemT")
+
+StepsFrom = Literal["ranges", "repetition"]
+"""What marks the steps: ranges of the profile, or a sequence of kernels that repeats."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RankReport:
         diagnoses: what the profile shows.
         calls: durations and exposed times of each group's collectives.
         warnings: what was omitted or assumed.
+        check: how far the figures can be relied on.
+        steps_from: what marks the steps; None where nothing does.
         owners: part to label to time per step; empty unless requested.
         timeline: the spans of one step; None unless requested.
     """
@@ -74,6 +80,8 @@ class RankReport:
     diagnoses: list[Diagnosis]
     calls: dict[str, tuple[list[int], list[int]]]
     warnings: list[str]
+    check: SelfCheck
+    steps_from: StepsFrom | None
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
 

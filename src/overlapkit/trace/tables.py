@@ -10,15 +10,16 @@ from rich.text import Text
 
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
-from overlapkit.trace.document import TraceDiagnosis, TraceDocument
+from overlapkit.trace.document import TraceDocument
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
-    NO_DIAGNOSES,
     across_sentence,
     configuration,
     cost,
+    diagnosed,
     headline,
     slowed_sentence,
+    waits,
 )
 
 STEP_ROWS = 12
@@ -30,33 +31,39 @@ def show_trace(document: TraceDocument, console: Console) -> None:
     console.print(Text(headline(document), "bold"))
     if configuration(document):
         console.print(Text(configuration(document), "dim"))
+    for doubt in document.doubts:
+        print_item(console, "", Text(doubt, "bold yellow"))
     console.print(_steps(document.ranks))
     rank = document.slowest
+    if waits(rank.median):
+        console.print(Text(f"rank {rank.rank}: {waits(rank.median)}"))
     if rank.median.by_dimension:
         console.print(Text(f"\nCommunication by dimension, rank {rank.rank} (ms)", "bold"))
         console.print(_dimensions(rank))
     if rank.exposed_collectives:
+        extent = "all steps" if rank.steps else "whole trace"
         console.print(
-            Text(f"\nMost expensive collectives, rank {rank.rank}, all steps (ms)", "bold")
+            Text(f"\nMost expensive collectives, rank {rank.rank}, {extent} (ms)", "bold")
         )
         console.print(_collectives(rank, console))
-    slowed = slowed_sentence(rank.slowed_compute, rank.rank)
+    slowed = slowed_sentence(rank.slowed_compute, rank)
     if slowed is not None:
         console.print(Text(f"\n{slowed}"))
     if document.across_ranks is not None:
         console.print(Text(f"\n{across_sentence(document.across_ranks)}"))
-    show_diagnoses(document.diagnoses, console)
+    show_diagnoses(document, console)
     show_warnings(document.warnings, console)
 
 
-def show_diagnoses(diagnoses: Sequence[TraceDiagnosis], console: Console) -> None:
+def show_diagnoses(document: TraceDocument, console: Console) -> None:
     """Print each diagnosis with its cost, remedy and rule."""
-    if not diagnoses:
-        console.print(Text(f"\n{NO_DIAGNOSES}", "green"))
+    if not document.diagnoses:
+        style = "yellow" if document.doubts else "green"
+        console.print(Text(f"\n{diagnosed(document)}", style))
         return
     console.print(Text("\nDiagnoses", "bold"))
-    for d in diagnoses:
-        print_item(console, "- ", Text.assemble(d.message, (f" ({cost(d)})", "dim")))
+    for d in document.diagnoses:
+        print_item(console, "- ", Text.assemble(d.message, (f" ({cost(d, document)})", "dim")))
         rule = f" [rule {d.rule}]" if d.rule else ""
         print_item(console, "  -> ", Text.assemble((d.remedy, "green"), (rule, "dim")))
 
@@ -75,7 +82,8 @@ def _table(first: str, *numbers: str) -> Table:
 
 
 def _steps(ranks: Sequence[TraceRank]) -> Table:
-    table = _table("ms", "step", "compute", "exposed", "hidden", "overlap", "memory", "idle")
+    length = "step" if any(rank.steps for rank in ranks) else "length"
+    table = _table("ms", length, "compute", "exposed", "hidden", "overlap", "memory", "idle")
     several_devices = len({r.rank for r in ranks}) < len(ranks)
     for rank in ranks:
         prefix = f"rank {rank.rank}" + (f" device {rank.device}" if several_devices else "")
@@ -104,7 +112,8 @@ def _add_times(table: Table, name: str, row: TraceWindow | TraceMedian, style: s
 
 
 def _dimensions(rank: TraceRank) -> Table:
-    table = _table("", "communication", "exposed", "hidden", "of step", "assigned")
+    of = "of step" if rank.steps else "of trace"
+    table = _table("", "communication", "exposed", "hidden", of, "assigned")
     step = rank.median.step_us
     for dimension, row in rank.median.by_dimension.items():
         table.add_row(

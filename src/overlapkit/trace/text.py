@@ -6,7 +6,7 @@ from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.measure.step_times import Part
-from overlapkit.trace.rank_document import TraceSlowedCompute
+from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceSlowedCompute
 
 PART_TITLES: dict[Part, str] = {
     "compute": "compute",
@@ -16,10 +16,34 @@ PART_TITLES: dict[Part, str] = {
 }
 """What the exclusive parts of a step are called."""
 
+NOTABLE_WAIT = 0.01
+"""Share of a step from which a cause of idle time is reported."""
+
 NOTABLE_SLOWDOWN = 1.02
 """Ratio from which slowed compute is reported."""
 
 NO_DIAGNOSES = "Nothing stands out."
+NO_VERDICT = "No diagnosis: see above."
+
+
+def diagnosed(document: TraceDocument) -> str:
+    """What to say where there are no diagnoses."""
+    return NO_VERDICT if document.doubts else NO_DIAGNOSES
+
+
+def waits(row: TraceMedian) -> str:
+    """What idle time waits for; empty where that is not known, or small."""
+    named = [
+        (row.waiting_for_data_us, "waiting for data"),
+        (row.waiting_for_host_us, "waiting for the host"),
+    ]
+    parts = [f"{ms_of_us(us)} ms {what}" for us, what in named if us > NOTABLE_WAIT * row.step_us]
+    return f"Of {ms_of_us(row.idle_us)} ms idle: {', '.join(parts)}." if parts else ""
+
+
+def title(document: TraceDocument) -> str:
+    """What the report is about."""
+    return f"Where the time of {'a step' if document.has_steps else 'the trace'} goes"
 
 
 def headline(document: TraceDocument) -> str:
@@ -36,13 +60,14 @@ def configuration(document: TraceDocument) -> str:
     return "" if document.stack is None else f"Configuration: {configured_for(document.stack)}"
 
 
-def slowed_sentence(slowed: TraceSlowedCompute, rank: int) -> str | None:
+def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank) -> str | None:
     """How much longer compute takes beside communication; None where that is negligible."""
     if slowed.ratio is None or slowed.ratio < NOTABLE_SLOWDOWN:
         return None
     return (
         f"Compute beside communication takes {slowed.ratio:.2f} times as long as alone "
-        f"(rank {rank}: {ms_of_us(slowed.lost_us)} ms lost over all steps)."
+        f"(rank {rank.rank}: {ms_of_us(slowed.lost_us)} ms lost over "
+        f"{'all steps' if rank.steps else 'the whole trace'})."
     )
 
 
@@ -60,7 +85,7 @@ def across_sentence(across: TraceAcrossRanks) -> str:
     return text
 
 
-def cost(diagnosis: TraceDiagnosis) -> str:
+def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     """What a diagnosis costs, and how certain it is where that is less than likely."""
-    text = f"{ms_of_us(diagnosis.cost_us)} ms a step"
+    text = f"{ms_of_us(diagnosis.cost_us)} ms{' a step' if document.has_steps else ''}"
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"

@@ -235,7 +235,7 @@ def test_more_than_one_block(tmp_path, monkeypatch):
         assert report.kernels == 303
         assert report.whole.compute == (100 + 10 + 300 * 5) * 1000
         assert report.warnings == [
-            "no steps are marked: the whole trace is treated as one step",
+            "no steps are marked: all figures are of the whole trace",
             *report.warnings[1:],
         ]
 

@@ -1,0 +1,112 @@
+"""Iterations of a profile without marked steps, by a sequence of kernels that repeats.
+
+An iteration of a training loop launches the same kernels in the same order. Some short sequences of
+them occur once in each iteration (the optimizer's, the embedding's), others once in each layer. The
+sequences that occur least often, at equal distances over the whole profile, give the iterations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overlapkit.trace.intervals import Ints, distinct
+from overlapkit.trace.read.device_work import COMPUTE, Work
+from overlapkit.trace.read.recorded import Window
+
+LENGTH = 8
+"""Kernels of a sequence that is looked for."""
+
+LEAST = 3
+"""Occurrences from which a sequence is a repetition: two could be chance."""
+
+SUPPORT = 0.05
+"""Share of an iteration's kernels that must begin such a sequence."""
+
+UNEVEN = 0.02
+"""Difference between iterations in their number of kernels, as a share, up to which they are the
+same work."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Iterations that were found.
+
+    Attributes:
+        windows: the whole iterations, from the start of the repeated sequence to its next one.
+        kernels: the number of kernels of one.
+    """
+
+    windows: list[Window]
+    kernels: int
+
+
+def repetition(work: Work) -> Repetition | None:
+    """The iterations of a profile; None where no clear repetition covers it.
+
+    The part before the first and after the last occurrence is in no iteration.
+    """
+    chosen = _busiest_stream(work)
+    names = work.name[chosen].astype(np.int64)
+    if len(names) < LEAST * LENGTH:
+        return None
+    keys = _sequences(names)
+    _, place = distinct(keys)
+    counts = np.bincount(place)
+    # The places of each sequence, in order.
+    order = np.argsort(place, kind="stable")
+    first = np.concatenate(([0], np.cumsum(counts)))
+    for count in sorted(set(counts[counts >= LEAST].tolist())):
+        found = [
+            order[first[n] : first[n + 1]].tolist()
+            for n in np.flatnonzero(counts == count).tolist()
+        ]
+        even = [places for places in found if _is_even(places, len(names))]
+        if not even:
+            continue
+        length = (even[0][-1] - even[0][0]) / (count - 1)
+        if len(even) >= max(1, SUPPORT * length):
+            return _of(work, chosen, min(even), round(length))
+    return None
+
+
+def _busiest_stream(work: Work) -> NDArray[np.intp]:
+    """The compute kernels of the stream that has most of them."""
+    compute = np.flatnonzero(work.kind == COMPUTE)
+    streams, place = distinct(work.stream[compute])
+    if not len(streams):
+        return compute
+    busiest = int(np.argmax(np.bincount(place)))
+    return np.flatnonzero((work.kind == COMPUTE) & (work.stream == streams[busiest]))
+
+
+def _sequences(names: Ints) -> Ints:
+    """A number for the sequence of kernels that begins at each place; equal where those are."""
+    count = len(names) - LENGTH + 1
+    keys = np.zeros(count, np.int64)
+    for offset in range(LENGTH):
+        # Numbered anew after each kernel, so that different sequences never share a number.
+        _, keys = distinct(keys * (int(names.max()) + 1) + names[offset : offset + count])
+        keys = keys.astype(np.int64)
+    return keys
+
+
+def _is_even(places: list[int], kernels: int) -> bool:
+    """Whether places are at equal distances that cover all kernels but for one at either end."""
+    gaps = np.diff(places)
+    middle = float(np.median(gaps))
+    if middle < LENGTH or np.abs(gaps - middle).max() > max(1.0, UNEVEN * middle):
+        return False
+    return places[0] <= middle and kernels - places[-1] <= 1.5 * middle
+
+
+def _of(work: Work, chosen: NDArray[np.intp], places: list[int], kernels: int) -> Repetition:
+    starts = work.start[chosen[places]].tolist()
+    windows = [
+        Window(f"iteration {number}", number, start, end)
+        for number, (start, end) in enumerate(itertools.pairwise(starts))
+    ]
+    return Repetition(windows, kernels)

@@ -1,0 +1,77 @@
+"""Iterations of a profile without marked steps."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from overlapkit.trace.analyse import analyse_file, read
+from overlapkit.trace.measure.repetition import repetition
+from overlapkit.trace.rank_report import Options
+from support import tiny_trace as tiny
+
+LAYERS = 4
+
+
+def iteration(layers=LAYERS):
+    """Kernel names of a forward, a backward and an optimizer."""
+    forward = [f"f{n}" for n in range(6)] * layers
+    backward = [f"b{n}" for n in range(9)] * layers
+    return ["embedding", "rope", *forward, "loss", *backward, *[f"adam{n}" for n in range(10)]]
+
+
+def trace(tmp_path, names, length=10):
+    events = [tiny.kernel(name, 1000 + 12 * n, length) for n, name in enumerate(names)]
+    return tiny.write(tmp_path / "t.json", events)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 17, 60])
+def test_iterations_are_found_wherever_the_capture_begins(tmp_path, cut):
+    names = iteration() * 5
+    (work,) = read(trace(tmp_path, names[cut:]))
+    found = repetition(work)
+    assert found is not None
+    assert found.kernels == len(iteration())
+    assert {w.end - w.start for w in found.windows} == {12_000 * len(iteration())}
+    assert len(found.windows) >= 3
+
+
+def test_iterations_of_slightly_different_length_are_the_same_work(tmp_path):
+    names = []
+    for number in range(6):
+        names += [*iteration(10), *["extra"] * (number % 2)]
+    (work,) = read(trace(tmp_path, names))
+    found = repetition(work)
+    assert found is not None and len(found.windows) == 5
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        iteration(),
+        iteration() * 2,
+        random.Random(7).choices([f"k{n}" for n in range(40)], k=2000),
+        ["same"] * 500,
+        [*iteration(), *random.Random(7).choices(["a", "b", "c"], k=3000), *iteration() * 3],
+    ],
+    ids=["one iteration", "two", "no order", "one kernel", "only a part repeats"],
+)
+def test_no_iterations_without_a_clear_repetition(tmp_path, names):
+    (work,) = read(trace(tmp_path, names))
+    assert repetition(work) is None
+
+
+def test_iterations_take_the_place_of_steps(tmp_path):
+    path = trace(tmp_path, iteration() * 5)
+    (report,) = analyse_file(path, Options())
+    assert report.steps_from == "repetition"
+    assert [t.window.name for t in report.steps][:2] == ["iteration 0", "iteration 1"]
+    assert any("the same sequence of" in w for w in report.warnings)
+
+
+def test_marked_steps_come_first(tmp_path):
+    events = [tiny.kernel(name, 1000 + 12 * n, 10) for n, name in enumerate(iteration() * 5)]
+    marked = tiny.step(1, 1000, 12 * len(events))
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", [*events, marked]), Options())
+    assert report.steps_from == "ranges" and len(report.steps) == 1
