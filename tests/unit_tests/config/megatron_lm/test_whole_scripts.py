@@ -136,3 +136,23 @@ def test_a_long_list_of_data_files_is_read(tmp_path: Path) -> None:
     assert read_megatron_lm(str(script)).flat()["model.num_layers"] == 2
     # Not a measure of speed: a reading that copies every former value takes minutes.
     assert time.process_time() - began < 20
+
+
+def test_a_batch_script_that_is_written_keeps_its_inner_quotes(tmp_path: Path) -> None:
+    """A heredoc with bash -c, whose text has eval "…" of exports before the launch."""
+    script = tmp_path / "submit.sh"
+    script.write_text(
+        'NODES=2\nENVS="CUDA_DEVICE_MAX_CONNECTIONS=1 OMP_NUM_THREADS=4"\n'
+        'ARGS=(--num-layers 2 --hidden-size 8 --bf16 --tensor-model-parallel-size 4)\n'
+        'CMD="torchrun --nproc_per_node 4 --nnodes $NODES pretrain_gpt.py ${ARGS[@]}"\n'
+        "cat > job.sbatch <<- EOM\n\t#!/bin/bash\n\t#SBATCH --nodes=$NODES\n"
+        '\techo "\\$SLURM_JOB_NODELIST"\n'
+        '\tsrun -l bash -c "\n\t\tcd /code\n\t\teval \\"$ENVS\\" $CMD\n\t"\n'
+        "EOM\nsbatch job.sbatch\n"
+    )
+    settings = read_megatron_lm(str(script))
+    assert settings.flat()["model.tensor_model_parallel_size"] == 4
+    launch = launch_of(settings)
+    assert launch.world_size == 8
+    assert launch.environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert launch.environment["OMP_NUM_THREADS"] == "4"

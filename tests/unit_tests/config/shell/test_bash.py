@@ -62,6 +62,17 @@ for x in h100 b200 9x -; do
   esac
 done
 """,
+    "quotes in a heredoc": """
+A='x y'
+read -r -d '' TEXT <<EOF
+bash -c "run \\"$A\\" \\$A \\\\ "
+EOF
+run "$TEXT"
+read -r -d '' TEXT <<-EOF
+	"$A" 'a "b" c' \\"quoted\\" \\`none\\`
+	EOF
+run "$TEXT"
+""",
     "a function's variables": """
 TP=2
 f() {

@@ -12,7 +12,8 @@ from overlapkit.config.shell.grammar.syntax import (
     Word,
 )
 
-_ESCAPED_IN_QUOTES = '$`"\\'
+_ESCAPED_IN_HEREDOC = "$`\\"
+_ESCAPED_IN_QUOTES = _ESCAPED_IN_HEREDOC + '"'
 _ANSI = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "e": "\x1b", "\\": "\\", "'": "'", '"': '"'}
 
 
@@ -155,6 +156,8 @@ class WordReader(ExpansionReader):
         self.deeper()
         opened, parts, buffer = self.line, list[Part](), list[str]()
         begun = opened
+        # In a heredoc a quote is an ordinary character, and so is a backslash before it.
+        escaped = _ESCAPED_IN_QUOTES if until is not None else _ESCAPED_IN_HEREDOC
 
         def flush() -> None:
             if buffer:
@@ -175,7 +178,7 @@ class WordReader(ExpansionReader):
             if char == "\\" and self.text[self.at + 1 : self.at + 2] == "\n":
                 flush()
                 self.at += 2
-            elif char == "\\" and self.text[self.at + 1 : self.at + 2] in _ESCAPED_IN_QUOTES:
+            elif char == "\\" and self.text[self.at + 1 : self.at + 2] in escaped:
                 buffer.append(self.text[self.at + 1 : self.at + 2])
                 self.at += 2
             elif char in "$`" and (expansion := self._expansion(quoted=True)) is not None:
