@@ -16,7 +16,7 @@ from megatron.bridge.training.edits import ENV
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
 from overlapkit.config.launchers.others import refuse_program
-from overlapkit.config.megatron_lm.arguments import Arguments, read_arguments
+from overlapkit.config.megatron_lm.arguments import Arguments, ask_for, place, read_arguments
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.megatron_lm.job import Job, dialect_of, job_of
@@ -38,6 +38,10 @@ ARGUMENTS = "the arguments"
 
 _FEW_FLAGS = 3
 """A command with fewer flags is a tool (a checkpoint converter), if another command has more."""
+_TRAINS = re.compile(
+    r"(^|/)pretrain[\w.-]*\.py$|megatron[^/]*/([^/]+/)*train[\w.-]*\.py$", re.IGNORECASE
+)
+"""Names of Megatron-LM's training programs and those of its forks."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
 _BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
 
@@ -228,6 +232,7 @@ def _chosen(
             raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
         launches = at[-1:]
     if not launches:
+        _ask_for_arguments(followed.started, path)
         return None, *_without_launch(followed, path, lines, allow_unknown)
     read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
@@ -238,6 +243,21 @@ def _chosen(
             tuple(started.line for started in launches),
         )
     return launches[0], read[0], []
+
+
+def _ask_for_arguments(programs: Sequence[Started], path: str) -> None:
+    """Ask for the arguments of a training program that has no flag of which the text is known.
+
+    Raises:
+        UnknownValue: there is such a program.
+    """
+    for started in programs:
+        head, words = split_launch(started)
+        name = next((w.text for w in reversed(head) if _TRAINS.search(w.text)), None)
+        unknown = next((w.unknown for w in words if w.unknown is not None), None)
+        if name is not None and unknown is not None:
+            where = place(path, next(w for w in words if w.unknown is not None), started.line)
+            raise ask_for(unknown, f"the list of arguments of {name[-60:]}", where)
 
 
 def _without_launch(

@@ -143,7 +143,7 @@ def test_a_batch_script_that_is_written_keeps_its_inner_quotes(tmp_path: Path) -
     script = tmp_path / "submit.sh"
     script.write_text(
         'NODES=2\nENVS="CUDA_DEVICE_MAX_CONNECTIONS=1 OMP_NUM_THREADS=4"\n'
-        'ARGS=(--num-layers 2 --hidden-size 8 --bf16 --tensor-model-parallel-size 4)\n'
+        "ARGS=(--num-layers 2 --hidden-size 8 --bf16 --tensor-model-parallel-size 4)\n"
         'CMD="torchrun --nproc_per_node 4 --nnodes $NODES pretrain_gpt.py ${ARGS[@]}"\n'
         "cat > job.sbatch <<- EOM\n\t#!/bin/bash\n\t#SBATCH --nodes=$NODES\n"
         '\techo "\\$SLURM_JOB_NODELIST"\n'
@@ -156,3 +156,26 @@ def test_a_batch_script_that_is_written_keeps_its_inner_quotes(tmp_path: Path) -
     assert launch.world_size == 8
     assert launch.environment["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     assert launch.environment["OMP_NUM_THREADS"] == "4"
+
+
+ALL_UNKNOWN = {
+    "of a missing file": (
+        "source ./conf.sh\ntorchrun --nproc_per_node 8 pretrain_gpt.py "
+        '"${MODEL_ARGS[@]}" ${TRAINING_ARGS[@]}\n',
+        "t.sh:2: .*pretrain_gpt.py .*give it as MODEL_ARGS=value",
+    ),
+    "printed by a program": (
+        "ARGS=$(python gen.py --out -)\npython -u -m torch.distributed.run --nproc_per_node 8 "
+        "/code/Megatron-LM/train.py $ARGS\n",
+        "train.py .*give it as ARGS=value",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ALL_UNKNOWN)
+def test_arguments_that_are_all_unknown_are_asked_for(kind: str, tmp_path: Path) -> None:
+    """The program trains Megatron-LM, so that to start no job would be wrong."""
+    text, message = ALL_UNKNOWN[kind]
+    (tmp_path / "t.sh").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_megatron_lm(str(tmp_path / "t.sh"))
