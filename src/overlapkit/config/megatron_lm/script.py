@@ -273,7 +273,7 @@ def _without_launch(
         if any(known_flag(field.text) for field in words):
             fields += words
             names.append(name)
-    if not fields and followed.exits is not None:
+    if followed.exits is not None and (followed.decided_by or not fields):
         named = ", ".join(f"{name}=value" for name in followed.decided_by)
         remedy = (
             f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"

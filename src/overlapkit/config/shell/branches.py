@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from overlapkit.config.shell.commands.status import CODES, Status
+from overlapkit.config.shell.commands.status import CODES, Grounds, Status
 from overlapkit.config.shell.grammar.scan import (
     assigned_names,
     leaves,
@@ -52,24 +52,52 @@ class Branches(Programs):
         finally:
             self.conditions -= 1
 
-    def judged(self, condition: Node | CommandList) -> tuple[Status, tuple[str, ...]]:
-        """How a condition ends, and the variables that it read and nothing sets."""
-        before, self.expander.unset = self.expander.unset, []
+    @contextmanager
+    def grounds(self) -> Iterator[Callable[[], Grounds]]:
+        """While a condition is evaluated; what is yielded gives what it depended on."""
+        expander = self.expander
+        unset, read = expander.unset, expander.read
+        expander.unset, expander.read = [], {}
+
+        def found() -> Grounds:
+            names = tuple(name for name in expander.read or () if self.can_be_given(name))
+            return Grounds(tuple(dict.fromkeys(expander.unset)), names)
+
         try:
+            yield found
+        finally:
+            # A condition around this one depends on the same.
+            unset += expander.unset
+            if read is not None:
+                read |= expander.read
+            expander.unset, expander.read = unset, read
+
+    def can_be_given(self, name: str) -> bool:
+        """Whether a value that the caller gives decides, instead of the script's."""
+        if name.isdecimal():
+            return not self.state.has_all_arguments
+        return not any(name in scope for scope in self.state.scopes[1:])
+
+    def judged(self, condition: Node | CommandList) -> tuple[Status, Grounds]:
+        """How a condition ends, and what it depends on."""
+        with self.grounds() as found:
             with self.in_condition():
                 if isinstance(condition, CommandList):
                     status = self.block(condition)
                 else:
                     status = self.node(condition)
-            return status, tuple(dict.fromkeys(self.expander.unset))
-        finally:
-            # A condition in a condition decides on the outer one too.
-            self.expander.unset = list(dict.fromkeys((*before, *self.expander.unset)))
+            return status, found()
 
     @contextmanager
-    def guarded(self, names: tuple[str, ...]) -> Iterator[None]:
-        """While commands are followed that a condition on these variables led to."""
-        before, self.guards = self.guards, tuple(dict.fromkeys((*self.guards, *names)))
+    def guarded(self, grounds: Grounds) -> Iterator[None]:
+        """While commands are followed that a condition led to."""
+        before = self.guards
+        unset = tuple(dict.fromkeys(before.unset + grounds.unset))
+        if grounds.unset or not grounds.read:
+            self.guards = Grounds(unset, before.read)
+        else:
+            # What the script itself sets decides most directly.
+            self.guards = Grounds((), grounds.read)
         try:
             yield
         finally:
@@ -79,7 +107,7 @@ class Branches(Programs):
         return leaves(node, self.state.functions)
 
     def and_or(self, node: AndOr) -> Status:
-        status, names = self.judged(node.first)
+        status, grounds = self.judged(node.first)
         former = node.first
         for number, (connector, command) in enumerate(node.others):
             self.expander.status = CODES.get(status)
@@ -87,19 +115,19 @@ class Branches(Programs):
             if status in (Status.YES, Status.NO):
                 if status is not wanted:
                     continue
-                if names and self.leaves(command):
-                    self.set_otherwise(command.line, names)
+                if grounds.unset and self.leaves(command):
+                    self.set_otherwise(command.line, grounds.unset)
                     status = Status.NO if wanted is Status.YES else Status.YES
                     continue
             elif not self.continues(connector, command, former, status):
                 continue
             last = number == len(node.others) - 1
-            with self.guarded(names):
+            with self.guarded(grounds):
                 if last:
                     former, status = command, self.node(command)
                 else:
                     former, (status, more) = command, self.judged(command)
-                    names = (*names, *more)
+                    grounds = grounds.and_of(more)
         return status
 
     def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
@@ -130,10 +158,11 @@ class Branches(Programs):
         )
 
     def if_command(self, node: If) -> Status:
-        every: tuple[str, ...] = ()
+        every = Grounds()
         for number, (condition, body) in enumerate(node.branches):
-            status, names = self.judged(condition)
-            every = (*every, *names)
+            status, grounds = self.judged(condition)
+            every = every.and_of(grounds)
+            names = grounds.unset
             last = number == len(node.branches) - 1
             shown = " ".join(condition.source.split()).rstrip("; ")[:80]
             line = condition.commands[0].line if condition.commands else node.line
@@ -166,11 +195,10 @@ class Branches(Programs):
         return all(map(self.leaves, [*others, node.otherwise]))
 
     def case(self, node: Case) -> Status:
-        before, self.expander.unset = self.expander.unset, []
-        value = self.expander.scalar(node.word)
-        self.expander.note_unset(value)
-        names = tuple(dict.fromkeys(self.expander.unset))
-        self.expander.unset = list(dict.fromkeys((*before, *names)))
+        with self.grounds() as found:
+            value = self.expander.scalar(node.word)
+            self.expander.note_unset(value)
+            grounds = found()
         if value.unknown is not None and value.unknown.unset:
             value = EMPTY
         bodies = [body for _, body, _ in node.items]
@@ -184,7 +212,7 @@ class Branches(Programs):
         for patterns, body, end in node.items:
             if not falls and not self.fits(value, patterns):
                 continue
-            with self.guarded(names):
+            with self.guarded(grounds):
                 status = self.block(body)
             falls = end == ";&"
             if end == ";;":

@@ -57,7 +57,7 @@ class Followed:
         given: names of variables that the caller gave.
         notes: what was assumed, each with its file and line.
         exits: the line of the ``exit`` that ends it; None where it runs to its end.
-        decided_by: variables that nothing sets and that decide whether it ends there.
+        decided_by: variables that decide whether it ends there.
         unread: why a variable or an argument that is missing may be set all the same; empty where
             everything was read.
     """
@@ -129,7 +129,7 @@ class _Follower(Loops):
             self.expander.status = CODES.get(status)
             strict = "errexit" in self.state.options and not self.conditions
             if strict and status is Status.NO and isinstance(node, (Simple, Test, Counting)):
-                raise Stop("exit", node.line, Status.NO, names=self.guards)
+                raise Stop("exit", node.line, Status.NO, names=self.guards.names)
         return status
 
     def node(self, node: Node) -> Status:
@@ -232,7 +232,7 @@ class _Follower(Loops):
             return self.command(node, words[1:], assigned)
         if name == "exec" and len(words) > 1:
             self.command(node, words[1:], assigned)
-            raise Stop("exit", node.line, Status.ASSUMED, names=self.guards)
+            raise Stop("exit", node.line, Status.ASSUMED, names=self.guards.names)
         body = self.state.functions.get(name)
         if body is not None:
             return self.call(body, words[1:], node.line)

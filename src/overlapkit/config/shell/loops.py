@@ -92,12 +92,12 @@ class Loops(Branches):
         wanted = Status.YES if node.kind == "while" else Status.NO
         for number in range(_MOST_ROUNDS):
             before = len(self.started)
-            status, names = self.judged(condition)
+            status, grounds = self.judged(condition)
             if status not in (Status.YES, Status.NO):
                 if status is Status.ASSUMED and node.kind == "until":
                     return Status.YES
                 if number == 0:
-                    name = names[0] if names else None
+                    name = grounds.unset[0] if grounds.unset else None
                     why = Unknown(name, f"the loop {node.head[:60]!r} sets it", node.line)
                     return self.once(node, why)
                 return Status.YES

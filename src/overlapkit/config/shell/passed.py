@@ -14,7 +14,9 @@ SHOWS_TEXT = frozenset({"echo", "printf", "cat", "logger", "tee", "grep", "sed",
 """Programs that only handle text, even if that is a command."""
 
 _PROGRAM = re.compile(r"(\.py|\btorchrun|\btorch\.distributed\.\w+)(?=\s)")
-_OPTION = re.compile(r"\s-")
+_OPTION = re.compile(r"\s-|[\s\"]\$")
+"""An option, or a variable, which may have some."""
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_@*0-9]")
 _SCRIPT = re.compile(r"(?:^|[\s;&|'\"])[\w./${}-]*\w\.(?:sh|bash|slurm|sbatch)(?=$|[\s;&|'\"])")
 _AFTER_C = re.compile(r"-[a-zA-Z]*c")
 _SHELL_VALUES = frozenset({"-o", "+o", "-O", "+O", "--rcfile", "--init-file"})
@@ -67,7 +69,8 @@ def passed_by(words: Sequence[Field]) -> Passed | None:
 
 def _starts_something(passed: Passed) -> bool:
     text = " ".join(word.text for word in passed.text)
-    return is_command_line(text) or _SCRIPT.search(text) is not None
+    # A variable that the shell expands may have the whole command.
+    return is_command_line(text) or any(p.search(text) for p in (_SCRIPT, _VARIABLE))
 
 
 def _passed_at(words: Sequence[Field], at: int, name: str) -> Passed | None:

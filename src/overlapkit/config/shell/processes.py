@@ -13,6 +13,7 @@ from overlapkit.config.shell.commands.builtins import Builtins
 from overlapkit.config.shell.commands.programs import echoed
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.grammar.parser import parse_script
+from overlapkit.config.shell.grammar.quotes import Quotes
 from overlapkit.config.shell.grammar.syntax import Assignment, Command, CommandList, Simple
 from overlapkit.config.shell.handover import Lost
 from overlapkit.config.shell.slurm import slurm_variables
@@ -221,6 +222,7 @@ class Processes(Builtins):
         self._deeper(line, "commands in values nest without end")
         source, lines = "", list[int]()
         names = self.state.scopes[0]
+        quotes = Quotes()
         for value in text:
             for piece in (*value.pieces, Piece(" ", 0)):
                 shown = piece.text
@@ -228,7 +230,11 @@ class Processes(Builtins):
                     # It stays unknown where it is used, and is reported there.
                     name = f"__unknown_{len(names)}"
                     shown = f"${{{name}}}"
+                    # In single quotes it would be text.
+                    shown = f"'\"{shown}\"'" if quotes.single else shown
                     names[name] = Variable(Field((piece,)))
+                else:
+                    quotes.after(shown)
                 source += shown
                 lines += [piece.line or line] * len(shown)
         try:

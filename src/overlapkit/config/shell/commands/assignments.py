@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from overlapkit.config.shell.commands.status import Status
+from overlapkit.config.shell.commands.status import Grounds, Status
 from overlapkit.config.shell.commands.stream import Stream
 from overlapkit.config.shell.expansion.expand import Expander
 from overlapkit.config.shell.expansion.words import NotKnown
@@ -37,7 +37,7 @@ class Assignments:
 
     Attributes:
         input: what the command that is followed now can read.
-        guards: variables that decide whether it is reached, as far as nothing sets them.
+        guards: what decides whether it is reached.
         loops: how many loops it is in.
     """
 
@@ -46,7 +46,7 @@ class Assignments:
         self.expander = Expander(state, self.captured)
         self.notes: list[str] = []
         self.input = Stream(None)
-        self.guards: tuple[str, ...] = ()
+        self.guards = Grounds()
         self.loops = 0
 
     @property

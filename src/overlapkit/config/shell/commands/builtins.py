@@ -84,7 +84,7 @@ class Builtins(Inputs):
             if not self.loops:
                 return Status.YES
             levels = min(levels, self.loops)
-        raise Stop(kind, node.line, status, max(levels, 1), self.guards)
+        raise Stop(kind, node.line, status, max(levels, 1), self.guards.names)
 
     def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         inside = [w for w in node.words[1:] if isinstance(w, Word)]

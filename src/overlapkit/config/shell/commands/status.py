@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 
 class Status(Enum):
@@ -31,6 +32,27 @@ CODES = {Status.YES: 0, Status.NO: 1, Status.ASSUMED: 0}
 """What ``$?`` is after a command."""
 
 
+class Grounds(NamedTuple):
+    """What a condition depends on.
+
+    Attributes:
+        unset: variables that it read and nothing sets.
+        read: the script's variables that it read.
+    """
+
+    unset: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables to give for another outcome: those that nothing sets, if there are any."""
+        return self.unset or self.read
+
+    def and_of(self, other: Grounds) -> Grounds:
+        """What two conditions depend on."""
+        return Grounds(*(tuple(dict.fromkeys(a + b)) for a, b in zip(self, other, strict=True)))
+
+
 class Stop(Exception):
     """exit, return, break or continue.
 
@@ -39,7 +61,7 @@ class Stop(Exception):
         line: where it is.
         status: how it says that the script or function ended.
         levels: how many loops break or continue leaves.
-        names: variables that decide whether it is reached, as far as nothing sets them.
+        names: variables that decide whether it is reached.
     """
 
     def __init__(

@@ -66,6 +66,7 @@ class Expander(Words):
         Raises:
             NotKnown: the index is not known.
         """
+        self.note_read(name)
         value = self.state.value(name)
         if index is None or (not isinstance(value, (Array, Map)) and index == "0"):
             return self.look_up(name)
@@ -151,6 +152,7 @@ class Expander(Words):
             ]
         if p.index not in ("@", "*"):
             return None
+        self.note_read(p.name)
         value = self.state.value(p.name)
         if value is None:
             default = p.operator.lstrip(":")[:1] in ("-", "=", "+", "?") or p.operator == "length"
@@ -222,8 +224,10 @@ class Expander(Words):
 
     def _special(self, p: Parameter) -> Piece:
         if p.name == "#":
-            if not self.state.positional and not self.state.has_all_arguments:
-                self.unset.append(str(1 + self.state.shifted))
+            if not self.state.has_all_arguments:
+                # There may be more of them than the caller gave.
+                count = len(self.state.positional) + self.state.shifted
+                self.unset.append(str(count + 1))
             return Piece(str(len(self.state.positional)), p.line, p.quoted)
         if p.name == "?" and self.status is not None:
             return Piece(str(self.status), p.line, p.quoted)

@@ -48,12 +48,14 @@ class Words:
         state: the variables; a subshell replaces it.
         unset: names of variables that an expansion read and nothing sets; a condition looks here
             for what it depends on.
+        read: names of all variables that are read while a condition is judged; None elsewhere.
     """
 
     def __init__(self, state: State, capture: Capture) -> None:
         self.state = state
         self.capture = capture
         self.unset: list[str] = []
+        self.read: dict[str, None] | None = None
         self.status: int | None = 0
         self._depth = 0
         self._links = 0
@@ -97,8 +99,16 @@ class Words:
         """The value of ``$NAME``, where that is all that it is."""
         if part.operator or part.index or part.indirect or not part.name.isidentifier():
             return None
+        self.note_read(part.name)
         value = self.state.value(part.name)
         return value if isinstance(value, Field) else None
+
+    def note_read(self, name: str) -> None:
+        """A condition depends on a variable."""
+        if self.read is not None:
+            # Arguments as the caller counts them.
+            shifted = self.state.shifted if name.isdecimal() else 0
+            self.read[str(int(name[:6]) + shifted) if shifted else name] = None
 
     def pattern(self, word: Word, *, extended: bool | None = None) -> Pattern | Unknown:
         """A word as a pattern, or why it is not known."""

@@ -1,0 +1,102 @@
+"""A script that ends before it starts a job: the variable that decides on that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from overlapkit.config.megatron_lm.script import read_megatron_lm
+from overlapkit.errors import InputError
+
+JOB = (
+    "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 --bf16 "
+    "--tensor-model-parallel-size ${TP:-2}\n"
+)
+
+
+def asked(tmp_path: Path, text: str, **given: str) -> str:
+    """The question that a script leads to."""
+    script = tmp_path / "train.sh"
+    script.write_text(text)
+    with pytest.raises(InputError) as raised:
+        read_megatron_lm(str(script), given)
+    return str(raised.value)
+
+
+def tp_of(tmp_path: Path, text: str, **given: str) -> int:
+    """The tensor-parallel size that a script asks for."""
+    script = tmp_path / "train.sh"
+    script.write_text(text)
+    size = read_megatron_lm(str(script), given).flat()["model.tensor_model_parallel_size"]
+    assert isinstance(size, int)
+    return size
+
+
+ENDS = {
+    "a value to fill in": (
+        'export DATA=""\nif [[ -z "$DATA" ]]; then\n  echo "edit DATA"\n  exit 1\nfi\n',
+        "DATA",
+        "/data",
+    ),
+    "a dry run by default": (
+        'DRY=${DRY:-1}\nARGS=(--num-layers 8)\nif [ "$DRY" -eq 1 ]; then\n  exit 0\nfi\n',
+        "DRY",
+        "0",
+    ),
+    "a list of two tests": ("RUN=no\n[ $RUN = yes ] || { echo off; exit 1; }\n", "RUN", "yes"),
+    "the word of a case": (
+        "MODE=help\ncase $MODE in\n  train) ;;\n  *)\n    exit 2\n    ;;\nesac\n",
+        "MODE",
+        "train",
+    ),
+    "an inner condition": (
+        'NODES=1\nSTAGE=0\nif [ $NODES = 1 ]; then\n  if [ "$STAGE" = 0 ]; then exit; fi\nfi\n',
+        "STAGE",
+        "1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_the_script_itself_sets_is_asked_for_where_it_ends_it(
+    name: str, tmp_path: Path
+) -> None:
+    text, variable, value = ENDS[name]
+    assert f"give {variable}=value, which decides on that" in asked(tmp_path, text + JOB)
+    assert tp_of(tmp_path, text + JOB, **{variable: value}) == 2
+
+
+SIZES = """\
+if [ "$SIZE" = small ]; then
+    TP=2
+elif [ "$SIZE" = large ]; then
+    TP=8
+else
+    echo "unknown size"
+    exit 1
+fi
+"""
+
+
+def test_of_several_branches_none_is_chosen_for_the_user(tmp_path: Path) -> None:
+    assert "give SIZE=value, which decides on that" in asked(tmp_path, SIZES + JOB)
+    assert tp_of(tmp_path, SIZES + JOB, SIZE="small") == 2
+    assert tp_of(tmp_path, SIZES + JOB, SIZE="large") == 8
+
+
+def test_a_guard_of_several_tests_on_what_nothing_sets_is_passed(tmp_path: Path) -> None:
+    guard = (
+        'usage() {\n  echo "usage: $0 -t size -n nodes"\n  exit 1\n}\n'
+        'while getopts "t:n:" option; do\n'
+        '  case "$option" in\n    t) TP="$OPTARG" ;;\n    n) NODES="$OPTARG" ;;\n  esac\ndone\n'
+        'if [ -z "$TP" ] || [ -z "$NODES" ]; then\n  usage\nfi\n'
+    )
+    assert "TP=value" in asked(tmp_path, guard + JOB.replace("${TP:-2}", "$TP"))
+    assert tp_of(tmp_path, guard + JOB, TP="4") == 4
+
+
+def test_arguments_that_were_not_asked_for_may_be_there_all_the_same(tmp_path: Path) -> None:
+    guard = 'if [ "$#" -ne 3 ]; then\n  echo "three arguments"\n  exit 1\nfi\nTP=$2\n'
+    assert "2=value" in asked(tmp_path, guard + JOB.replace("${TP:-2}", "$TP"))
+    assert tp_of(tmp_path, guard + JOB, **{"2": "4"}) == 4
