@@ -10,25 +10,23 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from overlapkit.config.shell.grammar.escapes import unescaped
+
 _MOST = 100_000
 """Characters that a program here prints at most."""
 _SPEC = re.compile(
-    r"%(?:(?P<percent>%)|(?P<flags>[-0+ ]*)(?P<width>\d{0,3})"
-    r"(?:\.(?P<digits>\d{1,3}))?(?P<kind>[sdiquxXfbc]))"
+    r"%(?:(?P<percent>%)|(?P<flags>[-0+ #]*)(?P<width>\d{0,3}|\*)"
+    r"(?:\.(?P<digits>\d{0,3}|\*))?(?P<kind>[a-zA-Z(]))"
 )
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "a": "\a", "0": "\0", '"': '"', "'": "'"}
-
-
-def unescaped(text: str) -> str:
-    """Backslash escapes, as ``printf`` and ``echo -e`` read them."""
-    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), text, flags=re.DOTALL)
+_WHOLE = frozenset("diouxX")
+_DECIMALS = frozenset("eEfFgG")
 
 
 def formatted(words: Sequence[str]) -> str | None:
     """What ``printf`` prints of a format and its arguments; None where that is not simple."""
     if not words:
         return None
-    template, arguments = unescaped(words[0]), list(words[1:])
+    template, arguments = unescaped(words[0], "printf"), list(words[1:])
     result = ""
     while True:
         before = len(arguments)
@@ -44,11 +42,15 @@ def formatted(words: Sequence[str]) -> str | None:
 def _formatted_once(template: str, arguments: list[str]) -> str | None:
     result, at = "", 0
     for spec in _SPEC.finditer(template):
-        result += template[at : spec.start()]
-        at = spec.end()
+        plain, at = template[at : spec.start()], spec.end()
+        if "%" in plain:
+            return None
+        result += plain
         if spec["percent"]:
             result += "%"
             continue
+        if "*" in (spec["width"], spec["digits"]):
+            return None
         argument = arguments.pop(0) if arguments else ""
         shown = _shown(spec, argument)
         if shown is None:
@@ -60,21 +62,40 @@ def _formatted_once(template: str, arguments: list[str]) -> str | None:
 
 def _shown(spec: re.Match[str], argument: str) -> str | None:
     kind = spec["kind"]
-    if kind in "sbc":
-        text = unescaped(argument) if kind == "b" else argument
-        text = text[:1] if kind == "c" else text
+    if kind in "sbcq":
+        if kind == "q" and not argument.isprintable():
+            return None
+        text = unescaped(argument, "echo") if kind == "b" else argument
+        text = text[:1] if kind == "c" else quoted_word(argument) if kind == "q" else text
+        text = text if spec["digits"] is None else text[: int(spec["digits"] or 0)]
         width = int(spec["width"] or 0)
         return text.ljust(width) if "-" in spec["flags"] else text.rjust(width)
-    if kind == "q":
-        plain = re.fullmatch(r"[\w@%+=:,./-]+", argument)
-        return argument if plain else None
     try:
-        number = float(argument or 0) if kind == "f" else int(argument or "0", 10)
+        if kind in _DECIMALS:
+            number: float | int = float(argument or 0)
+        elif kind in _WHOLE:
+            number = _whole(argument)
+        else:
+            return None
     except ValueError:
         return None
-    digits = f".{spec['digits']}" if spec["digits"] else ""
+    digits = "" if spec["digits"] is None else f".{spec['digits'] or 0}"
     kind = "d" if kind in "iu" else kind
     return f"%{spec['flags']}{spec['width']}{digits}{kind}" % number
+
+
+def _whole(argument: str) -> int:
+    """A whole number as C writes it, or the code of a character after a quote."""
+    if argument[:1] in ("'", '"') and len(argument) > 1:
+        return ord(argument[1])
+    digits = argument.strip() or "0"
+    octal = re.fullmatch(r"[-+]?0[0-7]+", digits)
+    return int(digits, 8 if octal else 0)
+
+
+def quoted_word(text: str) -> str:
+    """A printable text as ``printf %q`` writes it."""
+    return re.sub(r"[^\w@%+=:./-]", lambda m: f"\\{m[0]}", text) if text else "''"
 
 
 def echoed(words: Sequence[str]) -> str:
@@ -86,7 +107,7 @@ def echoed(words: Sequence[str]) -> str:
         ends = "" if "n" in option else ends
         escapes = "e" in option
     text = " ".join(rest)
-    return (unescaped(text) if escapes else text) + ends
+    return (unescaped(text, "echo") if escapes else text) + ends
 
 
 def printed(
@@ -209,7 +230,7 @@ def _wc(words: list[str], fed: str | None) -> str | None:
 def _tr(words: list[str], fed: str | None) -> str | None:
     if fed is None:
         return None
-    plain = [unescaped(word) for word in words]
+    plain = [unescaped(word, "printf") for word in words]
     named = {"[:upper:]": "[:lower:]", "[:lower:]": "[:upper:]"}
     if len(plain) == 2 and named.get(plain[0]) == plain[1]:
         return fed.lower() if plain[0] == "[:upper:]" else fed.upper()

@@ -97,15 +97,22 @@ class Expander(Words):
 
     def index_word(self, index: str, line: int) -> Field:
         """The text in brackets after expansion, without its quotes."""
-        # Imported here: the parser's words know nothing of values.
-
         reader = WordReader(index, self.state.path, lambda _: line)
         return self.scalar(reader.word(frozenset()))
 
     def _parameter(self, p: Parameter) -> Iterator[Piece | None]:
+        if not p.name:
+            written = (p.argument.literal if p.argument is not None else None) or ""
+            why = f"${{{written[:40]}}} is no expansion of bash"
+            yield Piece("", p.line, p.quoted, Unknown(None, why, p.line))
+            return
         if p.indirect:
             count = known(str(len(self.state.positional)), p.line)
             found = count if p.name == "#" else self.look_up(p.name)
+            meant = self.state.target(p.name)
+            if meant != p.name:
+                yield Piece(meant, p.line, p.quoted)
+                return
             if found is None or found.unknown is not None or not found.text:
                 yield self._lacking(p, found)
                 return
@@ -113,7 +120,8 @@ class Expander(Words):
             p = replace(p, name=name, index=index.rstrip("]") or p.index, indirect=False)
         if p.operator == "names":
             names = sorted(name for name in self.state.every() if name.startswith(p.name))
-            yield from self._several([known(name, p.line) for name in names], replace(p, index="@"))
+            listed = [known(name, p.line) for name in names]
+            yield from self._several(listed, replace(p, name="", index=p.index))
             return
         several = self._list(p)
         if several is not None:
@@ -181,14 +189,14 @@ class Expander(Words):
             value = self.state.value(p.name)
             several = [known(str(key), p.line) for key in _keys(value)]
         elif operator in _TO_WORD:
-            empty = not several
-            if operator.endswith("+") != empty:
-                if operator.endswith("+") or not empty:
-                    chosen = self._argument(p) if operator.endswith("+") else None
-                    yield from chosen if chosen is not None else self._several(several, p)
-                return
-            if empty and not operator.endswith("+"):
+            # With a colon, one empty word counts as none.
+            empty = not several or (operator.startswith(":") and _is_blank(several))
+            if operator.endswith("+"):
+                yield from () if empty else self._argument(p)
+            elif empty and not operator.endswith("?"):
                 yield from self._argument(p)
+            else:
+                yield from self._several(several, replace(p, index=p.index or p.name))
             return
         elif operator == ":":
             first = known(self.state.name or self.state.path, 0)
@@ -342,13 +350,22 @@ class Expander(Words):
                 new = EMPTY if p.second is None else self.scalar(p.second)
                 if new.unknown is not None:
                     return new.unknown
-                return replaced(text, operator, pattern, new.text)
+                result = replaced(text, operator, pattern, new.text)
+                if result != text and "&" in new.text:
+                    # bash 5.2: the text that matched; before: a plain character.
+                    why = "an & in the new text of a replacement depends on bash's version"
+                    return Unknown(None, why, p.line)
+                return result
             if operator[0] in ",^":
                 every = not p.argument.parts
                 change = str.lower if operator[0] == "," else str.upper
                 chars = [change(c) if every or pattern.matches(c) else c for c in text]
                 return "".join(chars if len(operator) == 2 else [*chars[:1], *text[1:]])
         return Unknown(None, f"${{{p.name}…}} has an operator that is not followed", p.line)
+
+
+def _is_blank(several: list[Field]) -> bool:
+    return len(several) == 1 and several[0].unknown is None and not several[0].text
 
 
 def _keys(value: Value | None) -> list[str]:

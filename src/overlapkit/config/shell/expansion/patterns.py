@@ -148,9 +148,10 @@ def _bracket(chars: Sequence[tuple[str, bool]], at: int) -> tuple[_Char, int] | 
     start = at + 1
     negated = start < len(chars) and chars[start][0] in "!^" and not chars[start][1]
     start += negated
-    end = start + 1
+    end = start
     text = "".join(char for char, _ in chars)
-    while end < len(chars) and (chars[end][0] != "]" or chars[end][1]):
+    # A ] that comes first is a member.
+    while end < len(chars) and (end == start or chars[end][0] != "]" or chars[end][1]):
         named = re.compile(r"\[:\w+:\]").match(text, end)
         end = named.end() if named else end + 1
     if end >= len(chars):

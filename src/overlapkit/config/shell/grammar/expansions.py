@@ -70,7 +70,9 @@ class ExpansionReader(Position):
     def _braced(self, line: int, quoted: bool) -> Parameter:
         found = _BRACED.match(self.text, self.at)
         if found is None:
-            raise self.problem("a ${ } has no variable's name", line)
+            # Such as zsh's ${(M)A}: an error only where it is expanded.
+            rest = Text(self.closing("{", "}"), line, True)
+            return Parameter("", line, quoted, "other", Word((rest,), line))
         name, prefix = found["name"], found["prefix"]
         self.at = found.end()
         index = ""
@@ -82,8 +84,8 @@ class ExpansionReader(Position):
             self.expect_closed(line)
             return Parameter(name, line, quoted, "keys", None, index)
         if indirect and self.text[self.at : self.at + 2] in ("@}", "*}"):
-            self.at += 2
-            return Parameter(name, line, quoted, "names")
+            index, self.at = self.text[self.at], self.at + 2
+            return Parameter(name, line, quoted, "names", None, index)
         if prefix == "#":
             self.expect_closed(line)
             return Parameter(name, line, quoted, "length", None, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from overlapkit.config.shell.grammar.escapes import unescaped
 from overlapkit.config.shell.grammar.expansions import ExpansionReader
 from overlapkit.config.shell.grammar.position import ENDS_WORD
 from overlapkit.config.shell.grammar.syntax import (
@@ -14,7 +15,6 @@ from overlapkit.config.shell.grammar.syntax import (
 
 _ESCAPED_IN_HEREDOC = "$`\\"
 _ESCAPED_IN_QUOTES = _ESCAPED_IN_HEREDOC + '"'
-_ANSI = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "e": "\x1b", "\\": "\\", "'": "'", '"': '"'}
 
 
 class WordReader(ExpansionReader):
@@ -148,8 +148,7 @@ class WordReader(ExpansionReader):
         if found is None:
             raise self.problem("a $' is not closed", line)
         self.at = found.end()
-        text = re.sub(r"\\(.)", lambda m: _ANSI.get(m[1], m[0]), found[1], flags=re.DOTALL)
-        return Text(text, line, True)
+        return Text(unescaped(found[1], "quotes"), line, True)
 
     def quoted_parts(self, until: str | None) -> list[Part]:
         """Parts up to a closing quote, which is read too, or to the end of a heredoc's text."""
