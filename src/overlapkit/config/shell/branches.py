@@ -17,9 +17,14 @@ from overlapkit.config.shell.grammar.syntax import (
     AndOr,
     Case,
     CommandList,
+    Counting,
+    Group,
     If,
     Node,
+    Pipeline,
+    Redirected,
     Simple,
+    Test,
     Word,
 )
 from overlapkit.config.shell.launches import Programs
@@ -38,6 +43,7 @@ class Branches(Programs):
     def __init__(self, path: str, state: State) -> None:
         super().__init__(path, state)
         self.conditions = 0
+        self.final: AndOr | None = None
 
     def node(self, node: Node) -> Status:
         """Follow one command."""
@@ -108,9 +114,9 @@ class Branches(Programs):
 
     def and_or(self, node: AndOr) -> Status:
         status, grounds = self.judged(node.first)
-        former = node.first
+        former, final = node.first, False
         for number, (connector, command) in enumerate(node.others):
-            self.expander.status = CODES.get(status)
+            self.remember(status)
             wanted = Status.YES if connector == "&&" else Status.NO
             if status in (Status.YES, Status.NO):
                 if status is not wanted:
@@ -122,13 +128,29 @@ class Branches(Programs):
             elif not self.continues(connector, command, former, status):
                 continue
             last = number == len(node.others) - 1
+            final = last
             with self.guarded(grounds):
                 if last:
                     former, status = command, self.node(command)
                 else:
                     former, (status, more) = command, self.judged(command)
                     grounds = grounds.and_of(more)
+        self.final = node if final else None
         return status
+
+    def remember(self, status: Status) -> None:
+        """What ``$?`` is after a command."""
+        exact = status is Status.NO and self.code is not None
+        self.expander.status = self.code if exact else CODES.get(status)
+
+    def may_end(self, node: Node) -> bool:
+        """Whether ``set -e`` ends the script where this command fails."""
+        if isinstance(node, Redirected):
+            return self.may_end(node.command)
+        if isinstance(node, AndOr):
+            return self.final is node and self.may_end(node.others[-1][1])
+        own = isinstance(node, Group) and node.own_process
+        return own or isinstance(node, (Simple, Test, Counting, Pipeline))
 
     def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
         """Whether the next command of a list runs, after one whose end is assumed or unknown."""

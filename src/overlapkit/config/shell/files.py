@@ -66,6 +66,7 @@ class Files(Processes):
         except Stop as stop:
             if stop.kind != "return":
                 raise
+            self.code = stop.code
             return stop.status
         finally:
             self.file_depth -= 1

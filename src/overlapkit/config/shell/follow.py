@@ -14,7 +14,7 @@ from pathlib import Path
 
 from overlapkit.config.shell.commands.builtins import BUILTINS
 from overlapkit.config.shell.commands.conditions import evaluate_test
-from overlapkit.config.shell.commands.status import CODES, Status, Stop
+from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.commands.stream import Stream, with_end
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import (
@@ -34,7 +34,6 @@ from overlapkit.config.shell.grammar.syntax import (
     Redirected,
     Simple,
     Test,
-    Word,
 )
 from overlapkit.config.shell.loops import Loops
 from overlapkit.config.shell.passed import SHOWS_TEXT
@@ -125,17 +124,23 @@ class _Follower(Loops):
     def block(self, block: CommandList) -> Status:
         status = Status.YES
         for node in block.commands:
+            before = len(self.expander.unset)
             status = self.node(node)
-            self.expander.status = CODES.get(status)
+            self.remember(status)
             strict = "errexit" in self.state.options and not self.conditions
-            if strict and status is Status.NO and isinstance(node, (Simple, Test, Counting)):
-                raise Stop("exit", node.line, Status.NO, names=self.guards.names)
+            if strict and status is Status.NO and self.may_end(node):
+                names = tuple(dict.fromkeys(self.expander.unset[before:]))
+                if not names:
+                    code = self.expander.status
+                    raise Stop("exit", node.line, Status.NO, 1, self.guards.names, code)
+                self.set_otherwise(node.line, names)
         return status
 
     def node(self, node: Node) -> Status:
         self.commands += 1
         if self.commands > MOST_COMMANDS:
             raise InputError(f"{self.path}: runs more commands than a launch script does")
+        self.code = None
         if isinstance(node, Simple):
             return self.simple(node)
         if isinstance(node, AndOr):
@@ -153,9 +158,13 @@ class _Follower(Loops):
             with self.in_condition():
                 return self.node(node.command).negated
         if isinstance(node, Test):
-            return Status.of(evaluate_test(node.words, self.expander))
+            status = Status.of(evaluate_test(node.words, self.expander))
+            self.code = None
+            return status
         if isinstance(node, Counting):
-            return self.counting(node.text)
+            status = self.counting(node.text)
+            self.code = None
+            return status
         return self.process(node)
 
     def process(self, node: Group | Redirected | Pipeline | Background) -> Status:
@@ -180,16 +189,27 @@ class _Follower(Loops):
             return self.ended(node.body)
 
     def pipeline(self, node: Pipeline) -> Status:
-        fed = self.input
+        fed, failed = self.input, False
         for command in node.commands[:-1]:
             output = Output()
             with self.own_process(), self.printing(output):
                 self.input = fed
-                self.ended(CommandList((command,)))
+                failed = self.ended(CommandList((command,))) is Status.NO or failed
             fed = Stream(None if output.unknown is not None else Field(tuple(output.pieces)))
-        with self.own_process():
-            self.input = fed
-            return self.ended(CommandList(node.commands[-1:]))
+        if "lastpipe" in self.state.options:
+            before, self.input = self.input, fed
+            try:
+                status = self.node(node.commands[-1])
+            finally:
+                self.input = before
+        else:
+            with self.own_process():
+                self.input = fed
+                status = self.ended(CommandList(node.commands[-1:]))
+        if failed and "pipefail" in self.state.options and status is not Status.NO:
+            self.code = None
+            return Status.NO
+        return status
 
     # ------------------------------------------------------------------------------- branches
 
@@ -206,6 +226,7 @@ class _Follower(Loops):
         try:
             if not words:
                 return self.assignments(node)
+            self.code = None
             with self.with_assignments(node.assignments):
                 if node.writes and self.output is not None:
                     with self.printing(None):
@@ -216,15 +237,14 @@ class _Follower(Loops):
             return Status.NO
 
     def assignments(self, node: Simple) -> Status:
-        substitutes = any(
-            getattr(part, "body", None) is not None
-            for a in node.assignments
-            if isinstance(a.value, Word)
-            for part in a.value.parts
-        )
+        self.substituted = None
         for assignment in node.assignments:
             self.assign(assignment)
-        return Status.ASSUMED if substitutes else Status.YES
+        if self.substituted is None:
+            return Status.YES
+        # The status of the last command substitution.
+        status, self.code = self.substituted
+        return Status.ASSUMED if status is Status.UNKNOWN else status
 
     def command(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         name = words[0].text
@@ -235,17 +255,18 @@ class _Follower(Loops):
             raise Stop("exit", node.line, Status.ASSUMED, names=self.guards.names)
         body = self.state.functions.get(name)
         if body is not None:
-            return self.call(body, words[1:], node.line)
+            return self.call(name, body, words[1:], node.line)
         builtin = getattr(self, f"do_{BUILTINS.get(name, '')}", None)
         if builtin is not None:
             result: Status = builtin(node, words, assigned)
             return result
         return self.program(node, words)
 
-    def call(self, body: Node, arguments: list[Field], line: int) -> Status:
+    def call(self, name: str, body: Node, arguments: list[Field], line: int) -> Status:
         self._deeper(line, "functions call each other without end")
         state = self.state
         former, scope = (state.positional, state.has_all_arguments), dict[str, Variable]()
+        state.called = (name, *state.called)
         # A function's break leaves no loop of its caller.
         loops, self.loops = self.loops, 0
         state.positional, state.has_all_arguments = list(arguments), True
@@ -255,8 +276,10 @@ class _Follower(Loops):
         except Stop as stop:
             if stop.kind != "return":
                 raise
+            self.code = stop.code
             return stop.status
         finally:
+            state.called = state.called[1:]
             self.leave(scope)
             self.loops = loops
             state.positional, state.has_all_arguments = former

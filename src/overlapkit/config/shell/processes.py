@@ -83,6 +83,7 @@ class Processes(Builtins):
         self.outer: tuple[Field, ...] = ()
         self.output: Output | None = None
         self.calls = 0
+        self.substituted: tuple[Status, int | None] | None = None
 
     def block(self, block: CommandList) -> Status:
         """Follow commands in order."""
@@ -115,6 +116,7 @@ class Processes(Builtins):
         try:
             return self.block(block)
         except Stop as stop:
+            self.code = stop.code
             return stop.status
 
     def captured(self, command: object) -> Field:
@@ -130,7 +132,10 @@ class Processes(Builtins):
                 output.unknown = lacking
             else:
                 with self.own_process(), self.printing(output):
-                    self.ended(command.body)
+                    if "inherit_errexit" not in self.state.options:
+                        self.state.options.discard("errexit")
+                    status = self.ended(command.body)
+                    self.substituted = (status, self.code)
         finally:
             self.calls -= 1
         if output.unknown is not None:

@@ -68,6 +68,7 @@ class State:
         options: of ``set`` and ``shopt``, by name.
         folder: the working folder; None where it is not known.
         source: the file that is followed now, as BASH_SOURCE has it.
+        called: names of the functions that are called now, the innermost one first.
         unread: why a variable that nothing sets may still be set, such as by a file that is not
             here; empty where everything was read.
         lost: variables that a program on the way here did not hand on, or perhaps not.
@@ -87,6 +88,7 @@ class State:
     options: set[str] = field(default_factory=set)
     folder: str | None = None
     source: str = ""
+    called: tuple[str, ...] = ()
     unread: str = ""
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""

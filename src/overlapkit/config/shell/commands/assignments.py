@@ -39,11 +39,13 @@ class Assignments:
         input: what the command that is followed now can read.
         guards: what decides whether it is reached.
         loops: how many loops it is in.
+        code: the exit status of a command that failed; None for the usual 1.
     """
 
     def __init__(self, path: str, state: State) -> None:
         self.path = path
-        self.expander = Expander(state, self.captured)
+        self.expander = Expander(state, self.captured, self.note)
+        self.code: int | None = None
         self.notes: list[str] = []
         self.input = Stream(None)
         self.guards = Grounds()

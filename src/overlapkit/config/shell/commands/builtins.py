@@ -18,6 +18,13 @@ from overlapkit.config.shell.values import (
     not_known,
 )
 
+_LETTERS = {"a": "allexport", "e": "errexit", "f": "noglob", "u": "nounset", "o": "", "x": "xtrace"}
+_OFF = frozenset(
+    {"extglob", "nullglob", "failglob", "dotglob", "globstar", "nocasematch", "lastpipe"}
+)
+"""Options of ``shopt`` that are off where a script starts."""
+_ASSIGNED = re.compile(r"([A-Za-z_]\w*)\s*(?:\+\+|--|[-+*/%&|^]?=(?!=))")
+
 
 class Builtins(Inputs):
     """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
@@ -27,10 +34,14 @@ class Builtins(Inputs):
         try:
             return Status.of(self.expander.count(text) != 0)
         except NotKnown:
-            for name in re.findall(r"([A-Za-z_]\w*)\s*(?:\+\+|--|[-+*/%&|^]?=(?!=))", _plain(text)):
-                why = f"it is set by (({_plain(text).strip()[:40]})), whose value is not known"
-                self.state.put(name, not_known(Unknown(name, why, text.line)))
+            self._obscure_counted(_plain(text), text.line)
             return Status.UNKNOWN
+
+    def _obscure_counted(self, text: str, line: int) -> None:
+        """What an expression may assign is not known."""
+        for name in _ASSIGNED.findall(text):
+            why = f"it is set by (({text.strip()[:40]})), whose value is not known"
+            self.state.put(name, not_known(Unknown(name, why, line)))
 
     def do_let(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         status = Status.UNKNOWN
@@ -40,16 +51,18 @@ class Builtins(Inputs):
                     raise NotKnown(word.unknown)
                 status = Status.of(self.expander.count_text(word.text, node.line) != 0)
             except NotKnown:
+                self._obscure_counted(word.text, node.line)
                 status = Status.UNKNOWN
         return status
 
     def do_set(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         rest = list(words[1:])
-        long_names = {"a": "allexport", "e": "errexit", "u": "nounset", "o": "", "x": "xtrace"}
+        if any(re.fullmatch(r"-\w*n\w*", w.text) for w in rest[:1]):
+            raise Stop("exit", node.line, Status.YES, names=self.guards.names)
         while rest and re.fullmatch(r"[-+]\w+", rest[0].text):
             word = rest.pop(0).text
             on = word[0] == "-"
-            names = [long_names.get(letter, letter) for letter in word[1:]]
+            names = [_LETTERS.get(letter, letter) for letter in word[1:]]
             if "o" in word[1:] and rest:
                 names.append(rest.pop(0).text)
             for name in filter(None, names):
@@ -61,10 +74,17 @@ class Builtins(Inputs):
         return Status.YES
 
     def do_shopt(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
-        on = any(w.text == "-s" for w in words[1:])
-        for word in words[1:]:
-            if not word.text.startswith("-"):
-                (self.state.options.add if on else self.state.options.discard)(word.text)
+        options = "".join(w.text for w in words[1:] if w.text.startswith("-"))
+        names = [w.text for w in words[1:] if not w.text.startswith("-")]
+        if "q" in options:
+            known_off = all(n in self.state.options or n in _OFF for n in names)
+            holds = all(n in self.state.options for n in names)
+            return Status.of(holds if known_off else None)
+        for name in names:
+            if "s" in options:
+                self.state.options.add(name)
+            elif "u" in options:
+                self.state.options.discard(name)
         return Status.YES
 
     def do_eval(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
@@ -73,18 +93,20 @@ class Builtins(Inputs):
     def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         kind = words[0].text
         argument = words[1].text if len(words) > 1 else ""
-        status = Status.YES if not argument else Status.of(argument == "0")
-        if not argument and kind in ("exit", "return"):
-            last = self.expander.status
-            status = Status.UNKNOWN if last is None else Status.of(last == 0)
-        if len(words) > 1 and words[1].unknown is not None:
-            status = Status.UNKNOWN
+        code = self.expander.status
+        if len(words) > 1:
+            number = re.fullmatch(r"[-+]?\d{1,9}", argument) and words[1].unknown is None
+            code = int(argument) & 255 if number else None
+        status = Status.UNKNOWN if code is None else Status.of(code == 0)
         levels = int(argument) if argument.isdecimal() and len(argument) < 3 else 1
         if kind in ("break", "continue"):
             if not self.loops:
                 return Status.YES
             levels = min(levels, self.loops)
-        raise Stop(kind, node.line, status, max(levels, 1), self.guards.names)
+        if kind == "return" and not self.state.called and self.state.source == self.state.path:
+            # Where bash runs the script, this is an error that ends nothing.
+            self.note(node.line, "return outside a function: taken as the end of the script")
+        raise Stop(kind, node.line, status, max(levels, 1), self.guards.names, code)
 
     def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         inside = [w for w in node.words[1:] if isinstance(w, Word)]
@@ -121,6 +143,11 @@ class Builtins(Inputs):
     def do_trap(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         if len(words) > 2 and re.search(r"\w\+?=|(?<![\w-])--\w|\w+", words[1].text):
             self.note(node.line, f"trap {words[1].text[:40]!r} is not followed")
+        return Status.YES
+
+    def do_alias(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        if "expand_aliases" in self.state.options and any("=" in w.text for w in words[1:]):
+            self.note(node.line, "an alias is defined: aliases are not followed")
         return Status.YES
 
     def do_true(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
@@ -160,6 +187,8 @@ BUILTINS = {
     "test": "test",
     "printf": "printf",
     "trap": "trap",
+    "alias": "alias",
+    "unalias": "true",
     ":": "true",
     "true": "true",
     "false": "false",

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable
 
 from overlapkit.config.shell.expansion.expand import Expander
+from overlapkit.config.shell.expansion.regular import searched
 from overlapkit.config.shell.expansion.words import NotKnown
-from overlapkit.config.shell.grammar.syntax import Parameter, Word
-from overlapkit.config.shell.values import Field, Unknown
+from overlapkit.config.shell.grammar.syntax import Parameter, Text, Word
+from overlapkit.config.shell.values import Array, Field, Unknown, known, not_known
 
 Truth = bool | None
 
@@ -22,6 +23,7 @@ _NUMBERS: dict[str, Callable[[int, int], bool]] = {
     "-ge": operator.ge,
 }
 _INTEGER = re.compile(r"\s*[-+]?\d{1,19}\s*")
+_OCTAL = re.compile(r"\s*[-+]?0\d")
 _ORDERS = ("=~", "<", ">", "-nt", "-ot", "-ef")
 
 
@@ -45,22 +47,28 @@ class _Evaluation:
 
     def whole(self) -> Truth:
         if not self.double:
-            # Unquoted variables of [ ] that are empty are no words, which changes its meaning.
-            self.words = tuple(word for word in self.words if self._is_word(word))
+            self.words = tuple(each for word in self.words for each in self._split(word))
+            if len(self.words) == 1:
+                # [ -n ] asks whether the text -n is empty.
+                value = self.known(self.words[0])
+                return None if value is None else bool(value)
         result = self.either()
         if not self.double and self.at < len(self.words):
             # Such as [ = 1 ], where a variable is empty: an error, with which the test fails.
             return False
         return result
 
-    def _is_word(self, word: Word) -> bool:
-        """Whether an expansion leaves a word: an unquoted empty one is none."""
-        if word.literal is not None:
-            return True
-        if any(not isinstance(p, Parameter) or p.quoted for p in word.parts):
-            return True
-        value = self.expander.scalar(word)
-        return value.unknown is not None or bool(value.text.strip())
+    def _split(self, word: Word) -> list[Word]:
+        """The words of ``[ ]`` that a word becomes: an unquoted empty variable is none."""
+        if not any(isinstance(p, Parameter) and not p.quoted for p in word.parts):
+            return [word]
+        names = list(self.expander.unset)
+        fields = self.expander.fields(word)
+        if any(p.unknown is not None and not p.unknown.unset for f in fields for p in f.pieces):
+            self.expander.unset[:] = names
+            return [word]
+        kept = [f for f in fields if f.text or any(p.quoted for p in f.pieces if not p.unknown)]
+        return [Word((Text(f.text, word.line, True),), word.line) for f in kept]
 
     def sign(self) -> str:
         """The plain text of the next word; empty at the end or where the word has expansions."""
@@ -116,6 +124,11 @@ class _Evaluation:
     def unary(self, sign: str, word: Word) -> Truth:
         if sign == "-v":
             return self.is_set(word.literal)
+        if sign == "-o":
+            return word.literal in self.expander.state.options
+        if sign == "-R":
+            variable = self.expander.state.find(word.literal or "")
+            return variable is not None and bool(variable.refers)
         if sign not in ("-z", "-n"):
             return None
         value = self.known(word)
@@ -146,8 +159,7 @@ class _Evaluation:
                 return None if b is None else (a == b) == (sign != "!=")
             return pattern.matches(a) == (sign != "!=") if len(a) < 4000 else None
         if sign == "=~":
-            expression = self.regular(right)
-            return None if expression is None else _searched(a, expression)
+            return self.searched(a, right)
         b = self.known(right)
         if b is None:
             return None
@@ -161,6 +173,25 @@ class _Evaluation:
             return _NUMBERS[sign](numbers[0], numbers[1])
         return (a == b) == (sign != "!=")
 
+    def searched(self, text: str, word: Word) -> Truth:
+        """``text =~ word``, which sets BASH_REMATCH."""
+        expression = self.regular(word)
+        state = self.expander.state
+        if "nocasematch" in state.options:
+            expression = None
+        found = None if expression is None else searched(text, expression)
+        if found is None:
+            why = f"whether {text[:30]!r} matches an expression is not known"
+            state.put("BASH_REMATCH", not_known(Unknown(None, why, word.line)))
+            return None
+        groups = found.groups if found.holds else ()
+        if groups is None:
+            why = "which part of the text a group matches is not followed"
+            state.put("BASH_REMATCH", not_known(Unknown(None, why, word.line)))
+        else:
+            state.put("BASH_REMATCH", Array(tuple(known(each, word.line) for each in groups)))
+        return found.holds
+
     def regular(self, word: Word) -> str | None:
         """A word as a regular expression, whose quoted parts are literal."""
         written = ""
@@ -172,7 +203,7 @@ class _Evaluation:
         return written
 
     def number(self, text: str, line: int) -> int | None:
-        if _INTEGER.fullmatch(text):
+        if _INTEGER.fullmatch(text) and not (self.double and _OCTAL.match(text)):
             return int(text)
         if not self.double:
             return None
@@ -189,26 +220,4 @@ class _Evaluation:
         if all(piece.unknown is None or piece.unknown.unset for piece in value.pieces):
             self.expander.note_unset(value)
             return value.text
-        return None
-
-
-_PLAIN_SEARCH = re.compile(r"[\w\s^$.*+?()|\[\]:{},/=@%-]*")
-
-
-def _searched(text: str, pattern: str) -> Truth:
-    """``text =~ pattern`` for an extended regular expression that Python reads likewise."""
-    if not _PLAIN_SEARCH.fullmatch(pattern) or len(pattern) > 100 or len(text) > 1000:
-        return None
-    if len(re.findall(r"[*+{]", pattern)) > 4 or re.search(r"\)[*+{]", pattern):
-        # Some expressions take a time that grows with a power of the text's length.
-        return None
-    translated = pattern
-    for name, chars in (("digit", "0-9"), ("alpha", "A-Za-z"), ("alnum", "A-Za-z0-9")):
-        translated = translated.replace(f"[:{name}:]", chars)
-    translated = translated.replace("[:space:]", r"\s")
-    if "[:" in translated:
-        return None
-    try:
-        return re.search(translated, text) is not None
-    except re.error:
         return None

@@ -49,7 +49,10 @@ class Declarations(Assignments):
         off = "".join(o[1:] for o in options if o[0] == "+")
         if "f" in on or "F" in on or "p" in on:
             return Status.YES
-        inside = len(self.state.scopes) > 1
+        inside = bool(self.state.called)
+        if command == "local" and not inside:
+            self.note(node.line, "local outside a function is an error, and sets nothing")
+            return Status.NO
         local = inside and command in ("local", "declare", "typeset") and "g" not in on
         attributes = {name: True for key, name in _ATTRIBUTES.items() if key in on}
         attributes |= {name: False for key, name in _ATTRIBUTES.items() if key in off}

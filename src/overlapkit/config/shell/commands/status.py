@@ -60,6 +60,7 @@ class Stop(Exception):
         kind: which of these.
         line: where it is.
         status: how it says that the script or function ended.
+        code: the same as a number; None where that is not known.
         levels: how many loops break or continue leaves.
         names: variables that decide whether it is reached.
     """
@@ -71,9 +72,11 @@ class Stop(Exception):
         status: Status = Status.YES,
         levels: int = 1,
         names: tuple[str, ...] = (),
+        code: int | None = None,
     ) -> None:
         self.kind = kind
         self.line = line
         self.status = status
         self.levels = levels
         self.names = names
+        self.code = code

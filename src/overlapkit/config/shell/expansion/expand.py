@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.expansion.patterns import LONGEST
 from overlapkit.config.shell.expansion.transformations import TRANSFORMED, removed, replaced
 from overlapkit.config.shell.expansion.words import NotKnown, Words
@@ -25,6 +26,15 @@ from overlapkit.config.shell.values import (
     split_into_fields,
 )
 
+_BY_SLURM = ("SLURM_", "SLURMD_")
+_BY_BASH = frozenset(
+    {"RANDOM", "SRANDOM", "SECONDS", "EPOCHSECONDS", "EPOCHREALTIME", "HOSTNAME", "HOSTTYPE"}
+    | {"OSTYPE", "MACHTYPE", "UID", "EUID", "PPID", "GROUPS", "SHELL", "SHLVL", "SHELLOPTS", "_"}
+    | {"BASH", "BASHPID", "BASHOPTS", "BASH_COMMAND", "BASH_LINENO", "BASH_SUBSHELL", "BASH_ARGV"}
+    | {"BASH_VERSION", "BASH_VERSINFO", "COPROC", "DIRSTACK", "PIPESTATUS", "HOME", "USER", "PATH"}
+)
+"""Variables that have a value wherever a script runs: bash's manual, "Bash Variables", and those of
+every login."""
 _TO_WORD = (":-", "-", ":=", "=", ":+", "+", ":?", "?")
 
 
@@ -38,7 +48,26 @@ class Expander(Words):
             name = str(int(name[:6]) + self.state.shifted)
         elif self.state.unread:
             return Unknown(name, self.state.unread, line)
+        if "nounset" in self.state.options:
+            self.demand(name, line, "set -u")
+            return Unknown(name, "it is not set in the script", line)
         return Unknown(name, "it is not set in the script", line, unset=True)
+
+    def demand(self, name: str, line: int, what: str) -> None:
+        """Note that a variable has to be set before the script starts."""
+        if not name.startswith(_BY_SLURM):
+            text = f"{name} is not set in the script, and {what} would end it here"
+            self.note(line, f"{text}: taken as set before it starts")
+
+    def needed(self, name: str, line: int) -> None:
+        """Where ``set -u`` ends the script because a variable certainly has no value.
+
+        Raises:
+            Stop: it does.
+        """
+        if "nounset" in self.state.options:
+            self.note(line, f"{name} has no value: set -u ends the script here")
+            raise Stop("exit", line, Status.NO, code=1)
 
     def look_up(self, name: str) -> Field | None:
         """A variable's value as one text; None where it is not set."""
@@ -54,6 +83,8 @@ class Expander(Words):
         if name == "BASH_SOURCE":
             return known(state.source, 0)
         value = state.value(name)
+        if value is None and name in _BY_BASH:
+            return not_known(Unknown(name, "bash sets it where the script runs", 0))
         if isinstance(value, Array):
             return value.fields[0] if value.fields else None
         if isinstance(value, Map):
@@ -68,7 +99,14 @@ class Expander(Words):
         """
         self.note_read(name)
         value = self.state.value(name)
-        if index is None or (not isinstance(value, (Array, Map)) and index == "0"):
+        if name == "LINENO":
+            return known(str(line), line)
+        if name == "FUNCNAME":
+            value = Array(tuple(known(each, line) for each in self.state.called))
+        by_bash = value is None and name in _BY_BASH
+        if index is None or by_bash or (not isinstance(value, (Array, Map)) and index == "0"):
+            if name == "FUNCNAME":
+                return next(iter(fields_of(value)), None)
             return self.look_up(name)
         if isinstance(value, Map):
             return value.fields.get(index)
@@ -162,6 +200,8 @@ class Expander(Words):
             return None
         self.note_read(p.name)
         value = self.state.value(p.name)
+        if value is None and p.name in _BY_BASH:
+            return [not_known(Unknown(p.name, "bash sets it where the script runs", p.line))]
         if value is None:
             default = p.operator.lstrip(":")[:1] in ("-", "=", "+", "?") or p.operator == "length"
             if not default:
@@ -247,6 +287,7 @@ class Expander(Words):
             return Piece("", p.line, p.quoted, found.unknown)
         if self.state.find(p.name) is not None or self._is_no_argument(p.name):
             # Declared without a value, as by local: certainly empty.
+            self.needed(p.name, p.line)
             return Piece("", p.line, p.quoted)
         lacking = self.unset_one(p.name, p.line)
         self.unset.append(lacking.name or p.name)
@@ -258,6 +299,8 @@ class Expander(Words):
     def _operated(self, p: Parameter, found: Field | None) -> Iterator[Piece | None]:
         operator = p.operator
         maybe = found is None and bool(self.state.unread)
+        if operator in ("?", ":?"):
+            found = self._required(p, found)
         if operator in _TO_WORD and operator.lstrip(":") != "?":
             # A value that comes from a variable that nothing sets is empty as well.
             empty = found is None or (
@@ -295,6 +338,22 @@ class Expander(Words):
                 yield from self._counted(part_of(found, *part).pieces, quoted=p.quoted)
         else:
             yield self._changed(p, found)
+
+    def _required(self, p: Parameter, found: Field | None) -> Field:
+        """A value that ``${A:?}`` needs.
+
+        Raises:
+            Stop: there certainly is none.
+        """
+        blank = found is not None and not found.text and found.unknown is None
+        if found is not None and not (blank and p.operator == ":?"):
+            return found
+        if found is None and self.state.find(p.name) is None and not self._is_no_argument(p.name):
+            self.unset.append(p.name)
+            self.demand(p.name, p.line, f"${{{p.name}{p.operator}}}")
+            return not_known(replace(self.unset_one(p.name, p.line), unset=False))
+        self.note(p.line, f"{p.name} has no value: ${{{p.name}{p.operator}}} ends the script here")
+        raise Stop("exit", p.line, Status.NO, code=1)
 
     def _argument(self, p: Parameter) -> Iterator[Piece | None]:
         """The word after ``:-``; only its quoted parts are quoted, unless the whole is."""

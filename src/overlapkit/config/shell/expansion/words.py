@@ -9,7 +9,7 @@ from dataclasses import replace
 from overlapkit.config.shell.expansion.arithmetic import Incalculable, calculate
 from overlapkit.config.shell.expansion.braces import braces_expanded
 from overlapkit.config.shell.expansion.patterns import Pattern
-from overlapkit.config.shell.grammar.syntax import Arithmetic, Command, Parameter, Text, Word
+from overlapkit.config.shell.grammar.syntax import Arithmetic, Command, Parameter, Part, Text, Word
 from overlapkit.config.shell.state import MOST_FIELDS, State
 from overlapkit.config.shell.values import (
     Array,
@@ -34,6 +34,10 @@ Capture = Callable[[Command], Field]
 """What a command substitution gives."""
 
 
+Note = Callable[[int, str], None]
+"""Records what was assumed at a line."""
+
+
 class NotKnown(Exception):
     """An expression contains something that is not known."""
 
@@ -51,9 +55,10 @@ class Words:
         read: names of all variables that are read while a condition is judged; None elsewhere.
     """
 
-    def __init__(self, state: State, capture: Capture) -> None:
+    def __init__(self, state: State, capture: Capture, note: Note) -> None:
         self.state = state
         self.capture = capture
+        self.note = note
         self.unset: list[str] = []
         self.read: dict[str, None] | None = None
         self.status: int | None = 0
@@ -132,20 +137,25 @@ class Words:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise InputError(f"{self.state.path}:{word.line}: defaults nest too deeply")
-        for part in word.parts:
-            if isinstance(part, Text):
-                self._spend(len(part.text), 0)
-                yield Piece(part.text, part.line, quoted=True, file=self._file())
-            elif isinstance(part, Command):
-                found = self.capture(part)
-                if part.quoted and not found.pieces:
-                    yield Piece("", part.line, quoted=True)
-                yield from self._counted(found.pieces, quoted=part.quoted)
-            elif isinstance(part, Arithmetic):
-                yield self._calculated(part)
-            else:
-                yield from self._parameter(part)
-        self._depth -= 1
+        try:
+            for part in word.parts:
+                yield from self._of_part(part)
+        finally:
+            self._depth -= 1
+
+    def _of_part(self, part: Part) -> Iterator[Piece | None]:
+        if isinstance(part, Text):
+            self._spend(len(part.text), 0)
+            yield Piece(part.text, part.line, quoted=True, file=self._file())
+        elif isinstance(part, Command):
+            found = self.capture(part)
+            if part.quoted and not found.pieces:
+                yield Piece("", part.line, quoted=True)
+            yield from self._counted(found.pieces, quoted=part.quoted)
+        elif isinstance(part, Arithmetic):
+            yield self._calculated(part)
+        else:
+            yield from self._parameter(part)
 
     def _file(self) -> str:
         state = self.state
@@ -172,6 +182,14 @@ class Words:
 
     def element(self, name: str, index: str | None, line: int) -> Field | None:
         """A variable's value, or that of an array's element; None where it is not set."""
+        raise NotImplementedError
+
+    def needed(self, name: str, line: int) -> None:
+        """Where ``set -u`` ends the script because a variable certainly has no value.
+
+        Raises:
+            Stop: it does.
+        """
         raise NotImplementedError
 
     def unset_one(self, name: str, line: int) -> Unknown:
@@ -218,6 +236,7 @@ class Words:
         found = self.element(name, None if index is None else str(index), line)
         if found is None and self.state.find(name) is not None:
             # Declared without a value, as by local: certainly empty.
+            self.needed(name, line)
             return 0
         if found is None:
             self.unset.append(name)
