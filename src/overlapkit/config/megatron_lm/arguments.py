@@ -344,11 +344,16 @@ def _note_strays(flag: str, rest: Sequence[Field], path: str, result: Arguments)
             # It may bring any flag, so that no flag is certainly absent.
             raise ask_for(unknown, "a part of the arguments", place(path, stray))
         if unknown is not None and unknown.name and not stray.text:
-            text = f"{unknown.name} has no known value: taken as empty"
+            text = f"{_argument(unknown.name)} has no known value ({unknown.why}): taken as empty"
             result.notes.append(f"{place(path, stray)}: {text}")
         elif stray.text:
             text = f"{stray.text[:40]!r} after {flag} is not an argument of Megatron-LM"
             result.notes.append(f"{place(path, stray)}: {text}")
+
+
+def _argument(name: str) -> str:
+    """A variable's name, or that of a script's argument."""
+    return f"argument {name}" if name.isdecimal() else name
 
 
 def _may_be_flags(word: Field) -> bool:

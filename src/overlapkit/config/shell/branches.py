@@ -120,6 +120,7 @@ class Branches(Programs):
             wanted = Status.YES if connector == "&&" else Status.NO
             if status in (Status.YES, Status.NO):
                 if status is not wanted:
+                    self.left_to(grounds, command)
                     continue
                 if grounds.unset and self.leaves(command):
                     self.set_otherwise(command.line, grounds.unset)
@@ -206,10 +207,19 @@ class Branches(Programs):
                     self.note(line, f"{what}: taken as false")
                 status = Status.NO
             if status is Status.YES:
+                later = [each for _, each in node.branches[number + 1 :]]
+                self.left_to(every, *later, node.otherwise)
                 with self.guarded(every):
                     return self.block(body)
+            self.left_to(every, body)
         with self.guarded(every):
             return self.block(node.otherwise)
+
+    def left_to(self, grounds: Grounds, *skipped: Node | CommandList) -> None:
+        """Record that variables which nothing sets decide what the commands skipped would set."""
+        if grounds.unset:
+            for name in assigned_names(*skipped):
+                self.state.deciders.setdefault(name, grounds.unset)
 
     def is_only_way(self, node: If, number: int) -> bool:
         """Whether a script ends unless this branch is taken; of several, each would do."""
@@ -231,6 +241,7 @@ class Branches(Programs):
                 self.obscure(value.unknown, *bodies)
             return Status.UNKNOWN
         status, falls = Status.YES, False
+        self.left_to(grounds, *bodies)
         for patterns, body, end in node.items:
             if not falls and not self.fits(value, patterns):
                 continue

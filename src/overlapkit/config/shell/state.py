@@ -74,6 +74,8 @@ class State:
         lost: variables that a program on the way here did not hand on, or perhaps not.
         beyond: why the environment may have more variables than were followed, such as those of a
             container's image; empty where it has none.
+        deciders: by the name of a variable that only commands set which are not followed, the
+            variables that decide on these and that nothing sets.
     """
 
     path: str
@@ -93,6 +95,7 @@ class State:
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
     alive: int = 0
+    deciders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def copy(self) -> State:
         """The state of a new process."""
@@ -101,6 +104,7 @@ class State:
             scopes=[dict(scope) for scope in self.scopes],
             positional=list(self.positional),
             functions=dict(self.functions),
+            deciders=dict(self.deciders),
             options=set(self.options),
         )
 

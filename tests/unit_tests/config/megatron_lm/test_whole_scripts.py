@@ -179,3 +179,28 @@ def test_arguments_that_are_all_unknown_are_asked_for(kind: str, tmp_path: Path)
     (tmp_path / "t.sh").write_text(text)
     with pytest.raises(InputError, match=message):
         read_megatron_lm(str(tmp_path / "t.sh"))
+
+
+DECIDED = {
+    "if": (
+        'if [ "$SIZE" = 7B ]; then\n  LAYERS=32\nelif [ "$SIZE" = 70B ]; then\n  LAYERS=80\nfi\n'
+    ),
+    "case": "case ${SIZE} in\n  7B) LAYERS=32 ;;\n  70B)\n    LAYERS=80\n    ;;\nesac\n",
+    "list": "[[ $SIZE == 7B ]] && LAYERS=32\n[[ $SIZE == 70B ]] && LAYERS=80\n",
+}
+
+
+@pytest.mark.parametrize("kind", DECIDED)
+def test_the_variable_that_decides_on_a_value_is_asked_for(kind: str, tmp_path: Path) -> None:
+    """Not the one that the branches set, though that one can be given as well."""
+    script = tmp_path / "train.sh"
+    head = f"NODES=$1\nSIZE=$2\n{DECIDED[kind]}"
+    script.write_text(
+        f"{head}torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers $LAYERS --hidden-size 8\n"
+    )
+    with pytest.raises(InputError, match=r"2, .*it decides what LAYERS is.* give it as 2=value"):
+        read_megatron_lm(str(script))
+    assert read_megatron_lm(str(script), {"2": "70B"}).flat()["model.num_layers"] == 80
+    assert read_megatron_lm(str(script), {"LAYERS": "4"}).flat()["model.num_layers"] == 4
+    with pytest.raises(InputError, match="give it as LAYERS=value"):
+        read_megatron_lm(str(script), {"2": "13B"})

@@ -46,6 +46,10 @@ class Expander(Words):
         if name.isdecimal():
             # As the caller counts it.
             name = str(int(name[:6]) + self.state.shifted)
+        elif name in self.state.deciders:
+            decider = self.state.deciders[name][0]
+            why = f"it decides what {name} is, and is not set in the script"
+            return Unknown(decider, why, line, unset=not self.state.unread)
         elif self.state.unread:
             return Unknown(name, self.state.unread, line)
         if "nounset" in self.state.options:
