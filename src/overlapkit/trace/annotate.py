@@ -10,7 +10,7 @@ from overlapkit.output.files import Output
 from overlapkit.trace.intervals import Spans, minus
 from overlapkit.trace.measure.step_times import WorkSpans, span_of
 from overlapkit.trace.read.byte_source import ByteSource
-from overlapkit.trace.read.json_events import split_head
+from overlapkit.trace.read.json.events import split_head
 
 _FIRST_PROCESS = 2_000_000_000
 """Process id of the first added track, above any that Linux assigns (up to 4,194,304)."""

@@ -168,8 +168,8 @@ def test_control_characters_and_unescaped_backslashes(tmp_path):
     text = json.dumps(tiny.document([*PAIR, tiny.kernel("odd", 1200, 10)]))
     assert figures(of_text(tmp_path, text.replace("odd", "a\tb\nc")))[0] == 110
     report = of_text(tmp_path, text.replace("odd", "C:\\path"))
-    assert figures(report) == (100, 50, 50)
-    assert warned(report, "unreadable event")
+    assert figures(report) == (110, 50, 50)
+    assert warned(report, "not escaped, repaired")
 
 
 def test_names_with_escape_sequences_and_surrogates(tmp_path):

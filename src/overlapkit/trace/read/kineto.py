@@ -126,8 +126,10 @@ def _finish(path: str, reading: Reading) -> list[Work]:
         works.append(work)
     if not works:
         raise InputError(f"{path}: none of its device events has a usable time and duration")
+    lost = reading.lost.warning(works)
     for work in works:
         _describe(work, reading)
+        work.warnings += [lost] if lost is not None else []
     return works
 
 

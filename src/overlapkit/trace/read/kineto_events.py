@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from overlapkit.trace.read.byte_source import ByteSource
-from overlapkit.trace.read.json_events import EventReader, NotInShares
+from overlapkit.trace.read.json.events import EventReader, NotInShares
 from overlapkit.trace.read.marks import Names
 from overlapkit.trace.read.recorded import Call, Reading, WorkColumns
 from overlapkit.trace.read.timestamps import EXACT_DOUBLE_US, integer, usable_ns
@@ -179,6 +179,7 @@ def read_events(
         _take(chosen, reading, want_host)
         _take_marks([e for e in events if e.cat in _MARKS and names[e.name]], reading)
     reading.problems.update(reader.problems)
+    reading.lost = reader.lost
     reading.metadata, reading.cut = reader.metadata, reader.cut
     return reading
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overlapkit.output.printable import printable
+from overlapkit.trace.read.json.lost_events import LostEvents
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class Reading:
         host: operators and annotations, where they matter.
         marks: ranges on the host that say what launched a kernel; their names are in `names`.
         problems: what was omitted or repaired, with counts.
+        lost: device events that could not be read.
         metadata: the other keys at the top level of the file.
         cut: whether the file ends before its list of events does.
     """
@@ -200,6 +202,7 @@ class Reading:
     host: HostRanges = field(default_factory=HostRanges)
     marks: MarkColumns = field(default_factory=MarkColumns)
     problems: Counter[str] = field(default_factory=Counter)
+    lost: LostEvents = field(default_factory=LostEvents)
     metadata: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
 
@@ -233,6 +236,7 @@ class Reading:
         self.marks.call += [-1 if number < 0 else calls[number] for number in other.marks.call]
         self.marks.frameworks.update(other.marks.frameworks)
         self.problems.update(other.problems)
+        self.lost.update(other.lost)
 
 
 def _renumbered(mine: dict[Any, int], theirs: dict[Any, int]) -> list[int]:

@@ -1,8 +1,9 @@
 """Splits the JSON of a trace into chunks of complete events, without keeping the file in memory.
 
 Blocks of bytes are cut between one event and the next. A cut is a guess from a few bytes. A chunk
-that decodes as a list proves that its cuts are right, since its braces and quotes balance. Other
-chunks are walked through token by token.
+that decodes as a list proves that its cuts are right, since its braces and quotes balance. One that
+does not is repaired where what is wrong is known, then read event by event. Only what is left of it
+is walked through token by token.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from overlapkit.errors import InputError
 from overlapkit.trace.read.byte_source import ByteSource
-from overlapkit.trace.read.event_walk import EVENT_LIMIT, EventWalk
+from overlapkit.trace.read.json.event_walk import EVENT_KEYS, EVENT_LIMIT, EventWalk
+from overlapkit.trace.read.json.lost_events import DEVICE_EVENT, LostEvents
+from overlapkit.trace.read.json.repair import UNESCAPED, repair_chunk, repair_strings
 
 HEAD_LIMIT = 64 << 20
 """Bytes allowed before the list of events, and after it."""
@@ -30,9 +34,9 @@ MAX_REPEATED = 8 << 20
 
 _WHITE = b" \t\r\n"
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
-_NOT_A_NUMBER = re.compile(
-    rb'((?<!\\)":\s*|[\[,]\s*)[+-]?(?:NaN|nan|Infinity|infinity|INF|Inf|inf)(?=\s*[,}\]])'
-)
+_FIRST_KEY = re.compile(rb'\s*\{\s*"(\w{1,20})"\s*:')
+
+_LIST_END = re.compile(rb"(?<=\})\s*\](?=\s*[,}])")
 
 EventT = TypeVar("EventT")
 
@@ -54,6 +58,7 @@ class EventReader(Generic[EventT]):
     Attributes:
         metadata: the other keys at the top level; complete after the last chunk.
         problems: what was omitted or repaired, with counts.
+        lost: the device events that could not be read.
         cut: whether the file ends before its list of events does.
     """
 
@@ -67,11 +72,13 @@ class EventReader(Generic[EventT]):
         self.source = source
         self.metadata: dict[str, Any] = {}
         self.problems: Counter[str] = Counter()
+        self.lost = LostEvents()
         self.cut = False
         self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
         self._lenient = lenient
         self._share = share
         self._repeated = 0
+        self._event_start: re.Pattern[bytes] | None = None
 
     def chunks(self) -> Iterator[list[EventT]]:
         """The events of each chunk.
@@ -100,7 +107,7 @@ class EventReader(Generic[EventT]):
                     buffer = buffer[following:]
                     continue
             self._refuse_shares()
-            events, done, ended = self._walk(buffer, final=False)
+            events, done, ended = self._salvage(buffer, final=False)
             yield events
             buffer = buffer[done:]
             if ended:
@@ -108,7 +115,7 @@ class EventReader(Generic[EventT]):
         if mine:
             return
         if not ended:
-            events, done, ended = self._walk(buffer, final=True)
+            events, done, ended = self._salvage(buffer, final=True)
             yield events
             buffer = buffer[done:]
         self.cut = not ended or self.source.cut
@@ -143,36 +150,83 @@ class EventReader(Generic[EventT]):
         if tail is None:
             self.problems["metadata after the events not readable"] += 1
         else:
+            if tail.pop("traceEvents", None):
+                self.problems["second list traceEvents, not read"] += 1
             self.metadata.update(tail)
 
     def _decode(self, chunk: bytes) -> list[EventT] | None:
         """The events of a chunk; None if it is not a list of events."""
+        decoded = self._plain(chunk)
+        if decoded is not None:
+            return decoded
+        repaired = repair_chunk(chunk)
+        if repaired is None:
+            return None
+        text, found = repaired
+        decoded = self._plain(text)
+        if decoded is not None:
+            self.problems.update(found)
+        return decoded
+
+    def _plain(self, chunk: bytes) -> list[EventT] | None:
         try:
             return self._decoder.decode(chunk)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass
-        repaired = self._repair(chunk)
-        if repaired is None:
-            return None
-        try:
-            return self._decoder.decode(repaired)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    def _repair(self, text: bytes) -> bytes | None:
-        """The text in UTF-8 and without NaN and Infinity; None if it has neither problem."""
-        repaired, count = _NOT_A_NUMBER.subn(rb"\1null", text)
-        if count:
-            # Two neighbors in a list share a comma, which the first pass can have consumed.
-            repaired = _NOT_A_NUMBER.sub(rb"\1null", repaired)
-            self.problems["NaN or Infinity, treated as absent"] += count
-        try:
-            repaired.decode()
-        except UnicodeDecodeError:
-            repaired = repaired.decode(errors="replace").encode()
-            self.problems["chunk with invalid UTF-8, invalid bytes replaced"] += 1
-            count += 1
-        return repaired if count else None
+    def _salvage(self, buffer: bytes, *, final: bool) -> tuple[list[EventT], int, bool]:
+        """Read the events one by one.
+
+        Args:
+            buffer: text that is not a list of events.
+            final: whether the file ends with it. Otherwise its last event is left.
+
+        Returns:
+            The events, how many bytes are dealt with, and whether the list ends there.
+        """
+        starts = self._starts(buffer)
+        if not final and not starts:
+            return self._walk(buffer, final=False)
+        events: list[EventT] = []
+        unread: int | None = None
+        begin = 0
+        for start in starts:
+            found = self._one(buffer[begin:start].rstrip(_WHITE + b","))
+            if found is None:
+                unread = begin if unread is None else unread
+            else:
+                if unread is not None:
+                    # Events follow: a bracket in between does not end the list.
+                    events += self._walk(buffer[unread:begin], final=True)[0]
+                    unread = None
+                events += found
+            begin = start
+        if not final:
+            if unread is not None:
+                events += self._walk(buffer[unread:begin], final=True)[0]
+            return events, begin, False
+        if unread is None and (last := self._last(buffer[begin:])) is not None:
+            return events + last[0], begin + last[1], True
+        unread = begin if unread is None else unread
+        more, done, ended = self._walk(buffer[unread:], final=True)
+        return events + more, unread + done, ended
+
+    def _last(self, text: bytes) -> tuple[list[EventT], int] | None:
+        """The last event of the list, and where the list ends; None if either is not clear."""
+        for match in islice(_LIST_END.finditer(text), 10):
+            if (
+                found := self._one(text[: match.start()])
+            ) is not None and b'"traceEvents"' not in text:
+                return found, match.end()
+        return None
+
+    def _starts(self, buffer: bytes) -> list[int]:
+        """Where events seem to begin after others, by the key that the first event begins with."""
+        if self._event_start is None:
+            first = _FIRST_KEY.match(buffer)
+            keys = EVENT_KEYS if first is None else first.group(1)
+            self._event_start = re.compile(rb',\s*(?=\{\s*"(?:%b)"\s*:)' % keys)
+        return [match.end() for match in self._event_start.finditer(buffer)]
 
     def _walk(self, buffer: bytes, *, final: bool) -> tuple[list[EventT], int, bool]:
         """Go through the text token by token.
@@ -182,8 +236,15 @@ class EventReader(Generic[EventT]):
         """
         walk = EventWalk(buffer, final=final, on_damage=self._damaged)
         events: list[EventT] = []
+        seen = 0
         for text in walk.events():
-            self._one(text, events)
+            found = self._one(text)
+            if found is None:
+                self.problems["unreadable event, omitted"] += 1
+            else:
+                events += found
+                seen += len(DEVICE_EVENT.findall(text))
+        self.lost.add(buffer[: walk.done], read=seen)
         return events, walk.done, walk.ended
 
     def _damaged(self, repeated: int) -> None:
@@ -195,16 +256,19 @@ class EventReader(Generic[EventT]):
         ):
             raise InputError(f"{self.source.path}: too damaged to read; export the trace again")
 
-    def _one(self, text: bytes, events: list[EventT]) -> None:
+    def _one(self, text: bytes) -> list[EventT] | None:
+        """The event in the text of one; None if it cannot be read."""
         decoded = self._decode(b"[" + text + b"]")
         if decoded is not None:
-            events.extend(decoded)
-            return
+            return decoded
+        escaped = repair_strings(text)
+        if escaped is not None and escaped != text:
+            decoded = self._decode(b"[" + escaped + b"]")
+            if decoded is not None:
+                self.problems[UNESCAPED] += 1
+                return decoded
         plain = _loads(text)
-        if plain is None:
-            self.problems["unreadable event, omitted"] += 1
-            return
-        events.append(self._lenient(plain))
+        return None if plain is None else [self._lenient(plain)]
 
 
 def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:

@@ -12,7 +12,10 @@ DEPTH_LIMIT = 100
 """Brackets open at once, beyond which the same holds: the arguments of an event nest a few deep."""
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
-_EVENT_START = re.compile(rb'\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args|id|s|bp)"\s*:')
+EVENT_KEYS = b"ph|cat|name|pid|tid|ts|dur|args|id|s|bp"
+"""Keys that an event can begin with, as alternatives of a regular expression."""
+
+_EVENT_START = re.compile(rb'\{\s*"(?:%b)"\s*:' % EVENT_KEYS)
 _MARKED_EVENT = re.compile(rb'\{\s*"ph"\s*:')
 
 

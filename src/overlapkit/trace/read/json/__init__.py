@@ -1,0 +1,1 @@
+"""From bytes to the events of a JSON trace, however damaged it is."""
