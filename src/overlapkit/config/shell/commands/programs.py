@@ -95,7 +95,7 @@ def _whole(argument: str) -> int:
 
 def quoted_word(text: str) -> str:
     """A printable text as ``printf %q`` writes it."""
-    return re.sub(r"[^\w@%+=:./-]", lambda m: f"\\{m[0]}", text) if text else "''"
+    return re.sub(r"(^[~#]|(?<=[=:])~|[ \"'\\|&;()<>!{}*\[\]?^$`,])", r"\\\1", text) or "''"
 
 
 def echoed(words: Sequence[str]) -> str:
