@@ -15,7 +15,7 @@ from pathlib import Path
 from overlapkit.config.shell.commands.builtins import BUILTINS
 from overlapkit.config.shell.commands.conditions import evaluate_test
 from overlapkit.config.shell.commands.status import Status, Stop
-from overlapkit.config.shell.commands.stream import Stream, with_end
+from overlapkit.config.shell.commands.stream import Stream
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import (
     AndOr,
@@ -171,8 +171,7 @@ class _Follower(Loops):
         """Commands with their own input or in their own processes."""
         if isinstance(node, Redirected):
             before = self.input
-            text = self.expander.scalar(node.inputs[-1]) if node.inputs else None
-            self.input = Stream(None if text is None else with_end(text))
+            self.input = Stream(self.fed(node.inputs[-1]) if node.inputs else None)
             try:
                 return self.node(node.command)
             finally:

@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 
 from overlapkit.config.shell.commands.programs import printed
 from overlapkit.config.shell.commands.status import Status, Stop
-from overlapkit.config.shell.commands.stream import with_end
 from overlapkit.config.shell.files import Files
 from overlapkit.config.shell.grammar.syntax import Simple
 from overlapkit.config.shell.passed import SHELLS, Passed, is_command_line, passed_by
@@ -34,7 +33,7 @@ class Programs(Files):
     def fed_to(self, node: Simple) -> Field | None:
         """The input of a program; None where it is not known."""
         if node.inputs:
-            return with_end(self.expander.scalar(node.inputs[-1]))
+            return self.fed(node.inputs[-1])
         return None if node.reads else self.input.text
 
     def program(self, node: Simple, words: list[Field]) -> Status:

@@ -75,6 +75,21 @@ SNIPPETS = {
     "heredoc quoted": "A=5\nread -r -d '' B <<'EOF'\nx $A\nEOF\nrun $B",
     "heredoc tabs": "read -r -d '' B <<-EOF\n\tx\n\ty\n\tEOF\nrun $B",
     "heredoc then more": "read B <<EOF; run first\nx y\nEOF\nrun $B",
+    "lines of commands": "mapfile -t A < <(printf '%s\\n' a 'b c'); run \"${A[@]}\" ${#A[@]}",
+    "no lines of commands": 'mapfile -t A < <(true); run "${A[@]}" ${#A[@]}',
+    "a loop over commands": (
+        "N=0; while IFS== read -r K V; do N=$((N+1)); run $K $V; done "
+        "< <(echo x=1; echo 'y=2 3'); run $N"
+    ),
+    "read of commands": 'read -r A B < <(echo one two three); run "$A" "$B"',
+    "matched parts": (
+        'A=m_7b_tp4; [[ $A =~ _([0-9]+)b_tp([0-9]+) ]] && run "${BASH_REMATCH[@]}" '
+        "${BASH_REMATCH[2]}; [[ v1.2 =~ ^v([0-9]+)\\.([0-9]) ]]; run ${BASH_REMATCH[1]}; "
+        '[[ $A =~ (x) ]] || run none "${BASH_REMATCH[1]-}"; [[ $A =~ "b_t" ]] && run quoted'
+    ),
+    "quoted for a shell": (
+        'A=(--x "a b" "(0,1)" \'$y\' ""); B=$(printf " %q" "${A[@]}"); run "$B"; eval "run $B"'
+    ),
     "herestring": 'A="x y"; read B <<< "$A"; run $B',
     "eval": "A=\"run a 'b c'\"; eval $A",
     "export": 'export A=1 B="2 3"; run $A "$B"; export "C=4"; run $C',

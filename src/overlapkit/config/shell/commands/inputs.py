@@ -8,7 +8,7 @@ from overlapkit.config.shell.commands.assignments import NAME
 from overlapkit.config.shell.commands.declarations import Declarations
 from overlapkit.config.shell.commands.status import Status
 from overlapkit.config.shell.commands.stream import Stream, with_end
-from overlapkit.config.shell.grammar.syntax import Assignment, Simple
+from overlapkit.config.shell.grammar.syntax import Assignment, Command, Simple, Word
 from overlapkit.config.shell.values import (
     BLANKS,
     EMPTY,
@@ -24,6 +24,13 @@ from overlapkit.config.shell.values import (
 
 class Inputs(Declarations):
     """The commands, each as ``do_<name>(command, its expanded words, its assignments)``."""
+
+    def fed(self, word: Word) -> Field:
+        """What a heredoc, ``<<<`` or ``< <(…)`` feeds in."""
+        text = self.expander.scalar(word)
+        prints = len(word.parts) == 1 and isinstance(word.parts[0], Command)
+        nothing = prints and not text.text and text.unknown is None
+        return EMPTY if nothing else with_end(text)
 
     def do_shift(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         count = words[1].text if len(words) > 1 else "1"
@@ -75,8 +82,8 @@ class Inputs(Declarations):
                 array = its.text if last == "a" else array
                 delimiter = its.text[:1] if last == "d" else delimiter
         stream = self.input
-        if node.inputs:
-            stream = Stream(with_end(self.expander.scalar(node.inputs[-1])))
+        if node.inputs or node.reads:
+            stream = Stream(self.fed(node.inputs[-1]) if node.inputs else None)
         found = stream.text is not None and bool(delimiter) and delimiter in stream.text.text
         row = stream.line(delimiter)
         if row is None or row.unknown is not None:
@@ -119,7 +126,7 @@ class Inputs(Declarations):
         name = names[-1] if names else "MAPFILE"
         cut = any(re.fullmatch(r"-\w*t\w*", w.text) for w in words[1:])
         plain = all(re.fullmatch(r"-t", w.text) or w.text in names for w in words[1:])
-        text = self.expander.scalar(node.inputs[-1]) if node.inputs else self.input.text
+        text = self.fed(node.inputs[-1]) if node.inputs else self.input.text
         if text is None or text.unknown is not None or not plain or node.reads:
             why = "it is read when the script runs"
             self.state.put(name, not_known(Unknown(name, why, node.line)))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from overlapkit.config.shell.commands.getopt import arranged
 from overlapkit.config.shell.grammar.escapes import unescaped
 
 _MOST = 100_000
@@ -283,6 +284,7 @@ def _ends(words: list[str], fed: str | None, *, first: bool) -> str | None:
 
 _PROGRAMS: dict[str, Callable[[list[str], str | None], str | None]] = {
     "seq": _seq,
+    "getopt": lambda words, fed: arranged(words),
     "basename": _basename,
     "dirname": _dirname,
     "expr": _expr,

@@ -207,8 +207,8 @@ class _Parser(CompoundReader):
             found = _REDIRECTION.match(self.text, self.at)
             if found is None:
                 break
-            reads = reads or found[0].lstrip("0123456789") == "<"
             fed = self.redirection()
+            reads = reads or (fed is None and found[0].lstrip("0123456789") == "<")
             inputs += [fed] if fed is not None else []
         inputs += self.heredocs()
         return Redirected(node, tuple(inputs), reads, line) if inputs or reads else node
@@ -226,8 +226,8 @@ class _Parser(CompoundReader):
                 following = self.text[redirected.end() :].lstrip(" \t")[:1]
                 to_errors = redirected[0] in (">&", "1>&") and following == "2"
                 writes = writes or to_errors or redirected[0] in (">", ">>", ">|", "1>", "1>>")
-                reads = reads or redirected[0] == "<"
                 fed = self.redirection()
+                reads = reads or (fed is None and redirected[0] == "<")
                 inputs += [fed] if fed is not None else []
                 continue
             if self.text[self.at] == "(":
@@ -284,7 +284,7 @@ class _Parser(CompoundReader):
             words.append(self.word())
 
     def redirection(self) -> Word | None:
-        """Read a redirection; the text that it feeds in, where that is on this line."""
+        """Read a redirection; what it feeds in, where that is a text or a command."""
         found = _REDIRECTION.match(self.text, self.at)
         assert found is not None
         operator = re.sub(r"^(\d+|\{\w+\})", "", found[0])
@@ -297,6 +297,10 @@ class _Parser(CompoundReader):
         if operator in ("<<", "<<-"):
             self.pending_heredoc(strip_tabs=operator == "<<-")
             return None
+        if operator == "<" and self.text.startswith("<(", self.at):
+            line = self.line
+            self.at += 2
+            return Word((self.substitution(line, True),), line)
         if operator in ("<", ">") and self.text.startswith(("<(", ">("), self.at):
             self.at += 2
             self.closing("(", ")")

@@ -100,7 +100,7 @@ class Simple:
     """A simple command: assignments before it, and its words.
 
     Attributes:
-        inputs: the texts of its heredocs and ``<<<``.
+        inputs: the texts of its heredocs and ``<<<``, and the commands of ``< <(…)``.
         writes: whether its output goes to a file.
         reads: whether its input comes from a file.
     """
@@ -191,9 +191,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Redirected:
-    """A compound command with its input: the texts of heredocs and ``<<<``.
+    """A compound command with its input: texts of heredocs and ``<<<``, commands of ``< <(…)``.
 
-    `reads` is whether its input comes from a file or a program.
+    `reads` is whether its input comes from a file.
     """
 
     command: Node
