@@ -185,6 +185,9 @@ DECIDED = {
     "if": (
         'if [ "$SIZE" = 7B ]; then\n  LAYERS=32\nelif [ "$SIZE" = 70B ]; then\n  LAYERS=80\nfi\n'
     ),
+    "unquoted": (
+        "if [ $SIZE = 7B ]; then\n  LAYERS=32\nelif [ $SIZE = 70B ]; then\n  LAYERS=80\nfi\n"
+    ),
     "case": "case ${SIZE} in\n  7B) LAYERS=32 ;;\n  70B)\n    LAYERS=80\n    ;;\nesac\n",
     "list": "[[ $SIZE == 7B ]] && LAYERS=32\n[[ $SIZE == 70B ]] && LAYERS=80\n",
 }
@@ -204,3 +207,15 @@ def test_the_variable_that_decides_on_a_value_is_asked_for(kind: str, tmp_path: 
     assert read_megatron_lm(str(script), {"LAYERS": "4"}).flat()["model.num_layers"] == 4
     with pytest.raises(InputError, match="give it as LAYERS=value"):
         read_megatron_lm(str(script), {"2": "13B"})
+
+
+def test_a_default_needs_no_variable_under_set_u(tmp_path: Path) -> None:
+    """set -u ends a script for $A, and not for ${A:-1}, whatever the default is."""
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "set -euo pipefail\nROOT=${ROOT:-$(pwd)}\nTP=${TP:-2}\nOUT=${OUT:-$ROOT/out}\n"
+        f"{JOB} --tensor-model-parallel-size $TP --save $OUT --seq-length ${{L-64}} ${{EXTRA:-}}\n"
+    )
+    settings = read_megatron_lm(str(script))
+    assert settings.flat()["model.tensor_model_parallel_size"] == 2
+    assert not [note for note in launch_of(settings).notes if "set -u" in note]

@@ -67,6 +67,8 @@ class _Evaluation:
         if any(p.unknown is not None and not p.unknown.unset for f in fields for p in f.pieces):
             self.expander.unset[:] = names
             return [word]
+        for each in fields:
+            self.expander.note_unset(each)
         kept = [f for f in fields if f.text or any(p.quoted for p in f.pieces if not p.unknown)]
         return [Word((Text(f.text, word.line, True),), word.line) for f in kept]
 

@@ -43,19 +43,21 @@ class Expander(Words):
 
     def unset_one(self, name: str, line: int) -> Unknown:
         """Why a variable that nothing sets is not known."""
-        if name.isdecimal():
-            # As the caller counts it.
-            name = str(int(name[:6]) + self.state.shifted)
-        elif name in self.state.deciders:
+        name = self.as_given(name)
+        if name in self.state.deciders:
             decider = self.state.deciders[name][0]
             why = f"it decides what {name} is, and is not set in the script"
             return Unknown(decider, why, line, unset=not self.state.unread)
-        elif self.state.unread:
+        if self.state.unread and not name.isdecimal():
             return Unknown(name, self.state.unread, line)
         if "nounset" in self.state.options:
             self.demand(name, line, "set -u")
             return Unknown(name, "it is not set in the script", line)
         return Unknown(name, "it is not set in the script", line, unset=True)
+
+    def as_given(self, name: str) -> str:
+        """A variable's name; an argument's number as the caller counts it."""
+        return str(int(name[:6]) + self.state.shifted) if name.isdecimal() else name
 
     def demand(self, name: str, line: int, what: str) -> None:
         """Note that a variable has to be set before the script starts."""
@@ -319,7 +321,7 @@ class Expander(Words):
                 return
             if missing:
                 if found is None:
-                    self.unset.append(self.unset_one(p.name, p.line).name or p.name)
+                    self.unset.append(self.as_given(p.name))
                 yield from self._argument(p)
                 if operator.endswith("=") and p.argument is not None:
                     self.state.put(p.name, self.scalar(p.argument))
