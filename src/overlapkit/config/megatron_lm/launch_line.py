@@ -19,7 +19,14 @@ _PROCESSES = ("--nproc-per-node", "--nproc_per_node")
 _EVERY_GPU = ("gpu", "auto")
 """Values of --nproc-per-node that mean one process for each GPU of the node."""
 _DEEPSPEED_GPUS = ("--num_gpus", "--num_accelerators")
-_MPI = ("mpirun", "mpiexec", "mpiexec.hydra")
+_MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "mpirun_rsh", "aprun")
+_RESOURCE_SETS = (
+    ("--nrs", "-n"),
+    ("--tasks_per_rs", "-a"),
+    ("--np", "-p"),
+    ("--rs_per_host", "-r"),
+)
+"""Of jsrun: the number of its resource sets, tasks in each, all tasks, sets on each node."""
 _MPI_PROCESSES = ("-npernode", "--npernode", "-N", "-ppn", "--ppn", "-perhost")
 """Processes per node, by Open MPI and by MPICH and its relatives."""
 _MPI_MAPPING = ("-map-by", "--map-by")
@@ -90,6 +97,16 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
         ranks = ranks or (each * nodes if each and nodes else None)
         if ranks is not None:
             return ranks
+    options = line.after("jsrun")
+    if options is not None and (tasks := line.tasks_of_jsrun(options)[0]):
+        return tasks
+    options = line.after("flux")
+    if options is not None:
+        tasks, nodes = line.option(options, "--ntasks", "-n"), line.option(options, "--nodes", "-N")
+        each = line.option(options, "--tasks-per-node")
+        tasks = tasks or (nodes * each if nodes and each else None)
+        if tasks is not None:
+            return tasks
     options = line.after("srun")
     if options is not None:
         tasks, nodes, each = line.slurm_tasks(options)
@@ -119,6 +136,10 @@ def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher 
     options = line.after(*_MPI)
     if options is not None:
         return Launcher("mpirun", _if_known(line.mpi_processes, options), has_mpi=True)
+    options = line.after("jsrun")
+    if options is not None:
+        each = _if_known(lambda words: line.tasks_of_jsrun(words)[1], options)
+        return Launcher("jsrun", each, has_mpi=True)
     options = line.after("srun")
     if options is not None:
         mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
@@ -189,6 +210,12 @@ class _Line:
         nodes = nodes or number_of(self.slurm.get("SLURM_NNODES", ""))
         each = each or number_of(self.slurm.get("SLURM_NTASKS_PER_NODE", ""))
         return tasks, nodes, each
+
+    def tasks_of_jsrun(self, options: Sequence[Field]) -> tuple[int | None, int | None]:
+        """Tasks that jsrun starts, and those on each node; None each where not given."""
+        sets, each, tasks, here = (self.option(options, *names) for names in _RESOURCE_SETS)
+        all_of = tasks or (sets * each if sets and each else None)
+        return all_of, each * here if each and here else None
 
     def processes_of_srun(self, options: Sequence[Field]) -> int | None:
         """Tasks that srun starts on each node, else the GPUs of a node, which they cannot exceed

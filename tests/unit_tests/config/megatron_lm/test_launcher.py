@@ -35,6 +35,9 @@ FLAGS = (
         ("srun --gpus-per-node=4 -N 2 torchrun --nproc_per_node=gpu", ("torchrun", 4, False)),
         ("torchrun --nproc_per_node=gpu", ("torchrun", None, False)),
         ("deepspeed --num_gpus 8 --num_nodes 2", ("deepspeed", 8, None)),
+        ("aprun -n 8 -N 4 python", ("mpirun", 4, True)),
+        ("jsrun -n 4 -a 2 -r 2 python", ("jsrun", 4, True)),
+        ("jsrun -n 4 -a 2 python", ("jsrun", None, True)),
         ("python", None),
     ],
 )
@@ -70,6 +73,12 @@ def test_the_processes_of_a_batch_script(batch: str, processes: int | None, conf
         ("srun --gpus-per-node=4 torchrun --nnodes 2 --nproc_per_node=gpu", 8),
         ("mpirun -npernode 4 python", 8),
         ("srun -N 2 --ntasks-per-node 4 python", 8),
+        ("aprun -n 8 -N 4 -d 16 python", 8),
+        ("jsrun -n 4 -a 2 -g 2 -r 2 python", 8),
+        ("jsrun --np=8 --nrs 2 python", 8),
+        ("flux run -N 2 --tasks-per-node=4 python", 8),
+        ("flux run -n 8 -g 1 python", 8),
+        ("mpirun_rsh -np 8 -hostfile hosts python", 8),
     ],
 )
 def test_the_size_of_a_job(line: str, size: int, config) -> None:

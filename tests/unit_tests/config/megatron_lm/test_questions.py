@@ -100,3 +100,13 @@ def test_arguments_that_were_not_asked_for_may_be_there_all_the_same(tmp_path: P
     guard = 'if [ "$#" -ne 3 ]; then\n  echo "three arguments"\n  exit 1\nfi\nTP=$2\n'
     assert "2=value" in asked(tmp_path, guard + JOB.replace("${TP:-2}", "$TP"))
     assert tp_of(tmp_path, guard + JOB, **{"2": "4"}) == 4
+
+
+def test_a_return_that_ends_nothing_asks_for_what_nobody_gave(tmp_path: Path) -> None:
+    choice = (
+        "case $1 in\n  tensor)\n    TP=$2\n    ;;\n  *)\n    echo unknown\n    return 1\n"
+        "    ;;\nesac\n"
+    )
+    assert "give 1=value, which decides on that" in asked(tmp_path, choice + JOB)
+    assert tp_of(tmp_path, choice + JOB, **{"1": "tensor", "2": "4"}) == 4
+    assert tp_of(tmp_path, choice + JOB, **{"1": "other"}) == 2

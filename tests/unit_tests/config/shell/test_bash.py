@@ -116,6 +116,18 @@ TP=6 &
 wait
 run $TP $#
 """,
+    "a return of the script itself": """
+TP=2
+if [ "$TP" = 2 ]; then
+  return 1
+fi
+run $TP $?
+return 0 2>/dev/null || TP=4
+run $TP
+f() { return 3; run no; }
+f
+run $TP $?
+""",
     "printf to a variable": """
 printf -v TP '%d' 8
 printf -v NAME '%s-%03d' x 7

@@ -103,10 +103,19 @@ class Builtins(Inputs):
             if not self.loops:
                 return Status.YES
             levels = min(levels, self.loops)
-        if kind == "return" and not self.state.called and self.state.source == self.state.path:
-            # Where bash runs the script, this is an error that ends nothing.
-            self.note(node.line, "return outside a function: taken as the end of the script")
+        if kind == "return" and self.runs_script():
+            # An error that ends nothing; the author meant the end, if what nobody gave led here.
+            if self.guards.unset:
+                raise Stop("exit", node.line, status, names=self.guards.names, code=code)
+            self.note(node.line, "return outside a function: bash goes on behind it")
+            self.code = 2
+            return Status.NO
         raise Stop(kind, node.line, status, max(levels, 1), self.guards.names, code)
+
+    def runs_script(self) -> bool:
+        """Whether the script itself is followed now: no function, and no file that it sources."""
+        state = self.state
+        return not state.called and state.source == (state.name or state.path)
 
     def do_test(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         inside = [w for w in node.words[1:] if isinstance(w, Word)]
