@@ -25,7 +25,9 @@ _CAUSES: dict[str, frozenset[str]] = {
 }
 """Each diagnosis, and the knobs that can cause it."""
 
-NOT_EXPOSED = frozenset({"device-idle", "copies-exposed", "compute-slowed"})
+NOT_EXPOSED = frozenset(
+    {"device-idle", "waits-for-data", "waits-for-host", "copies-exposed", "compute-slowed"}
+)
 """Diagnoses of lost time that is not exposed communication."""
 
 

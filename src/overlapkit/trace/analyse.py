@@ -12,6 +12,7 @@ from overlapkit.errors import InputError
 from overlapkit.output.progress import progress
 from overlapkit.processes import WorkerLost, in_workers
 from overlapkit.trace.diagnose.diagnosis import Case
+from overlapkit.trace.diagnose.framework import detect
 from overlapkit.trace.diagnose.profile import diagnose
 from overlapkit.trace.measure.collectives import (
     SlowedCompute,
@@ -186,6 +187,7 @@ def _report(
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
     confidence = confidence_by_dimension(m.traffic)
     check = self_check(m, windows)
+    framework = detect(work, m.traffic, configured=layout is not None)
     report = RankReport(
         path=work.path,
         source=work.source,
@@ -207,11 +209,14 @@ def _report(
                 scope=scope,
                 slowed=slowed,
                 layout=layout,
+                framework=framework,
+                marked=steps_from is not None,
             )
         )
         if check.steps_stand_for_trace
         else [],
         check=check,
+        framework=framework,
         steps_from=steps_from,
         calls=calls_by_group(m, scope),
         warnings=_warnings(work, confidence),

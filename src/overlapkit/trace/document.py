@@ -15,6 +15,7 @@ from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, across
+from overlapkit.trace.read.marks import Framework
 
 if TYPE_CHECKING:
     from overlapkit.config.run import Settings
@@ -85,6 +86,15 @@ class TraceDiagnosis(Struct, frozen=True, kw_only=True):
     ranks: Annotated[list[int], Meta(description="the ranks whose profiles show it")]
 
 
+class TraceFramework(Struct, frozen=True, kw_only=True):
+    """The software that ran, whose settings the remedies name."""
+
+    name: Annotated[
+        Framework | None, Meta(description="its name; `null` where the profile does not tell it")
+    ]
+    evidence: Annotated[list[str], Meta(description="what tells it")]
+
+
 class TraceDocument(Struct, frozen=True, kw_only=True):
     """Where the time of each step goes, and what communication is left exposed."""
 
@@ -99,6 +109,9 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     stack: Annotated[
         JobStack | None,
         Meta(description="the versions that the configuration is for; `null` without `--config`"),
+    ]
+    framework: Annotated[
+        TraceFramework, Meta(description="the software that ran, as far as the profile tells")
     ]
     doubts: Annotated[
         list[str],
@@ -150,6 +163,7 @@ def trace_document(
             gpu=next((r.gpu for r in reports if r.gpu), None),
             world_size=next((r.world_size for r in reports if r.world_size), None),
             stack=None if settings is None else stack_document(settings.basis),
+            framework=_framework(reports),
             doubts=_by_rank(reports, lambda report: report.check.doubts),
             warnings=merged_warnings(reports) + about,
             ranks=[rank_of(r) for r in reports],
@@ -157,6 +171,14 @@ def trace_document(
             diagnoses=[_diagnosis(d) for d in diagnoses_of(reports, together)],
         )
     )
+
+
+def _framework(reports: Sequence[RankReport]) -> TraceFramework:
+    """That of the first rank that tells one."""
+    told = next((r.framework for r in reports if r.framework.name), None)
+    if told is None:
+        return TraceFramework(name=None, evidence=[])
+    return TraceFramework(name=told.name, evidence=list(told.evidence))
 
 
 def merged_warnings(reports: Sequence[RankReport]) -> list[str]:

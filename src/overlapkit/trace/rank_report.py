@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from overlapkit.output.files import Output
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.diagnose.framework import Detected
 from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence, Layout
 from overlapkit.trace.measure.self_check import SelfCheck
@@ -61,6 +62,7 @@ class RankReport:
         warnings: what was omitted or assumed.
         check: how far the figures can be relied on.
         steps_from: what marks the steps; None where nothing does.
+        framework: the software that ran.
         owners: part to label to time per step; empty unless requested.
         timeline: the spans of one step; None unless requested.
     """
@@ -82,6 +84,7 @@ class RankReport:
     warnings: list[str]
     check: SelfCheck
     steps_from: StepsFrom | None
+    framework: Detected
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
 

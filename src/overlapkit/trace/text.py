@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
+from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.measure.step_times import Part
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceSlowedCompute
@@ -52,7 +53,9 @@ def headline(document: TraceDocument) -> str:
     text = f"{count} rank{'s' if count > 1 else ''}"
     if document.world_size:
         text += f" of {document.world_size}"
-    return f"{text}, {document.gpu}" if document.gpu else text
+    text = f"{text}, {document.gpu}" if document.gpu else text
+    name = document.framework.name
+    return f"{text}, {TITLES[name]}" if name else text
 
 
 def configuration(document: TraceDocument) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from overlapkit.trace.diagnose.framework import Detected
+from overlapkit.trace.diagnose.remedies import Problem, remedy
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
@@ -30,6 +32,10 @@ DIAGNOSES: dict[str, tuple[str, ...]] = {
     "expert-exchange-exposed": ("ep.off-unless-asked",),
     "compute-slowed": (),
     "copies-exposed": (),
+    "bandwidth-bound": (),
+    "exposed-communication": (),
+    "waits-for-data": (),
+    "waits-for-host": (),
     "device-idle": (),
     "late-rank": (),
 }
@@ -72,6 +78,8 @@ class Case:
         scope: the time that they cover.
         slowed: compute beside communication.
         layout: the parallel sizes; None without a configuration.
+        framework: the software that ran.
+        marked: whether the windows are steps.
     """
 
     m: WorkSpans
@@ -80,6 +88,48 @@ class Case:
     scope: Spans
     slowed: SlowedCompute
     layout: Layout | None
+    framework: Detected
+    marked: bool
+
+    @property
+    def is_megatron(self) -> bool:
+        """Whether Megatron's settings and rules apply."""
+        return self.framework.name == "megatron"
+
+    @property
+    def a_step(self) -> str:
+        """What follows a time per step; nothing where there are no steps."""
+        return " a step" if self.marked else ""
+
+    @property
+    def trains(self) -> bool:
+        return self.framework.trains
+
+    def megatrons(self, text: str, end: str = ".") -> str:
+        """The end of a sentence that is true of Megatron alone; only `end` for other software."""
+        return f"{text}{end}" if self.is_megatron else end
+
+    def diagnosis(
+        self,
+        id: str,
+        problem: Problem,
+        message: str,
+        cost_ns: float,
+        evidence: dict[str, Any],
+        *,
+        confidence: Literal["likely", "possible"] = "likely",
+    ) -> Diagnosis:
+        """A diagnosis with the remedy of the software that ran; `cost_ns` is of all steps."""
+        text, rule = remedy(problem, self.framework.name)
+        return Diagnosis(
+            id=id,
+            rule=rule,
+            message=message,
+            evidence=evidence,
+            cost_us=self.per_step_us(cost_ns),
+            remedy=text,
+            confidence=confidence,
+        )
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,10 @@ from overlapkit.trace.read.device_work import COMPUTE
 AT_ONCE_NS = 10_000
 """Two events that are closer than this: one started when the other ended (launch gaps included)."""
 
+MOSTLY = 0.4
+"""Share of the gathers that is exposed, from which they are not hidden. The first one of a step is
+exposed whatever is set."""
+
 _NORM = re.compile(r"layer_?norm|rms_?norm|\bln_(?:fwd|bwd)|normalization::|_norm_", re.IGNORECASE)
 _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
@@ -26,8 +30,13 @@ def _gradient_reductions(case: Case) -> NDArray[np.intp]:
 
 
 def gradient_reduction(case: Case) -> Diagnosis | None:
-    """Gradients that are reduced after the backward pass, at once or in buckets."""
+    """Gradients that are reduced after the backward pass, at once or in buckets.
+
+    Without steps nothing says where a backward pass ends.
+    """
     work = case.m.work
+    if not case.marked or not case.trains:
+        return None
     events = _gradient_reductions(case)
     exposed = case.exposed_of(events).total
     if not len(events) or not case.notable(exposed):
@@ -45,25 +54,22 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
         "compute_after_first_pct": round(100 * statistics.median(late), 1),
     }
     if per_step <= 1:
-        return Diagnosis(
-            id="single-bucket",
-            rule="core.single-bucket",
-            message="The gradients are reduced once, after the backward pass. They are in a single "
-            "bucket, or overlap_grad_reduce is off, so no compute is left to hide the reduction.",
-            evidence=evidence,
-            cost_us=case.per_step_us(exposed),
-            remedy='set comm_overlap.bucket_size="auto" (or to much less than the number of '
-            "parameters per rank), with overlap_grad_reduce on",
+        return case.diagnosis(
+            "single-bucket",
+            "one reduction",
+            "The gradients are reduced once, after the backward pass, so no compute is left to "
+            "hide the reduction"
+            + case.megatrons(": they are in a single bucket, or overlap_grad_reduce is off"),
+            exposed,
+            evidence,
         )
-    return Diagnosis(
-        id="grad-reduce-after-backward",
-        rule="dp.defaults",
-        message=f"All {per_step:g} gradient reductions of a step start after the backward pass: "
-        "overlap_grad_reduce is off or not in effect.",
-        evidence=evidence,
-        cost_us=case.per_step_us(exposed),
-        remedy="set ddp.overlap_grad_reduce=true with the distributed optimizer; "
-        "overlapkit explain shows why it is off",
+    return case.diagnosis(
+        "grad-reduce-after-backward",
+        "late reductions",
+        f"All {per_step:g} gradient reductions{' of a step' if case.marked else ''} start after "
+        "the backward pass" + case.megatrons(": overlap_grad_reduce is off or not in effect"),
+        exposed,
+        evidence,
     )
 
 
@@ -142,7 +148,7 @@ def one_queue(case: Case) -> Diagnosis | None:
         return None
     return Diagnosis(
         id="one-queue",
-        rule="launch.env-one-queue",
+        rule="launch.env-one-queue" if case.is_megatron else None,
         message="Compute stalls until a queued collective has started. Kernels start only in "
         "launch order, as with CUDA_DEVICE_MAX_CONNECTIONS=1, which this run does not need (it has "
         "no tensor-parallel or context-parallel communication).",
@@ -151,15 +157,17 @@ def one_queue(case: Case) -> Diagnosis | None:
             "stalled_us": case.per_step_us(cost),
         },
         cost_us=case.per_step_us(cost),
-        remedy="unset CUDA_DEVICE_MAX_CONNECTIONS, or set it to what overlapkit explain shows for "
-        "this run",
+        remedy="unset CUDA_DEVICE_MAX_CONNECTIONS"
+        + case.megatrons(", or set it to what overlapkit explain shows for this run", end=""),
         confidence="likely" if 2 * gathers < times else "possible",
     )
 
 
 def layernorm_waits(case: Case) -> Diagnosis | None:
-    """LayerNorm kernels that wait for SMs that a reduction occupies."""
+    """LayerNorm kernels of Transformer Engine that wait for SMs that a reduction occupies."""
     work = case.m.work
+    if not case.is_megatron:
+        return None
     reductions = _gradient_reductions(case)
     ends = work.end[reductions]
     cost, times, others = 0, 0, 0
@@ -199,23 +207,24 @@ def parameter_gather(case: Case) -> Diagnosis | None:
     """All-gathers of parameters that run while nothing computes."""
     work = case.m.work
     events = case.events(("DP",), ("all_gather",))
-    if not len(events):
+    if not len(events) or not case.trains:
         return None
     exposed = case.exposed_of(events).total
     total = both(union(work.start[events], work.end[events]), case.scope).total
-    if not case.notable(exposed, 2 * NOTABLE) or exposed < 0.6 * total:
+    if not case.notable(exposed, 2 * NOTABLE) or exposed < MOSTLY * total:
         return None
-    return Diagnosis(
-        id="param-gather-exposed",
-        rule="core.param-gather-needs",
-        message="The parameters are all-gathered while nothing computes: overlap_param_gather is "
-        "off or not in effect, or there are too few buckets to hide the gathers.",
-        evidence={
+    return case.diagnosis(
+        "param-gather-exposed",
+        "parameter gather",
+        "The parameters are all-gathered while nothing computes"
+        + case.megatrons(
+            ": overlap_param_gather is off or not in effect, or there are too few buckets to hide "
+            "the gathers"
+        ),
+        exposed,
+        {
             "gathers_per_step": round(len(events) / case.steps, 1),
             "exposed_us": case.per_step_us(exposed),
             "hidden_pct": round(100 * (1 - exposed / total), 1),
         },
-        cost_us=case.per_step_us(exposed),
-        remedy="set ddp.overlap_param_gather=true (it needs the distributed optimizer and "
-        "overlap_grad_reduce), with several buckets",
     )

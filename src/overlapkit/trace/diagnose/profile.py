@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from overlapkit.trace.diagnose.bandwidth import bandwidth_bound, exposed_communication
 from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
 from overlapkit.trace.diagnose.gradients import (
     gradient_reduction,
@@ -13,7 +14,8 @@ from overlapkit.trace.diagnose.gradients import (
     one_queue,
     parameter_gather,
 )
-from overlapkit.trace.intervals import both, union
+from overlapkit.trace.intervals import both, distinct, union
+from overlapkit.trace.read.device_work import MEMORY
 
 
 def diagnose(case: Case) -> list[Diagnosis]:
@@ -26,12 +28,16 @@ def diagnose(case: Case) -> list[Diagnosis]:
         _tensor_parallel,
         _pipeline,
         _experts,
+        bandwidth_bound,
         _slowed_compute,
         _copies,
+        _waits_for_data,
+        _waits_for_host,
         _idle,
     ]
     found = [diagnosis for check in checks if (diagnosis := check(case)) is not None]
-    return sorted(found, key=lambda f: -f.cost_us)
+    rest = exposed_communication(case, found)
+    return sorted([*found, *([rest] if rest else [])], key=lambda f: -f.cost_us)
 
 
 def _tensor_parallel(case: Case) -> Diagnosis | None:
@@ -39,23 +45,21 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
     if any("userbuffers" in name or "ptop" in name for name in libraries):
         return None
     exposed = case.dimension_exposed("TP")
-    if not case.has("TP") or not case.notable(exposed):
+    if not case.has("TP") or not case.notable(exposed) or not case.trains:
         return None
     operations = {t.operation for t in case.m.traffic if t.dimension == "TP"}
     reduce_only = "all_reduce" in operations and not operations & {"all_gather", "reduce_scatter"}
-    rule = "tp.needs-sequence-parallel" if reduce_only else "tp.off-unless-asked"
-    remedy = "set comm_overlap.tp_comm_overlap=true"
-    if reduce_only:
-        remedy = "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true"
-    return Diagnosis(
-        id="tp-overlap-off",
-        rule=rule,
-        message="Tensor-parallel collectives run through NCCL, and there are no userbuffers "
-        "kernels: TP overlap is off"
-        + (", and all-reduces show that sequence parallelism is off too." if reduce_only else "."),
-        evidence={"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
-        cost_us=case.per_step_us(exposed),
-        remedy=remedy + " (it needs Transformer Engine)",
+    message = "Tensor-parallel collectives are exposed"
+    if case.is_megatron:
+        message = "Tensor-parallel collectives run through NCCL, and there are no userbuffers "
+        message += "kernels: TP overlap is off"
+        message += ", and all-reduces show that sequence parallelism is off too" * reduce_only
+    return case.diagnosis(
+        "tp-overlap-off",
+        "tensor parallel without sequence parallel" if reduce_only else "tensor parallel",
+        f"{message}.",
+        exposed,
+        {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
     )
 
 
@@ -69,29 +73,25 @@ def _pipeline(case: Case) -> Diagnosis | None:
         np.asarray([w.end - s for w, s in zip(case.windows, sixth, strict=True)], np.int64),
     )
     steady = both(exposed, middle).total
-    if len(events) < 4 * case.steps or not case.notable(steady):
+    if len(events) < 4 * case.steps or not case.notable(steady) or not case.marked:
         return None
     interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
-    return Diagnosis(
-        id="pipeline-exposed",
-        rule="pp.interleaved" if interleaved else "pp.not-interleaved",
-        message="Send and receive are exposed in the steady state of the pipeline"
-        + (
-            ", although the schedule is interleaved: overlap_p2p_comm is off, or the stages are "
-            "uneven."
-            if interleaved
-            else ": without interleaving, nothing runs beside them."
-        ),
-        evidence={
+    message = "Send and receive are exposed in the steady state of the pipeline"
+    if interleaved:
+        message += ", although the schedule is interleaved: overlap_p2p_comm is off, or the stages "
+        message += "are uneven"
+    elif case.layout is not None:
+        message += ": without interleaving, nothing runs beside them"
+    return case.diagnosis(
+        "pipeline-exposed",
+        "interleaved pipeline" if interleaved else "pipeline",
+        f"{message}.",
+        exposed.total,
+        {
             "transfers_per_step": round(len(events) / case.steps, 1),
             "exposed_us": case.per_step_us(exposed.total),
             "steady_us": case.per_step_us(steady),
         },
-        cost_us=case.per_step_us(exposed.total),
-        remedy="set overlap_p2p_comm=true and batch_p2p_comm=false"
-        if interleaved
-        else "set model.virtual_pipeline_model_parallel_size above 1, which also turns "
-        "overlap_p2p_comm on",
     )
 
 
@@ -99,14 +99,12 @@ def _experts(case: Case) -> Diagnosis | None:
     exposed = case.dimension_exposed("EP")
     if not case.notable(exposed, 2 * NOTABLE):
         return None
-    return Diagnosis(
-        id="expert-exchange-exposed",
-        rule="ep.off-unless-asked",
-        message="The token exchange between experts is exposed.",
-        evidence={"exposed_us": case.per_step_us(exposed)},
-        cost_us=case.per_step_us(exposed),
-        remedy="set comm_overlap.overlap_moe_expert_parallel_comm=true (overlapkit explain shows "
-        "what it needs)",
+    return case.diagnosis(
+        "expert-exchange-exposed",
+        "experts",
+        "The token exchange between experts is exposed.",
+        exposed,
+        {"exposed_us": case.per_step_us(exposed)},
         confidence="possible",
     )
 
@@ -134,31 +132,107 @@ def _copies(case: Case) -> Diagnosis | None:
     exposed = sum(t.exposed_memory for t in case.times)
     if not case.notable(exposed, 2.5 * NOTABLE):
         return None
+    name = _longest_copy(case)
     return Diagnosis(
         id="copies-exposed",
         rule=None,
-        message="Copies and memsets run while nothing computes or communicates.",
-        evidence={"exposed_us": case.per_step_us(exposed)},
+        message="Copies and memsets run while nothing computes or communicates"
+        + (f", most of all {name}." if name else "."),
+        evidence={"exposed_us": case.per_step_us(exposed), "longest": name},
         cost_us=case.per_step_us(exposed),
-        remedy="copy from pinned memory on a separate stream, ahead of use",
+        remedy=_for_copies(name),
+    )
+
+
+def _longest_copy(case: Case) -> str:
+    """The name of the copies with the most exposed time; empty where there are none."""
+    work = case.m.work
+    chosen = np.flatnonzero(work.kind == MEMORY)
+    spans = both(case.m.exposed_memory, case.scope)
+    exposed = spans.within(work.start[chosen], work.end[chosen])
+    names, place = distinct(work.name[chosen].astype(np.int64))
+    if not len(names):
+        return ""
+    return work.names[int(names[np.argmax(np.bincount(place, weights=exposed))])]
+
+
+def _for_copies(name: str) -> str:
+    """What to try, by the name that the profiler gives a copy."""
+    if "DtoH" in name:
+        return (
+            "copy results to the host less often (.item(), .cpu(), logging): each copy that the "
+            "host waits for also stops the launching of work"
+        )
+    if "HtoD" in name and "Pageable" in name:
+        return (
+            "copy from pinned memory (pin_memory=True of DataLoader) with non_blocking=True, ahead "
+            "of use"
+        )
+    if "HtoD" in name and "Pinned" in name:
+        return (
+            "the memory is pinned already: copy the next batch on a separate stream while this one "
+            "computes"
+        )
+    if "HtoD" in name:
+        return "copy from pinned memory on a separate stream, ahead of use"
+    return "avoid these copies and memsets, or run them on a separate stream beside compute"
+
+
+def _waits_for_data(case: Case) -> Diagnosis | None:
+    waits = sum(t.waiting_for_data for t in case.times)
+    if not case.notable(waits, 2.5 * NOTABLE):
+        return None
+    return Diagnosis(
+        id="waits-for-data",
+        rule=None,
+        message="The device is idle while the host waits for the next batch.",
+        evidence={"waiting_us": case.per_step_us(waits)},
+        cost_us=case.per_step_us(waits),
+        remedy="load data in more worker processes (num_workers of DataLoader), with "
+        "prefetch_factor and persistent_workers, or prepare it beforehand",
+    )
+
+
+def _waits_for_host(case: Case) -> Diagnosis | None:
+    waits = sum(t.waiting_for_host for t in case.times)
+    if not case.notable(waits, 5 * NOTABLE):
+        return None
+    return Diagnosis(
+        id="waits-for-host",
+        rule=None,
+        message="The device is idle until the host launches the next work.",
+        evidence={"waiting_us": case.per_step_us(waits)},
+        cost_us=case.per_step_us(waits),
+        remedy="launch less or earlier: CUDA graphs or torch.compile, a larger micro-batch, fewer "
+        "synchronizations (.item(), prints, checks of the loss), no garbage collection inside the "
+        "step",
     )
 
 
 def _idle(case: Case) -> Diagnosis | None:
-    idle = sum(t.idle for t in case.times)
-    between = sum(
-        max(0, b.start - a.end) for a, b in zip(case.windows, case.windows[1:], strict=False)
-    )
-    if not case.notable(idle + between, 0.15):
+    named = sum(t.waiting_for_data + t.waiting_for_host for t in case.times)
+    idle = sum(t.idle for t in case.times) - named
+    if not case.notable(idle, 0.15):
         return None
+    launches = case.m.work.launches
+    if case.m.work.source == "cpu":
+        message = "Neither operators nor communication run: Python code, other processes, or waits"
+        remedy = "record with with_stack=True to see what runs"
+    elif launches is None or not len(launches.correlation):
+        message = "The device is idle; the trace has no launches, so it does not show whether the "
+        message += "host is late"
+        remedy = "record the host too (ProfilerActivity.CPU, or nsys with --trace=cuda,nvtx)"
+    else:
+        message = "The device is idle, and the work that follows had been launched: it waits for "
+        message += "work on other streams, or for other ranks"
+        remedy = "look at what the streams wait for"
+        remedy += "; with a pipeline, use more microbatches" if case.has("PP") else ""
     return Diagnosis(
         id="device-idle",
         rule=None,
-        message="The device is idle: the host launches work too slowly or waits for data, or the "
-        "pipeline has bubbles.",
-        evidence={"idle_us": case.per_step_us(idle), "between_steps_us": case.per_step_us(between)},
-        cost_us=case.per_step_us(idle + between),
-        remedy="check the host: data loading, synchronization, garbage collection, CUDA graphs; "
-        "with a pipeline, use more microbatches",
+        message=f"{message}.",
+        evidence={"idle_us": case.per_step_us(idle)},
+        cost_us=case.per_step_us(idle),
+        remedy=remedy,
         confidence="possible",
     )

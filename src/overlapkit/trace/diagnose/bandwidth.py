@@ -1,0 +1,107 @@
+"""Communication that no setting could hide, and communication that nothing else explains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overlapkit.errors import InputError
+from overlapkit.hardware import find_gpu
+from overlapkit.output.numbers import ms_of_us, us_of_ns
+from overlapkit.trace.diagnose.diagnosis import Case, Diagnosis
+from overlapkit.trace.measure.collectives import Collective, collectives
+
+LARGE = 0.1
+"""Share of the step from which exposed communication is never left without a word."""
+
+EXPLAINED = 0.5
+"""Share of the exposed communication that other diagnoses must account for."""
+
+_OF_COMMUNICATION = frozenset(
+    {
+        "single-bucket",
+        "grad-reduce-after-backward",
+        "param-gather-exposed",
+        "tp-overlap-off",
+        "pipeline-exposed",
+        "expert-exchange-exposed",
+        "bandwidth-bound",
+        "one-queue",
+    }
+)
+
+
+def bandwidth_bound(case: Case) -> Diagnosis | None:
+    """Collectives that take longer than all compute that could hide them."""
+    comm = sum(t.comm for t in case.times)
+    compute = sum(t.compute for t in case.times)
+    exposed = sum(t.exposed_comm for t in case.times)
+    least = comm - compute
+    if not case.notable(least, LARGE):
+        return None
+    top = _largest(case)
+    reached = "" if top is None or top.bus_gb_s is None else _reached(case, top)
+    return case.diagnosis(
+        "bandwidth-bound",
+        "bandwidth",
+        f"Communication takes {_ms(case, comm)} ms{case.a_step}, and only {_ms(case, compute)} ms "
+        "of compute could hide it: overlap can save "
+        f"{_ms(case, exposed - least)} ms at best.{reached}",
+        least,
+        {
+            "comm_us": case.per_step_us(comm),
+            "compute_us": case.per_step_us(compute),
+            "exposed_us": case.per_step_us(exposed),
+            "overlap_saves_at_most_us": case.per_step_us(exposed - least),
+            "bus_gb_per_s": None if top is None or top.bus_gb_s is None else round(top.bus_gb_s, 1),
+        },
+    )
+
+
+def _largest(case: Case) -> Collective | None:
+    found = collectives(case.m, case.scope)
+    return max(found, key=lambda c: c.busy_ns, default=None)
+
+
+def _reached(case: Case, top: Collective) -> str:
+    """The bus bandwidth of the longest collective, beside the link's where one link is certain."""
+    text = (
+        f" {top.traffic.operation} reaches {top.bus_gb_s:.1f} GB/s of bus bandwidth"
+        f"{', waits for late ranks included' if top.traffic.operation != 'send_recv' else ''}"
+    )
+    try:
+        gpu = find_gpu(case.m.work.gpu or "")[1]
+    except InputError:
+        return f"{text}."
+    ranks = case.m.work.world_size
+    link = gpu.nvlink_gbps_per_dir
+    if link is None or ranks is None or ranks > (gpu.nvlink_domain or 0):
+        return f"{text}."
+    return f"{text}; NVLink of this GPU has {link:.0f} GB/s."
+
+
+def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis | None:
+    """What is exposed, where it is much and other diagnoses do not account for it."""
+    exposed = sum(t.exposed_comm for t in case.times)
+    explained = sum(d.cost_us for d in found if d.id in _OF_COMMUNICATION)
+    total = case.per_step_us(exposed)
+    if not case.notable(exposed, LARGE) or explained >= EXPLAINED * total:
+        return None
+    kinds = [c for c in collectives(case.m, case.scope) if case.notable(c.exposed_ns, LARGE / 10)]
+    listed = ", ".join(
+        f"{c.traffic.dimension} {c.traffic.operation} {_ms(case, c.exposed_ns)} ms"
+        for c in kinds[:3]
+    )
+    share = 100 * exposed / max(1, sum(t.step for t in case.times))
+    return case.diagnosis(
+        "exposed-communication",
+        "exposed",
+        f"{share:.0f} % of the {'step' if case.marked else 'trace'} is exposed communication"
+        f"{f': {listed}' if listed else ''}.",
+        exposed,
+        {"exposed_us": total, "share_pct": round(share, 1)},
+        confidence="possible",
+    )
+
+
+def _ms(case: Case, total_ns: float) -> str:
+    return ms_of_us(us_of_ns(total_ns / max(1, case.steps)))

@@ -1,0 +1,238 @@
+"""What to try for a problem, in the settings of the software that ran.
+
+Sources: PyTorch's documentation of DistributedDataParallel, fully_shard and
+FullyShardedDataParallel; DeepSpeed's "DeepSpeed Configuration JSON"; torchtitan's JobConfig;
+Megatron's settings are those of `explain`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from overlapkit.trace.diagnose.framework import ENGINES
+from overlapkit.trace.read.marks import Framework
+
+Problem = Literal[
+    "one reduction",
+    "late reductions",
+    "parameter gather",
+    "tensor parallel",
+    "tensor parallel without sequence parallel",
+    "pipeline",
+    "interleaved pipeline",
+    "experts",
+    "bandwidth",
+    "exposed",
+]
+"""What a diagnosis is about, as far as the remedy depends on the software."""
+
+
+class Remedy(NamedTuple):
+    """What to try, and the rule of `explain` that applies; None for software without rules."""
+
+    text: str
+    rule: str | None = None
+
+
+_MEGATRON: dict[Problem, Remedy] = {
+    "one reduction": Remedy(
+        'set comm_overlap.bucket_size="auto" (or to much less than the number of parameters per '
+        "rank), with overlap_grad_reduce on",
+        "core.single-bucket",
+    ),
+    "late reductions": Remedy(
+        "set ddp.overlap_grad_reduce=true with the distributed optimizer; overlapkit explain "
+        "shows why it is off",
+        "dp.defaults",
+    ),
+    "parameter gather": Remedy(
+        "set ddp.overlap_param_gather=true (it needs the distributed optimizer and "
+        "overlap_grad_reduce), with several buckets",
+        "core.param-gather-needs",
+    ),
+    "tensor parallel": Remedy(
+        "set comm_overlap.tp_comm_overlap=true (it needs Transformer Engine)",
+        "tp.off-unless-asked",
+    ),
+    "tensor parallel without sequence parallel": Remedy(
+        "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true (it needs "
+        "Transformer Engine)",
+        "tp.needs-sequence-parallel",
+    ),
+    "pipeline": Remedy(
+        "set model.virtual_pipeline_model_parallel_size above 1, which also turns "
+        "overlap_p2p_comm on",
+        "pp.not-interleaved",
+    ),
+    "interleaved pipeline": Remedy(
+        "set overlap_p2p_comm=true and batch_p2p_comm=false", "pp.interleaved"
+    ),
+    "experts": Remedy(
+        "set comm_overlap.overlap_moe_expert_parallel_comm=true (overlapkit explain shows what "
+        "it needs)",
+        "ep.off-unless-asked",
+    ),
+    "bandwidth": Remedy(
+        "communicate less often or less: more microbatches per step, fewer data-parallel ranks "
+        "for more model parallelism, gradients reduced in BF16; and check with NCCL_DEBUG=INFO "
+        "that NCCL uses the fast network"
+    ),
+    "exposed": Remedy("overlapkit explain CONFIG shows what is in effect, and why not"),
+}
+
+_DDP: dict[Problem, Remedy] = {
+    "one reduction": Remedy(
+        "set bucket_cap_mb of DistributedDataParallel to a fraction of the gradients' size (25 is "
+        "its default), so that the first buckets are reduced during the backward pass"
+    ),
+    "late reductions": Remedy(
+        "check what delays the buckets: bucket_cap_mb, find_unused_parameters=True, no_sync() "
+        "around the backward pass, or a graph that torch.compile does not split at buckets"
+    ),
+    "bandwidth": Remedy(
+        "communicate less: accumulate gradients under no_sync(), or compress them with a "
+        "communication hook such as bf16_compress_hook; and check with NCCL_DEBUG=INFO that NCCL "
+        "uses the fast network"
+    ),
+    "exposed": Remedy(
+        "try another bucket_cap_mb, gradient_as_bucket_view=True and static_graph=True of "
+        "DistributedDataParallel"
+    ),
+}
+
+_FSDP_BANDWIDTH = (
+    "communicate less: shard within a node and replicate across nodes, keep parameters gathered "
+    "between forward and backward, or gather and reduce in lower precision; and check with "
+    "NCCL_DEBUG=INFO that NCCL uses the fast network"
+)
+
+_FSDP2: dict[Problem, Remedy] = {
+    "parameter gather": Remedy(
+        "gather earlier: set_modules_to_forward_prefetch and set_modules_to_backward_prefetch with "
+        "two or more modules; fully_shard each layer and not only the root; "
+        "reshard_after_forward=False saves the backward gathers where memory allows"
+    ),
+    "late reductions": Remedy(
+        "apply fully_shard to each layer, so that gradients are reduced during the backward pass, "
+        "and check set_requires_gradient_sync"
+    ),
+    "one reduction": Remedy(
+        "apply fully_shard to each layer and not only to the root module: each call makes a group "
+        "of parameters that is gathered and reduced on its own"
+    ),
+    "bandwidth": Remedy(
+        f"{_FSDP_BANDWIDTH} (a 2-D mesh, reshard_after_forward, MixedPrecisionPolicy)"
+    ),
+    "exposed": Remedy(
+        "see prefetching (set_modules_to_forward_prefetch, set_modules_to_backward_prefetch), "
+        "reshard_after_forward, and which modules fully_shard is applied to"
+    ),
+}
+
+_FSDP1: dict[Problem, Remedy] = {
+    "parameter gather": Remedy(
+        "set forward_prefetch=True and backward_prefetch=BackwardPrefetch.BACKWARD_PRE of "
+        "FullyShardedDataParallel, wrap each layer with auto_wrap_policy, and see "
+        "limit_all_gathers"
+    ),
+    "late reductions": Remedy(
+        "wrap each layer with auto_wrap_policy, so that gradients are reduced during the backward "
+        "pass"
+    ),
+    "one reduction": Remedy(
+        "wrap each layer with auto_wrap_policy: one wrapped module is one gather and one reduction"
+    ),
+    "bandwidth": Remedy(f"{_FSDP_BANDWIDTH} (HYBRID_SHARD, SHARD_GRAD_OP, MixedPrecision)"),
+    "exposed": Remedy(
+        "see forward_prefetch, backward_prefetch, limit_all_gathers and auto_wrap_policy of "
+        "FullyShardedDataParallel"
+    ),
+}
+
+_DEEPSPEED: dict[Problem, Remedy] = {
+    "parameter gather": Remedy(
+        "raise zero_optimization.stage3_prefetch_bucket_size and stage3_max_live_parameters (ZeRO "
+        "3), or allgather_bucket_size with overlap_comm (ZeRO 1 and 2)"
+    ),
+    "late reductions": Remedy(
+        "set zero_optimization.overlap_comm=true with contiguous_gradients, and a "
+        "reduce_bucket_size well below the number of parameters"
+    ),
+    "one reduction": Remedy(
+        "set zero_optimization.reduce_bucket_size to a fraction of the number of parameters, with "
+        "overlap_comm=true"
+    ),
+    "bandwidth": Remedy(
+        "communicate less: more gradient accumulation steps, a lower ZeRO stage where memory "
+        "allows, hierarchical partitioning (zero_hpz_partition_size) or quantized communication "
+        "(zero_quantized_weights, zero_quantized_gradients); and check with NCCL_DEBUG=INFO that "
+        "NCCL uses the fast network"
+    ),
+    "exposed": Remedy("see overlap_comm and the bucket sizes under zero_optimization"),
+}
+
+_TORCHTITAN: dict[Problem, Remedy] = {
+    **_FSDP2,
+    "parameter gather": Remedy(
+        "see parallelism.fsdp_reshard_after_forward (never keeps parameters gathered), and the "
+        "prefetching that the model's parallelize function sets up"
+    ),
+    "tensor parallel": Remedy("set parallelism.enable_async_tensor_parallel with compile.enable"),
+    "tensor parallel without sequence parallel": Remedy(
+        "set parallelism.enable_async_tensor_parallel with compile.enable, which needs sequence "
+        "parallelism"
+    ),
+    "pipeline": Remedy(
+        "choose an interleaved schedule (parallelism.pipeline_parallel_schedule, such as "
+        "Interleaved1F1B), with more microbatches"
+    ),
+}
+
+_GENERAL: dict[Problem, Remedy] = {
+    "one reduction": Remedy(
+        "divide the gradients into several buckets, and reduce each as soon as it is complete"
+    ),
+    "late reductions": Remedy("begin each reduction as soon as its gradients are complete"),
+    "parameter gather": Remedy(
+        "gather the next layers' parameters while the current layer computes"
+    ),
+    "tensor parallel": Remedy(
+        "divide each collective, and run its parts beside the matrix products that they feed"
+    ),
+    "tensor parallel without sequence parallel": Remedy(
+        "divide each collective, and run its parts beside the matrix products that they feed"
+    ),
+    "pipeline": Remedy("use an interleaved schedule, with more microbatches"),
+    "interleaved pipeline": Remedy("send and receive while another microbatch computes"),
+    "experts": Remedy(
+        "exchange the tokens of one microbatch while another one computes, or use a faster "
+        "exchange (DeepEP)"
+    ),
+    "bandwidth": Remedy(
+        "communicate less often or less, and check with NCCL_DEBUG=INFO that NCCL uses the fast "
+        "network"
+    ),
+    "exposed": Remedy("run this communication beside compute that does not need its result"),
+}
+
+_ENGINE = Remedy(
+    "this is an inference engine, to which settings of training do not apply: see its own "
+    "options for tensor and expert parallelism (fused all-reduce, two batches in turn)"
+)
+
+_OF: dict[Framework, dict[Problem, Remedy]] = {
+    "megatron": _MEGATRON,
+    "ddp": _DDP,
+    "fsdp2": _FSDP2,
+    "fsdp1": _FSDP1,
+    "deepspeed": _DEEPSPEED,
+    "torchtitan": _TORCHTITAN,
+}
+
+
+def remedy(problem: Problem, framework: Framework | None) -> Remedy:
+    """What to try for a problem, in the software's own settings where it has any for it."""
+    if framework in ENGINES:
+        return _ENGINE
+    own = _OF.get(framework, {}) if framework is not None else {}
+    return own.get(problem, _GENERAL[problem])
