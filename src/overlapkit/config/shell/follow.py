@@ -9,7 +9,7 @@ assumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from overlapkit.config.shell.commands.builtins import BUILTINS
@@ -24,6 +24,7 @@ from overlapkit.config.shell.grammar.syntax import (
     Case,
     CommandList,
     Counting,
+    Expanded,
     Function,
     Group,
     If,
@@ -34,15 +35,27 @@ from overlapkit.config.shell.grammar.syntax import (
     Redirected,
     Simple,
     Test,
+    Word,
 )
 from overlapkit.config.shell.loops import Loops
 from overlapkit.config.shell.passed import SHOWS_TEXT
 from overlapkit.config.shell.processes import MOST_COMMANDS, Output, Started
 from overlapkit.config.shell.state import ReadOnly, State, Variable, state_of
-from overlapkit.config.shell.values import Field, Piece, Value
+from overlapkit.config.shell.values import Field, Piece, Value, known
 from overlapkit.errors import InputError
 
 __all__ = ["SHOWS_TEXT", "Followed", "Started", "follow_script"]
+
+
+_ASKS = frozenset({("command", "-v"), ("command", "-V")})
+"""How a script asks whether a command exists."""
+
+
+def is_command(words: list[Field]) -> bool:
+    """Whether the arguments of a command may reach a job."""
+    name = words[0].text
+    flags = any(word.text.startswith("--") for word in words[1:])
+    return name == "set" or (flags and name not in SHOWS_TEXT and name not in BUILTINS)
 
 
 @dataclass
@@ -217,15 +230,23 @@ class _Follower(Loops):
     def simple(self, node: Simple) -> Status:
         words: list[Field] = []
         assigned: list[Assignment] = []
+        pattern = ""
         for word in node.words:
             if isinstance(word, Assignment):
                 assigned.append(word)
+                if len(assigned) > 1:
+                    # export A=1 B=$A: all words are expanded before the first one is set.
+                    assigned = [self.expanded(each) for each in assigned]
             else:
-                words += self.expander.fields(word)
+                found = self.expander.fields(word)
+                pattern = pattern or self.expander.file_pattern(word, found)
+                words += found
         try:
             if not words:
                 return self.assignments(node)
             self.code = None
+            if pattern and is_command(words):
+                self.note_pattern(pattern, node.line)
             with self.with_assignments(node.assignments):
                 if node.writes and self.output is not None:
                     with self.printing(None):
@@ -234,6 +255,14 @@ class _Follower(Loops):
         except ReadOnly as problem:
             self.note(node.line, f"{problem} is readonly: it keeps its value")
             return Status.NO
+
+    def expanded(self, a: Assignment) -> Assignment:
+        """An assignment with its value."""
+        if not isinstance(a.value, Word) or a.value.literal is not None:
+            return a
+        line = a.value.line
+        parts = (Expanded(self.expander.scalar(a.value).pieces, line),)
+        return replace(a, value=Word(parts, line))
 
     def assignments(self, node: Simple) -> Status:
         self.substituted = None
@@ -247,6 +276,8 @@ class _Follower(Loops):
 
     def command(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         name = words[0].text
+        if (name, *(w.text for w in words[1:2])) in _ASKS and len(words) > 2:
+            return self.asked(node, words)
         if name in ("command", "builtin") and len(words) > 1 and words[1].text[:1] != "-":
             return self.command(node, words[1:], assigned)
         if name == "exec" and len(words) > 1:
@@ -259,6 +290,14 @@ class _Follower(Loops):
         if builtin is not None:
             result: Status = builtin(node, words, assigned)
             return result
+        return self.program(node, words)
+
+    def asked(self, node: Simple, words: list[Field]) -> Status:
+        """``command -v NAME``: known for functions and commands of the shell."""
+        name = words[-1].text
+        if name in self.state.functions or name in BUILTINS:
+            self.printed(known(f"{name}\n", node.line))
+            return Status.YES
         return self.program(node, words)
 
     def call(self, name: str, body: Node, arguments: list[Field], line: int) -> Status:

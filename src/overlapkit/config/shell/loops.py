@@ -13,9 +13,10 @@ from overlapkit.config.shell.grammar.scan import (
 from overlapkit.config.shell.grammar.syntax import (
     CommandList,
     Loop,
+    Word,
 )
 from overlapkit.config.shell.processes import Started
-from overlapkit.config.shell.values import EMPTY, Unknown, not_known
+from overlapkit.config.shell.values import EMPTY, Field, Unknown, not_known
 
 _MOST_ROUNDS = 200
 
@@ -23,14 +24,17 @@ _MOST_ROUNDS = 200
 class Loops(Branches):
     """``for``, ``while``, ``until`` and ``select``."""
 
+    body_status = Status.YES
+
     def loop(self, node: Loop) -> Status:
         if node.condition is not None:
             return self.conditional_loop(node, node.condition)
         if node.words is None:
             fields = [EMPTY if each is None else each for each in self.state.positional]
         else:
-            fields = [f for word in node.words for f in self.expander.fields(word)]
+            fields = [f for word in node.words for f in self._of_head(node, word)]
         lacking = next((f.unknown for f in fields if f.unknown is not None), None)
+        self.body_status = Status.YES
         if not fields and self.state.has_some and _is_of_arguments(node):
             lacking = replace(self.expander.unset_one("1", node.line), unset=False)
         if node.kind == "select" or (lacking is not None and not lacking.unset):
@@ -39,14 +43,26 @@ class Loops(Branches):
         fields = [each for each in fields if each.unknown is None]
         for number, value in enumerate(fields):
             before = len(self.started)
-            self.put(node.name, value, node.line)
+            variable = self.state.find(node.name)
+            if variable is not None and variable.refers:
+                # Each round, it stands for another variable.
+                self.state.mark(node.name, refers=value.text)
+            else:
+                self.put(node.name, value, node.line)
             if self.round(node.body):
                 break
             if self.launched(before) and number + 1 < len(fields):
                 once = f"is followed once, with {node.name}={value.text}"
                 self.note(node.line, f"the loop {node.head[:60]!r} {once}")
                 break
-        return Status.YES
+        return self.body_status
+
+    def _of_head(self, node: Loop, word: Word) -> list[Field]:
+        """What a word of ``for … in`` becomes: not known where it stands for files."""
+        fields = self.expander.fields(word)
+        pattern = self.expander.file_pattern(word, fields)
+        why = f"it is one of the files {pattern}, which are not looked at"
+        return [not_known(Unknown(node.name, why, node.line))] if pattern else fields
 
     def once(self, node: Loop, why: Unknown) -> Status:
         """A loop whose rounds are not known: its body once, and what it sets is not known then."""
@@ -67,6 +83,7 @@ class Loops(Branches):
         """``for ((i=0; i<3; i++))``."""
         assert node.counting is not None
         start, condition, step = node.counting
+        self.body_status = Status.YES
         self.counting(start)
         for _ in range(_MOST_ROUNDS * 5):
             try:
@@ -75,7 +92,7 @@ class Loops(Branches):
                 return self.once(node, problem.unknown)
             before = len(self.started)
             if not holds or self.round(node.body):
-                return Status.YES
+                return self.body_status
             if self.launched(before):
                 self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
                 return Status.YES
@@ -89,6 +106,7 @@ class Loops(Branches):
             self.note(node.line, text)
 
     def conditional_loop(self, node: Loop, condition: CommandList) -> Status:
+        self.body_status = Status.YES
         wanted = Status.YES if node.kind == "while" else Status.NO
         for number in range(_MOST_ROUNDS):
             before = len(self.started)
@@ -102,7 +120,7 @@ class Loops(Branches):
                     return self.once(node, why)
                 return Status.YES
             if status is not wanted or self.round(node.body):
-                return Status.YES
+                return self.body_status
             if self.launched(before):
                 return Status.YES
         self.many(node)
@@ -115,8 +133,9 @@ class Loops(Branches):
     def round(self, body: CommandList) -> bool:
         """Follow a loop's body once; whether that ends the loop."""
         self.loops += 1
+        self.body_status = Status.YES
         try:
-            self.block(body)
+            self.body_status = self.block(body)
         except Stop as stop:
             if stop.kind not in ("break", "continue"):
                 raise

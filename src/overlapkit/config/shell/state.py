@@ -68,6 +68,7 @@ class State:
         options: of ``set`` and ``shopt``, by name.
         folder: the working folder; None where it is not known.
         source: the file that is followed now, as BASH_SOURCE has it.
+        option_at: the argument that getopts reads next, from 1, and the offset of its letter.
         called: names of the functions that are called now, the innermost one first.
         unread: why a variable that nothing sets may still be set, such as by a file that is not
             here; empty where everything was read.
@@ -91,6 +92,7 @@ class State:
     folder: str | None = None
     source: str = ""
     called: tuple[str, ...] = ()
+    option_at: tuple[int, int] = (1, 1)
     unread: str = ""
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
@@ -172,6 +174,10 @@ class State:
         """
         name = self.target(name)
         if name in self.given:
+            return
+        reference = self.find(name)
+        if reference is not None and reference.refers == name and isinstance(value, Field):
+            self.mark(name, local=name in self.scopes[-1], refers=value.text or name)
             return
         scope = self.scope_of(name) if scope is None else scope
         former = scope.get(name, Variable())

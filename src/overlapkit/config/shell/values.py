@@ -98,6 +98,20 @@ class Map:
 
     fields: dict[str, Field]
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys in the order in which bash lists them, which is that of its hash table."""
+        newest_first = reversed(self.fields)
+        return sorted(newest_first, key=_bucket)
+
+
+def _bucket(key: str) -> int:
+    # FNV-1 of 32 bits in 1,024 buckets: bash 5.2, hashlib.c and assoc.h.
+    value = 2166136261
+    for byte in key.encode():
+        value = value * 16777619 & 0xFFFFFFFF ^ byte
+    return value & 1023
+
 
 Value = Field | Array | Map
 
@@ -117,7 +131,7 @@ def fields_of(value: Value | None) -> tuple[Field, ...]:
     if value is None:
         return ()
     if isinstance(value, Map):
-        return tuple(value.fields.values())
+        return tuple(value.fields[key] for key in value.keys)
     if isinstance(value, Array):
         return tuple(field for field in value.fields if field is not None)
     return (value,)

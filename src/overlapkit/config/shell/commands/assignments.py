@@ -29,6 +29,7 @@ NAME = re.compile(r"[A-Za-z_]\w*")
 """A variable's name."""
 ELEMENT = re.compile(r"([A-Za-z_]\w*)\[(.*)\]", re.DOTALL)
 """An element of an array: its name and the text in brackets."""
+_MOST_ELEMENTS = 10_000
 _KEYED = re.compile(r"\[((?:[^\]]|\](?!\+?=))*)\](\+?)=", re.DOTALL)
 
 
@@ -64,9 +65,20 @@ class Assignments:
         """Follow commands in a value."""
         raise NotImplementedError
 
+    def printed(self, value: Field) -> None:
+        """What a command prints, for a substitution or the next command of a pipeline."""
+        raise NotImplementedError
+
     def note(self, line: int, text: str) -> None:
         """Record what was assumed at a line of the file that is followed now."""
         self.notes.append(f"{self.state.source}:{line}: {text}")
+
+    def note_pattern(self, pattern: str, line: int) -> None:
+        """Note that a pattern stays as it is, where bash would put the files that it fits."""
+        text = (
+            f"{pattern[:60]} may stand for files, which are not looked at: taken as it is written"
+        )
+        self.note(line, text)
 
     def assign(self, a: Assignment, *, scope: dict[str, Variable] | None = None) -> None:
         """Execute an assignment.
@@ -124,8 +136,11 @@ class Assignments:
             why = f"an element is set whose index is not known: {problem.unknown.why}"
             self.state.put(a.name, not_known(Unknown(problem.unknown.name, why, a.line)))
             return
-        if a.append:
-            old = self.expander.element(a.name, str(key), a.line) or EMPTY
+        variable = self.state.find(self.state.target(a.name))
+        old = (self.expander.element(a.name, str(key), a.line) or EMPTY) if a.append else None
+        if variable is not None and variable.integer:
+            value = self._number(value, old, a.line)
+        elif old is not None:
             value = Field((*old.pieces, *value.pieces))
         self.state.put_element(a.name, key, value)
 
@@ -134,24 +149,41 @@ class Assignments:
         former = self.state.value(a.name) if a.append else None
         keyed = [self._keyed(word) for word in words]
         if isinstance(self.state.value(a.name), Map):
-            entries = dict(former.fields) if isinstance(former, Map) else {}
-            for each in keyed:
-                if each is not None:
-                    entries[each[0]] = each[1]
-            return Map(entries)
+            return self._entries(former, words, keyed)
         plain = [former] if isinstance(former, Field) else []
         fields: list[Field | None] = list(former.fields) if isinstance(former, Array) else [*plain]
+        at = len(fields)
         for word, each in zip(words, keyed, strict=True):
-            if each is None:
-                fields += self.expander.fields(word)
-                continue
             try:
-                at = self.expander.count_text(each[0], a.line)
+                # A word without an index comes after the one before it.
+                at = at if each is None else self.expander.count_text(each[0], a.line)
             except NotKnown as problem:
                 return not_known(problem.unknown)
-            fields += [None] * (min(at, 10_000) + 1 - len(fields))
-            fields[min(at, 10_000)] = each[1]
+            new = self.expander.fields(word) if each is None else [each[1]]
+            pattern = "" if each is not None else self.expander.file_pattern(word, new)
+            if pattern:
+                self.note_pattern(pattern, a.line)
+            at = min(at, _MOST_ELEMENTS)
+            fields += [None] * (at - len(fields))
+            fields[at : at + len(new)] = new
+            at += len(new)
+        variable = self.state.find(self.state.target(a.name))
+        if variable is not None and variable.integer:
+            fields = [None if f is None else self._number(f, None, a.line) for f in fields]
         return Array(tuple(fields))
+
+    def _entries(
+        self, former: Value | None, words: Sequence[Word], keyed: list[tuple[str, Field] | None]
+    ) -> Map:
+        """The value of an associative array: ``([key]=value …)`` or ``(key value …)``."""
+        entries = dict(former.fields) if isinstance(former, Map) else {}
+        if words and keyed[0] is None:
+            plain = [field for word in words for field in self.expander.fields(word)]
+            plain += [EMPTY] * (len(plain) % 2)
+            entries |= {plain[n].text: plain[n + 1] for n in range(0, len(plain), 2)}
+        else:
+            entries |= dict(each for each in keyed if each is not None)
+        return Map(entries)
 
     def _keyed(self, word: Word) -> tuple[str, Field] | None:
         """Key and value of ``[key]=value`` in an array; None for a plain word."""

@@ -83,6 +83,8 @@ class Builtins(Inputs):
         for name in names:
             if "s" in options:
                 self.state.options.add(name)
+                if name == "nocasematch":
+                    self.note(node.line, "shopt -s nocasematch is not followed")
             elif "u" in options:
                 self.state.options.discard(name)
         return Status.YES
@@ -144,10 +146,6 @@ class Builtins(Inputs):
         else:
             self.state.put(name, value)
         return Status.YES
-
-    def printed(self, value: Field) -> None:
-        """What a command prints, for a substitution or the next command of a pipeline."""
-        raise NotImplementedError
 
     def do_trap(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         if len(words) > 2 and re.search(r"\w\+?=|(?<![\w-])--\w|\w+", words[1].text):

@@ -13,6 +13,7 @@ from overlapkit.config.shell.values import (
     Array,
     Field,
     Map,
+    Unknown,
     known,
     not_known,
     part_of,
@@ -48,7 +49,11 @@ class Declarations(Assignments):
         on = "".join(o[1:] for o in options if o[0] == "-")
         off = "".join(o[1:] for o in options if o[0] == "+")
         if "f" in on or "F" in on or "p" in on:
+            shown = Unknown(None, f"{command} -{on} is not followed", node.line)
+            self.printed(not_known(shown))
             return Status.YES
+        if "c" in on:
+            self.note(node.line, f"{command} -c is not followed")
         inside = bool(self.state.called)
         if command == "local" and not inside:
             self.note(node.line, "local outside a function is an error, and sets nothing")
@@ -64,7 +69,10 @@ class Declarations(Assignments):
             if not NAME.fullmatch(name):
                 continue
             self._declare_one(name, assignment, on, attributes, local=local)
-            if assignment is None and "=" in text:
+            if assignment is None and "=" in text and rest[:1] == "(" and ("a" in on or "A" in on):
+                # declare -a "A=(1 2)": the value is read again.
+                self.nested([known(text, node.line)], node.line)
+            elif assignment is None and "=" in text:
                 self.state.put(name, known(rest, node.line))
             if locked:
                 self.state.mark(name, readonly=True)
@@ -83,6 +91,15 @@ class Declarations(Assignments):
         if "n" in on and assignment is not None and isinstance(assignment.value, Word):
             target = self.expander.scalar(assignment.value)
             self.state.mark(name, local=local, refers=target.text)
+            if not NAME.fullmatch(target.text):
+                self.state.mark(name, local=local, refers="")
+                why = f"it stands for {target.text[:40] or 'what is not known'!r}, not followed"
+                self.note(assignment.line, f"{name} is a name for another one: {why}")
+                self.state.put(name, not_known(Unknown(name, why, assignment.line)))
+            return
+        if "n" in on and assignment is None:
+            # Its first value is the name that it stands for.
+            self.state.mark(name, local=local, refers=name)
             return
         # The value comes first: local X=$X reads the outer one.
         value = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from overlapkit.config.shell.commands.assignments import NAME
 from overlapkit.config.shell.commands.declarations import Declarations
@@ -46,29 +47,53 @@ class Inputs(Declarations):
     def do_getopts(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         if len(words) < 3:
             return Status.NO
-        wanted, name = words[1].text, words[2].text
+        wanted, name, line = words[1].text, words[2].text, node.line
+        arguments = list(words[3:]) if len(words) > 3 else self.state.positional
+        silent = wanted.startswith(":")
         index = int(self.state.text("OPTIND", "1") or 1)
-        if index > len(self.state.positional):
-            self.state.put(name, known("?", node.line))
+        # Where in a word such as -abc the next letter is; a script that sets OPTIND begins again.
+        at = self.state.option_at if self.state.option_at[0] == index else (index, 1)
+        word = arguments[index - 1] if 0 < index <= len(arguments) else None
+        if word is not None and word.unknown is not None:
+            lacking = replace(word.unknown, unset=False)
+            for each in (name, "OPTARG"):
+                self.state.put(each, not_known(lacking))
+            return Status.UNKNOWN
+        if word is None or not re.fullmatch(r"-.+", word.text, re.DOTALL) or word.text == "--":
+            after = index + (word is not None and word.text == "--")
+            self.state.put("OPTIND", known(str(after), line))
+            self.state.put(name, known("?", line))
             return Status.NO
-        word = self.state.positional[index - 1] or EMPTY
-        option = word.text
-        if not re.fullmatch(r"-\w.*", option, re.DOTALL):
-            self.state.put(name, known("?", node.line))
-            return Status.NO
-        letter, rest = option[1], part_of(word, 2)
-        takes = f"{letter}:" in wanted
-        self.state.put(name, known(letter if letter in wanted else "?", node.line))
-        if takes and not rest.text and index < len(self.state.positional):
-            index += 1
-            rest = self.state.positional[index - 1] or EMPTY
-        if takes:
-            self.state.put("OPTARG", rest)
-        self.state.put("OPTIND", known(str(index + 1), node.line))
+        letter, rest = word.text[at[1]], part_of(word, at[1] + 1)
+        found = letter != ":" and letter in wanted
+        takes = found and f"{letter}:" in wanted
+        self.state.unset("OPTARG")
+        if takes and not rest.text and index >= len(arguments):
+            # Its argument is missing.
+            found, index = False, index + 1
+            self.state.put(name, known(":" if silent else "?", line))
+            if silent:
+                self.state.put("OPTARG", known(letter, line))
+        else:
+            if takes:
+                value = rest if rest.text else arguments[index] or EMPTY
+                self.state.put("OPTARG", value)
+                index += 1 if rest.text else 2
+            elif rest.text:
+                self.state.option_at = (index, at[1] + 1)
+            else:
+                index += 1
+            self.state.put(name, known(letter if found else "?", line))
+            if silent and not found:
+                self.state.put("OPTARG", known(letter, line))
+        self.state.put("OPTIND", known(str(index), line))
+        if takes or not rest.text:
+            self.state.option_at = (index, 1)
         return Status.YES
 
     def do_read(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         names, array, delimiter, raw = list[str](), "", "\n", False
+        most: int | None = None
         rest = words[1:]
         while rest:
             word = rest.pop(0)
@@ -81,11 +106,14 @@ class Inputs(Declarations):
                 its = rest.pop(0)
                 array = its.text if last == "a" else array
                 delimiter = its.text[:1] if last == "d" else delimiter
+                if last in "nN" and its.text.isdecimal() and len(its.text) < 7:
+                    most = int(its.text)
+                    delimiter = "" if last == "N" else delimiter
         stream = self.input
         if node.inputs or node.reads:
             stream = Stream(self.fed(node.inputs[-1]) if node.inputs else None)
         found = stream.text is not None and bool(delimiter) and delimiter in stream.text.text
-        row = stream.line(delimiter)
+        row = stream.line(delimiter, most)
         if row is None or row.unknown is not None:
             at_end = stream.text is not None and row is None
             why = "it is read when the script runs"

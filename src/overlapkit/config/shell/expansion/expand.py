@@ -436,7 +436,7 @@ def _is_blank(several: list[Field]) -> bool:
 def _keys(value: Value | None) -> list[str]:
     """The keys or indices of an array that are set."""
     if isinstance(value, Map):
-        return list(value.fields)
+        return value.keys
     if isinstance(value, Array):
         return [str(n) for n, field in enumerate(value.fields) if field is not None]
     return [] if value is None else ["0"]

@@ -9,7 +9,15 @@ from dataclasses import replace
 from overlapkit.config.shell.expansion.arithmetic import Incalculable, calculate
 from overlapkit.config.shell.expansion.braces import braces_expanded
 from overlapkit.config.shell.expansion.patterns import Pattern
-from overlapkit.config.shell.grammar.syntax import Arithmetic, Command, Parameter, Part, Text, Word
+from overlapkit.config.shell.grammar.syntax import (
+    Arithmetic,
+    Command,
+    Expanded,
+    Parameter,
+    Part,
+    Text,
+    Word,
+)
 from overlapkit.config.shell.state import MOST_FIELDS, State
 from overlapkit.config.shell.values import (
     Array,
@@ -29,6 +37,8 @@ _PIECE = 32
 _DEEPEST = 60
 _MOST_LINKS = 16
 _NUMBER = re.compile(r"\s*[-+]?\d{1,19}\s*")
+
+_FILES = re.compile(r"[*?]").search
 
 Capture = Callable[[Command], Field]
 """What a command substitution gives."""
@@ -76,6 +86,18 @@ class Words:
             if len(result) > MOST_FIELDS:
                 raise self._too_large()
         return result
+
+    def file_pattern(self, word: Word, fields: list[Field]) -> str:
+        """A field that stands for the files of its pattern, such as ``*.bin``; empty for none."""
+        if "noglob" in self.state.options:
+            return ""
+        literal = any(isinstance(p, Text) and not p.quoted and _FILES(p.text) for p in word.parts)
+        for field in fields:
+            expanded = any(not p.quoted and _FILES(p.text) for p in field.pieces)
+            # No file begins with the dashes of a flag.
+            if (literal or expanded) and _FILES(field.text) and field.text[:1] != "-":
+                return field.text
+        return ""
 
     def scalar(self, word: Word) -> Field:
         """A word's value where it is not split, as in an assignment."""
@@ -154,6 +176,8 @@ class Words:
             yield from self._counted(found.pieces, quoted=part.quoted)
         elif isinstance(part, Arithmetic):
             yield self._calculated(part)
+        elif isinstance(part, Expanded):
+            yield from part.pieces
         else:
             yield from self._parameter(part)
 

@@ -25,11 +25,15 @@ from overlapkit.config.shell.grammar.syntax import (
     Pipeline,
     Redirected,
     Simple,
+    Text,
     Word,
 )
 from overlapkit.errors import InputError
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(?=\[|\+?=)")
+_TIME_OPTION = re.compile(r"-p[ \t]+")
+_COPROC_NAME = re.compile(r"[A-Za-z_]\w*[ \t]+(?=[{(]|(?:if|while|until|for|case)\b)")
+_KEY_END = re.compile(r"\]\+?=")
 _SIGN = re.compile(r"(\+?)=")
 _FUNCTION = re.compile(r"(?:function[ \t]+)?([A-Za-z_][\w.:-]*)[ \t]*\([ \t]*\)")
 _FUNCTION_WORD = re.compile(r"function[ \t]+([A-Za-z_][\w.:-]*)(?=[\s({])")
@@ -190,13 +194,12 @@ class _Parser(CompoundReader):
         if word in ("time", "coproc"):
             self.at += len(word)
             self.skip_blanks()
-            if self.text.startswith("-p ", self.at):
-                self.at += 3
-                self.skip_blanks()
+            extra = (_TIME_OPTION if word == "time" else _COPROC_NAME).match(text, self.at)
+            self.at = self.at if extra is None else extra.end()
             self.deeper()
-            node = self.pipeline()
+            node = self.pipeline() if word == "time" else self.command()
             self.depth -= 1
-            return node
+            return node if word == "time" else Background(node, line)
         return self.simple(line)
 
     def redirected(self, node: Node) -> Node:
@@ -222,12 +225,12 @@ class _Parser(CompoundReader):
             self.skip_blanks()
             if self.at >= len(self.text) or self.text[self.at] in "\n;|)" or self.at_background():
                 break
-            if redirected := _REDIRECTION.match(self.text, self.at):
+            if not self.at_process() and (redirected := _REDIRECTION.match(self.text, self.at)):
                 following = self.text[redirected.end() :].lstrip(" \t")[:1]
                 to_errors = redirected[0] in (">&", "1>&") and following == "2"
                 writes = writes or to_errors or redirected[0] in (">", ">>", ">|", "1>", "1>>")
                 fed = self.redirection()
-                reads = reads or (fed is None and redirected[0] == "<")
+                reads = reads or (redirected[0] == "<" and fed is None)
                 inputs += [fed] if fed is not None else []
                 continue
             if self.text[self.at] == "(":
@@ -279,9 +282,25 @@ class _Parser(CompoundReader):
             if self.text[self.at] == ")":
                 self.at += 1
                 return Assignment(name, line, tuple(words), plus, index)
-            if self.text[self.at] in "(;&|<>":
+            if self.text[self.at] in "(;&|<>" and not self.at_process():
                 raise self.problem(f"{self.text[self.at]!r} is not expected in {name}=( )")
-            words.append(self.word())
+            words.append(self.keyed() or self.word())
+
+    def keyed(self) -> Word | None:
+        """A word ``[key]=value``, whose key may contain blanks; None where none is here."""
+        start, line = self.at, self.line
+        if not self.text.startswith("[", start):
+            return None
+        self.at += 1
+        try:
+            key = self.word(frozenset("]\n"))
+        except InputError:
+            self.at = start
+            return None
+        if _KEY_END.match(self.text, self.at) is None:
+            self.at = start
+            return None
+        return Word((Text("[", line, False), *key.parts, *self.word().parts), line)
 
     def redirection(self) -> Word | None:
         """Read a redirection; what it feeds in, where that is a text or a command."""
@@ -289,21 +308,12 @@ class _Parser(CompoundReader):
         assert found is not None
         operator = re.sub(r"^(\d+|\{\w+\})", "", found[0])
         self.at = found.end()
-        if operator in ("<", ">") and self.text.startswith("(", self.at):
-            self.at += 1
-            self.closing("(", ")")
-            return None
         self.skip_blanks()
         if operator in ("<<", "<<-"):
             self.pending_heredoc(strip_tabs=operator == "<<-")
             return None
         if operator == "<" and self.text.startswith("<(", self.at):
-            line = self.line
             self.at += 2
-            return Word((self.substitution(line, True),), line)
-        if operator in ("<", ">") and self.text.startswith(("<(", ">("), self.at):
-            self.at += 2
-            self.closing("(", ")")
-            return None
+            return Word((self.substitution(self.line, True),), self.line)
         word = self.word()
         return word if operator == "<<<" else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from overlapkit.config.shell.values import Piece
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,16 @@ class Arithmetic:
     quoted: bool
 
 
-Part = Text | Parameter | Command | Arithmetic
+@dataclass(frozen=True)
+class Expanded:
+    """What a word became before its command: ``export A=1 B=$A`` expands all words first."""
+
+    pieces: tuple[Piece, ...]
+    line: int
+    quoted: bool = True
+
+
+Part = Text | Parameter | Command | Arithmetic | Expanded
 
 
 @dataclass(frozen=True)

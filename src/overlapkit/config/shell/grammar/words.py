@@ -8,6 +8,7 @@ from overlapkit.config.shell.grammar.escapes import unescaped
 from overlapkit.config.shell.grammar.expansions import ExpansionReader
 from overlapkit.config.shell.grammar.position import ENDS_WORD
 from overlapkit.config.shell.grammar.syntax import (
+    Command,
     Part,
     Text,
     Word,
@@ -88,8 +89,10 @@ class WordReader(ExpansionReader):
                 parts.append(Text("".join(buffer), begun, quoted))
                 buffer.clear()
 
-        while self.at < len(self.text) and self.text[self.at] not in ends:
+        while self.at < len(self.text):
             char = self.text[self.at]
+            if char in ends and not (ends is ENDS_WORD and self.at_process()):
+                break
             if char == "\\":
                 flush()
                 following = self.text[self.at + 1 : self.at + 2]
@@ -123,7 +126,15 @@ class WordReader(ExpansionReader):
             return [self._ansi_quoted()]
         if char in "$`" and (expansion := self._expansion(quoted=quoted)) is not None:
             return [expansion]
+        if char in "<>" and not quoted and self.at_process():
+            line, self.at = self.line, self.at + 2
+            # A file that a program writes or reads.
+            return [Command(self.closing("(", ")"), line, True)]
         return None
+
+    def at_process(self) -> bool:
+        """Whether a process substitution begins here: ``<(…)`` or ``>(…)``."""
+        return self.text.startswith(("<(", ">("), self.at)
 
     def test_word(self) -> Word:
         """A word or operator of ``[[ ]]``, where < > ( ) & | are ordinary characters."""
