@@ -242,11 +242,16 @@ def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
     warnings = list(work.warnings)
     if not work.steps:
         warnings.append("no steps are marked: all figures are of the whole trace")
-    doubtful = [d for d, level in confidence.items() if level in ("guess", "unknown")]
-    if doubtful:
+    guessed = [d for d, level in confidence.items() if level == "guess"]
+    if guessed:
         warnings.append(
-            f"process groups are not described: {', '.join(doubtful)} "
-            f"{'is' if len(doubtful) == 1 else 'are'} assigned by operation; give --config"
+            f"process groups are not described: {', '.join(guessed)} "
+            f"{'is' if len(guessed) == 1 else 'are'} assigned by operation; give --config"
+        )
+    if confidence.get("other") == "unknown":
+        warnings.append(
+            "nothing tells which dimension some communication belongs to: it is listed as other; "
+            "give --config"
         )
     return warnings
 

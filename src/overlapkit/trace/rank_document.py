@@ -34,8 +34,8 @@ ComputeUs = Annotated[float, Meta(description="kernels that are neither communic
 CommUs = Annotated[
     float,
     Meta(
-        description="communication on all streams: NCCL, userbuffers, NVSHMEM, DeepEP, peer "
-        "copies; gloo's ranges in a CPU trace"
+        description="communication on all streams: kernels of NCCL, RCCL and other libraries, "
+        "peer copies; gloo's ranges in a CPU trace"
     ),
 ]
 ExposedCommUs = Annotated[float, Meta(description="communication while nothing computes")]
@@ -69,8 +69,9 @@ ConfidenceInDimension = Annotated[
     Confidence,
     Meta(
         description="`certain`: from the description of the process group, or a library with a "
-        "single use; `likely`: from group sizes or ranks; `guess`: from the operation alone; "
-        "`unknown`: from nothing"
+        "single use; `likely`: from group sizes or ranks, or from the code or framework that "
+        "launched it; `guess`: from the operation, where hardly anything else uses it; `unknown`: "
+        "nothing tells it"
     ),
 ]
 
@@ -146,7 +147,14 @@ class TraceCollective(Struct, frozen=True, kw_only=True):
     """One kind of communication: same kernel, operation, dimension and process group."""
 
     name: Annotated[str, Meta(description="name of the kernel, shortened")]
-    operation: Annotated[str, Meta(description="such as `all_gather`; `other` where not known")]
+    operation: Annotated[
+        str,
+        Meta(
+            description="such as `all_gather`: the collective that was called, where the profile "
+            "has it, or else what the kernel is named after; `send_recv` where a kernel of sends "
+            "and receives can also be an `all_to_all`; `other` where not known"
+        ),
+    ]
     dimension: DimensionName
     confidence: ConfidenceInDimension
     group: Annotated[

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from overlapkit.errors import InputError
+from overlapkit.trace.measure.evidence import NOTHING, POINT_TO_POINT, Evidence
+from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.read.device_work import DIMENSIONS
 from overlapkit.trace.read.kernel_names import EventClass, operation
 from overlapkit.trace.read.recorded import Call, Group
@@ -15,8 +16,8 @@ from overlapkit.trace.read.recorded import Call, Group
 Confidence = Literal["certain", "likely", "guess", "unknown"]
 """How certain a dimension is.
 
-It is known from a description or a library with a single use; from group sizes or ranks; from the
-operation alone; or not at all.
+It is known from a description or a library with a single use; from group sizes, ranks or the code
+that launched it; from the operation where nothing else uses it; or not at all.
 """
 
 CONFIDENCE: tuple[Confidence, ...] = get_args(Confidence)
@@ -91,15 +92,36 @@ class Layout:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about the communication in a file, apart from the arguments of each kernel."""
+    """What is known about the communication in a file, apart from each single one.
+
+    Attributes:
+        groups: the process groups that the file lists.
+        layout: the parallel sizes; None without a configuration.
+        rank: the rank of the file.
+        world_size: the number of ranks; None where it is not recorded.
+        frameworks: what the names in the file speak of; see `Framework`.
+        libraries: the communication libraries whose kernels run.
+    """
 
     groups: tuple[Group, ...] = ()
     layout: Layout | None = None
     rank: int | None = None
+    world_size: int | None = None
+    frameworks: Collection[str] = field(default=frozenset())
+    libraries: Collection[str] = field(default=frozenset())
 
     def named(self, name: str | None) -> Group | None:
         """The listed group with this name."""
         return next((g for g in self.groups if name is not None and g.name == name), None)
+
+    def description(self, call: Call | None) -> str | None:
+        """The description of a call's group, from the call or from the list."""
+        if call is None:
+            return None
+        group = self.named(call.group)
+        if undescribed(call.description) and group is not None and group.description:
+            return group.description
+        return call.description
 
     def sizes(self) -> dict[str, set[int]]:
         """Group sizes by dimension, for groups with more than one rank."""
@@ -112,65 +134,55 @@ class Known:
                 sizes.setdefault(dimension, set()).add(group.size)
         return sizes
 
-
-# Words in descriptions by Megatron-Core (parallel_state.py, `group_desc`); the first match counts.
-_MEGATRON = (
-    ("embedding", re.compile(r"EMBEDDING")),
-    ("other", re.compile(r"TENSOR_AND_(?:DATA|CONTEXT)|TENSOR_MODEL_PIPELINE|^MODEL_PARALLEL")),
-    ("DP", re.compile(r"DATA_PARALLEL|DISTRIBUTED_OPTIMIZER_INSTANCE|DP_CP|FSDP|FULLY_SHARD")),
-    ("PP", re.compile(r"PIPELINE")),
-    ("CP", re.compile(r"CONTEXT|SEQUENCE_PARALLEL")),
-    ("EP", re.compile(r"EXPERT_(?:TENSOR_AND_)?MODEL|EXPERT_PARALLEL")),
-    ("TP", re.compile(r"TENSOR")),
-)
-# Words in the names of device mesh dimensions, as in torchtitan and others ("mesh_dp_shard").
-_MESH = {
-    "TP": {"tp"},
-    "DP": {"dp", "ddp", "fsdp", "hsdp", "shard", "replicate", "data"},
-    "PP": {"pp"},
-    "CP": {"cp", "sp"},
-    "EP": {"ep"},
-}
-_UNDESCRIBED = frozenset({"", "default_pg", "undefined", "default", "world"})
+    @property
+    def serves_inference(self) -> bool:
+        """Whether an inference engine runs, and nothing that trains."""
+        return bool(_ENGINES & set(self.frameworks)) and not _TRAINS & set(self.frameworks)
 
 
-def described(description: str | None) -> str | None:
-    """The dimension in the description of a process group; None without one."""
-    if description is None or description.strip().lower() in _UNDESCRIBED:
-        return None
-    text = description.upper()
-    for dimension, pattern in _MEGATRON:
-        if pattern.search(text):
-            return dimension
-    words = set(re.split(r"[^a-z]+", description.lower()))
-    found = [dimension for dimension, known in _MESH.items() if words & known]
-    if len(found) == 2 and "DP" in found and "CP" in found:
-        return "DP"
-    return found[0] if len(found) == 1 else None
+_ENGINES = frozenset({"vllm", "sglang", "tensorrt_llm"})
+_TRAINS = frozenset({"megatron", "deepspeed", "torchtitan", "fsdp1", "fsdp2", "ddp"})
 
 
-def dimension_of(event: EventClass, call: Call | None, known: Known) -> tuple[str, Confidence]:
+def dimension_of(
+    event: EventClass, call: Call | None, known: Known, launch: Evidence = NOTHING
+) -> tuple[str, Confidence]:
     """The dimension of a communication, and how certain it is."""
-    if event.library == "userbuffers":
-        return "TP", "certain"
-    if event.library == "deep_ep":
-        return "EP", "certain"
+    if event.dimension is not None:
+        return event.dimension, "certain"
+    description = known.description(call)
     if call is not None:
-        group = known.named(call.group)
-        for description in (call.description, group.description if group else None):
-            dimension = described(description)
+        for text in (description, call.group):
+            dimension = described(text)
             if dimension is not None:
                 return dimension, "certain"
-    if event.library == "nvshmem":
-        return "EP", "likely"
-    if event.library == "peer copy":
+    if launch.dimension is not None:
+        return launch.dimension, "likely"
+    if event.likely_dimension is not None:
+        return event.likely_dimension, "likely"
+    what = operation_of(event, call, launch)
+    if event.library == "peer copy" and what == "peer copy":
         # The ring exchange of userbuffers moves its chunks with copy engines; NCCL uses kernels.
-        return "TP", "likely" if known.sizes().get("TP") else "guess"
-    recorded = operation(call.name) if call is not None and call.name else "other"
-    if recorded == "other" and event.library == "nccl" and event.operation == "send_recv":
-        # NCCL has no all-to-all operation. PyTorch's is a group of sends and receives.
-        return _inferred("exchange", call, known)
-    return _inferred(event.operation if recorded == "other" else recorded, call, known)
+        # Other programs copy between devices too.
+        ring = "userbuffers" in known.libraries or "TP" in known.sizes()
+        return ("TP", "likely") if ring else ("other", "unknown")
+    by_size = _by_size(what, call, known, proven=launch.point_to_point)
+    return by_size or _by_framework(what, call, known, launch) or ("other", "unknown")
+
+
+def operation_of(event: EventClass, call: Call | None, launch: Evidence = NOTHING) -> str:
+    """The operation: what was called, or else what the kernel's name says.
+
+    NCCL has no all-to-all. PyTorch's is a group of sends and receives, as are those of a pipeline.
+    """
+    if call is not None and call.name:
+        recorded = operation(call.name)
+        if recorded == "send_recv":
+            # "send" or "recv", which the kernel's name does not say.
+            return call.name.lower()
+        if recorded != "other":
+            return recorded
+    return launch.operation or event.operation
 
 
 _DIMENSIONS_OF = {
@@ -182,7 +194,21 @@ _DIMENSIONS_OF = {
 _COLLECTIVE = ("TP", "DP", "CP", "EP", "embedding")
 
 
-def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confidence]:
+def _by_size(
+    what: str, call: Call | None, known: Known, *, proven: bool
+) -> tuple[str, Confidence] | None:
+    """The dimension by the ranks or the size of the group; None where several are possible.
+
+    Args:
+        what: the operation.
+        call: what was recorded about it.
+        known: the sizes of all groups.
+        proven: whether a send_recv is known to be no all-to-all.
+    """
+    if what == "send_recv" and not proven:
+        what = "exchange"
+    elif what in POINT_TO_POINT or what in ("isend", "irecv"):
+        what = "send_recv"
     sizes = known.sizes()
     possible = _DIMENSIONS_OF.get(what, _COLLECTIVE)
     candidates = [d for d in possible if d in sizes]
@@ -196,21 +222,49 @@ def _inferred(what: str, call: Call | None, known: Known) -> tuple[str, Confiden
     if size is not None and sizes and what not in ("send_recv", "exchange"):
         # NCCL runs the point-to-point communication of a pipeline in communicators of two ranks.
         candidates = [d for d in candidates if size in sizes[d]]
-    if len(candidates) == 1:
-        return candidates[0], "likely"
-    if what in ("send_recv", "exchange"):
-        return ("PP" if "PP" in candidates or not candidates else candidates[0]), "guess"
-    if what == "all_to_all":
-        return (candidates[0] if candidates else "EP"), "guess"
-    if not sizes and known.groups and _only_default(known.groups) and possible:
-        return "DP", "guess"
-    return "other", "unknown"
+    return (candidates[0], "likely") if len(candidates) == 1 else None
+
+
+_REDUCTIONS = ("all_reduce", "reduce_scatter", "all_gather")
+_OF_DATA_PARALLEL: dict[str, tuple[str, ...]] = {
+    "ddp": ("all_reduce",),
+    "fsdp1": _REDUCTIONS,
+    "fsdp2": _REDUCTIONS,
+    "deepspeed": _REDUCTIONS,
+}
+"""What these do in the group of all ranks when nothing else splits the model."""
+
+
+def _by_framework(
+    what: str, call: Call | None, known: Known, launch: Evidence
+) -> tuple[str, Confidence] | None:
+    """The dimension by what the framework uses an operation for; None where that is open."""
+    if known.serves_inference:
+        # Data-parallel replicas of an engine reduce nothing.
+        return ("TP", "likely") if what == "all_reduce" else None
+    if what not in _REDUCTIONS or not _among_all(call, known):
+        return None
+    for framework, operations in _OF_DATA_PARALLEL.items():
+        if framework in known.frameworks:
+            return ("DP", "likely") if what in operations else None
+    # Libraries that split a model make groups for it, except for a mesh of one dimension, on which
+    # DTensor calls functional collectives.
+    alone = all(g.description.strip().lower() != "undefined" for g in known.groups)
+    undecided = launch.functional or "megatron" in known.frameworks or not alone
+    return None if undecided else ("DP", "guess")
+
+
+def _among_all(call: Call | None, known: Known) -> bool:
+    """Whether a communication is among all ranks, in a file that lists no smaller group."""
+    if not known.groups:
+        # Without a list, only the call can say that it uses the default group.
+        return call is not None and (call.description or "").lower() == "default_pg"
+    if not all(undescribed(g.description) for g in known.groups):
+        return False
+    world = known.world_size or max(g.size for g in known.groups)
+    size = call.group_size if call is not None else None
+    return size in (None, world) and all(g.size in (1, world) for g in known.groups)
 
 
 def _preferred(dimensions: Iterable[str]) -> str:
     return min(dimensions, key=DIMENSIONS.index)
-
-
-def _only_default(groups: Iterable[Group]) -> bool:
-    """Whether only the default group exists, as with data parallelism alone."""
-    return all(g.description.strip().lower() in _UNDESCRIBED for g in groups)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
-from overlapkit.trace.measure.dimensions import CONFIDENCE, Confidence, Known, dimension_of
+from overlapkit.trace.measure.dimensions import (
+    CONFIDENCE,
+    Confidence,
+    Known,
+    dimension_of,
+    operation_of,
+)
+from overlapkit.trace.measure.evidence import NOTHING, Evidence, evidence
 from overlapkit.trace.measure.waiting import Waiting, waiting
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
@@ -20,7 +27,7 @@ from overlapkit.trace.read.device_work import (
     MEMORY,
     Work,
 )
-from overlapkit.trace.read.kernel_names import classify, operation, short
+from overlapkit.trace.read.kernel_names import classify, short
 from overlapkit.trace.read.recorded import Call, Window
 
 Part = Literal["compute", "exposed_comm", "exposed_memory", "idle"]
@@ -189,6 +196,7 @@ class WorkSpans:
 def measure(work: Work, known: Known) -> WorkSpans:
     """Classify the communication of a device, and form the sets of time to measure."""
     is_comm = work.kind == COMMUNICATION
+    known = _with_work(known, work, work.name[is_comm])
     traffic, traffic_of = _traffic(work, np.flatnonzero(is_comm), known)
     compute = _of(work, work.kind == COMPUTE)
     comm = _of(work, is_comm)
@@ -228,44 +236,52 @@ def _traffic(
     traffic_of = np.full(len(work), -1, dtype=np.int32)
     kinds: dict[Traffic, int] = {}
     if len(events):
-        width = len(work.calls) + 1
-        keys = work.name[events].astype(np.int64) * width + work.call[events] + 1
+        calls, origins = len(work.calls) + 1, len(work.origins) + 1
+        keys = work.name[events].astype(np.int64) * calls + work.call[events] + 1
+        keys = keys * origins + work.origin[events] + 1
         unique, inverse = distinct(keys)
         numbers = []
         # Calls differ in their message sizes, which do not matter here.
         classified: dict[tuple[Any, ...], int] = {}
         for key in unique.tolist():
-            call = work.calls[key % width - 1] if key % width else None
+            rest, origin = divmod(key, origins)
+            name, number_of_call = divmod(rest, calls)
+            call = work.calls[number_of_call - 1] if number_of_call else None
+            launch = evidence(work.origins[origin - 1]) if origin else NOTHING
             facts = call and (call.name, call.group_size, call.group, call.description, call.ranks)
-            number = classified.get((key // width, facts))
+            number = classified.get((name, facts, launch))
             if number is None:
-                name = work.names[key // width]
-                traffic = _traffic_of(name, call, known)
+                traffic = _traffic_of(work.names[name], call, known, launch)
                 number = kinds.setdefault(traffic, len(kinds))
-                classified[key // width, facts] = number
+                classified[name, facts, launch] = number
             numbers.append(number)
         traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse]
     return list(kinds), traffic_of
 
 
-def _traffic_of(name: str, call: Call | None, known: Known) -> Traffic:
+def _traffic_of(name: str, call: Call | None, known: Known, launch: Evidence) -> Traffic:
     event = classify(name)
-    dimension, confidence = dimension_of(event, call, known)
-    collective = call.name if call is not None and call.name else None
-    recorded = operation(collective) if collective else "other"
+    dimension, confidence = dimension_of(event, call, known, launch)
     group = None
     if call is not None:
-        listed = known.named(call.group)
-        group = call.description or (listed.description if listed else None) or call.group
-    if recorded == "send_recv" and collective:
-        # "send" or "recv", which the kernel's name does not say.
-        recorded = collective.lower()
+        group = known.description(call) or call.group
     return Traffic(
         name=short(name),
-        operation=event.operation if recorded == "other" else recorded,
+        operation=operation_of(event, call, launch),
         dimension=dimension,
         confidence=confidence,
         group=group,
+    )
+
+
+def _with_work(known: Known, work: Work, names: NDArray[np.int32]) -> Known:
+    """What is known, with what the names of kernels and ranges say of the whole file."""
+    used = [work.names[n] for n in distinct(names.astype(np.int64))[0].tolist()]
+    return replace(
+        known,
+        world_size=work.world_size,
+        frameworks=frozenset(work.frameworks),
+        libraries=frozenset(classify(name).library for name in used),
     )
 
 

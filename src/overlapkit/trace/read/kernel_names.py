@@ -6,17 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from overlapkit.trace.read.comm_libraries import is_fused, library_of
 from overlapkit.trace.read.device_work import COMMUNICATION, COMPUTE, MEMORY
 
-# Transformer Engine's userbuffers kernels, from transformer_engine/common/comm_gemm_overlap.
-_USERBUFFERS = re.compile(r"userbuffers", re.IGNORECASE)
-# Dispatch and combine of DeepEP, with their notification and synchronization. Its layout kernels
-# only count tokens. HybridEP succeeds DeepEP for large NVLink domains.
-_DEEP_EP = re.compile(r"(?:deep_ep|hybrid_ep)::(?!layout\b)")
-_NVSHMEM = re.compile(r"nvshmem", re.IGNORECASE)
-_NCCL = re.compile(r"nccl|rccl|mscclkernel|msccl(?:pp)?::", re.IGNORECASE)
-# torch.distributed._symmetric_memory, and the single-node all-reduce of inference engines.
-_SYMMETRIC_MEMORY = re.compile(
+_MEMORY = re.compile(
     r"multimem_(?:all|one_shot)|(?:one|two)_shot_all_(?:reduce|gather)|cross_device_reduce"
 )
 _MEMORY = re.compile(r"mem(?:cpy|set)\b|copy(?:host|device)to(?:host|device)", re.IGNORECASE)
@@ -26,10 +19,11 @@ _OPERATIONS = (
     ("all_reduce", re.compile(r"all_?reduce", re.IGNORECASE)),
     ("reduce_scatter", re.compile(r"reduce_?scatter|(?:^|_)rs(?:_|$)", re.IGNORECASE)),
     ("all_gather", re.compile(r"all_?gather|(?:^|_)ag(?:_|$)", re.IGNORECASE)),
-    ("all_to_all", re.compile(r"all_?to_?all", re.IGNORECASE)),
-    ("send_recv", re.compile(r"send_?recv|pushsend|pullrecv|pushrecv|send|recv", re.IGNORECASE)),
+    ("all_to_all", re.compile(r"all_?(?:to|2)_?all", re.IGNORECASE)),
     ("dispatch", re.compile(r"dispatch", re.IGNORECASE)),
     ("combine", re.compile(r"combine", re.IGNORECASE)),
+    ("all_to_all", re.compile(r"a2a", re.IGNORECASE)),
+    ("send_recv", re.compile(r"send_?recv|pushsend|pullrecv|pushrecv|send|recv", re.IGNORECASE)),
     ("broadcast", re.compile(r"broadcast", re.IGNORECASE)),
     ("barrier", re.compile(r"barrier", re.IGNORECASE)),
     ("reduce", re.compile(r"reduce", re.IGNORECASE)),
@@ -44,15 +38,19 @@ class EventClass:
 
     Attributes:
         kind: COMPUTE, COMMUNICATION or MEMORY.
-        library: what communicates: "nccl", "userbuffers", "deep_ep", "nvshmem", "peer copy",
-            "symmetric memory" or "gloo"; "" for other kinds of work.
+        library: what communicates: the name of a `Library`, "peer copy" or "gloo"; "" for other
+            kinds of work.
         operation: such as "all_reduce" or "reduce_scatter"; "other" where the name does not say,
             "" for other kinds of work.
+        dimension: the parallel dimension that the library serves; None where it serves several.
+        likely_dimension: the one that it serves in most programs.
     """
 
     kind: int
     library: str = ""
     operation: str = ""
+    dimension: str | None = None
+    likely_dimension: str | None = None
 
 
 def classify(name: str, *, copy: bool = False) -> EventClass:
@@ -69,16 +67,18 @@ def classify(name: str, *, copy: bool = False) -> EventClass:
     # Copies and memsets have these names, whatever category a profiler lists them under.
     if copy or (_MEMORY.match(name) and "(" in name) or name in ("Memset", "Memcpy"):
         return EventClass(MEMORY)
-    for library, pattern in (
-        ("userbuffers", _USERBUFFERS),
-        ("deep_ep", _DEEP_EP),
-        ("nvshmem", _NVSHMEM),
-        ("nccl", _NCCL),
-        ("symmetric memory", _SYMMETRIC_MEMORY),
-    ):
-        if pattern.search(name):
-            return EventClass(COMMUNICATION, library, operation(name))
-    return EventClass(COMPUTE)
+    function = function_of(name)
+    library = library_of(function)
+    if library is None or is_fused(function):
+        return EventClass(COMPUTE)
+    found = operation(function)
+    return EventClass(
+        COMMUNICATION,
+        library.name,
+        library.operation if found == "other" else found,
+        library.dimension,
+        library.likely,
+    )
 
 
 @cache
@@ -93,6 +93,39 @@ def operation(name: str) -> str:
 
 _TEMPLATE = re.compile(r"<[^<>]*>")
 _CALL = re.compile(r"\([^()]*\)")
+_PART = re.compile(r"[1-9]\d{0,3}")
+
+
+@cache
+def function_of(name: str) -> str:
+    """A kernel's function with its namespaces: no return type, template arguments, parameters."""
+    text = name[:4000].replace("(anonymous namespace)::", "").replace("->", "")
+    if text.startswith("_Z"):
+        text = _demangled(text) or text
+    for pattern in (_TEMPLATE, _CALL):
+        for _ in range(40):
+            shorter = pattern.sub("", text)
+            if shorter == text:
+                break
+            text = shorter
+    # The rest of a truncated name, then the return type.
+    text = re.split(r"[<(]", text)[0].strip()
+    return text.rpartition(" ")[2] if text.startswith(("void ", "static ")) else text
+
+
+def _demangled(name: str) -> str:
+    """The namespaces and the function in a mangled name; "" where it is none.
+
+    Profilers print mangled names where a symbol was not demangled. In the Itanium ABI each part of
+    a nested name is its length and its text.
+    """
+    nested = name.startswith("_ZN")
+    parts: list[str] = []
+    place = 3 if nested else 2
+    while (nested or not parts) and (match := _PART.match(name, place)) is not None:
+        place = match.end() + int(match.group())
+        parts.append(name[match.end() : place])
+    return "::".join(p for p in parts if not p.startswith("_GLOBAL__N_"))
 
 
 @cache
@@ -100,16 +133,7 @@ def short(name: str, limit: int = 60) -> str:
     """A kernel's name without return type, template arguments and parameters."""
     if name.startswith(("Memcpy", "Memset")):
         return name[:limit]
-    text = name[:4000].replace("(anonymous namespace)::", "").replace("->", "")
-    for pattern in (_TEMPLATE, _CALL):
-        for _ in range(40):
-            shorter = pattern.sub("", text)
-            if shorter == text:
-                break
-            text = shorter
-    # The rest of a truncated name, then the return type and the namespaces.
-    text = re.split(r"[<(]", text)[0].strip()
-    text = text.rpartition(" ")[2] if text.startswith(("void ", "static ")) else text
+    text = function_of(name)
     functor = _functor(name)
     parts = text.split("::")
     text = "::".join(parts[-2:]) if len(parts) > 1 else text

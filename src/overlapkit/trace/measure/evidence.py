@@ -1,0 +1,142 @@
+"""What the ranges say that were open on the host when a communication was launched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from overlapkit.trace.read.kernel_names import operation
+
+POINT_TO_POINT = frozenset({"send", "recv", "send_recv"})
+"""Operations between two ranks."""
+
+# PyTorch's operators and the labels of its NCCL backend, and NCCL's own NVTX ranges. The rest of
+# the name is that of the collective.
+_COLLECTIVE = re.compile(
+    r"(?:c10d::|_?c10d_functional(?:_autograd)?::|symm_mem::|nccl:|rccl:)(?P<torch>\w+)|"
+    r"(?:nccl|rccl)(?P<nccl>[A-Z]\w+)$"
+)
+_EXCHANGE = re.compile(r"all_?to_?all", re.IGNORECASE)
+_BARRIER = re.compile(r"barrier", re.IGNORECASE)
+# A group of any operations; around a kernel that sends and receives, a group of those.
+_COALESCED = re.compile(r"nccl:coalesced|batch_isend_irecv|coalescing_manager")
+_FUNCTIONAL = re.compile(r"_?c10d_functional")
+_FRAME = re.compile(r"(?P<file>\S+)\.py\(\d+\): (?P<function>.*)$")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the ranges say; None where they say nothing.
+
+    Attributes:
+        operation: of the collective that was called.
+        dimension: the parallel dimension that the calling code serves.
+        point_to_point: whether sends and receives were grouped.
+        functional: whether a functional collective was called, as by DTensor.
+    """
+
+    operation: str | None = None
+    dimension: str | None = None
+    point_to_point: bool = False
+    functional: bool = False
+
+
+NOTHING = Evidence()
+"""Of a communication whose launch is not recorded."""
+
+
+@cache
+def evidence(ranges: tuple[str, ...]) -> Evidence:
+    """What the ranges that were open at a launch say.
+
+    Args:
+        ranges: their names, the outermost first.
+    """
+    called = _called(ranges)
+    return Evidence(
+        operation=called,
+        dimension=_served(ranges, called),
+        point_to_point=any(_COALESCED.search(name) for name in ranges),
+        functional=any(_FUNCTIONAL.match(name) for name in ranges),
+    )
+
+
+def _called(ranges: tuple[str, ...]) -> str | None:
+    """The collective that was called: the outermost, since NCCL makes some of others."""
+    for name in ranges:
+        match = _COLLECTIVE.match(name)
+        if match is None:
+            continue
+        if _BARRIER.search(name):
+            return "barrier"
+        called = match.group("torch") or match.group("nccl")
+        found = operation(called)
+        if found == "send_recv":
+            found = "recv" if re.search("recv", called, re.IGNORECASE) else "send"
+        if found != "other":
+            return found
+    for name in reversed(ranges):
+        frame = _FRAME.match(name)
+        if frame is not None and _EXCHANGE.search(frame.group("function")):
+            return "all_to_all"
+    return None
+
+
+_EXPERTS = ("all_to_all", "dispatch", "combine", None)
+_LAST_GRADIENTS = (
+    ("embedding", re.compile(r"embedding")),
+    ("TP", re.compile(r"layernorm|non_tensor_model_parallel|router")),
+)
+# The file of a Python function, or the label of a range, and the dimension that it serves. Inner
+# ranges come first, and for one range the first that matches.
+_SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("PP", re.compile(r"megatron/core/pipeline_parallel/p2p_communication\.")),
+    ("DP", re.compile(r"megatron/core/distributed/(?!finalize_model_grads)")),
+    ("DP", re.compile(r"megatron/core/optimizer/(?:distrib_optimizer|layer_wise_optimizer)\.")),
+    ("EP", re.compile(r"megatron/core/transformer/moe/fused_a2a\.")),
+    ("CP", re.compile(r"megatron/core/ssm/mamba_context_parallel\.")),
+    ("CP", re.compile(r"transformer_engine/pytorch/attention/\S*context_parallel")),
+    ("TP", re.compile(r"transformer_engine/pytorch/distributed\.py\(\d+\): \w*along_first_dim")),
+    ("DP", re.compile(r"deepspeed/runtime/zero/|deepspeed/runtime/comm/coalesced_collectives\.")),
+    ("PP", re.compile(r"deepspeed/runtime/pipe/")),
+    ("CP", re.compile(r"deepspeed/sequence/")),
+    ("EP", re.compile(r"deepspeed/moe/sharded_moe\.")),
+    ("EP", re.compile(r"torchtitan/(?:\w+/)*(?:expert_parallel|deepep/\w+|hybridep\w*)\.")),
+    ("TP", re.compile(r"torchtitan/(?:\w+/)*tensor_parallel\.")),
+    ("TP", re.compile(r"(?:vllm|sglang/srt)/distributed/communication_op\.py\(\d+\): \w*tensor_m")),
+    ("TP", re.compile(r"sglang/srt/distributed/communication_op\.py\(\d+\): attention_tensor_m")),
+    ("EP", re.compile(r"vllm/distributed/device_communicators/all2all\.")),
+    ("EP", re.compile(r"(?:deep_ep|hybrid_ep\w*|mori|pplx\w*|uccl\w*)/\S+: \w*(?:disp|comb)")),
+    ("CP", re.compile(r"(?:yunchang|ring_flash_attn|xfuser)/|_context_parallel/|_ring_attention")),
+    ("PP", re.compile(r"torch/distributed/pipelining/")),
+    ("DP", re.compile(r"torch/distributed/(?:fsdp|_composable|algorithms/ddp_comm_hooks)/")),
+    ("DP", re.compile(r"FSDP::|FullyShardedDataParallel\.(?!forward|_to_kwargs|rate_limiter)")),
+    # Gradients are accumulated in parameters, and hooks on that reduce them.
+    ("DP", re.compile(r"autograd::engine::evaluate_function: torch::autograd::AccumulateGrad")),
+    ("TP", re.compile(r"torch/distributed/tensor/parallel/")),
+    ("TP", re.compile(r"megatron/core/tensor_parallel/layers\.")),
+)
+_MAPPING = re.compile(r"megatron/core/tensor_parallel/mappings\.py\(\d+\): (?P<function>.*)")
+_FINAL = re.compile(r"megatron/core/distributed/finalize_model_grads\.py\(\d+\): (?P<function>.*)")
+_DISPATCHER = re.compile(r"megatron/core/transformer/moe/(?:token_dispatcher|moe_utils)\.")
+
+
+def _served(ranges: tuple[str, ...], called: str | None) -> str | None:
+    """The dimension that the innermost range of known purpose serves."""
+    if any(_DISPATCHER.search(name) for name in ranges):
+        # It also gathers over the tensor-parallel ranks, and over both.
+        return "EP" if called in _EXPERTS else None
+    for name in reversed(ranges):
+        match = _FINAL.search(name)
+        if match is not None:
+            function = match.group("function")
+            return next((d for d, word in _LAST_GRADIENTS if word.search(function)), None)
+        match = _MAPPING.search(name)
+        if match is not None:
+            # Its all-to-all serves whoever calls it.
+            return None if _EXCHANGE.search(match.group("function")) else "TP"
+        for dimension, pattern in _SERVES:
+            if pattern.search(name):
+                return dimension
+    return None
