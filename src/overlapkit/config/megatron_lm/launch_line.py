@@ -27,6 +27,8 @@ _RESOURCE_SETS = (
     ("--rs_per_host", "-r"),
 )
 """Of jsrun: the number of its resource sets, tasks in each, all tasks, sets on each node."""
+_MSRUN_PROCESSES = 8
+"""Processes of MindSpore's msrun, in all and on a node, without options (its documentation)."""
 _MPI_PROCESSES = ("-npernode", "--npernode", "-N", "-ppn", "--ppn", "-perhost")
 """Processes per node, by Open MPI and by MPICH and its relatives."""
 _MPI_MAPPING = ("-map-by", "--map-by")
@@ -72,6 +74,12 @@ def is_launch(started: Started) -> int:
     return len(flags) if any(map(_MEGATRONS.search, flags)) else len(plain)
 
 
+def has_flags(text: str) -> bool:
+    """Whether a text has a flag that only Megatron-LM and its forks have."""
+    flags = (known_flag(word) or "" for word in text.split() if word.startswith("--"))
+    return any(_MEGATRONS.search(flag.replace("-", "_")) for flag in flags)
+
+
 def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
     """GPUs of the job: the launcher's processes per node times its nodes.
 
@@ -84,6 +92,9 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
         nodes = line.option(options, "--nnodes")
         processes = line.torchrun_processes(options)
         return (1 if nodes is None else nodes) * (1 if processes is None else processes)
+    options = line.after("msrun")
+    if options is not None:
+        return line.option(options, "--worker_num") or _MSRUN_PROCESSES
     options = line.after("deepspeed")
     if options is not None:
         gpus = line.option(options, *_DEEPSPEED_GPUS)
@@ -129,6 +140,11 @@ def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher 
         # Without the option torchrun starts one process.
         alone = not any(word.text.partition("=")[0] in _PROCESSES for word in options)
         return Launcher("torchrun", 1 if alone else each, has_mpi=False)
+    options = line.after("msrun")
+    if options is not None:
+        given = any(word.text.startswith("--local_worker_num") for word in options)
+        each = _if_known(line.option, options, "--local_worker_num")
+        return Launcher("msrun", each if given else _MSRUN_PROCESSES, has_mpi=False)
     options = line.after("deepspeed")
     if options is not None:
         each = _if_known(line.option, options, *_DEEPSPEED_GPUS)

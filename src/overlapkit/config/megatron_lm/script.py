@@ -16,11 +16,17 @@ from megatron.bridge.training.edits import ENV
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
 from overlapkit.config.launchers.others import refuse_program
-from overlapkit.config.megatron_lm.arguments import Arguments, ask_for, place, read_arguments
+from overlapkit.config.megatron_lm.arguments import (
+    Arguments,
+    UnknownValue,
+    ask_for,
+    place,
+    read_arguments,
+)
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.megatron_lm.job import Job, dialect_of, job_of
-from overlapkit.config.megatron_lm.launch_line import is_launch, split_launch
+from overlapkit.config.megatron_lm.launch_line import has_flags, is_launch, split_launch
 from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
@@ -233,6 +239,7 @@ def _chosen(
         launches = at[-1:]
     if not launches:
         _ask_for_arguments(followed.started, path)
+        _ask_for_branch(followed, path, lines)
         return None, *_without_launch(followed, path, lines, allow_unknown)
     read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
@@ -258,6 +265,19 @@ def _ask_for_arguments(programs: Sequence[Started], path: str) -> None:
         if name is not None and unknown is not None:
             where = place(path, next(w for w in words if w.unknown is not None), started.line)
             raise ask_for(unknown, f"the list of arguments of {name[-60:]}", where)
+
+
+def _ask_for_branch(followed: Followed, path: str, lines: Sequence[str]) -> None:
+    """Ask for what decides on a branch that was not taken and may start the job.
+
+    Raises:
+        UnknownValue: there is such a branch, and the script has flags that only Megatron-LM has.
+    """
+    if not followed.passed_over or followed.exits is not None or not has_flags("\n".join(lines)):
+        return
+    line, name = followed.passed_over[0]
+    shown = f"argument {name}" if name.isdecimal() else name
+    raise UnknownValue(f"{path}:{line}: {shown} decides whether the job is started here", name)
 
 
 def _without_launch(

@@ -12,6 +12,7 @@ from overlapkit.config.shell.grammar.scan import (
     matters,
     sets,
     sets_or_starts,
+    starts_program,
 )
 from overlapkit.config.shell.grammar.syntax import (
     AndOr,
@@ -43,6 +44,7 @@ class Branches(Programs):
     def __init__(self, path: str, state: State) -> None:
         super().__init__(path, state)
         self.conditions = 0
+        self.passed_over: list[tuple[int, str]] = []
         self.final: AndOr | None = None
 
     def node(self, node: Node) -> Status:
@@ -120,7 +122,7 @@ class Branches(Programs):
             wanted = Status.YES if connector == "&&" else Status.NO
             if status in (Status.YES, Status.NO):
                 if status is not wanted:
-                    self.left_to(grounds, command)
+                    self.left_to(grounds, command, line=command.line)
                     continue
                 if grounds.unset and self.leaves(command):
                     self.set_otherwise(command.line, grounds.unset)
@@ -208,15 +210,17 @@ class Branches(Programs):
                 status = Status.NO
             if status is Status.YES:
                 later = [each for _, each in node.branches[number + 1 :]]
-                self.left_to(every, *later, node.otherwise)
+                self.left_to(every, *later, node.otherwise, line=node.line)
                 with self.guarded(every):
                     return self.block(body)
-            self.left_to(every, body)
+            self.left_to(every, body, line=line)
         with self.guarded(every):
             return self.block(node.otherwise)
 
-    def left_to(self, grounds: Grounds, *skipped: Node | CommandList) -> None:
-        """Record that variables which nothing sets decide what the commands skipped would set."""
+    def left_to(self, grounds: Grounds, *skipped: Node | CommandList, line: int) -> None:
+        """Record what decides what the commands skipped would set, and whether they start a job."""
+        if grounds.names and starts_program(*skipped, functions=self.state.functions):
+            self.passed_over.append((line, grounds.names[0]))
         if grounds.unset:
             for name in assigned_names(*skipped):
                 self.state.deciders.setdefault(name, grounds.unset)
@@ -239,9 +243,11 @@ class Branches(Programs):
                 text = "which branch of this case is taken is not known: none is followed"
                 self.note(node.line, text)
                 self.obscure(value.unknown, *bodies)
+                if value.unknown.name is not None:
+                    self.left_to(Grounds((), (value.unknown.name,)), *bodies, line=node.line)
             return Status.UNKNOWN
         status, falls = Status.YES, False
-        self.left_to(grounds, *bodies)
+        self.left_to(grounds, *bodies, line=node.line)
         for patterns, body, end in node.items:
             if not falls and not self.fits(value, patterns):
                 continue

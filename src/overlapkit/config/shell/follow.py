@@ -70,6 +70,8 @@ class Followed:
         notes: what was assumed, each with its file and line.
         exits: the line of the ``exit`` that ends it; None where it runs to its end.
         decided_by: variables that decide whether it ends there.
+        passed_over: the lines of branches that were not taken and start a program, each with the
+            variable that decides on it.
         unread: why a variable or an argument that is missing may be set all the same; empty where
             everything was read.
     """
@@ -82,6 +84,7 @@ class Followed:
     exits: int | None = None
     decided_by: tuple[str, ...] = ()
     unread: str = ""
+    passed_over: tuple[tuple[int, str], ...] = ()
 
 
 def follow_script(
@@ -124,6 +127,7 @@ def follow_script(
         None if end is None or end.kind != "exit" else end.line,
         () if end is None else end.names,
         state.unread,
+        tuple(follower.passed_over),
     )
 
 

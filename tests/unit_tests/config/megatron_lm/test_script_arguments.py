@@ -135,3 +135,40 @@ def test_a_started_script_that_is_not_here_is_named(tmp_path: Path) -> None:
 def test_installed_files_set_no_arguments(file: str, tmp_path: Path) -> None:
     settings = read_megatron_lm(written(tmp_path, f"source {file}\n{JOB} $EXTRA\n"))
     assert settings.launch is not None and settings.launch.whole
+
+
+BRANCHES = {
+    "on one node": 'if [ "$RANK" == 0 ]; then\n  JOB\nelse\n  ray start --block\nfi',
+    "in a function": (
+        'train() {\n  JOB\n}\ncase "$RANK" in\n  0) train ;;\n  1) python eval.py ;;\nesac'
+    ),
+    "in a list": '[ "$RANK" = 0 ] && JOB',
+    "of a program": "RANK=$(hostname)\ncase $RANK in\n  node-0) JOB ;;\nesac",
+    "of the script itself": "RANK=1\nif [ $RANK = 0 ]; then\n  JOB\nfi",
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_decides_on_the_job_is_asked_for(name: str, tmp_path: Path) -> None:
+    job = f"$LAUNCHER pretrain_gpt.py $ARGS {TP} 2"
+    text = BRANCHES[name].replace("JOB", job)
+    variables = 'LAUNCHER="torchrun --nproc-per-node 8"\nARGS="--num-layers 2 --bf16"\n'
+    script = written(tmp_path, f"{variables}{text}\n")
+    with pytest.raises(InputError, match=r"RANK decides whether the job is started here; .*RANK="):
+        read_megatron_lm(script)
+    given = {"RANK": "node-0" if "program" in name else "0"}
+    settings = read_megatron_lm(script, given)
+    assert settings.launch is not None and settings.launch.world_size == 8
+
+
+def test_a_branch_of_another_program_is_not_asked_about(tmp_path: Path) -> None:
+    text = 'if [ "$CLEAN" = 1 ]; then\n  python clean.py --depth 3\nfi\n'
+    with pytest.raises(NoConfiguration):
+        read_megatron_lm(written(tmp_path, text))
+
+
+def test_processes_of_msrun_are_counted(tmp_path: Path) -> None:
+    text = f"msrun --worker_num 16 --local_worker_num=8 pretrain_gpt.py --num-layers 4 {TP} 4\n"
+    launch = read_megatron_lm(written(tmp_path, text)).launch
+    assert launch is not None and launch.world_size == 16
+    assert launch.launcher is not None and launch.launcher.processes_per_node == 8

@@ -27,6 +27,10 @@ _MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
 """Found in a part of a script that must not be skipped silently, since it may change the answer."""
 _LEAVES = frozenset({"exit", "return", "exec"})
 _RESUBMITS = frozenset({"sbatch", "qsub", "bsub"})
+_STARTS = frozenset(
+    {"torchrun", "python", "python3", "srun", "mpirun", "mpiexec", "deepspeed", "accelerate"}
+    | {"msrun", "ray", "megatron", "bash", "sh", "eval", "exec", "nohup", "timeout", "env"}
+)
 _DEEPEST = 4
 _SETS = frozenset({"read", "mapfile", "readarray", "getopts", "eval", "source", "."})
 
@@ -89,6 +93,26 @@ def sets_or_starts(node: Node) -> bool:
     words = [word for word in node.words if isinstance(word, Word)]
     flags = any((word.literal or "").startswith("--") for word in words)
     return bool(node.assignments) or len(words) < len(node.words) or flags
+
+
+def starts_program(
+    *nodes: Node | CommandList, functions: Mapping[str, Node], depth: int = 0
+) -> bool:
+    """Whether commands may start a training job, as far as their first words say."""
+    for each in (each for node in nodes for each in _simple(node)):
+        if not isinstance(each, Simple) or not each.words or depth > _DEEPEST:
+            continue
+        first, name = each.words[0], _name(each)
+        body = functions.get(name)
+        if body is not None:
+            if starts_program(body, functions=functions, depth=depth + 1):
+                return True
+        elif isinstance(first, Word) and first.literal is None:
+            # $LAUNCHER $ARGS
+            return True
+        elif name.rpartition("/")[2] in _STARTS or name.endswith((".sh", ".py")):
+            return True
+    return False
 
 
 def sets(node: Node | CommandList) -> bool:
