@@ -52,6 +52,7 @@ class Arguments:
         places: every flag of Megatron-LM that is given, to its place.
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
+        underscored: the flags that are spelt with underscores, to those that they are.
         own: the flags of the program that passes the others on to Megatron-LM.
         others: the flags that no setting holds, each with its words as a shell reads them.
         notes: further remarks for the user.
@@ -67,6 +68,7 @@ class Arguments:
     versions: list[PassedFlag] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)
     own: list[str] = field(default_factory=list)
+    underscored: dict[str, str] = field(default_factory=dict)
     others: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dialect: Dialect = MEGATRON_LM
@@ -141,7 +143,8 @@ def read_arguments(
             )
         flag = known_flag(text)
         if flag is not None:
-            _note_spelling(text.partition("=")[0], flag, where, result)
+            if text.partition("=")[0] != flag and not dialect.either_spelling:
+                result.underscored.setdefault(text.partition("=")[0], flag)
             _note_versions(flag, where, result)
             at = _flag_place(flag_field, path, lines)
             _read_flag(flag, flag_field, following, at, path, result)
@@ -163,6 +166,7 @@ def read_arguments(
     result.versions = [
         replace(each, value=result.flags.get(each.text.split()[0])) for each in result.versions
     ]
+    _note_spelling(path, result)
     _note_unknown(path, result)
     _settle(result)
     return result
@@ -178,13 +182,17 @@ def _as_written(words: Sequence[Field]) -> tuple[str, ...]:
     )
 
 
-def _note_spelling(name: str, flag: str, where: str, result: Arguments) -> None:
-    """Forks that spell flags with underscores have the same flags."""
-    if name != flag and not result.dialect.either_spelling:
-        result.notes.append(
-            f"{where}: {name} is read as {flag}: some forks spell flags with underscores, and "
-            "Megatron-LM itself does not know them so"
-        )
+def _note_spelling(path: str, result: Arguments) -> None:
+    """One note on all flags with underscores: forks that spell them so have the same flags."""
+    if not result.underscored:
+        return
+    name, flag = next(iter(result.underscored.items()))
+    more = len(result.underscored) - 1
+    others = f", and so {'are' if more > 1 else 'is'} {more} more" if more else ""
+    result.notes.append(
+        f"{path}: {name} is read as {flag}{others}: some forks spell flags with underscores, and "
+        "Megatron-LM itself does not know them so"
+    )
 
 
 def _note_versions(flag: str, where: str, result: Arguments) -> None:

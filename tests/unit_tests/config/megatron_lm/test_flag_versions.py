@@ -191,7 +191,8 @@ def test_a_forks_underscores_are_the_same_flags() -> None:
     settings = read("--tensor_model_parallel_size 4 --sequence_parallel true --bf16")
     assert settings.flat()["model.tensor_model_parallel_size"] == 4
     assert settings.flat()["model.sequence_parallel"] is True
-    assert "--sequence_parallel is read as --sequence-parallel" in notes(settings)
+    said = "--tensor_model_parallel_size is read as --tensor-model-parallel-size, and so is 1 more"
+    assert said in notes(settings)
     off = read("--sequence_parallel false --overlap_grad_reduce")
     assert off.flat()["model.sequence_parallel"] is False
     assert off.flat()["ddp.overlap_grad_reduce"] is True
