@@ -16,6 +16,7 @@ from megatron.bridge.training.near_names import nearest
 from megatron.bridge.training.rules.context import Launcher
 from megatron.bridge.training.tp_overlap_presets import PRESETS
 from megatron.bridge.training.versions import NEWEST, Stack
+from overlapkit.config.gaps import Gap
 from overlapkit.config.keys import (
     READ_SECTIONS,
     check_unknown_key,
@@ -70,6 +71,7 @@ class Launch:
         environment_source: what `environment` comes from, as a sentence names it; None: `source`.
         unknown: variables that may be set, to a value that is not known.
         whole: whether a variable that is in neither is certainly not set.
+        gaps: what of the script is not known, and may add flags or variables.
         origins: what sets those of `environment` and `fallback` that the launcher sets by itself.
         fallback: variables that the launcher sets where nothing else does.
         others: its flags that no setting holds, each with its words as a shell reads them.
@@ -87,6 +89,7 @@ class Launch:
     environment_source: str | None = None
     unknown: frozenset[str] = frozenset()
     whole: bool = True
+    gaps: tuple[Gap, ...] = ()
     origins: dict[str, str] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
     others: tuple[tuple[str, ...], ...] = ()
@@ -168,8 +171,13 @@ class Settings:
     @property
     def is_partly_read(self) -> bool:
         """Whether there is something that decides on the run, and that no rule looks at."""
-        unread = self.launch is not None and self.launch.unread
-        return bool(self.passed_over or unread or (self.origin is not None and self.origin.unread))
+        flags = self.launch is not None and self.launch.unread
+        return bool(self.passed_over or flags or (self.origin is not None and self.origin.unread))
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What of the launch script is not known."""
+        return () if self.launch is None else self.launch.gaps
 
     def flat(self) -> dict[str, Any]:
         """Dotted key to value; a section that is null is its bare name with None."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
+from overlapkit.config.gaps import Gap
 from overlapkit.config.places import Place
 from overlapkit.config.run import Framework
 from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
@@ -65,6 +66,21 @@ class ExplainSource(Struct, frozen=True, kw_only=True):
     line: Annotated[int, Meta(description="from 1; it moves with the code")]
 
 
+class ExplainGap(Struct, frozen=True, kw_only=True):
+    """Something of a launch script that is not known, and may add to what was read."""
+
+    what: Annotated[str, Meta(description="what it is: a file, a variable, a branch")]
+    place: Annotated[str, Meta(description="its file, and the line where it has one")]
+    remedy: Annotated[str, Meta(description="how to make it known")]
+    variables: Annotated[
+        list[str] | None,
+        Meta(description="environment variables that it may set; `null` where it may set any"),
+    ]
+    flags: Annotated[
+        list[str] | None, Meta(description="flags that it may add; `null` where it may add any")
+    ]
+
+
 class ExplainDecision(Struct, frozen=True, kw_only=True):
     """What became of one knob.
 
@@ -104,6 +120,13 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
             "`mixed_precision`, or else what the remedy changes; `null` where the user set nothing"
         ),
     ] = None
+    certain: Annotated[
+        bool,
+        Meta(
+            description="`false` for a note that would be a finding, if nothing of `not_known` "
+            "changed it"
+        ),
+    ] = True
 
 
 class ExplainDocument(Struct, frozen=True, kw_only=True):
@@ -153,6 +176,13 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
         ExplainBuckets, Meta(description="how the gradients are divided for their reduction")
     ]
     notes: Notes
+    not_known: Annotated[
+        list[ExplainGap],
+        Meta(
+            description="what of a launch script is not known: no finding rests on the absence of "
+            "what it may add"
+        ),
+    ] = []
     fixes: Annotated[
         list[ExplainFix],
         Meta(
@@ -287,6 +317,17 @@ def explain_document(report: Report) -> ExplainDocument:
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
         buckets=buckets_document(report.buckets),
         notes=[*report.notes, *report.remarks],
+        not_known=[_gap(gap) for gap in report.gaps],
+    )
+
+
+def _gap(gap: Gap) -> ExplainGap:
+    return ExplainGap(
+        what=gap.what,
+        place=gap.place,
+        remedy=gap.remedy,
+        variables=None if gap.variables is None else sorted(gap.variables),
+        flags=None if gap.flags is None else sorted(gap.flags),
     )
 
 
@@ -337,6 +378,7 @@ def decision_document(decision: Decision, where: Place | None) -> ExplainDecisio
         dimension=decision.dimension,
         source=ExplainSource(file=file, line=line),
         where=None if where is None else place_document(where),
+        certain=decision.certain,
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
@@ -14,18 +13,21 @@ from megatron.bridge.training.decisions import (
     Outcome,
     OverlapConfigError,
 )
+from megatron.bridge.training.edits import ENV
 from megatron.bridge.training.job_environment import UNKNOWN, JobEnvironment
 from megatron.bridge.training.rules.context import Gpu as KnownGpu
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
+from overlapkit.config.gaps import Gap, unread
+from overlapkit.config.megatron_lm.doubt import weakened
 from overlapkit.config.places import Place
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
 from overlapkit.errors import InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
-from overlapkit.explain.judge import judge, on_other_stacks
+from overlapkit.explain.judge import Judged, judge, on_other_stacks
 from overlapkit.explain.launch import judge_environment
 from overlapkit.explain.places import decision_place
 from overlapkit.hardware import Gpu
@@ -108,12 +110,13 @@ class Report:
         notes: what was assumed while reading a launch script.
         remarks: about the versions, and what of the configuration was not looked at.
         not_read: whether the configuration has a setting that no rule looked at, since no version
-            that is known here has it.
+            that is known here has it, or something that was not read.
         basis: the versions whose rules were applied, and how they are known.
         environment: what is known of the job's environment, with the configuration's env_vars.
         buckets: the gradient buckets; in words why they are not known, or that there are none.
         places: where the user set what each decision is about, in their order; None where nothing
             that the user set is.
+        gaps: what of the launch script is not known, and may add to what was read.
     """
 
     source: str
@@ -132,6 +135,12 @@ class Report:
     environment: JobEnvironment = UNKNOWN
     buckets: Buckets | str = ""
     places: tuple[Place | None, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+    @property
+    def not_certain(self) -> list[Decision]:
+        """What would be a finding, if what is not known adds nothing."""
+        return [d for d in self.decisions if not d.certain]
 
     @property
     def findings(self) -> list[Decision]:
@@ -160,7 +169,7 @@ def explain(
     Raises:
         InputError: the layout does not divide the world size, or a section cannot be built.
     """
-    assumptions = _with_launch(settings, assumptions)
+    given, assumptions = assumptions, _with_launch(settings, assumptions)
     try:
         judged = judge(settings, world_size, assumptions)
     except OverlapConfigError as error:
@@ -168,17 +177,19 @@ def explain(
     run, update, decisions = judged.run, judged.update, list(judged.decisions)
     if other_versions:
         decisions += on_other_stacks(settings, world_size, assumptions, judged)
-
-    required, of_environment = judge_environment(
-        settings,
-        run,
-        world_size,
-        update.environment,
-        assumptions.gpu,
-        gpu_given=assumptions.gpu_given,
-        known=decisions,
-    )
+    gaps = _gaps(settings, given)
+    required, of_environment = _of_environment(settings, judged, world_size, assumptions, gaps)
     decisions += of_environment
+
+    def decide(other: Settings) -> list[Decision]:
+        try:
+            there = judge(other, world_size, assumptions)
+        except OverlapConfigError as error:
+            raise InputError(str(error)) from None
+        _, more = _of_environment(other, there, world_size, assumptions, gaps)
+        return [*there.decisions, *more]
+
+    decisions = weakened(decisions, settings, update.environment, gaps, decide)
     if settings.origin is not None and settings.origin.own_data_parallel:
         decisions = [d for d in decisions if d.dimension is not Dimension.DP]
     refused = {d.knob for d in decisions if d.is_finding}
@@ -199,12 +210,54 @@ def explain(
         settings.framework,
         settings.launch.notes if settings.launch is not None else (),
         remarks(settings),
-        settings.is_partly_read,
+        settings.is_partly_read or bool(unread(gaps)),
         settings.basis,
         update.environment,
         buckets_of(run, update.data_parallel_size),
         tuple(decision_place(settings, d) for d in shown),
+        unread(gaps),
     )
+
+
+def _gaps(settings: Settings, given: Assumptions) -> tuple[Gap, ...]:
+    """What of the launch script is not known; a file of the job's environment settles variables."""
+    if not given.environment_is_the_jobs:
+        return settings.gaps
+    without = (replace(gap, variables=frozenset()) for gap in settings.gaps)
+    return tuple(gap for gap in without if gap.flags != frozenset())
+
+
+def _of_environment(
+    settings: Settings,
+    judged: Judged,
+    world_size: int,
+    assumptions: Assumptions,
+    gaps: Sequence[Gap],
+) -> tuple[tuple[EnvironmentVariable, ...], list[Decision]]:
+    """The variables that a run needs, and what is wrong with its job's, as far as that is known.
+
+    What a gap may set counts as not set: a finding that rests on that is weakened later.
+    """
+    environment = judged.update.environment
+    if any(gap.variables is None for gap in unread(gaps)):
+        environment = replace(environment, complete=True)
+    required, decisions = judge_environment(
+        settings,
+        judged.run,
+        world_size,
+        environment,
+        assumptions.gpu,
+        gpu_given=assumptions.gpu_given,
+        known=judged.decisions,
+    )
+    return required, [d for d in decisions if d.is_finding or not _may_be_set(d, environment, gaps)]
+
+
+def _may_be_set(d: Decision, environment: JobEnvironment, gaps: Sequence[Gap]) -> bool:
+    """Whether a decision is about a variable that is not known to be missing."""
+    name = d.knob.removeprefix(ENV)
+    missing = d.knob.startswith(ENV) and environment.get(name) is None
+    return missing and any(gap.may_set(name) for gap in unread(gaps))
 
 
 def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
@@ -224,7 +277,7 @@ def _with_launch(settings: Settings, assumptions: Assumptions) -> Assumptions:
     stated = {**given, **launch.environment}
     fallback = {n: v for n, v in launch.fallback.items() if n not in stated}
     own = fallback.keys() | launch.environment.keys()
-    return dataclasses.replace(
+    return replace(
         assumptions,
         environment={**fallback, **stated},
         origins={n: origin for n, origin in launch.origins.items() if n in own},

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
+from megatron.bridge.training.edits import listed
 from overlapkit.config.effective import FRAMEWORKS
+from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.explain.buckets import BucketExchange, bucket_summary, chunk_titles
 from overlapkit.explain.difference import Change, Difference
 from overlapkit.explain.document import source_of
@@ -47,9 +49,8 @@ LABELS = {
 NOTHING = "/dev/null"
 """The environment file that says that nothing is set."""
 ALL_IN_EFFECT = "Everything that was requested is in effect."
-ALL_THAT_WAS_READ = (
-    "Everything that was requested and read is in effect; the notes name what was not read."
-)
+READ_IN_EFFECT = "Everything that was requested and read is in effect"
+ALL_THAT_WAS_READ = f"{READ_IN_EFFECT}; the notes name what was not read."
 
 _MOST_CAUSES = 6
 """Keys of one cause that are listed."""
@@ -256,7 +257,8 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
         report: the report.
         well: that all is well, where everything was read.
     """
-    findings, notes = report.findings, notes_with_advice(report)
+    findings = report.findings
+    notes = [d for d in notes_with_advice(report) if d.certain]
     tone: Tone = "bad" if findings else "advice" if notes or report.not_read else "good"
     advice = ""
     if notes:
@@ -267,6 +269,12 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
         said = f"{_count(len(findings), 'finding')}: {knobs}"
         return (f"{said}; {advice}" if advice else said), tone
     said = ALL_THAT_WAS_READ if report.not_read else well
+    unknown = not_known(report.gaps)
+    if report.not_certain:
+        knobs = listed(list(dict.fromkeys(d.knob for d in report.not_certain)))
+        said = f"Not certain: {knobs}; {unknown}."
+    elif unknown:
+        said = f"{READ_IN_EFFECT}; {unknown}."
     return (f"{said} {advice}" if advice else said), tone
 
 

@@ -60,7 +60,8 @@ def _script(text: str) -> Settings:
         read = read_megatron_lm(str(script), allow_unknown=True)
     launch = read.launch
     if launch is not None:
-        launch = replace(launch, source=TRANSLATION)
+        # What its origin leaves unknown is said of the origin.
+        launch = replace(launch, source=TRANSLATION, gaps=())
     return replace(read, source=TRANSLATION, launch=launch)
 
 

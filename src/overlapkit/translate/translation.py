@@ -68,6 +68,9 @@ def translate(
         InputError: the layout does not divide the world size, or a section cannot be built.
     """
     launch = settings.launch
+    if launch is not None:
+        # The two are compared in what is known of both; the notes say what is not.
+        settings = replace(settings, launch=replace(launch, gaps=()))
     stated = launch.world_size if launch is not None else None
     size = world_size or stated or smallest_job(settings)
     if form == "megatron-lm":

@@ -99,6 +99,7 @@ class Decision:
         remedy: how to get the other outcome; None where there is nothing to fix.
         edits: the first alternative of the remedy as changes of settings; empty where settings
             alone do not bring the other outcome about.
+        certain: whether it holds whatever the parts of the input are that are not known.
     """
 
     knob: str
@@ -110,6 +111,7 @@ class Decision:
     dimension: Dimension
     remedy: str | None = None
     edits: tuple[Edit, ...] = ()
+    certain: bool = True
 
     @property
     def is_finding(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron.bridge.training.megatron_lm_rules import PassedFlag
+from overlapkit.config.gaps import Gap
 from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
 from overlapkit.config.megatron_lm.flag_versions import versions_of, versions_of_value
 from overlapkit.config.megatron_lm.flags import (
@@ -24,6 +25,7 @@ from overlapkit.config.megatron_lm.flags import (
     misspelt,
     similar,
 )
+from overlapkit.config.megatron_lm.unknown_words import taken_as_none
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.shell.values import Field, Unknown
 from overlapkit.errors import InputError
@@ -57,6 +59,7 @@ class Arguments:
         others: the flags that no setting holds, each with its words as a shell reads them.
         notes: further remarks for the user.
         dialect: whose flags they are.
+        gaps: what may add flags to these.
         allow_unknown: whether what is not known is passed over with a note.
     """
 
@@ -72,6 +75,7 @@ class Arguments:
     others: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dialect: Dialect = MEGATRON_LM
+    gaps: list[Gap] = field(default_factory=list)
     allow_unknown: bool = False
 
 
@@ -351,17 +355,13 @@ def _note_strays(flag: str, rest: Sequence[Field], path: str, result: Arguments)
         if unknown is not None and _may_be_flags(stray) and not result.allow_unknown:
             # It may bring any flag, so that no flag is certainly absent.
             raise ask_for(unknown, "a part of the arguments", place(path, stray))
-        if unknown is not None and unknown.name and not stray.text:
-            text = f"{_argument(unknown.name)} has no known value ({unknown.why}): taken as empty"
-            result.notes.append(f"{place(path, stray)}: {text}")
+        if unknown is not None and not stray.text:
+            note, gap = taken_as_none(unknown, place(path, stray))
+            result.notes.append(note)
+            result.gaps.append(gap)
         elif stray.text:
             text = f"{stray.text[:40]!r} after {flag} is not an argument of Megatron-LM"
             result.notes.append(f"{place(path, stray)}: {text}")
-
-
-def _argument(name: str) -> str:
-    """A variable's name, or that of a script's argument."""
-    return f"argument {name}" if name.isdecimal() else name
 
 
 def _may_be_flags(word: Field) -> bool:

@@ -20,13 +20,13 @@ class Environment:
     Attributes:
         fields: the variables that they certainly have, by name.
         unknown: names that they may have, to a value that is not known.
-        whole: whether any other variable is certainly not set.
+        beyond: why it may have others; empty where it certainly has none.
         notes: on variables that they do not see, or perhaps not.
     """
 
     fields: dict[str, Field]
     unknown: set[str] = field(default_factory=set)
-    whole: bool = True
+    beyond: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,9 +51,7 @@ def environment_of(started: Started, path: str, read: Callable[[str], str | None
         raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
     result.unknown = {n for n, f in fields.items() if f.unknown is not None}
     result.unknown |= {n for n, each in lost.items() if not each.certain}
-    # A file that is not here may export more, and so may what starts elsewhere.
-    beyond = handed.unread or started.beyond
-    result.whole = not (started.unread or beyond)
+    result.beyond = beyond = handed.unread or started.beyond
     hidden = started.not_exported.get(CONNECTIONS)
     if CONNECTIONS in lost:
         value, why, certain = lost[CONNECTIONS]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.rules.context import Launcher
+from overlapkit.config.gaps import Gap
 from overlapkit.config.launchers import ray, slime, swift
 from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.megatron_lm.arguments import Arguments
@@ -34,7 +35,7 @@ class Job:
         origin: the launcher whose flags they are; None for Megatron-LM's own.
         environment: the variables that the job has, with their lines.
         unknown: variables that may be set, to a value that is not known.
-        whole: whether any other variable is certainly not set.
+        gaps: what may set more of them, or add arguments.
         environment_source: where they come from; None: the script.
         world_size: GPUs of the job; None where it is not known.
         world_size_unknown: why not.
@@ -46,7 +47,7 @@ class Job:
     origin: Origin | None
     environment: dict[str, Field] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
-    whole: bool = True
+    gaps: list[Gap] = field(default_factory=list)
     environment_source: str | None = None
     world_size: int | None = None
     world_size_unknown: str = ""
@@ -105,10 +106,18 @@ def _environment(
     if handed is None:
         found = environment_of(started, path, lambda name: _text_beside(name, folder))
         job.environment, job.unknown = found.fields, found.unknown
-        job.whole, job.notes = found.whole, found.notes
+        job.notes = found.notes
+        job.gaps += started.gaps
+        if found.beyond:
+            what = found.beyond.partition(" may set ")[0]
+            remedy = "set the variable where that is started"
+            job.gaps.append(Gap(f"{path}:{started.line}", what, remedy))
         return
     job.environment, job.unknown = handed.values, handed.unknown
-    job.whole, job.environment_source = handed.whole, handed.source
+    job.environment_source = handed.source
+    # What the shell that submits the job exports does not reach it.
+    job.gaps += [replace(gap, variables=frozenset()) for gap in started.gaps]
+    _note_unknown_variables(job, handed, f"{path}:{started.line}")
     job.notes = [*handed.notes, *ray.hidden_from_job(started, handed, [CONNECTIONS], path)]
 
 
@@ -119,6 +128,13 @@ def _text_beside(name: str, folder: Path) -> str | None:
         return None if path is None else read_text(path, what="file of variables", most=MOST_BYTES)
     except InputError:
         return None
+
+
+def _note_unknown_variables(job: Job, handed: ray.JobVariables, where: str) -> None:
+    """Where a job's runtime environment is not understood, it may set any variable."""
+    if not handed.whole:
+        remedy = "state its variables in the script"
+        job.gaps.append(Gap(where, "ray's runtime environment", remedy))
 
 
 def _for_swift(job: Job, words: Sequence[Field], arguments: Arguments, where: str) -> None:
@@ -146,9 +162,9 @@ def _for_slime(
     job.launcher = Launcher("ray", each, has_mpi=False)
     for n, word in enumerate(words[:-1]):
         if word.text == slime.TRAIN_VARIABLES:
-            extra = ray.JobVariables(job.environment, "", job.unknown, job.whole)
+            extra = ray.JobVariables(job.environment, "", job.unknown)
             where = f"{path}:{word.line or started.line}"
             extra.add_json(words[n + 1], slime.TRAIN_VARIABLES, where, of_runtime=False)
-            job.whole = extra.whole
+            _note_unknown_variables(job, extra, where)
             job.notes += extra.notes
     job.origin = slime.origin(arguments)

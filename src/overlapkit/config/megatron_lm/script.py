@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.bridge.training.edits import ENV
+from overlapkit.config.gaps import Gap, unread
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
 from overlapkit.config.launchers.others import refuse_program
@@ -98,9 +99,10 @@ def read_megatron_lm(
         notes += job.notes
     else:
         job.world_size_unknown = f"{path} does not start the job"
-        # What starts the job may set more.
         job.environment = {n: v for n, v in followed.exported.items() if v.unknown is None}
-        job.whole = False
+        remedy = "name that one, if it reads this file"
+        job.gaps = [*followed.gaps, Gap(path, "the script that starts the job", remedy, None, None)]
+    job.gaps = [gap for gap in (*job.gaps, *arguments.gaps) if _matters(gap, text)]
     size = job.world_size
     if world_size is not None and size not in (None, world_size):
         notes.append(f"{path} starts the job on {size} GPUs, not on the {world_size} given")
@@ -144,9 +146,26 @@ def _launch_of(job: Job, path: str, notes: Sequence[str]) -> Launch:
         launcher=job.launcher,
         environment_source=job.environment_source,
         unknown=frozenset(job.unknown),
-        whole=job.whole,
+        whole=not any(gap.variables is None for gap in unread(job.gaps)),
+        gaps=tuple(dict.fromkeys(job.gaps)),
         origins=job.origins,
     )
+
+
+_DECIDING = re.compile(r"(CUDA|NCCL|NVTE|UB|TORCH|PYTORCH|TE)_")
+"""How the names of the variables begin that rules look at."""
+
+
+def _matters(gap: Gap, text: str) -> bool:
+    """Whether what is not known may change an answer.
+
+    Args:
+        gap: what is not known.
+        text: the script, which may use a variable that it sets.
+    """
+    if gap.variables is None or gap.flags is None or any(map(known_flag, gap.flags)):
+        return True
+    return any(_DECIDING.match(n) or re.search(rf"\$\{{?{n}\b", text) for n in gap.variables)
 
 
 def _exported(job: Job, path: str, lines: Sequence[str]) -> dict[str, Place]:
@@ -183,7 +202,10 @@ def read_megatron_lm_arguments(
     exported = {f"{ENV}{name}": Place(None, argument=name) for name in job.environment}
     variables = {name: value.text for name, value in job.environment.items()}
     unknown = "" if size is not None else unknown
-    launch = Launch(variables, None, size, unknown, tuple(read.notes), launcher=job.launcher)
+    gaps = tuple(dict.fromkeys(read.gaps))
+    launch = Launch(
+        variables, None, size, unknown, tuple(read.notes), launcher=job.launcher, gaps=gaps
+    )
     settings = _settings(ARGUMENTS, read, overrides, launch, exported, folder=Path())
     return replace(settings, origin=job.origin)
 

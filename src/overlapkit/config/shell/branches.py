@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from overlapkit.config.gaps import Doubt
 from overlapkit.config.shell.commands.status import CODES, Grounds, Status
 from overlapkit.config.shell.grammar.scan import (
     assigned_names,
+    exported_names,
+    flags_in,
     leaves,
     matters,
     sets,
     sets_or_starts,
+    sourced,
     starts_program,
 )
 from overlapkit.config.shell.grammar.syntax import (
@@ -36,6 +40,11 @@ _SAFE = frozenset(
     ("cd", "mkdir", "pushd", "popd", "echo", "printf", "export", "source", ".", "set", "module")
 )
 """Commands that a launch script relies on: no note says that they are assumed to succeed."""
+
+
+def _given(names: Sequence[str], where: str = "otherwise") -> str:
+    """What to give where another branch is taken."""
+    return f"; give {' '.join(f'{name}=value' for name in names)} {where}" if names else ""
 
 
 class Branches(Programs):
@@ -111,6 +120,12 @@ class Branches(Programs):
         finally:
             self.guards = before
 
+    def deciding(self, grounds: Grounds) -> tuple[str, ...]:
+        """The variables whose value is not known, of those that a condition depends on."""
+        values = ((name, self.state.value(name)) for name in grounds.read)
+        unknown = (n for n, v in values if isinstance(v, Field) and v.unknown is not None)
+        return tuple(dict.fromkeys((*unknown, *grounds.unset)))
+
     def leaves(self, node: Node | CommandList) -> bool:
         return leaves(node, self.state.functions)
 
@@ -128,7 +143,7 @@ class Branches(Programs):
                     self.set_otherwise(command.line, grounds.unset)
                     status = Status.NO if wanted is Status.YES else Status.YES
                     continue
-            elif not self.continues(connector, command, former, status):
+            elif not self.continues(connector, command, former, status, grounds):
                 continue
             last = number == len(node.others) - 1
             final = last
@@ -155,7 +170,9 @@ class Branches(Programs):
         own = isinstance(node, Group) and node.own_process
         return own or isinstance(node, (Simple, Test, Counting, Pipeline))
 
-    def continues(self, connector: str, command: Node, former: Node, status: Status) -> bool:
+    def continues(
+        self, connector: str, command: Node, former: Node, status: Status, grounds: Grounds
+    ) -> bool:
         """Whether the next command of a list runs, after one whose end is assumed or unknown."""
         if status is Status.ASSUMED:
             succeeded = connector == "&&"
@@ -164,12 +181,63 @@ class Branches(Programs):
             if sets(command) and literal not in _SAFE and not self.leaves(command):
                 shown = literal or "the command"
                 self.note(command.line, f"whether {shown} succeeds is not known: taken as true")
+                if not succeeded:
+                    what = f"the command after {shown}, where that fails"
+                    self.skipped(command.line, what, (), command, doubt=Doubt.ASSUMED)
             return succeeded
         if self.leaves(command):
             return False
+        if connector == "&&" and self.reads_here(command):
+            return True
         if sets_or_starts(command):
-            self.note(command.line, "whether this test holds is not known: taken as false")
+            names = self.deciding(grounds)
+            self.note(
+                command.line,
+                f"whether this test holds is not known: taken as false{_given(names)}",
+            )
+            if connector == "&&":
+                what = "the command after a test"
+                self.skipped(command.line, what, names, command)
         return connector == "||"
+
+    def reads_here(self, node: Node | CommandList) -> bool:
+        """Whether commands read a file that is here, so that a test for it holds."""
+        for each in sourced(node):
+            words = [word for word in each.words[1:2] if isinstance(word, Word)]
+            name = self.expander.scalar(words[0]) if words else EMPTY
+            if name.unknown is None and self.find_file(name.text) is not None:
+                return True
+        return False
+
+    def skipped(
+        self,
+        line: int,
+        what: str,
+        names: tuple[str, ...],
+        *commands: Node | CommandList,
+        doubt: Doubt = Doubt.UNREAD,
+    ) -> None:
+        """Record what commands may set that are not followed.
+
+        Args:
+            line: that of their condition.
+            what: these commands, as the subject of a sentence.
+            names: the variables that decide on it.
+            commands: those that are not followed.
+            doubt: how much that weakens an answer.
+        """
+        remedy = "keep only the commands that are run, without their condition"
+        if names:
+            remedy = f"give {' '.join(f'{name}=value' for name in names)}"
+        anything = any(True for each in commands for _ in sourced(each))
+        self.gap(
+            line,
+            what,
+            remedy,
+            variables=None if anything else assigned_names(*commands) | exported_names(*commands),
+            flags=flags_in(*commands),
+            doubt=doubt,
+        )
 
     def set_otherwise(self, line: int, names: tuple[str, ...]) -> None:
         """Note that a guard on variables that nothing sets is passed."""
@@ -198,15 +266,30 @@ class Branches(Programs):
                 elif status is Status.NO and self.is_only_way(node, number) and names:
                     self.set_otherwise(line, names)
                     status = Status.YES
+                elif names:
+                    later = [body for _, body in node.branches[number + 1 :]]
+                    skipped = [body] if status is Status.NO else [*later, node.otherwise]
+                    self.as_unset(line, shown, names, status, skipped)
             elif self.leaves(body):
+                deciding = _given(self.deciding(grounds))
+                self.note(
+                    line,
+                    f"whether {shown!r} holds is not known: taken as false, since the script "
+                    f"would end here{deciding}",
+                )
                 status = Status.NO
+            elif self.reads_here(body):
+                self.note(line, f"{shown!r} is taken as true: the file is here")
+                status = Status.YES
             elif last and self.leaves(node.otherwise):
                 self.note(line, f"whether {shown!r} holds is not known: taken as true")
                 status = Status.YES
             else:
                 if matters(body, node.otherwise):
                     what = f"whether {shown!r} holds is not known without running it"
-                    self.note(line, f"{what}: taken as false")
+                    of = self.deciding(grounds)
+                    self.note(line, f"{what}: taken as false{_given(of)}")
+                    self.skipped(line, f"the branch where {shown!r} holds", of, body)
                 status = Status.NO
             if status is Status.YES:
                 later = [each for _, each in node.branches[number + 1 :]]
@@ -230,6 +313,34 @@ class Branches(Programs):
         others = [body for n, (_, body) in enumerate(node.branches) if n != number]
         return all(map(self.leaves, [*others, node.otherwise]))
 
+    def as_unset(
+        self,
+        line: int,
+        shown: str,
+        names: tuple[str, ...],
+        status: Status,
+        skipped: Sequence[CommandList],
+    ) -> None:
+        """Note that a condition was decided by variables that nothing sets.
+
+        Args:
+            line, shown: the condition.
+            names: the variables.
+            status: how it was decided.
+            skipped: the commands that are not followed for that.
+        """
+        if not matters(*skipped):
+            return
+        truth = "true" if status is Status.YES else "false"
+        several = len(names) > 1
+        self.note(
+            line,
+            f"{' and '.join(names)} {'are' if several else 'is'} not set in the script, so "
+            f"{shown!r} is {truth}{_given(names, 'where set')}",
+        )
+        what = f"the branch where {shown!r} is {'false' if truth == 'true' else 'true'}"
+        self.skipped(line, what, names, *skipped, doubt=Doubt.ASSUMED)
+
     def case(self, node: Case) -> Status:
         with self.grounds() as found:
             value = self.expander.scalar(node.word)
@@ -241,21 +352,34 @@ class Branches(Programs):
         if value.unknown is not None:
             if matters(*bodies):
                 text = "which branch of this case is taken is not known: none is followed"
-                self.note(node.line, text)
+                name = value.unknown.name
+                names = (name,) if name is not None else ()
+                self.note(node.line, f"{text}{_given(names)}")
+                self.skipped(node.line, "a branch of its case", names, *bodies)
                 self.obscure(value.unknown, *bodies)
                 if value.unknown.name is not None:
                     self.left_to(Grounds((), (value.unknown.name,)), *bodies, line=node.line)
             return Status.UNKNOWN
-        status, falls = Status.YES, False
+        status, falls, left = Status.YES, False, list(bodies)
         self.left_to(grounds, *bodies, line=node.line)
         for patterns, body, end in node.items:
             if not falls and not self.fits(value, patterns):
                 continue
+            left.remove(body)
             with self.guarded(grounds):
                 status = self.block(body)
             falls = end == ";&"
             if end == ";;":
                 break
+        unset = grounds.unset
+        if unset and matters(*left):
+            self.note(
+                node.line,
+                f"{' and '.join(unset)} {'are' if len(unset) > 1 else 'is'} not set in the "
+                f"script: this case is decided so{_given(unset, 'where set')}",
+            )
+            what = "another branch of its case"
+            self.skipped(node.line, what, unset, *left, doubt=Doubt.ASSUMED)
         return status
 
     def fits(self, value: Field, patterns: tuple[Word, ...]) -> bool:

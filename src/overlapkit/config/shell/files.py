@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from overlapkit.config.gaps import Doubt
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import Assignment, CommandList, Simple
@@ -16,7 +17,7 @@ from overlapkit.config.shell.handover import hand_on, starts_others
 from overlapkit.config.shell.passed import SHELLS
 from overlapkit.config.shell.processes import Processes
 from overlapkit.config.shell.state import State, Variable
-from overlapkit.config.shell.values import Field, known
+from overlapkit.config.shell.values import Field, fields_of, known
 from overlapkit.errors import InputError
 
 MOST_BYTES = 256 * 1024
@@ -31,7 +32,10 @@ _SETS_UP = frozenset(
 """Files that set up programs and libraries, and no arguments of a job: they are not read."""
 _BATCH = frozenset({"sbatch", "qsub", "bsub", "salloc"})
 """Programs that start a script whatever its name is."""
-_INSTALLED = ("/usr/", "/etc/", "/opt/intel/", "/opt/rocm", "/opt/dtk", "/opt/conda/")
+_INSTALLED = re.compile(
+    r"^/(usr|etc|opt/(intel|rocm\S*|dtk\S*|conda))/"
+    r"|/(\w*conda\d*|\w*mamba|miniforge\d*|spack|lmod|Modules|modules|hpcx\S*|Ascend)/"
+)
 """Folders of programs and libraries: what is in them does the same."""
 _NO_FILES = ("/proc/", "/sys/", "/dev/")
 
@@ -47,20 +51,27 @@ class Files(Processes):
     def do_source(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         word = words[1] if len(words) > 1 else known("", node.line)
         name = word.text or "another file"
-        if PurePosixPath(name).name in _SETS_UP or name.startswith(_INSTALLED):
+        if _sets_up(name):
+            self.sets_up(node.line, words)
             return Status.ASSUMED
         file = None if word.unknown is not None else self.find_file(word.text)
         block = None if file is None else self.parsed(file)
         if file is None or block is None:
-            self.note(node.line, f"{name} is not read: give what it sets as NAME=value")
+            also = ""
+            if word.unknown is not None and word.unknown.name:
+                also = f"{word.unknown.name}=value, or "
+                name = f"the file that {word.unknown.name} names"
+            remedy = f"give {also}what it sets as NAME=value"
+            self.note(node.line, f"{name} is not read: {remedy}")
             self.state.unread = f"{name} may set it, which is not read"
+            self.may_set_anything(node.line, name, remedy)
             return Status.ASSUMED
         state = self.state
-        former = (state.source, state.positional, state.has_all_arguments)
+        former = (state.source, state.arguments)
         self.file_depth += 1
         state.source = file
         if len(words) > 2:
-            state.positional, state.has_all_arguments = list(words[2:]), True
+            state.pass_on(words[2:])
         try:
             return self.block(block)
         except Stop as stop:
@@ -72,7 +83,27 @@ class Files(Processes):
             self.file_depth -= 1
             state.source = former[0]
             if len(words) > 2:
-                state.positional, state.has_all_arguments = former[1:]
+                state.restore(former[1])
+
+    def may_set_anything(
+        self, line: int, what: str, remedy: str = "give what it sets as NAME=value"
+    ) -> None:
+        """Record that something which is not read may set or export any variable.
+
+        It may add to arguments as well, where the script has some already.
+        """
+        has_flags = any(
+            "--" in field.text
+            for value in self.state.every().values()
+            for field in fields_of(value)
+        )
+        self.gap(line, what, remedy, flags=None if has_flags else ())
+
+    def sets_up(self, line: int, words: list[Field]) -> None:
+        """Record a command that sets up programs and libraries, and may export variables."""
+        shown = " ".join(word.text for word in words)[:60].rstrip()
+        remedy = "give the variable as NAME=value where it does"
+        self.gap(line, repr(shown), remedy, doubt=Doubt.SETS_UP)
 
     def find_file(self, name: str) -> str | None:
         """A file that is here, by its name in a script; None where there is none to read.
@@ -165,8 +196,7 @@ class Files(Processes):
             with self.own_process():
                 self.hand_over(before)
                 self.state.source, self.state.name = file, file
-                self.state.positional = list(arguments)
-                self.state.has_all_arguments = True
+                self.state.pass_on(arguments)
                 if before:
                     self.set_up_slurm(self.text_of(file) or "", before, node.line)
                 status = self.ended(block)
@@ -205,6 +235,11 @@ class Files(Processes):
         """The text of a file that is here, by its name in a script."""
         file = self.find_file(name)
         return None if file is None else self.text_of(file)
+
+
+def _sets_up(name: str) -> bool:
+    """Whether a file sets up programs and libraries, by its name or folder."""
+    return PurePosixPath(name).name in _SETS_UP or _INSTALLED.search(name) is not None
 
 
 def _is_plain_file(path: str) -> bool:

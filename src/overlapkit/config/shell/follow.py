@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from overlapkit.config.gaps import Gap
 from overlapkit.config.shell.commands.builtins import BUILTINS
 from overlapkit.config.shell.commands.conditions import evaluate_test
 from overlapkit.config.shell.commands.status import Status, Stop
@@ -72,8 +73,7 @@ class Followed:
         decided_by: variables that decide whether it ends there.
         passed_over: the lines of branches that were not taken and start a program, each with the
             variable that decides on it.
-        unread: why a variable or an argument that is missing may be set all the same; empty where
-            everything was read.
+        gaps: what is not known of it, and may set more than is here.
     """
 
     started: list[Started]
@@ -83,7 +83,7 @@ class Followed:
     notes: list[str] = field(default_factory=list)
     exits: int | None = None
     decided_by: tuple[str, ...] = ()
-    unread: str = ""
+    gaps: tuple[Gap, ...] = ()
     passed_over: tuple[tuple[int, str], ...] = ()
 
 
@@ -126,7 +126,7 @@ def follow_script(
         list(dict.fromkeys(follower.notes)),
         None if end is None or end.kind != "exit" else end.line,
         () if end is None else end.names,
-        state.unread,
+        state.gaps,
         tuple(follower.passed_over),
     )
 
@@ -307,11 +307,11 @@ class _Follower(Loops):
     def call(self, name: str, body: Node, arguments: list[Field], line: int) -> Status:
         self._deeper(line, "functions call each other without end")
         state = self.state
-        former, scope = (state.positional, state.has_all_arguments), dict[str, Variable]()
+        former, scope = state.arguments, dict[str, Variable]()
         state.called = (name, *state.called)
         # A function's break leaves no loop of its caller.
         loops, self.loops = self.loops, 0
-        state.positional, state.has_all_arguments = list(arguments), True
+        state.pass_on(arguments)
         state.scopes.append(scope)
         try:
             return self.node(body)
@@ -324,5 +324,5 @@ class _Follower(Loops):
             state.called = state.called[1:]
             self.leave(scope)
             self.loops = loops
-            state.positional, state.has_all_arguments = former
+            state.restore(former)
             self.calls -= 1

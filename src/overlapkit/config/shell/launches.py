@@ -9,6 +9,7 @@ from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.files import Files
 from overlapkit.config.shell.grammar.syntax import Simple
 from overlapkit.config.shell.passed import SHELLS, Passed, is_command_line, passed_by
+from overlapkit.config.shell.state import is_all_arguments
 from overlapkit.config.shell.values import (
     Field,
     Unknown,
@@ -25,6 +26,8 @@ _TESTS = frozenset(
     | {"ping", "curl", "wget", "nvidia-smi", "rocm-smi", "mountpoint", "dpkg", "pip", "git"}
 )
 """Programs that scripts run for whether they succeed."""
+_SETS_UP = frozenset({"conda", "mamba", "micromamba", "module", "ml", "spack", "workon"})
+"""Programs and functions that set up others."""
 
 
 class Programs(Files):
@@ -42,6 +45,8 @@ class Programs(Files):
         passed = passed_by(words) if script is None else Passed(tuple(words), (script,))
         if passed is not None:
             return self.pass_on(node, passed)
+        if PurePosixPath(words[0].text).name in _SETS_UP:
+            self.sets_up(node.line, words)
         file = self.script_file(words)
         if file is not None:
             return self.run_file(node, words, *file)
@@ -49,6 +54,8 @@ class Programs(Files):
         if self.output is not None:
             fed = self.fed_to(node)
             text = None
+            # What it prints without the script's own arguments is what they are taken as.
+            words = [words[0], *(w for w in words[1:] if not is_all_arguments(w))]
             if all(w.unknown is None for w in words) and (fed is None or fed.unknown is None):
                 arguments = [w.text for w in words[1:]]
                 text = printed(
@@ -79,8 +86,7 @@ class Programs(Files):
             with self.own_process():
                 self.hand_over(passed.outer)
                 if passed.positional is not None:
-                    self.state.positional = list(passed.positional)
-                    self.state.has_all_arguments = True
+                    self.state.pass_on(passed.positional)
                 text = "\n".join(part.text for part in passed.text)
                 self.set_up_slurm(text, passed.outer, node.line)
                 return self.nested(list(passed.text), node.line)

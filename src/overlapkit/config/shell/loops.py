@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from overlapkit.config.gaps import Doubt
 from overlapkit.config.shell.branches import Branches
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.expansion.words import NotKnown
@@ -16,6 +17,7 @@ from overlapkit.config.shell.grammar.syntax import (
     Word,
 )
 from overlapkit.config.shell.processes import Started
+from overlapkit.config.shell.state import is_all_arguments
 from overlapkit.config.shell.values import EMPTY, Field, Unknown, not_known
 
 _MOST_ROUNDS = 200
@@ -33,8 +35,13 @@ class Loops(Branches):
             fields = [EMPTY if each is None else each for each in self.state.positional]
         else:
             fields = [f for word in node.words for f in self._of_head(node, word)]
+        is_open = any(map(is_all_arguments, fields))
+        fields = [field for field in fields if not is_all_arguments(field)]
         lacking = next((f.unknown for f in fields if f.unknown is not None), None)
         self.body_status = Status.YES
+        if is_open and not fields and not self.state.has_some:
+            what = "the loop over the script's own arguments"
+            self.skipped(node.line, what, ("1",), node.body, doubt=Doubt.ASSUMED)
         if not fields and self.state.has_some and _is_of_arguments(node):
             lacking = replace(self.expander.unset_one("1", node.line), unset=False)
         if node.kind == "select" or (lacking is not None and not lacking.unset):
@@ -113,14 +120,21 @@ class Loops(Branches):
             status, grounds = self.judged(condition)
             if status not in (Status.YES, Status.NO):
                 if status is Status.ASSUMED and node.kind == "until":
+                    if self.launched(before):
+                        self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
                     return Status.YES
                 if number == 0:
                     name = grounds.unset[0] if grounds.unset else None
                     why = Unknown(name, f"the loop {node.head[:60]!r} sets it", node.line)
                     return self.once(node, why)
                 return Status.YES
-            if status is not wanted or self.round(node.body):
+            ended = status is not wanted or self.round(node.body)
+            if self.launched(before):
+                self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
+            if ended:
                 return self.body_status
+            if self.launched(before):
+                self.note(node.line, f"the loop {node.head[:60]!r} is followed once")
             if self.launched(before):
                 return Status.YES
         self.many(node)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overlapkit.config.gaps import Gap
 from overlapkit.config.shell.commands.builtins import Builtins
 from overlapkit.config.shell.commands.programs import echoed
 from overlapkit.config.shell.commands.status import Status, Stop
@@ -44,8 +45,7 @@ class Started:
         not_exported: variables of the script that it does not see.
         line: its line.
         file: the file that the line is in; empty for the script itself.
-        unread: why a variable or an argument that is missing may be there all the same, such as a
-            file that is not here; empty where everything was read.
+        gaps: what is not known of the commands before it, and may set variables that are missing.
         lost: variables that a program before it did not hand on, or perhaps not.
         beyond: why its environment may have more variables; empty where it has none.
     """
@@ -56,7 +56,7 @@ class Started:
     not_exported: dict[str, Field]
     line: int
     file: str = ""
-    unread: str = ""
+    gaps: tuple[Gap, ...] = ()
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
 
@@ -209,7 +209,7 @@ class Processes(Builtins):
                 hidden,
                 node.line,
                 file,
-                state.unread,
+                state.gaps,
                 state.lost,
                 state.beyond,
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from overlapkit.config.gaps import Gap
 from overlapkit.config.shell.grammar.syntax import Node
 from overlapkit.config.shell.handover import Lost
 from overlapkit.config.shell.values import (
@@ -24,6 +25,8 @@ MOST_ALIVE = 8 * 1024 * 1024
 thousand, and lists of data files a megabyte."""
 MOST_FIELDS = 200_000
 """Words that one command may have."""
+ARGUMENTS = "@"
+"""The name of a script's own arguments, all together."""
 _PIECE = 32
 """Characters that each piece of a value adds to that count, since it takes memory as well."""
 _MOST_REFERENCES = 8
@@ -47,6 +50,10 @@ class Variable:
     refers: str = ""
 
 
+Arguments = tuple[list[Field | None], bool, int | None]
+"""What `State.arguments` is."""
+
+
 class ReadOnly(Exception):
     """An assignment to a variable that was declared readonly."""
 
@@ -64,6 +71,8 @@ class State:
         shifted: how many of the script's own arguments ``shift`` took away.
         has_some: whether there are arguments that are not known, since the script ends without.
         name: ``$0``, where it is not `path`.
+        open_at: before which of them, counted from 0, those of the script would stand that the
+            caller did not give; None where there are none.
         functions: their bodies by name.
         options: of ``set`` and ``shopt``, by name.
         folder: the working folder; None where it is not known.
@@ -75,6 +84,7 @@ class State:
         lost: variables that a program on the way here did not hand on, or perhaps not.
         beyond: why the environment may have more variables than were followed, such as those of a
             container's image; empty where it has none.
+        gaps: what is not known of the commands so far, and may set more than is here.
         deciders: by the name of a variable that only commands set which are not followed, the
             variables that decide on these and that nothing sets.
     """
@@ -87,6 +97,7 @@ class State:
     shifted: int = 0
     has_some: bool = False
     name: str = ""
+    open_at: int | None = None
     functions: dict[str, Node] = field(default_factory=dict)
     options: set[str] = field(default_factory=set)
     folder: str | None = None
@@ -96,6 +107,7 @@ class State:
     unread: str = ""
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
+    gaps: tuple[Gap, ...] = ()
     alive: int = 0
     deciders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -109,6 +121,24 @@ class State:
             deciders=dict(self.deciders),
             options=set(self.options),
         )
+
+    def pass_on(self, words: Sequence[Field]) -> None:
+        """Take words as the arguments of a function or of another script.
+
+        ``"$@"`` of a script may stand for any, where its own arguments are not given.
+        """
+        self.open_at = next((n for n, word in enumerate(words) if is_all_arguments(word)), None)
+        self.positional = [word for word in words if not is_all_arguments(word)]
+        self.has_all_arguments = self.open_at is None
+
+    @property
+    def arguments(self) -> Arguments:
+        """What a call of a function or another file replaces, to be put back with `restore`."""
+        return self.positional, self.has_all_arguments, self.open_at
+
+    def restore(self, arguments: Arguments) -> None:
+        """Put back what `arguments` was."""
+        self.positional, self.has_all_arguments, self.open_at = arguments
 
     # -------------------------------------------------------------------------------- reading
 
@@ -235,6 +265,12 @@ class State:
                 del scope[name]
 
 
+def is_all_arguments(word: Field) -> bool:
+    """Whether a word stands for arguments that are not given, which bash takes as none."""
+    lacking = word.unknown if len(word.pieces) == 1 else None
+    return lacking is not None and lacking.unset and lacking.name == ARGUMENTS
+
+
 def _in_case(value: Field, variable: Variable) -> Field:
     """A value as ``declare -l`` or ``-u`` keeps it."""
     if not (variable.lower or variable.upper):
@@ -277,5 +313,6 @@ def state_of(path: str, given: Mapping[str, str]) -> State:
     named = {name: v for name, v in values.items() if not name.isdecimal()}
     state = State(path, named, source=path)
     state.positional = [numbers.get(n) for n in range(1, max(numbers, default=0) + 1)]
+    state.open_at = None if numbers else 0
     state.scopes[0] = {name: Variable(v, exported=True) for name, v in named.items()}
     return state

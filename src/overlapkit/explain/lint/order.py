@@ -47,7 +47,7 @@ def notes_with_advice(report: Report) -> list[Decision]:
 def advises(decision: Decision) -> bool:
     """Whether its remedy is worth showing: a default that precision overwrites is no problem."""
     return bool(decision.remedy) and (
-        decision.is_finding or decision.dimension is not Dimension.PRECISION
+        decision.is_finding or not decision.certain or decision.dimension is not Dimension.PRECISION
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from overlapkit.config.shell.follow import follow_script
 from overlapkit.config.shell.grammar.parser import parse_script
+from overlapkit.config.shell.state import is_all_arguments
 from overlapkit.errors import InputError
 from support.property_tests import examples
 from support.shell_scripts import BASH, Writer, by_bash
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[4]
 def followed(text: str) -> list[list[str]]:
     """What is followed of a script, the program `run` standing for all."""
     started = follow_script(text, "t.sh", {}).started
-    rows = [[word.text for word in each.words] for each in started]
+    rows = [[w.text for w in each.words if not is_all_arguments(w)] for each in started]
+    rows = [row for row in rows if row]
     return [row for row in rows if row[0] == "run"]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from overlapkit.config.gaps import Doubt, Gap
 from overlapkit.config.shell.commands.status import Grounds, Status
 from overlapkit.config.shell.commands.stream import Stream
 from overlapkit.config.shell.expansion.expand import Expander
@@ -79,6 +80,33 @@ class Assignments:
             f"{pattern[:60]} may stand for files, which are not looked at: taken as it is written"
         )
         self.note(line, text)
+
+    def gap(
+        self,
+        line: int,
+        what: str,
+        remedy: str,
+        *,
+        variables: Iterable[str] | None = None,
+        flags: Iterable[str] | None = (),
+        doubt: Doubt = Doubt.UNREAD,
+    ) -> None:
+        """Record what is not known at a line of the file that is followed now.
+
+        Args:
+            line: the line.
+            what, remedy, flags, doubt: as of `Gap`.
+            variables: those that it may set, without those that the caller gave; None for any.
+        """
+        given = frozenset(self.state.given)
+        names = None if variables is None else frozenset(variables) - given
+        added = None if flags is None else frozenset(flags)
+        if names == added == frozenset():
+            return
+        where = f"{self.state.source}:{line}"
+        found = Gap(where, what, remedy, names, added, doubt)
+        if found not in self.state.gaps:
+            self.state.gaps = (*self.state.gaps, found)
 
     def assign(self, a: Assignment, *, scope: dict[str, Variable] | None = None) -> None:
         """Execute an assignment.

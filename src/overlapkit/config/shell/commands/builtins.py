@@ -24,6 +24,8 @@ _OFF = frozenset(
 )
 """Options of ``shopt`` that are off where a script starts."""
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)\s*(?:\+\+|--|[-+*/%&|^]?=(?!=))")
+_SETS_UP = re.compile(r"\b(conda|mamba|micromamba|module|modulecmd|spack|pixi|pyenv|ssh-agent)\b")
+"""In a command whose output is run: it sets up programs and libraries."""
 
 
 class Builtins(Inputs):
@@ -69,8 +71,7 @@ class Builtins(Inputs):
                 (self.state.options.add if on else self.state.options.discard)(name)
         if rest:
             marked = rest[0].text in ("--", "-")
-            self.state.positional = list(rest[1:] if marked else rest)
-            self.state.has_all_arguments = True
+            self.state.pass_on(rest[1:] if marked else rest)
         return Status.YES
 
     def do_shopt(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
@@ -90,7 +91,21 @@ class Builtins(Inputs):
         return Status.YES
 
     def do_eval(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
+        lacking = next((w.first.unknown for w in words[1:2] if w.first is not None), None)
+        if lacking is not None and _SETS_UP.search(lacking.why):
+            self.sets_up(node.line, [words[0], known(lacking.why, node.line)])
+        elif lacking is not None and not lacking.unset:
+            self.note(node.line, f"eval is not followed: {lacking.why}")
+            self.may_set_anything(node.line, "the text that eval runs")
         return self.nested(words[1:], node.line)
+
+    def may_set_anything(self, line: int, what: str) -> None:
+        """Record that something which is not read may set or export any variable."""
+        raise NotImplementedError
+
+    def sets_up(self, line: int, words: list[Field]) -> None:
+        """Record a command that sets up programs and libraries."""
+        raise NotImplementedError
 
     def do_exit(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         kind = words[0].text

@@ -32,6 +32,9 @@ class Declarations(Assignments):
             self.assign(a)
         names = [w.text for w in words[1:] if not w.text.startswith("-")]
         names += [a.name for a in assigned]
+        for word in words[1:]:
+            if word.first is not None and word.first.unknown is not None:
+                self._export_unknown(node.line, word.first.unknown)
         for assignment in [n for n in names if "=" in n]:
             # export "NAME=value", quoted entirely, or from a value.
             name, _, _ = assignment.partition("=")
@@ -42,6 +45,14 @@ class Declarations(Assignments):
         for name in [n for n in names if NAME.fullmatch(n) and not of_functions]:
             self.state.mark(name, exported=not removes)
         return Status.YES
+
+    def _export_unknown(self, line: int, why: Unknown) -> None:
+        """``export $(cat file)``: any variable may be exported."""
+        if why.unset:
+            return
+        self.note(line, f"what is exported is not known: {why.why}")
+        remedy = f"give {why.name}=value" if why.name else "give what it exports as NAME=value"
+        self.gap(line, "an export of names that are not known", remedy)
 
     def do_declare(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         command = words[0].text

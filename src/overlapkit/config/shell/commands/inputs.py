@@ -40,6 +40,8 @@ class Inputs(Declarations):
         if by > len(state.positional) and state.has_all_arguments:
             return Status.NO
         state.positional = state.positional[by:]
+        if state.open_at is not None:
+            state.open_at = max(0, state.open_at - by)
         if not state.has_all_arguments:
             state.shifted += by
         return Status.YES

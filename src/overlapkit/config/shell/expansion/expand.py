@@ -11,6 +11,7 @@ from overlapkit.config.shell.expansion.transformations import TRANSFORMED, remov
 from overlapkit.config.shell.expansion.words import NotKnown, Words
 from overlapkit.config.shell.grammar.syntax import Parameter, Text, Word
 from overlapkit.config.shell.grammar.words import WordReader
+from overlapkit.config.shell.state import ARGUMENTS, is_all_arguments
 from overlapkit.config.shell.values import (
     EMPTY,
     Array,
@@ -197,11 +198,15 @@ class Expander(Words):
     def _list(self, p: Parameter) -> list[Field] | None:
         """The elements that ``@`` or ``*`` names; None for a single value."""
         if p.name in ("@", "*"):
-            arguments = enumerate(self.state.positional, start=1)
-            return [
+            several = [
                 not_known(self.unset_one(str(n), p.line)) if value is None else value
-                for n, value in arguments
+                for n, value in enumerate(self.state.positional, start=1)
             ]
+            if self.state.open_at is not None and not p.operator:
+                why = "the script's own arguments are not given"
+                own = not_known(Unknown(ARGUMENTS, why, p.line, unset=True))
+                several.insert(self.state.open_at, own)
+            return several
         if p.index not in ("@", "*"):
             return None
         self.note_read(p.name)
@@ -272,7 +277,8 @@ class Expander(Words):
             self._spend(0)
             if number:
                 yield Piece(self.state.separators[:1], p.line, True) if joined else None
-            if p.quoted and not field.pieces:
+            if p.quoted and (not field.pieces or (joined and is_all_arguments(field))):
+                # "$*" is a word even without arguments, "$@" is not.
                 yield Piece("", p.line, True)
             yield from self._counted(field.pieces, quoted=p.quoted)
 

@@ -23,8 +23,9 @@ from overlapkit.config.shell.grammar.syntax import (
     Word,
 )
 
-_MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w")
+_MATTERS = re.compile(r"\w\+?=|(?<![\w-])--\w|(?:^|[\s;&|({])(?:source|\.|eval|export)\s")
 """Found in a part of a script that must not be skipped silently, since it may change the answer."""
+_FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 _LEAVES = frozenset({"exit", "return", "exec"})
 _RESUBMITS = frozenset({"sbatch", "qsub", "bsub"})
 _STARTS = frozenset(
@@ -38,6 +39,49 @@ _SETS = frozenset({"read", "mapfile", "readarray", "getopts", "eval", "source", 
 def matters(*parts: CommandList) -> bool:
     """Whether skipping these commands may change the answer."""
     return any(_MATTERS.search(part.source) for part in parts)
+
+
+def flags_in(*parts: Node | CommandList) -> set[str]:
+    """The flags that are written in commands."""
+    texts = []
+    for part in parts:
+        if isinstance(part, CommandList):
+            texts.append(part.source)
+            continue
+        for each in _simple(part):
+            values = [] if isinstance(each, Counting) else [*each.words, *each.assignments]
+            texts += [text for value in values for text in _texts(value)]
+    return {flag for text in texts for flag in _FLAG.findall(text)}
+
+
+def _texts(value: Word | Assignment) -> Iterator[str]:
+    """The literal parts of a word, or of what is assigned."""
+    if isinstance(value, Word):
+        yield "".join(getattr(part, "text", " ") for part in value.parts)
+        return
+    several = value.value if isinstance(value.value, tuple) else (value.value,)
+    for each in several:
+        if each is not None:
+            yield from _texts(each)
+
+
+def sourced(node: Node | CommandList) -> Iterator[Simple]:
+    """The commands in it that read another file or a text as commands."""
+    for each in _simple(node):
+        if isinstance(each, Simple) and _name(each) in ("source", ".", "eval"):
+            yield each
+
+
+def exported_names(*nodes: Node | CommandList) -> set[str]:
+    """The variables that commands export by name alone, ``export A B``."""
+    return {
+        word.literal
+        for node in nodes
+        for each in _simple(node)
+        if isinstance(each, Simple) and _name(each) == "export"
+        for word in each.words[1:]
+        if isinstance(word, Word) and word.literal and word.literal.isidentifier()
+    }
 
 
 def leaves(node: Node | CommandList, functions: Mapping[str, Node], depth: int = 0) -> bool:
@@ -92,7 +136,8 @@ def sets_or_starts(node: Node) -> bool:
         return True
     words = [word for word in node.words if isinstance(word, Word)]
     flags = any((word.literal or "").startswith("--") for word in words)
-    return bool(node.assignments) or len(words) < len(node.words) or flags
+    reads = _name(node) in ("source", ".", "eval", "export")
+    return bool(node.assignments) or len(words) < len(node.words) or flags or reads
 
 
 def starts_program(
