@@ -260,7 +260,8 @@ def flag_value(flag: str, words: list[str], where: str) -> Any:
         return words if len(words) > 1 or flag != "--cp-comm-type" else words[0]
     word = words[0]
     if kind == "int":
-        if re.fullmatch(r"[-+]?\d{1,18}", word) is None:
+        # As argparse reads it, with Python's int.
+        if re.fullmatch(r"\s*[-+]?\d(_?\d){0,17}\s*", word) is None:
             raise InputError(f"{where}: {flag} {word[:40]}: must be a whole number")
         return int(word)
     return layer_pattern(word, where) if kind == "freq" else word

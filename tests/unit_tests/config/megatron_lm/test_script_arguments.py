@@ -167,6 +167,13 @@ def test_a_branch_of_another_program_is_not_asked_about(tmp_path: Path) -> None:
         read_megatron_lm(written(tmp_path, text))
 
 
+def test_numbers_are_read_as_python_reads_them(tmp_path: Path) -> None:
+    script = written(tmp_path, f"STEPS=48_000\n{JOB} --train-iters $STEPS {TP} +2\n")
+    assert read_megatron_lm(script).flat()["model.tensor_model_parallel_size"] == 2
+    with pytest.raises(InputError, match="must be a whole number"):
+        read_megatron_lm(written(tmp_path, f"{JOB} --train-iters 48__0 {TP} 2\n"))
+
+
 def test_processes_of_msrun_are_counted(tmp_path: Path) -> None:
     text = f"msrun --worker_num 16 --local_worker_num=8 pretrain_gpt.py --num-layers 4 {TP} 4\n"
     launch = read_megatron_lm(written(tmp_path, text)).launch
