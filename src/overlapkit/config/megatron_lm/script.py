@@ -254,24 +254,37 @@ def _chosen(
     if any(is_launch(started) >= _FEW_FLAGS for started in launches):
         launches = [started for started in launches if is_launch(started) >= _FEW_FLAGS]
     if wanted is not None:
-        at = [started for started in launches if started.line == wanted]
+        at = [started for started in launches if wanted in (started.line, *started.calls)]
         if not at:
-            others = ", ".join(str(started.line) for started in launches) or "none"
+            others = ", ".join(map(str, _lines_of(launches))) or "none"
             raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
-        launches = at[-1:]
+        # A loop starts the same line again.
+        launches = at if len(set(_lines_of(at))) > 1 else at[-1:]
     if not launches:
         _ask_for_arguments(followed.started, path)
         _ask_for_branch(followed, path, lines)
         return None, *_without_launch(followed, path, lines, allow_unknown)
     read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
-        starts = [str(started.line) for started in launches]
+        starts = _lines_of(launches)
         raise SeveralLaunches(
             f"{path}: starts Megatron-LM {len(starts)} times with different arguments (lines "
-            f"{', '.join(starts)}); select one, such as {path}:{starts[0]}",
-            tuple(started.line for started in launches),
+            f"{', '.join(map(str, starts))}); select one, such as {path}:{starts[0]}",
+            tuple(starts),
         )
     return launches[0], read[0], []
+
+
+def _lines_of(launches: Sequence[Started]) -> list[int]:
+    """A line for each launch: its own, or where one line starts several, that of the call."""
+    lines = [started.line for started in launches]
+    for depth in range(1, 1 + max((len(started.calls) for started in launches), default=0)):
+        shared = {line for line in lines if lines.count(line) > 1}
+        lines = [
+            started.calls[-depth] if line in shared and len(started.calls) >= depth else line
+            for started, line in zip(launches, lines, strict=True)
+        ]
+    return lines
 
 
 def _ask_for_arguments(programs: Sequence[Started], path: str) -> None:

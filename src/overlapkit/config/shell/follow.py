@@ -32,6 +32,7 @@ from overlapkit.config.shell.grammar.syntax import (
     Loop,
     Negated,
     Node,
+    Parameter,
     Pipeline,
     Redirected,
     Simple,
@@ -289,7 +290,7 @@ class _Follower(Loops):
             raise Stop("exit", node.line, Status.ASSUMED, names=self.guards.names)
         body = self.state.functions.get(name)
         if body is not None:
-            return self.call(name, body, words[1:], node.line)
+            return self.call(node, body, words)
         builtin = getattr(self, f"do_{BUILTINS.get(name, '')}", None)
         if builtin is not None:
             result: Status = builtin(node, words, assigned)
@@ -304,14 +305,22 @@ class _Follower(Loops):
             return Status.YES
         return self.program(node, words)
 
-    def call(self, name: str, body: Node, arguments: list[Field], line: int) -> Status:
-        self._deeper(line, "functions call each other without end")
+    def call(self, node: Simple, body: Node, words: list[Field]) -> Status:
+        self._deeper(node.line, "functions call each other without end")
         state = self.state
         former, scope = state.arguments, dict[str, Variable]()
-        state.called = (name, *state.called)
+        calls = self.call_lines
+        state.called = (words[0].text, *state.called)
+        if state.source == state.path:
+            self.call_lines = (*calls, node.line)
         # A function's break leaves no loop of its caller.
         loops, self.loops = self.loops, 0
-        state.pass_on(arguments)
+        own, known_of_own = not state.has_all_arguments, len(state.positional)
+        state.pass_on(words[1:])
+        if own and state.has_all_arguments and _passes_all(node):
+            # More of the script's arguments may follow those that were given.
+            state.has_all_arguments = False
+            state.shifted -= len(words) - 1 - known_of_own
         state.scopes.append(scope)
         try:
             return self.node(body)
@@ -323,6 +332,13 @@ class _Follower(Loops):
         finally:
             state.called = state.called[1:]
             self.leave(scope)
-            self.loops = loops
+            self.loops, self.call_lines = loops, calls
             state.restore(former)
             self.calls -= 1
+
+
+def _passes_all(node: Simple) -> bool:
+    """Whether a command ends with ``"$@"``."""
+    last = node.words[-1]
+    parts = list(last.parts) if isinstance(last, Word) else []
+    return len(parts) == 1 and isinstance(parts[0], Parameter) and parts[0].name in ("@", "*")

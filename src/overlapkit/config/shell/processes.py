@@ -48,6 +48,7 @@ class Started:
         gaps: what is not known of the commands before it, and may set variables that are missing.
         lost: variables that a program before it did not hand on, or perhaps not.
         beyond: why its environment may have more variables; empty where it has none.
+        calls: the script's lines that call the functions which start it, the outermost first.
     """
 
     words: tuple[Field, ...]
@@ -59,6 +60,7 @@ class Started:
     gaps: tuple[Gap, ...] = ()
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
+    calls: tuple[int, ...] = ()
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Processes(Builtins):
         self.outer: tuple[Field, ...] = ()
         self.output: Output | None = None
         self.calls = 0
+        self.call_lines: tuple[int, ...] = ()
         self.substituted: tuple[Status, int | None] | None = None
 
     def block(self, block: CommandList) -> Status:
@@ -212,6 +215,7 @@ class Processes(Builtins):
                 state.gaps,
                 state.lost,
                 state.beyond,
+                self.call_lines,
             )
         )
 

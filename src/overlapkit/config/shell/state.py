@@ -50,7 +50,7 @@ class Variable:
     refers: str = ""
 
 
-Arguments = tuple[list[Field | None], bool, int | None]
+Arguments = tuple[list[Field | None], bool, int | None, int]
 """What `State.arguments` is."""
 
 
@@ -128,17 +128,20 @@ class State:
         ``"$@"`` of a script may stand for any, where its own arguments are not given.
         """
         self.open_at = next((n for n, word in enumerate(words) if is_all_arguments(word)), None)
+        if self.open_at is not None:
+            # The words before them move the script's own numbers.
+            self.shifted -= self.open_at - len(self.positional)
         self.positional = [word for word in words if not is_all_arguments(word)]
         self.has_all_arguments = self.open_at is None
 
     @property
     def arguments(self) -> Arguments:
         """What a call of a function or another file replaces, to be put back with `restore`."""
-        return self.positional, self.has_all_arguments, self.open_at
+        return self.positional, self.has_all_arguments, self.open_at, self.shifted
 
     def restore(self, arguments: Arguments) -> None:
         """Put back what `arguments` was."""
-        self.positional, self.has_all_arguments, self.open_at = arguments
+        self.positional, self.has_all_arguments, self.open_at, self.shifted = arguments
 
     # -------------------------------------------------------------------------------- reading
 

@@ -219,3 +219,40 @@ def test_a_default_needs_no_variable_under_set_u(tmp_path: Path) -> None:
     settings = read_megatron_lm(str(script))
     assert settings.flat()["model.tensor_model_parallel_size"] == 2
     assert not [note for note in launch_of(settings).notes if "set -u" in note]
+
+
+def test_a_function_that_starts_several_jobs_is_selected_by_its_calls(tmp_path: Path) -> None:
+    script = tmp_path / "bench.sh"
+    script.write_text(
+        f'launch() {{\n  local name=$1\n  shift\n  {JOB} "$@" | tee $name.log\n}}\n'
+        "launch one --tensor-model-parallel-size 1\n"
+        "if ! launch two --tensor-model-parallel-size 2; then echo failed; fi\n"
+    )
+    with pytest.raises(InputError, match=r"2 times .*lines 6, 7\); select one, such as .*sh:6"):
+        read_megatron_lm(str(script))
+    for line, size in (6, 1), (7, 2):
+        flat = read_megatron_lm(f"{script}:{line}").flat()
+        assert flat["model.tensor_model_parallel_size"] == size
+    with pytest.raises(InputError, match="lines 6, 7"):
+        read_megatron_lm(f"{script}:4")
+
+
+def test_a_function_that_is_given_all_arguments_has_the_scripts(tmp_path: Path) -> None:
+    """What is not given of them is asked for by the script's number."""
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "setup() {\n  MBS=${1:-1}\n  LAYERS=${2}\n  shift 2\n  TP=$1\n}\n"
+        'launch() { echo "$1"; '
+        f'{JOB} --num-layers $LAYERS --tensor-model-parallel-size $TP --seq-length "$5"; }}\n'
+        'setup $@\nlaunch now "$@"\n'
+    )
+    with pytest.raises(InputError, match="give it as 2=value"):
+        read_megatron_lm(str(script))
+    with pytest.raises(InputError, match="give it as 3=value"):
+        read_megatron_lm(str(script), {"2": "4"})
+    with pytest.raises(InputError, match="give it as 4=value"):
+        read_megatron_lm(str(script), {"2": "4", "3": "2"})
+    flat = read_megatron_lm(str(script), {"2": "4", "3": "2", "4": "64"}).flat()
+    assert flat["model.num_layers"] == 4
+    assert flat["model.tensor_model_parallel_size"] == 2
+    assert flat["model.seq_length"] == 64
