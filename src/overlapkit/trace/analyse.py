@@ -185,7 +185,8 @@ def _report(
     scope = span_of(measured)
     # On a CPU, operators of the same name have different shapes, and cores share resources.
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
-    confidence = confidence_by_dimension(m.traffic)
+    communication = collectives(m, scope)
+    confidence = confidence_by_dimension([c.traffic for c in communication])
     check = self_check(m, windows)
     framework = detect(work, m.traffic, configured=layout is not None)
     report = RankReport(
@@ -199,7 +200,7 @@ def _report(
         whole=whole,
         steps=steps,
         confidence=confidence,
-        collectives=collectives(m, scope),
+        collectives=communication,
         slowed=slowed,
         diagnoses=diagnose(
             Case(

@@ -87,8 +87,8 @@ class TraceDimensionTimes(Struct, frozen=True, kw_only=True):
 ByDimension = Annotated[
     dict[str, TraceDimensionTimes],
     Meta(
-        description="the dimensions that communicate in this trace. Two can be exposed at once, so "
-        "they need not add up to the total"
+        description="the dimensions that communicate in these steps. Two can be exposed at once, "
+        "so they need not add up to the total"
     ),
 ]
 

@@ -89,7 +89,7 @@ def self_check(m: WorkSpans, windows: Sequence[Window]) -> SelfCheck:
     total = sum(lengths)
     unknown: dict[str, int] = {}
     for traffic, length in zip(m.traffic, lengths, strict=True):
-        if traffic.operation == "other" or traffic.dimension == "other":
+        if traffic.operation == "other" or traffic.confidence == "unknown":
             unknown[traffic.name] = unknown.get(traffic.name, 0) + length
     known = 1 - sum(unknown.values()) / total if total else None
     names = tuple(sorted(unknown, key=lambda name: -unknown[name]))

@@ -68,7 +68,7 @@ class Times:
         idle: no device work at all.
         waiting_for_data: the part of idle while the host waits for the next batch.
         waiting_for_host: the part of idle until the host launches the next work.
-        by_dimension: the dimensions that communicate in this trace. Two can be exposed at once.
+        by_dimension: the dimensions that communicate in these windows. Two can be exposed at once.
     """
 
     window: Window
@@ -175,6 +175,8 @@ class WorkSpans:
         data = self.waiting.data.within(start, end)
         host = self.waiting.host.within(start, end)
         comm = {d: s.within(start, end) for d, s in self.dimension_comm.items()}
+        # What communicates only outside, as initialization does, is no part of the windows.
+        comm = {d: ns for d, ns in comm.items() if ns.any()}
         exposed = {d: s.within(start, end) for d, s in self.dimension_exposed.items()}
         return [
             Times(

@@ -37,14 +37,14 @@ def _any(*patterns: str) -> re.Pattern[str]:
 LIBRARIES: tuple[Library, ...] = (
     # Transformer Engine, transformer_engine/common/comm_gemm_overlap/userbuffers.
     Library("userbuffers", _any(r"userbuffers"), dimension="TP"),
-    # DeepEP (csrc/kernels) and libraries with its interface: UCCL-EP, forks in other namespaces.
+    # DeepEP (csrc/kernels) and libraries with its interface: UCCL-EP, NIXL-EP, other forks.
     # Its layout kernels only count tokens. HybridEP is its branch for large NVLink domains.
     Library(
         "deep_ep",
         _any(
             r"(?:^|::)(?:intranode|internode(?:_ll)?|(?:intra|inter)_?node_?ll)::"
             r"(?!get_dispatch_layout|layout)",
-            r"(?:deep_ep|uccl(?:_ep)?|\bep)::(?:\w+::)*(?!layout|get_dispatch_layout)"
+            r"(?:deep_ep|uccl(?:_ep)?|nixl_ep|mooncake|\bep)::(?:\w+::)*(?!layout|get_dispatch_layout)"
             r"\w*(?:dispatch|combine|notify|barrier|low_latency|engram|pp_send|pp_recv)",
             r"hybrid_?ep\w*(?:::\w+)*(?:::|_)(?:dispatch|combine|device_sync|update_expected|all)",
         ),
@@ -103,8 +103,13 @@ LIBRARIES: tuple[Library, ...] = (
     # NVSHMEM's own kernels, and those of programs that call it (cuDecomp's all-to-all).
     Library("nvshmem", _any(r"nvshmem")),
     # NCCL and RCCL of all generations (ncclKernel_, ncclDevKernel_, ncclSymkDevKernel_), MSCCL,
-    # MSCCL++ and Meta's ctran. The kernels of all contain the name of one of them.
-    Library("nccl", re.compile(r"nccl|rccl|msccl(?:kernel|pp|::)|\bctran", re.IGNORECASE)),
+    # MSCCL++, Meta's ctran, and vendors' libraries with NCCL's interface.
+    Library(
+        "nccl",
+        re.compile(
+            r"nccl|rccl|msccl(?:kernel|pp|::)|\bctran|[a-z]ccl(?:Dev)?Kernel", re.IGNORECASE
+        ),
+    ),
     Library("hccl", _any(r"^hcom_", r"\bhccl", r"Hccl")),
     Library("oneccl", _any(r"\boneccl", r"oneapi::ccl::", r"\bxccl", r"(?:^|::)ccl::")),
     # torch.distributed._symmetric_memory (CUDASymmetricMemoryOps.cu), and kernels in Triton over
@@ -128,7 +133,7 @@ _COMPILED = re.compile(r"^triton_\w+_fused_")
 """Kernels of TorchInductor have the names of operators around them, also of collectives."""
 
 _FUSED = re.compile(
-    r"flux::|\bag_(?:\w+_)?gemm|\bgemm_(?:rs|ar)\b|gemm_(?:rs|ar)_kernel|"
+    r"flux::|(?:^|[:_ ])(?:ag_(?:\w+_)?gemm|gemm_(?:rs|ar)(?![a-z]))|"
     r"all_?gather_(?:group(?:ed)?_)?(?:gemm|matmul)|"
     r"(?:gemm|matmul)_?(?:all_?reduce|reduce_?scatter|all_?to_?all)|mega_?moe|"
     r"consumer_\w*gemm|gemm\w*_(?:all_?reduce|reduce_?scatter)",

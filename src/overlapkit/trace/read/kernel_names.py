@@ -16,7 +16,7 @@ _MEMORY = re.compile(r"mem(?:cpy|set)\b|copy(?:host|device)to(?:host|device)", r
 _PEER_COPY = re.compile(r"memcpy\s*(?:PtoP|P2P|peer)", re.IGNORECASE)
 
 _OPERATIONS = (
-    ("all_reduce", re.compile(r"all_?reduce", re.IGNORECASE)),
+    ("all_reduce", re.compile(r"all_?reduce|cross_device_reduce", re.IGNORECASE)),
     ("reduce_scatter", re.compile(r"reduce_?scatter|(?:^|_)rs(?:_|$)", re.IGNORECASE)),
     ("all_gather", re.compile(r"all_?gather|(?:^|_)ag(?:_|$)", re.IGNORECASE)),
     ("all_to_all", re.compile(r"all_?(?:to|2)_?all", re.IGNORECASE)),

@@ -107,7 +107,10 @@ def _finish(path: str, reading: Reading) -> list[Work]:
     recording = Recording(
         path, "kineto", list(reading.names), list(reading.calls), reading.problems
     )
-    launches, marks = _launches(reading), finish_marks(reading.marks, recording.names)
+    launches, marks = (
+        _launches(reading),
+        finish_marks(reading.marks, recording.names, reading.threads),
+    )
     works = []
     for device, columns in sorted(reading.devices.items()):
         work = finish_columns(columns, device, recording)

@@ -91,11 +91,14 @@ _DEVICE = {
 """Categories of device work, and whether they are copies."""
 
 _LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
-# PyTorch 1.8 records ProfilerStep#N in the category of operators, which it calls "Operator".
-_RANGE = frozenset({"user_annotation", "gpu_user_annotation", "Operator"})
-_WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
 _CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
-_MARKS = _CPU | {"python_function"}
+_ON_DEVICE = "gpu_user_annotation"
+"""Ranges that are drawn on a stream, around the kernels that were launched in one on the host."""
+
+# PyTorch 1.8 records ProfilerStep#N in the category of operators, which it calls "Operator".
+_RANGE = frozenset({"user_annotation", "Operator", _ON_DEVICE})
+_WANTED = frozenset(_DEVICE) | _LAUNCH | _RANGE
+_MARKS = _CPU | {"python_function", _ON_DEVICE}
 _DESCRIBED = "record_param_comms"
 """The operator whose arguments describe the collective, also where the kernel's do not."""
 
@@ -216,12 +219,12 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
         if span is None:
             if is_step:
                 reading.problems["step range without a usable time, omitted"] += 1
-        elif is_step and category == "gpu_user_annotation":
+        elif is_step and category == _ON_DEVICE:
             reading.device_steps[_device(_arguments(event), event)].add(name, *span)
         elif is_step:
             reading.host_steps.add(name, *span)
             reading.host.step_threads.add((event.pid, event.tid))
-        elif category != "gpu_user_annotation":
+        elif category != _ON_DEVICE:
             reading.host.add(name, category, (event.pid, event.tid), span)
 
 
@@ -229,12 +232,21 @@ def _take_marks(events: list[Event], reading: Reading) -> None:
     marks, names, threads = reading.marks, reading.names, reading.threads
     events = [event for event in events if event.ph == "X"]
     marks.name += [names[event.name or ""] for event in events]
-    marks.thread += [threads[event.tid] for event in events]
+    marks.thread += [threads[_place(event)] for event in events]
     marks.ts += _unbound([event.ts for event in events])
     marks.dur += _unbound([event.dur for event in events])
     marks.call += [
         _described(event, reading) if event.name == _DESCRIBED else -1 for event in events
     ]
+
+
+def _place(event: Event) -> Any:
+    """The thread of a range; for one on the device, its device and stream."""
+    if event.cat != _ON_DEVICE:
+        return event.tid
+    arguments = _arguments(event)
+    stream = integer(event.tid if arguments.stream is None else arguments.stream)
+    return _device(arguments, event), -1 if stream is None else stream
 
 
 def _described(event: Event, reading: Reading) -> int:

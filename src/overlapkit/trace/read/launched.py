@@ -1,9 +1,10 @@
-"""Which ranges on the host launched a kernel."""
+"""Which ranges on the host launched a kernel, or which ranges on its stream are drawn around it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class Marks:
         start, end: their times.
         call: index into the calls; -1 where the range says nothing of a collective.
         names: their names.
+        streams: the number that stands for a device and stream, in place of a thread. The profiler
+            draws ranges there, around the kernels that were launched in a range on the host.
     """
 
     name: NDArray[np.int32]
@@ -33,21 +36,25 @@ class Marks:
     end: Ints
     call: NDArray[np.int32]
     names: Sequence[str]
+    streams: Mapping[tuple[int, int], int]
 
     def waiting_for_data(self) -> Spans:
         """The time in which some range waits for the next batch."""
         names, place = distinct(self.name.astype(np.int64))
         waits = np.asarray([is_waiting_for_data(self.names[n]) for n in names], dtype=np.bool_)
-        chosen = waits[place]
+        chosen = waits[place] & ~np.isin(self.thread, list(self.streams.values()))
         return union(self.start[chosen], self.end[chosen])
 
 
-def finish_marks(read: MarkColumns, names: Sequence[str]) -> Marks:
+def finish_marks(
+    read: MarkColumns, names: Sequence[str], threads: Mapping[Any, int] | None = None
+) -> Marks:
     """The ranges with usable times, as arrays.
 
     Args:
         read: the columns as they were read.
         names: the names that they number.
+        threads: the threads that they number, among them pairs of a device and a stream.
     """
     column = whole_ns if read.nanoseconds else column_ns
     start, has_start = column(read.ts)
@@ -60,6 +67,7 @@ def finish_marks(read: MarkColumns, names: Sequence[str]) -> Marks:
         (start + length)[keep],
         np.asarray(read.call, dtype=np.int32)[keep],
         names,
+        {key: number for key, number in (threads or {}).items() if isinstance(key, tuple)},
     )
 
 
@@ -83,26 +91,62 @@ class Origins:
 def origins(work: Work, marks: Marks, chosen: NDArray[np.intp]) -> Origins:
     """The ranges that were open, on the launching thread, when events were launched.
 
+    Where that is not known, the ranges that the profiler drew around an event on its stream.
+
     Args:
         work: the work of the device, with its launches.
         marks: the ranges.
         chosen: the events that matter.
     """
     result = Origins(np.full(len(work), -1, np.int32), [], np.full(len(work), -1, np.int32))
-    if work.launches is None or not len(marks.start) or not len(chosen):
+    if not len(marks.start) or not len(chosen):
         return result
-    place, known = work.launches.find(work.correlation[chosen])
-    chosen, place = chosen[known], place[known]
-    time, thread = work.launches.time[place], work.launches.thread[place]
     numbers: dict[tuple[int, ...], int] = {}
-    for number in distinct(thread.astype(np.int64))[0].tolist():
-        mine = np.flatnonzero(thread == number)
-        mine = mine[np.argsort(time[mine], kind="stable")]
-        ranges = np.flatnonzero(marks.thread == number)
-        ranges = ranges[np.lexsort((-marks.end[ranges], marks.start[ranges]))]
-        _open_ranges(marks, ranges, time, mine, chosen, result, numbers)
+    if work.launches is not None:
+        place, known = work.launches.find(work.correlation[chosen])
+        known &= ~_in_graphs(work, chosen)
+        time, thread = work.launches.time[place[known]], work.launches.thread[place[known]]
+        _open_at(marks, chosen[known], time, thread, result, numbers)
+    rest = chosen[result.of_event[chosen] < 0]
+    if marks.streams and len(rest):
+        thread = np.asarray(
+            [marks.streams.get((work.device, s), -1) for s in work.stream[rest].tolist()], np.int32
+        )
+        # Starts of a range and of its first kernel can differ by rounding.
+        middle = (work.start[rest] + work.end[rest]) // 2
+        _open_at(marks, rest, middle, thread, result, numbers)
     result.ranges = [tuple(marks.names[n] for n in stack) for stack in numbers]
     return result
+
+
+def _in_graphs(work: Work, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of the events share their launch with others, as the work of a CUDA graph does.
+
+    What was open when a graph was launched says nothing of its kernels.
+    """
+    ids, place = distinct(work.correlation[chosen])
+    near = np.minimum(np.searchsorted(ids, work.correlation), len(ids) - 1)
+    same = ids[near] == work.correlation
+    return np.asarray(np.bincount(near[same], minlength=len(ids))[place] > 1)
+
+
+def _open_at(
+    marks: Marks,
+    events: NDArray[np.intp],
+    time: Ints,
+    thread: NDArray[np.int32],
+    result: Origins,
+    numbers: dict[tuple[int, ...], int],
+) -> None:
+    """Note for each event the ranges that are open at its time on its thread."""
+    for number in distinct(thread.astype(np.int64))[0].tolist():
+        ranges = np.flatnonzero(marks.thread == number)
+        if not len(ranges):
+            continue
+        mine = np.flatnonzero(thread == number)
+        mine = mine[np.argsort(time[mine], kind="stable")]
+        ranges = ranges[np.lexsort((-marks.end[ranges], marks.start[ranges]))]
+        _open_ranges(marks, ranges, time, mine, events, result, numbers)
 
 
 def _open_ranges(
@@ -119,7 +163,7 @@ def _open_ranges(
     Args:
         marks: all ranges.
         ranges: those of this thread, by start, the longer first.
-        time: when each chosen event was launched.
+        time: when each chosen event was launched, or what stands for it.
         mine: places in `chosen` of the events of this thread, by that time.
         chosen: the events.
         result: filled in.

@@ -139,3 +139,18 @@ NAMES = {
 )
 def test_names_of_groups_tell_their_dimension(name, dimension):
     assert described(name) == dimension
+
+
+def test_communication_before_the_first_step_is_no_part_of_the_steps(tmp_path):
+    events = [
+        tiny.kernel("ncclDevKernel_Broadcast_RING_LL()", 10, 500, 20),
+        tiny.step(1, 1000, 500),
+        tiny.kernel(tiny.GEMM, 1000, 300),
+        tiny.kernel(tiny.ALL_GATHER, 1200, 300, 20, **{"Process Group Name": "tp:0"}),
+    ]
+    path = tiny.write(tmp_path / "t.json", events)
+    (report,) = analyse_file(path, Options())
+    assert report.confidence == {"TP": "certain"}
+    assert list(report.steps[0].by_dimension) == ["TP"]
+    assert list(report.whole.by_dimension) == ["TP", "other"]
+    assert [w for w in report.warnings if "dimension" in w] == []

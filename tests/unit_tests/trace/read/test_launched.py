@@ -154,3 +154,64 @@ def test_operators_and_frames_that_do_not_communicate_are_not_kept():
             None,
         )
     )
+
+
+def drawn(name, ts, dur, stream=20):
+    """A range that the profiler draws on a stream of device 0."""
+    return {
+        "ph": "X",
+        "cat": "gpu_user_annotation",
+        "name": name,
+        "pid": 0,
+        "tid": stream,
+        "ts": ts,
+        "dur": dur,
+        "args": {"External id": 3},
+    }
+
+
+def test_without_a_launch_the_ranges_on_the_stream_count(tmp_path):
+    events = [
+        drawn("nccl:all_to_all", 1000, 100),
+        drawn("FSDP::all_gather", 990, 500, stream=7),
+        tiny.kernel(SEND_RECV, 1000, 100, stream=20),
+        tiny.kernel(SEND_RECV, 1200, 100, stream=20),
+        tiny.kernel(tiny.ALL_GATHER, 1300, 100, stream=7),
+    ]
+    assert origins_of(tiny.write(tmp_path / "t.json", events)) == [
+        ("nccl:all_to_all",),
+        (),
+        ("FSDP::all_gather",),
+    ]
+
+
+def test_what_launched_a_kernel_counts_before_what_is_drawn_around_it(tmp_path):
+    events = [
+        host("nccl:all_to_all", 10, 50, cat="user_annotation"),
+        *launched(20, 1, 1000),
+        drawn("nccl:coalesced", 1000, 100),
+    ]
+    assert origins_of(tiny.write(tmp_path / "t.json", events)) == [("nccl:all_to_all",)]
+
+
+def test_ranges_on_a_stream_do_not_wait_for_data(tmp_path):
+    events = [drawn("get_batch", 900, 300), *launched(20, 1, 1000)]
+    (work,) = read(tiny.write(tmp_path / "t.json", events))
+    assert work.data_waits.total == 0
+
+
+def test_the_launch_of_a_cuda_graph_says_nothing_of_its_kernels(tmp_path):
+    described = {"Process Group Description": "EXPERT_MODEL_PARALLEL_GROUP", "Group size": 4}
+    events = [
+        host("nccl:all_to_all", 10, 50, cat="user_annotation"),
+        host("cudaGraphLaunch", 20, 5, cat="cuda_runtime", correlation=1),
+        tiny.kernel(SEND_RECV, 1000, 100, stream=20, correlation=1, **described),
+        tiny.kernel(tiny.GEMM, 1000, 100, correlation=1),
+        tiny.kernel(tiny.ALL_GATHER, 1200, 100, stream=20, correlation=1),
+    ]
+    path = tiny.write(tmp_path / "t.json", events)
+    assert origins_of(path) == [(), (), ()]
+    (work,) = read(path)
+    assert [work.calls[c].description for c in work.call.tolist() if c >= 0] == [
+        "EXPERT_MODEL_PARALLEL_GROUP"
+    ]
