@@ -35,6 +35,7 @@ _MPI_MAPPING = ("-map-by", "--map-by")
 _MPI_HOSTS = ("-H", "-host", "--host")
 _MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
 """In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
+_FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 
 
 class Undetermined(Exception):
@@ -76,7 +77,7 @@ def is_launch(started: Started) -> int:
 
 def has_flags(text: str) -> bool:
     """Whether a text has a flag that only Megatron-LM and its forks have."""
-    flags = (known_flag(word) or "" for word in text.split() if word.startswith("--"))
+    flags = (known_flag(word) or "" for word in _FLAG.findall(text))
     return any(_MEGATRONS.search(flag.replace("-", "_")) for flag in flags)
 
 

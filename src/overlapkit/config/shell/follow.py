@@ -249,6 +249,9 @@ class _Follower(Loops):
         try:
             if not words:
                 return self.assignments(node)
+            if words[0].unknown is not None and words[0].unknown.name == "@":
+                # The whole command is in the script's arguments.
+                self.passed_over.append((node.line, "1"))
             self.code = None
             if pattern and is_command(words):
                 self.note_pattern(pattern, node.line)

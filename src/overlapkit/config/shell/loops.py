@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from overlapkit.config.gaps import Doubt
 from overlapkit.config.shell.branches import Branches
-from overlapkit.config.shell.commands.status import Status, Stop
+from overlapkit.config.shell.commands.status import Grounds, Status, Stop
 from overlapkit.config.shell.expansion.words import NotKnown
 from overlapkit.config.shell.grammar.scan import (
     matters,
@@ -47,6 +47,8 @@ class Loops(Branches):
         if node.kind == "select" or (lacking is not None and not lacking.unset):
             why = lacking or Unknown(node.name, "it is chosen when the script runs", node.line)
             return self.once(node, why)
+        if lacking is not None and lacking.name:
+            self.left_to(Grounds((lacking.name,)), node.body, line=node.line)
         fields = [each for each in fields if each.unknown is None]
         for number, value in enumerate(fields):
             before = len(self.started)

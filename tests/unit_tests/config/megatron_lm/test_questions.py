@@ -110,3 +110,55 @@ def test_a_return_that_ends_nothing_asks_for_what_nobody_gave(tmp_path: Path) ->
     assert "give 1=value, which decides on that" in asked(tmp_path, choice + JOB)
     assert tp_of(tmp_path, choice + JOB, **{"1": "tensor", "2": "4"}) == 4
     assert tp_of(tmp_path, choice + JOB, **{"1": "other"}) == 2
+
+
+FLAGS = "--num-layers 8 --hidden-size 64 --bf16 --tensor-model-parallel-size"
+NOT_REACHED = {
+    "a case by a default": (
+        'MODE=${1:-help}\ncase "$MODE" in\n  train)\n    ' + JOB + "    ;;\n"
+        "  help)\n    echo usage\n    ;;\nesac\n",
+        "MODE",
+        "train",
+    ),
+    "a command that is only shown": (
+        f"SHOW=${{SHOW:-1}}\nJOB=(torchrun pretrain_gpt.py {FLAGS} 2)\n"
+        'if [[ "$SHOW" == 1 ]]; then\n  echo "${JOB[@]}"\nelse\n  "${JOB[@]}"\nfi\n',
+        "SHOW",
+        "0",
+    ),
+    "a function that nothing calls yet": (
+        "go() {\n  torchrun pretrain_gpt.py " + FLAGS + ' 2\n}\nif [ "$1" = go ]; then\n  go\nfi\n',
+        "1",
+        "go",
+    ),
+    "a function by the script's arguments": (
+        "go() {\n  torchrun pretrain_gpt.py " + FLAGS + ' 2\n}\n"$@"\n',
+        "1",
+        "go",
+    ),
+    "a list in a subshell": (
+        "RUN=no\n[ $RUN = yes ] && (\n  cd /src\n  " + JOB + ")\necho done\n",
+        "RUN",
+        "yes",
+    ),
+    "a loop over what nothing sets": (
+        "for size in $SIZES; do\n  torchrun pretrain_gpt.py " + FLAGS + " $size\ndone\n",
+        "SIZES",
+        "2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_REACHED)
+def test_a_job_that_is_not_reached_asks_for_what_decides(name: str, tmp_path: Path) -> None:
+    text, variable, value = NOT_REACHED[name]
+    assert f"give it as {variable}=value" in asked(tmp_path, text)
+    assert tp_of(tmp_path, text, **{variable: value}) == 2
+
+
+def test_a_script_of_another_program_is_still_called_that(tmp_path: Path) -> None:
+    text = (
+        'if [ "$MULTI" = 1 ]; then\n  torchrun train.py --lr 1e-4 --epochs 3\n'
+        "else\n  python train.py --lr 1e-4 --epochs 3\nfi\n"
+    )
+    assert "starts no Megatron-LM job and sets no arguments for one" in asked(tmp_path, text)

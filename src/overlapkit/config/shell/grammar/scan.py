@@ -144,7 +144,7 @@ def starts_program(
     *nodes: Node | CommandList, functions: Mapping[str, Node], depth: int = 0
 ) -> bool:
     """Whether commands may start a training job, as far as their first words say."""
-    for each in (each for node in nodes for each in _simple(node)):
+    for each in (each for node in nodes for each in _simple(node, processes=True)):
         if not isinstance(each, Simple) or not each.words or depth > _DEEPEST:
             continue
         first, name = each.words[0], _name(each)
@@ -185,15 +185,23 @@ def assigned_names(*nodes: Node | CommandList) -> set[str]:
     return names
 
 
-def _simple(node: Node | CommandList) -> Iterator[Simple | Counting]:
-    """Every simple command in commands, in order; not those of functions that are only defined."""
+def _simple(node: Node | CommandList, *, processes: bool = False) -> Iterator[Simple | Counting]:
+    """Every simple command in commands, in order; not those of functions that are only defined.
+
+    Args:
+        node: the commands.
+        processes: whether those of subshells count.
+    """
     stack: list[Node | CommandList] = [node]
     while stack:
         each = stack.pop()
         if isinstance(each, (Simple, Counting)):
             yield each
         else:
-            stack += reversed(list(_inside(each)))
+            inner = _inside(each)
+            if processes and isinstance(each, Group):
+                inner = (each.body,)
+            stack += reversed(list(inner))
 
 
 def _inside(node: Node | CommandList) -> Iterable[Node | CommandList]:
