@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from megatron.bridge.training.rules.context import Launcher
 from overlapkit.config.launchers import swift
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.shell.follow import SHOWS_TEXT, Started
-from overlapkit.config.shell.slurm import number_of
+from overlapkit.config.shell.slurm import number_of, slurm_variables
 from overlapkit.config.shell.values import Field, Piece
 
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch", "run.py", "launch.py")
@@ -19,14 +21,7 @@ _PROCESSES = ("--nproc-per-node", "--nproc_per_node")
 _EVERY_GPU = ("gpu", "auto")
 """Values of --nproc-per-node that mean one process for each GPU of the node."""
 _DEEPSPEED_GPUS = ("--num_gpus", "--num_accelerators")
-_MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "mpirun_rsh", "aprun")
-_RESOURCE_SETS = (
-    ("--nrs", "-n"),
-    ("--tasks_per_rs", "-a"),
-    ("--np", "-p"),
-    ("--rs_per_host", "-r"),
-)
-"""Of jsrun: the number of its resource sets, tasks in each, all tasks, sets on each node."""
+_MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "mpirun_rsh")
 _MSRUN_PROCESSES = 8
 """Processes of MindSpore's msrun, in all and on a node, without options (its documentation)."""
 _MPI_PROCESSES = ("-npernode", "--npernode", "-N", "-ppn", "--ppn", "-perhost")
@@ -36,6 +31,46 @@ _MPI_HOSTS = ("-H", "-host", "--host")
 _MEGATRONS = re.compile(r"model_parallel_size|overlap_|tp_comm_|distributed_optimizer")
 """In the names of flags that only Megatron-LM and its forks have, as forks spell them."""
 _FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler's options for the size of a job step.
+
+    Attributes:
+        name: its program.
+        has_mpi: whether its processes can use MPI; None where that is not known.
+        tasks: options of which the value is the number of processes.
+        nodes: of nodes.
+        of_node: of processes on each node.
+        sets: of resource sets, as jsrun groups a node's GPUs.
+        sets_of_node: of resource sets on each node.
+        of_set: of processes in each resource set.
+    """
+
+    name: str
+    has_mpi: bool | None
+    tasks: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
+    of_node: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    sets_of_node: tuple[str, ...] = ()
+    of_set: tuple[str, ...] = ()
+
+
+_SCHEDULERS = (
+    Scheduler(
+        "jsrun",
+        True,
+        ("-p", "--np"),
+        sets=("-n", "--nrs"),
+        sets_of_node=("-r", "--rs_per_host"),
+        of_set=("-a", "--tasks_per_rs"),
+    ),
+    Scheduler("flux", None, ("-n", "--ntasks"), ("-N", "--nodes"), ("--tasks-per-node",)),
+    Scheduler("aprun", True, ("-n",), of_node=("-N",)),
+)
+"""Those whose options are like Slurm's in kind and not in name: IBM's, Flux and Cray's."""
 
 
 class Undetermined(Exception):
@@ -104,22 +139,18 @@ def world_size_of(started: Started, slurm: dict[str, str], path: str) -> int:
             return gpus * (nodes or 1)
     options = line.after(*_MPI)
     if options is not None:
-        ranks = line.option(options, "-np", "-n", "--np")
+        ranks = line.option(options, "-np", "-n", "--np") or _slots(options)
         each, nodes = line.mpi_processes(options), number_of(line.slurm.get("SLURM_NNODES", ""))
         ranks = ranks or (each * nodes if each and nodes else None)
         if ranks is not None:
             return ranks
-    options = line.after("jsrun")
-    if options is not None and (tasks := line.tasks_of_jsrun(options)[0]):
-        return tasks
-    options = line.after("flux")
-    if options is not None:
-        tasks, nodes = line.option(options, "--ntasks", "-n"), line.option(options, "--nodes", "-N")
-        each = line.option(options, "--tasks-per-node")
-        tasks = tasks or (nodes * each if nodes and each else None)
-        if tasks is not None:
-            return tasks
-    options = line.after("srun")
+    for scheduler in _SCHEDULERS:
+        options = line.after(scheduler.name)
+        if options is not None:
+            ranks = line.scheduled(options, scheduler)
+            if ranks is not None:
+                return ranks
+    options = line.after("srun", "ibrun")
     if options is not None:
         tasks, nodes, each = line.slurm_tasks(options)
         tasks = tasks or (nodes * each if nodes and each else None)
@@ -153,10 +184,14 @@ def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher 
     options = line.after(*_MPI)
     if options is not None:
         return Launcher("mpirun", _if_known(line.mpi_processes, options), has_mpi=True)
-    options = line.after("jsrun")
+    for scheduler in _SCHEDULERS:
+        options = line.after(scheduler.name)
+        if options is not None:
+            each = _if_known(line.scheduled_of_node, options, scheduler)
+            return Launcher(scheduler.name, each, has_mpi=scheduler.has_mpi)
+    options = line.after("ibrun")
     if options is not None:
-        each = _if_known(lambda words: line.tasks_of_jsrun(words)[1], options)
-        return Launcher("jsrun", each, has_mpi=True)
+        return Launcher("ibrun", _if_known(line.processes_of_srun, options), has_mpi=True)
     options = line.after("srun")
     if options is not None:
         mpi = any(word.text.startswith("--mpi") and "none" not in word.text for word in options)
@@ -166,10 +201,10 @@ def launcher_of(started: Started, slurm: dict[str, str], path: str) -> Launcher 
     return None
 
 
-def _if_known(read: Callable[..., int | None], options: Sequence[Field], *names: str) -> int | None:
+def _if_known(read: Callable[..., int | None], options: Sequence[Field], *more: Any) -> int | None:
     """What a reader of a line finds in its options; None where the line does not determine it."""
     try:
-        return read(options, *names)
+        return read(options, *more)
     except Undetermined:
         return None
 
@@ -182,6 +217,8 @@ class _Line:
         self.head, _ = split_launch(started)
         exported = {n: f.text for n, f in started.environment.items() if n.startswith("SLURM_")}
         self.slurm = slurm | exported
+        if any(PurePosixPath(word.text).name == "salloc" for word in self.head):
+            self.slurm |= slurm_variables("", self.head)
         self._path, self._number = path, started.line
 
     def after(self, *launchers: str) -> list[Field] | None:
@@ -219,6 +256,26 @@ class _Line:
             each = number_of(slots.pop()) if len(slots) == 1 else None
         return each
 
+    def scheduled(self, options: Sequence[Field], by: Scheduler) -> int | None:
+        """Processes of a scheduler's job step; None where its options do not say."""
+        tasks = self.option(options, *by.tasks)
+        nodes = self.option(options, *by.nodes)
+        each = self.option(options, *by.of_node)
+        sets = self.option(options, *by.sets)
+        if tasks is None and sets is not None:
+            # One task in each resource set, where nothing else is asked for.
+            tasks = sets * (self.option(options, *by.of_set) or 1)
+        return tasks or (nodes * each if nodes and each else None)
+
+    def scheduled_of_node(self, options: Sequence[Field], by: Scheduler) -> int | None:
+        """Processes of a scheduler's job step on each node; None where its options do not say."""
+        each = self.option(options, *by.of_node)
+        sets = self.option(options, *by.sets_of_node)
+        if sets is not None:
+            return sets * (self.option(options, *by.of_set) or 1)
+        tasks, nodes = self.scheduled(options, by), self.option(options, *by.nodes)
+        return each or (tasks // nodes if tasks and nodes and tasks % nodes == 0 else None)
+
     def slurm_tasks(self, options: Sequence[Field]) -> tuple[int | None, int | None, int | None]:
         """Tasks of a job step, its nodes, and tasks of each node; None each where not given."""
         tasks = self.option(options, "--ntasks", "-n")
@@ -227,12 +284,6 @@ class _Line:
         nodes = nodes or number_of(self.slurm.get("SLURM_NNODES", ""))
         each = each or number_of(self.slurm.get("SLURM_NTASKS_PER_NODE", ""))
         return tasks, nodes, each
-
-    def tasks_of_jsrun(self, options: Sequence[Field]) -> tuple[int | None, int | None]:
-        """Tasks that jsrun starts, and those on each node; None each where not given."""
-        sets, each, tasks, here = (self.option(options, *names) for names in _RESOURCE_SETS)
-        all_of = tasks or (sets * each if sets and each else None)
-        return all_of, each * here if each and here else None
 
     def processes_of_srun(self, options: Sequence[Field]) -> int | None:
         """Tasks that srun starts on each node, else the GPUs of a node, which they cannot exceed
@@ -265,6 +316,15 @@ def _word(words: Sequence[Field], names: tuple[str, ...]) -> Field | None:
     return None
 
 
+def _slots(options: Sequence[Field]) -> int | None:
+    """The slots of ``-H one:8,two:8``: mpirun fills them where no number is given."""
+    hosts = _word(options, _MPI_HOSTS)
+    if hosts is None or hosts.unknown is not None:
+        return None
+    slots = [number_of(host.partition(":")[2]) for host in hosts.text.split(",")]
+    return sum(filter(None, slots)) if all(slots) else None
+
+
 def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int) -> int | None:
     """A launcher's option as a number; None where it is not given.
 
@@ -275,7 +335,7 @@ def _option(words: Sequence[Field], names: tuple[str, ...], path: str, line: int
         name, is_set, text = word.text.partition("=")
         value = word
         if name not in names:
-            short = re.fullmatch(r"(-[nN])(\d+)", word.text)
+            short = re.fullmatch(r"(-[a-zA-Z])(\d+)", word.text)
             if short is None or short[1] not in names:
                 continue
             text, is_set = short[2], "="

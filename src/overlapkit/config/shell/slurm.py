@@ -17,7 +17,7 @@ def slurm_variables(text: str, command: Sequence[Field] = ()) -> dict[str, str]:
 
     Args:
         text: the script, with its ``#SBATCH`` lines.
-        command: words of the ``sbatch`` that submits it; its options win.
+        command: words of the ``sbatch`` or ``salloc`` that asks for it; its options win.
     """
     options: dict[str, str] = {}
     rows = []
@@ -27,7 +27,8 @@ def slurm_variables(text: str, command: Sequence[Field] = ()) -> dict[str, str]:
         except ValueError:
             continue
     names = [PurePosixPath(word.text).name for word in command]
-    for words in [*rows, [word.text for word in command] if "sbatch" in names else []]:
+    given = [word.text for word in command] if {"sbatch", "salloc"} & set(names) else []
+    for words in [*rows, given]:
         for number, word in enumerate(words):
             name, is_set, value = word.partition("=")
             if re.fullmatch(r"-[NnG]\d+", word):
