@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from overlapkit.config.shell.follow import Started
+from overlapkit.config.shell.handover import Handed
 from overlapkit.config.shell.values import Field, Piece
 from overlapkit.config.text_file import exists, read_text
 from overlapkit.config.yaml_file import YamlProblem, load_yaml
@@ -100,12 +101,13 @@ def is_job_of_ray(started: Started) -> bool:
 
 
 def job_variables(
-    started: Started, others: Sequence[Started], path: str, folder: Path
+    started: Started, handed: Handed, others: Sequence[Started], path: str, folder: Path
 ) -> JobVariables | None:
     """The variables of a job that ``ray job submit`` starts; None for another one.
 
     Args:
         started: the launch of the job.
+        handed: what its programs hand on: of ray's job, what its own command sets.
         others: every program that the script starts, in order: one may start ray on this node.
         path: the script, for messages.
         folder: that of the script, in which a file of the runtime environment may be.
@@ -120,7 +122,7 @@ def job_variables(
         result.add(name, value)
     if node is None:
         # Whoever started ray may have had them; this shell does not pass them on.
-        result.unknown |= set(started.environment)
+        result.unknown |= handed.lost.keys()
     options = _options(words[at:])
     where = f"{path}:{started.line}"
     given = options.get("--runtime-env-json")
@@ -129,19 +131,22 @@ def job_variables(
     file = options.get("--runtime-env")
     if file is not None:
         _add_file(result, file, where, folder)
+    for name, value in handed.fields.items():
+        # The job's own command sets them, as `env NAME=value` or in its shell.
+        result.add(name, value)
     return result
 
 
 def hidden_from_job(
-    started: Started, job: JobVariables, names: Iterable[str], path: str
+    started: Started, handed: Handed, job: JobVariables, names: Iterable[str], path: str
 ) -> list[str]:
     """Notes on variables that the shell exports and ``ray job submit`` does not pass on."""
     return [
-        f"{path}:{started.environment[name].line or started.line}: {name} is exported in the shell "
+        f"{path}:{handed.lost[name].value.line or started.line}: {name} is exported in the shell "
         "that submits the job; ray passes on only env_vars of its runtime environment, so whether "
         "the job sees it is not known: set it there"
         for name in names
-        if name in started.environment and name in job.unknown and name not in job.values
+        if name in handed.lost and name in job.unknown and name not in job.values
     ]
 
 

@@ -9,7 +9,7 @@ from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from overlapkit.config.megatron_lm.arguments import ask_for, place
 from overlapkit.config.megatron_lm.launch_line import split_launch
 from overlapkit.config.shell.follow import Started
-from overlapkit.config.shell.handover import hand_on
+from overlapkit.config.shell.handover import Handed, hand_on
 from overlapkit.config.shell.values import Field
 
 
@@ -30,28 +30,40 @@ class Environment:
     notes: list[str] = field(default_factory=list)
 
 
-def environment_of(started: Started, path: str, read: Callable[[str], str | None]) -> Environment:
-    """The environment of the job of a launch.
+def handed_to_job(started: Started, read: Callable[[str], str | None]) -> Handed:
+    """The variables of a script that all programs of a launch hand on, and those that one does not.
 
     Args:
         started: the launch.
-        path: the script, for messages.
         read: gives the text of a file beside the script; None where it is not here.
-
-    Raises:
-        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
     """
     words = started.words
     head = words[: len(words) - len(split_launch(started)[1])]
     handed = hand_on(head, started.environment, read)
-    fields = handed.fields
-    lost = {n: v for n, v in {**started.lost, **handed.lost}.items() if n not in fields}
+    lost = {**started.lost, **handed.lost}
+    handed.lost = {name: each for name, each in lost.items() if name not in handed.fields}
+    handed.unread = handed.unread or started.beyond
+    return handed
+
+
+def environment_of(started: Started, handed: Handed, path: str) -> Environment:
+    """The environment of the job of a launch.
+
+    Args:
+        started: the launch.
+        handed: what its programs hand on.
+        path: the script, for messages.
+
+    Raises:
+        InputError: CUDA_DEVICE_MAX_CONNECTIONS is exported with a value that is not known.
+    """
+    fields, lost, beyond = handed.fields, handed.lost, handed.unread
     result = Environment({n: f for n, f in fields.items() if f.unknown is None})
     if CONNECTIONS in fields and (unknown := fields[CONNECTIONS].unknown) is not None:
         raise ask_for(unknown, CONNECTIONS, f"{path}:{started.line}")
     result.unknown = {n for n, f in fields.items() if f.unknown is not None}
     result.unknown |= {n for n, each in lost.items() if not each.certain}
-    result.beyond = beyond = handed.unread or started.beyond
+    result.beyond = beyond
     hidden = started.not_exported.get(CONNECTIONS)
     if CONNECTIONS in lost:
         value, why, certain = lost[CONNECTIONS]

@@ -13,7 +13,7 @@ from overlapkit.config.launchers import ray, slime, swift
 from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.megatron_lm.arguments import Arguments
 from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
-from overlapkit.config.megatron_lm.environment import environment_of
+from overlapkit.config.megatron_lm.environment import environment_of, handed_to_job
 from overlapkit.config.megatron_lm.launch_line import (
     Undetermined,
     launcher_of,
@@ -102,9 +102,10 @@ def job_of(
 def _environment(
     job: Job, started: Started, others: Sequence[Started], path: str, folder: Path
 ) -> None:
-    handed = ray.job_variables(started, others, path, folder)
-    if handed is None:
-        found = environment_of(started, path, lambda name: _text_beside(name, folder))
+    handed = handed_to_job(started, lambda name: _text_beside(name, folder))
+    of_ray = ray.job_variables(started, handed, others, path, folder)
+    if of_ray is None:
+        found = environment_of(started, handed, path)
         job.environment, job.unknown = found.fields, found.unknown
         job.notes = found.notes
         job.gaps += started.gaps
@@ -113,12 +114,13 @@ def _environment(
             remedy = "set the variable where that is started"
             job.gaps.append(Gap(f"{path}:{started.line}", what, remedy))
         return
-    job.environment, job.unknown = handed.values, handed.unknown
-    job.environment_source = handed.source
+    job.environment, job.unknown = of_ray.values, of_ray.unknown
+    job.environment_source = of_ray.source
     # What the shell that submits the job exports does not reach it.
     job.gaps += [replace(gap, variables=frozenset()) for gap in started.gaps]
-    _note_unknown_variables(job, handed, f"{path}:{started.line}")
-    job.notes = [*handed.notes, *ray.hidden_from_job(started, handed, [CONNECTIONS], path)]
+    _note_unknown_variables(job, of_ray, f"{path}:{started.line}")
+    hidden = ray.hidden_from_job(started, handed, of_ray, [CONNECTIONS], path)
+    job.notes = [*of_ray.notes, *hidden]
 
 
 def _text_beside(name: str, folder: Path) -> str | None:

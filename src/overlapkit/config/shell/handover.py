@@ -332,6 +332,13 @@ def _several_hosts(options: _Options) -> bool:
     )
 
 
+def _ray(handed: Handed, options: _Options, read: Read) -> None:
+    if [word.text for word in options.words[:2]] == ["job", "submit"]:
+        # Whoever started ray may have had them.
+        why = "ray passes on only env_vars of its runtime environment; set it there"
+        handed.keep(_nothing, why, certain=False)
+
+
 # --------------------------------------------------------------------------------- schedulers
 
 
@@ -411,6 +418,7 @@ _CHANGES: dict[str, Callable[[Handed, _Options, Read], None]] = {
     "kubectl": _kubectl,
     **dict.fromkeys(("ssh", "pdsh", "clush", "pssh", "parallel-ssh"), _ssh),
     "deepspeed": _deepspeed,
+    "ray": _ray,
     **dict.fromkeys(("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun"), _mpi),
     "srun": _slurm,
     "sbatch": _slurm,

@@ -272,3 +272,56 @@ def test_the_file_of_variables_that_is_not_here(config: Callable[..., str]) -> N
     launch = launch_of(config, f"docker run --env-file gone.env image {TORCHRUN}")
     assert not launch.whole
     assert "gone.env may set it, which is not read" in notes(launch)
+
+
+RUNTIME = """{
+  "env_vars": {
+    "NCCL_DEBUG": "WARN",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1"
+  }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "value"),
+    [
+        ("", f"ray job submit --runtime-env-json='{RUNTIME}' -- {{}}", "1"),
+        (
+            "",
+            f"ray job submit --runtime-env-json \"$(cat <<'EOF'\n{RUNTIME}\nEOF\n)\" -- {{}}",
+            "1",
+        ),
+        (
+            f"RUN=$(cat <<EOF\n{RUNTIME}\nEOF\n)",
+            'ray job submit --runtime-env-json="$RUN" -- {}',
+            "1",
+        ),
+        (
+            f"read -r -d '' RUN <<EOF\n{RUNTIME}\nEOF",
+            'ray job submit --runtime-env-json="$RUN" -- {}',
+            "1",
+        ),
+        ("", "ray job submit -- env CUDA_DEVICE_MAX_CONNECTIONS=8 {}", "8"),
+        ("", "ray job submit -- bash -c 'export CUDA_DEVICE_MAX_CONNECTIONS=8; {}'", "8"),
+        ("", f"ray job submit --runtime-env-json='{RUNTIME}' -- bash -c 'unset A; {{}}'", "1"),
+        (
+            "",
+            f"ray job submit --runtime-env-json='{RUNTIME}' -- "
+            "bash -c 'CUDA_DEVICE_MAX_CONNECTIONS=4 {}'",
+            "4",
+        ),
+    ],
+)
+def test_the_variables_of_a_job_of_ray(
+    before: str, command: str, value: str, config: Callable[..., str]
+) -> None:
+    launch = launch_of(config, command.replace("{}", TORCHRUN), before)
+    assert launch.environment.get(NAME) == value
+
+
+def test_a_job_of_ray_in_a_shell_does_not_have_the_variables_of_the_shell_that_submits_it(
+    config: Callable[..., str],
+) -> None:
+    launch = launch_of(config, f"ray job submit -- bash -c '{TORCHRUN}'")
+    assert NAME not in launch.environment and NAME in launch.unknown
+    assert "train.sh:2" in notes(launch) and "env_vars" in notes(launch)
