@@ -17,7 +17,7 @@ from megatron.bridge.training.rules.context import Launcher
 from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.megatron_lm.arguments import Arguments
 from overlapkit.config.megatron_lm.dialect import Dialect
-from overlapkit.config.megatron_lm.flags import misspelt
+from overlapkit.config.megatron_lm.unknown_flags import misspelt
 from overlapkit.config.shell.follow import Started
 from overlapkit.config.shell.slurm import number_of
 from overlapkit.config.shell.values import Field

@@ -10,19 +10,23 @@ from typing import Any
 
 from megatron.bridge.training.megatron_lm_rules import PassedFlag
 from overlapkit.config.gaps import Gap
+from overlapkit.config.launchers.forks import FORMER
+from overlapkit.config.megatron_lm.dependent_flags import settle
 from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
 from overlapkit.config.megatron_lm.flag_versions import versions_of, versions_of_value
 from overlapkit.config.megatron_lm.flags import (
-    CHUNK_LAYERS,
-    CHUNKS,
-    DEFAULTS,
     FLAGS,
     LM,
     MATTERS_LITTLE,
     SWITCHED,
     flag_value,
     known_flag,
-    misspelt,
+)
+from overlapkit.config.megatron_lm.unknown_flags import (
+    may_matter,
+    note_on,
+    refuse_file,
+    refuse_misspelt,
     similar,
 )
 from overlapkit.config.megatron_lm.unknown_words import taken_as_none
@@ -32,14 +36,8 @@ from overlapkit.errors import InputError
 
 MOST_FLAGS = 2000
 """Megatron-LM has some nine hundred."""
-TE_GRAPHS = "transformer_engine"
-"""--cuda-graph-impl of Transformer Engine's graphs."""
-_MOST_NAMED = 8
-"""Unknown flags that a note names."""
 _LIST = re.compile(r"(?i)(?:args?|arguments|opts?|options|flags|params)$")
 """Names of variables that hold arguments."""
-SWIGLU_MULTIPLE = 64
-"""Megatron-LM's default feed-forward size with --swiglu is a multiple of this."""
 
 
 @dataclass
@@ -56,6 +54,8 @@ class Arguments:
         unknown: the flags that no known version has, each with what it resembles, if anything.
         underscored: the flags that are spelt with underscores, to those that they are.
         own: the flags of the program that passes the others on to Megatron-LM.
+        quiet: the flags that no known version has, and that have nothing to do with overlap.
+        former: the flags that only Megatron-LM 1 takes.
         others: the flags that no setting holds, each with its words as a shell reads them.
         notes: further remarks for the user.
         dialect: whose flags they are.
@@ -72,6 +72,8 @@ class Arguments:
     unknown: dict[str, str | None] = field(default_factory=dict)
     own: list[str] = field(default_factory=list)
     underscored: dict[str, str] = field(default_factory=dict)
+    quiet: list[str] = field(default_factory=list)
+    former: list[str] = field(default_factory=list)
     others: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dialect: Dialect = MEGATRON_LM
@@ -145,11 +147,15 @@ def read_arguments(
                 f"{where}: --yaml-cfg: Megatron-LM then takes its settings from that YAML file, "
                 "which is not read here; give the settings as flags"
             )
-        flag = known_flag(text)
+        former = FORMER.get(text.partition("=")[0].replace("_", "-"))
+        flag = known_flag(text) if former is None else former
+        if former is not None:
+            _note_former(text.partition("=")[0], former, where, result)
         if flag is not None:
-            if text.partition("=")[0] != flag and not dialect.either_spelling:
-                result.underscored.setdefault(text.partition("=")[0], flag)
-            _note_versions(flag, where, result)
+            if former is None:
+                if text.partition("=")[0] != flag and not dialect.either_spelling:
+                    result.underscored.setdefault(text.partition("=")[0], flag)
+                _note_versions(flag, where, result)
             at = _flag_place(flag_field, path, lines)
             _read_flag(flag, flag_field, following, at, path, result)
         elif (known := versions_of(text.partition("=")[0])) is not None:
@@ -163,7 +169,7 @@ def read_arguments(
             taken = [] if "=" in text else following[:most]
             result.others.append(_as_written([flag_field, *taken]))
         else:
-            _pass_over(text.partition("=")[0], where, result, allow_unknown=allow_unknown)
+            _pass_over(text, following, where, result)
             # How many words such a flag takes is not known.
             _note_strays(text, [each for each in following if _is_list(each)], path, result)
             result.others.append(_as_written([flag_field, *following]))
@@ -171,8 +177,9 @@ def read_arguments(
         replace(each, value=result.flags.get(each.text.split()[0])) for each in result.versions
     ]
     _note_spelling(path, result)
-    _note_unknown(path, result)
-    _settle(result)
+    note = note_on(result.unknown, path)
+    result.notes += [note] if note is not None else []
+    settle(result)
     return result
 
 
@@ -214,42 +221,34 @@ def _knob(flag: str) -> str:
     return f"{LM}.{flag.removeprefix('--').replace('-', '_')}"
 
 
-def _pass_over(name: str, where: str, result: Arguments, *, allow_unknown: bool) -> None:
+def _note_former(name: str, flag: str, where: str, result: Arguments) -> None:
+    """Megatron-LM 1 has other names for two flags."""
+    result.former.append(name)
+    result.notes.append(
+        f"{where}: {name} is read as {flag}: Megatron-LM 1 calls it so, and later versions stop "
+        "at it"
+    )
+
+
+def _pass_over(text: str, following: Sequence[Field], where: str, result: Arguments) -> None:
     """A flag that no known version has: a fork's, or misspelt.
 
     Raises:
-        InputError: it is certainly a misspelt flag that decides on overlap, and not allowed.
+        InputError: it is certainly a misspelt flag that decides on overlap, or it names a file of
+            more arguments, and that is not allowed.
     """
+    name = text.partition("=")[0]
     if result.dialect.own(name):
         result.own.append(name)
         return
-    meant = misspelt(name)
-    if meant is not None and not allow_unknown:
-        raise InputError(
-            f"{where}: {name}: unknown flag; did you mean {_spelt(meant, name)}? If it is right, "
-            "as a fork's flag may be, add --allow-unknown"
-        )
-    result.unknown[name] = similar(name)
-
-
-def _spelt(flag: str, like: str) -> str:
-    """A flag with underscores where the user's flag has them."""
-    return "--" + flag[2:].replace("-", "_") if "_" in like else flag
-
-
-def _note_unknown(path: str, result: Arguments) -> None:
-    """One note on all flags that no known version has."""
-    if not result.unknown:
-        return
-    named = [
-        f"{name[:60]} (not read as {near})" if near else name[:60]
-        for name, near in list(result.unknown.items())[:_MOST_NAMED]
-    ]
-    more = len(result.unknown) - len(named)
-    result.notes.append(
-        f"{path}: not looked at, because Megatron-LM has no such flags in any version that is "
-        f"known here: {', '.join(named)}{f' and {more} more' if more else ''}"
-    )
+    if not result.allow_unknown:
+        refuse_misspelt(name, where)
+        refuse_file(text, following, where)
+    near = similar(name)
+    if near is not None or may_matter(name):
+        result.unknown[name] = near
+    else:
+        result.quiet.append(name)
 
 
 def place(path: str, at: Field, line: int = 0) -> str:
@@ -376,77 +375,3 @@ def _is_list(word: Field) -> bool:
     if unknown is None:
         return False
     return unknown.several or _LIST.search(unknown.name or "") is not None
-
-
-def _settle(result: Arguments) -> None:
-    """Flags that depend on each other, and what Megatron-LM fills in."""
-    flags, values, defaults = result.flags, result.values, result.defaults
-    defaults.update(DEFAULTS)
-    defaults.update(result.dialect.defaults(flags))
-    for one, other in ((CHUNK_LAYERS, CHUNKS), ("--bf16", "--fp16")):
-        if one in flags and other in flags:
-            raise InputError(
-                f"{result.places[other].in_messages}: {one} and {other} exclude each other"
-            )
-    if CHUNK_LAYERS in flags:
-        key = "model.virtual_pipeline_model_parallel_size"
-        values[key] = _chunks(values, flags[CHUNK_LAYERS], result.places[CHUNK_LAYERS].in_messages)
-        result.where[key] = result.places[CHUNK_LAYERS]
-    if "--group-query-attention" not in flags and "--num-query-groups" in flags:
-        del values["model.num_query_groups"]
-        result.notes.append(
-            "--num-query-groups is used only with --group-query-attention, which is not given"
-        )
-    elif "--group-query-attention" in flags:
-        defaults["model.num_query_groups"] = 1
-    for old, graphs in (("--enable-cuda-graph", "local"), ("--external-cuda-graph", TE_GRAPHS)):
-        if old in flags and "--cuda-graph-impl" not in flags:
-            values["model.cuda_graph_impl"] = graphs
-            result.where["model.cuda_graph_impl"] = result.places[old]
-    if "--recompute-activations" in flags:
-        values["model.recompute_granularity"] = "selective"
-        result.where["model.recompute_granularity"] = result.places["--recompute-activations"]
-    if "--use-rotary-position-embeddings" in flags:
-        defaults["model.position_embedding_type"] = "rope"
-    hidden = values.get("model.hidden_size")
-    if "--swiglu" in flags and hidden:
-        # Two thirds of 4 x hidden: the three matrices then have as many weights as the usual two.
-        defaults["model.ffn_hidden_size"] = (
-            int(hidden * 4 * 2 / 3 / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
-        )
-    dtype = "torch.bfloat16" if "--bf16" in flags else "torch.float16" if "--fp16" in flags else ""
-    if dtype:
-        for key in ("model.params_dtype", "model.pipeline_dtype", "optimizer.params_dtype"):
-            defaults[key] = dtype
-    if "--use-checkpoint-args" in flags:
-        result.notes.append(
-            "--use-checkpoint-args: the model's sizes come from the checkpoint, which is not read"
-        )
-    for key, value in result.dialect.settled(flags).items():
-        values.pop(key, None)
-        result.where.pop(key, None)
-        defaults[key] = value
-
-
-def _chunks(values: dict[str, Any], layers_of_chunk: int, where: str) -> int | None:
-    """The virtual pipeline size: layers of a stage over layers of a chunk.
-
-    Where they do not divide it is rounded down, and the rule about that speaks; None where that
-    leaves less than two chunks.
-
-    Raises:
-        InputError: --num-layers is missing, or a size is below 1.
-    """
-    layers = values.get("model.num_layers")
-    stages = values.get("model.pipeline_model_parallel_size") or 1
-    if not layers or layers_of_chunk < 1 or stages < 1:
-        raise InputError(
-            f"{where}: {CHUNK_LAYERS} {layers_of_chunk}: needs --num-layers, and sizes above 0"
-        )
-    for key in (
-        "model.account_for_embedding_in_pipeline_split",
-        "model.account_for_loss_in_pipeline_split",
-    ):
-        layers += bool(values.get(key))
-    chunks = int(layers // stages // layers_of_chunk)
-    return chunks if chunks > 1 or layers == stages * layers_of_chunk else None

@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron.bridge.training.near_names import nearest, typo_of
-from overlapkit.config.megatron_lm.flag_versions import versions_of
 from overlapkit.errors import InputError
 
 Kind = Literal["int", "str", "names", "freq", "given", "on", "off"]
@@ -205,12 +203,8 @@ DEFAULTS: dict[str, Any] = {
 SWITCHED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """What a switch of a fork may be followed by."""
 
-_DECIDES = re.compile(
-    r"overlap|parallel|tp-comm|p2p|wgrad|bucket|distributed|gather|reduce|batch-size"
-)
-"""What is in the name of a flag that decides on overlap, or on the ranks that it is between."""
-
-_SIMILAR = 0.86
+_WHOLE = re.compile(r"\s*[-+]?\d(?:_?\d){0,999}\s*")
+"""What argparse reads with Python's int, the type of these flags; of any size that makes sense."""
 
 
 def known_flag(argument: str) -> str | None:
@@ -223,19 +217,6 @@ def known_flag(argument: str) -> str | None:
         return name
     dashed = name.replace("_", "-")
     return dashed if dashed in FLAGS else None
-
-
-def misspelt(argument: str) -> str | None:
-    """The flag that decides on overlap and that an unknown flag was certainly meant to be."""
-    name = argument.partition("=")[0]
-    if known_flag(name) is not None or versions_of(name) is not None:
-        return None
-    return typo_of(name.replace("_", "-"), [flag for flag in FLAGS if _DECIDES.search(flag)])
-
-
-def similar(argument: str) -> str | None:
-    """The flag of the table that an unknown flag resembles; it may be another one all the same."""
-    return nearest(argument.partition("=")[0], FLAGS, cutoff=_SIMILAR, shortest_prefix=9)
 
 
 def flag_value(flag: str, words: list[str], where: str) -> Any:
@@ -260,8 +241,7 @@ def flag_value(flag: str, words: list[str], where: str) -> Any:
         return words if len(words) > 1 or flag != "--cp-comm-type" else words[0]
     word = words[0]
     if kind == "int":
-        # As argparse reads it, with Python's int.
-        if re.fullmatch(r"\s*[-+]?\d(_?\d){0,17}\s*", word) is None:
+        if _WHOLE.fullmatch(word) is None:
             raise InputError(f"{where}: {flag} {word[:40]}: must be a whole number")
         return int(word)
     return layer_pattern(word, where) if kind == "freq" else word

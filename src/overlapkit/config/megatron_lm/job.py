@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron.bridge.recipes.launch_queues import CONNECTIONS
 from megatron.bridge.training.rules.context import Launcher
 from overlapkit.config.gaps import Gap
-from overlapkit.config.launchers import ray, slime, swift
+from overlapkit.config.launchers import forks, ray, slime, swift
 from overlapkit.config.launchers.origin import Origin
 from overlapkit.config.megatron_lm.arguments import Arguments
 from overlapkit.config.megatron_lm.dialect import MEGATRON_LM, Dialect
@@ -96,6 +96,9 @@ def job_of(
         _for_swift(job, words, arguments, f"{path}:{started.line}")
     elif arguments.dialect is slime.DIALECT:
         _for_slime(job, words, arguments, path, started)
+    else:
+        names = (*arguments.former, *arguments.unknown, *arguments.quiet)
+        job.origin = forks.origin(tuple(dict.fromkeys(names)))
     return job
 
 

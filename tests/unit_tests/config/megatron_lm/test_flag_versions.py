@@ -138,8 +138,8 @@ def test_a_forks_flag_is_passed_over_with_a_note(text: str) -> None:
 
 
 def test_many_unknown_flags_are_one_short_note() -> None:
-    told = notes(read(" ".join(f"--made-up-{n}" for n in range(30))))
-    assert "--made-up-7 and 22 more" in told
+    told = notes(read(" ".join(f"--made-up-comm-{n}" for n in range(30))))
+    assert "--made-up-comm-7 and 22 more" in told
     assert len(told.splitlines()) == 1
 
 
