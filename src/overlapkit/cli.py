@@ -295,8 +295,9 @@ def render(check: bool, root: str | None) -> int:
 def trace(**given: Any) -> int:
     """Measure communication overlap in profiles, one FILE per rank.
 
-    FILE is a trace of torch.profiler (.json, .json.gz), an Nsight Systems export (nsys export
-    --type sqlite), or a folder of such files.
+    FILE is a trace of torch.profiler (.json, .json.gz, .json.zst), an Nsight Systems export (nsys
+    export --type sqlite) or report (.nsys-rep, where nsys is installed), or a folder or an archive
+    (.zip, .tar, .tar.gz) of such files.
     """
     from overlapkit.trace.command import run
 

@@ -238,25 +238,25 @@ def trace(
     """
     from overlapkit.output.progress import no_progress
     from overlapkit.trace.analyse import analyse_each, layout_of
-    from overlapkit.trace.command import expand
     from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
     from overlapkit.trace.ranks import settle_ranks
+    from overlapkit.trace.read.files.folders import find_traces
 
     if rank_from not in (None, "name", "json"):
         raise InputError(f"rank_from={rank_from!r}: give 'name', 'json' or None")
     each = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     if not each:
         raise InputError("files is empty: name at least one profile")
-    paths = expand([os.fspath(file) for file in each])
+    traces = find_traces([os.fspath(file) for file in each])
     reading = _reading(core, bridge, stack, allow_unknown)
     settings = None if config is None else _configuration(config, reading)
     layout = None if settings is None else layout_of(settings)
     options = Options(steps=str(steps), layout=layout)
     with no_progress():
-        by_file = analyse_each(paths, options, forking=_can_fork())
+        by_file = analyse_each(traces.paths, options, forking=_can_fork())
     reports = [report for reports in by_file for report in reports]
-    return trace_document(settle_ranks(reports, rank_from), settings)
+    return trace_document(settle_ranks(reports, rank_from), settings, traces.notes)
 
 
 def compare(
@@ -292,9 +292,9 @@ def compare(
         InputError: a file cannot be read, an option is invalid, or the runs are not comparable.
     """
     from overlapkit.output.progress import no_progress
-    from overlapkit.trace.command import expand
     from overlapkit.trace.compare.command import compare_runs
     from overlapkit.trace.compare.decisions import Installed, read_configurations
+    from overlapkit.trace.read.files.folders import find_traces
 
     names = os.fspath(base), os.fspath(new)
     reading = _reading(core, bridge, stack, allow_unknown)
@@ -304,7 +304,7 @@ def compare(
     with no_progress():
         return compare_runs(
             names,
-            [expand([name]) for name in names],
+            [find_traces([name]) for name in names],
             steps=str(steps),
             settings=settings,
             software=Installed(te, reading.installation if settings else None),

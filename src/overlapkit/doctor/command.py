@@ -74,9 +74,12 @@ def _page(
     inputs = [*arguments, *(text.rpartition(":")[0] for text in arguments), env_file or ""]
     if not traces:
         return outputs({"--html": html}, inputs)[0]
-    from overlapkit.trace.command import expand, trace_outputs
+    from overlapkit.trace.command import trace_outputs
+    from overlapkit.trace.read.files.folders import find_traces
 
-    return trace_outputs({"--html": html}, traces, [*inputs, *expand(traces)])[0]
+    return trace_outputs({"--html": html}, traces, [*inputs, *traces, *find_traces(traces).paths])[
+        0
+    ]
 
 
 def _show(x: Examination) -> None:
@@ -93,10 +96,11 @@ def _show(x: Examination) -> None:
 
 def _profile(traces: Sequence[str], settings: Settings | None) -> TraceDocument:
     """The document of `overlapkit trace` on these files."""
-    from overlapkit.trace.command import expand
+    from overlapkit.trace.read.files.folders import find_traces
     from overlapkit.trace.read.parallel_read import read_ahead
 
-    paths = expand(traces)
+    found = find_traces(traces)
+    paths = found.paths
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as everything else but the profile.
     from overlapkit.trace.analyse import analyse, layout_of
@@ -105,4 +109,5 @@ def _profile(traces: Sequence[str], settings: Settings | None) -> TraceDocument:
     from overlapkit.trace.ranks import settle_ranks
 
     layout = None if settings is None else layout_of(settings)
-    return trace_document(settle_ranks(analyse(paths, Options(layout=layout), ahead), None))
+    reports = settle_ranks(analyse(paths, Options(layout=layout), ahead), None)
+    return trace_document(reports, None, found.notes)

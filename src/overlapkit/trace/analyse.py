@@ -113,6 +113,10 @@ def read(path: str, ahead: Ahead | None = None) -> list[Work]:
     Raises:
         InputError: the format is not supported, or the file cannot be read.
     """
+    if path.endswith((".nsys-rep", ".qdrep")):
+        from overlapkit.trace.read.files.nsys_report import read_report
+
+        return read_report(path)
     if check_readable(path).startswith(SQLITE_MAGIC):
         from overlapkit.trace.read.nsys import read_nsys
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +9,8 @@ from overlapkit.config.reading import Reading
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json
 from overlapkit.output.files import Output, outputs, real_path
+from overlapkit.trace.read.files.folders import SUFFIXES, find_traces
 from overlapkit.trace.read.parallel_read import read_ahead
-
-SUFFIXES = (".json", ".json.gz", ".sqlite")
-"""Files in a folder that are read as traces."""
 
 
 def run(
@@ -32,8 +29,9 @@ def run(
     Raises:
         InputError: see `overlapkit.errors`.
     """
-    paths = expand(files)
-    read = [*paths, *([config] if config is not None else [])]
+    traces = find_traces(files)
+    paths = traces.paths
+    read = [*files, *paths, *([config] if config is not None else [])]
     page, annotated = trace_outputs({"--html": html, "--annotate": annotate}, files, read)
     if annotate is not None and len(paths) > 1:
         raise InputError("--annotate: takes one trace file at a time")
@@ -49,7 +47,7 @@ def run(
     layout = layout_of(settings) if settings is not None else None
     options = Options(steps=steps, layout=layout, timeline=page is not None, annotate=annotated)
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
-    document = trace_document(reports, settings)
+    document = trace_document(reports, settings, traces.notes)
     if page is not None:
         from overlapkit.trace.page import trace_page
 
@@ -62,34 +60,6 @@ def run(
 
         show_trace(document, console())
     return 0
-
-
-def expand(files: Sequence[str]) -> list[str]:
-    """The files, with each folder replaced by the traces in it.
-
-    Raises:
-        InputError: a folder contains no trace, or a file is given twice.
-    """
-    paths: list[str] = []
-    for name in files:
-        if not os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises for a name too long
-            paths.append(name)
-            continue
-        try:
-            entries = sorted(Path(name).iterdir())
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-        inside = [str(p) for p in entries if p.name.endswith(SUFFIXES) and p.is_file()]
-        if not inside:
-            raise InputError(f"{name}: contains no trace ({', '.join(SUFFIXES)})")
-        paths += inside
-    seen = set()
-    for path in paths:
-        place = real_path(path)
-        if place in seen:
-            raise InputError(f"{path}: is given twice")
-        seen.add(place)
-    return paths
 
 
 def trace_outputs(

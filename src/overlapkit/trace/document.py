@@ -14,7 +14,7 @@ from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
-from overlapkit.trace.ranks import Across, across
+from overlapkit.trace.ranks import Across, across, steps_by_rank
 from overlapkit.trace.read.marks import Framework
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
 
 
 def trace_document(
-    reports: Sequence[RankReport], settings: Settings | None = None
+    reports: Sequence[RankReport], settings: Settings | None = None, notes: Sequence[str] = ()
 ) -> TraceDocument:
     """The document of ranks that are in order.
 
@@ -150,13 +150,14 @@ def trace_document(
     Args:
         reports: one for each rank.
         settings: the run's configuration, where it was given.
+        notes: what else was in the folders and archives that were named.
     """
     together = across(reports)
-    about = []
+    about = list(notes)
     if settings is not None:
         from overlapkit.config.remarks import remarks
 
-        about = list(remarks(settings))
+        about += remarks(settings)
     return all_printable(
         TraceDocument(
             files=list(dict.fromkeys(r.path for r in reports)),
@@ -190,20 +191,25 @@ def _by_rank(
     reports: Sequence[RankReport], texts: Callable[[RankReport], Sequence[str]]
 ) -> list[str]:
     """Each text once, with the ranks that it concerns where there are several."""
-    where: dict[str, list[int]] = {}
+    where: dict[str, list[RankReport]] = {}
     for report in reports:
         for text in texts(report):
-            where.setdefault(text, []).append(report.rank or 0)
+            where.setdefault(text, []).append(report)
     if len(reports) == 1:
         return list(where)
     return [
-        text if len(ranks) == len(reports) else f"rank {', '.join(map(str, ranks))}: {text}"
-        for text, ranks in where.items()
+        text if len(of) == len(reports) else f"rank {', '.join(map(label_of, of))}: {text}"
+        for text, of in where.items()
     ]
 
 
+def label_of(rank: RankReport | TraceRank) -> str:
+    """What a rank is called; where it has several traces, with the number of this one."""
+    return str(rank.rank or 0) if rank.cycle is None else f"{rank.rank or 0} cycle {rank.cycle}"
+
+
 def _across_ranks(a: Across, reports: Sequence[RankReport]) -> TraceAcrossRanks:
-    steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
+    steps = steps_by_rank(reports)
     return TraceAcrossRanks(
         ranks=len(a.step_ns),
         slowest_rank=a.slowest,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from overlapkit.output.html import environment
 from overlapkit.trace import text
-from overlapkit.trace.document import TraceDocument
+from overlapkit.trace.document import TraceDocument, label_of
 from overlapkit.trace.measure.step_times import PARTS
 from overlapkit.trace.rank_document import TraceMedian, TraceWindow
 from overlapkit.trace.step_bars import KEY, StepTime, step_bars
@@ -25,12 +25,14 @@ def trace_page(document: TraceDocument, timelines: Sequence[Timeline | None]) ->
     """
     rank = document.slowest
     steps = [
-        _step_time(f"rank {each.rank}, {window.name}", window)
+        _step_time(f"rank {label_of(each)}, {window.name}", window)
         for each in document.ranks
         for window in (each.steps or [each.whole])
     ]
     if len(steps) > BARS:
-        steps = [_step_time(f"rank {each.rank}, median", each.median) for each in document.ranks]
+        steps = [
+            _step_time(f"rank {label_of(each)}, median", each.median) for each in document.ranks
+        ]
     return (
         environment("overlapkit.trace")
         .get_template("trace.html")

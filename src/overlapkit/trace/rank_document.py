@@ -245,6 +245,13 @@ class TraceRank(Struct, frozen=True, kw_only=True):
     """One rank; where a file contains several devices, one device of it."""
 
     rank: Annotated[int, Meta(description="the rank")]
+    cycle: Annotated[
+        int | None,
+        Meta(
+            description="which of several traces of this rank it is, in the order of time, from 1; "
+            "`null` where it is the only one"
+        ),
+    ]
     device: Annotated[int, Meta(description="number of the device; -1 for a CPU trace")]
     file: Annotated[str, Meta(description="the trace")]
     source: Annotated[
@@ -292,6 +299,7 @@ def rank_of(report: RankReport) -> TraceRank:
     zero = report.whole.window.start
     return TraceRank(
         rank=report.rank or 0,
+        cycle=report.cycle,
         device=report.device,
         file=report.path,
         source=report.source,

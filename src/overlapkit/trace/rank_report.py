@@ -51,6 +51,7 @@ class RankReport:
     Attributes:
         path, source, device, world_size, gpu: as in `Work`.
         rank: its rank; None until the ranks of all files are determined.
+        cycle: which of several traces of its rank this is, from 1; None where it is the only one.
         kernels: number of device events.
         whole: the whole trace.
         steps: the requested steps; empty where the profile marks none.
@@ -85,6 +86,7 @@ class RankReport:
     check: SelfCheck
     steps_from: StepsFrom | None
     framework: Detected
+    cycle: int | None = None
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
 

@@ -8,10 +8,12 @@ its shortest duration among the ranks is the transfer, and whatever is longer is
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePath
+
+import numpy as np
 
 from overlapkit.errors import InputError
 from overlapkit.trace.rank_report import RankReport, median
@@ -69,11 +71,19 @@ class Across:
 
 
 def across(reports: Sequence[RankReport]) -> Across | None:
-    """The ranks compared; None for a single rank, and where a rank appears twice."""
+    """The ranks compared; None for a single rank, and where a rank appears twice.
+
+    Several cycles of a rank are one rank.
+    """
     ranks = [r for r in reports if r.rank is not None]
-    if len(ranks) < 2 or len({r.rank for r in ranks}) < len(ranks):
+    if len({r.rank for r in ranks}) < 2:
         return None
-    step = {r.rank or 0: median([t.step for t in r.measured]) for r in ranks}
+    if len({(r.rank, r.cycle) for r in ranks}) < len(ranks):
+        return None
+    measured: dict[int, list[float]] = {}
+    for r in ranks:
+        measured.setdefault(r.rank or 0, []).extend(t.step for t in r.measured)
+    step = {rank: median(times) for rank, times in measured.items()}
     slowest = max(step, key=lambda rank: step[rank])
     shortest = min(step.values())
     waiting, notes = _waiting(ranks)
@@ -99,47 +109,50 @@ def across(reports: Sequence[RankReport]) -> Across | None:
     )
 
 
+def steps_by_rank(reports: Sequence[RankReport]) -> dict[int, int]:
+    """How many steps of each rank were measured, in all its cycles."""
+    steps: dict[int, int] = {}
+    for r in reports:
+        steps[r.rank or 0] = steps.get(r.rank or 0, 0) + max(1, len(r.measured))
+    return steps
+
+
 def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[str]]:
-    by_key: dict[str, list[RankReport]] = {}
+    """How long each rank waits, from the calls of each cycle."""
+    # The n-th cycle of one rank is matched with the n-th of another: both have recorded it.
+    by_key: dict[tuple[int | None, str], list[RankReport]] = {}
     for report in reports:
         for key in report.calls:
-            by_key.setdefault(key, []).append(report)
-    wait: Counter[int] = Counter()
-    exposed_wait: Counter[int] = Counter()
-    caused: Counter[int] = Counter()
-    last: Counter[int] = Counter()
-    matched: Counter[int] = Counter()
-    notes = []
-    for key, members in by_key.items():
+            by_key.setdefault((report.cycle, key), []).append(report)
+    place = {rank: index for index, rank in enumerate(sorted({r.rank or 0 for r in reports}))}
+    wait, exposed_wait, caused, last, matched = np.zeros((5, len(place)), dtype=np.int64)
+    notes: dict[str, None] = {}
+    for (_, key), members in by_key.items():
         if len(members) < 2:
             continue
         counts = {len(r.calls[key][0]) for r in members}
         if len(counts) > 1:
             dimension, operation, _ = key.split("|", 2)
-            notes.append(
+            notes[
                 f"{dimension} {operation}: ranks have different numbers of calls, which are not "
                 "matched"
-            )
+            ] = None
             continue
-        for index in range(counts.pop()):
-            lengths = {r.rank or 0: r.calls[key][0][index] for r in members}
-            transfer = min(lengths.values())
-            latest = min(lengths, key=lambda rank: lengths[rank])
-            waited = sum(lengths.values()) - transfer * len(lengths)
-            caused[latest] += waited
-            last[latest] += waited > NEGLIGIBLE_NS
-            for report in members:
-                rank = report.rank or 0
-                extra = lengths[rank] - transfer
-                wait[rank] += extra
-                exposed_wait[rank] += min(extra, report.calls[key][1][index])
-                matched[rank] += 1
-    if not matched:
-        return {}, notes
-    return {
-        rank: Waiting(wait[rank], exposed_wait[rank], caused[rank], last[rank], matched[rank])
-        for rank in sorted(matched)
-    }, notes
+        # A row for each rank, a column for each call.
+        lengths = np.asarray([r.calls[key][0] for r in members], dtype=np.int64)
+        exposed = np.asarray([r.calls[key][1] for r in members], dtype=np.int64)
+        rows = np.asarray([place[r.rank or 0] for r in members])
+        extra = lengths - lengths.min(axis=0)
+        waited = extra.sum(axis=0)
+        latest = rows[lengths.argmin(axis=0)]
+        np.add.at(caused, latest, waited)
+        np.add.at(last, latest, waited > NEGLIGIBLE_NS)
+        wait[rows] += extra.sum(axis=1)
+        exposed_wait[rows] += np.minimum(extra, exposed).sum(axis=1)
+        matched[rows] += lengths.shape[1]
+    columns = zip(*(c.tolist() for c in (wait, exposed_wait, caused, last, matched)), strict=True)
+    found = {rank: Waiting(*figures) for rank, figures in zip(place, columns, strict=True)}
+    return {rank: w for rank, w in found.items() if w.matched}, list(notes)
 
 
 _IN_NAME = (
@@ -149,14 +162,36 @@ _IN_NAME = (
 )
 
 
+_WORKER = re.compile(r"(?P<worker>.+)\.\d{13,}\.pt\.trace\.json(?:\.gz|\.zst)?")
+"""What torch.profiler's tensorboard_trace_handler calls a file: worker, time in nanoseconds."""
+
+_PROCESS = re.compile(r".+_\d+|.*kineto_trace_\d+")
+"""A worker without a name of its own: host_pid. A number in it is no rank."""
+
+
 def rank_in_name(path: str) -> int | None:
     """The rank in the name of a file, as rank3, gpu3 or trace_3.json; None without one."""
-    stem = re.sub(r"(?:\.(?:gz|json|sqlite|pt|trace|pt\.trace))+$", "", PurePath(path).name)
-    for pattern in _IN_NAME:
+    stem = _worker(path)
+    patterns = _IN_NAME[:1] if _PROCESS.fullmatch(stem) and _is_worker(path) else _IN_NAME
+    for pattern in patterns:
         matches = pattern.findall(stem)
         if matches:
             return int(matches[-1])
     return None
+
+
+def _is_worker(path: str) -> bool:
+    name = PurePath(path).name
+    return _WORKER.fullmatch(name) is not None or "kineto_trace_" in name
+
+
+def _worker(path: str) -> str:
+    """What the name of a file says besides its time and its format."""
+    name = PurePath(path).name
+    match = _WORKER.fullmatch(name)
+    if match is not None:
+        return match["worker"]
+    return re.sub(r"(?:\.(?:gz|zst|json|sqlite|nsys-rep|pt|trace))+$", "", name)
 
 
 def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankReport]:
@@ -179,13 +214,34 @@ def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankR
                 )
     elif rank_from == "name" or any(r.rank is None for r in reports):
         reports = _rank_by_name(reports, required=rank_from == "name")
-    known: dict[tuple[int | None, int], str] = {}
+    for same in _by_rank(reports).values():
+        if len(same) > 1 and are_cycles(same):
+            for number, report in enumerate(sorted(same, key=_start), start=1):
+                report.cycle = number
+            continue
+        for earlier, report in pairwise(same):
+            report.warnings.append(f"rank {report.rank} is also the rank of {earlier.path}")
+    return sorted(reports, key=lambda r: (r.rank or 0, r.device, r.cycle or 0))
+
+
+def _by_rank(reports: Sequence[RankReport]) -> dict[tuple[int | None, int], list[RankReport]]:
+    found: dict[tuple[int | None, int], list[RankReport]] = {}
     for report in reports:
-        key = (report.rank, report.device)
-        if key in known:
-            report.warnings.append(f"rank {report.rank} is also the rank of {known[key]}")
-        known[key] = report.path
-    return sorted(reports, key=lambda r: (r.rank or 0, r.device))
+        found.setdefault((report.rank, report.device), []).append(report)
+    return found
+
+
+def _start(report: RankReport) -> int:
+    return report.whole.window.start
+
+
+def are_cycles(reports: Sequence[RankReport]) -> bool:
+    """Whether reports can be of one process at different times: none overlaps another."""
+    if len({(r.world_size, r.gpu, r.source) for r in reports}) > 1 or reports[0].source == "nsys":
+        # Nsight Systems counts time from the start of each recording.
+        return False
+    ordered = sorted((r.whole.window for r in reports), key=lambda w: w.start)
+    return all(one.end <= following.start for one, following in pairwise(ordered))
 
 
 def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankReport]:
@@ -199,19 +255,29 @@ def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankRepo
         InputError: a name must have a rank, and has none.
     """
     named = {r.path: rank_in_name(r.path) for r in reports}
+    workers = {r.path: _worker(r.path) for r in reports}
     missing = [path for path, rank in named.items() if rank is None]
     if required and missing:
         raise InputError(
             f"--rank-from name: the name {missing[0]} contains no rank; rename it, as in rank3.json"
         )
     several_devices = len(named) != len(reports)
-    distinct = len(set(named.values())) == len(named)
-    if not missing and (required or (distinct and not several_devices)):
+    if not missing and not several_devices and (required or _apart(reports, named)):
         return [replace(r, rank=named[r.path]) for r in reports]
+    by_worker = not several_devices and _apart(reports, workers)
+    order = {worker: place for place, worker in enumerate(dict.fromkeys(workers.values()))}
     for position, report in enumerate(reports):
-        report.rank = position
+        report.rank = order[workers[report.path]] if by_worker else position
         if len(reports) > 1:
             report.warnings.append(
                 "not every file states its rank: ranks follow the order of files and devices"
             )
     return reports
+
+
+def _apart(reports: Sequence[RankReport], key: Mapping[str, int | str | None]) -> bool:
+    """Whether files of one key are cycles of one process."""
+    groups: dict[int | str | None, list[RankReport]] = {}
+    for report in reports:
+        groups.setdefault(key[report.path], []).append(report)
+    return all(len(group) == 1 or are_cycles(group) for group in groups.values())

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
-from overlapkit.trace.document import TraceDocument
+from overlapkit.trace.document import TraceDocument, label_of
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
     across_sentence,
@@ -36,14 +36,14 @@ def show_trace(document: TraceDocument, console: Console) -> None:
     console.print(_steps(document.ranks))
     rank = document.slowest
     if waits(rank.median):
-        console.print(Text(f"rank {rank.rank}: {waits(rank.median)}"))
+        console.print(Text(f"rank {label_of(rank)}: {waits(rank.median)}"))
     if rank.median.by_dimension:
-        console.print(Text(f"\nCommunication by dimension, rank {rank.rank} (ms)", "bold"))
+        console.print(Text(f"\nCommunication by dimension, rank {label_of(rank)} (ms)", "bold"))
         console.print(_dimensions(rank))
     if rank.exposed_collectives:
         extent = "all steps" if rank.steps else "whole trace"
         console.print(
-            Text(f"\nMost expensive collectives, rank {rank.rank}, {extent} (ms)", "bold")
+            Text(f"\nMost expensive collectives, rank {label_of(rank)}, {extent} (ms)", "bold")
         )
         console.print(_collectives(rank, console))
     slowed = slowed_sentence(rank.slowed_compute, rank)
@@ -84,9 +84,9 @@ def _table(first: str, *numbers: str) -> Table:
 def _steps(ranks: Sequence[TraceRank]) -> Table:
     length = "step" if any(rank.steps for rank in ranks) else "length"
     table = _table("ms", length, "compute", "exposed", "hidden", "overlap", "memory", "idle")
-    several_devices = len({r.rank for r in ranks}) < len(ranks)
+    several_devices = len({(r.rank, r.cycle) for r in ranks}) < len(ranks)
     for rank in ranks:
-        prefix = f"rank {rank.rank}" + (f" device {rank.device}" if several_devices else "")
+        prefix = f"rank {label_of(rank)}" + (f" device {rank.device}" if several_devices else "")
         if len(ranks) == 1 and len(rank.steps) <= STEP_ROWS:
             for step in rank.steps:
                 _add_times(table, step.name, step)

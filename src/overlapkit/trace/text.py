@@ -49,10 +49,12 @@ def title(document: TraceDocument) -> str:
 
 def headline(document: TraceDocument) -> str:
     """How many ranks were read, of how many, and the GPU."""
-    count = len(document.ranks)
+    count = len({(r.rank, r.device) for r in document.ranks})
     text = f"{count} rank{'s' if count > 1 else ''}"
     if document.world_size:
         text += f" of {document.world_size}"
+    if count < len(document.ranks):
+        text += f" ({len(document.ranks)} traces)"
     text = f"{text}, {document.gpu}" if document.gpu else text
     name = document.framework.name
     return f"{text}, {TITLES[name]}" if name else text

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from overlapkit.errors import InputError
 from overlapkit.trace.analyse import analyse_file
+from overlapkit.trace.document import trace_document
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import across, rank_in_name, settle_ranks
+from overlapkit.trace.text import headline
 from support import tiny_trace as tiny
 from support.trace_generator import write_kineto
 from support.trace_reports import analysed, quick
@@ -34,6 +39,13 @@ def test_the_late_rank_is_found(tmp_path):
         ("4.json.gz", 4),
         ("host_123.1700000000000.pt.trace.json", None),
         ("trace.json", None),
+        ("gpu-7_2345.1700000000000000000.pt.trace.json.gz", None),
+        ("worker2.1700000000000000000.pt.trace.json", 2),
+        ("rank5.1700000000000000000.pt.trace.json.gz", 5),
+        ("node3_811-rank-6.1700000000000000000.pt.trace.json.gz", 6),
+        ("libkineto_trace_2345.json", None),
+        ("rank4.json.zst", 4),
+        ("rank4.nsys-rep", 4),
     ],
 )
 def test_rank_in_a_files_name(name, rank):
@@ -49,3 +61,67 @@ def test_ranks_by_position_cause_a_warning(tmp_path):
     assert "not every file states its rank" in settled[0].warnings[-1]
     with pytest.raises(InputError, match="--rank-from name"):
         settle_ranks(reports, "name")
+
+
+def cycle(tmp_path, name: str, start: int, **head) -> str:
+    """A trace of one step that begins at a time in microseconds."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    work = [tiny.kernel(tiny.GEMM, start, 100), tiny.kernel(tiny.ALL_GATHER, start + 50, 100)]
+    ranges = tiny.step(start // 1000, start, 200)
+    return tiny.write(path, [ranges, *work], **head)
+
+
+def reports_of(paths):
+    return [report for path in paths for report in analyse_file(path, Options())]
+
+
+@pytest.mark.parametrize("where", ["name", "json", "worker"])
+def test_several_traces_of_a_rank_are_cycles(tmp_path, where):
+    paths = []
+    for start in (9000, 1000):
+        for rank in (0, 1):
+            recorded = {"distributedInfo": {"rank": rank, "world_size": 2}}
+            name = f"{start}/rank{rank}.json" if where == "name" else f"{start}/t{'ab'[rank]}.json"
+            if where == "worker":
+                name = f"node_{70 + rank}.{start}000000000000.pt.trace.json"
+            head = recorded if where == "json" else {}
+            paths.append(cycle(tmp_path, name, start, **head))
+    reports = settle_ranks(reports_of(paths), None)
+    assert [(r.rank, r.cycle) for r in reports] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [r.steps[0].window.number for r in reports] == [1, 9, 1, 9]
+    assert set(across(reports).step_ns) == {0, 1}
+    document = trace_document(reports)
+    assert document.across_ranks.ranks == 2
+    assert [(r.rank, r.cycle) for r in document.ranks] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert headline(document).startswith("2 ranks") and "4 traces" in headline(document)
+
+
+def test_traces_of_one_rank_at_the_same_time_are_no_cycles(tmp_path):
+    head = {"distributedInfo": {"rank": 0, "world_size": 2}}
+    paths = [cycle(tmp_path, f"{name}.json", 1000, **head) for name in "ab"]
+    reports = settle_ranks(reports_of(paths), None)
+    assert [r.cycle for r in reports] == [None, None]
+    assert any("also the rank of" in w for w in reports[1].warnings)
+    assert across(reports) is None
+
+
+def test_the_late_rank_is_found_over_all_cycles(tmp_path):
+    truths = write_kineto(quick("late rank"), tmp_path)
+    once = across(analysed(truths))
+    paths = []
+    for number, shift in enumerate((0, 10**9)):
+        for truth in truths:
+            document = json.loads(Path(truth.path).read_text())
+            for event in document["traceEvents"]:
+                if "ts" in event:
+                    event["ts"] += shift
+            path = tmp_path / f"{number}" / Path(truth.path).name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(document))
+            paths.append(str(path))
+    twice = across(settle_ranks(reports_of(paths), None))
+    assert twice.late_rank == once.late_rank == 2
+    for rank, waiting in once.waiting.items():
+        assert twice.waiting[rank].waiting_ns == 2 * waiting.waiting_ns
+        assert twice.waiting[rank].matched == 2 * waiting.matched

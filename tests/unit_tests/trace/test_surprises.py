@@ -427,7 +427,7 @@ def test_no_usable_device_event(tmp_path):
 
 @pytest.mark.parametrize("filler", [b" ", b'{"ph":"X"},'])
 def test_a_bomb_is_refused(tmp_path, monkeypatch, filler):
-    monkeypatch.setattr("overlapkit.trace.read.byte_source.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("overlapkit.trace.read.files.compression.FREE_BYTES", 1 << 20)
     path = tmp_path / "bomb.json.gz"
     with gzip.open(path, "wb") as stream:
         stream.write(b'{"traceEvents": [')

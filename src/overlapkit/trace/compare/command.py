@@ -9,13 +9,14 @@ from overlapkit.config.reading import Reading
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
-from overlapkit.trace.command import expand, trace_outputs
+from overlapkit.trace.command import trace_outputs
 from overlapkit.trace.compare.comparison import compare, side_of
 from overlapkit.trace.compare.decisions import Installed, add_decisions, read_configurations
 from overlapkit.trace.compare.document import CompareDocument, compare_document
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
+from overlapkit.trace.read.files.folders import Traces, find_traces
 
 if TYPE_CHECKING:
     from overlapkit.config.run import Settings
@@ -40,12 +41,15 @@ def run(
         InputError: see `overlapkit.errors`.
     """
     settings = read_configurations(config_base, config_new, reading)
-    files = [expand([base]), expand([new])]
+    found = [find_traces([base]), find_traces([new])]
+    files = [each.paths for each in found]
     configs = [name for name in (config_base, config_new) if name is not None]
-    (page,) = trace_outputs({"--html": html}, (base, new), [*files[0], *files[1], *configs])
+    (page,) = trace_outputs(
+        {"--html": html}, (base, new), [base, new, *files[0], *files[1], *configs]
+    )
     software = Installed(te, reading.installation if settings else None)
     document = compare_runs(
-        (base, new), files, steps=steps, settings=settings, software=software, force=force
+        (base, new), found, steps=steps, settings=settings, software=software, force=force
     )
     if page is not None:
         from overlapkit.trace.compare.page import compare_page
@@ -63,7 +67,7 @@ def run(
 
 def compare_runs(
     names: tuple[str, str],
-    files: Sequence[Sequence[str]],
+    found: Sequence[Traces],
     *,
     steps: str,
     settings: Sequence[Settings],
@@ -75,7 +79,7 @@ def compare_runs(
 
     Args:
         names: what the base and the new run are called.
-        files: the traces of each.
+        found: the traces of each.
         steps: see `choose_steps`.
         settings: the configuration of each; empty where they are not known.
         software: the Transformer Engine of both jobs.
@@ -86,6 +90,7 @@ def compare_runs(
         InputError: a trace cannot be read, or the runs are not comparable.
     """
     options = Options(steps=steps, owners=True)
+    files = [each.paths for each in found]
     by_file = analyse_each([*files[0], *files[1]], options, forking=forking)
     # By position, since a file can belong to both runs.
     split = len(files[0])
@@ -97,6 +102,7 @@ def compare_runs(
     comparison = compare(sides[0], sides[1], force=force)
     for name, part in zip(names, reports, strict=True):
         comparison.warnings += [f"{name}: {w}" for w in merged_warnings(part)]
+    comparison.warnings += [note for each in found for note in each.notes]
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
     if settings:
         add_decisions(comparison, settings, software)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.rank_report import RankReport
-from overlapkit.trace.ranks import Across
+from overlapkit.trace.ranks import Across, steps_by_rank
 
 
 def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[Diagnosis]:
@@ -33,7 +33,7 @@ def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[D
 def _late_rank(reports: Sequence[RankReport], across: Across, late: int) -> Diagnosis:
     """The other ranks wait for the rank `late`."""
     waits = {rank: w for rank, w in across.waiting.items() if rank != late}
-    steps = {r.rank or 0: max(1, len(r.measured)) for r in reports}
+    steps = steps_by_rank(reports)
     exposed = [us_of_ns(w.exposed_ns / steps[rank]) for rank, w in waits.items()]
     return Diagnosis(
         id="late-rank",

@@ -1,38 +1,43 @@
-"""Reads a file, compressed or not, in blocks, within the limits of a plausible size."""
+"""Reads a trace in blocks: from a file or an archive, compressed or not, as UTF-8."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Iterator
-from pathlib import Path
-
-from isal import isal_zlib
+from typing import BinaryIO
 
 from overlapkit.errors import InputError
-from overlapkit.input_file import open_input
+from overlapkit.trace.read.files.archives import opened
+from overlapkit.trace.read.files.compression import (
+    BLOCK,
+    GZIP_MAGIC,
+    ZSTD_MAGIC,
+    GzipBlocks,
+    ZstdBlocks,
+)
 
-BLOCK = 1 << 20
-"""Bytes of a block: small enough for caches, large enough that its overhead is negligible."""
-
-MAX_RATIO = 500
-"""Ratio beyond which a gzip file is a bomb: profiles are compressed to a tenth or a thirtieth."""
-
-FREE_BYTES = 256 << 20
-"""Expanded bytes that are read whatever the ratio, since that takes hardly any time."""
-
-_DAMAGED: tuple[type[Exception], ...] = (isal_zlib.error,)  # type: ignore[assignment]
-GZIP_MAGIC = b"\x1f\x8b"
 SQLITE_MAGIC = b"SQLite format 3\0"
+
+_UTF16 = {
+    BOM_UTF16_LE: "utf-16",
+    BOM_UTF16_BE: "utf-16",
+    b"{\0": "utf-16-le",
+    b"[\0": "utf-16-le",
+    b"\0{": "utf-16-be",
+    b"\0[": "utf-16-be",
+}
+"""How JSON in UTF-16 begins, as Windows writes it."""
 
 
 def check_readable(path: str) -> bytes:
-    """The first bytes of a regular file.
+    """The first bytes of a file, or of a trace in an archive.
 
     Raises:
         InputError: it is missing, empty, a folder, or cannot be read.
     """
-    with open_input(path, "trace") as stream:
+    with opened(path) as stream:
         try:
             start = stream.read(64)
         except OSError as error:
@@ -43,7 +48,7 @@ def check_readable(path: str) -> bytes:
 
 
 class ByteSource:
-    """The content of a file in blocks. A separate thread expands gzip.
+    """The content of a trace in blocks. A separate thread expands what is compressed.
 
     Attributes:
         cut: whether a compressed file ended before its content did; valid at the end.
@@ -52,7 +57,9 @@ class ByteSource:
     def __init__(self, path: str) -> None:
         self.path = path
         self.cut = False
-        self._gzip = check_readable(path).startswith(GZIP_MAGIC)
+        start = check_readable(path)
+        self._zstd = start.startswith(ZSTD_MAGIC)
+        self._compressed = self._zstd or start.startswith(GZIP_MAGIC)
 
     def __iter__(self) -> Iterator[bytes]:
         """Blocks of at most `BLOCK` bytes.
@@ -60,15 +67,20 @@ class ByteSource:
         Raises:
             InputError: it cannot be read, its compression is damaged, or it expands too much.
         """
-        return self._in_thread() if self._gzip else self._plain()
+        blocks = self._in_thread() if self._compressed else self._content()
+        return _as_utf8(blocks)
 
-    def _plain(self) -> Iterator[bytes]:
+    def _content(self) -> Iterator[bytes]:
         try:
-            with Path(self.path).open("rb", buffering=0) as stream:
-                while block := stream.read(BLOCK):
-                    yield block
+            with opened(self.path) as stream:
+                yield from self._expanded(stream) if self._compressed else _plain(stream)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
+
+    def _expanded(self, stream: BinaryIO) -> Iterator[bytes]:
+        blocks = (ZstdBlocks if self._zstd else GzipBlocks)(self.path, stream)
+        yield from blocks
+        self.cut = blocks.cut
 
     def _in_thread(self) -> Iterator[bytes]:
         # Expansion releases the interpreter's lock, so it runs while blocks are decoded.
@@ -86,7 +98,7 @@ class ByteSource:
 
         def work() -> None:
             try:
-                for block in self._expanded():
+                for block in self._content():
                     if not put(block):
                         return
                 put(None)
@@ -106,42 +118,21 @@ class ByteSource:
             stop.set()
             thread.join()
 
-    def _expanded(self) -> Iterator[bytes]:
-        read = expanded = 0
-        try:
-            with Path(self.path).open("rb") as stream:
-                member = isal_zlib.decompressobj(31)
-                rest = b""
-                while True:
-                    if not rest:
-                        rest = stream.read(1 << 18)
-                        read += len(rest)
-                        if not rest:
-                            break
-                    if member.eof:
-                        # Another member follows, or padding.
-                        if not rest.strip(b"\0"):
-                            rest = b""
-                            continue
-                        if not rest.startswith(GZIP_MAGIC[: len(rest)]):
-                            break
-                        member = isal_zlib.decompressobj(31)
-                    block = member.decompress(rest, BLOCK)
-                    rest = member.unused_data if member.eof else member.unconsumed_tail
-                    expanded += len(block)
-                    if expanded > FREE_BYTES and expanded > MAX_RATIO * read:
-                        raise InputError(
-                            f"{self.path}: expands to more than {MAX_RATIO} times its size; "
-                            "if it is a trace, expand it first"
-                        )
-                    if block:
-                        yield block
-                self.cut = not member.eof
-                if self.cut and not expanded:
-                    raise InputError(f"{self.path}: damaged gzip data, or truncated at its start")
-        except _DAMAGED as error:
-            if not expanded:
-                raise InputError(f"{self.path}: damaged gzip data: {error}") from None
-            self.cut = True
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
+
+def _plain(stream: BinaryIO) -> Iterator[bytes]:
+    while block := stream.read(BLOCK):
+        yield block
+
+
+def _as_utf8(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    first = next(blocks, b"")
+    encoding = next((e for start, e in _UTF16.items() if first.startswith(start)), None)
+    if encoding is None:
+        yield first
+        yield from blocks
+        return
+    decoder = getincrementaldecoder(encoding)(errors="replace")
+    yield decoder.decode(first).encode(errors="replace")
+    for block in blocks:
+        yield decoder.decode(block).encode(errors="replace")
+    yield decoder.decode(b"", final=True).encode(errors="replace")

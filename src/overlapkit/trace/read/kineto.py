@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from overlapkit.errors import InputError
+from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
+from overlapkit.trace.read.files.foreign import name_of_tracks
 from overlapkit.trace.read.gloo import with_gloo
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
 from overlapkit.trace.read.launched import add_origins, finish_marks
@@ -53,7 +55,9 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
             _describe(work, reading)
             return [work]
     raise InputError(
-        f"{path}: contains no device work and no operators; record with ProfilerActivity.CUDA"
+        f"{path}: is {known}"
+        if (known := name_of_tracks(ByteSource(path))) is not None
+        else f"{path}: contains no device work and no operators; record with ProfilerActivity.CUDA"
     )
 
 

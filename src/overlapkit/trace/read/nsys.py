@@ -18,6 +18,7 @@ import numpy as np
 from overlapkit.errors import InputError
 from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import Launches, Work, sorted_launches
+from overlapkit.trace.read.files.foreign import RECORD
 from overlapkit.trace.read.launched import add_origins, finish_marks
 from overlapkit.trace.read.marks import Names
 from overlapkit.trace.read.recorded import MarkColumns, StepRanges, WorkColumns
@@ -91,6 +92,11 @@ class _Export:
         self.marks = MarkColumns(nanoseconds=True)
 
     def read(self) -> list[Work]:
+        if any(name.startswith("rocpd_") for name in self.tables):
+            raise InputError(
+                f"{self.path}: is a database of rocprofv3 (rocpd), which is not read; {RECORD}, "
+                "which works under ROCm too"
+            )
         if not any(name.startswith(_PREFIX) for name in self.tables):
             raise InputError(
                 f"{self.path}: is SQLite without CUPTI_ACTIVITY_KIND_ tables; give an export of "

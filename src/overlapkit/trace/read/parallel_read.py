@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from overlapkit.errors import InputError
 from overlapkit.input_file import open_input
 from overlapkit.processes import Worker
-from overlapkit.trace.read.byte_source import GZIP_MAGIC, SQLITE_MAGIC
+from overlapkit.trace.read.byte_source import SQLITE_MAGIC
+from overlapkit.trace.read.files.compression import GZIP_MAGIC, ZSTD_MAGIC
 from overlapkit.trace.read.kineto_events import DigitsNeeded, read_events
 from overlapkit.trace.read.recorded import Reading
 
@@ -83,4 +84,4 @@ def _is_large(path: str) -> bool:
         return False
     if start.startswith(SQLITE_MAGIC):
         return False
-    return size * (10 if start.startswith(GZIP_MAGIC) else 1) >= LARGE
+    return size * (10 if start.startswith((GZIP_MAGIC, ZSTD_MAGIC)) else 1) >= LARGE

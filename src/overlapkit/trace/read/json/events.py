@@ -19,6 +19,7 @@ import msgspec
 
 from overlapkit.errors import InputError
 from overlapkit.trace.read.byte_source import ByteSource
+from overlapkit.trace.read.files.foreign import name_of_document, name_of_kind
 from overlapkit.trace.read.json.event_walk import EVENT_KEYS, EVENT_LIMIT, EventWalk
 from overlapkit.trace.read.json.lost_events import DEVICE_EVENT, LostEvents
 from overlapkit.trace.read.json.repair import UNESCAPED, repair_chunk, repair_strings
@@ -290,10 +291,7 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
             offset = len(buffer) - len(text) + 1
             return buffer[:offset], buffer[offset:]
         if text and not text.startswith(b"{"):
-            raise InputError(
-                f"{path}: is neither JSON nor an SQLite export of Nsight Systems; give a trace of "
-                "torch.profiler (.json, .json.gz) or the output of nsys export --type sqlite"
-            )
+            raise _not_json(path, text)
         for match in _LIST.finditer(buffer, tried):
             if _loads(_closed(buffer[: match.start()])) is not None:
                 return buffer[: match.end()], buffer[match.end() :]
@@ -307,9 +305,22 @@ def split_head(path: str, blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
         raise InputError(f"{path}: contains nothing but white space")
     if _LIST.search(buffer):
         raise InputError(f"{path}: not valid JSON before its list of events, traceEvents")
+    known = name_of_document(buffer)
     raise InputError(
-        f"{path}: has no list traceEvents; give a trace of torch.profiler, or export it again if "
-        "it is truncated"
+        f"{path}: is {known}"
+        if known is not None
+        else f"{path}: has no list traceEvents; give a trace of torch.profiler, or export it again "
+        "if it is truncated"
+    )
+
+
+def _not_json(path: str, text: bytes) -> InputError:
+    known = name_of_kind(path, text)
+    return InputError(
+        f"{path}: is {known}"
+        if known is not None
+        else f"{path}: is neither JSON nor an SQLite export of Nsight Systems; give a trace of "
+        "torch.profiler (.json, .json.gz) or the output of nsys export --type sqlite"
     )
 
 

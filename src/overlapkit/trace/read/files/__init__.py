@@ -1,0 +1,1 @@
+"""Which files hold traces, and their bytes: folders, archives, compression, other formats."""

@@ -1,0 +1,64 @@
+"""Reads a report of Nsight Systems (.nsys-rep) through the installed program ``nsys``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from overlapkit.errors import InputError
+from overlapkit.input_file import open_input
+from overlapkit.processes import die_with_parent
+from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.nsys import read_nsys
+
+
+def read_report(path: str) -> list[Work]:
+    """The device work in a report. It is exported into a temporary file, which is removed.
+
+    Raises:
+        InputError: it cannot be read, nsys is not installed or fails, or it has no device work.
+    """
+    open_input(path, "trace").close()
+    program = shutil.which("nsys")
+    output = f"{path.rpartition('.')[0]}.sqlite"
+    if program is None:
+        raise InputError(
+            f"{path}: is a report of Nsight Systems, and nsys is not installed here; where it is: "
+            f"nsys export --type sqlite --output {output} {path}"
+        )
+    with tempfile.TemporaryDirectory(prefix="overlapkit-") as folder:
+        exported = str(Path(folder, "export.sqlite"))
+        _export(program, path, exported)
+        try:
+            works = read_nsys(exported)
+        except InputError as error:
+            raise InputError(str(error).replace(exported, path)) from None
+    for work in works:
+        work.path = path
+    return works
+
+
+def _export(program: str, path: str, exported: str) -> None:
+    command = [program, "export", "--type", "sqlite", "--output", exported, os.path.abspath(path)]  # noqa: PTH100
+    try:
+        # However this process ends, the export ends too.
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            preexec_fn=die_with_parent,
+        )
+    except OSError as error:
+        raise InputError(f"{path}: nsys cannot be started: {error.strerror}") from None
+    if done.returncode != 0 or not Path(exported).is_file():
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise InputError(
+            f"{path}: nsys export failed ({said[-1] if said else f'status {done.returncode}'}); "
+            "use the nsys that recorded it, or a newer one"
+        )
