@@ -254,7 +254,7 @@ def _chosen(
     if any(is_launch(started) >= _FEW_FLAGS for started in launches):
         launches = [started for started in launches if is_launch(started) >= _FEW_FLAGS]
     if wanted is not None:
-        at = [started for started in launches if wanted in (started.line, *started.calls)]
+        at = [s for s in launches if wanted in (0 if s.file else s.line, *s.calls)]
         if not at:
             others = ", ".join(map(str, _lines_of(launches))) or "none"
             raise InputError(f"{path}:{wanted}: starts no Megatron-LM job; lines that do: {others}")
@@ -277,7 +277,7 @@ def _chosen(
 
 def _lines_of(launches: Sequence[Started]) -> list[int]:
     """A line for each launch: its own, or where one line starts several, that of the call."""
-    lines = [started.line for started in launches]
+    lines = [s.calls[-1] if s.file and s.calls else s.line for s in launches]
     for depth in range(1, 1 + max((len(started.calls) for started in launches), default=0)):
         shared = {line for line in lines if lines.count(line) > 1}
         lines = [

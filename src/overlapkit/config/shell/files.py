@@ -68,6 +68,8 @@ class Files(Processes):
             return Status.ASSUMED
         state = self.state
         former = (state.source, state.arguments)
+        calls = self.call_lines
+        self.come_from(node.line)
         self.file_depth += 1
         state.source = file
         if len(words) > 2:
@@ -81,6 +83,7 @@ class Files(Processes):
             return stop.status
         finally:
             self.file_depth -= 1
+            self.call_lines = calls
             state.source = former[0]
             if len(words) > 2:
                 state.restore(former[1])
@@ -192,6 +195,8 @@ class Files(Processes):
         self.file_depth += 1
         started = len(self.started)
         outer, self.outer = self.outer, (*self.outer, *before)
+        calls = self.call_lines
+        self.come_from(node.line)
         try:
             with self.own_process():
                 self.hand_over(before)
@@ -202,7 +207,7 @@ class Files(Processes):
                 status = self.ended(block)
         finally:
             self.file_depth -= 1
-            self.outer = outer
+            self.outer, self.call_lines = outer, calls
         program = next((w.text for w in arguments if w.text.endswith(".py")), None)
         if program is not None and not any(
             word.text == program for each in self.started[started:] for word in each.words

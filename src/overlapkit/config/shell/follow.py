@@ -314,8 +314,7 @@ class _Follower(Loops):
         former, scope = state.arguments, dict[str, Variable]()
         calls = self.call_lines
         state.called = (words[0].text, *state.called)
-        if state.source == state.path:
-            self.call_lines = (*calls, node.line)
+        self.come_from(node.line)
         # A function's break leaves no loop of its caller.
         loops, self.loops = self.loops, 0
         own, known_of_own = not state.has_all_arguments, len(state.positional)

@@ -48,7 +48,8 @@ class Started:
         gaps: what is not known of the commands before it, and may set variables that are missing.
         lost: variables that a program before it did not hand on, or perhaps not.
         beyond: why its environment may have more variables; empty where it has none.
-        calls: the script's lines that call the functions which start it, the outermost first.
+        calls: the script's lines that call the functions and files which start it, the outermost
+            first.
     """
 
     words: tuple[Field, ...]
@@ -196,6 +197,11 @@ class Processes(Builtins):
         unknown = Unknown(None, "the working folder is not known", node.line)
         self.printed(not_known(unknown) if folder is None else known(f"{folder}\n", node.line))
         return Status.YES
+
+    def come_from(self, line: int) -> None:
+        """Record a line that calls a function or reads another file, where the script has it."""
+        if self.state.source == self.state.path:
+            self.call_lines = (*self.call_lines, line)
 
     def start(self, node: Simple, words: list[Field]) -> None:
         """Record a program that is started."""

@@ -9,7 +9,7 @@ import pytest
 from overlapkit.config.megatron_lm.script import read_megatron_lm
 from overlapkit.config.run import Settings
 from overlapkit.config.shell.follow import follow_script
-from overlapkit.errors import InputError, NoConfiguration
+from overlapkit.errors import InputError, NoConfiguration, SeveralLaunches
 
 JOB = "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 2 --hidden-size 8 --bf16"
 TP = "--tensor-model-parallel-size"
@@ -165,6 +165,21 @@ def test_a_branch_of_another_program_is_not_asked_about(tmp_path: Path) -> None:
     text = 'if [ "$CLEAN" = 1 ]; then\n  python clean.py --depth 3\nfi\n'
     with pytest.raises(NoConfiguration):
         read_megatron_lm(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("starts", ["bash inner.sh", "source inner.sh"])
+def test_jobs_of_another_file_are_selected_by_the_line_that_reads_it(
+    starts: str, tmp_path: Path
+) -> None:
+    (tmp_path / "inner.sh").write_text(f'{JOB} "$@"\n')
+    script = written(tmp_path, f"\n\n\n{starts} {TP} 2\n{starts} {TP} 4\n")
+    with pytest.raises(SeveralLaunches, match=r"lines 4, 5\); select one, such as .*train.sh:4"):
+        read_megatron_lm(script)
+    for line, size in ((4, 2), (5, 4)):
+        settings = read_megatron_lm(f"{script}:{line}")
+        assert settings.flat()["model.tensor_model_parallel_size"] == size
+    with pytest.raises(InputError, match="starts no Megatron-LM job; lines that do: 4, 5"):
+        read_megatron_lm(f"{script}:1")
 
 
 def test_numbers_are_read_as_python_reads_them(tmp_path: Path) -> None:
