@@ -97,13 +97,25 @@ class Branches(Programs):
 
     def judged(self, condition: Node | CommandList) -> tuple[Status, Grounds]:
         """How a condition ends, and what it depends on."""
+        before = len(self.started)
         with self.grounds() as found:
             with self.in_condition():
                 if isinstance(condition, CommandList):
                     status = self.block(condition)
                 else:
                     status = self.node(condition)
+            if self.launched(before):
+                # How a job ends depends on no variable that could be given.
+                return status, Grounds()
             return status, found()
+
+    def launched(self, before: int) -> bool:
+        """Whether a program that looks like a training job was started since."""
+        return any(
+            word.text.endswith((".py", "torchrun"))
+            for started in self.started[before:]
+            for word in started.words
+        )
 
     @contextmanager
     def guarded(self, grounds: Grounds) -> Iterator[None]:

@@ -16,7 +16,6 @@ from overlapkit.config.shell.grammar.syntax import (
     Loop,
     Word,
 )
-from overlapkit.config.shell.processes import Started
 from overlapkit.config.shell.state import is_all_arguments
 from overlapkit.config.shell.values import EMPTY, Field, Unknown, not_known
 
@@ -142,10 +141,6 @@ class Loops(Branches):
         self.many(node)
         return Status.YES
 
-    def launched(self, before: int) -> bool:
-        """Whether a job was started since: a loop starts jobs in sequence, or restarts one."""
-        return any(_launches(started) for started in self.started[before:])
-
     def round(self, body: CommandList) -> bool:
         """Follow a loop's body once; whether that ends the loop."""
         self.loops += 1
@@ -167,8 +162,3 @@ def _is_of_arguments(node: Loop) -> bool:
     """Whether a loop is over the script's arguments."""
     parts = [part for word in node.words or () for part in word.parts]
     return node.words is None or [getattr(part, "name", "") for part in parts] in (["@"], ["*"])
-
-
-def _launches(started: Started) -> bool:
-    """Whether a program looks like a training job."""
-    return any(word.text.endswith((".py", "torchrun")) for word in started.words)

@@ -256,3 +256,13 @@ def test_a_function_that_is_given_all_arguments_has_the_scripts(tmp_path: Path) 
     assert flat["model.num_layers"] == 4
     assert flat["model.tensor_model_parallel_size"] == 2
     assert flat["model.seq_length"] == 64
+
+
+def test_no_variable_decides_how_a_job_ends(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        f"launch() {{\n  {JOB} --node-rank $NODE_ID --save ${{OUT:-out}}\n}}\n"
+        "status=0\nif ! launch; then\n  status=1\nfi\nexit $status\n"
+    )
+    notes = launch_of(read_megatron_lm(str(script))).notes
+    assert not [note for note in notes if "give NODE_ID" in note or "OUT=value" in note]
