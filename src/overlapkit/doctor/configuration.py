@@ -142,4 +142,23 @@ def configuration_findings(report: Report) -> list[Finding]:
     if "model.batch_p2p_comm" in reported:
         # The two exclude each other: a finding about one is about both.
         reported.add("model.overlap_p2p_comm")
-    return found + [f for f in unused_overlap(report) if not reported & set(f.knobs)]
+    return found + [f for f in _unused(report) if not reported & set(f.knobs)]
+
+
+def _unused(report: Report) -> list[Finding]:
+    """Communication that no setting overlaps; none where flags that overlap it may be given."""
+    return [] if _may_be_given(report) else list(unused_overlap(report))
+
+
+def _may_be_given(report: Report) -> bool:
+    return any(gap.flags is None for gap in report.gaps)
+
+
+def not_certain(report: Report) -> Iterator[str]:
+    """What would be a finding, if what is not known of the launch script adds nothing."""
+    for d in report.not_certain:
+        yield f"{d.knob}: {d.reason.rstrip('.')} -> {d.remedy}"
+    if _may_be_given(report):
+        for finding in unused_overlap(report):
+            what = finding.message[:1].lower() + finding.message[1:]
+            yield f"not certain, since flags are not known: {what} -> {finding.remedy}"

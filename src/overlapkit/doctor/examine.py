@@ -12,7 +12,7 @@ from megatron.bridge.training.software import AssumedSoftware, te_version
 from overlapkit.config.installation import Installation
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import world_size_of
-from overlapkit.doctor.configuration import configuration_findings
+from overlapkit.doctor.configuration import configuration_findings, not_certain
 from overlapkit.doctor.environment import environment_findings
 from overlapkit.doctor.finding import Evidence, Finding, ranked
 from overlapkit.doctor.machine import Machine, look_at_machine
@@ -111,7 +111,9 @@ def examine(question: Question) -> Examination:
         question.profile,
         ranked(findings),
         assumed,
-        () if report is None else (*report.remarks, *_on_other_versions(report)),
+        ()
+        if report is None
+        else (*report.remarks, *_on_other_versions(report), *not_certain(report)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.doctor.environment import shown_variables
 from overlapkit.doctor.examine import Examination
 from overlapkit.doctor.finding import MOST, Finding
@@ -66,9 +67,10 @@ def verdict(x: Examination) -> str:
             "run's configuration, and a profile with --trace."
         )
     if not count and x.report is not None and x.report.not_read:
+        unknown = not_known(x.report.gaps) or "the notes name what was not"
         return (
-            "Nothing was found that keeps communication from being hidden, in what was read; the "
-            "notes name what was not."
+            "Nothing was found that keeps communication from being hidden, in what was read; "
+            f"{unknown}."
         )
     if not count:
         return "Nothing was found that keeps communication from being hidden."

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
 
+from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.fix.document import diff_of
 from overlapkit.fix.mend import UNSET, Change, Fix, Mended
 from overlapkit.output.numbers import setting_text
@@ -39,7 +40,8 @@ def _verdict(mended: Mended, *, writes: bool) -> str:
     name = mended.report.source
     fixed, left = len(mended.fixed), len(mended.left)
     if not mended.fixes:
-        return f"{name}: nothing to fix"
+        unknown = not_known(mended.report.gaps)
+        return f"{name}: nothing to fix" + (f" in what was read; {unknown}" if unknown else "")
     done = "fixed" if writes and mended.before.source.kind != "arguments" else "would be fixed"
     return f"{name}: {_count(fixed)} {done}, {left} left"
 

@@ -13,6 +13,7 @@ from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.spoken import recommended_flags, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.work_document import PlanDerivation, derivation_document
 
@@ -251,6 +252,16 @@ class PlanDocument(Struct, frozen=True, kw_only=True):
             "and without, and of the memory"
         ),
     ]
+    flags: Annotated[
+        list[list[str]] | None,
+        Meta(
+            description="of a Megatron-LM job: each flag that carries the recommendation, with its "
+            "words; `null` for a run that takes no flags"
+        ),
+    ] = None
+    omitted_flags: Annotated[
+        list[str] | None, Meta(description="the flags of the job to omit; `null` as for `flags`")
+    ] = None
 
 
 def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
@@ -261,7 +272,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         show_work: with the derivation of every figure, which is long.
     """
     r, p = plan.recommendation, plan.recommendation.proposal
-    preset = p.preset
+    preset, flags = p.preset, recommended_flags(plan)
     return PlanDocument(
         config=plan.name,
         stack=stack_document(p.report.basis),
@@ -272,7 +283,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         estimate=_estimate(*plan.estimates) if plan.estimates else None,
         not_estimated=r.not_estimated,
         memory_gb=None if plan.memory is None else _memory(plan.memory),
-        dimensions=[_dimension(d, r.gains.get(d.name)) for d in r.dimensions],
+        dimensions=[_dimension(plan, d, r.gains.get(d.name)) for d in r.dimensions],
         preset=None
         if preset is None
         else PlanPreset(
@@ -286,11 +297,15 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         environment={v.name: v.value for v in p.report.launch_env},
         environment_reasons={v.name: v.reason for v in p.report.launch_env},
         settings=p.recommended_settings,
+        flags=None if flags is None else [list(words) for words in flags.add],
+        omitted_flags=None if flags is None else list(flags.remove),
         changes={
             knob: PlanChange(from_=before, to=after) for knob, (before, after) in r.changes.items()
         },
-        next_steps=[PlanNextStep(shows=s.shows, change=s.change) for s in next_steps(p)],
-        notes=list(plan.notes),
+        next_steps=[
+            PlanNextStep(shows=s.shows, change=spoken(plan, s.change)) for s in next_steps(p)
+        ],
+        notes=[spoken(plan, note) for note in plan.notes],
         sweep=None if plan.ranking is None else _sweep(plan.ranking),
         work=[derivation_document(figure) for figure in plan.figures()] if show_work else None,
     )
@@ -336,7 +351,7 @@ def _memory(memory: MemoryNeed) -> PlanMemory:
     )
 
 
-def _dimension(d: DimensionAdvice, gain: Gain | None) -> PlanDimension:
+def _dimension(plan: Plan, d: DimensionAdvice, gain: Gain | None) -> PlanDimension:
     return PlanDimension(
         dimension=d.name,
         ranks=d.ranks,
@@ -344,7 +359,7 @@ def _dimension(d: DimensionAdvice, gain: Gain | None) -> PlanDimension:
         gain_ms=None if gain is None else _ms(gain.seconds),
         gain_pct=None if gain is None else round(100 * gain.share, 1),
         reason=d.reason,
-        remedy=d.remedy,
+        remedy=None if d.remedy is None else spoken(plan, d.remedy),
     )
 
 

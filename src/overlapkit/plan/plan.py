@@ -50,6 +50,8 @@ class Plan:
         memory: of the fullest GPU; None without estimate.
         ranking: the layouts that were compared; None where none were.
         notes: what was assumed or left open.
+        passed: the flags of the Megatron-LM job that is planned, whose language the plan speaks;
+            None for a run of Megatron-Bridge.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Plan:
     memory: MemoryNeed | None
     ranking: Ranking | None
     notes: tuple[str, ...]
+    passed: frozenset[str] | None = None
 
     @property
     def name(self) -> str:
@@ -129,7 +132,15 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
             *_on_other_versions(proposal),
             *proposal.report.remarks,
         ),
+        passed=_passed(inputs.original),
     )
+
+
+def _passed(original: Settings | None) -> frozenset[str] | None:
+    """The flags of a Megatron-LM job; None for any other run."""
+    if original is None or original.framework != "megatron-lm" or original.launch is None:
+        return None
+    return frozenset(original.launch.passed)
 
 
 @dataclass(frozen=True)

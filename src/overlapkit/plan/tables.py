@@ -14,6 +14,7 @@ from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.plan.advise.dimensions import DimensionAdvice
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.spoken import spoken
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import (
     CHANGES,
@@ -72,9 +73,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(Text(f"\n{CONTRADICTED}", "bold"))
     for step in next_steps(r.proposal):
         console.print(Text(step.shows))
-        console.print(Padding(Text(f"-> {step.change}", "green"), (0, 0, 0, 2)))
+        console.print(Padding(Text(f"-> {spoken(plan, step.change)}", "green"), (0, 0, 0, 2)))
     for note in plan.notes:
-        console.print(Text(f"note: {note}", "yellow"))
+        console.print(Text(f"note: {spoken(plan, note)}", "yellow"))
 
 
 def _strategy(plan: Plan) -> Table:
@@ -89,7 +90,7 @@ def _strategy(plan: Plan) -> Table:
         worth = gained(gain).removeprefix("saves ") if gain is not None else ""
         why = Text(sentence(d.reason))
         if d.remedy:
-            why.append(f"\n-> {d.remedy}", style="green")
+            why.append(f"\n-> {spoken(plan, d.remedy)}", style="green")
         table.add_row(_switch(d), d.name, str(d.ranks), worth, why)
     return table
 

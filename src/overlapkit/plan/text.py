@@ -14,6 +14,7 @@ from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.spoken import recommended_flags, spoken
 from overlapkit.plan.sweep import Ranking
 
 STEP = "Estimated parts of the step, ms without -> with overlap"
@@ -27,7 +28,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield to_set(plan)
     yield ""
     for d in plan.recommendation.dimensions:
-        yield dimension_line(d, plan.recommendation.gains.get(d.name))
+        yield spoken(plan, dimension_line(d, plan.recommendation.gains.get(d.name)))
     yield ""
     yield from how(plan)
     yield ""
@@ -45,11 +46,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield CONTRADICTED
     for step in next_steps(plan.recommendation.proposal):
-        yield f"{step.shows} -> {step.change}"
+        yield spoken(plan, f"{step.shows} -> {step.change}")
     notes = list(plan.notes)
     if notes:
         yield ""
-        yield from (f"note: {note}" for note in notes)
+        yield from (f"note: {spoken(plan, note)}" for note in notes)
 
 
 def header(plan: Plan) -> Iterator[str]:
@@ -101,6 +102,11 @@ def fit(plan: Plan) -> str:
 def to_set(plan: Plan) -> str:
     """The settings that carry the recommendation, as overrides, in one line."""
     settings = plan.recommendation.proposal.recommended_settings
+    flags = recommended_flags(plan)
+    if flags is not None:
+        passed = " ".join(shlex.join(words) for words in flags.add)
+        omitted = f", and omit {' '.join(flags.remove)}" if flags.remove else ""
+        return f"Pass {passed}{omitted} (to paste: --emit megatron-lm)"
     overrides = [shlex.quote(f"{key}={flow(value)}") for key, value in settings.items()]
     return f"Set {' '.join(overrides)} (to paste: --emit {'|'.join(FORMS)})"
 
@@ -146,7 +152,7 @@ def environment(plan: Plan) -> Iterator[str]:
 def changed(plan: Plan) -> Iterator[str]:
     """Knobs whose effective value the recommendation changes."""
     for knob, (before, after) in plan.recommendation.changes.items():
-        yield f"{knob}: {setting_text(before)} -> {setting_text(after)}"
+        yield f"{spoken(plan, knob)}: {setting_text(before)} -> {setting_text(after)}"
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

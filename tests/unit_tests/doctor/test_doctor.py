@@ -234,5 +234,7 @@ def test_a_document_matches_its_schema(arguments: tuple[str, ...], doctor: Any) 
 
 @pytest.mark.parametrize(("not_read", "said"), [(True, ", in what was read;"), (False, "hidden.")])
 def test_nothing_found_is_said_of_what_was_read(not_read: bool, said: str) -> None:
-    x: Any = SimpleNamespace(findings=[], report=SimpleNamespace(not_read=not_read), profile=None)
+    x: Any = SimpleNamespace(
+        findings=[], report=SimpleNamespace(not_read=not_read, gaps=()), profile=None
+    )
     assert said in verdict(x)

@@ -258,3 +258,34 @@ def test_a_test_for_a_file_that_is_here_holds(explained: Any, config: Any) -> No
     script = f'D=$(dirname "$0")\n[ -f $D/here.sh ] && source $D/here.sh\n{MODEL}{LAYOUT}{LAUNCH}'
     result = explained(script)
     assert result.document["job_env"][QUEUES]["value"] == "1" and not result.document["not_known"]
+
+
+def test_doctor_finds_nothing_missing_that_may_be_given(doctor: Any, config: Any) -> None:
+    name = config(f'{EXPORT}{MODEL}{LAYOUT}{LAUNCH} "$@"\n', "train.sh")
+    options = ("--from-megatron-lm", name, "--gpu", "h100")
+    told = doctor(*options)
+    assert told.status == 0 and "in what was read; not known: what the script's own" in told.out
+    assert "note: not certain, since flags are not known: gradients of 2 replicas" in told.out
+    stated = doctor(*options, "1=")
+    assert stated.status == 1 and "off.overlap_grad_reduce" in stated.out
+
+
+def test_doctor_names_what_is_not_certain(doctor: Any, config: Any) -> None:
+    name = config(f"source ./env.sh\n{MODEL}{LAYOUT}{LAUNCH}", "train.sh")
+    told = doctor("--from-megatron-lm", name, "--gpu", "h100")
+    assert f"note: env.{QUEUES}: " in told.out and "./env.sh" in told.out
+
+
+def test_an_audit_says_what_is_not_known(overlapkit: Any, config: Any, tmp_path: Any) -> None:
+    config(f"source ./env.sh\n{MODEL}{LAYOUT}{LAUNCH}", "train.sh")
+    result = overlapkit("audit", str(tmp_path), "--gpu", "h100")
+    assert (
+        result.status == 0 and f"Not certain: env.{QUEUES}; not known: what ./env.sh" in result.out
+    )
+
+
+def test_what_is_not_certain_is_not_fixed(overlapkit: Any, config: Any) -> None:
+    name = config(f"source ./env.sh\n{MODEL}{LAYOUT}{LAUNCH}", "train.sh")
+    result = overlapkit("explain", "--diff", "--from-megatron-lm", name, "--gpu", "h100")
+    assert result.status == 0
+    assert "nothing to fix in what was read; not known: what ./env.sh" in result.out
