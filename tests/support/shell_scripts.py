@@ -9,26 +9,52 @@ from random import Random
 
 BASH = shutil.which("bash")
 
-_PRELUDE = 'exec 3>&1; run() { printf "%s\\037" run "$@" >&3; printf "\\036" >&3; }\n'
-# seq is a program, and none can be reached.
-_PRELUDE += (
-    "seq() { local n a=1 b=1; (($# > 1)) && a=$1; (($# > 2)) && b=$2; "
-    "for ((n = a; n <= ${!#}; n += b)); do echo $n; done; }\n"
-)
+_PRELUDE = r"""exec 3>&1
+run() {
+  local IFS=$' \t\n' name
+  printf '%s\037' run "$@" >&3
+  printf '\035' >&3
+  for name in $(compgen -e); do
+    case $name in PATH | PWD | OLDPWD | SHLVL | _) continue ;; esac
+    printf '%s=%s\037' "$name" "${!name-}" >&3
+  done
+  printf '\036' >&3
+}
+# Programs that only turn text into text: none can be reached.
+seq() {
+  local n a=1 b=1
+  (($# > 1)) && a=$1
+  (($# > 2)) && b=$2
+  for ((n = a; n <= ${!#}; n += b)); do echo $n; done
+}
+cat() { local row; while IFS= read -r row; do echo "$row"; done; }
+"""
+
+Start = tuple[list[str], dict[str, str]]
+"""The words of a program that is started, and the exported variables that it gets."""
 
 
-def by_bash(text: str) -> list[list[str]]:
+def starts_by_bash(text: str) -> list[Start]:
     """What bash starts of a script, the program `run` standing for all; nothing else is there."""
     done = subprocess.run(
-        [str(BASH), "--norc", "-c", _PRELUDE + text],
+        [str(BASH), "--norc", "-c", _PRELUDE + text, "t.sh"],
         capture_output=True,
         check=False,
         env={"PATH": "/nonexistent"},
         timeout=60,
     )
-    rows = done.stdout.decode(errors="replace").split("\x1e")[:-1]
-    # What else the script prints comes between the rows.
-    return [row[row.rindex("run\x1f") :].split("\x1f")[:-1] for row in rows if "run\x1f" in row]
+    result: list[Start] = []
+    for row in done.stdout.decode(errors="replace").split("\x1e")[:-1]:
+        # What else the script prints comes between the rows.
+        words, _, variables = row[row.index("run\x1f") :].partition("\x1d")
+        pairs = (each.partition("=") for each in variables.split("\x1f")[:-1])
+        result.append((words.split("\x1f")[:-1], {name: value for name, _, value in pairs}))
+    return result
+
+
+def by_bash(text: str) -> list[list[str]]:
+    """The words of what bash starts of a script."""
+    return [words for words, _ in starts_by_bash(text)]
 
 
 class Writer:
@@ -51,7 +77,7 @@ class Writer:
         )
 
     def end(self) -> str:
-        return 'run end "$A" "$B" "$C" $N "${R[@]}" "$@" ${D:-none} "${E-}"'
+        return 'run --end "$A" "$B" "$C" $N "${R[@]}" "$@" ${D:-none} "${E-}"'
 
     def pick(self, *choices: str) -> str:
         return self.random.choice(choices)
@@ -89,6 +115,15 @@ class Writer:
             lambda: self.pick("'single $A'", '"dq \\$A $A"', "x'y'\"z\"", "$'t\\tu'", "a\\ b"),
             lambda: self.pick("${B/#h/X}", "${B/%x/Y}", "${C@Q}", "${C// /_}", "${B%%[0-9]*}"),
             lambda: self.pick("$#", '"$*"', "${1:-first}", '"${2-}"', "${1-x}", "$?"),
+            lambda: self.pick(
+                "${C^}", "${B@U}", "${B@Q}", '"${R[@]/#/--}"', '"${R[@]%3}"', "${B^^[hx]}"
+            ),
+            lambda: self.pick('"${@: -1}"', '"${@:1:1}"', "${R[@]:1}", '"${!R[@]}"', "${A}{a,b}"),
+            lambda: self.pick(
+                "{1..7..3}", "{x,y{1,2}}", "$'\\x41\\101'", '$"say $A"', "pre{01..03}"
+            ),
+            lambda: self.pick("${R[@]+set}", "${Z[@]-none}", '"${Z[@]:-none}"', "${C/ /-}"),
+            lambda: self.pick("$(cat <<< $A)", "$(f() { echo $1; }; f in)", "`echo $A`", '"$(:)"'),
         ]
         return self.random.choice(kinds)()
 
@@ -107,6 +142,8 @@ class Writer:
             lambda: f'[ {self.pick("-z", "-n")} "${{{self.pick("A", "D", "E")}}}" ]',
             lambda: f"(( {self.arithmetic()} ))",
             lambda: self.pick("true", "false", "[[ -v A ]]", "[[ $B =~ ^h[0-9]+ ]]", "[ a = a ]"),
+            lambda: self.pick("[ -n $E ]", "[ $C = x ]", "[[ $A -eq 3 || -z $C ]]", "test $A"),
+            lambda: self.pick("[[ $B =~ -(.) ]]", '[[ $B =~ "h" ]]', "[[ ! -v D ]]", "let A"),
             lambda: self.pick('[ "$A" = 3 ]', '[ "$A" = 3 -o 1 = 2 ]', "[[ $A -lt 5 && -n $B ]]"),
         ]
         text = self.random.choice(simple)()
@@ -142,6 +179,9 @@ class Writer:
             self.loop,
             self.function,
             self.process,
+            self.strict,
+            self.options,
+            self.names,
         ]
         deep = self.depth >= 3
         return self.random.choice(simple if deep else simple + nested)()
@@ -190,6 +230,22 @@ class Writer:
             "read -r -d '' E <<EOF\nx $A\ny\nEOF",
             "unset D",
             f"export D={self.value()}",
+            f"export D={self.value()} F=$D",
+            "unset 'R[1]'",
+            "printf -v 'R[1]' '%s' $A",
+            "local E=no 2> /dev/null",
+            'readarray -t R <<< "$C"',
+            "mapfile -t R < <(echo $A; echo two)",
+            'read -n 2 D <<< "$B"',
+            "IFS=: read -r D E <<< 'a:b:c'",
+            "export -n D",
+            "set -a; G=$A; set +a",
+            "shift 2 || D=few",
+            ": ${D:=given} ${G=also}",
+            "[[ $B =~ ([a-z]+)([0-9]*) ]]; E=${BASH_REMATCH[1]}",
+            'IFS=,; D="$*"; unset IFS',
+            'eval "D_$A=4"; E=$((D_$A))',
+            "read -r D <<-'EOF'\n\t$A raw\n\tEOF",
             "eval 'E=$A'",
             "declare -n P=D; P=via; unset -n P",
             "mapfile -t R <<< $'l1\\nl2'",
@@ -199,12 +255,58 @@ class Writer:
         ]
         return self.random.choice(choices)
 
+    def strict(self) -> str:
+        """What ends a shell, in one of its own."""
+        return self.pick(
+            f"( set -e; {self.condition()}; run --strict )",
+            f'( set -u; run --a "${self.pick("A", "B", "NONE")}"; run --after )',
+            f"( set -eo pipefail; false | true; {self.launch()} )",
+            f"( set -e; f_e() {{ {self.condition()}; run --in; }}\n"
+            "f_e || run --out; f_e; run --end )",
+            f"( set -e; E=$({self.condition()}); run --got )",
+            "( : ${NONE:?missing}; run --never )",
+            f"( exit {self.number()} ) || D=$?",
+            f"( {self.condition()} && exit 3; run --on ); D=$?",
+        )
+
+    def options(self) -> str:
+        """Options of a command line."""
+        reader = self.pick(
+            'while [ $# -gt 0 ]; do case "$1" in --*=*) run "${1%%=*}" "${1#*=}"; shift ;; '
+            '-?) run --short "$1"; shift ;; *) run --word "$1"; shift ;; esac; done',
+            'OPTIND=1; while getopts "ab:c" o; do run "--$o" "${OPTARG-}"; done; '
+            'shift $((OPTIND - 1)); run --rest "$@"',
+            'OPTIND=1\nwhile getopts ":a:b" o\ndo\n  case $o in\n    a) run --a "$OPTARG" ;;\n'
+            '    \\?) run --bad "$OPTARG" ;;\n    :) run --none ;;\n    b) run --b\n  esac\ndone',
+        )
+        given = self.pick("-a -b 2 x", "-ab2 -c y", "--x=1 -a --y='2 3'", "-b", "-z -- -a", "")
+        return f"( set -- {given} {self.value()}\n{reader} )"
+
+    def names(self) -> str:
+        """Arrays with keys, and names for names."""
+        return self.pick(
+            "declare -A M=([x]=1 [long key]=$A); M[z]+=2\n"
+            'for k in "${!M[@]}"; do run --$k "${M[$k]}"; done',
+            "declare -n P=A; P=5; unset -n P",
+            "f_n() { local -n out=$1; out+=(z); }; f_n R",
+            'declare -ia J=(1+1 2); J[0]+=3; run --j "${J[@]}"',
+            'R=([2]=c [0]=a b); run --r "${!R[@]}" "${R[@]}"',
+            'for v in TP PP; do declare "${v}_S=$A"; done; run --v $TP_S ${PP_S}',
+            'V=B; run --i "${!V}"; V=\'R[0]\'; run --e "${!V-}"',
+            "f_l() { local A=1 D=$A; run --l $A $D; }; f_l",
+            "readonly K=1; run --k $K",
+        )
+
     def launch(self) -> str:
         return self.pick(
-            f"run {self.words()}",
-            f"A=7 run x {self.value()}",
+            f"run --x {self.words()}",
+            f"A=7 run --y {self.value()}",
+            "A=7 D=$A run --z",
+            f"run --bg {self.value()} & wait",
+            f"time run --t {self.value()}",
             f"run --a={self.value()} \\\n  --b {self.value()}",
-            f"run {self.words()} > /dev/null 2>&1",
+            f"run --w {self.words()} > /dev/null 2>&1",
+            f"> /dev/null run --v {self.value()} 2>&1",
         )
 
     def listed(self) -> str:
@@ -244,7 +346,7 @@ class Writer:
             f"(({variable} == 2)) && continue 2",
         )
         self.inside += 1
-        body = f"{self.block(2)}\n{leave}\nrun loop ${variable}"
+        body = f"{self.block(2)}\n{leave}\nrun --loop ${variable}"
         self.inside -= 1
         head = self.pick(
             f"for {variable} in 1 2 3; do",
@@ -263,7 +365,7 @@ class Writer:
         returns = self.pick("", "return 0", "return 1", '[ -n "$1" ]', "return $(($# % 2))")
         inside, self.inside = self.inside, 0
         head = self.pick(f"{name}() {{", f"function {name} {{", f"{name} ()\n{{")
-        text = f'{head}\n{local}\n{self.block(2)}\nrun in {name} $# "$@" $A\n{returns}\n}}'
+        text = f'{head}\n{local}\n{self.block(2)}\nrun --in {name} $# "$@" $A\n{returns}\n}}'
         self.inside = inside
         self.functions.append(name)
         call = self.pick(
@@ -283,8 +385,12 @@ class Writer:
             f"{{ {self.block(2)}\n}}",
             f"echo x | {{ {self.block(2)}\n}}",
             "A=99 &\nwait",
-            f'( set -- p q; run sub "$@"; {self.assignment()} )',
-            'echo "a b c" | while read -r x y; do run piped "$x" "$y"; done',
-            'while read -r x; do run line "$x"; done <<< "$C"',
-            'while IFS= read -r x; do run line "$x"; done <<EOF\n1 $A\n2\nEOF',
+            f'( set -- p q; run --sub "$@"; {self.assignment()} )',
+            'echo "a b c" | while read -r x y; do run --piped "$x" "$y"; done',
+            'while read -r x; do run --line "$x"; done <<< "$C"',
+            'while read -r x; do run --row "$x"; done < <(echo a; echo "$A")',
+            'shopt -s lastpipe; echo "$A" | read -r D; shopt -u lastpipe',
+            "coproc { A=77; }; wait",
+            "select x in a b; do run --chosen $x; break; done <<< 1",
+            'while IFS= read -r x; do run --line "$x"; done <<EOF\n1 $A\n2\nEOF',
         )

@@ -52,7 +52,6 @@ class Branches(Programs):
 
     def __init__(self, path: str, state: State) -> None:
         super().__init__(path, state)
-        self.conditions = 0
         self.passed_over: list[tuple[int, str]] = []
         self.final: AndOr | None = None
 
@@ -61,13 +60,15 @@ class Branches(Programs):
         raise NotImplementedError
 
     @contextmanager
-    def in_condition(self) -> Iterator[None]:
+    def in_condition(self, *, negated: bool = False) -> Iterator[None]:
         """While a condition is evaluated, where a failure ends nothing."""
+        before = (self.conditions, self.negations)
         self.conditions += 1
+        self.negations += negated
         try:
             yield
         finally:
-            self.conditions -= 1
+            self.conditions, self.negations = before
 
     @contextmanager
     def grounds(self) -> Iterator[Callable[[], Grounds]]:

@@ -17,6 +17,7 @@ from overlapkit.config.shell.commands.builtins import BUILTINS
 from overlapkit.config.shell.commands.conditions import evaluate_test
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.commands.stream import Stream
+from overlapkit.config.shell.expansion.braces import braces_expanded
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import (
     AndOr,
@@ -173,7 +174,7 @@ class _Follower(Loops):
             self.state.functions[node.name] = node.body
             return Status.YES
         if isinstance(node, Negated):
-            with self.in_condition():
+            with self.in_condition(negated=True):
                 return self.node(node.command).negated
         if isinstance(node, Test):
             status = Status.of(evaluate_test(node.words, self.expander))
@@ -238,7 +239,7 @@ class _Follower(Loops):
         pattern = ""
         for word in node.words:
             if isinstance(word, Assignment):
-                assigned.append(word)
+                assigned += self.alternatives(word)
                 if len(assigned) > 1:
                     # export A=1 B=$A: all words are expanded before the first one is set.
                     assigned = [self.expanded(each) for each in assigned]
@@ -263,6 +264,12 @@ class _Follower(Loops):
         except ReadOnly as problem:
             self.note(node.line, f"{problem} is readonly: it keeps its value")
             return Status.NO
+
+    def alternatives(self, a: Assignment) -> list[Assignment]:
+        """``export A={1,2}``, whose braces make two words as those of any command do."""
+        if not isinstance(a.value, Word):
+            return [a]
+        return [replace(a, value=word) for word in braces_expanded(a.value)]
 
     def expanded(self, a: Assignment) -> Assignment:
         """An assignment with its value."""

@@ -99,12 +99,14 @@ class Processes(Builtins):
     def own_process(self) -> Iterator[None]:
         """What happens in a process of its own: nothing of it stays."""
         before, stream, loops = self.expander.state, self.input, self.loops
+        conditions = (self.conditions, self.negations)
         # A break leaves no loop of another process.
         self.expander.state, self.loops = before.copy(), 0
         try:
             yield
         finally:
             self.expander.state, self.input, self.loops = before, stream, loops
+            self.conditions, self.negations = conditions
 
     @contextmanager
     def printing(self, output: Output | None) -> Iterator[None]:

@@ -41,6 +41,8 @@ class Assignments:
         input: what the command that is followed now can read.
         guards: what decides whether it is reached.
         loops: how many loops it is in.
+        conditions: how many conditions it is in, where ``set -e`` ends nothing.
+        negations: how many of them are a ``!``.
         code: the exit status of a command that failed; None for the usual 1.
     """
 
@@ -48,6 +50,8 @@ class Assignments:
         self.path = path
         self.expander = Expander(state, self.captured, self.note)
         self.code: int | None = None
+        self.conditions = 0
+        self.negations = 0
         self.notes: list[str] = []
         self.input = Stream(None)
         self.guards = Grounds()

@@ -64,6 +64,9 @@ class Builtins(Inputs):
         while rest and re.fullmatch(r"[-+]\w+", rest[0].text):
             word = rest.pop(0).text
             on = word[0] == "-"
+            if on and ("e" in word or [w.text for w in rest[:1]] == ["errexit"]):
+                # Set behind a !, it counts from here on: bash 5.2.
+                self.conditions, self.negations = self.conditions - self.negations, 0
             names = [_LETTERS.get(letter, letter) for letter in word[1:]]
             if "o" in word[1:] and rest:
                 names.append(rest.pop(0).text)

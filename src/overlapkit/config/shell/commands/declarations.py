@@ -118,7 +118,9 @@ class Declarations(Assignments):
             value = self._value_of_declared(assignment, assignment.value, attributes)
         if local and name not in scope:
             given = name in self.state.given
-            scope[name] = self.state.find(name) or Variable() if given else Variable()
+            outer = self.state.find(name) or Variable()
+            # A variable that is exported stays so where a function has its own.
+            scope[name] = outer if given else Variable(exported=outer.exported)
         self.state.mark(name, local=local, **attributes)
         if "A" in on and not isinstance(self.state.value(name), Map):
             self.state.put(name, Map({}), scope=scope if local else None)

@@ -39,12 +39,13 @@ class Inputs(Declarations):
         state = self.state
         if by > len(state.positional) and state.has_all_arguments:
             return Status.NO
+        missing = by > len(state.positional)
         state.positional = state.positional[by:]
         if state.open_at is not None:
             state.open_at = max(0, state.open_at - by)
         if not state.has_all_arguments:
             state.shifted += by
-        return Status.YES
+        return Status.UNKNOWN if missing else Status.YES
 
     def do_getopts(self, node: Simple, words: list[Field], assigned: list[Assignment]) -> Status:
         if len(words) < 3:

@@ -121,6 +121,9 @@ class Expander(Words):
             return self.look_up(name)
         if name == "BASH_SOURCE":
             return self.look_up(name)
+        if isinstance(value, Field) and value.unknown is not None:
+            # Any of its elements may be there.
+            return value
         at = self.count_text(index, line)
         fields = value.fields if isinstance(value, Array) else fields_of(value)
         return fields[at] if -len(fields) <= at < len(fields) else None

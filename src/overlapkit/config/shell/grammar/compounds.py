@@ -176,4 +176,5 @@ class CompoundReader(WordReader):
             if self.text.startswith("]]", self.at):
                 self.at += 2
                 return Test(tuple(words), line)
-            words.append(self.test_word())
+            expression = bool(words) and words[-1].literal == "=~"
+            words.append(self.word(frozenset(" \t\n")) if expression else self.test_word())
