@@ -7,6 +7,9 @@ import subprocess
 from collections.abc import Callable
 from random import Random
 
+from overlapkit.config.shell.follow import Followed
+from overlapkit.config.shell.values import Field
+
 BASH = shutil.which("bash")
 
 _PRELUDE = r"""exec 3>&1
@@ -52,6 +55,25 @@ def starts_by_bash(text: str) -> list[Start]:
     return result
 
 
+def starts(followed: Followed) -> list[Start]:
+    """What is followed of the program `run`: its words, and what is exported to it.
+
+    Words that only stand for the script's own arguments are left out: bash is given none.
+    """
+    return [
+        (
+            [word.text for word in each.words if word.text or not _is_of_arguments(word)],
+            {name: value.text for name, value in each.environment.items()},
+        )
+        for each in followed.started
+        if each.words[0].text == "run"
+    ]
+
+
+def _is_of_arguments(word: Field) -> bool:
+    return word.unknown is not None and word.unknown.unset and word.unknown.name == "@"
+
+
 def by_bash(text: str) -> list[list[str]]:
     """The words of what bash starts of a script."""
     return [words for words, _ in starts_by_bash(text)]
@@ -73,7 +95,7 @@ class Writer:
         self.inside = 0
         body = [self.statement() for _ in range(statements)]
         self.text = "\n".join(
-            ["A=3", "B=h100-x", 'C="x y"', "N=0", "R=(1 '2 b' 3)", *body, self.end()]
+            ["set --", "A=3", "B=h100-x", 'C="x y"', "N=0", "R=(1 '2 b' 3)", *body, self.end()]
         )
 
     def end(self) -> str:

@@ -33,6 +33,7 @@ n=3
 shift $n
 run "$@"
 ### IFS
+set --
 IFS=:
 A=a:b::c
 run $A

@@ -14,7 +14,7 @@ from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.state import is_all_arguments
 from overlapkit.errors import InputError
 from support.property_tests import examples
-from support.shell_scripts import BASH, Start, Writer, by_bash, starts_by_bash
+from support.shell_scripts import BASH, Writer, by_bash, starts, starts_by_bash
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash, to compare with")
 ROOT = Path(__file__).parents[4]
@@ -26,15 +26,6 @@ def followed(text: str) -> list[list[str]]:
     rows = [[w.text for w in each.words if not is_all_arguments(w)] for each in started]
     rows = [row for row in rows if row]
     return [row for row in rows if row[0] == "run"]
-
-
-def starts(text: str) -> list[Start]:
-    """As `followed`, with the variables that are exported to it."""
-    return [
-        ([word.text for word in each.words], {n: v.text for n, v in each.environment.items()})
-        for each in follow_script(text, "t.sh", {}).started
-        if each.words[0].text == "run"
-    ]
 
 
 CONSTRUCTS = {
@@ -321,7 +312,7 @@ def test_a_random_script_is_bashs_or_what_is_not_known_is_said(seed: int, statem
         if word.unknown is not None and not word.unknown.unset
     ]
     if not result.notes and not asks:
-        assert starts(text) == starts_by_bash(text), text
+        assert starts(result) == starts_by_bash(text), text
 
 
 def parses(text: str) -> bool:

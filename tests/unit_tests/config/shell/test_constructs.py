@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.config.shell.follow import Followed, follow_script
+from overlapkit.config.shell.follow import follow_script
 from overlapkit.config.shell.grammar.parser import parse_script
-from support.shell_scripts import BASH, Start, starts_by_bash
+from support.shell_scripts import BASH, starts, starts_by_bash
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash, to compare with")
 DATA = Path(__file__).parents[3] / "data" / "bash"
@@ -22,15 +22,6 @@ def parts_of(path: Path) -> dict[str, str]:
 
 
 PARTS = {name: text for path in sorted(DATA.glob("*.sh")) for name, text in parts_of(path).items()}
-
-
-def starts(followed: Followed) -> list[Start]:
-    """What is followed of the program `run`: its words, and what is exported to it."""
-    return [
-        ([word.text for word in each.words], {n: v.text for n, v in each.environment.items()})
-        for each in followed.started
-        if each.words[0].text == "run"
-    ]
 
 
 @pytest.mark.parametrize("name", PARTS)
