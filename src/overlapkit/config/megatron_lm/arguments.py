@@ -23,7 +23,6 @@ from overlapkit.config.megatron_lm.flags import (
     known_flag,
 )
 from overlapkit.config.megatron_lm.unknown_flags import (
-    may_matter,
     note_on,
     refuse_file,
     refuse_misspelt,
@@ -54,7 +53,6 @@ class Arguments:
         unknown: the flags that no known version has, each with what it resembles, if anything.
         underscored: the flags that are spelt with underscores, to those that they are.
         own: the flags of the program that passes the others on to Megatron-LM.
-        quiet: the flags that no known version has, and that have nothing to do with overlap.
         former: the flags that only Megatron-LM 1 takes.
         others: the flags that no setting holds, each with its words as a shell reads them.
         notes: further remarks for the user.
@@ -72,7 +70,6 @@ class Arguments:
     unknown: dict[str, str | None] = field(default_factory=dict)
     own: list[str] = field(default_factory=list)
     underscored: dict[str, str] = field(default_factory=dict)
-    quiet: list[str] = field(default_factory=list)
     former: list[str] = field(default_factory=list)
     others: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -244,11 +241,7 @@ def _pass_over(text: str, following: Sequence[Field], where: str, result: Argume
     if not result.allow_unknown:
         refuse_misspelt(name, where)
         refuse_file(text, following, where)
-    near = similar(name)
-    if near is not None or may_matter(name):
-        result.unknown[name] = near
-    else:
-        result.quiet.append(name)
+    result.unknown[name] = similar(name)
 
 
 def place(path: str, at: Field, line: int = 0) -> str:

@@ -97,7 +97,7 @@ def job_of(
     elif arguments.dialect is slime.DIALECT:
         _for_slime(job, words, arguments, path, started)
     else:
-        names = (*arguments.former, *arguments.unknown, *arguments.quiet)
+        names = (*arguments.former, *arguments.unknown)
         job.origin = forks.origin(tuple(dict.fromkeys(names)))
     return job
 

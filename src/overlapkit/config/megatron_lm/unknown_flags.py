@@ -62,7 +62,7 @@ def similar(argument: str) -> str | None:
     return nearest(argument.partition("=")[0], FLAGS, cutoff=_SIMILAR, shortest_prefix=9)
 
 
-def may_matter(name: str) -> bool:
+def _may_matter(name: str) -> bool:
     """Whether an unknown flag may have to do with overlap, or with what decides on it."""
     return _MAY_MATTER.search(name.replace("_", "-")) is not None
 
@@ -122,6 +122,8 @@ def refuse_file(argument: str, following: Sequence[Field], where: str) -> None:
 def note_on(unknown: Mapping[str, str | None], path: str) -> str | None:
     """A note on flags that no known version has; None where there are none.
 
+    Those whose names speak of overlap come first: only a few are listed.
+
     Args:
         unknown: the flags, each with what it resembles, if anything.
         path: the script.
@@ -130,7 +132,9 @@ def note_on(unknown: Mapping[str, str | None], path: str) -> str | None:
         return None
     named = [
         f"{name[:60]} (not read as {near})" if near else name[:60]
-        for name, near in list(unknown.items())[:_MOST_NAMED]
+        for name, near in sorted(unknown.items(), key=lambda item: not _may_matter(item[0]))[
+            :_MOST_NAMED
+        ]
     ]
     more = len(unknown) - len(named)
     return (
