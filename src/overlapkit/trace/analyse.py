@@ -35,6 +35,7 @@ from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.parallel_read import Ahead
 from overlapkit.trace.read.recorded import Window
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.timeline import timeline
 
 if TYPE_CHECKING:
@@ -103,12 +104,15 @@ STRAY = 0.01
 """Share of the busiest device's work below which another device in the same file is omitted."""
 
 
-def read(path: str, ahead: Ahead | None = None) -> list[Work]:
+def read(
+    path: str, ahead: Ahead | None = None, stated: Stated = NOTHING_STATED
+) -> list[Work]:
     """The device work in a file, for each device that has any.
 
     Args:
         path: the file, of any supported format.
         ahead: processes that already read it.
+        stated: what the user says of kernels.
 
     Raises:
         InputError: the format is not supported, or the file cannot be read.
@@ -120,10 +124,10 @@ def read(path: str, ahead: Ahead | None = None) -> list[Work]:
     if check_readable(path).startswith(SQLITE_MAGIC):
         from overlapkit.trace.read.nsys import read_nsys
 
-        return read_nsys(path)
+        return read_nsys(path, stated)
     from overlapkit.trace.read.kineto import read_kineto
 
-    return read_kineto(path, ahead)
+    return read_kineto(path, ahead, stated)
 
 
 def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> list[RankReport]:
@@ -141,7 +145,7 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     collecting = gc.isenabled()
     gc.disable()
     try:
-        works = _without_strays(read(path, ahead))
+        works = _without_strays(read(path, ahead, options.stated))
     except MemoryError:
         raise InputError(f"{path}: not enough memory to read it") from None
     finally:

@@ -15,6 +15,7 @@ from overlapkit.trace.measure.dimensions import Confidence, Layout
 from overlapkit.trace.measure.self_check import SelfCheck
 from overlapkit.trace.measure.step_times import Part, Times
 from overlapkit.trace.read.device_work import Source
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.timeline import Timeline
 
 ItemT = TypeVar("ItemT")
@@ -30,6 +31,7 @@ class Options:
     Attributes:
         steps: "all", "N" or "A:B", as the user wrote it.
         layout: the parallel sizes of the run; None without a configuration.
+        stated: what the user says of kernels and process groups.
         owners: whether to report what each part consists of, which a comparison needs.
         timeline: whether to keep the spans of one step for a picture.
         pictured: the index of that step; None for the one of median length.
@@ -38,6 +40,7 @@ class Options:
 
     steps: str = "all"
     layout: Layout | None = None
+    stated: Stated = NOTHING_STATED
     owners: bool = False
     timeline: bool = False
     pictured: int | None = None

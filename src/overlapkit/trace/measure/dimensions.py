@@ -12,6 +12,7 @@ from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.read.device_work import DIMENSIONS
 from overlapkit.trace.read.kernel_names import EventClass, operation
 from overlapkit.trace.read.recorded import Call, Group
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 
 Confidence = Literal["certain", "likely", "guess", "unknown"]
 """How certain a dimension is.
@@ -101,6 +102,7 @@ class Known:
         world_size: the number of ranks; None where it is not recorded.
         frameworks: what the names in the file speak of; see `Framework`.
         libraries: the communication libraries whose kernels run.
+        stated: what the user says of kernels and process groups.
     """
 
     groups: tuple[Group, ...] = ()
@@ -109,6 +111,7 @@ class Known:
     world_size: int | None = None
     frameworks: Collection[str] = field(default=frozenset())
     libraries: Collection[str] = field(default=frozenset())
+    stated: Stated = NOTHING_STATED
 
     def named(self, name: str | None) -> Group | None:
         """The listed group with this name."""
@@ -129,7 +132,9 @@ class Known:
             return self.layout.sizes()
         sizes: dict[str, set[int]] = {}
         for group in self.groups:
-            dimension = described(group.description)
+            dimension = self.stated.dimension_of_group(
+                group.description, group.name, size=group.size
+            ) or described(group.description)
             if dimension is not None and dimension != "other" and group.size > 1:
                 sizes.setdefault(dimension, set()).add(group.size)
         return sizes
@@ -148,9 +153,10 @@ def dimension_of(
     event: EventClass, call: Call | None, known: Known, launch: Evidence = NOTHING
 ) -> tuple[str, Confidence]:
     """The dimension of a communication, and how certain it is."""
-    if event.dimension is not None:
-        return event.dimension, "certain"
     description = known.description(call)
+    stated = known.stated.dimension_of(call, description) or event.dimension
+    if stated is not None:
+        return stated, "certain"
     if call is not None:
         for text in (description, call.group):
             dimension = described(text)

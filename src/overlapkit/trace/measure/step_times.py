@@ -27,7 +27,7 @@ from overlapkit.trace.read.device_work import (
     MEMORY,
     Work,
 )
-from overlapkit.trace.read.kernel_names import classify, short
+from overlapkit.trace.read.kernel_names import short
 from overlapkit.trace.read.recorded import Call, Window
 
 Part = Literal["compute", "exposed_comm", "exposed_memory", "idle"]
@@ -262,7 +262,7 @@ def _traffic(
 
 
 def _traffic_of(name: str, call: Call | None, known: Known, launch: Evidence) -> Traffic:
-    event = classify(name)
+    event = known.stated.classify(name)
     dimension, confidence = dimension_of(event, call, known, launch)
     group = None
     if call is not None:
@@ -283,7 +283,7 @@ def _with_work(known: Known, work: Work, names: NDArray[np.int32]) -> Known:
         known,
         world_size=work.world_size,
         frameworks=frozenset(work.frameworks),
-        libraries=frozenset(classify(name).library for name in used),
+        libraries=frozenset(known.stated.classify(name).library for name in used),
     )
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, distinct
 from overlapkit.trace.read.device_work import Source, Work
-from overlapkit.trace.read.kernel_names import classify
 from overlapkit.trace.read.recorded import Call, WorkColumns
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns, whole_numbers
 from overlapkit.trace.read.timestamps import LONGEST_US
 
@@ -27,6 +27,7 @@ class Recording:
     Attributes:
         path, source, names, calls: as in `Work`.
         problems: what was omitted from the columns, with counts; added to.
+        stated: what the user says of kernels.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Recording:
     names: list[str]
     calls: list[Call]
     problems: Counter[str]
+    stated: Stated = NOTHING_STATED
 
 
 def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> Work | None:
@@ -64,7 +66,7 @@ def finish_columns(columns: WorkColumns, device: int, recording: Recording) -> W
         start=start[order],
         end=(start + length)[order],
         name=(coded >> 1).astype(np.int32),
-        kind=_kinds(coded, names),
+        kind=_kinds(coded, names, recording.stated),
         stream=stream[order],
         correlation=correlation[order],
         grid=np.asarray(columns.grid, dtype=np.int32)[order],
@@ -124,10 +126,10 @@ def _recorded_again(order: NDArray[np.intp], columns: Sequence[Ints]) -> NDArray
     return again
 
 
-def _kinds(coded: Ints, names: Sequence[str]) -> NDArray[np.int8]:
+def _kinds(coded: Ints, names: Sequence[str], stated: Stated) -> NDArray[np.int8]:
     """The kind of each event, from its name and whether it is listed among the copies."""
     kinds = {
-        code: classify(names[code >> 1], copy=bool(code & 1)).kind
+        code: stated.classify(names[code >> 1], copy=bool(code & 1)).kind
         for code in distinct(coded)[0].tolist()
     }
     lookup = np.zeros(max(kinds) + 1, dtype=np.int8)

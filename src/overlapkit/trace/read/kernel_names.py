@@ -32,14 +32,18 @@ _OPERATIONS = (
 )
 
 
+OPERATIONS = tuple(dict.fromkeys((*(name for name, _ in _OPERATIONS), "send", "recv")))
+"""The operations that names tell."""
+
+
 @dataclass(frozen=True)
 class EventClass:
     """What a device event is.
 
     Attributes:
         kind: COMPUTE, COMMUNICATION or MEMORY.
-        library: what communicates: the name of a `Library`, "peer copy" or "gloo"; "" for other
-            kinds of work.
+        library: what communicates: the name of a `Library`, "peer copy", "gloo" or "stated"; ""
+            for other kinds of work.
         operation: such as "all_reduce" or "reduce_scatter"; "other" where the name does not say,
             "" for other kinds of work.
         dimension: the parallel dimension that the library serves; None where it serves several.

@@ -17,12 +17,15 @@ from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_eve
 from overlapkit.trace.read.launched import add_origins, finish_marks
 from overlapkit.trace.read.parallel_read import Ahead, read_ahead
 from overlapkit.trace.read.recorded import Group, Reading
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.read.steps import project
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_numbers
 from overlapkit.trace.read.timestamps import integer
 
 
-def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
+def read_kineto(
+    path: str, ahead: Ahead | None = None, stated: Stated = NOTHING_STATED
+) -> list[Work]:
     """The device work in a file, one `Work` for each device that has any.
 
     A file without device work is read as a CPU trace: gloo's ranges are its communication, and the
@@ -31,6 +34,7 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
     Args:
         path: the file.
         ahead: processes that already read it.
+        stated: what the user says of kernels.
 
     Raises:
         InputError: it is not a trace, is too damaged, or contains neither device work nor
@@ -38,12 +42,12 @@ def read_kineto(path: str, ahead: Ahead | None = None) -> list[Work]:
     """
     reading = _read_device(path, ahead)
     if reading.devices:
-        works = _finish(path, reading)
+        works = _finish(path, reading, stated)
         return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
     if not reading.host.names:
         reading = _read_here(path, want_host=True)
     if reading.devices:
-        return _finish(path, reading)
+        return _finish(path, reading, stated)
     if reading.host.names:
         from overlapkit.trace.read.cpu import cpu_work
 
@@ -107,7 +111,7 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
     return groups
 
 
-def _finish(path: str, reading: Reading) -> list[Work]:
+def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
     recording = Recording(
         path, "kineto", list(reading.names), list(reading.calls), reading.problems
     )

@@ -22,6 +22,7 @@ from overlapkit.trace.read.files.foreign import RECORD
 from overlapkit.trace.read.launched import add_origins, finish_marks
 from overlapkit.trace.read.marks import Names
 from overlapkit.trace.read.recorded import MarkColumns, StepRanges, WorkColumns
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.read.steps import project
 
 _PREFIX = "CUPTI_ACTIVITY_KIND_"
@@ -52,7 +53,7 @@ _ROWS = 50_000
 FoundT = TypeVar("FoundT")
 
 
-def read_nsys(path: str) -> list[Work]:
+def read_nsys(path: str, stated: Stated = NOTHING_STATED) -> list[Work]:
     """The device work in an export, one `Work` for each process and device.
 
     Raises:
@@ -62,7 +63,7 @@ def read_nsys(path: str) -> list[Work]:
     try:
         connection = sqlite3.connect(uri, uri=True)
         try:
-            return _Export(path, connection).read()
+            return _Export(path, connection, stated).read()
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -73,8 +74,8 @@ def read_nsys(path: str) -> list[Work]:
 
 
 class _Export:
-    def __init__(self, path: str, connection: sqlite3.Connection) -> None:
-        self.path, self.connection = path, connection
+    def __init__(self, path: str, connection: sqlite3.Connection, stated: Stated) -> None:
+        self.path, self.connection, self.stated = path, connection, stated
         # Invalid UTF-8 in a name is no reason to refuse the file.
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         self.tables: dict[str, dict[str, str]] = {}
@@ -109,7 +110,9 @@ class _Export:
             raise InputError(f"{self.path}: contains no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
-        recording = Recording(self.path, "nsys", list(self.names), [], self.problems)
+        recording = Recording(
+            self.path, "nsys", list(self.names), [], self.problems, self.stated
+        )
         marks = finish_marks(self.marks, recording.names)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
