@@ -284,6 +284,7 @@ def render(check: bool, root: str | None) -> int:
     "The run's configuration, a YAML file or a launch script (.sh, .bash, .slurm, .sbatch): "
     "parallel sizes identify dimensions.",
 )
+@options.stated
 @options.reading
 @options.as_json("overlapkit/trace/v1")
 @options.html
@@ -312,6 +313,7 @@ def trace(**given: Any) -> int:
 @options.configuration(
     "--config-new", "NEW's configuration: the answer then lists the decisions that differ."
 )
+@options.stated
 @options.te("a recent one is assumed")
 @options.reading
 @click.option(

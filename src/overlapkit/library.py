@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from overlapkit.plan.document import PlanDocument
     from overlapkit.trace.compare.document import CompareDocument
     from overlapkit.trace.document import TraceDocument
+    from overlapkit.trace.read.stated import Stated
     from overlapkit.translate.document import TranslateDocument
 
 __all__ = ["compare", "explain", "plan", "trace", "translate"]
@@ -213,6 +214,8 @@ def trace(
     steps: str | int = "all",
     rank_from: Literal["name", "json"] | None = None,
     config: Config | None = None,
+    comm: Iterable[str] = (),
+    group: Mapping[str, str] | None = None,
     core: str | None = None,
     bridge: str | None = None,
     stack: File | None = None,
@@ -228,6 +231,10 @@ def trace(
             tries the files first.
         config: the run's configuration, to tell the parallel dimensions apart by the sizes of
             process groups. A path that ends in .sh, .bash, .slurm or .sbatch is a launch script.
+        comm: regular expressions; kernels whose name matches one are communication. Each can end
+            in "=OPERATION" or "=OPERATION:DIMENSION", such as "=all_to_all:EP".
+        group: descriptions or names of process groups, or "size:N" for those of N ranks, each with
+            its dimension, such as {"size:8": "TP"}.
         core, bridge, stack, allow_unknown: as in `explain`, for `config`.
 
     Returns:
@@ -252,7 +259,7 @@ def trace(
     reading = _reading(core, bridge, stack, allow_unknown)
     settings = None if config is None else _configuration(config, reading)
     layout = None if settings is None else layout_of(settings)
-    options = Options(steps=str(steps), layout=layout)
+    options = Options(steps=str(steps), layout=layout, stated=_stated(comm, group))
     with no_progress():
         by_file = analyse_each(traces.paths, options, forking=_can_fork())
     reports = [report for reports in by_file for report in reports]
@@ -266,6 +273,8 @@ def compare(
     steps: str | int = "all",
     config_base: Config | None = None,
     config_new: Config | None = None,
+    comm: Iterable[str] = (),
+    group: Mapping[str, str] | None = None,
     te: str | None = None,
     core: str | None = None,
     bridge: str | None = None,
@@ -281,6 +290,7 @@ def compare(
         steps: as in `trace`.
         config_base: BASE's configuration, as in `trace`.
         config_new: NEW's configuration. With both, the document lists the decisions that differ.
+        comm, group: as in `trace`, for both profiles.
         te: as in `explain`, for both configurations.
         core, bridge, stack, allow_unknown: likewise.
         force: whether to compare runs that differ in GPU, world size or number of ranks.
@@ -306,11 +316,21 @@ def compare(
             names,
             [find_traces([name]) for name in names],
             steps=str(steps),
+            stated=_stated(comm, group),
             settings=settings,
             software=Installed(te, reading.installation if settings else None),
             force=force,
             forking=_can_fork(),
         )
+
+
+def _stated(comm: Iterable[str], group: Mapping[str, str] | None) -> Stated:
+    """What is said of communication, as on the command line."""
+    from overlapkit.trace.read.stated import read_stated
+
+    if isinstance(comm, str):
+        raise InputError(f"comm={comm!r}: give a list of regular expressions")
+    return read_stated(list(comm), [f"{name}={d}" for name, d in (group or {}).items()])
 
 
 def _can_fork() -> bool:

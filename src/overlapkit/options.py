@@ -105,6 +105,32 @@ diff: Decorator = click.option(
     "it would leave. Exit status 1 when something would change.",
 )
 
+
+def stated(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the user says of communication that the names in a profile do not tell."""
+    for option in reversed(_STATED):
+        command = option(command)
+    return command
+
+
+_STATED: tuple[Decorator, ...] = (
+    click.option(
+        "--comm",
+        multiple=True,
+        metavar="REGEX[=OPERATION[:DIMENSION]]",
+        help="Kernels whose name matches are communication. OPERATION is such as all_reduce, by "
+        "default what the name says. Can be repeated.",
+    ),
+    click.option(
+        "--group",
+        multiple=True,
+        metavar="NAME=DIMENSION",
+        help="Process groups with this description or name (or size:N, of N ranks) are TP, DP, PP, "
+        "CP, EP, embedding or other. Can be repeated.",
+    ),
+)
+
+
 steps: Decorator = click.option(
     "--steps",
     default="all",

@@ -30,6 +30,7 @@ from overlapkit.trace.measure.step_times import (
     measure,
     span_of,
 )
+from overlapkit.trace.measure.unrecognized import effects, remarks, unrecognized
 from overlapkit.trace.rank_report import Options, RankReport, StepsFrom, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
@@ -104,9 +105,7 @@ STRAY = 0.01
 """Share of the busiest device's work below which another device in the same file is omitted."""
 
 
-def read(
-    path: str, ahead: Ahead | None = None, stated: Stated = NOTHING_STATED
-) -> list[Work]:
+def read(path: str, ahead: Ahead | None = None, stated: Stated = NOTHING_STATED) -> list[Work]:
     """The device work in a file, for each device that has any.
 
     Args:
@@ -120,7 +119,7 @@ def read(
     if path.endswith((".nsys-rep", ".qdrep")):
         from overlapkit.trace.read.files.nsys_report import read_report
 
-        return read_report(path)
+        return read_report(path, stated)
     if check_readable(path).startswith(SQLITE_MAGIC):
         from overlapkit.trace.read.nsys import read_nsys
 
@@ -156,7 +155,7 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     for work in works:
         steps_from = _find_steps(work)
         layout = options.layout and options.layout.on(work.world_size, path)
-        m = measure(work, Known(tuple(work.groups), layout, work.rank))
+        m = measure(work, Known(tuple(work.groups), layout, work.rank, stated=options.stated))
         measured.append(m)
         reports.append(_report(m, options, layout, steps_from))
     if options.annotate is not None:
@@ -196,6 +195,7 @@ def _report(
     communication = collectives(m, scope)
     confidence = confidence_by_dimension([c.traffic for c in communication])
     check = self_check(m, windows)
+    found = unrecognized(m, scope)
     framework = detect(work, m.traffic, configured=layout is not None)
     report = RankReport(
         path=work.path,
@@ -228,7 +228,13 @@ def _report(
         framework=framework,
         steps_from=steps_from,
         calls=calls_by_group(m, scope),
-        warnings=_warnings(work, confidence),
+        unrecognized=found,
+        stated=options.stated,
+        warnings=[
+            *_warnings(work, confidence),
+            *remarks(found, scope),
+            *effects(options.stated, m),
+        ],
     )
     if options.owners:
         report.owners = {
@@ -255,12 +261,13 @@ def _warnings(work: Work, confidence: Mapping[str, Confidence]) -> list[str]:
     if guessed:
         warnings.append(
             f"process groups are not described: {', '.join(guessed)} "
-            f"{'is' if len(guessed) == 1 else 'are'} assigned by operation; give --config"
+            f"{'is' if len(guessed) == 1 else 'are'} assigned by operation; give --config or "
+            "--group"
         )
     if confidence.get("other") == "unknown":
         warnings.append(
             "nothing tells which dimension some communication belongs to: it is listed as other; "
-            "give --config"
+            "give --config or --group"
         )
     return warnings
 

@@ -19,6 +19,8 @@ def run(
     steps: str,
     rank_from: str | None,
     config: str | None,
+    comm: Sequence[str],
+    group: Sequence[str],
     reading: Reading,
     as_json: bool,
     html: str | None,
@@ -42,10 +44,17 @@ def run(
     from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
     from overlapkit.trace.ranks import settle_ranks
+    from overlapkit.trace.read.stated import read_stated
 
     settings = read_configuration(config, reading) if config is not None else None
     layout = layout_of(settings) if settings is not None else None
-    options = Options(steps=steps, layout=layout, timeline=page is not None, annotate=annotated)
+    options = Options(
+        steps=steps,
+        layout=layout,
+        stated=read_stated(comm, group),
+        timeline=page is not None,
+        annotate=annotated,
+    )
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
     document = trace_document(reports, settings, traces.notes)
     if page is not None:

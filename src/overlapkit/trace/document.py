@@ -110,6 +110,10 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
         JobStack | None,
         Meta(description="the versions that the configuration is for; `null` without `--config`"),
     ]
+    stated: Annotated[
+        list[str],
+        Meta(description="what `--comm` and `--group` say of communication, as it was given"),
+    ]
     framework: Annotated[
         TraceFramework, Meta(description="the software that ran, as far as the profile tells")
     ]
@@ -163,6 +167,7 @@ def trace_document(
             files=list(dict.fromkeys(r.path for r in reports)),
             gpu=next((r.gpu for r in reports if r.gpu), None),
             world_size=next((r.world_size for r in reports if r.world_size), None),
+            stated=reports[0].stated.texts,
             stack=None if settings is None else stack_document(settings.basis),
             framework=_framework(reports),
             doubts=_by_rank(reports, lambda report: report.check.doubts),

@@ -13,6 +13,7 @@ from overlapkit.trace.measure.dimensions import Confidence
 from overlapkit.trace.measure.step_times import DimensionTime, Times
 from overlapkit.trace.rank_report import RankReport, StepsFrom, median
 from overlapkit.trace.read.device_work import Source
+from overlapkit.trace.unrecognized_document import TraceUnrecognized, unrecognized_of
 
 TOP = 10
 """Kinds of communication that a report lists."""
@@ -291,6 +292,10 @@ class TraceRank(Struct, frozen=True, kw_only=True):
     slowed_compute: Annotated[
         TraceSlowedCompute, Meta(description="what compute loses by running beside communication")
     ]
+    unrecognized_kernels: Annotated[
+        list[TraceUnrecognized],
+        Meta(description="kernels that count as compute and may communicate, the longest first"),
+    ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed for this rank")]
 
 
@@ -317,6 +322,7 @@ def rank_of(report: RankReport) -> TraceRank:
         dimension_confidence=report.confidence,
         exposed_collectives=[_collective(c) for c in report.collectives[:TOP]],
         slowed_compute=_slowed(report.slowed),
+        unrecognized_kernels=unrecognized_of(report.unrecognized),
         warnings=report.warnings,
     )
 

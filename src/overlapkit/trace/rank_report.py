@@ -14,6 +14,7 @@ from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence, Layout
 from overlapkit.trace.measure.self_check import SelfCheck
 from overlapkit.trace.measure.step_times import Part, Times
+from overlapkit.trace.measure.unrecognized import Unrecognized
 from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.timeline import Timeline
@@ -67,6 +68,8 @@ class RankReport:
         check: how far the figures can be relied on.
         steps_from: what marks the steps; None where nothing does.
         framework: the software that ran.
+        unrecognized: compute kernels in the steps that may communicate.
+        stated: what the user says of kernels and process groups.
         owners: part to label to time per step; empty unless requested.
         timeline: the spans of one step; None unless requested.
     """
@@ -89,6 +92,8 @@ class RankReport:
     check: SelfCheck
     steps_from: StepsFrom | None
     framework: Detected
+    unrecognized: list[Unrecognized] = field(default_factory=list)
+    stated: Stated = NOTHING_STATED
     cycle: int | None = None
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None

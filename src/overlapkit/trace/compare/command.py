@@ -17,6 +17,7 @@ from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
 from overlapkit.trace.read.files.folders import Traces, find_traces
+from overlapkit.trace.read.stated import Stated, read_stated
 
 if TYPE_CHECKING:
     from overlapkit.config.run import Settings
@@ -29,6 +30,8 @@ def run(
     steps: str,
     config_base: str | None,
     config_new: str | None,
+    comm: Sequence[str],
+    group: Sequence[str],
     te: str | None,
     reading: Reading,
     force: bool,
@@ -49,7 +52,13 @@ def run(
     )
     software = Installed(te, reading.installation if settings else None)
     document = compare_runs(
-        (base, new), found, steps=steps, settings=settings, software=software, force=force
+        (base, new),
+        found,
+        steps=steps,
+        stated=read_stated(comm, group),
+        settings=settings,
+        software=software,
+        force=force,
     )
     if page is not None:
         from overlapkit.trace.compare.page import compare_page
@@ -70,6 +79,7 @@ def compare_runs(
     found: Sequence[Traces],
     *,
     steps: str,
+    stated: Stated,
     settings: Sequence[Settings],
     software: Installed,
     force: bool,
@@ -81,6 +91,7 @@ def compare_runs(
         names: what the base and the new run are called.
         found: the traces of each.
         steps: see `choose_steps`.
+        stated: what the user says of communication.
         settings: the configuration of each; empty where they are not known.
         software: the Transformer Engine of both jobs.
         force: whether to compare runs that differ in more than their speed.
@@ -89,7 +100,7 @@ def compare_runs(
     Raises:
         InputError: a trace cannot be read, or the runs are not comparable.
     """
-    options = Options(steps=steps, owners=True)
+    options = Options(steps=steps, stated=stated, owners=True)
     files = [each.paths for each in found]
     by_file = analyse_each([*files[0], *files[1]], options, forking=forking)
     # By position, since a file can belong to both runs.

@@ -87,14 +87,16 @@ def remarks(found: Sequence[Unrecognized], scope: Spans) -> list[str]:
     return said
 
 
-def unused(stated: Stated, m: WorkSpans) -> list[str]:
-    """What of that which the user says matches nothing in a file."""
+def effects(stated: Stated, m: WorkSpans) -> list[str]:
+    """What follows from that which the user says, and what of it matches nothing in a file."""
     work = m.work
-    said = [
-        f"--comm {kernels.text}: matches no kernel"
-        for kernels in stated.kernels
-        if not any(kernels.regex.search(name) for name in work.names)
-    ]
+    said = []
+    used = distinct(work.name.astype(np.int64))[0].tolist()
+    for kernels in stated.kernels:
+        names = [short(work.names[n]) for n in used if kernels.regex.search(work.names[n])]
+        found = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+        what = f"{found}: communication, as stated" if names else "matches no kernel"
+        said.append(f"--comm {kernels.text}: {what}")
     listed = [(g.description, g.name, g.size) for g in work.groups]
     listed += [(c.description or "", c.group or "", c.group_size or 0) for c in work.calls]
     for group in stated.groups:

@@ -113,12 +113,10 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
 
 def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
     recording = Recording(
-        path, "kineto", list(reading.names), list(reading.calls), reading.problems
+        path, "kineto", list(reading.names), list(reading.calls), reading.problems, stated
     )
-    launches, marks = (
-        _launches(reading),
-        finish_marks(reading.marks, recording.names, reading.threads),
-    )
+    launches = _launches(reading)
+    marks = finish_marks(reading.marks, recording.names, reading.threads)
     works = []
     for device, columns in sorted(reading.devices.items()):
         work = finish_columns(columns, device, recording)

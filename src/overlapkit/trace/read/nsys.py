@@ -110,9 +110,7 @@ class _Export:
             raise InputError(f"{self.path}: contains no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
-        recording = Recording(
-            self.path, "nsys", list(self.names), [], self.problems, self.stated
-        )
+        recording = Recording(self.path, "nsys", list(self.names), [], self.problems, self.stated)
         marks = finish_marks(self.marks, recording.names)
         works = []
         for (process, device), columns in sorted(self.devices.items()):

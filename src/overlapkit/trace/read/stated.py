@@ -67,6 +67,13 @@ class Stated:
     kernels: tuple[Kernels, ...] = ()
     groups: tuple[NamedGroup, ...] = ()
 
+    @property
+    def texts(self) -> list[str]:
+        """The options, as the user wrote them."""
+        return [f"--comm {k.text}" for k in self.kernels] + [
+            f"--group {g.text}" for g in self.groups
+        ]
+
     def classify(self, name: str, *, copy: bool = False) -> EventClass:
         """What a device event is: what the user says, or else what its name says."""
         for kernels in self.kernels:
@@ -137,7 +144,7 @@ def _group(text: str) -> NamedGroup:
 
 
 def _dimension(option: str, text: str) -> str:
-    for dimension in DIMENSIONS:
-        if text.strip().lower() == dimension.lower():
-            return dimension
+    known: dict[str, str] = {dimension.lower(): dimension for dimension in DIMENSIONS}
+    if text.strip().lower() in known:
+        return known[text.strip().lower()]
     raise InputError(f"{option}: {text} is no dimension; give one of {', '.join(DIMENSIONS)}")

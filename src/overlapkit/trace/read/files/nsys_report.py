@@ -13,10 +13,15 @@ from overlapkit.input_file import open_input
 from overlapkit.processes import die_with_parent
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.nsys import read_nsys
+from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 
 
-def read_report(path: str) -> list[Work]:
+def read_report(path: str, stated: Stated = NOTHING_STATED) -> list[Work]:
     """The device work in a report. It is exported into a temporary file, which is removed.
+
+    Args:
+        path: the report.
+        stated: what the user says of kernels.
 
     Raises:
         InputError: it cannot be read, nsys is not installed or fails, or it has no device work.
@@ -33,7 +38,7 @@ def read_report(path: str) -> list[Work]:
         exported = str(Path(folder, "export.sqlite"))
         _export(program, path, exported)
         try:
-            works = read_nsys(exported)
+            works = read_nsys(exported, stated)
         except InputError as error:
             raise InputError(str(error).replace(exported, path)) from None
     for work in works:
