@@ -132,10 +132,10 @@ def _waiting(reports: Sequence[RankReport]) -> tuple[dict[int, Waiting], list[st
             continue
         counts = {len(r.calls[key][0]) for r in members}
         if len(counts) > 1:
-            dimension, operation, _ = key.split("|", 2)
+            operation, _, group = key.partition("|")
             notes[
-                f"{dimension} {operation}: ranks have different numbers of calls, which are not "
-                "matched"
+                f"{operation} of {group if 0 < len(group) < 40 else 'a group'}: ranks have "
+                "different numbers of calls, which are not matched"
             ] = None
             continue
         # A row for each rank, a column for each call.

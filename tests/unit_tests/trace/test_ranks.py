@@ -125,3 +125,61 @@ def test_the_late_rank_is_found_over_all_cycles(tmp_path):
     for rank, waiting in once.waiting.items():
         assert twice.waiting[rank].waiting_ns == 2 * waiting.waiting_ns
         assert twice.waiting[rank].matched == 2 * waiting.matched
+
+
+def exchanges(tmp_path, rank, lengths, name="nccl:all_to_all", at=1000, **args):
+    """A trace of kernels of sends and receives that a range on their stream surrounds."""
+    events = []
+    for place, length in enumerate(lengths):
+        start = at + 1000 * place
+        events += [
+            tiny.kernel(tiny.SEND_RECV, start, length, 20, **args),
+            {
+                "ph": "X",
+                "cat": "gpu_user_annotation",
+                "name": name,
+                "pid": 0,
+                "tid": 20,
+                "ts": start,
+                "dur": length,
+            },
+        ]
+    head = {"distributedInfo": {"rank": rank, "world_size": 2}}
+    return tiny.write(tmp_path / f"rank{rank}.json", events, **head)
+
+
+def late_rank(paths):
+    together = across(settle_ranks(reports_of(paths), None))
+    return together.late_rank, {r: w.matched for r, w in together.waiting.items()}
+
+
+def test_the_late_rank_is_found_in_all_to_alls(tmp_path):
+    paths = [exchanges(tmp_path, 0, [500] * 4), exchanges(tmp_path, 1, [100] * 4)]
+    assert late_rank(paths) == (1, {0: 4, 1: 4})
+
+
+def test_transfers_of_a_pipeline_are_not_matched(tmp_path):
+    paths = [
+        exchanges(tmp_path, rank, [length] * 4, name="nccl:send 0->1")
+        for rank, length in ((0, 500), (1, 100))
+    ]
+    assert late_rank(paths) == (None, {})
+
+
+@pytest.mark.parametrize("ranks", ["[0, 1]", None])
+def test_ranks_that_name_a_group_differently_are_matched(tmp_path, ranks):
+    paths = []
+    for rank, length in ((0, 500), (1, 100)):
+        args = {"Process Group Name": f"local_{rank}", "Group size": 2}
+        if ranks is not None:
+            args["Process Group Ranks"] = ranks
+        paths.append(exchanges(tmp_path, rank, [length] * 4, **args))
+    assert late_rank(paths) == (1, {0: 4, 1: 4})
+
+
+def test_groups_of_other_ranks_are_not_matched(tmp_path):
+    paths = []
+    for rank, length in ((0, 500), (1, 100)):
+        args = {"Process Group Name": "7", "Process Group Ranks": f"[{rank}, {rank + 8}]"}
+        paths.append(exchanges(tmp_path, rank, [length] * 4, **args))
+    assert late_rank(paths) == (None, {})

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, both, distinct, minus, union
+from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.measure.step_times import Traffic, WorkSpans
-from overlapkit.trace.read.device_work import COMPUTE
+from overlapkit.trace.read.device_work import COMPUTE, Work
 from overlapkit.trace.read.kernel_names import short
 from overlapkit.trace.read.recorded import Call
 
@@ -230,22 +231,48 @@ def median(ordered: Ints) -> float:
     return (float(ordered[half - 1]) + float(ordered[half])) / 2
 
 
+def _group_of(work: Work, call: Call | None, traffic: Traffic) -> str:
+    """What all ranks of a communication's group call it; "" where that is not known."""
+    listed = [g for g in work.groups if call is not None and g.name == call.group]
+    if call is None:
+        # Libraries beside NCCL record no group. The only one of their dimension is theirs.
+        listed = [g for g in work.groups if described(g.description) == traffic.dimension]
+        listed = [g for g in listed if work.rank is None or work.rank in g.ranks]
+    ranks = {g.ranks for g in listed if g.ranks}
+    if call is not None and call.ranks:
+        ranks = {call.ranks}
+    if len(ranks) == 1:
+        return "ranks " + ",".join(map(str, sorted(ranks.pop())))
+    if call is None or undescribed(traffic.group) or described(traffic.group) is None:
+        return ""
+    return traffic.group or ""
+
+
 def calls_by_group(m: WorkSpans, scope: Spans) -> dict[str, tuple[list[int], list[int]]]:
     """Durations and exposed times of the collectives of each group, in the order of their starts.
 
-    Point-to-point communication is excluded: its two sides do not wait for each other in the same
-    way.
+    The keys are the same on all ranks of a group, whatever each of them calls it: the operation, a
+    bar, and the group: its ranks, or else its description, or else its place among the groups that
+    have neither. Point-to-point communication is excluded: its two sides do not wait for each
+    other in the same way.
     """
     work = m.work
     kinds: dict[str, list[int]] = {}
-    for index, traffic in enumerate(m.traffic):
+    nameless: dict[tuple[str, str], int] = {}
+    # In the order of their first use, which is the same on all ranks.
+    first = [int(m.events_of([index])[0]) for index in range(len(m.traffic))]
+    for index in np.argsort(np.asarray(first, dtype=np.int64)).tolist():
+        traffic = m.traffic[index]
         if traffic.operation in _POINT_TO_POINT:
             continue
         used = distinct(work.call[m.traffic_of == index].astype(np.int64))[0].tolist()
-        ranks = {work.calls[c].ranks for c in used if c >= 0}
-        group = ",".join(map(str, next(iter(ranks)))) if len(ranks) == 1 else ""
-        key = f"{traffic.dimension}|{traffic.operation}|{group or traffic.group or ''}"
-        kinds.setdefault(key, []).append(index)
+        groups = {_group_of(work, work.calls[c] if c >= 0 else None, traffic) for c in used}
+        group = groups.pop() if len(groups) == 1 else ""
+        if not group and traffic.group is not None:
+            kind = (traffic.operation, traffic.group)
+            place = [k for k in nameless if k[0] == traffic.operation]
+            group = f"group {nameless.setdefault(kind, len(place) + 1)}"
+        kinds.setdefault(f"{traffic.operation}|{group}", []).append(index)
     result = {}
     for key, indices in kinds.items():
         chosen = m.events_of(indices)
