@@ -260,12 +260,13 @@ def calls_by_group(m: WorkSpans, scope: Spans) -> dict[str, tuple[list[int], lis
     kinds: dict[str, list[int]] = {}
     nameless: dict[tuple[str, str], int] = {}
     # In the order of their first use, which is the same on all ranks.
-    first = [int(m.events_of([index])[0]) for index in range(len(m.traffic))]
-    for index in np.argsort(np.asarray(first, dtype=np.int64)).tolist():
+    events = np.flatnonzero(m.traffic_of >= 0)
+    of_event, calls = m.traffic_of[events], work.call[events].astype(np.int64)
+    for index in dict.fromkeys(of_event.tolist()):
         traffic = m.traffic[index]
         if traffic.operation in _POINT_TO_POINT:
             continue
-        used = distinct(work.call[m.traffic_of == index].astype(np.int64))[0].tolist()
+        used = distinct(calls[of_event == index])[0].tolist()
         groups = {_group_of(work, work.calls[c] if c >= 0 else None, traffic) for c in used}
         group = groups.pop() if len(groups) == 1 else ""
         if not group and traffic.group is not None:

@@ -278,7 +278,7 @@ def _traffic_of(name: str, call: Call | None, known: Known, launch: Evidence) ->
 
 def _with_work(known: Known, work: Work, names: NDArray[np.int32]) -> Known:
     """What is known, with what the names of kernels and ranges say of the whole file."""
-    used = [work.names[n] for n in distinct(names.astype(np.int64))[0].tolist()]
+    used = [work.names[n] for n in np.flatnonzero(np.bincount(names)).tolist()]
     return replace(
         known,
         world_size=work.world_size,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from overlapkit.output.numbers import ms_of_us, us_of_ns
-from overlapkit.trace.intervals import Spans, both, distinct, union
+from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure.step_times import WorkSpans
 from overlapkit.trace.read.comm_libraries import is_fused, is_suspicious
 from overlapkit.trace.read.device_work import COMPUTE
@@ -44,15 +44,14 @@ def unrecognized(m: WorkSpans, scope: Spans) -> list[Unrecognized]:
     """The compute kernels in the scope that may communicate, the longest first."""
     work = m.work
     compute = work.kind == COMPUTE
-    names, place = distinct(work.name[compute].astype(np.int64))
     chosen: dict[tuple[str, Reason], list[int]] = {}
-    for index, number in enumerate(names.tolist()):
+    for number in np.flatnonzero(np.bincount(work.name[compute])).tolist():
         reason = _reason(work.names[number])
         if reason is not None:
-            chosen.setdefault((short(work.names[number]), reason), []).append(index)
+            chosen.setdefault((short(work.names[number]), reason), []).append(number)
     result = []
-    for (name, reason), indices in chosen.items():
-        events = np.flatnonzero(compute)[np.isin(place, indices)]
+    for (name, reason), numbers in chosen.items():
+        events = np.flatnonzero(compute & np.isin(work.name, numbers))
         busy = both(union(work.start[events], work.end[events]), scope)
         inside = scope.within(work.start[events], work.start[events] + 1) > 0
         if len(busy):
@@ -90,8 +89,10 @@ def remarks(found: Sequence[Unrecognized], scope: Spans) -> list[str]:
 def effects(stated: Stated, m: WorkSpans) -> list[str]:
     """What follows from that which the user says, and what of it matches nothing in a file."""
     work = m.work
-    said = []
-    used = distinct(work.name.astype(np.int64))[0].tolist()
+    said: list[str] = []
+    if not (stated.kernels or stated.groups):
+        return said
+    used = np.flatnonzero(np.bincount(work.name)).tolist() if stated.kernels else []
     for kernels in stated.kernels:
         names = [short(work.names[n]) for n in used if kernels.regex.search(work.names[n])]
         found = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
