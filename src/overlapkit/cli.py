@@ -325,7 +325,7 @@ def compare(**given: Any) -> int:
     """Explain why the median step of NEW differs from that of BASE.
 
     BASE and NEW are profiles: a trace file, or a folder with one per rank. The exit status is 1
-    when NEW is slower by more than the spread of its own steps.
+    when NEW is slower by more than the spread of the steps, which takes three steps in both.
     """
     from overlapkit.trace.compare.command import run
 

@@ -194,7 +194,7 @@ def _report(
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
     communication = collectives(m, scope)
     confidence = confidence_by_dimension([c.traffic for c in communication])
-    check = self_check(m, windows)
+    check = self_check(m, windows, repeated=steps_from == "repetition")
     found = unrecognized(m, scope)
     framework = detect(work, m.traffic, configured=layout is not None)
     report = RankReport(
@@ -237,6 +237,11 @@ def _report(
         ],
     )
     if options.owners:
+        inside = scope.within(work.start, work.start + 1)
+        starts = {w.start for w in work.steps}
+        if steps_from == "ranges":
+            report.followed = [w.end in starts for w in windows]
+        report.kernels_per_step = float(inside.sum()) / len(measured)
         report.owners = {
             part: {label: row.tolist() for label, row in rows.items()}
             for part, rows in contributions(m, measured).items()

@@ -57,6 +57,9 @@ class RankReport:
         rank: its rank; None until the ranks of all files are determined.
         cycle: which of several traces of its rank this is, from 1; None where it is the only one.
         kernels: number of device events.
+        followed: for each step whether it runs to the start of another one; empty where all do, or
+            where that was not asked.
+        kernels_per_step: number of those that start in a step, for each.
         whole: the whole trace.
         steps: the requested steps; empty where the profile marks none.
         confidence: how certain the assignment to each dimension is.
@@ -95,6 +98,8 @@ class RankReport:
     unrecognized: list[Unrecognized] = field(default_factory=list)
     stated: Stated = NOTHING_STATED
     cycle: int | None = None
+    followed: list[bool] = field(default_factory=list)
+    kernels_per_step: float = 0.0
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
 

@@ -10,9 +10,10 @@ from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
 from overlapkit.trace.analyse import analyse_each
 from overlapkit.trace.command import trace_outputs
-from overlapkit.trace.compare.comparison import compare, side_of
+from overlapkit.trace.compare.comparison import compare
 from overlapkit.trace.compare.decisions import Installed, add_decisions, read_configurations
 from overlapkit.trace.compare.document import CompareDocument, compare_document
+from overlapkit.trace.compare.side import side_of
 from overlapkit.trace.document import merged_warnings
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
@@ -71,7 +72,7 @@ def run(
         from overlapkit.trace.compare.tables import show_comparison
 
         show_comparison(document, console())
-    return EXIT_FINDING if document.verdict == "slower" else 0
+    return EXIT_FINDING if document.verdict == "slower" and document.verdict_holds else 0
 
 
 def compare_runs(

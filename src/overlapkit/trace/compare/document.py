@@ -13,12 +13,16 @@ from overlapkit.trace.compare.comparison import (
     Comparison,
     DecisionChange,
     DecisionKind,
-    Side,
-    Verdict,
 )
+from overlapkit.trace.compare.side import Side
+from overlapkit.trace.compare.verdict import Verdict
 from overlapkit.trace.measure.step_times import PARTS, Part
+from overlapkit.trace.rank_report import StepsFrom
 
 BaseUs = Annotated[float, Meta(description="time in the median step of the base run")]
+ChangePct = Annotated[
+    float | None, Meta(description="the same in percent of `base_us`; `null` where that is 0")
+]
 NewUs = Annotated[float, Meta(description="time in the median step of the new run")]
 ChangeUs = Annotated[float, Meta(description="`new_us` - `base_us`")]
 PartName = Annotated[
@@ -31,10 +35,14 @@ class CompareSide(Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(description="the file or folder, as the command line names it")]
     ranks: Annotated[int, Meta(description="number of ranks that were read")]
-    steps: Annotated[int, Meta(description="number of steps")]
+    steps: Annotated[int, Meta(description="number of steps that all ranks have; 1 without steps")]
     gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
     world_size: Annotated[
         int | None, Meta(description="number of ranks of the job; `null` where not recorded")
+    ]
+    steps_from: Annotated[
+        StepsFrom | None,
+        Meta(description="`ranges` or `repetition`, as in trace; `null` where a rank has no steps"),
     ]
     step_us: Annotated[float, Meta(description="the median step")]
     spread_us: Annotated[
@@ -63,6 +71,7 @@ class ComparePart(Struct, frozen=True, kw_only=True):
     base_us: BaseUs
     new_us: NewUs
     change_us: ChangeUs
+    change_pct: ChangePct
     moved: Annotated[
         list[CompareMoved], Meta(description="what changed most inside the part, at most five")
     ]
@@ -141,7 +150,28 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
     ] = "overlapkit/compare/v1"
     verdict: Annotated[
         Verdict,
-        Meta(description="`slower` or `faster`; `same` where the change is within `spread_us`"),
+        Meta(
+            description="`slower` or `faster`; `same` where the change is within `spread_us`; "
+            "`unknown` where the profiles do not tell"
+        ),
+    ]
+    verdict_holds: Annotated[
+        bool,
+        Meta(
+            description="enough steps of both runs stand behind the verdict. The exit status is 1 "
+            "only then"
+        ),
+    ]
+    verdict_reasons: Annotated[
+        list[str],
+        Meta(description="why the verdict is `unknown` or does not hold; empty where it holds"),
+    ]
+    has_steps: Annotated[
+        bool,
+        Meta(
+            description="both runs have steps; otherwise the figures of one that has none are of "
+            "its whole trace"
+        ),
     ]
     base: Annotated[CompareSide, Meta(description="the base run")]
     new: Annotated[CompareSide, Meta(description="the new run")]
@@ -153,8 +183,9 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
     spread_us: Annotated[
         float,
         Meta(
-            description="`new.spread_us`; 1 % of the base step where the new run has fewer than "
-            "three steps"
+            description="what the change must exceed: the larger of what the steps of either run "
+            "differ by (the middle half of them; all where there are fewer than eight), and at "
+            "least 1 % of the base step, or 10 % where a run has fewer than three steps"
         ),
     ]
     parts: Annotated[list[ComparePart], Meta(description="the exclusive parts of the median step")]
@@ -181,12 +212,15 @@ def compare_document(c: Comparison) -> CompareDocument:
     """The document of a comparison. Texts from the files are made printable."""
     return all_printable(
         CompareDocument(
-            verdict=c.verdict,
+            verdict=c.judgement.verdict,
+            verdict_holds=c.judgement.holds,
+            verdict_reasons=list(c.judgement.reasons),
+            has_steps=c.has_steps,
             base=_side(c.base),
             new=_side(c.new),
             change_us=us_of_ns(c.change),
-            change_pct=round(100 * c.change / c.base.step, 4) if c.base.step else None,
-            spread_us=us_of_ns(c.spread),
+            change_pct=_percent(c.change, c.base.step),
+            spread_us=us_of_ns(c.judgement.threshold),
             parts=[_part(c, part) for part in PARTS],
             exposed_by_dimension={
                 d: CompareDimension(
@@ -208,11 +242,16 @@ def compare_document(c: Comparison) -> CompareDocument:
     )
 
 
+def _percent(change: float, of: float) -> float | None:
+    return round(100 * change / of, 4) if of else None
+
+
 def _side(side: Side) -> CompareSide:
     return CompareSide(
         name=side.name,
         ranks=side.ranks,
-        steps=len(side.steps),
+        steps=side.recorded,
+        steps_from=side.steps_from,
         gpu=side.gpu,
         world_size=side.world_size,
         step_us=us_of_ns(side.step),
@@ -226,6 +265,7 @@ def _part(c: Comparison, part: Part) -> ComparePart:
         base_us=us_of_ns(c.base.parts[part]),
         new_us=us_of_ns(c.new.parts[part]),
         change_us=us_of_ns(c.part_change(part)),
+        change_pct=_percent(c.part_change(part), c.base.parts[part]),
         moved=[
             CompareMoved(
                 name=m.name,

@@ -7,7 +7,6 @@ from rich.text import Text
 
 from overlapkit.output.numbers import ms_of_us, signed_ms_of_us
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
-from overlapkit.trace.compare.comparison import Verdict
 from overlapkit.trace.compare.document import (
     CompareDecision,
     CompareDocument,
@@ -22,11 +21,20 @@ from overlapkit.trace.compare.text import (
     decisions,
     explanation,
     headline,
+    percent,
+    unit,
+    whole,
 )
+from overlapkit.trace.compare.verdict import Verdict
 from overlapkit.trace.tables import show_warnings
 from overlapkit.trace.text import PART_TITLES
 
-_STYLES: dict[Verdict, str] = {"slower": "bold red", "faster": "green", "same": "green"}
+_STYLES: dict[Verdict, str] = {
+    "slower": "bold red",
+    "faster": "green",
+    "same": "green",
+    "unknown": "bold yellow",
+}
 
 NOTABLE_CHANGE = 0.02
 """Share of the change of the step from which a change inside a part is listed."""
@@ -34,20 +42,21 @@ NOTABLE_CHANGE = 0.02
 
 def show_comparison(document: CompareDocument, console: Console) -> None:
     """Print the verdict, the parts and what changed inside them, the decisions and the warnings."""
-    console.print(Text(headline(document), _STYLES[document.verdict]))
+    print_item(console, "", Text(headline(document), _STYLES[document.verdict]))
     table = borderless()
-    table.add_column("ms a step")
-    add_numbers(table, "base", "new", "change")
+    table.add_column(unit(document))
+    add_numbers(table, "base", "new", "change", "%")
     for part in document.parts:
-        table.add_row(PART_TITLES[part.part], *_row(part), style="bold")
+        table.add_row(PART_TITLES[part.part], *_row(part), percent(part.change_pct), style="bold")
         for moved in part.moved:
             if abs(moved.change_us) >= NOTABLE_CHANGE * max(1.0, abs(document.change_us)):
                 table.add_row(Text(f"  {moved.name}", "dim"), *_row(moved))
     table.add_row(
-        "step",
+        whole(document),
         ms_of_us(document.base.step_us),
         ms_of_us(document.new.step_us),
         signed_ms_of_us(document.change_us),
+        percent(document.change_pct),
         style="bold",
     )
     shorten_first(table, console, most=64)

@@ -8,18 +8,19 @@ from msgspec import UnsetType
 
 from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us, setting_text, signed_ms_of_us
-from overlapkit.trace.compare.comparison import Verdict
 from overlapkit.trace.compare.document import (
     CompareDecision,
     CompareDocument,
     CompareExplanation,
 )
+from overlapkit.trace.compare.verdict import Verdict
 from overlapkit.trace.text import PART_TITLES
 
 VERDICTS: dict[Verdict, str] = {
-    "slower": "Slower by more than the spread of its steps",
-    "faster": "Faster by more than the spread of its steps",
-    "same": "No change larger than the spread of its steps",
+    "slower": "Slower by more than the spread of the steps",
+    "faster": "Faster by more than the spread of the steps",
+    "same": "No change larger than the spread of the steps",
+    "unknown": "No verdict",
 }
 
 NO_DECISIONS = (
@@ -31,12 +32,45 @@ NOTHING_EXPLAINED = "no part that it acts on has changed"
 def headline(document: CompareDocument) -> str:
     """The change of the median step, and the verdict."""
     base, new = document.base, document.new
+    what = "Median step" if document.has_steps else "Length"
     relative = "" if document.change_pct is None else f", {document.change_pct:+.1f} %"
     return (
-        f"Median step {ms_of_us(base.step_us)} -> {ms_of_us(new.step_us)} ms "
+        f"{what} {ms_of_us(base.step_us)} -> {ms_of_us(new.step_us)} ms "
         f"({signed_ms_of_us(document.change_us)} ms{relative}). "
-        f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
+        f"{verdict(document)}"
     )
+
+
+def verdict(document: CompareDocument) -> str:
+    """The verdict, and why there is none or why it does not hold."""
+    if document.verdict == "unknown":
+        return f"{VERDICTS['unknown']}: {'; '.join(document.verdict_reasons)}."
+    if not document.verdict_holds:
+        return f"{document.verdict.title()}, but {'; '.join(document.verdict_reasons)}."
+    return f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
+
+
+def percent(value: float | None) -> str:
+    """A change in percent; empty where the base is 0."""
+    return "" if value is None else f"{value:+.1f}"
+
+
+def title(document: CompareDocument) -> str:
+    """What the page is about."""
+    return f"What changed in the {whole(document)}"
+
+
+def unit(document: CompareDocument) -> str:
+    """What the times are of."""
+    if document.has_steps:
+        return "ms a step"
+    some = document.base.steps_from or document.new.steps_from
+    return "ms" if some else "ms of the trace"
+
+
+def whole(document: CompareDocument) -> str:
+    """What the parts add up to."""
+    return "step" if document.has_steps else "trace"
 
 
 def configurations(document: CompareDocument) -> list[str]:

@@ -14,6 +14,10 @@ from overlapkit.trace.read.recorded import Window
 LEAST_IN_STEPS = 0.8
 """Share of the device's busy time inside steps below which the steps do not stand for the trace."""
 
+LEAST_IN_REPEATED = 0.4
+"""The same for steps that are repeated sequences of kernels: the recording begins and ends inside
+one of them, and three are enough."""
+
 LEAST_KNOWN = 0.8
 """Share of the communication with a known operation and dimension below which nothing can be said
 of the rest."""
@@ -29,18 +33,21 @@ class SelfCheck:
             last; None without steps.
         known_communication: communication with a known operation and dimension, by the durations of
             kernels in the steps; None without communication.
+        repeated: whether the steps are repeated sequences of kernels.
         unknown_names: the names of the communication that is not known, the longest first.
     """
 
     work_in_steps: float | None
     steps_of_trace: float | None
     known_communication: float | None
+    repeated: bool = False
     unknown_names: tuple[str, ...] = ()
 
     @property
     def steps_stand_for_trace(self) -> bool:
         """Whether verdicts may rest on the steps."""
-        return self.work_in_steps is None or self.work_in_steps >= LEAST_IN_STEPS
+        least = LEAST_IN_REPEATED if self.repeated else LEAST_IN_STEPS
+        return self.work_in_steps is None or self.work_in_steps >= least
 
     @property
     def communication_is_known(self) -> bool:
@@ -66,12 +73,13 @@ class SelfCheck:
         return result
 
 
-def self_check(m: WorkSpans, windows: Sequence[Window]) -> SelfCheck:
+def self_check(m: WorkSpans, windows: Sequence[Window], *, repeated: bool = False) -> SelfCheck:
     """Check what a report rests on.
 
     Args:
         m: the measured work.
         windows: the steps; empty where the profile has none.
+        repeated: whether they are repeated sequences of kernels.
     """
     work = m.work
     scope = span_of(windows or [work.whole])
@@ -93,4 +101,4 @@ def self_check(m: WorkSpans, windows: Sequence[Window]) -> SelfCheck:
             unknown[traffic.name] = unknown.get(traffic.name, 0) + length
     known = 1 - sum(unknown.values()) / total if total else None
     names = tuple(sorted(unknown, key=lambda name: -unknown[name]))
-    return SelfCheck(in_steps, of_trace, known, names)
+    return SelfCheck(in_steps, of_trace, known, repeated, names)

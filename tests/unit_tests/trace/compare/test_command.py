@@ -92,8 +92,10 @@ def test_different_runs_are_refused(overlapkit, pair, tmp_path):
         result = overlapkit("compare", base, other)
         assert result.status == 2 and words in result.err and "--force" in result.err
         assert overlapkit("compare", base, other, "--force").status == 0
-    few = tiny.write(other, [tiny.kernel(tiny.GEMM, 1000, 10)])
+    few = tiny.write(other, [tiny.kernel(tiny.GEMM, 1000, 10), tiny.step(1, 1000, 10)])
     assert "order of magnitude" in overlapkit("compare", base, few).err
+    unmarked = tiny.write(other, [tiny.kernel(tiny.GEMM, 1000, 10)])
+    assert "rank0.json has steps" in overlapkit("compare", base, unmarked).err
 
 
 def test_a_file_can_belong_to_both_runs(overlapkit, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overlapkit.trace.compare.comparison import compare, side_of
+from overlapkit.trace.compare.comparison import compare
+from overlapkit.trace.compare.side import side_of
 from support.trace_generator import CHANGES, write_kineto
 from support.trace_reports import analysed
 
@@ -23,9 +24,9 @@ def test_a_comparison_finds_the_part_that_changed(name, tmp_path):
     assert sum(parts.values()) == pytest.approx(comparison.change, abs=1)
     moved = CHANGES[name][2]
     if not moved:
-        assert comparison.verdict == "same"
+        assert comparison.judgement.verdict == "same"
         return
-    assert comparison.verdict == "slower"
+    assert comparison.judgement.verdict == "slower"
     assert max(parts, key=lambda p: parts[p]) == moved
     assert parts[moved] > 0.9 * comparison.change
     for side in sides:
