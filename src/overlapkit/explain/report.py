@@ -20,7 +20,7 @@ from megatron.bridge.training.software import Software
 from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
 from overlapkit.config.gaps import Gap, unread
-from overlapkit.config.megatron_lm.doubt import weakened
+from overlapkit.config.megatron_lm.doubt import of_other_rules, weakened
 from overlapkit.config.places import Place
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
@@ -192,6 +192,8 @@ def explain(
     decisions = weakened(decisions, settings, update.environment, gaps, decide)
     if settings.origin is not None and settings.origin.own_data_parallel:
         decisions = [d for d in decisions if d.dimension is not Dimension.DP]
+    if settings.origin is not None and settings.origin.other_rules:
+        decisions = of_other_rules(decisions, settings.origin.name)
     refused = {d.knob for d in decisions if d.is_finding}
     chosen = (Outcome.GRANTED, Outcome.DEFAULT)
     # What a later rule refuses is not also reported as granted by an earlier one.

@@ -272,7 +272,7 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
     unknown = not_known(report.gaps)
     if report.not_certain:
         knobs = listed(list(dict.fromkeys(d.knob for d in report.not_certain)))
-        said = f"Not certain: {knobs}; {unknown}."
+        said = f"Not certain: {'; '.join(filter(None, (knobs, unknown)))}."
     elif unknown:
         said = f"{READ_IN_EFFECT}; {unknown}."
     return (f"{said} {advice}" if advice else said), tone

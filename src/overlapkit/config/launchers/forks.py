@@ -24,6 +24,7 @@ class Fork:
         source: where they are, with the commit.
         differs: how it is known to differ in what overlaps, as a sentence; empty where it is not.
         own_data_parallel: whether it certainly reduces gradients in another way than Megatron-Core.
+        is_former: whether it is older than Megatron-Core, whose rules then say nothing certain.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Fork:
     source: str
     differs: str = ""
     own_data_parallel: bool = False
+    is_former: bool = False
 
     def has(self, flag: str) -> bool:
         """Whether it alone has a flag, given with its dashes; - and _ are the same."""
@@ -133,6 +135,7 @@ FORKS = (
         "megatron/arguments.py, 00129014dc",
         "its local data parallelism reduces the gradients after the backward pass",
         own_data_parallel=True,
+        is_former=True,
     ),
 )
 """In the order in which they are looked for."""
@@ -175,5 +178,6 @@ def origin(flags: Collection[str]) -> Origin | None:
         fork.name,
         tuple(remarks),
         own_data_parallel=fork.own_data_parallel,
+        other_rules=fork.is_former,
         takes_flags=True,
     )

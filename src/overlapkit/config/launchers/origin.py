@@ -17,6 +17,8 @@ class Origin:
             whole run.
         own_data_parallel: whether another implementation than Megatron-Core's reduces gradients and
             gathers parameters, so that rules about data parallelism do not hold.
+        other_rules: whether its own rules are others, so that no finding of Megatron-LM's rules is
+            certain.
         takes_flags: whether it takes Megatron-LM's flags as they are, so that a remedy can be
             written into its script.
     """
@@ -25,4 +27,5 @@ class Origin:
     remarks: tuple[str, ...] = ()
     unread: bool = True
     own_data_parallel: bool = False
+    other_rules: bool = False
     takes_flags: bool = False

@@ -59,6 +59,7 @@ class Arguments:
         dialect: whose flags they are.
         gaps: what may add flags to these.
         allow_unknown: whether what is not known is passed over with a note.
+        whole: whether the job has no other arguments; not so of a file that another one reads.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Arguments:
     dialect: Dialect = MEGATRON_LM
     gaps: list[Gap] = field(default_factory=list)
     allow_unknown: bool = False
+    whole: bool = True
 
 
 class UnknownValue(InputError):
@@ -113,6 +115,7 @@ def read_arguments(
     lines: Sequence[str] | None = None,
     *,
     allow_unknown: bool = False,
+    whole: bool = True,
     dialect: Dialect = MEGATRON_LM,
 ) -> Arguments:
     """The settings in a job's arguments. Of a flag that is given twice, the last one is used.
@@ -122,13 +125,14 @@ def read_arguments(
         path: the file that they are in, for messages; line numbers come from the fields.
         lines: its lines; None for arguments that are in no file.
         allow_unknown: whether a flag that looks like a misspelt one is passed over.
+        whole: whether the job has no other arguments.
         dialect: whose flags they are.
 
     Raises:
         InputError: a flag is misspelt, has no value, one of the wrong kind or one that is not
             known, or flags exclude each other.
     """
-    result = Arguments(allow_unknown=allow_unknown, dialect=dialect)
+    result = Arguments(allow_unknown=allow_unknown, whole=whole, dialect=dialect)
     grouped = list(_grouped(fields))
     if len(grouped) > MOST_FLAGS:
         raise InputError(

@@ -26,7 +26,12 @@ def settle(result: Arguments) -> None:
             raise InputError(
                 f"{result.places[other].in_messages}: {one} and {other} exclude each other"
             )
-    if CHUNK_LAYERS in flags:
+    if CHUNK_LAYERS in flags and "--num-layers" not in flags and not result.whole:
+        result.notes.append(
+            f"{result.places[CHUNK_LAYERS].in_messages}: {CHUNK_LAYERS} {flags[CHUNK_LAYERS]} is "
+            "not read: --num-layers is not in this file, so the number of chunks is not known"
+        )
+    elif CHUNK_LAYERS in flags:
         key = "model.virtual_pipeline_model_parallel_size"
         values[key] = _chunks(values, flags[CHUNK_LAYERS], result.places[CHUNK_LAYERS].in_messages)
         result.where[key] = result.places[CHUNK_LAYERS]

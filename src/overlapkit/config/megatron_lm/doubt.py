@@ -115,6 +115,23 @@ def _not_certain(
     )
 
 
+def of_other_rules(decisions: Iterable[Decision], name: str) -> list[Decision]:
+    """Decisions on a run of software whose own rules are not known: no finding is certain."""
+    return [
+        replace(
+            d,
+            outcome=Outcome.NOTE,
+            reason=f"{d.reason.rstrip('.')}; not certain: this is a rule of today's Megatron-LM, "
+            f"and this is {name}",
+            edits=(),
+            certain=False,
+        )
+        if d.is_finding
+        else d
+        for d in decisions
+    ]
+
+
 def _named(gaps: Sequence[Gap]) -> str:
     """What is not known, as the subject of a sentence."""
     named = [str(gap) for gap in gaps[:_MOST_NAMED]]

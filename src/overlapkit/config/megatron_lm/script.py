@@ -328,17 +328,11 @@ def _without_launch(
         if any(known_flag(field.text) for field in words):
             fields += words
             names.append(name)
-    if followed.exits is not None and (followed.decided_by or not fields):
+    if followed.exits is not None and followed.decided_by:
         named = ", ".join(f"{name}=value" for name in followed.decided_by)
-        remedy = (
-            f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"
-            if named
-            else "give the variables that this depends on as NAME=value, and its first argument as "
-            "1=value"
-        )
         raise InputError(
             f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
-            f"{remedy}"
+            f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"
         )
     if not fields:
         for started in followed.started:
@@ -349,12 +343,19 @@ def _without_launch(
                 f"{path}: starts no Megatron-LM job itself, but {elsewhere[-1][:200]}, which is "
                 "not here; explain that script"
             )
+        missing = [gap for gap in unread(followed.gaps) if gap.variables is None]
+        if missing:
+            raise NoConfiguration(
+                f"{path}: starts no Megatron-LM job, as far as it can be read: {missing[-1]} is "
+                f"not read; {missing[-1].remedy}, or explain that file"
+            )
         raise NoConfiguration(
             f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
             "script? The arguments themselves can be given after --"
         )
     note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
-    return read_arguments(fields, path, lines, allow_unknown=allow_unknown), [note]
+    read = read_arguments(fields, path, lines, allow_unknown=allow_unknown, whole=False)
+    return read, [note]
 
 
 def _script_elsewhere(started: Started) -> str:

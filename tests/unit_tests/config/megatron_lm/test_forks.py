@@ -183,3 +183,19 @@ def test_a_bucket_of_any_size_has_an_answer(overlapkit, config: Callable[..., st
     )
     result = overlapkit("explain", "--from-megatron-lm", script, "--json")
     assert result.status in (0, 1)
+
+
+def test_no_finding_is_certain_of_megatron_lm_before_megatron_core(overlapkit, tmp_path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 "
+        "--num-attention-heads 8 --seq-length 64 --micro-batch-size 4 --global-batch-size 6 "
+        "--tensor-model-parallel-size 8 --DDP-impl local\n"
+    )
+    result = overlapkit("explain", "--from-megatron-lm", str(script), "--gpu", "h100")
+    assert result.status == 0
+    assert "ERROR" not in result.out
+    assert "this is a rule of today's Megatron-LM" in result.out
+    assert "Not certain: " in result.out and "; ." not in result.out
+    script.write_text(script.read_text().replace("--DDP-impl local", ""))
+    assert overlapkit("explain", "--from-megatron-lm", str(script), "--gpu", "h100").status == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from overlapkit.config.megatron_lm.script import read_megatron_lm
-from overlapkit.errors import InputError
+from overlapkit.errors import InputError, NoConfiguration
 
 JOB = (
     "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 --bf16 "
@@ -162,3 +162,25 @@ def test_a_script_of_another_program_is_still_called_that(tmp_path: Path) -> Non
         "else\n  python train.py --lr 1e-4 --epochs 3\nfi\n"
     )
     assert "starts no Megatron-LM job and sets no arguments for one" in asked(tmp_path, text)
+
+
+def test_a_script_that_ends_by_itself_names_what_was_not_read(tmp_path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text("TP=8\nsource ./settings.sh\nbash ./submit.sh\nexit 0\n")
+    with pytest.raises(NoConfiguration, match=r"submit\.sh, which is not here; explain that"):
+        read_megatron_lm(str(script))
+    script.write_text("TP=8\n. ./settings.sh\n. ./submit.sh\nexit 0\n")
+    with pytest.raises(NoConfiguration, match=r"submit\.sh .* is not read; give what it sets"):
+        read_megatron_lm(str(script))
+
+
+def test_a_file_of_arguments_need_not_have_those_that_others_depend_on(tmp_path) -> None:
+    script = tmp_path / "args.sh"
+    script.write_text(
+        'EXTRA="--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 2"\n'
+    )
+    settings = read_megatron_lm(str(script))
+    assert any("the number of chunks is not known" in note for note in settings.launch.notes)
+    script.write_text(f"{script.read_text()}torchrun pretrain_gpt.py $EXTRA\n")
+    with pytest.raises(InputError, match="needs --num-layers"):
+        read_megatron_lm(str(script))
