@@ -44,8 +44,8 @@ _MEGATRON_GROUP = re.compile(
 )
 _ENGINE_GROUP = re.compile(r"^(?:tp|pp|dp|ep|dcp|pcp|world):\d+$")
 _ENGINE_KERNELS: tuple[tuple[Framework, re.Pattern[str]], ...] = (
-    ("vllm", re.compile(r"\bvllm::")),
     ("sglang", re.compile(r"\bsgl_|\bsglang::|\bsgl::")),
+    ("vllm", re.compile(r"\bvllm::")),
 )
 
 
@@ -90,8 +90,8 @@ def detect(work: Work, traffic: Iterable[Traffic], *, configured: bool) -> Detec
     if described:
         note("megatron", f"process group {described[0]}")
     for name, pattern in _ENGINE_KERNELS:
-        kernel = next((k for k in work.names if pattern.search(k)), None)
-        if kernel is not None:
+        # Engines use each other's kernels: vLLM's run in SGLang too.
+        if not found.keys() & ENGINES and any(pattern.search(k) for k in work.names):
             note(name, "names of kernels")
     if any(_ENGINE_GROUP.match(g) for g in groups) and not found:
         note("vllm", "names of process groups")

@@ -15,6 +15,10 @@ from overlapkit.trace.read.device_work import COMPUTE
 AT_ONCE_NS = 10_000
 """Two events that are closer than this: one started when the other ended (launch gaps included)."""
 
+AMONG = 0.25
+"""Share of the time between the first and the last reduction in which the device computes, from
+which the backward pass goes on there: after it, only the gradients are scaled and copied."""
+
 MOSTLY = 0.4
 """Share of the gathers that is exposed, from which they are not hidden. The first one of a step is
 exposed whatever is set."""
@@ -24,9 +28,8 @@ _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
 
 def _gradient_reductions(case: Case) -> NDArray[np.intp]:
-    """Data-parallel reductions; every reduce-scatter where no dimension is known."""
-    events = case.events(("DP",), _REDUCTIONS)
-    return events if len(events) or case.has("DP") else case.events(("other",), _REDUCTIONS[:1])
+    """Data-parallel reductions."""
+    return case.events(("DP",), _REDUCTIONS)
 
 
 def gradient_reduction(case: Case) -> Diagnosis | None:
@@ -42,10 +45,10 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
     if not len(events) or not case.notable(exposed):
         return None
     large = events[(work.end - work.start)[events] > 0.005 * case.step_ns]
-    counts, late = _reductions_by_step(case, large)
+    counts, late, beside = _reductions_by_step(case, large)
     total = union(work.start[large], work.end[large]).total
     mostly_exposed = total and case.exposed_of(large).total > 0.5 * total
-    if not late or not mostly_exposed or statistics.median(late) > 0.2:
+    if not late or not mostly_exposed or statistics.median(late) > 0.2 or beside > AMONG:
         return None
     per_step = float(statistics.median(counts))
     evidence = {
@@ -73,14 +76,21 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
     )
 
 
-def _reductions_by_step(case: Case, events: NDArray[np.intp]) -> tuple[list[int], list[float]]:
+def _reductions_by_step(
+    case: Case, events: NDArray[np.intp]
+) -> tuple[list[int], list[float], float]:
     """For each step the number of reductions, and how much of its compute follows the first.
 
+    Where gradients are accumulated, only the last backward pass reduces them, and little compute
+    follows however well that is hidden.
+
     Returns:
-        The numbers; and the shares of those steps that have any, 1 where a step has no compute.
+        The numbers; the shares of those steps that have any, 1 where a step has no compute; and the
+        share of the time from the first reduction to the last in which the device computes.
     """
     start = case.m.work.start[events]
     counts, shares = [], []
+    among, computed = 0, 0
     for window in case.windows:
         inside = start[(start >= window.start) & (start < window.end)]
         counts.append(len(inside))
@@ -88,7 +98,10 @@ def _reductions_by_step(case: Case, events: NDArray[np.intp]) -> tuple[list[int]
             begin = np.asarray([inside.min(), window.start])
             after, total = case.m.compute.within(begin, np.full(2, window.end)).tolist()
             shares.append(after / total if total else 1.0)
-    return counts, shares
+            between = np.asarray([inside.min()]), np.asarray([inside.max()])
+            among += int(between[1][0] - between[0][0])
+            computed += int(case.m.compute.within(*between)[0])
+    return counts, shares, computed / among if among else 0.0
 
 
 def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, int]]:
@@ -117,7 +130,8 @@ def _resumptions(case: Case, under: NDArray[np.intp]) -> list[tuple[int, int, in
 
 def one_queue(case: Case) -> Diagnosis | None:
     """Compute that stalls until a queued collective has started."""
-    if case.has("TP", "CP"):
+    # What belongs to no known dimension may be tensor-parallel.
+    if case.has("TP", "CP") or any(t.confidence == "unknown" for t in case.m.traffic):
         return None
     work = case.m.work
     reductions = set(_gradient_reductions(case).tolist())
@@ -136,12 +150,16 @@ def one_queue(case: Case) -> Diagnosis | None:
         held = (np.abs(ends - starts[last]) < AT_ONCE_NS) & (launch < launch[last])
         if not held.any() or launch[last] < launch[earlier].max():
             continue
+        passed = (ends > start) & (ends <= end) & earlier
+        awaited = int((passed & ~np.isin(events, list(reductions))).sum())
         if int(events[last]) not in reductions:
             # A kernel can depend on the parameters of one gather, but hardly on those of several.
-            passed = (ends > start) & (ends <= end) & earlier
             if int(passed.sum()) < 2:
                 continue
             gathers += 1
+        elif awaited == 1:
+            # So it does where gathers and reductions share a stream, as in FSDP1.
+            continue
         cost += end - start
         times += 1
     if times < 2 or not case.notable(cost, NOTABLE / 2):

@@ -248,6 +248,9 @@ def _by_framework(
     if known.serves_inference:
         # Data-parallel replicas of an engine reduce nothing.
         return ("TP", "likely") if what == "all_reduce" else None
+    if call is None and not known.groups and what == "all_reduce" and _only_ddp(known):
+        # Old versions record neither the group nor what launched a collective.
+        return None if launch.functional else ("DP", "guess")
     if what not in _REDUCTIONS or not _among_all(call, known):
         return None
     for framework, operations in _OF_DATA_PARALLEL.items():
@@ -258,6 +261,10 @@ def _by_framework(
     alone = all(g.description.strip().lower() != "undefined" for g in known.groups)
     undecided = launch.functional or "megatron" in known.frameworks or not alone
     return None if undecided else ("DP", "guess")
+
+
+def _only_ddp(known: Known) -> bool:
+    return set(known.frameworks) & (_ENGINES | _TRAINS) == {"ddp"}
 
 
 def _among_all(call: Call | None, known: Known) -> bool:

@@ -117,6 +117,8 @@ _SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("TP", re.compile(r"torch/distributed/tensor/parallel/")),
     ("TP", re.compile(r"megatron/core/tensor_parallel/layers\.")),
 )
+# DDP broadcasts the model's buffers before the forward pass, which may communicate otherwise.
+_OF_BUFFERS = re.compile(r"DistributedDataParallel\.forward")
 _MAPPING = re.compile(r"megatron/core/tensor_parallel/mappings\.py\(\d+\): (?P<function>.*)")
 _FINAL = re.compile(r"megatron/core/distributed/finalize_model_grads\.py\(\d+\): (?P<function>.*)")
 _DISPATCHER = re.compile(r"megatron/core/transformer/moe/(?:token_dispatcher|moe_utils)\.")
@@ -127,6 +129,8 @@ def _served(ranges: tuple[str, ...], called: str | None) -> str | None:
     if any(_DISPATCHER.search(name) for name in ranges):
         # It also gathers over the tensor-parallel ranks, and over both.
         return "EP" if called in _EXPERTS else None
+    if called == "broadcast" and any(_OF_BUFFERS.match(name) for name in ranges):
+        return "DP"
     for name in reversed(ranges):
         match = _FINAL.search(name)
         if match is not None:

@@ -30,13 +30,16 @@ UNEVEN = 0.02
 """Difference between iterations in their number of kernels, as a share, up to which they are the
 same work."""
 
+CLEAR = 1.5
+"""How much longer than any other the pause between iterations is, if it separates them."""
+
 
 @dataclass(frozen=True)
 class Repetition:
     """Iterations that were found.
 
     Attributes:
-        windows: the whole iterations, from the start of the repeated sequence to its next one.
+        windows: the whole iterations, each up to the next one, the last up to the end of the work.
         kernels: the number of kernels of one.
     """
 
@@ -47,7 +50,7 @@ class Repetition:
 def repetition(work: Work) -> Repetition | None:
     """The iterations of a profile; None where no clear repetition covers it.
 
-    The part before the first and after the last occurrence is in no iteration.
+    The parts of an iteration at the beginning and at the end of the profile are in none.
     """
     chosen = _busiest_stream(work)
     names = work.name[chosen].astype(np.int64)
@@ -69,7 +72,7 @@ def repetition(work: Work) -> Repetition | None:
             continue
         length = (even[0][-1] - even[0][0]) / (count - 1)
         if len(even) >= max(1, SUPPORT * length):
-            return _of(work, chosen, min(even), round(length))
+            return _of(work, chosen, names, min(even), round(length))
     return None
 
 
@@ -98,15 +101,43 @@ def _is_even(places: list[int], kernels: int) -> bool:
     """Whether places are at equal distances that cover all kernels but for one at either end."""
     gaps = np.diff(places)
     middle = float(np.median(gaps))
-    if middle < LENGTH or np.abs(gaps - middle).max() > max(1.0, UNEVEN * middle):
+    # Equal layers with one more kernel after the last one are no iterations.
+    if middle < LENGTH or np.abs(gaps - middle).max() > UNEVEN * middle:
         return False
     return places[0] <= middle and kernels - places[-1] <= 1.5 * middle
 
 
-def _of(work: Work, chosen: NDArray[np.intp], places: list[int], kernels: int) -> Repetition:
-    starts = work.start[chosen[places]].tolist()
+def _of(
+    work: Work, chosen: NDArray[np.intp], names: Ints, places: list[int], length: int
+) -> Repetition:
+    """The iterations at this distance, from the pause between them where there is a clear one."""
+    tolerance = max(1.0, UNEVEN * length)
+    first = _after_pause(work, chosen, places, length)
+    begins = [p + first for p in places if p + first < len(chosen)]
+    if begins[0] >= length - tolerance:
+        before = max(0, begins[0] - length)
+        if np.array_equal(names[before : before + LENGTH], names[begins[0] : begins[0] + LENGTH]):
+            begins.insert(0, before)
+    bounds = work.start[chosen[begins]].tolist()
+    if abs(len(chosen) - begins[-1] - length) <= tolerance:
+        bounds.append(work.whole.end)
     windows = [
         Window(f"iteration {number}", number, start, end)
-        for number, (start, end) in enumerate(itertools.pairwise(starts))
+        for number, (start, end) in enumerate(itertools.pairwise(bounds))
     ]
-    return Repetition(windows, kernels)
+    return Repetition(windows, length)
+
+
+def _after_pause(work: Work, chosen: NDArray[np.intp], places: list[int], length: int) -> int:
+    """How many kernels after the found sequence an iteration begins.
+
+    The device waits longest where one iteration ends, if the host reads a result there. Without
+    such a pause the first kernel of the profile begins one.
+    """
+    pause = np.concatenate(([0], work.start[chosen][1:] - work.end[chosen][:-1]))
+    rows = np.asarray(places[:-1])[:, None] + np.arange(length)
+    middle = np.median(pause[np.minimum(rows, len(pause) - 1)], axis=0)
+    longest = int(np.argmax(middle))
+    if middle[longest] > CLEAR * max(0, *np.delete(middle, longest).tolist()):
+        return longest
+    return -places[0] % length

@@ -24,6 +24,8 @@ _OPERATORS = re.compile(
     r"c10d::|record_param_comms|_?c10d_functional(?:_autograd)?::|symm_mem::|"
     r"nccl:|rccl:|nccl[A-Z]\w+$|gloo:|"
     r"FSDP::|FullyShardedDataParallel|DistributedDataParallel|"
+    # The hooks that reduce gradients run inside the node that accumulates them.
+    r"autograd::engine::evaluate_function: torch::autograd::AccumulateGrad|"
     r"enumerate\(DataLoader\)|"
     r"(?:vllm|sgl_kernel|sglang|trtllm|_C_custom_ar|flashinfer|deep_ep|mori|pplx\w*)\w*::\w*"
     r"(?:all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|dispatch|combine|_ar\b)"

@@ -117,3 +117,13 @@ def test_every_software_has_a_title_and_known_problems():
         assert set(own) <= set(_GENERAL)
     for problem in _GENERAL:
         assert remedy(problem, None).rule is None
+
+
+def test_an_engine_that_runs_kernels_of_another_one_is_told_by_its_own(tmp_path):
+    borrowed = tiny.kernel("void vllm::act_and_mul_kernel<c10::BFloat16>(int)", 9_600, 10)
+    own = tiny.kernel("void sglang::cross_device_reduce_2stage<half, 8>(int)", 9_700, 10)
+    events = one_reduction()
+    assert report(tmp_path, [*events, borrowed]).framework.name == "vllm"
+    assert report(tmp_path, [*events, borrowed, own]).framework.name == "sglang"
+    frame = host("sglang/srt/model_executor.py(1): forward", 3, 3, FRAME)
+    assert report(tmp_path, [*events, borrowed, frame]).framework.name == "sglang"

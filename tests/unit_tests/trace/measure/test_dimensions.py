@@ -154,3 +154,46 @@ def test_communication_before_the_first_step_is_no_part_of_the_steps(tmp_path):
     assert list(report.steps[0].by_dimension) == ["TP"]
     assert list(report.whole.by_dimension) == ["TP", "other"]
     assert [w for w in report.warnings if "dimension" in w] == []
+
+
+def old_traffic(tmp_path, events):
+    """Of a trace without a list of groups, as before PyTorch 2.3."""
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    return {
+        (c.traffic.operation, c.traffic.dimension, c.traffic.confidence) for c in report.collectives
+    }
+
+
+OLD_ALL_REDUCE = "ncclAllReduceRingLLKernel_sum_f32(ncclColl)"
+OLD_BROADCAST = "ncclKernel_Broadcast_RING_LL_Sum_int8_t(ncclDevComm*, unsigned long, ncclWork*)"
+HOOK = "autograd::engine::evaluate_function: torch::autograd::AccumulateGrad"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "ranges", "expected"),
+    [
+        (OLD_ALL_REDUCE, [HOOK], ("all_reduce", "DP", "likely")),
+        (OLD_ALL_REDUCE, [HOOK, "c10d::allreduce_"], ("all_reduce", "DP", "likely")),
+        (OLD_ALL_REDUCE, ["c10d::allreduce_"], ("all_reduce", "other", "unknown")),
+        (OLD_ALL_REDUCE, [], ("all_reduce", "other", "unknown")),
+        (
+            OLD_BROADCAST,
+            ["DistributedDataParallel.forward", "c10d::broadcast_"],
+            ("broadcast", "DP", "likely"),
+        ),
+        (
+            tiny.ALL_GATHER,
+            ["DistributedDataParallel.forward", "c10d::_allgather_base_"],
+            ("all_gather", "other", "unknown"),
+        ),
+    ],
+)
+def test_gradient_hooks_and_buffers_are_data_parallel(tmp_path, kernel, ranges, expected):
+    assert old_traffic(tmp_path, launched(kernel, ranges)) == {expected}
+
+
+def test_without_launches_an_all_reduce_beside_ddp_is_a_guess(tmp_path):
+    events = [host("DistributedDataParallel.forward", 0, 90), tiny.kernel(OLD_ALL_REDUCE, 100, 50)]
+    assert old_traffic(tmp_path, events) == {("all_reduce", "DP", "guess")}
+    split = host("FSDP::all_gather", 0, 90)
+    assert old_traffic(tmp_path, [*events, split]) == {("all_reduce", "other", "unknown")}

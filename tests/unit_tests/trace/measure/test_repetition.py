@@ -12,6 +12,7 @@ from overlapkit.trace.rank_report import Options
 from support import tiny_trace as tiny
 
 LAYERS = 4
+DECODER = ["gemm", "norm", "attention", "gemm", "all", "gemm", "act", "gemm", "all"]
 
 
 def iteration(layers=LAYERS):
@@ -33,8 +34,37 @@ def test_iterations_are_found_wherever_the_capture_begins(tmp_path, cut):
     found = repetition(work)
     assert found is not None
     assert found.kernels == len(iteration())
-    assert {w.end - w.start for w in found.windows} == {12_000 * len(iteration())}
-    assert len(found.windows) >= 3
+    whole = 12_000 * len(iteration())
+    assert {w.end - w.start for w in found.windows[:-1]} == {whole}
+    assert found.windows[0].start == work.whole.start
+    # One kernel that lacks is within the difference between iterations.
+    assert len(found.windows) == (len(names[cut:]) + 1) // len(iteration())
+
+
+@pytest.mark.parametrize("cut", [0, 30, len(iteration()) - 1])
+def test_iterations_begin_after_the_pause_that_separates_them(tmp_path, cut):
+    names, events, ts = (iteration() * 5)[cut:], [], 1000
+    for number, name in enumerate(names):
+        begins = (number + cut) % len(iteration()) == 0
+        ts += 100 if begins and number else 0
+        events.append(tiny.kernel(name, ts, 10))
+        ts += 12
+    (work,) = read(tiny.write(tmp_path / "t.json", events))
+    found = repetition(work)
+    assert found is not None
+    first = events[-cut % len(iteration())]["ts"]
+    assert found.windows[0].start == 1000 * first
+    assert len(found.windows) == (5 if cut == 0 else 4)
+    assert {w.end - w.start for w in found.windows[:-1]} == {1000 * (12 * len(iteration()) + 100)}
+    assert found.windows[-1].end == work.whole.end
+
+
+def test_an_iteration_of_a_few_distinct_kernels_is_whole(tmp_path):
+    # A decoder: equal layers, and one kernel at the end that nothing else launches.
+    (work,) = read(trace(tmp_path, [*DECODER * 10, "argmax"] * 8))
+    found = repetition(work)
+    assert found is not None and len(found.windows) == 8
+    assert (found.windows[0].start, found.windows[-1].end) == (work.whole.start, work.whole.end)
 
 
 def test_iterations_of_slightly_different_length_are_the_same_work(tmp_path):
@@ -43,7 +73,7 @@ def test_iterations_of_slightly_different_length_are_the_same_work(tmp_path):
         names += [*iteration(10), *["extra"] * (number % 2)]
     (work,) = read(trace(tmp_path, names))
     found = repetition(work)
-    assert found is not None and len(found.windows) == 5
+    assert found is not None and len(found.windows) == 6
 
 
 @pytest.mark.parametrize(
@@ -54,8 +84,9 @@ def test_iterations_of_slightly_different_length_are_the_same_work(tmp_path):
         random.Random(7).choices([f"k{n}" for n in range(40)], k=2000),
         ["same"] * 500,
         [*iteration(), *random.Random(7).choices(["a", "b", "c"], k=3000), *iteration() * 3],
+        [*DECODER * 32, "argmax"] * 8,
     ],
-    ids=["one iteration", "two", "no order", "one kernel", "only a part repeats"],
+    ids=["one iteration", "two", "no order", "one kernel", "only a part repeats", "layers"],
 )
 def test_no_iterations_without_a_clear_repetition(tmp_path, names):
     (work,) = read(trace(tmp_path, names))
