@@ -8,10 +8,11 @@ assumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from megatron.bridge.training.edits import listed
 from overlapkit.config.gaps import Gap
 from overlapkit.config.shell.commands.builtins import BUILTINS
 from overlapkit.config.shell.commands.conditions import evaluate_test
@@ -59,6 +60,10 @@ def is_command(words: list[Field]) -> bool:
     name = words[0].text
     flags = any(word.text.startswith("--") for word in words[1:])
     return name == "set" or (flags and name not in SHOWS_TEXT and name not in BUILTINS)
+
+
+_MOST_NAMED = 6
+"""Variables that one note names."""
 
 
 @dataclass
@@ -125,12 +130,23 @@ def follow_script(
         state.every(),
         state.exported(),
         frozenset(given),
-        list(dict.fromkeys(follower.notes)),
+        list(dict.fromkeys([*follower.notes, *_on_defaults(path, state.defaulted)])),
         None if end is None or end.kind != "exit" else end.line,
         () if end is None else end.names,
         state.gaps,
         tuple(follower.passed_over),
     )
+
+
+def _on_defaults(path: str, defaulted: Mapping[str, str]) -> Iterator[str]:
+    """Notes on defaults that were taken, one for each file that is not read."""
+    for why in dict.fromkeys(defaulted.values()):
+        names = [name for name, other in defaulted.items() if other == why]
+        more = len(names) - _MOST_NAMED
+        shown = listed([*names[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
+        plural = "s" * (len(names) > 1)
+        reason = why.replace("may set it", "may set them") if plural else why
+        yield f"{path}: the default{plural} of {shown} {'are' if plural else 'is'} taken: {reason}"
 
 
 class _Follower(Loops):

@@ -81,6 +81,8 @@ class State:
         called: names of the functions that are called now, the innermost one first.
         unread: why a variable that nothing sets may still be set, such as by a file that is not
             here; empty where everything was read.
+        defaulted: variables whose defaults were taken although what is not read may set them, with
+            why; shared by all processes.
         lost: variables that a program on the way here did not hand on, or perhaps not.
         beyond: why the environment may have more variables than were followed, such as those of a
             container's image; empty where it has none.
@@ -105,6 +107,7 @@ class State:
     called: tuple[str, ...] = ()
     option_at: tuple[int, int] = (1, 1)
     unread: str = ""
+    defaulted: dict[str, str] = field(default_factory=dict)
     lost: Mapping[str, Lost] = field(default_factory=dict)
     beyond: str = ""
     gaps: tuple[Gap, ...] = ()

@@ -184,3 +184,20 @@ def test_a_file_of_arguments_need_not_have_those_that_others_depend_on(tmp_path)
     script.write_text(f"{script.read_text()}torchrun pretrain_gpt.py $EXTRA\n")
     with pytest.raises(InputError, match="needs --num-layers"):
         read_megatron_lm(str(script))
+
+
+def test_defaults_that_a_missing_file_may_replace_are_named(tmp_path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "A=${A:-1}\nsource ./cluster_env.sh\nTP=${TP:-2}\nPP=${PP:=1}\nE=${E:-}\n"
+        "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 64 "
+        "--num-attention-heads 8 --tensor-model-parallel-size $TP "
+        "--pipeline-model-parallel-size $PP\n"
+    )
+    settings = read_megatron_lm(str(script))
+    assert (
+        f"{script}: the defaults of TP and PP are taken: ./cluster_env.sh may set them, which is "
+        "not read" in settings.launch.notes
+    )
+    given = read_megatron_lm(str(script), {"TP": "4", "PP": "2"})
+    assert not any("defaults of" in note for note in given.launch.notes)

@@ -331,6 +331,8 @@ class Expander(Words):
             if missing:
                 if found is None:
                     self.unset.append(self.as_given(p.name))
+                    if maybe and not p.name.isdecimal() and p.argument and p.argument.parts:
+                        self.state.defaulted.setdefault(p.name, self.state.unread)
                 yield from self._argument(p)
                 if operator.endswith("=") and p.argument is not None:
                     self.state.put(p.name, self.scalar(p.argument))
