@@ -293,6 +293,12 @@ def render(check: bool, root: str | None) -> int:
     metavar="OUT",
     help="Also write the trace to OUT with tracks of exposed communication.",
 )
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Each FILE is a document of trace --json, or a folder of them: merge them into that of "
+    "the run.",
+)
 def trace(**given: Any) -> int:
     """Measure communication overlap in profiles, one FILE per rank.
 

@@ -220,6 +220,7 @@ def trace(
     bridge: str | None = None,
     stack: File | None = None,
     allow_unknown: bool = False,
+    merge: bool = False,
 ) -> TraceDocument:
     """Where the time of each step goes, and which communication is exposed.
 
@@ -236,6 +237,8 @@ def trace(
         group: descriptions or names of process groups, or "size:N" for those of N ranks, each with
             its dimension, such as {"size:8": "TP"}.
         core, bridge, stack, allow_unknown: as in `explain`, for `config`.
+        merge: whether `files` are documents of `overlapkit trace --json`, or folders of them, to
+            make one document of; of the options only `rank_from` belongs to that.
 
     Returns:
         The document `overlapkit/trace/v1`.
@@ -255,11 +258,18 @@ def trace(
     each = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     if not each:
         raise InputError("files is empty: name at least one profile")
-    traces = find_traces([os.fspath(file) for file in each])
+    names = [os.fspath(file) for file in each]
+    if merge:
+        from overlapkit.trace.merge import check_options
+        from overlapkit.trace.merge import merge as merge_documents
+
+        check_options(("steps", str(steps)), {"config": config, "comm": comm, "group": group})
+        return merge_documents(names, rank_from)
+    traces = find_traces(names)
     reading = _reading(core, bridge, stack, allow_unknown)
     settings = None if config is None else _configuration(config, reading)
     layout = None if settings is None else layout_of(settings)
-    options = Options(steps=str(steps), layout=layout, stated=_stated(comm, group))
+    options = Options(steps=str(steps), layout=layout, stated=_stated(comm, group), packed=True)
     with no_progress():
         by_file = analyse_each(traces.paths, options, forking=_can_fork())
     reports = [report for reports in by_file for report in reports]

@@ -75,12 +75,13 @@ def _until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def _start(code: str, *arguments: object) -> subprocess.Popen[str]:
+def _start(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
         # A terminal's signals are not this test's.
         start_new_session=True,
     )
@@ -104,6 +105,30 @@ def test_no_worker_outlives_trace(code: str, number: signal.Signals, traces: Pat
         out, err = command.communicate(timeout=LIMIT_S)
         _until(lambda: not any(map(_runs, workers)))
     assert (command.returncode, out, err.strip()) == (ENDED[number], "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_no_export_outlives_trace(number: signal.Signals, tmp_path: Path) -> None:
+    folder, programs, temporary = (tmp_path / name for name in ("traces", "bin", "tmp"))
+    for each in (folder, programs, temporary):
+        each.mkdir()
+    for rank in (0, 1):
+        (folder / f"rank{rank}.nsys-rep").write_bytes(b"report")
+    nsys = programs / "nsys"
+    nsys.write_text('#!/bin/sh\necho "$$" > "$5.pid"\nexec sleep 600\n')
+    nsys.chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.defpath}", "TMPDIR": str(temporary)}
+    with _start(MAIN + "main()\n", "trace", folder, **environment) as command:
+        _until(lambda: len(list(temporary.rglob("*.pid"))) == 2 or command.poll() is not None)
+        _until(lambda: all(path.read_text() for path in temporary.rglob("*.pid")))
+        exports = [int(path.read_text()) for path in temporary.rglob("*.pid")]
+        command.send_signal(number)
+        command.communicate(timeout=LIMIT_S)
+        _until(lambda: not any(map(_runs, exports)))
+    assert len(exports) == 2
+    assert command.returncode == ENDED[number]
+    # Nothing can be removed by a process that is killed.
+    assert number == signal.SIGKILL or list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", list(ENDED)[:3], ids=lambda number: number.name)

@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from overlapkit.errors import InputError
@@ -34,6 +35,7 @@ from overlapkit.trace.measure.unrecognized import effects, remarks, unrecognized
 from overlapkit.trace.rank_report import Options, RankReport, StepsFrom, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.files.folders import REPORTS, room_for_exports
 from overlapkit.trace.read.parallel_read import Ahead
 from overlapkit.trace.read.recorded import Window
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
@@ -83,6 +85,13 @@ def analyse_each(
         forking: whether several files may be read in processes. In a program with threads, a
             forked process can wait forever for a lock that another thread has.
     """
+    with room_for_exports(paths) as room:
+        return _analyse_each(paths, replace(options, room=room), ahead, forking=forking)
+
+
+def _analyse_each(
+    paths: Sequence[str], options: Options, ahead: Ahead | None, *, forking: bool
+) -> list[list[RankReport]]:
     if len(paths) == 1 or not forking:
         return [analyse_file(path, options, ahead) for path in paths]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -105,21 +114,27 @@ STRAY = 0.01
 """Share of the busiest device's work below which another device in the same file is omitted."""
 
 
-def read(path: str, ahead: Ahead | None = None, stated: Stated = NOTHING_STATED) -> list[Work]:
+def read(
+    path: str,
+    ahead: Ahead | None = None,
+    stated: Stated = NOTHING_STATED,
+    room: str | None = None,
+) -> list[Work]:
     """The device work in a file, for each device that has any.
 
     Args:
         path: the file, of any supported format.
         ahead: processes that already read it.
         stated: what the user says of kernels.
+        room: a temporary folder for an export.
 
     Raises:
         InputError: the format is not supported, or the file cannot be read.
     """
-    if path.endswith((".nsys-rep", ".qdrep")):
+    if path.endswith(REPORTS):
         from overlapkit.trace.read.files.nsys_report import read_report
 
-        return read_report(path, stated)
+        return read_report(path, stated, room)
     if check_readable(path).startswith(SQLITE_MAGIC):
         from overlapkit.trace.read.nsys import read_nsys
 
@@ -144,7 +159,7 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     collecting = gc.isenabled()
     gc.disable()
     try:
-        works = _without_strays(read(path, ahead, options.stated))
+        works = _without_strays(read(path, ahead, options.stated, options.room))
     except MemoryError:
         raise InputError(f"{path}: not enough memory to read it") from None
     finally:
@@ -229,7 +244,7 @@ def _report(
         steps_from=steps_from,
         calls=calls_by_group(m, scope),
         unrecognized=found,
-        stated=options.stated,
+        stated=options.stated.texts,
         warnings=[
             *_warnings(work, confidence),
             *remarks(found, scope),
@@ -246,6 +261,10 @@ def _report(
             part: {label: row.tolist() for label, row in rows.items()}
             for part, rows in contributions(m, measured).items()
         }
+    if options.packed:
+        from overlapkit.trace.merge import pack
+
+        report.packed = pack(report)
     if options.timeline:
         times = report.measured
         shown = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overlapkit.config.reading import Reading
 from overlapkit.errors import InputError
@@ -11,6 +12,9 @@ from overlapkit.output.console import write_json
 from overlapkit.output.files import Output, outputs, real_path
 from overlapkit.trace.read.files.folders import SUFFIXES, find_traces
 from overlapkit.trace.read.parallel_read import read_ahead
+
+if TYPE_CHECKING:
+    from overlapkit.trace.document import TraceDocument
 
 
 def run(
@@ -25,12 +29,22 @@ def run(
     as_json: bool,
     html: str | None,
     annotate: str | None,
+    merge: bool,
 ) -> int:
     """Report where the time of the steps goes; return the exit status.
 
     Raises:
         InputError: see `overlapkit.errors`.
     """
+    if merge:
+        from overlapkit.trace.merge import check_options
+        from overlapkit.trace.merge import merge as merge_documents
+
+        outputs_given = {"--html": html, "--annotate": annotate}
+        given = {"--config": config, "--comm": comm, "--group": group, **outputs_given}
+        check_options(("--steps", steps), given)
+        _show(merge_documents(files, rank_from), as_json=as_json)
+        return 0
     traces = find_traces(files)
     paths = traces.paths
     read = [*files, *paths, *([config] if config is not None else [])]
@@ -54,6 +68,7 @@ def run(
         stated=read_stated(comm, group),
         timeline=page is not None,
         annotate=annotated,
+        packed=as_json,
     )
     reports = settle_ranks(analyse(paths, options, ahead), rank_from)
     document = trace_document(reports, settings, traces.notes)
@@ -61,14 +76,18 @@ def run(
         from overlapkit.trace.page import trace_page
 
         page.write(trace_page(document, [r.timeline for r in reports]))
+    _show(document, as_json=as_json)
+    return 0
+
+
+def _show(document: TraceDocument, *, as_json: bool) -> None:
     if as_json:
         write_json(document)
-    else:
-        from overlapkit.output.console import console
-        from overlapkit.trace.tables import show_trace
+        return
+    from overlapkit.output.console import console
+    from overlapkit.trace.tables import show_trace
 
-        show_trace(document, console())
-    return 0
+    show_trace(document, console())
 
 
 def trace_outputs(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from overlapkit import __version__
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
@@ -101,6 +102,7 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     schema: Annotated[
         Literal["overlapkit/trace/v1"], Meta(description="name and version of this document")
     ] = "overlapkit/trace/v1"
+    version: Annotated[str, Meta(description="of overlapkit")] = __version__
     files: Annotated[list[str], Meta(description="the traces that were read")]
     gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
     world_size: Annotated[
@@ -125,6 +127,13 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
         ),
     ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed, each once")]
+    notes: Annotated[
+        list[str],
+        Meta(
+            description="of `warnings`, those about no rank: files that were left out, the "
+            "configuration"
+        ),
+    ]
     ranks: Annotated[list[TraceRank], Meta(description="the ranks, in order")]
     across_ranks: Annotated[
         TraceAcrossRanks | None, Meta(description="the ranks compared; `null` for a single rank")
@@ -156,22 +165,38 @@ def trace_document(
         settings: the run's configuration, where it was given.
         notes: what else was in the folders and archives that were named.
     """
-    together = across(reports)
     about = list(notes)
+    stack = None
     if settings is not None:
         from overlapkit.config.remarks import remarks
 
         about += remarks(settings)
+        stack = stack_document(settings.basis)
+    return document_of(reports, stack, about)
+
+
+def document_of(
+    reports: Sequence[RankReport], stack: JobStack | None, notes: Sequence[str]
+) -> TraceDocument:
+    """The document of ranks that are in order.
+
+    Args:
+        reports: one for each rank.
+        stack: the versions that the configuration is for; None without one.
+        notes: warnings about no rank.
+    """
+    together = across(reports)
     return all_printable(
         TraceDocument(
             files=list(dict.fromkeys(r.path for r in reports)),
             gpu=next((r.gpu for r in reports if r.gpu), None),
             world_size=next((r.world_size for r in reports if r.world_size), None),
-            stated=reports[0].stated.texts,
-            stack=None if settings is None else stack_document(settings.basis),
+            stated=reports[0].stated,
+            stack=stack,
             framework=_framework(reports),
             doubts=_by_rank(reports, lambda report: report.check.doubts),
-            warnings=merged_warnings(reports) + about,
+            warnings=[*merged_warnings(reports), *notes],
+            notes=list(notes),
             ranks=[rank_of(r) for r in reports],
             across_ranks=None if together is None else _across_ranks(together, reports),
             diagnoses=[_diagnosis(d) for d in diagnoses_of(reports, together)],

@@ -297,6 +297,13 @@ class TraceRank(Struct, frozen=True, kw_only=True):
         Meta(description="kernels that count as compute and may communicate, the longest first"),
     ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed for this rank")]
+    report: Annotated[
+        str | None,
+        Meta(
+            description="all of this rank that a document of several ranks needs, compressed, for "
+            "`overlapkit trace --merge`; `null` where it was not asked for"
+        ),
+    ]
 
 
 def rank_of(report: RankReport) -> TraceRank:
@@ -324,6 +331,7 @@ def rank_of(report: RankReport) -> TraceRank:
         slowed_compute=_slowed(report.slowed),
         unrecognized_kernels=unrecognized_of(report.unrecognized),
         warnings=report.warnings,
+        report=report.packed,
     )
 
 

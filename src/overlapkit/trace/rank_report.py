@@ -37,6 +37,8 @@ class Options:
         timeline: whether to keep the spans of one step for a picture.
         pictured: the index of that step; None for the one of median length.
         annotate: where to write the trace with tracks of exposed communication.
+        packed: whether to keep each report as text, for documents that can be merged.
+        room: a temporary folder for exports; None where each makes its own.
     """
 
     steps: str = "all"
@@ -46,6 +48,8 @@ class Options:
     timeline: bool = False
     pictured: int | None = None
     annotate: Output | None = None
+    packed: bool = False
+    room: str | None = None
 
 
 @dataclass
@@ -72,9 +76,10 @@ class RankReport:
         steps_from: what marks the steps; None where nothing does.
         framework: the software that ran.
         unrecognized: compute kernels in the steps that may communicate.
-        stated: what the user says of kernels and process groups.
+        stated: what the user says of kernels and process groups, as options.
         owners: part to label to time per step; empty unless requested.
         timeline: the spans of one step; None unless requested.
+        packed: this report as text, for documents that can be merged; None unless requested.
     """
 
     path: str
@@ -96,12 +101,13 @@ class RankReport:
     steps_from: StepsFrom | None
     framework: Detected
     unrecognized: list[Unrecognized] = field(default_factory=list)
-    stated: Stated = NOTHING_STATED
+    stated: list[str] = field(default_factory=list)
     cycle: int | None = None
     followed: list[bool] = field(default_factory=list)
     kernels_per_step: float = 0.0
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
+    packed: str | None = None
 
     @property
     def measured(self) -> list[Times]:

@@ -21,6 +21,9 @@ from overlapkit.trace.rank_report import RankReport, median
 NOTABLE_PCT = 10.0
 """Percentage of exposed communication from which waiting is attributed to a late rank."""
 
+_NAMED = 3
+"""Ranks, and groups of them, that a note names; of the others it says how many there are."""
+
 NEGLIGIBLE_NS = 1_000
 """Waiting, summed over all ranks, up to which no rank counts as late for a collective."""
 
@@ -87,6 +90,7 @@ def across(reports: Sequence[RankReport]) -> Across | None:
     slowest = max(step, key=lambda rank: step[rank])
     shortest = min(step.values())
     waiting, notes = _waiting(ranks)
+    notes += _different_steps(ranks)
     late, share = None, None
     exposed = sum(t.exposed_comm for r in ranks for t in r.measured)
     if waiting:
@@ -107,6 +111,26 @@ def across(reports: Sequence[RankReport]) -> Across | None:
         share,
         notes,
     )
+
+
+def _different_steps(reports: Sequence[RankReport]) -> list[str]:
+    """A note where ranks were measured in different steps."""
+    numbers: dict[int, list[int]] = {}
+    for r in reports:
+        steps = numbers.setdefault(r.rank or 0, [])
+        steps += [t.window.number for t in r.steps if t.window.number is not None]
+    ranks: dict[tuple[int, ...], list[int]] = {}
+    for rank, steps in numbers.items():
+        ranks.setdefault(tuple(sorted(steps)), []).append(rank)
+    if len(ranks) < 2:
+        return []
+    texts = []
+    for chosen, of in sorted(ranks.items(), key=lambda item: -len(item[1]))[:_NAMED]:
+        more = f" and {len(of) - _NAMED} more" if len(of) > _NAMED else ""
+        which = f"{len(chosen)}, from {chosen[0]} to {chosen[-1]}" if chosen else "none"
+        texts.append(f"{which} (rank {', '.join(map(str, of[:_NAMED]))}{more})")
+    rest = f"; and {len(ranks) - _NAMED} other choices" if len(ranks) > _NAMED else ""
+    return [f"ranks were measured in different steps: {'; '.join(texts)}{rest}"]
 
 
 def steps_by_rank(reports: Sequence[RankReport]) -> dict[int, int]:
@@ -214,7 +238,7 @@ def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankR
                 )
     elif rank_from == "name" or any(r.rank is None for r in reports):
         reports = _rank_by_name(reports, required=rank_from == "name")
-    for same in _by_rank(reports).values():
+    for same in by_rank(reports).values():
         if len(same) > 1 and are_cycles(same):
             for number, report in enumerate(sorted(same, key=_start), start=1):
                 report.cycle = number
@@ -224,7 +248,8 @@ def settle_ranks(reports: list[RankReport], rank_from: str | None) -> list[RankR
     return sorted(reports, key=lambda r: (r.rank or 0, r.device, r.cycle or 0))
 
 
-def _by_rank(reports: Sequence[RankReport]) -> dict[tuple[int | None, int], list[RankReport]]:
+def by_rank(reports: Sequence[RankReport]) -> dict[tuple[int | None, int], list[RankReport]]:
+    """The reports of each rank and device, in their order."""
     found: dict[tuple[int | None, int], list[RankReport]] = {}
     for report in reports:
         found.setdefault((report.rank, report.device), []).append(report)

@@ -50,7 +50,7 @@ def is_archive(path: str) -> bool:
     Raises:
         InputError: it cannot be read.
     """
-    with open_input(path, "trace") as file:
+    with open_input(path, "trace") as file, _understood(path):
         return _kind(file, path) is not None
 
 
@@ -133,6 +133,8 @@ def _understood(path: str) -> Iterator[None]:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: damaged archive: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (NotImplementedError, RuntimeError) as error:
         # An unknown compression; an encrypted file.
         raise InputError(f"{path}: cannot be read as an archive: {error}; unpack it") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from overlapkit.trace.read.files.foreign import name_of_kind
 JSON = (".json", ".json.gz", ".json.zst")
 DATABASES = (".sqlite",)
 REPORTS = (".nsys-rep", ".qdrep")
+"""Reports of Nsight Systems; the second is their name before version 2021.4."""
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 SUFFIXES = (*JSON, *DATABASES, *REPORTS, *ARCHIVES)
 """Files in a folder that are read as traces."""
@@ -65,6 +67,22 @@ def find_traces(files: Sequence[str]) -> Traces:
             seen.add(place)
             traces.paths.append(name)
     return traces
+
+
+@contextmanager
+def room_for_exports(paths: Sequence[str]) -> Iterator[str | None]:
+    """A temporary folder, removed at the end, where there are reports of Nsight Systems.
+
+    A worker that is ended cannot remove what it has written, so this is for the process that
+    starts the workers.
+    """
+    if not any(path.endswith(REPORTS) for path in paths):
+        yield None
+        return
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="overlapkit-") as folder:
+        yield folder
 
 
 def _add_inside(name: str, inside: Sequence[str], traces: Traces, seen: set[str]) -> None:

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 
 from overlapkit.errors import InputError
 from overlapkit.input_file import open_input
@@ -16,12 +18,13 @@ from overlapkit.trace.read.nsys import read_nsys
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 
 
-def read_report(path: str, stated: Stated = NOTHING_STATED) -> list[Work]:
+def read_report(path: str, stated: Stated = NOTHING_STATED, room: str | None = None) -> list[Work]:
     """The device work in a report. It is exported into a temporary file, which is removed.
 
     Args:
         path: the report.
         stated: what the user says of kernels.
+        room: a folder for the export; by default one of its own.
 
     Raises:
         InputError: it cannot be read, nsys is not installed or fails, or it has no device work.
@@ -32,9 +35,9 @@ def read_report(path: str, stated: Stated = NOTHING_STATED) -> list[Work]:
     if program is None:
         raise InputError(
             f"{path}: is a report of Nsight Systems, and nsys is not installed here; where it is: "
-            f"nsys export --type sqlite --output {output} {path}"
+            f"nsys export --type sqlite --output {quote(output)} {quote(path)}"
         )
-    with tempfile.TemporaryDirectory(prefix="overlapkit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="overlapkit-", dir=room) as folder:
         exported = str(Path(folder, "export.sqlite"))
         _export(program, path, exported)
         try:
@@ -57,7 +60,7 @@ def _export(program: str, path: str, exported: str) -> None:
             text=True,
             errors="replace",
             check=False,
-            preexec_fn=die_with_parent,
+            preexec_fn=_end_with_parent,
         )
     except OSError as error:
         raise InputError(f"{path}: nsys cannot be started: {error.strerror}") from None
@@ -67,3 +70,9 @@ def _export(program: str, path: str, exported: str) -> None:
             f"{path}: nsys export failed ({said[-1] if said else f'status {done.returncode}'}); "
             "use the nsys that recorded it, or a newer one"
         )
+
+
+def _end_with_parent() -> None:
+    # On another system than Linux, the export outlives only a parent that is killed.
+    with suppress(OSError, AttributeError):
+        die_with_parent()
