@@ -16,9 +16,12 @@ UNESCAPED = "name with quotes or backslashes that are not escaped, repaired"
 
 # Searched for in whole chunks: patterns that begin with a fixed character are the fastest.
 _NO_VALUE = re.compile(rb'"\s*:(?=\s*[,}\]])')
-_NOT_A_NUMBER = re.compile(rb"(?:NaN|nan|Infinity|infinity|INF|Inf|inf)(?=\s*[,}\]])")
-_NOT_NUMBERS = (b"NaN", b"nan", b"nf", b"INF")
-_TRAILING_COMMA = re.compile(rb",(?=\s*[}\]])")
+_NOT_A_NUMBER = re.compile(
+    rb"(?:(?:NaN|nan|NAN)(?:\(\w{0,9}\))?|Infinity|infinity|INF|Inf|inf)(?=\s*[,}\]])"
+)
+_NOT_NUMBERS = (b"NaN", b"nan", b"NAN", b"nf", b"INF")
+_EXTRA_COMMA = re.compile(rb',(?=\s*(?:[}\]]|,\s*["{]))')
+_FIRST_COMMA = re.compile(rb'\{\s*,(?=\s*")')
 _BACKSLASH = re.compile(rb"\\.", re.DOTALL)
 _ESCAPES = frozenset(b'"\\/bfnrtu')
 _WHITE = b" \t\r\n"
@@ -62,9 +65,11 @@ def repair_chunk(text: bytes) -> tuple[bytes, Counter[str]] | None:
         values = [(start, end, b"null") for start, end in spans if _begins_value(text, start)]
         text = _spliced(text, values)
         found["NaN or Infinity, treated as absent"] = len(values)
-    commas = [m.span() for m in _TRAILING_COMMA.finditer(text) if _ends_value(text, m.start())]
+    commas = [m.span() for m in _EXTRA_COMMA.finditer(text) if _ends_value(text, m.start())]
     text = _spliced(text, [(start, end, b"") for start, end in commas])
-    found["comma after the last value, ignored"] = len(commas)
+    first = [m.span() for m in _FIRST_COMMA.finditer(text) if _begins_object(text, m.start())]
+    text = _spliced(text, [(start, end, b"{") for start, end in first])
+    found["comma too many, ignored"] = len(commas) + len(first)
     if b"\\" in text:
         paths = _paths(text)
         text = _spliced(text, [(a, b, _escaped(text[a:b])) for a, b in paths])
@@ -102,6 +107,10 @@ def _begins_value(text: bytes, place: int) -> bool:
 
 def _ends_value(text: bytes, comma: int) -> bool:
     return text[max(0, comma - 64) : comma].rstrip(_WHITE)[-1:] in _VALUE_ENDS
+
+
+def _begins_object(text: bytes, brace: int) -> bool:
+    return text[max(0, brace - 64) : brace].rstrip(_WHITE)[-1:] in (b":", b",", b"[")
 
 
 def _paths(text: bytes) -> list[tuple[int, int]]:
