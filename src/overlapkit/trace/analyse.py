@@ -35,6 +35,7 @@ from overlapkit.trace.measure.unrecognized import effects, remarks, unrecognized
 from overlapkit.trace.rank_report import Options, RankReport, StepsFrom, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.files.archives import locate
 from overlapkit.trace.read.files.folders import REPORTS, room_for_exports
 from overlapkit.trace.read.parallel_read import Ahead
 from overlapkit.trace.read.recorded import Window
@@ -131,11 +132,14 @@ def read(
     Raises:
         InputError: the format is not supported, or the file cannot be read.
     """
+    is_database = check_readable(path).startswith(SQLITE_MAGIC)
+    if (is_database or path.endswith(REPORTS)) and locate(path)[1] is not None:
+        raise InputError(f"{path}: only JSON traces are read in an archive; unpack it first")
     if path.endswith(REPORTS):
         from overlapkit.trace.read.files.nsys_report import read_report
 
         return read_report(path, stated, room)
-    if check_readable(path).startswith(SQLITE_MAGIC):
+    if is_database:
         from overlapkit.trace.read.nsys import read_nsys
 
         return read_nsys(path, stated)

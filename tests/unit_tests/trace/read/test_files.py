@@ -127,6 +127,28 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
             find_traces([str(tmp_path / name)])
 
 
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    archive = tmp_path / "run.tar.gz"
+    secret = tmp_path / "secret.json"
+    secret.write_bytes(TEXT)
+    with tarfile.open(archive, "w:gz") as packed:
+        for name, kind in (("rank0.json", tarfile.SYMTYPE), ("rank1.json", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, str(secret)
+            packed.addfile(info)
+    assert "contains no trace" in refusal(archive)
+    assert "contains no rank0.json" in refusal(f"{archive}/rank0.json")
+
+
+def test_other_formats_in_an_archive_are_to_be_unpacked(tmp_path):
+    write_nsys(SCENARIOS["dp overlapped"].but(noise=0, steps=1), tmp_path)
+    for name in ("rank0.sqlite", "rank0.nsys-rep"):
+        archive = tmp_path / f"{name}.zip"
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.write(tmp_path / "rank0.sqlite", name)
+        assert "unpack it first" in refusal(archive)
+
+
 def test_an_encrypted_archive_is_one_line(tmp_path):
     archive = tmp_path / "run.zip"
     add(archive, rank0_json=TEXT)

@@ -95,3 +95,29 @@ def test_steps_and_parts_do_not_depend_on_the_columns(tmp_path, lacking):
 def test_kernels_without_names_cause_a_warning(tmp_path):
     report = export(tmp_path / "t.sqlite", strings=False)
     assert any("4 x device event without a name" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize("calls", [1, 400])
+def test_two_processes_on_one_gpu(tmp_path: Path, calls: int) -> None:
+    """One of them can be a stray context with a single memset."""
+    path = tmp_path / "two.sqlite"
+    columns = "(start, end, deviceId, streamId, globalPid, correlationId, shortName)"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE StringIds (id, value)")
+        connection.execute("INSERT INTO StringIds VALUES (1, 'gemm')")
+        for table in ("KERNEL", "MEMSET"):
+            connection.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_{table} {columns}")
+        rows = [(1000 * i, 1000 * i + 600, 0, 7, 100 << 24, i + 1, 1) for i in range(400)]
+        others = [(1000 * i, 1000 * i + 100, 0, 7, 101 << 24, i + 1, None) for i in range(calls)]
+        for table, values in (("KERNEL", rows), ("MEMSET", others)):
+            connection.executemany(
+                f"INSERT INTO CUPTI_ACTIVITY_KIND_{table} VALUES (?, ?, ?, ?, ?, ?, ?)", values
+            )
+    first, *rest = analyse_file(str(path), Options())
+    assert (first.kernels, first.whole.compute) == (400, 400 * 600)
+    if calls == 1:
+        assert not rest
+        assert any("of another process) omitted" in w for w in first.warnings)
+    else:
+        (second,) = rest
+        assert (second.kernels, second.whole.memory) == (400, 400 * 100)

@@ -115,7 +115,9 @@ def _member(file: BinaryIO, place: str, member: str) -> Iterator[IO[bytes]]:
         else:
             with _tar(file, place) as tar:
                 for entry in tar:
-                    stream_of = tar.extractfile(entry) if entry.name == member else None
+                    # Of a link in an archive nothing is opened.
+                    wanted = entry.isfile() and entry.name == member
+                    stream_of = tar.extractfile(entry) if wanted else None
                     if stream_of is not None:
                         yield stream_of
                         return
