@@ -93,6 +93,10 @@ def across(reports: Sequence[RankReport]) -> Across | None:
     notes += _different_steps(ranks)
     late, share = None, None
     exposed = sum(t.exposed_comm for r in ranks for t in r.measured)
+    for rank, found in waiting.items():
+        # Collectives that run at the same time are exposed once.
+        own = sum(t.exposed_comm for r in ranks if r.rank == rank for t in r.measured)
+        waiting[rank] = replace(found, exposed_ns=min(found.exposed_ns, own))
     if waiting:
         share = 100.0 * sum(w.exposed_ns for w in waiting.values()) / exposed if exposed else 0.0
         total = sum(w.waiting_ns for w in waiting.values())

@@ -17,6 +17,9 @@ PART_TITLES: dict[Part, str] = {
 }
 """What the exclusive parts of a step are called."""
 
+NAMED = 8
+"""Ranks of a diagnosis that are named."""
+
 NOTABLE_WAIT = 0.01
 """Share of a step from which a cause of idle time is reported."""
 
@@ -93,4 +96,9 @@ def across_sentence(across: TraceAcrossRanks) -> str:
 def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     """What a diagnosis costs, and how certain it is where that is less than likely."""
     text = f"{ms_of_us(diagnosis.cost_us)} ms{' a step' if document.has_steps else ''}"
+    ranks = {r.rank for r in document.ranks}
+    if len(ranks) > 1 and diagnosis.id != "late-rank" and set(diagnosis.ranks) != ranks:
+        named = ", ".join(map(str, diagnosis.ranks[:NAMED]))
+        more = f" and {len(diagnosis.ranks) - NAMED} more" * (len(diagnosis.ranks) > NAMED)
+        text += f", rank {named}{more}"
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"

@@ -183,3 +183,49 @@ def test_groups_of_other_ranks_are_not_matched(tmp_path):
         args = {"Process Group Name": "7", "Process Group Ranks": f"[{rank}, {rank + 8}]"}
         paths.append(exchanges(tmp_path, rank, [length] * 4, **args))
     assert late_rank(paths) == (None, {})
+
+
+def waiting(tmp_path, rank, length):
+    """Two collectives at once in each of three steps; compute is short."""
+    info = {"distributedInfo": {"rank": rank, "world_size": 2}}
+    group = {"Process Group Description": "mesh_dp", "Collective name": "allreduce"}
+    events = []
+    for n in range(3):
+        at = 20_000 * n
+        events += [tiny.step(n, at, 10_000), tiny.kernel(tiny.GEMM, at, 500)]
+        events += [
+            tiny.kernel(
+                "ncclDevKernel_AllReduce_Sum_f32_RING_LL", at + 1000, length, stream, **group
+            )
+            for stream in (20, 21)
+        ]
+    return tiny.write(tmp_path / f"rank{rank}.json", events, **info)
+
+
+def test_collectives_at_the_same_time_wait_once(tmp_path):
+    paths = [waiting(tmp_path, 0, 1000), waiting(tmp_path, 1, 8000)]
+    together = across(settle_ranks(reports_of(paths), None))
+    assert together.late_rank == 0
+    assert together.exposed_waiting_pct == pytest.approx(100 * 8 / 9)
+    assert together.waiting[1].exposed_ns == 3 * 8000 * 1000
+
+
+def test_a_rank_that_waits_for_a_late_one_is_not_bandwidth_bound(overlapkit, tmp_path):
+    paths = [waiting(tmp_path, 0, 1000), waiting(tmp_path, 1, 8000)]
+    alone = overlapkit("trace", paths[1], "--json").document
+    assert "bandwidth-bound" in {d["id"] for d in alone["diagnoses"]}
+    both = overlapkit("trace", *paths, "--json").document
+    assert {d["id"] for d in both["diagnoses"]} >= {"late-rank"}
+    assert "bandwidth-bound" not in {d["id"] for d in both["diagnoses"]}
+
+
+def test_a_diagnosis_of_some_ranks_names_them(overlapkit, tmp_path):
+    paths = [waiting(tmp_path, 0, 7500), waiting(tmp_path, 1, 8000)]
+    shared = overlapkit("trace", *paths).out
+    assert "ms a step)" in shared and "rank 0, 1" not in shared
+    # Rank 2 computes all the time.
+    busy = [tiny.kernel(tiny.GEMM, 20_000 * n, 9_900) for n in range(3)]
+    ranges = [tiny.step(n, 20_000 * n, 10_000) for n in range(3)]
+    info = {"distributedInfo": {"rank": 2, "world_size": 3}}
+    third = tiny.write(tmp_path / "rank2.json", [*busy, *ranges], **info)
+    assert "a step, rank 0, 1)" in overlapkit("trace", *paths, third).out

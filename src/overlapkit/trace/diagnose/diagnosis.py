@@ -146,11 +146,13 @@ class Case:
         return total_ns / max(1, self.steps) > share * self.step_ns
 
     def events(self, dimensions: Sequence[str], operations: Sequence[str] = ()) -> NDArray[np.intp]:
-        """Communication events that start in the steps."""
+        """Communication events that start in the steps, but none whose dimension is a guess."""
         kinds = [
             i
             for i, t in enumerate(self.m.traffic)
-            if t.dimension in dimensions and (not operations or t.operation in operations)
+            if t.dimension in dimensions
+            and (not operations or t.operation in operations)
+            and t.confidence != "guess"
         ]
         chosen = self.m.events_of(kinds)
         start = self.m.work.start[chosen]
@@ -169,6 +171,10 @@ class Case:
         """Whether communication runs during a tenth of the event or more."""
         start, end = self.m.work.start[[event]], self.m.work.end[[event]]
         return 10 * int(self.m.comm.within(start, end)[0]) > int(end[0] - start[0])
+
+    def is_guess(self, dimension: str) -> bool:
+        """Whether nothing but the operation tells some communication of a dimension."""
+        return any(t.dimension == dimension and t.confidence == "guess" for t in self.m.traffic)
 
     def has(self, *dimensions: str) -> bool:
         return any(d in self.m.dimension_comm for d in dimensions)

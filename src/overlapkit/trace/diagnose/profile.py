@@ -45,7 +45,7 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
     if any("userbuffers" in name or "ptop" in name for name in libraries):
         return None
     exposed = case.dimension_exposed("TP")
-    if not case.has("TP") or not case.notable(exposed) or not case.trains:
+    if not case.notable(exposed) or not case.trains or case.is_guess("TP"):
         return None
     operations = {t.operation for t in case.m.traffic if t.dimension == "TP"}
     reduce_only = "all_reduce" in operations and not operations & {"all_gather", "reduce_scatter"}
@@ -97,7 +97,7 @@ def _pipeline(case: Case) -> Diagnosis | None:
 
 def _experts(case: Case) -> Diagnosis | None:
     exposed = case.dimension_exposed("EP")
-    if not case.notable(exposed, 2 * NOTABLE):
+    if not case.notable(exposed, 2 * NOTABLE) or case.is_guess("EP"):
         return None
     return case.diagnosis(
         "expert-exchange-exposed",

@@ -10,6 +10,9 @@ from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, steps_by_rank
 
+MOSTLY = 0.5
+"""Share of what collectives take too long that is waiting, from which the link is not the cause."""
+
 
 def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[Diagnosis]:
     """The diagnoses of all ranks and the one across them, the costliest first.
@@ -20,6 +23,8 @@ def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[D
     by_id: dict[str, list[tuple[RankReport, Diagnosis]]] = {}
     for report in reports:
         for diagnosis in report.diagnoses:
+            if diagnosis.id == "bandwidth-bound" and _waits(report, diagnosis, across):
+                continue
             by_id.setdefault(diagnosis.id, []).append((report, diagnosis))
     merged = []
     for found in by_id.values():
@@ -28,6 +33,15 @@ def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[D
     if across is not None and across.late_rank is not None:
         merged.append(_late_rank(reports, across, across.late_rank))
     return sorted(merged, key=lambda d: -d.cost_us)
+
+
+def _waits(report: RankReport, diagnosis: Diagnosis, across: Across | None) -> bool:
+    """Whether collectives of a rank take so long since they wait for other ranks."""
+    found = across.waiting.get(report.rank or 0) if across is not None else None
+    if found is None:
+        return False
+    waiting = us_of_ns(found.waiting_ns / steps_by_rank([report])[report.rank or 0])
+    return waiting > MOSTLY * diagnosis.cost_us
 
 
 def _late_rank(reports: Sequence[RankReport], across: Across, late: int) -> Diagnosis:

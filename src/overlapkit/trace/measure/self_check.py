@@ -66,9 +66,9 @@ class SelfCheck:
         if not self.communication_is_known:
             unknown = 1 - (self.known_communication or 0)
             result.append(
-                f"{100 * unknown:.0f} % of the communication has no known operation and dimension "
-                f"({', '.join(self.unknown_names[:3])}): no diagnosis rests on it. Give --config, "
-                "or name the groups with --group."
+                f"{100 * unknown:.0f} % of the communication has no known operation or dimension "
+                f"({', '.join(self.unknown_names[:3])}): no diagnosis says what it is for. Give "
+                "--config, or name the groups with --group."
             )
         return result
 

@@ -90,7 +90,11 @@ _DEVICE = {
 }
 """Categories of device work, and whether they are copies."""
 
-_LAUNCH = frozenset({"cuda_runtime", "cuda_driver", "Runtime"})
+# Kineto's categories of calls of a runtime or driver; that of ROCm is called CUDA's.
+_LAUNCH = frozenset(
+    {"cuda_runtime", "cuda_driver", "Runtime", "xpu_runtime", "xpu_driver", "mtia_runtime"}
+    | {"privateuse1_runtime", "privateuse1_driver"}
+)
 _CPU = frozenset({"cpu_op", "user_annotation", "Operator", "operator"})
 _ON_DEVICE = "gpu_user_annotation"
 """Ranges that are drawn on a stream, around the kernels that were launched in one on the host."""

@@ -76,3 +76,21 @@ def test_nothing_is_said_of_reductions_of_an_unknown_dimension(tmp_path):
         event["args"].pop("Process Group Description", None)
     found = diagnoses(tmp_path, events, 3, 20_000)
     assert not found & {"grad-reduce-after-backward", "single-bucket", "one-queue"}
+
+
+def test_no_diagnosis_rests_on_a_guess(tmp_path):
+    # All ranks are one group, which may gather parameters or anything else.
+    group = {"Process Group Description": "default_pg", "Group size": 8}
+    events = []
+    for n in range(3):
+        events += [
+            tiny.kernel(tiny.GEMM, 5000 * n, 2000),
+            tiny.kernel(tiny.ALL_GATHER, 5000 * n + 2000, 2000, 20, **group),
+        ]
+    found = diagnoses(tmp_path, events, 3, 5000)
+    assert "param-gather-exposed" not in found and "exposed-communication" in found
+    for event in events:
+        event["args"].pop("Group size", None)
+        if "Process Group Description" in event["args"]:
+            event["args"]["Process Group Description"] = "mesh_dp_shard"
+    assert "param-gather-exposed" in diagnoses(tmp_path, events, 3, 5000)

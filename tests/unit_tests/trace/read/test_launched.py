@@ -215,3 +215,11 @@ def test_the_launch_of_a_cuda_graph_says_nothing_of_its_kernels(tmp_path):
     assert [work.calls[c].description for c in work.call.tolist() if c >= 0] == [
         "EXPERT_MODEL_PARALLEL_GROUP"
     ]
+
+
+@pytest.mark.parametrize("runtime", ["xpu_runtime", "mtia_runtime", "privateuse1_driver"])
+def test_launches_of_other_devices_are_launches(tmp_path, runtime):
+    events = [host("c10d::alltoall_base_", 10, 50), *launched(20, 1, 1000)]
+    events[1]["cat"] = runtime
+    path = tiny.write(tmp_path / "t.json", events)
+    assert origins_of(path) == [("c10d::alltoall_base_",)]
