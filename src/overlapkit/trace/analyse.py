@@ -77,27 +77,34 @@ def analyse(paths: Sequence[str], options: Options, ahead: Ahead | None = None) 
 
 
 def analyse_each(
-    paths: Sequence[str], options: Options, ahead: Ahead | None = None, *, forking: bool = True
+    paths: Sequence[str],
+    options: Options | Sequence[Options],
+    ahead: Ahead | None = None,
+    *,
+    forking: bool = True,
 ) -> list[list[RankReport]]:
     """The reports of `analyse`, grouped by file.
 
     Args:
-        paths, options, ahead: see `analyse`.
+        paths, ahead: see `analyse`.
+        options: what to report, of all files or of each.
         forking: whether several files may be read in processes. In a program with threads, a
             forked process can wait forever for a lock that another thread has.
     """
+    of_each = [options] * len(paths) if isinstance(options, Options) else options
     with room_for_exports(paths) as room:
-        return _analyse_each(paths, replace(options, room=room), ahead, forking=forking)
+        asked = [replace(each, room=room) for each in of_each]
+        return _analyse_each(paths, asked, ahead, forking=forking)
 
 
 def _analyse_each(
-    paths: Sequence[str], options: Options, ahead: Ahead | None, *, forking: bool
+    paths: Sequence[str], options: Sequence[Options], ahead: Ahead | None, *, forking: bool
 ) -> list[list[RankReport]]:
+    calls = list(zip(paths, options, strict=True))
     if len(paths) == 1 or not forking:
-        return [analyse_file(path, options, ahead) for path in paths]
+        return [analyse_file(path, asked, ahead) for path, asked in calls]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[int, list[RankReport]] = {}
-    calls = [(path, options) for path in paths]
     try:
         with progress(len(paths), "Reading traces") as advance:
             for index, reports in in_workers(analyse_file, calls, cores or 1):
@@ -246,6 +253,7 @@ def _report(
         check=check,
         framework=framework,
         steps_from=steps_from,
+        group_sizes=Known(tuple(work.groups)).sizes(),
         calls=calls_by_group(m, scope),
         unrecognized=found,
         stated=options.stated.texts,

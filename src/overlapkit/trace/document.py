@@ -11,7 +11,9 @@ from overlapkit import __version__
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
+from overlapkit.trace.diagnose.contradictions import contradictions
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.diagnose.expected import Expected, expected_of, tied
 from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
@@ -126,6 +128,20 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
             "nothing is below its threshold"
         ),
     ]
+    expected: Annotated[
+        Expected | None,
+        Meta(
+            description="what the configuration makes effective; `null` without `--config`, and "
+            "where it is not known"
+        ),
+    ]
+    contradictions: Annotated[
+        list[str],
+        Meta(
+            description="with `--config`: what the configuration says and the profile shows "
+            "otherwise"
+        ),
+    ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed, each once")]
     notes: Annotated[
         list[str],
@@ -166,26 +182,37 @@ def trace_document(
         notes: what else was in the folders and archives that were named.
     """
     about = list(notes)
-    stack = None
+    stack = expected = None
     if settings is not None:
         from overlapkit.config.remarks import remarks
 
         about += remarks(settings)
         stack = stack_document(settings.basis)
-    return document_of(reports, stack, about)
+        expected, why = expected_of(
+            settings, next((r.world_size for r in reports if r.world_size), None)
+        )
+        about += [why] if why is not None else []
+    return document_of(reports, stack, expected, about)
 
 
 def document_of(
-    reports: Sequence[RankReport], stack: JobStack | None, notes: Sequence[str]
+    reports: Sequence[RankReport],
+    stack: JobStack | None,
+    expected: Expected | None,
+    notes: Sequence[str],
 ) -> TraceDocument:
     """The document of ranks that are in order.
 
     Args:
         reports: one for each rank.
         stack: the versions that the configuration is for; None without one.
+        expected: what the configuration makes effective; None where that is not known.
         notes: warnings about no rank.
     """
     together = across(reports)
+    unlike = [] if expected is None else contradictions(expected, reports)
+    # A configuration that is not this run's says nothing about it.
+    diagnoses = tied(diagnoses_of(reports, together), None if unlike else expected)
     return all_printable(
         TraceDocument(
             files=list(dict.fromkeys(r.path for r in reports)),
@@ -195,11 +222,13 @@ def document_of(
             stack=stack,
             framework=_framework(reports),
             doubts=_by_rank(reports, lambda report: report.check.doubts),
+            expected=expected,
+            contradictions=unlike,
             warnings=[*merged_warnings(reports), *notes],
             notes=list(notes),
             ranks=[rank_of(r) for r in reports],
             across_ranks=None if together is None else _across_ranks(together, reports),
-            diagnoses=[_diagnosis(d) for d in diagnoses_of(reports, together)],
+            diagnoses=[_diagnosis(d) for d in diagnoses],
         )
     )
 

@@ -22,6 +22,7 @@ from overlapkit.errors import InputError
 from overlapkit.explain.stack_document import JobStack
 from overlapkit.input_file import read_input
 from overlapkit.output.files import real_path
+from overlapkit.trace.diagnose.expected import Expected
 from overlapkit.trace.document import TraceDocument, document_of
 from overlapkit.trace.rank_document import TOP
 from overlapkit.trace.rank_report import RankReport
@@ -48,6 +49,7 @@ class _Given(msgspec.Struct):
     schema: str = ""
     version: str = ""
     stack: JobStack | None = None
+    expected: Expected | None = None
     notes: list[str] = []
     ranks: list[_Rank] = []
 
@@ -118,7 +120,13 @@ def merge(files: Sequence[str], rank_from: str | None) -> TraceDocument:
     stacks = [document.stack for document in given]
     notes = list(dict.fromkeys(note for document in given for note in document.notes))
     notes += _differences(paths, given)
-    return document_of(settled, stacks[0] if _equal(stacks) else None, notes)
+    expected = [document.expected for document in given]
+    return document_of(
+        settled,
+        stacks[0] if _equal(stacks) else None,
+        expected[0] if _equal(expected) else None,
+        notes,
+    )
 
 
 def _documents(files: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ class RankReport:
         rank: its rank; None until the ranks of all files are determined.
         cycle: which of several traces of its rank this is, from 1; None where it is the only one.
         kernels: number of device events.
+        group_sizes: dimension to the sizes of its groups, by their descriptions.
         followed: for each step whether it runs to the start of another one; empty where all do, or
             where that was not asked.
         kernels_per_step: number of those that start in a step, for each.
@@ -103,6 +104,7 @@ class RankReport:
     unrecognized: list[Unrecognized] = field(default_factory=list)
     stated: list[str] = field(default_factory=list)
     cycle: int | None = None
+    group_sizes: dict[str, set[int]] = field(default_factory=dict)
     followed: list[bool] = field(default_factory=list)
     kernels_per_step: float = 0.0
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)

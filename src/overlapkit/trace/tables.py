@@ -31,7 +31,7 @@ def show_trace(document: TraceDocument, console: Console) -> None:
     console.print(Text(headline(document), "bold"))
     if configuration(document):
         console.print(Text(configuration(document), "dim"))
-    for doubt in document.doubts:
+    for doubt in [*document.doubts, *document.contradictions]:
         print_item(console, "", Text(doubt, "bold yellow"))
     console.print(_steps(document.ranks))
     rank = document.slowest

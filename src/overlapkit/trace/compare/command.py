@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 from overlapkit.config.reading import Reading
 from overlapkit.errors import EXIT_FINDING
 from overlapkit.output.console import write_json
-from overlapkit.trace.analyse import analyse_each
+from overlapkit.trace.analyse import analyse_each, layout_of
 from overlapkit.trace.command import trace_outputs
 from overlapkit.trace.compare.comparison import compare
-from overlapkit.trace.compare.decisions import Installed, add_decisions, read_configurations
+from overlapkit.trace.compare.decisions import (
+    Installed,
+    add_contradictions,
+    add_decisions,
+    read_configurations,
+)
 from overlapkit.trace.compare.document import CompareDocument, compare_document
 from overlapkit.trace.compare.side import side_of
 from overlapkit.trace.document import merged_warnings
+from overlapkit.trace.measure.dimensions import Layout
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.ranks import settle_ranks
 from overlapkit.trace.read.files.folders import Traces, find_traces
@@ -101,8 +107,13 @@ def compare_runs(
     Raises:
         InputError: a trace cannot be read, or the runs are not comparable.
     """
-    options = Options(steps=steps, stated=stated, owners=True)
+    layouts: list[Layout | None] = [layout_of(each) for each in settings]
     files = [each.paths for each in found]
+    options = [
+        Options(steps=steps, stated=stated, layout=layout, owners=True)
+        for paths, layout in zip(files, layouts or [None, None], strict=True)
+        for _ in paths
+    ]
     by_file = analyse_each([*files[0], *files[1]], options, forking=forking)
     # By position, since a file can belong to both runs.
     split = len(files[0])
@@ -118,4 +129,5 @@ def compare_runs(
     comparison.warnings = list(dict.fromkeys(comparison.warnings))
     if settings:
         add_decisions(comparison, settings, software)
+        add_contradictions(comparison, settings, reports)
     return compare_document(comparison)

@@ -92,6 +92,8 @@ class Comparison:
         decisions: what the configurations decide differently; None without configurations.
         stacks: the versions of both configurations; None without configurations.
         keys: keys that differ between the configurations, with both values.
+        data_parallel: the data-parallel size of each; None without configurations.
+        contradictions: what a configuration says and its profile shows otherwise.
         warnings: what to keep in mind.
     """
 
@@ -102,6 +104,8 @@ class Comparison:
     decisions: list[DecisionChange] | None = None
     stacks: tuple[StackBasis, StackBasis] | None = None
     keys: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    data_parallel: tuple[int, int] | None = None
+    contradictions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property

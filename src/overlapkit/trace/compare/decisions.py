@@ -15,7 +15,10 @@ from overlapkit.trace.compare.comparison import (
     DecisionKind,
     Explanation,
 )
+from overlapkit.trace.diagnose.contradictions import contradictions
+from overlapkit.trace.diagnose.expected import expected_of
 from overlapkit.trace.measure.step_times import Part
+from overlapkit.trace.rank_report import RankReport
 
 if TYPE_CHECKING:
     from overlapkit.config.installation import Installation
@@ -82,13 +85,16 @@ def add_decisions(
     from overlapkit.explain.text import remarks_of
     from overlapkit.output.numbers import plain
 
-    sizes = [side.world_size for side in (comparison.base, comparison.new)]
+    sizes = [
+        side.world_size or (each.launch.world_size if each.launch is not None else None)
+        for side, each in zip((comparison.base, comparison.new), settings, strict=True)
+    ]
     sizes = [size or next((s for s in sizes if s), None) for size in sizes]
     if None in sizes:
         ranks = comparison.base.ranks, comparison.new.ranks
         comparison.warnings.append(
-            "no trace states the world size: the decisions are those for as many GPUs as there are "
-            "profiled ranks"
+            "neither a trace nor a configuration states the world size: the decisions are those "
+            "for as many GPUs as there are profiled ranks"
         )
         sizes = list(ranks)
     gpu = known_gpu(comparison.new.gpu or comparison.base.gpu)
@@ -97,6 +103,10 @@ def add_decisions(
     rules = {d.knob: d.rule for d in difference.before.decisions}
     rules |= {d.knob: d.rule for d in difference.after.decisions}
     rules |= {v.name: v.rule for v in difference.after.launch_env}
+    comparison.data_parallel = (
+        difference.before.data_parallel_size,
+        difference.after.data_parallel_size,
+    )
     comparison.stacks = (difference.before.basis, difference.after.basis)
     comparison.warnings += remarks_of(difference)
     comparison.decisions = [
@@ -122,6 +132,19 @@ def add_decisions(
         )
     )
     comparison.keys = {k: (plain(a), plain(b)) for k, (a, b) in difference.keys.items()}
+
+
+def add_contradictions(
+    comparison: Comparison, settings: Sequence[Settings], reports: Sequence[Sequence[RankReport]]
+) -> None:
+    """Add where a profile shows other communication than the configuration of its run makes."""
+    for name, each, part in zip(("Base", "New"), settings, reports, strict=True):
+        world_size = next((r.world_size for r in part if r.world_size), None)
+        expected, why = expected_of(each, world_size)
+        if expected is None:
+            comparison.warnings.append(f"{name.lower()}: {why}")
+            continue
+        comparison.contradictions += [f"{name}: {c}" for c in contradictions(expected, part)]
 
 
 def known_gpu(name: str | None) -> str | None:

@@ -9,10 +9,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
+from overlapkit.trace.compare.causes import Cause, by_cause
 from overlapkit.trace.compare.comparison import (
     Comparison,
     DecisionChange,
     DecisionKind,
+    Explanation,
 )
 from overlapkit.trace.compare.side import Side
 from overlapkit.trace.compare.verdict import Verdict
@@ -39,6 +41,10 @@ class CompareSide(Struct, frozen=True, kw_only=True):
     gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
     world_size: Annotated[
         int | None, Meta(description="number of ranks of the job; `null` where not recorded")
+    ]
+    data_parallel_size: Annotated[
+        int | None,
+        Meta(description="world size / (TP x PP x CP); `null` without configurations"),
     ]
     steps_from: Annotated[
         StepsFrom | None,
@@ -122,6 +128,25 @@ class CompareDecision(Struct, frozen=True, kw_only=True):
     ]
 
 
+class CompareCause(Struct, frozen=True, kw_only=True):
+    """Decisions with the same cause, and the parts that they act on, each once."""
+
+    causes: Annotated[
+        list[str],
+        Meta(description="the configuration keys; that of the decision where none is known"),
+    ]
+    decisions: Annotated[
+        list[str], Meta(description="what is decided, as `knob` of `decisions`; the first leads")
+    ]
+    explains: Annotated[
+        list[CompareExplanation],
+        Meta(
+            description="the changed parts that any of them acts on, the largest first; operations "
+            "only where no decision acts on their entire dimension"
+        ),
+    ]
+
+
 class CompareKey(Struct, frozen=True, kw_only=True):
     """A key that differs between the configurations."""
 
@@ -193,6 +218,13 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
         dict[str, CompareDimension],
         Meta(description="each parallel dimension, and its exposed communication"),
     ]
+    contradictions: Annotated[
+        list[str],
+        Meta(
+            description="with both configurations: what one says and the profile of its run shows "
+            "otherwise"
+        ),
+    ]
     warnings: Annotated[list[str], Meta(description="what to keep in mind")]
     stacks: Annotated[
         CompareStacks | UnsetType,
@@ -202,6 +234,10 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
         list[CompareDecision] | UnsetType,
         Meta(description="with both configurations: what they decide differently"),
     ] = UNSET
+    causes: Annotated[
+        list[CompareCause] | UnsetType,
+        Meta(description="with both configurations: `decisions` by their cause"),
+    ] = UNSET
     keys: Annotated[
         list[CompareKey] | UnsetType,
         Meta(description="with both configurations: the keys that differ"),
@@ -210,14 +246,15 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
 
 def compare_document(c: Comparison) -> CompareDocument:
     """The document of a comparison. Texts from the files are made printable."""
+    data_parallel = c.data_parallel or (None, None)
     return all_printable(
         CompareDocument(
             verdict=c.judgement.verdict,
             verdict_holds=c.judgement.holds,
             verdict_reasons=list(c.judgement.reasons),
             has_steps=c.has_steps,
-            base=_side(c.base),
-            new=_side(c.new),
+            base=_side(c.base, data_parallel[0]),
+            new=_side(c.new, data_parallel[1]),
             change_us=us_of_ns(c.change),
             change_pct=_percent(c.change, c.base.step),
             spread_us=us_of_ns(c.judgement.threshold),
@@ -230,11 +267,15 @@ def compare_document(c: Comparison) -> CompareDocument:
                 )
                 for d in {**c.base.exposed, **c.new.exposed}
             },
+            contradictions=c.contradictions,
             warnings=c.warnings,
             stacks=UNSET
             if c.stacks is None
             else CompareStacks(base=stack_document(c.stacks[0]), new=stack_document(c.stacks[1])),
             decisions=UNSET if c.decisions is None else [_decision(d) for d in c.decisions],
+            causes=UNSET
+            if c.decisions is None
+            else [_cause(each) for each in by_cause(c.decisions)],
             keys=UNSET
             if c.decisions is None
             else [CompareKey(key=key, base=a, new=b) for key, (a, b) in c.keys.items()],
@@ -246,7 +287,7 @@ def _percent(change: float, of: float) -> float | None:
     return round(100 * change / of, 4) if of else None
 
 
-def _side(side: Side) -> CompareSide:
+def _side(side: Side, data_parallel: int | None) -> CompareSide:
     return CompareSide(
         name=side.name,
         ranks=side.ranks,
@@ -254,6 +295,7 @@ def _side(side: Side) -> CompareSide:
         steps_from=side.steps_from,
         gpu=side.gpu,
         world_size=side.world_size,
+        data_parallel_size=data_parallel,
         step_us=us_of_ns(side.step),
         spread_us=None if side.spread is None else us_of_ns(side.spread),
     )
@@ -279,6 +321,23 @@ def _part(c: Comparison, part: Part) -> ComparePart:
     )
 
 
+def _cause(c: Cause) -> CompareCause:
+    return CompareCause(
+        causes=list(c.keys),
+        decisions=[d.knob for d in c.decisions],
+        explains=[_explanation(e) for e in c.explains],
+    )
+
+
+def _explanation(e: Explanation) -> CompareExplanation:
+    return CompareExplanation(
+        part=e.part,
+        dimension=e.dimension,
+        operations=list(e.operations),
+        change_us=us_of_ns(e.change),
+    )
+
+
 def _decision(d: DecisionChange) -> CompareDecision:
     return CompareDecision(
         kind=d.kind,
@@ -288,13 +347,5 @@ def _decision(d: DecisionChange) -> CompareDecision:
         causes=list(d.causes),
         reason=d.reason,
         rule=d.rule,
-        explains=[
-            CompareExplanation(
-                part=e.part,
-                dimension=e.dimension,
-                operations=list(e.operations),
-                change_us=us_of_ns(e.change),
-            )
-            for e in d.explains
-        ],
+        explains=[_explanation(e) for e in d.explains],
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.text import Text
 
 from overlapkit.output.numbers import ms_of_us, signed_ms_of_us
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.compare.document import (
+    CompareCause,
     CompareDecision,
     CompareDocument,
     CompareMoved,
@@ -16,13 +19,17 @@ from overlapkit.trace.compare.document import (
 from overlapkit.trace.compare.text import (
     NO_DECISIONS,
     NOTHING_EXPLAINED,
+    by_knob,
+    causes,
     change,
     configurations,
     decisions,
+    differences,
     explanation,
     headline,
     percent,
     unit,
+    values,
     whole,
 )
 from overlapkit.trace.compare.verdict import Verdict
@@ -43,6 +50,8 @@ NOTABLE_CHANGE = 0.02
 def show_comparison(document: CompareDocument, console: Console) -> None:
     """Print the verdict, the parts and what changed inside them, the decisions and the warnings."""
     print_item(console, "", Text(headline(document), _STYLES[document.verdict]))
+    for text in (*differences(document), *document.contradictions):
+        print_item(console, "", Text(text, "bold yellow"))
     table = borderless()
     table.add_column(unit(document))
     add_numbers(table, "base", "new", "change", "%")
@@ -64,27 +73,34 @@ def show_comparison(document: CompareDocument, console: Console) -> None:
     decided = decisions(document)
     for line in configurations(document):
         console.print(Text(line, "dim"))
-    for decision in decided or ():
-        _show_decision(decision, console)
+    for cause in causes(document):
+        _show_cause(cause, by_knob(decided or ()), console)
     if decided == []:
         console.print(NO_DECISIONS)
     show_warnings(document.warnings, console)
 
 
-def _show_decision(decision: CompareDecision, console: Console) -> None:
-    rule = f"  [rule {decision.rule}]" if decision.rule else ""
+def _show_cause(
+    cause: CompareCause, decided: Mapping[str, CompareDecision], console: Console
+) -> None:
+    """What leads, what it explains, and what else has the same cause."""
     console.print()
-    print_item(
-        console,
-        "- ",
-        Text.assemble((decision.knob, "bold"), f": {change(decision)}", (rule, "dim")),
-    )
-    if decision.reason:
-        print_item(console, "  ", Text(decision.reason))
-    for explained in decision.explains:
-        print_item(console, "  explains: ", Text(explanation(explained), "green"))
-    if not decision.explains:
-        print_item(console, "  ", Text(NOTHING_EXPLAINED, "dim"))
+    reasons: set[str] = set()
+    for place, knob in enumerate(cause.decisions):
+        decision = decided[knob]
+        rule = f"  [rule {decision.rule}]" if decision.rule else ""
+        named = values(decision) if place else change(decision)
+        text = Text.assemble((knob, "bold"), f": {named}", (rule, "dim"))
+        print_item(console, "  with it: " if place else "- ", text)
+        if decision.reason and decision.reason not in reasons:
+            print_item(console, "    " if place else "  ", Text(decision.reason))
+            reasons.add(decision.reason)
+        if place:
+            continue
+        for explained in cause.explains:
+            print_item(console, "  explains: ", Text(explanation(explained), "green"))
+        if not cause.explains:
+            print_item(console, "  ", Text(NOTHING_EXPLAINED, "dim"))
 
 
 def _row(row: ComparePart | CompareMoved) -> tuple[str, str, str]:

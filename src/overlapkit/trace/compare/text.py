@@ -9,6 +9,7 @@ from msgspec import UnsetType
 from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us, setting_text, signed_ms_of_us
 from overlapkit.trace.compare.document import (
+    CompareCause,
     CompareDecision,
     CompareDocument,
     CompareExplanation,
@@ -48,6 +49,23 @@ def verdict(document: CompareDocument) -> str:
     if not document.verdict_holds:
         return f"{document.verdict.title()}, but {'; '.join(document.verdict_reasons)}."
     return f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
+
+
+def differences(document: CompareDocument) -> list[str]:
+    """What of the two jobs differs in size, and in the number of recorded steps."""
+    base, new = document.base, document.new
+    found = []
+    for what, before, after in (
+        ("GPU", base.gpu, new.gpu),
+        ("World size", base.world_size, new.world_size),
+        ("Data-parallel size", base.data_parallel_size, new.data_parallel_size),
+        ("Profiled ranks", base.ranks, new.ranks),
+    ):
+        if before is not None and after is not None and before != after:
+            found.append(f"{what} {before} -> {after}")
+    if document.has_steps and base.steps != new.steps:
+        found.append(f"steps recorded: {base.steps} -> {new.steps}")
+    return [f"{'; '.join(found)}."] if found else []
 
 
 def percent(value: float | None) -> str:
@@ -90,9 +108,24 @@ def decisions(document: CompareDocument) -> Sequence[CompareDecision] | None:
 
 def change(decision: CompareDecision) -> str:
     """Both values, and the keys that caused the change unless they are the knob itself."""
-    text = f"{setting_text(decision.base)} -> {setting_text(decision.new)}"
-    causes = ", ".join(decision.causes)
-    return f"{text} (by {causes})" if causes and causes != decision.knob else text
+    text = values(decision)
+    by = ", ".join(decision.causes)
+    return f"{text} (by {by})" if by and by != decision.knob else text
+
+
+def values(decision: CompareDecision) -> str:
+    """Both values."""
+    return f"{setting_text(decision.base)} -> {setting_text(decision.new)}"
+
+
+def by_knob(of: Sequence[CompareDecision]) -> dict[str, CompareDecision]:
+    """The decisions by what is decided."""
+    return {decision.knob: decision for decision in of}
+
+
+def causes(document: CompareDocument) -> Sequence[CompareCause]:
+    """The decisions by their cause; none without configurations."""
+    return document.causes if isinstance(document.causes, list) else []
 
 
 def explanation(explained: CompareExplanation) -> str:

@@ -24,6 +24,14 @@ MOSTLY = 0.4
 exposed whatever is set."""
 
 _NORM = re.compile(r"layer_?norm|rms_?norm|\bln_(?:fwd|bwd)|normalization::|_norm_", re.IGNORECASE)
+REDUCE_OFF = ": overlap_grad_reduce is off or not in effect"
+ONE_BUCKET = ": they are in a single bucket, or overlap_grad_reduce is off"
+GATHER_OFF = (
+    ": overlap_param_gather is off or not in effect, or there are too few buckets to hide the "
+    "gathers"
+)
+"""What each is suspected to come from in Megatron, where no configuration says."""
+
 _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
 
@@ -61,8 +69,7 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
             "single-bucket",
             "one reduction",
             "The gradients are reduced once, after the backward pass, so no compute is left to "
-            "hide the reduction"
-            + case.megatrons(": they are in a single bucket, or overlap_grad_reduce is off"),
+            "hide the reduction" + case.megatrons(ONE_BUCKET),
             exposed,
             evidence,
         )
@@ -70,7 +77,7 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
         "grad-reduce-after-backward",
         "late reductions",
         f"All {per_step:g} gradient reductions{' of a step' if case.marked else ''} start after "
-        "the backward pass" + case.megatrons(": overlap_grad_reduce is off or not in effect"),
+        "the backward pass" + case.megatrons(REDUCE_OFF),
         exposed,
         evidence,
     )
@@ -234,11 +241,7 @@ def parameter_gather(case: Case) -> Diagnosis | None:
     return case.diagnosis(
         "param-gather-exposed",
         "parameter gather",
-        "The parameters are all-gathered while nothing computes"
-        + case.megatrons(
-            ": overlap_param_gather is off or not in effect, or there are too few buckets to hide "
-            "the gathers"
-        ),
+        "The parameters are all-gathered while nothing computes" + case.megatrons(GATHER_OFF),
         exposed,
         {
             "gathers_per_step": round(len(events) / case.steps, 1),

@@ -129,3 +129,23 @@ def test_nsys_and_kineto_of_one_run_agree(overlapkit, tmp_path):
     result = overlapkit("compare", kineto.path, nsys.path, "--json")
     document = result.document
     assert (result.status, document["change_us"]) == (0, 0)
+
+
+def test_decisions_of_one_cause_explain_a_change_once(overlapkit, pair, config):
+    base = config(CONFIG % "tp_comm_overlap: false", "a.yaml")
+    text = CONFIG.replace("use_distributed_optimizer: true", "use_distributed_optimizer: false")
+    new = config(text % "tp_comm_overlap: false", "b.yaml")
+    configs = ("--config-base", base, "--config-new", new)
+    document = overlapkit("compare", *pair, *configs, "--json").document
+    (cause,) = document["causes"]
+    assert cause["causes"] == ["ddp.use_distributed_optimizer"] == cause["decisions"][:1]
+    assert len(cause["decisions"]) == len(document["decisions"]) > 3
+    (explained,) = cause["explains"]
+    assert (explained["part"], explained["dimension"]) == ("exposed_comm", "DP")
+    out = overlapkit("compare", *pair, *configs).out
+    assert out.count("explains:") == 1
+    # The profile of the new run shows what its configuration does not make.
+    (contradiction,) = document["contradictions"]
+    assert contradiction.startswith("New: ") and "reduce_scatter" in contradiction
+    sizes = [document[side]["data_parallel_size"] for side in ("base", "new")]
+    assert sizes == [8, 8] and "Data-parallel size" not in out
