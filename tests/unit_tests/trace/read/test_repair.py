@@ -118,6 +118,15 @@ def test_a_missing_quote_is_not_repaired_into_a_longer_name():
     assert repair_strings(b'{"cat": "kernel, "name": "x", "dur": 5}') is None
 
 
+@pytest.mark.parametrize("category", ['ker"nel', "ker\\qnel", '"kernel', 'kernel""'])
+def test_a_damaged_category_is_not_repaired_into_another(tmp_path, category):
+    text = json.dumps(tiny.document(events()), indent=1)
+    damaged = text.replace('"cat": "kernel"', f'"cat": "{category}"', 1)
+    report = report_of_text(tmp_path, damaged)
+    assert report.kernels == MANY - 1
+    assert any("unreadable" in w for w in report.warnings), report.warnings
+
+
 @pytest.mark.parametrize("first_key", ["ph", "name"])
 def test_a_second_list_of_events_is_said(tmp_path, first_key):
     def listed(name: str) -> str:

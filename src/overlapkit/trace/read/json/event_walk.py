@@ -32,11 +32,13 @@ class EventWalk:
     Attributes:
         done: number of bytes that are dealt with, once the walk has ended.
         ended: whether the list of events ends there.
+        dropped: whether the text ends with something unreadable, which no event follows.
     """
 
     def __init__(self, buffer: bytes, *, final: bool, on_damage: Callable[[int], None]) -> None:
         self.done = 0
         self.ended = False
+        self.dropped = False
         self._buffer = buffer
         self._final = final
         self._on_damage = on_damage
@@ -62,7 +64,7 @@ class EventWalk:
                 return
             if match is None or unfinished or too_long or self._is_unbalanced(match):
                 if not self._skip(reached):
-                    self.done = len(self._buffer)
+                    self.done, self.dropped = len(self._buffer), True
                     return
             elif (event := self._take(match)) is not None:
                 yield event

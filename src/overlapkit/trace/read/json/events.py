@@ -198,13 +198,13 @@ class EventReader(Generic[EventT]):
             else:
                 if unread is not None:
                     # Events follow: a bracket in between does not end the list.
-                    events += self._walk(buffer[unread:begin], final=True)[0]
+                    events += self._between(buffer[unread:begin])
                     unread = None
                 events += found
             begin = start
         if not final:
             if unread is not None:
-                events += self._walk(buffer[unread:begin], final=True)[0]
+                events += self._between(buffer[unread:begin])
             return events, begin, False
         if unread is None and (last := self._last(buffer[begin:])) is not None:
             return events + last[0], begin + last[1], True
@@ -229,8 +229,20 @@ class EventReader(Generic[EventT]):
             self._event_start = re.compile(rb',\s*(?=\{\s*"(?:%b)"\s*:)' % keys)
         return [match.end() for match in self._event_start.finditer(buffer)]
 
-    def _walk(self, buffer: bytes, *, final: bool) -> tuple[list[EventT], int, bool]:
+    def _between(self, text: bytes) -> list[EventT]:
+        """The events of unreadable text that others follow."""
+        return self._walk(text, final=True, followed=True)[0]
+
+    def _walk(
+        self, buffer: bytes, *, final: bool, followed: bool = False
+    ) -> tuple[list[EventT], int, bool]:
         """Go through the text token by token.
+
+        Args:
+            buffer: the text.
+            final: whether no more text of it comes.
+            followed: whether events follow that can be read. Otherwise text without an end is
+                where the file is truncated.
 
         Returns:
             The events, how many bytes are dealt with, and whether the list ends there.
@@ -245,6 +257,8 @@ class EventReader(Generic[EventT]):
             else:
                 events += found
                 seen += len(DEVICE_EVENT.findall(text))
+        if walk.dropped and followed:
+            self._damaged(0)
         self.lost.add(buffer[: walk.done], read=seen)
         return events, walk.done, walk.ended
 

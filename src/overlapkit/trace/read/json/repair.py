@@ -34,6 +34,8 @@ _AFTER_KEY = re.compile(rb"\s*:")
 _AFTER_VALUE = re.compile(rb'\s*(?:,\s*"[^"\\]{0,200}"\s*:|,?\s*\}\s*(?:[,}\]]|$))')
 _AFTER_ELEMENT = re.compile(rb'\s*(?:,\s*["\d\[{tfn-]|\]\s*(?:[,}\]]|$))')
 _NEXT_KEY = re.compile(rb'\s*,\s*"[^"\\]{1,200}"\s*:')
+# A name can have any character, a category cannot: the event would be taken for another kind.
+_IS_CATEGORY = re.compile(rb'"(?:cat|ph)"\s*:\s*"$')
 _SWALLOWED_KEY = re.compile(rb'"\s*:')
 _WRONG_ESCAPE = re.compile(rb'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _VALUE_ENDS = tuple(bytes([code]) for code in b'"0123456789}]el')
@@ -122,7 +124,8 @@ def _paths(text: bytes) -> list[tuple[int, int]]:
             continue
         start, end = text.rfind(b'"', done, match.start()) + 1, text.find(b'"', match.end())
         # Where a backslash is before the quote, that may not be the end.
-        if start and end >= 0 and text[end - 1 : end] != b"\\":
+        whole = start and end >= 0 and text[end - 1 : end] != b"\\"
+        if whole and not _IS_CATEGORY.search(text, max(0, start - 20), start):
             strings.append((start, end))
         done = end if end >= 0 else len(text)
     return strings
@@ -135,7 +138,8 @@ def repair_strings(text: bytes) -> bytes | None:
     comma and the next key, or closing brackets, after a value.
 
     Returns:
-        None where a string has no end, or its end is missing and the next key seems to be in it.
+        None where a string has no end, its end is missing and the next key seems to be in it, or it
+        is a key or the category.
     """
     parts: list[bytes] = []
     open_brackets = bytearray()
@@ -155,7 +159,11 @@ def repair_strings(text: bytes) -> bytes | None:
             end = _string_end(text, position, following)
             if end is None or _SWALLOWED_KEY.search(text, position, end):
                 return None
-            parts += text[done:position], _escaped(text[position:end])
+            string = _escaped(text[position:end])
+            is_category = _IS_CATEGORY.search(text, max(0, position - 20), position)
+            if (is_key or is_category) and string != text[position:end]:
+                return None
+            parts += text[done:position], string
             done, position = end, end + 1
         before = token
     return b"".join((*parts, text[done:]))
