@@ -279,6 +279,12 @@ def render(check: bool, root: str | None) -> int:
     type=click.Choice(["name", "json"]),
     help="Take ranks from the files' names, or from distributedInfo in them (tried first).",
 )
+@click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Describe rank N in detail, not the slowest. JSON has the details of all.",
+)
 @options.configuration(
     "--config",
     "The run's configuration, a YAML file or a launch script (.sh, .bash, .slurm, .sbatch): "

@@ -22,6 +22,7 @@ def run(
     *,
     steps: str,
     rank_from: str | None,
+    rank: int | None,
     config: str | None,
     comm: Sequence[str],
     group: Sequence[str],
@@ -43,7 +44,7 @@ def run(
         outputs_given = {"--html": html, "--annotate": annotate}
         given = {"--config": config, "--comm": comm, "--group": group, **outputs_given}
         check_options(("--steps", steps), given)
-        _show(merge_documents(files, rank_from), as_json=as_json)
+        _show(merge_documents(files, rank_from), rank, as_json=as_json)
         return 0
     traces = find_traces(files)
     paths = traces.paths
@@ -75,19 +76,20 @@ def run(
     if page is not None:
         from overlapkit.trace.page import trace_page
 
-        page.write(trace_page(document, [r.timeline for r in reports]))
-    _show(document, as_json=as_json)
+        page.write(trace_page(document, [r.timeline for r in reports], rank))
+    _show(document, rank, as_json=as_json)
     return 0
 
 
-def _show(document: TraceDocument, *, as_json: bool) -> None:
+def _show(document: TraceDocument, rank: int | None, *, as_json: bool) -> None:
+    document.detailed(rank)
     if as_json:
         write_json(document)
         return
     from overlapkit.output.console import console
     from overlapkit.trace.tables import show_trace
 
-    show_trace(document, console())
+    show_trace(document, console(), rank)
 
 
 def trace_outputs(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from overlapkit import __version__
+from overlapkit.errors import InputError
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
@@ -167,6 +168,30 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     def slowest(self) -> TraceRank:
         """The rank with the longest median step, which reports describe in detail."""
         return max(self.ranks, key=lambda rank: rank.median.step_us)
+
+    def detailed(self, number: int | None) -> TraceRank:
+        """The rank that a report describes in detail.
+
+        Args:
+            number: which one the user asks for; None for the slowest. Of several traces of a rank,
+                the one with the longest median step is described.
+
+        Raises:
+            InputError: there is no such rank.
+        """
+        if number is None:
+            return self.slowest
+        found = [rank for rank in self.ranks if rank.rank == number]
+        if not found:
+            numbers = sorted({rank.rank for rank in self.ranks})
+            listed = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+            missing = len(numbers) < numbers[-1] - numbers[0] + 1
+            of = f"ranks {listed}" if len(numbers) > 1 else f"rank {listed}"
+            raise InputError(
+                f"--rank {number}: no such rank in the traces; they are of {of}"
+                f"{', with gaps' if missing else ''}"
+            )
+        return max(found, key=lambda rank: rank.median.step_us)
 
 
 def trace_document(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from overlapkit.output.html import environment
 from overlapkit.trace import text
 from overlapkit.trace.document import TraceDocument, label_of
+from overlapkit.trace.heat import HOTTEST, heat_maps
 from overlapkit.trace.measure.step_times import PARTS
 from overlapkit.trace.rank_document import TraceMedian, TraceWindow
 from overlapkit.trace.step_bars import KEY, StepTime, step_bars
@@ -16,14 +17,20 @@ BARS = 24
 """Steps of all ranks up to which each is drawn; beyond, only the median of each rank is."""
 
 
-def trace_page(document: TraceDocument, timelines: Sequence[Timeline | None]) -> str:
+def trace_page(
+    document: TraceDocument, timelines: Sequence[Timeline | None], number: int | None = None
+) -> str:
     """Bars of the steps, dimensions, a timeline, tables, diagnoses.
 
     Args:
         document: the report.
         timelines: one step of each of its ranks, in the same order.
+        number: the rank that is described in detail; None for the slowest.
+
+    Raises:
+        InputError: there is no such rank.
     """
-    rank = document.slowest
+    rank = document.detailed(number)
     steps = [
         _step_time(f"rank {label_of(each)}, {window.name}", window)
         for each in document.ranks
@@ -42,6 +49,8 @@ def trace_page(document: TraceDocument, timelines: Sequence[Timeline | None]) ->
             bars=step_bars(steps),
             kinds=KEY,
             rank=rank,
+            heat=heat_maps(document),
+            hottest=HOTTEST,
             timeline=timelines[document.ranks.index(rank)],
         )
     )

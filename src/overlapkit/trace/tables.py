@@ -11,6 +11,7 @@ from rich.text import Text
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.document import TraceDocument, label_of
+from overlapkit.trace.heat import HOTTEST, heat_maps
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
     across_sentence,
@@ -22,19 +23,35 @@ from overlapkit.trace.text import (
     waits,
 )
 
+RANK_ROWS = 16
+"""Ranks up to which each has a row; beyond, only those with the longest and the shortest steps."""
+
 STEP_ROWS = 12
 """Steps of a single rank up to which each is listed; beyond, only their median is."""
 
 
-def show_trace(document: TraceDocument, console: Console) -> None:
-    """Print the report: steps, dimensions, collectives, ranks, diagnoses, warnings."""
+def show_trace(document: TraceDocument, console: Console, number: int | None = None) -> None:
+    """Print the report: steps, dimensions, collectives, ranks, diagnoses, warnings.
+
+    Args:
+        document: the report.
+        console: where.
+        number: the rank that is described in detail; None for the slowest.
+
+    Raises:
+        InputError: there is no such rank.
+    """
+    rank = document.detailed(number)
     console.print(Text(headline(document), "bold"))
     if configuration(document):
         console.print(Text(configuration(document), "dim"))
     for doubt in [*document.doubts, *document.contradictions]:
         print_item(console, "", Text(doubt, "bold yellow"))
-    console.print(_steps(document.ranks))
-    rank = document.slowest
+    shown = _listed(document.ranks, rank)
+    console.print(_steps(shown))
+    if len(shown) < len(document.ranks):
+        console.print(Text(f"{len(document.ranks) - len(shown)} more, between these", "dim"))
+    _show_heat(document, console)
     if waits(rank.median):
         console.print(Text(f"rank {label_of(rank)}: {waits(rank.median)}"))
     if rank.median.by_dimension:
@@ -53,6 +70,36 @@ def show_trace(document: TraceDocument, console: Console) -> None:
         console.print(Text(f"\n{across_sentence(document.across_ranks)}"))
     show_diagnoses(document, console)
     show_warnings(document.warnings, console)
+
+
+def _listed(ranks: Sequence[TraceRank], detailed: TraceRank) -> Sequence[TraceRank]:
+    """The ranks that have a row: all, or of many the longest and the shortest steps."""
+    if len(ranks) <= RANK_ROWS:
+        return ranks
+    ordered = sorted(ranks, key=lambda rank: -rank.median.step_us)
+    chosen = [*ordered[: RANK_ROWS // 2], *ordered[-RANK_ROWS // 4 :], detailed]
+    return [rank for rank in ranks if any(rank is one for one in chosen)]
+
+
+def _show_heat(document: TraceDocument, console: Console) -> None:
+    """Print the exposed communication of each rank as a digit, where there are many."""
+    maps = heat_maps(document)
+    if not maps:
+        return
+    console.print(
+        Text(f"\nExposed communication by rank, 0 none to {HOTTEST} the most of all ranks", "bold")
+    )
+    for heat in maps:
+        console.print(Text(heat.sentence))
+        for row in heat.rows:
+            text = Text(f"{row[0].rank:>7} ", "dim")
+            for place, cell in enumerate(row):
+                text.append(" " * (place % 8 == 0) + str(cell.level), _heat_style(cell.level))
+            console.print(text)
+
+
+def _heat_style(level: int) -> str:
+    return "bold red" if level > 6 else "yellow" if level > 3 else "green"
 
 
 def show_diagnoses(document: TraceDocument, console: Console) -> None:
