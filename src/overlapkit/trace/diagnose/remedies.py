@@ -204,10 +204,7 @@ _GENERAL: dict[Problem, Remedy] = {
     ),
     "pipeline": Remedy("use an interleaved schedule, with more microbatches"),
     "interleaved pipeline": Remedy("send and receive while another microbatch computes"),
-    "experts": Remedy(
-        "exchange the tokens of one microbatch while another one computes, or use a faster "
-        "exchange (DeepEP)"
-    ),
+    "experts": Remedy("exchange the tokens of one microbatch while another one computes"),
     "bandwidth": Remedy(
         "communicate less often or less, and check with NCCL_DEBUG=INFO that NCCL uses the fast "
         "network"
