@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +16,9 @@ FEW_RANKS = 8
 
 HOTTEST = 9
 """The level of the most exposed rank; 0 is no exposed communication."""
+
+RANK_ROWS = 16
+"""Ranks up to which each has a row; beyond, only those with the longest and the shortest steps."""
 
 NOTABLE = 0.01
 """Share of the step from which the exposed time of a dimension is shown."""
@@ -60,6 +64,20 @@ class Heat:
             f"{self.dimension or 'all'}: from {ms_of_us(least.exposed_us)} ms (rank {least.rank}) "
             f"to {ms_of_us(most.exposed_us)} ms (rank {most.rank})"
         )
+
+
+def longest_and_shortest(ranks: Sequence[TraceRank], detailed: TraceRank) -> Sequence[TraceRank]:
+    """The ranks that have a row: all of a few, or those with the longest and shortest steps.
+
+    Args:
+        ranks: all ranks.
+        detailed: one that has a row in any case.
+    """
+    if len(ranks) <= RANK_ROWS:
+        return ranks
+    ordered = sorted(ranks, key=lambda rank: -rank.median.step_us)
+    chosen = [*ordered[: RANK_ROWS // 2], *ordered[-RANK_ROWS // 4 :], detailed]
+    return [rank for rank in ranks if any(rank is one for one in chosen)]
 
 
 def heat_maps(document: TraceDocument) -> list[Heat]:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from overlapkit.output.html import environment
 from overlapkit.trace import text
 from overlapkit.trace.document import TraceDocument, label_of
-from overlapkit.trace.heat import HOTTEST, heat_maps
+from overlapkit.trace.heat import HOTTEST, heat_maps, longest_and_shortest
 from overlapkit.trace.measure.step_times import PARTS
 from overlapkit.trace.rank_document import TraceMedian, TraceWindow
 from overlapkit.trace.step_bars import KEY, StepTime, step_bars
 from overlapkit.trace.timeline import Timeline
 
 BARS = 24
-"""Steps of all ranks up to which each is drawn; beyond, only the median of each rank is."""
+"""Steps of all ranks up to which each is drawn; beyond, only the medians of ranks are."""
 
 
 def trace_page(
@@ -38,7 +38,8 @@ def trace_page(
     ]
     if len(steps) > BARS:
         steps = [
-            _step_time(f"rank {label_of(each)}, median", each.median) for each in document.ranks
+            _step_time(f"rank {label_of(each)}, median", each.median)
+            for each in longest_and_shortest(document.ranks, rank)
         ]
     return (
         environment("overlapkit.trace")

@@ -11,7 +11,7 @@ from rich.text import Text
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
 from overlapkit.trace.document import TraceDocument, label_of
-from overlapkit.trace.heat import HOTTEST, heat_maps
+from overlapkit.trace.heat import HOTTEST, heat_maps, longest_and_shortest
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
     across_sentence,
@@ -22,9 +22,6 @@ from overlapkit.trace.text import (
     slowed_sentence,
     waits,
 )
-
-RANK_ROWS = 16
-"""Ranks up to which each has a row; beyond, only those with the longest and the shortest steps."""
 
 STEP_ROWS = 12
 """Steps of a single rank up to which each is listed; beyond, only their median is."""
@@ -47,7 +44,7 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         console.print(Text(configuration(document), "dim"))
     for doubt in [*document.doubts, *document.contradictions]:
         print_item(console, "", Text(doubt, "bold yellow"))
-    shown = _listed(document.ranks, rank)
+    shown = longest_and_shortest(document.ranks, rank)
     console.print(_steps(shown))
     if len(shown) < len(document.ranks):
         console.print(Text(f"{len(document.ranks) - len(shown)} more, between these", "dim"))
@@ -70,15 +67,6 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         console.print(Text(f"\n{across_sentence(document.across_ranks)}"))
     show_diagnoses(document, console)
     show_warnings(document.warnings, console)
-
-
-def _listed(ranks: Sequence[TraceRank], detailed: TraceRank) -> Sequence[TraceRank]:
-    """The ranks that have a row: all, or of many the longest and the shortest steps."""
-    if len(ranks) <= RANK_ROWS:
-        return ranks
-    ordered = sorted(ranks, key=lambda rank: -rank.median.step_us)
-    chosen = [*ordered[: RANK_ROWS // 2], *ordered[-RANK_ROWS // 4 :], detailed]
-    return [rank for rank in ranks if any(rank is one for one in chosen)]
 
 
 def _show_heat(document: TraceDocument, console: Console) -> None:

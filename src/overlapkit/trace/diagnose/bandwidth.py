@@ -23,6 +23,7 @@ _OF_COMMUNICATION = frozenset(
         "param-gather-exposed",
         "tp-overlap-off",
         "pipeline-exposed",
+        "pipeline-bubble",
         "expert-exchange-exposed",
         "bandwidth-bound",
         "one-queue",

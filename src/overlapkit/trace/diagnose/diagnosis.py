@@ -28,6 +28,7 @@ DIAGNOSES: dict[str, tuple[str, ...]] = {
     "one-queue": ("launch.env-one-queue",),
     "layernorm-waits": ("launch.layernorm-margin",),
     "tp-overlap-off": ("tp.off-unless-asked", "tp.needs-sequence-parallel"),
+    "pipeline-bubble": ("pp.not-interleaved",),
     "pipeline-exposed": ("pp.not-interleaved", "pp.interleaved"),
     "expert-exchange-exposed": ("ep.off-unless-asked",),
     "compute-slowed": (),

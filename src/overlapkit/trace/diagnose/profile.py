@@ -14,7 +14,8 @@ from overlapkit.trace.diagnose.gradients import (
     one_queue,
     parameter_gather,
 )
-from overlapkit.trace.intervals import both, distinct, union
+from overlapkit.trace.diagnose.pipeline import pipeline_bubble, pipeline_exposed
+from overlapkit.trace.intervals import both, distinct
 from overlapkit.trace.read.device_work import MEMORY
 
 
@@ -26,7 +27,8 @@ def diagnose(case: Case) -> list[Diagnosis]:
         layernorm_waits,
         parameter_gather,
         _tensor_parallel,
-        _pipeline,
+        pipeline_exposed,
+        pipeline_bubble,
         _experts,
         bandwidth_bound,
         _slowed_compute,
@@ -60,38 +62,6 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
         f"{message}.",
         exposed,
         {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
-    )
-
-
-def _pipeline(case: Case) -> Diagnosis | None:
-    events = case.events(("PP",))
-    exposed = case.exposed_of(events)
-    # The pipeline fills in the first sixth of a step, and drains in the last.
-    sixth = [(w.end - w.start) // 6 for w in case.windows]
-    middle = union(
-        np.asarray([w.start + s for w, s in zip(case.windows, sixth, strict=True)], np.int64),
-        np.asarray([w.end - s for w, s in zip(case.windows, sixth, strict=True)], np.int64),
-    )
-    steady = both(exposed, middle).total
-    if len(events) < 4 * case.steps or not case.notable(steady) or not case.marked:
-        return None
-    interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
-    message = "Send and receive are exposed in the steady state of the pipeline"
-    if interleaved:
-        message += ", although the schedule is interleaved: overlap_p2p_comm is off, or the stages "
-        message += "are uneven"
-    elif case.layout is not None:
-        message += ": without interleaving, nothing runs beside them"
-    return case.diagnosis(
-        "pipeline-exposed",
-        "interleaved pipeline" if interleaved else "pipeline",
-        f"{message}.",
-        exposed.total,
-        {
-            "transfers_per_step": round(len(events) / case.steps, 1),
-            "exposed_us": case.per_step_us(exposed.total),
-            "steady_us": case.per_step_us(steady),
-        },
     )
 
 

@@ -1,8 +1,17 @@
 """What to try for a problem, in the settings of the software that ran.
 
-Sources: PyTorch's documentation of DistributedDataParallel, fully_shard and
-FullyShardedDataParallel; DeepSpeed's "DeepSpeed Configuration JSON"; torchtitan's JobConfig;
-Megatron's settings are those of `explain`.
+Sources:
+
+- DDP: docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html.
+- FSDP1: docs.pytorch.org/docs/stable/fsdp.html for the defaults, and notes/fsdp.html: gathers run
+  ahead by themselves from a stream of their own, and forward_prefetch only saves the time in which
+  the CPU issues a layer.
+- FSDP2: docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html, and commit f2805a0408 of
+  pytorch: one gather ahead in forward, and one in backward, unless modules are named.
+- DeepSpeed: deepspeed/runtime/zero/config.py: overlap_comm is about gradients alone.
+- torchtitan: torchtitan/config/job_config.py, and torchtitan/distributed/tensor_parallel.py for
+  what asynchronous tensor parallelism needs.
+- Megatron's settings are those of `explain`.
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ Problem = Literal[
     "tensor parallel without sequence parallel",
     "pipeline",
     "interleaved pipeline",
+    "pipeline bubble",
     "experts",
     "bandwidth",
     "exposed",
@@ -66,6 +76,13 @@ _MEGATRON: dict[Problem, Remedy] = {
     ),
     "interleaved pipeline": Remedy(
         "set overlap_p2p_comm=true and batch_p2p_comm=false", "pp.interleaved"
+    ),
+    # The bubble is (stages - 1) / (microbatches x chunks per stage) of the ideal time: Narayanan et
+    # al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM" (2021).
+    "pipeline bubble": Remedy(
+        "run more microbatches in a step (a larger global_batch_size or a smaller "
+        "micro_batch_size), or more chunks per stage (virtual_pipeline_model_parallel_size)",
+        "pp.not-interleaved",
     ),
     "experts": Remedy(
         "set comm_overlap.overlap_moe_expert_parallel_comm=true (overlapkit explain shows what "
@@ -131,9 +148,10 @@ _FSDP2: dict[Problem, Remedy] = {
 
 _FSDP1: dict[Problem, Remedy] = {
     "parameter gather": Remedy(
-        "set forward_prefetch=True and backward_prefetch=BackwardPrefetch.BACKWARD_PRE of "
-        "FullyShardedDataParallel, wrap each layer with auto_wrap_policy, and see "
-        "limit_all_gathers"
+        "wrap each layer with auto_wrap_policy, and keep backward_prefetch at BACKWARD_PRE (the "
+        "default); where the CPU launches late, set forward_prefetch=True (for layers that run in "
+        "the same order each time); limit_all_gathers=False lets more gathers run ahead, for "
+        "memory"
     ),
     "late reductions": Remedy(
         "wrap each layer with auto_wrap_policy, so that gradients are reduced during the backward "
@@ -151,8 +169,9 @@ _FSDP1: dict[Problem, Remedy] = {
 
 _DEEPSPEED: dict[Problem, Remedy] = {
     "parameter gather": Remedy(
-        "raise zero_optimization.stage3_prefetch_bucket_size and stage3_max_live_parameters (ZeRO "
-        "3), or allgather_bucket_size with overlap_comm (ZeRO 1 and 2)"
+        "with ZeRO 3, raise zero_optimization.stage3_prefetch_bucket_size, and "
+        "stage3_max_live_parameters with it; ZeRO 1 and 2 gather at the end of each step, where "
+        "only fewer or cheaper steps help (gradient accumulation)"
     ),
     "late reductions": Remedy(
         "set zero_optimization.overlap_comm=true with contiguous_gradients, and a "
@@ -177,10 +196,13 @@ _TORCHTITAN: dict[Problem, Remedy] = {
         "see parallelism.fsdp_reshard_after_forward (never keeps parameters gathered), and the "
         "prefetching that the model's parallelize function sets up"
     ),
-    "tensor parallel": Remedy("set parallelism.enable_async_tensor_parallel with compile.enable"),
+    "tensor parallel": Remedy(
+        "set parallelism.enable_async_tensor_parallel, with compile.enable and model in "
+        "compile.components"
+    ),
     "tensor parallel without sequence parallel": Remedy(
-        "set parallelism.enable_async_tensor_parallel with compile.enable, which needs sequence "
-        "parallelism"
+        "set parallelism.enable_async_tensor_parallel, with compile.enable and model in "
+        "compile.components; it needs sequence parallelism"
     ),
     "pipeline": Remedy(
         "choose an interleaved schedule (parallelism.pipeline_parallel_schedule, such as "
@@ -204,6 +226,10 @@ _GENERAL: dict[Problem, Remedy] = {
     ),
     "pipeline": Remedy("use an interleaved schedule, with more microbatches"),
     "interleaved pipeline": Remedy("send and receive while another microbatch computes"),
+    "pipeline bubble": Remedy(
+        "run more microbatches in a step, or use a schedule with a smaller bubble (interleaved, "
+        "zero bubble)"
+    ),
     "experts": Remedy("exchange the tokens of one microbatch while another one computes"),
     "bandwidth": Remedy(
         "communicate less often or less, and check with NCCL_DEBUG=INFO that NCCL uses the fast "
