@@ -285,12 +285,14 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
             alone,
         )
     elif ep > 1 and ranks % (ep * expert_tp):
+        edits, otherwise = _dividing_ep(experts, ep, expert_tp, ranks)
         yield EXPERTS_NEEDED.error(
             "model.expert_model_parallel_size",
             ep,
             f"EP={ep} x expert_tensor_parallel_size={expert_tp} does not divide the {ranks} ranks "
             "of a pipeline stage",
-            edits=_dividing_ep(experts, ep, expert_tp, ranks),
+            either(edits, otherwise),
+            edits,
         )
     dispatcher = c.of_model("moe_token_dispatcher_type")
     flex = dispatcher == "flex"
@@ -305,13 +307,22 @@ def _expert_parallel(c: Context) -> Iterator[Decision]:
         )
 
 
-def _dividing_ep(experts: int, ep: int, expert_tp: int, ranks: int) -> Edits:
-    """The largest EP that divides the experts and the ranks, with an expert TP that does."""
-    edits: Edits = ()
-    if ranks % expert_tp:
-        expert_tp, edits = 1, (Edit("model.expert_tensor_parallel_size", 1),)
-    divides = (n for n in range(ep, 0, -1) if ranks % (n * expert_tp) == 0 and experts % n == 0)
-    return (Edit(_EP, next(divides)), *edits)
+def _dividing_ep(experts: int, ep: int, expert_tp: int, ranks: int) -> tuple[Edits, str]:
+    """The largest EP that divides the experts and the ranks, and what else would do.
+
+    Experts that tensor parallelism does not split leave more ranks for EP.
+    """
+
+    def largest(splits: int) -> int:
+        fits = (n for n in range(ep, 0, -1) if ranks % (n * splits) == 0 and experts % n == 0)
+        return next(fits, 0)
+
+    split, whole = largest(expert_tp), largest(1)
+    if whole <= split:
+        return (Edit(_EP, split),), ""
+    kept = () if whole == ep else (Edit(_EP, whole),)
+    alone = f"keep it and reduce EP to {split}" if split else ""
+    return (*kept, Edit("model.expert_tensor_parallel_size", 1)), alone
 
 
 def _data_parallel(c: Context, optimizer: Any) -> Iterator[Decision]:
