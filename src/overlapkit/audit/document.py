@@ -77,8 +77,6 @@ def _file(each: Audited) -> AuditFile:
         verdict=verdict_text(each),
         world_size=each.world_size,
         findings=each.findings,
-        decisions=[]
-        if report is None
-        else [decision_document(d, report.place(d)) for d in leading(report)],
+        decisions=[] if report is None else [decision_document(report, d) for d in leading(report)],
         problem=each.problem or None,
     )

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.training.decisions import Decision
-from megatron.bridge.training.edits import in_words
 from megatron.bridge.training.job_environment import ENV_VARS, UNKNOWN, JobEnvironment
 from megatron.bridge.training.megatron_lm_rules import MegatronLmRequest, update_megatron_lm
 from megatron.bridge.training.rules.context import Gpu
 from megatron.bridge.training.runtime_update import Update, update_runtime
 from megatron.bridge.training.software import AssumedSoftware, Software
-from overlapkit.config.megatron_lm.flag_edits import in_flags
+from overlapkit.config.megatron_lm.flag_words import words_of
 from overlapkit.config.places import in_messages
 from overlapkit.config.provider_defaults import FUSION, fusion_default
 from overlapkit.config.run import Run, Settings, build_run
@@ -101,7 +99,8 @@ def make_effective(
             flags=settings.launch.flags if settings.launch is not None else (),
             version_known=settings.basis.source in ("given", "path"),
         )
-        update = replace(update, decisions=[said_in_flags(d, settings) for d in update.decisions])
+        words = words_of(settings)
+        update = replace(update, decisions=[words.decision(d) for d in update.decisions])
     else:
         update = update_runtime(
             run,
@@ -113,18 +112,6 @@ def make_effective(
             strict=False,
         )
     return run, update
-
-
-def said_in_flags(decision: Decision, settings: Settings) -> Decision:
-    """A decision on a Megatron-LM job whose remedy names the flags to pass and to omit."""
-    keys = in_words(decision.edits)
-    if not keys or not (decision.remedy or "").startswith(keys):
-        return decision
-    passed = settings.launch.passed if settings.launch is not None else None
-    flags = in_flags(decision.edits, settings.stack.core, passed)
-    # What no flag can set stays named by its key.
-    remedy = f"{flags or keys}{(decision.remedy or '')[len(keys) :]}"
-    return replace(decision, remedy=remedy)
 
 
 def _places(settings: Settings) -> dict[str, str]:

@@ -75,6 +75,7 @@ class Launch:
         origins: what sets those of `environment` and `fallback` that the launcher sets by itself.
         fallback: variables that the launcher sets where nothing else does.
         others: its flags that no setting holds, each with its words as a shell reads them.
+        underscores: whether its flags are spelt with underscores, as some forks spell them.
     """
 
     environment: dict[str, str]
@@ -93,6 +94,7 @@ class Launch:
     origins: dict[str, str] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
     others: tuple[tuple[str, ...], ...] = ()
+    underscores: bool = False
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _on_other_versions(report: Report) -> Iterator[str]:
     """What the versions that the run may also have would do otherwise."""
     for d in report.decisions:
         if d.rule == OTHER_VERSIONS.id:
-            yield f"{d.knob}: {d.reason.rstrip('.')} -> {d.remedy}"
+            yield f"{report.name(d)}: {d.reason.rstrip('.')} -> {d.remedy}"
 
 
 def _assumptions(
@@ -162,12 +162,14 @@ def _hardware_findings(report: Report, machine: Machine) -> list[Finding]:
     size = report.effective["model.tensor_model_parallel_size"] or 1
     if size < 2 or machine.nvlink is not False:
         return []
+    knob = "model.tensor_model_parallel_size"
+    name = report.words.flag(knob) or knob.partition(".")[2]
     return [
         Finding(
             "hardware.no-nvlink",
             "hardware",
             "Tensor-parallel ranks are not all connected by NVLink",
-            (Evidence("hardware", f"{machine.summary}; tensor_model_parallel_size is {size}"),),
+            (Evidence("hardware", f"{machine.summary}; {name} is {size}"),),
             "keep tensor parallelism within GPUs that NVLink connects, and use pipeline or data "
             "parallelism across the others",
         )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from megatron.bridge.training.job_environment import ENV_VARS
 from megatron.bridge.training.mixed_precision_recipes import mixed_precision_recipe
+from overlapkit.config.megatron_lm.flag_words import KeyWords
 from overlapkit.config.overrides import BY_NAME
 from overlapkit.config.run import Settings
 from overlapkit.config.schema import OVERLAP_KNOBS, section_fields
@@ -91,6 +92,11 @@ class Difference:
     keys: dict[str, tuple[Any, Any]]
     changes: list[Change]
     without_effect: list[WithoutEffect] = field(default_factory=list)
+
+    @property
+    def words(self) -> KeyWords:
+        """For what differs: flags where both runs take them."""
+        return self.after.words.beside(self.before.words)
 
 
 @dataclass(frozen=True)

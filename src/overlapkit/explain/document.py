@@ -9,7 +9,6 @@ from msgspec import Meta, Struct
 
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
 from overlapkit.config.gaps import Gap
-from overlapkit.config.places import Place
 from overlapkit.config.run import Framework
 from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
 from overlapkit.explain.difference import Change, Difference, Kind
@@ -118,6 +117,13 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
         Meta(
             description="where the user set the knob, the same key of `comm_overlap` or "
             "`mixed_precision`, or else what the remedy changes; `null` where the user set nothing"
+        ),
+    ] = None
+    flag: Annotated[
+        str | None,
+        Meta(
+            description="the flag that sets the knob, as the job spells it; `null` where none "
+            "does, and for a run that takes no flags"
         ),
     ] = None
     certain: Annotated[
@@ -311,7 +317,7 @@ def explain_document(report: Report) -> ExplainDocument:
         environment=a.environment_source,
         job_env=_job_env(report),
         findings=len(report.findings),
-        decisions=[decision_document(d, report.place(d)) for d in report.decisions],
+        decisions=[decision_document(report, d) for d in report.decisions],
         effective={k: plain(v) for k, v in report.effective.items()},
         launch_env={v.name: v.value for v in report.launch_env},
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
@@ -364,9 +370,10 @@ def source_of(rule_id: str) -> tuple[str, int]:
     return ("src/" if in_checkout else "") + declared.path, declared.line
 
 
-def decision_document(decision: Decision, where: Place | None) -> ExplainDecision:
+def decision_document(report: Report, decision: Decision) -> ExplainDecision:
     """A decision as documents have it, with where the user set what it is about."""
     file, line = source_of(decision.rule)
+    where = report.place(decision)
     return ExplainDecision(
         knob=decision.knob,
         requested=plain(decision.requested),
@@ -378,6 +385,7 @@ def decision_document(decision: Decision, where: Place | None) -> ExplainDecisio
         dimension=decision.dimension,
         source=ExplainSource(file=file, line=line),
         where=None if where is None else place_document(where),
+        flag=report.words.flag(decision.knob),
         certain=decision.certain,
     )
 
@@ -388,7 +396,7 @@ def _side(report: Report) -> ExplainSide:
         stack=stack_document(report.basis),
         world_size=report.world_size,
         findings=len(report.findings),
-        decisions=[decision_document(d, report.place(d)) for d in report.findings],
+        decisions=[decision_document(report, d) for d in report.findings],
         notes=[*report.notes, *report.remarks],
     )
 

@@ -12,6 +12,7 @@ from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from megatron.bridge.training.runtime_update import Update, compare_with_request
 from megatron.bridge.training.versions import KNOWN, Stack, spoken
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
+from overlapkit.config.megatron_lm.flag_words import KeyWords, words_of
 from overlapkit.config.run import Run, Settings
 from overlapkit.config.versions import is_lacking
 from overlapkit.output.numbers import setting_text
@@ -58,6 +59,9 @@ def judge(settings: Settings, world_size: int, assumptions: Assumptions) -> Judg
     )
     if settings.after_setup is not None:
         decisions = list(_not_requested(decisions, settings))
+    decisions = [
+        d for d in decisions if d.outcome is not Outcome.NOTE or not _is_mended(d, decisions)
+    ]
     return Judged(settings.stack, run, update, effective, decisions)
 
 
@@ -116,7 +120,7 @@ def on_other_stacks(
     notes = [*_only_there(newest, others), *_only_here(newest, others)]
     told = {d.knob for d in notes} | {d.knob for d in newest.decisions if d.is_finding}
     yield from notes
-    yield from _other_values(newest, others, told)
+    yield from _other_values(newest, others, told, words_of(settings))
 
 
 def other_stacks(settings: Settings) -> list[Stack]:
@@ -143,11 +147,20 @@ def _only_there(newest: Judged, others: Sequence[Judged]) -> Iterator[Decision]:
     for other in others:
         for d in other.decisions:
             key = (d.rule, d.knob)
-            if (d.is_finding or RULES[d.rule].is_bug) and key not in known:
+            new = key not in known and not _is_mended(d, newest.decisions)
+            if new and (d.is_finding or RULES[d.rule].is_bug):
                 found.setdefault(key, (d, []))[1].append(other.stack)
     for d, stacks in found.values():
         reason = f"{_with(stacks)}: {d.reason.rstrip('.')} ({d.rule})"
         yield _note(d, reason, f"; for those versions: {d.remedy}" if d.remedy else "")
+
+
+def _is_mended(d: Decision, decisions: Sequence[Decision]) -> bool:
+    """Whether the remedy of a finding about the same knob is a remedy of a decision too."""
+    return bool(d.edits) and any(
+        other.is_finding and other.knob == d.knob and all(e in other.edits for e in d.edits)
+        for other in decisions
+    )
 
 
 _FOUND = {
@@ -172,7 +185,9 @@ def _only_here(newest: Judged, others: Sequence[Judged]) -> Iterator[Decision]:
             yield _note(d, reason, "")
 
 
-def _other_values(newest: Judged, others: Sequence[Judged], told: set[str]) -> Iterator[Decision]:
+def _other_values(
+    newest: Judged, others: Sequence[Judged], told: set[str], words: KeyWords
+) -> Iterator[Decision]:
     """Knobs that have another value with another version, and no note yet."""
     for knob, value in newest.effective.items():
         by_value: dict[str, tuple[Any, list[Stack]]] = {}
@@ -182,7 +197,8 @@ def _other_values(newest: Judged, others: Sequence[Judged], told: set[str]) -> I
                 by_value.setdefault(repr(there), (there, []))[1].append(other.stack)
         about = next((d for d in newest.decisions if d.knob == knob), None)
         for there, stacks in by_value.values():
-            reason = f"{_with(stacks)} it is {setting_text(there)}, not {setting_text(value)}"
+            known = [setting_text(words.value(knob, each)) for each in (there, value)]
+            reason = f"{_with(stacks)} it is {known[0]}, not {known[1]}"
             yield OTHER_VERSIONS.decide(
                 knob,
                 requested=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron.bridge.training.versions import NEWEST
 from overlapkit.config.effective import EFFECTIVE_KNOBS as EFFECTIVE_KNOBS
 from overlapkit.config.gaps import Gap, unread
 from overlapkit.config.megatron_lm.doubt import of_other_rules, weakened
+from overlapkit.config.megatron_lm.flag_words import KEYS, KeyWords, words_of
 from overlapkit.config.places import Place
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
@@ -117,6 +118,8 @@ class Report:
         places: where the user set what each decision is about, in their order; None where nothing
             that the user set is.
         gaps: what of the launch script is not known, and may add to what was read.
+        words: for its settings, in the language of its configuration.
+        asked: the dotted keys that count as requested.
     """
 
     source: str
@@ -136,6 +139,8 @@ class Report:
     buckets: Buckets | str = ""
     places: tuple[Place | None, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    words: KeyWords = KEYS
+    asked: frozenset[str] = frozenset()
 
     @property
     def not_certain(self) -> list[Decision]:
@@ -148,6 +153,14 @@ class Report:
         return sorted(
             (d for d in self.decisions if d.is_finding), key=lambda d: SEVERITY.index(d.outcome)
         )
+
+    def name(self, decision: Decision) -> str:
+        """What one of its decisions is about, in its words."""
+        return self.words.name(decision.knob)
+
+    def names(self, decisions: Iterable[Decision]) -> list[str]:
+        """What some of its decisions are about, each once and in short."""
+        return list(dict.fromkeys(self.words.short(d.knob) for d in decisions))
 
     def place(self, decision: Decision) -> Place | None:
         """Where the user set what one of its decisions is about."""
@@ -218,6 +231,8 @@ def explain(
         buckets_of(run, update.data_parallel_size),
         tuple(decision_place(settings, d) for d in shown),
         unread(gaps),
+        words_of(settings),
+        settings.asked,
     )
 
 
@@ -252,7 +267,14 @@ def _of_environment(
         gpu_given=assumptions.gpu_given,
         known=judged.decisions,
     )
-    return required, [d for d in decisions if d.is_finding or not _may_be_set(d, environment, gaps)]
+    words = words_of(settings)
+    kept = [d for d in decisions if d.is_finding or not _may_be_set(d, environment, gaps)]
+    required = tuple(replace(v, reason=words.fact(v.reason)) for v in required)
+    # Where a variable is to be set, the remedy says: not every place takes an export.
+    return required, [
+        replace(d, reason=words.fact(d.reason), remedy=d.remedy and words.advice(d.remedy))
+        for d in kept
+    ]
 
 
 def _may_be_set(d: Decision, environment: JobEnvironment, gaps: Sequence[Gap]) -> bool:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import Decision, Outcome
-from overlapkit.explain.buckets import bucket_summary, chunk_titles
+from overlapkit.explain.buckets import chunk_titles
 from overlapkit.explain.difference import Difference
 from overlapkit.explain.lint.order import Said, leading
 from overlapkit.explain.report import Report
@@ -19,6 +19,7 @@ from overlapkit.explain.text import (
     Tone,
     assumed_text,
     basis,
+    buckets_text,
     by_reason,
     caused,
     environment_text,
@@ -32,6 +33,7 @@ from overlapkit.explain.text import (
     rules_text,
     run_text,
     said_rules,
+    said_value,
     sections,
     value_text,
     verdict,
@@ -78,7 +80,7 @@ def show_report(report: Report, console: Console, *, brief: bool = False) -> Non
         if section.variables:
             console.print(_environment(section.variables))
         if section.said:
-            console.print(_decisions(section.said))
+            console.print(_decisions(report, section.said))
         if section.not_requested:
             console.print(Text(f"default  {section.not_requested}", "dim"))
         if section.buckets:
@@ -90,7 +92,7 @@ def _show_leading(report: Report, d: Decision, console: Console) -> None:
     where = report.place(d)
     if where is not None:
         console.print(Text(str(where), "bold"))
-    console.print(Text.assemble(_label(d), f"  {d.knob} {value_text(d)}"))
+    console.print(Text.assemble(_label(d), f"  {said_value(report, d)}"))
     print_item(console, "  ", _why(d.reason, d.rule))
     if d.remedy:
         print_item(console, "  -> ", Text(imperative(d.remedy), "green"))
@@ -102,9 +104,9 @@ def show_buckets(report: Report, console: Console) -> None:
     console.print(layout_text(report))
     console.print()
     if isinstance(report.buckets, str):
-        console.print(report.buckets)
+        console.print(report.words.fact(report.buckets))
         return
-    console.print(bucket_summary(report.buckets))
+    console.print(buckets_text(report))
     for title, chunk in chunk_titles(report.buckets):
         console.print(Text(f"\n{title}", "bold"))
         table = borderless()
@@ -124,7 +126,7 @@ def show_buckets(report: Report, console: Console) -> None:
         console.print(table)
 
 
-def _decisions(said: list[Said]) -> Table:
+def _decisions(report: Report, said: list[Said]) -> Table:
     table = borderless(header=False)
     table.add_column(min_width=7, max_width=7)
     table.add_column(overflow="fold", max_width=40)
@@ -138,8 +140,8 @@ def _decisions(said: list[Said]) -> Table:
             why = Text(sentence(each.reason)).append(f"  [{said_rules(each)}]", style="dim")
         else:
             why = Text(f"as above  [{', '.join(each.rules)}]", "dim")
-        values = [value_text(x) for x in each.decisions]
-        knobs = "\n".join(x.knob for x in each.decisions)
+        values = [value_text(report, x) for x in each.decisions]
+        knobs = "\n".join(map(report.name, each.decisions))
         table.add_row(_label(d), knobs, "\n".join(values), why)
     return table
 
@@ -188,7 +190,7 @@ def show_difference(difference: Difference, console: Console) -> None:
     if after.findings:
         console.print(Text(f"\nFindings in {after.source}:", "bold red"))
         for d in after.findings:
-            line = Text.assemble(_label(d), f"  {d.knob}: {d.reason.rstrip('.')}")
+            line = Text.assemble(_label(d), f"  {after.name(d)}: {d.reason.rstrip('.')}")
             if d.remedy:
                 line.append(f" -> {imperative(d.remedy)}", style="green")
             console.print(line)

@@ -87,7 +87,7 @@ def sections(report: Report) -> Iterator[Section]:
         if not decisions and not variables:
             continue
         opt_in = [d for d in decisions if RULES[d.rule].opt_in and d.outcome is Outcome.DEFAULT]
-        names = ", ".join(f"{d.knob} ({setting_text(d.effective)})" for d in opt_in)
+        names = ", ".join(f"{report.name(d)} ({value_text(report, d)})" for d in opt_in)
         yield Section(
             title,
             said_once([d for d in decisions if d not in opt_in], lead, before),
@@ -99,7 +99,8 @@ def sections(report: Report) -> Iterator[Section]:
 
 def buckets_text(report: Report) -> str:
     """The gradient buckets in one line; empty where they are not known, or not used."""
-    return "" if isinstance(report.buckets, str) else bucket_summary(report.buckets)
+    buckets = report.buckets
+    return "" if isinstance(buckets, str) else report.words.fact(bucket_summary(buckets))
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -119,7 +120,7 @@ def report_lines(report: Report) -> Iterator[str]:
         for names, variable in by_reason(section.variables):
             needs = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
             yield f"{needs} [{variable.rule}, {place(variable.rule)}]"
-        yield from map(_said_line, section.said)
+        yield from (_said_line(report, said) for said in section.said)
         if section.not_requested:
             yield f"default  {section.not_requested}"
         if section.buckets:
@@ -143,9 +144,9 @@ def buckets_lines(report: Report) -> Iterator[str]:
     yield layout_text(report)
     yield ""
     if isinstance(report.buckets, str):
-        yield report.buckets
+        yield report.words.fact(report.buckets)
         return
-    yield bucket_summary(report.buckets)
+    yield buckets_text(report)
     for title, chunk in chunk_titles(report.buckets):
         yield ""
         yield title
@@ -169,13 +170,13 @@ def bucket_cells(bucket: BucketExchange) -> tuple[str, str, str, str, str]:
 def leading_line(report: Report, d: Decision) -> str:
     """A finding or a note with advice: the user's place, then the outcome, why, and what to do."""
     where = report.place(d)
-    line = f"{LABELS[d.outcome]} {message_text(d)}"
+    line = f"{LABELS[d.outcome]} {message_text(report, d)}"
     return line if where is None else f"{where}: {line}"
 
 
-def message_text(d: Decision) -> str:
+def message_text(report: Report, d: Decision) -> str:
     """A decision without its outcome and place: the knob, its value, why, and what to do."""
-    line = f"{d.knob} {value_text(d)}: {d.reason.rstrip('.')} [{d.rule}, {place(d.rule)}]"
+    line = f"{said_value(report, d)}: {d.reason.rstrip('.')} [{d.rule}, {place(d.rule)}]"
     return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
 
 
@@ -184,9 +185,9 @@ def assumed_text(report: Report) -> str:
     return f"{_count(len(report.notes), 'note')} on how it was read: see them without --brief"
 
 
-def _said_line(said: Said) -> str:
+def _said_line(report: Report, said: Said) -> str:
     d = said.first
-    line = f"{LABELS[d.outcome]} {', '.join(f'{x.knob} {value_text(x)}' for x in said.decisions)}"
+    line = f"{LABELS[d.outcome]} {', '.join(said_value(report, x) for x in said.decisions)}"
     if said.leads:
         return f"{line}: see above"
     if not said.reason:
@@ -262,16 +263,16 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
     tone: Tone = "bad" if findings else "advice" if notes or report.not_read else "good"
     advice = ""
     if notes:
-        knobs = ", ".join(dict.fromkeys(d.knob for d in notes))
+        knobs = ", ".join(report.names(notes))
         advice = f"{_count(len(notes), 'note')} with advice: {knobs}"
     if findings:
-        knobs = ", ".join(f"{LABELS[d.outcome]} {d.knob}" for d in findings)
+        knobs = ", ".join(f"{LABELS[d.outcome]} {report.words.short(d.knob)}" for d in findings)
         said = f"{_count(len(findings), 'finding')}: {knobs}"
         return (f"{said}; {advice}" if advice else said), tone
     said = ALL_THAT_WAS_READ if report.not_read else well
     unknown = not_known(report.gaps)
     if report.not_certain:
-        knobs = listed(list(dict.fromkeys(d.knob for d in report.not_certain)))
+        knobs = listed(report.names(report.not_certain))
         said = f"Not certain: {'; '.join(filter(None, (knobs, unknown)))}."
     elif unknown:
         said = f"{READ_IN_EFFECT}; {unknown}."
@@ -282,16 +283,22 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def finding_line(d: Decision) -> str:
+def finding_line(report: Report, d: Decision) -> str:
     """A finding, with its reason and its remedy."""
-    line = f"{LABELS[d.outcome]}  {d.knob}: {d.reason.rstrip('.')}"
+    line = f"{LABELS[d.outcome]}  {report.name(d)}: {d.reason.rstrip('.')}"
     return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
 
 
-def value_text(d: Decision) -> str:
+def value_text(report: Report, d: Decision) -> str:
     """A decision's value; where a request was refused, from the requested one to the effective."""
+    old, new = (report.words.value(d.knob, value) for value in (d.requested, d.effective))
     refused = d.outcome is Outcome.REFUSED and d.requested is not None
-    return change_text(d.requested, d.effective) if refused else setting_text(d.effective)
+    return change_text(old, new) if refused else setting_text(new)
+
+
+def said_value(report: Report, d: Decision) -> str:
+    """What a decision is about, and its value."""
+    return f"{report.name(d)} {value_text(report, d)}"
 
 
 def by_reason(
@@ -347,7 +354,7 @@ def difference_lines(difference: Difference) -> Iterator[str]:
         yield from ("", WITHOUT_EFFECT, *(f"  {line}" for line in idle_keys(difference)))
     if after.findings:
         yield from ("", f"Findings in {after.source}:")
-        yield from map(finding_line, after.findings)
+        yield from (finding_line(after, d) for d in after.findings)
 
 
 def rules_text(difference: Difference) -> list[str]:
@@ -378,17 +385,26 @@ WITHOUT_EFFECT = "Changed without effect on the overlap:"
 
 def idle_keys(difference: Difference) -> list[str]:
     """The keys that differ without effect, each with its values and the reason."""
-    return [
-        f"{each.key} {change_text(each.before, each.after)}: {each.reason}"
+    lines = (
+        f"{_key_change(difference, each.key, each.before, each.after)}: {each.reason}"
         for each in difference.without_effect
-    ]
+    )
+    # One flag may set several keys.
+    return list(dict.fromkeys(lines))
 
 
 def restated(difference: Difference) -> str:
     """The keys that only differ as they are written; empty without any."""
     idle = {each.key for each in difference.without_effect}
     changes = [c for c in difference.changes if c.restates and c.of.knob not in idle]
-    return ", ".join(f"{c.of.knob} {change_text(c.before, c.after)}" for c in changes)
+    said = (_key_change(difference, c.of.knob, c.before, c.after) for c in changes)
+    return ", ".join(dict.fromkeys(said))
+
+
+def _key_change(difference: Difference, key: str, old: Any, new: Any) -> str:
+    words = difference.words
+    values = (words.value(key, value) for value in (old, new))
+    return f"{words.name(key)} {change_text(*values)}"
 
 
 def caused(difference: Difference) -> Iterator[tuple[str, list[ChangeText]]]:
@@ -396,18 +412,18 @@ def caused(difference: Difference) -> Iterator[tuple[str, list[ChangeText]]]:
     changes = [c for c in difference.changes if not c.restates]
     changes.sort(key=lambda c: (len(c.causes), c.causes))
     for causes, same in groupby(changes, key=lambda c: c.causes):
-        yield _cause(difference, causes), [_change(c) for c in same]
+        yield _cause(difference, causes), [_change(difference, c) for c in same]
 
 
 def _cause(difference: Difference, causes: tuple[str, ...]) -> str:
     if not causes:
         return "No set of keys brings this about"
-    keys = []
+    keys: list[str] = []
     for key in causes[-_MOST_CAUSES:]:
         old, new = difference.keys[key]
         if "." not in key and (old is None or new is None):
             old, new = ("absent" if v is None else _present(v) for v in (old, new))
-        keys.append(f"{key} {change_text(old, new)}")
+        keys.append(_key_change(difference, key, old, new))
     more = len(causes) - len(keys)
     keys += [f"{more} more keys (--json lists them)"] if more else []
     return "Because of " + " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
@@ -417,18 +433,19 @@ def _present(section: Any) -> str:
     return section if isinstance(section, str) else "present"
 
 
-def _change(change: Change) -> ChangeText:
-    of = change.of
+def _change(difference: Difference, change: Change) -> ChangeText:
+    of, words = change.of, difference.words
     reason = (change.reason or "").rstrip(".")
     if of.kind == "finding":
         new = change.before is None
-        value = f"{of.knob} ({change.after or change.before} by {of.rule})"
+        value = f"{words.short(of.knob)} ({change.after or change.before} by {of.rule})"
         label = "new finding" if new else "finding gone"
         return ChangeText(label, value, reason, "bad" if new else "good")
     if of.kind == "buckets":
         now, before = change.after or "not counted", change.before or "not counted"
         return ChangeText("buckets", f"{now} (before: {before})", reason)
-    return ChangeText(of.knob, change_text(change.before, change.after), reason)
+    values = (words.value(of.knob, value) for value in (change.before, change.after))
+    return ChangeText(words.name(of.knob), change_text(*values), reason)
 
 
 def change_text(old: Any, new: Any) -> str:

@@ -64,7 +64,12 @@ def _reason(key: str, before: Report, after: Report) -> str:
         if replaced:
             return replaced[0].reason.rstrip(".")
     if knobs:
-        return f"{setting_text(after.effective[knobs[0]])} is in effect in both"
+        words = after.words.beside(before.words)
+        value = after.effective[knobs[0]]
+        if words.value(key, value) != value:
+            # A flag that turns it off is passed in one of them.
+            return f"{key} is {setting_text(value)} in both"
+        return f"{setting_text(value)} is in effect in both"
     return ""
 
 

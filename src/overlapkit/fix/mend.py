@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron.bridge.training.decisions import Decision
 from megatron.bridge.training.edits import ENV
+from overlapkit.config.megatron_lm.flag_words import KEYS, KeyWords
 from overlapkit.config.places import Place
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
@@ -71,12 +72,14 @@ class Mended:
         before, after: the configuration.
         report: on it afterwards.
         fixes: every finding that is gone, in order, and then those that are left.
+        words: for its settings before and after.
     """
 
     before: Target
     after: Target
     report: Report
     fixes: tuple[Fix, ...]
+    words: KeyWords = KEYS
 
     @property
     def fixed(self) -> list[Fix]:
@@ -143,7 +146,8 @@ def mend(target: Target, judge: Judge) -> Mended:
     ]
     fixes = _net(fixes, first.settings, state.settings)
     left = [Fix(d, (), why.get(_key(d), "too many changes")) for d in state.report.findings]
-    return Mended(target, state.target, state.report, (*fixes, *left))
+    words = first.report.words.beside(state.report.words)
+    return Mended(target, state.target, state.report, (*fixes, *left), words)
 
 
 def _step(

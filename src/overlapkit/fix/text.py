@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from overlapkit.config.megatron_lm.doubt import not_known
+from overlapkit.config.megatron_lm.flag_words import KeyWords
 from overlapkit.fix.document import diff_of
 from overlapkit.fix.mend import UNSET, Change, Fix, Mended
 from overlapkit.output.numbers import setting_text
@@ -28,7 +29,8 @@ def fix_lines(mended: Mended, *, writes: bool) -> Iterator[str]:
         yield ""
     yield _verdict(mended, writes=writes)
     for fix in mended.fixes:
-        yield from _fix_lines(fix, writes=writes and mended.before.source.kind != "arguments")
+        keeps = writes and mended.before.source.kind != "arguments"
+        yield from _fix_lines(fix, mended.words, writes=keeps)
     source = mended.after.source
     if source.kind == "arguments" and mended.is_changed:
         yield ""
@@ -50,21 +52,23 @@ def _count(number: int) -> str:
     return "1 finding" if number == 1 else f"{number} findings"
 
 
-def _fix_lines(fix: Fix, *, writes: bool) -> Iterator[str]:
+def _fix_lines(fix: Fix, words: KeyWords, *, writes: bool) -> Iterator[str]:
     decision = fix.decision
     what = "left " if fix.why else "fixed" if writes else "fix  "
-    yield f"{what}  {decision.knob} [{decision.rule}]"
+    yield f"{what}  {words.short(decision.knob)} [{decision.rule}]"
     if fix.why:
         yield from wrapped(fix.why, "  ")
     elif not fix.changes:
         yield "  with the changes for another finding"
-    for change in fix.changes:
-        yield from wrapped(_changed(change), "  ")
+    # One flag may set several keys.
+    for line in dict.fromkeys(_changed(change, words) for change in fix.changes):
+        yield from wrapped(line, "  ")
 
 
-def _changed(change: Change) -> str:
+def _changed(change: Change, words: KeyWords) -> str:
     place = f" ({change.place})" if change.place is not None else ""
-    return f"{change.key}: {_shown(change.old)} -> {_shown(change.new)}{place}"
+    old, new = (_shown(words.value(change.key, value)) for value in (change.old, change.new))
+    return f"{words.name(change.key)}: {old} -> {new}{place}"
 
 
 def _shown(value: Any) -> str:

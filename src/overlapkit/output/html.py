@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,6 +13,8 @@ from markupsafe import Markup, escape
 from overlapkit.output.numbers import FILTERS
 from overlapkit.output.svg import path
 
+_FLAG = re.compile(r"(?<![\w-])(--[a-z]\w*)")
+
 
 def breakable(name: str) -> Markup:
     """A kernel's or file's name that a browser can break after each part of it."""
@@ -19,6 +22,11 @@ def breakable(name: str) -> Markup:
     for end in ("::", "_", "/"):
         text = text.replace(end, f"{end}<wbr>")
     return Markup(text)
+
+
+def flags(text: str) -> Markup:
+    """A sentence in which no line ends within the dashes that a flag begins with."""
+    return Markup(_FLAG.sub(r'<span class="flag">\1</span>', str(escape(text))))
 
 
 @cache
@@ -38,5 +46,5 @@ def environment(package: str, **filters: Callable[..., Any]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(FILTERS, path=path, breakable=breakable, **filters)
+    templates.filters.update(FILTERS, path=path, breakable=breakable, flags=flags, **filters)
     return templates

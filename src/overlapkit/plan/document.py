@@ -13,7 +13,7 @@ from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
 from overlapkit.plan.plan import Plan
-from overlapkit.plan.spoken import recommended_flags, spoken
+from overlapkit.plan.spoken import advice, recommended_flags, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.work_document import PlanDerivation, derivation_document
 
@@ -295,7 +295,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         bucket=_bucket(p),
         gradient_reduction=r.reduction,
         environment={v.name: v.value for v in p.report.launch_env},
-        environment_reasons={v.name: v.reason for v in p.report.launch_env},
+        environment_reasons={v.name: plan.words.fact(v.reason) for v in p.report.launch_env},
         settings=p.recommended_settings,
         flags=None if flags is None else [list(words) for words in flags.add],
         omitted_flags=None if flags is None else list(flags.remove),
@@ -352,14 +352,15 @@ def _memory(memory: MemoryNeed) -> PlanMemory:
 
 
 def _dimension(plan: Plan, d: DimensionAdvice, gain: Gain | None) -> PlanDimension:
+    said = advice(plan, d)
     return PlanDimension(
         dimension=d.name,
         ranks=d.ranks,
         on=d.on,
         gain_ms=None if gain is None else _ms(gain.seconds),
         gain_pct=None if gain is None else round(100 * gain.share, 1),
-        reason=d.reason,
-        remedy=None if d.remedy is None else spoken(plan, d.remedy),
+        reason=said.reason,
+        remedy=said.remedy,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from megatron.bridge.training.decisions import Dimension
 from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from overlapkit.config.effective import make_effective
+from overlapkit.config.megatron_lm.flag_words import KEYS, KeyWords, words_of
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
 from overlapkit.plan.advise.draft import draft
@@ -50,8 +51,7 @@ class Plan:
         memory: of the fullest GPU; None without estimate.
         ranking: the layouts that were compared; None where none were.
         notes: what was assumed or left open.
-        passed: the flags of the Megatron-LM job that is planned, whose language the plan speaks;
-            None for a run of Megatron-Bridge.
+        words: for settings, in the language of the run that is planned.
     """
 
     source: str
@@ -66,7 +66,7 @@ class Plan:
     memory: MemoryNeed | None
     ranking: Ranking | None
     notes: tuple[str, ...]
-    passed: frozenset[str] | None = None
+    words: KeyWords = KEYS
 
     @property
     def name(self) -> str:
@@ -132,15 +132,8 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
             *_on_other_versions(proposal),
             *proposal.report.remarks,
         ),
-        passed=_passed(inputs.original),
+        words=KEYS if inputs.original is None else words_of(inputs.original),
     )
-
-
-def _passed(original: Settings | None) -> frozenset[str] | None:
-    """The flags of a Megatron-LM job; None for any other run."""
-    if original is None or original.framework != "megatron-lm" or original.launch is None:
-        return None
-    return frozenset(original.launch.passed)
 
 
 @dataclass(frozen=True)

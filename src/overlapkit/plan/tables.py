@@ -14,7 +14,7 @@ from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.plan.advise.dimensions import DimensionAdvice
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.plan import Plan
-from overlapkit.plan.spoken import spoken
+from overlapkit.plan.spoken import advice, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import (
     CHANGES,
@@ -88,9 +88,10 @@ def _strategy(plan: Plan) -> Table:
     for d in plan.recommendation.dimensions:
         gain = plan.recommendation.gains.get(d.name)
         worth = gained(gain).removeprefix("saves ") if gain is not None else ""
+        d = advice(plan, d)
         why = Text(sentence(d.reason))
         if d.remedy:
-            why.append(f"\n-> {spoken(plan, d.remedy)}", style="green")
+            why.append(f"\n-> {d.remedy}", style="green")
         table.add_row(_switch(d), d.name, str(d.ranks), worth, why)
     return table
 

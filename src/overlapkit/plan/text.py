@@ -14,7 +14,7 @@ from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
-from overlapkit.plan.spoken import recommended_flags, spoken
+from overlapkit.plan.spoken import advice, recommended_flags, spoken
 from overlapkit.plan.sweep import Ranking
 
 STEP = "Estimated parts of the step, ms without -> with overlap"
@@ -28,7 +28,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield to_set(plan)
     yield ""
     for d in plan.recommendation.dimensions:
-        yield spoken(plan, dimension_line(d, plan.recommendation.gains.get(d.name)))
+        yield dimension_line(advice(plan, d), plan.recommendation.gains.get(d.name))
     yield ""
     yield from how(plan)
     yield ""
@@ -146,13 +146,19 @@ def how(plan: Plan) -> Iterator[str]:
 def environment(plan: Plan) -> Iterator[str]:
     """The variables to set, each group with its reason."""
     for names, variable in by_reason(plan.recommendation.proposal.report.launch_env):
-        yield f"export {' '.join(names)}  # {sentence(variable.reason)}"
+        yield f"export {' '.join(names)}  # {sentence(plan.words.fact(variable.reason))}"
 
 
 def changed(plan: Plan) -> Iterator[str]:
     """Knobs whose effective value the recommendation changes."""
+    # One flag may set several.
+    yield from dict.fromkeys(_changed(plan))
+
+
+def _changed(plan: Plan) -> Iterator[str]:
     for knob, (before, after) in plan.recommendation.changes.items():
-        yield f"{spoken(plan, knob)}: {setting_text(before)} -> {setting_text(after)}"
+        old, new = (setting_text(plan.words.value(knob, each)) for each in (before, after))
+        yield f"{plan.words.name(knob)}: {old} -> {new}"
 
 
 def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -60,3 +60,11 @@ def test_a_flag_against_the_plan_is_omitted(script: Any, plan: Any) -> None:
     )
     document = plan("--from-megatron-lm", script(more), "--gpu", "h100", "--json").document
     assert set(document["omitted_flags"]) <= set(more.split())
+
+
+def test_a_flag_that_turns_overlap_off_is_omitted(script: Any, plan: Any) -> None:
+    more = f"{LAYOUT} --num-layers-per-virtual-pipeline-stage 4 --no-overlap-p2p-communication"
+    told = plan("--from-megatron-lm", script(more), "--gpu", "h100").out
+    assert ", and omit --no-overlap-p2p-communication (to paste" in told
+    assert told.count("--use-distributed-optimizer: off -> on") == 1
+    assert "--no-overlap-p2p-communication: on -> off" in told

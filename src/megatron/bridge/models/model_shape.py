@@ -294,7 +294,7 @@ def _experts(model: Any, ffn: int, layer_spec: LayerSpec) -> Experts | None:
     if read(model, "add_bias_linear") and (shared or one_tensor):
         culprit = "a shared expert" if shared else "the legacy grouped GEMM of experts"
         raise UncountableModel(
-            f"add_bias_linear=True: Megatron-Core refuses it with {culprit}; set it to False"
+            f"add_bias_linear is on, and Megatron-Core refuses that with {culprit}"
         )
     return Experts(
         count=read_size(model, "num_moe_experts"),

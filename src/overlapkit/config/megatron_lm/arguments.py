@@ -35,6 +35,7 @@ from overlapkit.errors import InputError
 
 MOST_FLAGS = 2000
 """Megatron-LM has some nine hundred."""
+_MOST_CHOICES = 8
 _LIST = re.compile(r"(?i)(?:args?|arguments|opts?|options|flags|params)$")
 """Names of variables that hold arguments."""
 
@@ -52,6 +53,7 @@ class Arguments:
         versions: the flags, and words after them, that some versions of Megatron-LM lack.
         unknown: the flags that no known version has, each with what it resembles, if anything.
         underscored: the flags that are spelt with underscores, to those that they are.
+        dashes: by how many more names of several words are spelt with dashes than with underscores.
         own: the flags of the program that passes the others on to Megatron-LM.
         former: the flags that only Megatron-LM 1 takes.
         others: the flags that no setting holds, each with its words as a shell reads them.
@@ -69,6 +71,7 @@ class Arguments:
     places: dict[str, Place] = field(default_factory=dict)
     versions: list[PassedFlag] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)
+    dashes: int = 0
     own: list[str] = field(default_factory=list)
     underscored: dict[str, str] = field(default_factory=dict)
     former: list[str] = field(default_factory=list)
@@ -88,15 +91,29 @@ class UnknownValue(InputError):
         variable: the variable that it comes from; None where it comes from none.
     """
 
-    def __init__(self, fact: str, variable: str | None) -> None:
+    def __init__(self, fact: str, variable: str | None, choices: Sequence[str] = ()) -> None:
         self.fact = fact
         self.variable = variable
+        value = values_of(choices)
         remedy = "write the value in its place, or set a variable from it and give that as"
         super().__init__(
             f"{fact}; {remedy} NAME=value"
             if variable is None
-            else f"{fact}; give it as {variable}=value"
+            else f"{fact}; give it as {variable}={value}"
         )
+
+    def among(self, choices: Sequence[str]) -> UnknownValue:
+        """The same with the values that the script knows of its variable."""
+        return UnknownValue(self.fact, self.variable, choices) if choices else self
+
+
+def values_of(choices: Sequence[str]) -> str:
+    """What to give: the values that are known, as "7B, 13B or 70B"; "value" without any."""
+    shown = [shlex.quote(each[:40]) for each in choices[:_MOST_CHOICES]]
+    more = len(choices) - len(shown)
+    if more:
+        shown.append(f"{more} more that it names")
+    return " or ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:]))) or "value"
 
 
 def ask_for(unknown: Unknown, what: str, where: str) -> UnknownValue:
@@ -148,6 +165,8 @@ def read_arguments(
                 f"{where}: --yaml-cfg: Megatron-LM then takes its settings from that YAML file, "
                 "which is not read here; give the settings as flags"
             )
+        name = text.partition("=")[0].removeprefix("--")
+        result.dashes += ("-" in name) - ("_" in name)
         former = FORMER.get(text.partition("=")[0].replace("_", "-"))
         flag = known_flag(text) if former is None else former
         if former is not None:
@@ -160,9 +179,9 @@ def read_arguments(
             at = _flag_place(flag_field, path, lines)
             _read_flag(flag, flag_field, following, at, path, result)
         elif (known := versions_of(text.partition("=")[0])) is not None:
-            name = text.partition("=")[0].replace("_", "-")
-            _note_versions(name, where, result)
-            result.places[name] = _flag_place(flag_field, path, lines)
+            dashed = text.partition("=")[0].replace("_", "-")
+            _note_versions(dashed, where, result)
+            result.places[dashed] = _flag_place(flag_field, path, lines)
             most = int(known.words) if known.words.isdecimal() else len(following)
             _note_strays(
                 text.partition("=")[0], following[0 if "=" in text else most :], path, result

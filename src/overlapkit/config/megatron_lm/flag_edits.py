@@ -70,6 +70,23 @@ class FlagEdit:
         return ", and ".join(parts)
 
 
+def setting_flag(key: str, version: str | None = None, passed: Container[str] = ()) -> str | None:
+    """The flag that sets a key: one that is passed, else one that the version has, else any.
+
+    Returns:
+        The flag; None where none sets the key.
+    """
+    setting = [flag for flag, declared in FLAGS.items() if key in declared.keys]
+    given = [flag for flag in setting if flag in passed]
+    has = [flag for flag in setting if _has(version or MAIN, flag)]
+    return next(iter((*given, *has, *setting)), None)
+
+
+def also_set_by(key: str) -> tuple[str, ...]:
+    """Flags of other keys, or of none, that set a key too."""
+    return _ALSO_SET_BY.get(key, ())
+
+
 def flag_edit(edit: Edit, version: str | None = None) -> FlagEdit:
     """One change of a setting as flags.
 

@@ -23,6 +23,7 @@ from overlapkit.config.megatron_lm.arguments import (
     ask_for,
     place,
     read_arguments,
+    values_of,
 )
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
@@ -92,7 +93,10 @@ def read_megatron_lm(
     if other is not None and wanted in (None, other[1]):
         return other[0]
     job = Job(None)
-    started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown, folder)
+    try:
+        started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown, folder)
+    except UnknownValue as error:
+        raise error.among(_choices(followed, error.variable)) from None
     notes = [*followed.notes, *more, *arguments.notes]
     if started is not None:
         job = job_of(started, followed.started, slurm, path, folder, arguments)
@@ -315,6 +319,13 @@ def _ask_for_branch(followed: Followed, path: str, lines: Sequence[str]) -> None
     raise UnknownValue(f"{path}:{line}: {shown} decides whether the job is started here", name)
 
 
+def _choices(followed: Followed, name: str | None) -> list[str]:
+    """The values that a script names of a variable, besides the one that it has there."""
+    value = followed.variables.get(name or "")
+    now = value.text if isinstance(value, Field) and value.unknown is None else None
+    return [each for each in followed.choices.get(name or "", ()) if each != now]
+
+
 def _without_launch(
     followed: Followed, path: str, lines: Sequence[str], allow_unknown: bool
 ) -> tuple[Arguments, list[str]]:
@@ -329,7 +340,9 @@ def _without_launch(
             fields += words
             names.append(name)
     if followed.exits is not None and followed.decided_by:
-        named = ", ".join(f"{name}=value" for name in followed.decided_by)
+        named = ", ".join(
+            f"{name}={values_of(_choices(followed, name))}" for name in followed.decided_by
+        )
         raise InputError(
             f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
             f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"
@@ -393,6 +406,7 @@ def _settings(
         unread=tuple(arguments.unknown),
         passed=arguments.places,
         others=tuple(arguments.others),
+        underscores=arguments.dashes < 0,
     )
     stacks = stacks_with(flag.versions for flag in arguments.versions)
     return replace(

@@ -19,6 +19,7 @@ from overlapkit.config.shell.commands.conditions import evaluate_test
 from overlapkit.config.shell.commands.status import Status, Stop
 from overlapkit.config.shell.commands.stream import Stream
 from overlapkit.config.shell.expansion.braces import braces_expanded
+from overlapkit.config.shell.grammar.choices import choices
 from overlapkit.config.shell.grammar.parser import parse_script
 from overlapkit.config.shell.grammar.syntax import (
     AndOr,
@@ -81,6 +82,7 @@ class Followed:
         passed_over: the lines of branches that were not taken and start a program, each with the
             variable that decides on it.
         gaps: what is not known of it, and may set more than is here.
+        choices: by the name of a variable, the values that the script's conditions name.
     """
 
     started: list[Started]
@@ -92,6 +94,7 @@ class Followed:
     decided_by: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
     passed_over: tuple[tuple[int, str], ...] = ()
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def follow_script(
@@ -135,6 +138,7 @@ def follow_script(
         () if end is None else end.names,
         state.gaps,
         tuple(follower.passed_over),
+        choices(block),
     )
 
 

@@ -24,7 +24,7 @@ def workflow_commands(linted: Iterable[Linted]) -> Iterator[str]:
 
 def _annotation(result: Result) -> str:
     d = result.decision
-    title = f"{LABELS[d.outcome]} {d.knob} [{d.rule}]"
+    title = f"{LABELS[d.outcome]} {result.name} [{d.rule}]"
     properties = _properties(result.file, result.line, result.column, title)
     return _command(_COMMANDS[result.level], properties, result.message)
 

@@ -62,6 +62,7 @@ class Result:
 
     Attributes:
         decision: the decision.
+        name: what it is about, in the words of the configuration.
         level: how much it matters.
         message: the knob, its value, the reason and the remedy, without the place.
         file: the file that it is about; empty where there is none.
@@ -69,6 +70,7 @@ class Result:
     """
 
     decision: Decision
+    name: str
     level: Level
     message: str
     file: str
@@ -91,8 +93,9 @@ def results(of: Linted) -> list[Result]:
         found.append(
             Result(
                 d,
+                report.words.short(d.knob),
                 _LEVELS.get(d.outcome, "note"),
-                message_text(d),
+                message_text(report, d),
                 in_file.file or of.file,
                 in_file.line,
                 in_file.column,

@@ -64,6 +64,9 @@ class DecisionChange:
     Attributes:
         kind: what is decided.
         knob: its name, dotted.
+        name: the same as text shows it: a flag, where both runs take flags.
+        change: both values, as text.
+        by: what caused the change unless it is the knob itself, as text names it.
         base, new: its value in each run.
         causes: the configuration keys that caused it.
         reason: why the new run has its value; None where no decision says.
@@ -73,6 +76,9 @@ class DecisionChange:
 
     kind: DecisionKind
     knob: str
+    name: str
+    change: str
+    by: tuple[str, ...]
     base: Any
     new: Any
     causes: tuple[str, ...]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import gpus
+from overlapkit.output.numbers import setting_text
 from overlapkit.trace.compare.comparison import (
     Comparison,
     DecisionChange,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from overlapkit.config.installation import Installation
     from overlapkit.config.reading import Reading
     from overlapkit.config.run import Settings
+    from overlapkit.explain.difference import Change, Difference
 
 NOTABLE = 0.005
 """Share of the base step from which a change of a part is attributed to decisions."""
@@ -113,6 +115,9 @@ def add_decisions(
         DecisionChange(
             kind=change.of.kind,
             knob=change.of.knob,
+            name=name,
+            change=values,
+            by=by,
             base=plain(change.before),
             new=plain(change.after),
             causes=change.causes,
@@ -123,6 +128,7 @@ def add_decisions(
             explains=_explains(comparison, change.of.kind, change.of.knob),
         )
         for change in difference.changes
+        for name, values, by in [_named(difference, change)]
     ]
     order = get_args(DecisionKind)
     comparison.decisions.sort(
@@ -145,6 +151,15 @@ def add_contradictions(
             comparison.warnings.append(f"{name.lower()}: {why}")
             continue
         comparison.contradictions += [f"{name}: {c}" for c in contradictions(expected, part)]
+
+
+def _named(difference: Difference, change: Change) -> tuple[str, str, tuple[str, ...]]:
+    """As text shows them: the knob, both values, and the causes unless they are the knob itself."""
+    words, knob = difference.words, change.of.knob
+    before, after = (words.value(knob, value) for value in (change.before, change.after))
+    values = f"{setting_text(before)} -> {setting_text(after)}"
+    causes = () if change.causes == (knob,) else change.causes
+    return words.name(knob), values, tuple(dict.fromkeys(words.short(each) for each in causes))
 
 
 def known_gpu(name: str | None) -> str | None:

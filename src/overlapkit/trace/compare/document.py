@@ -119,6 +119,15 @@ class CompareDecision(Struct, frozen=True, kw_only=True):
     knob: Annotated[str, Meta(description="what is decided, dotted")]
     base: Annotated[Any, Meta(description="its value in the base run")]
     new: Annotated[Any, Meta(description="its value in the new run")]
+    name: Annotated[
+        str,
+        Meta(description="what is decided, as the text shows it: a flag for two Megatron-LM jobs"),
+    ]
+    change: Annotated[str, Meta(description="both values, as the text shows them")]
+    by: Annotated[
+        list[str],
+        Meta(description="`causes` as the text names them; empty where that is the knob itself"),
+    ]
     causes: Annotated[list[str], Meta(description="the configuration keys that caused it")]
     reason: Annotated[str | None, Meta(description="why, in one sentence")]
     rule: Annotated[str | None, Meta(description="id of the rule that decided")]
@@ -342,6 +351,9 @@ def _decision(d: DecisionChange) -> CompareDecision:
     return CompareDecision(
         kind=d.kind,
         knob=d.knob,
+        name=d.name,
+        change=d.change,
+        by=list(d.by),
         base=d.base,
         new=d.new,
         causes=list(d.causes),

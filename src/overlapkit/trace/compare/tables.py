@@ -27,9 +27,9 @@ from overlapkit.trace.compare.text import (
     differences,
     explanation,
     headline,
+    of_cause,
     percent,
     unit,
-    values,
     whole,
 )
 from overlapkit.trace.compare.verdict import Verdict
@@ -86,11 +86,10 @@ def _show_cause(
     """What leads, what it explains, and what else has the same cause."""
     console.print()
     reasons: set[str] = set()
-    for place, knob in enumerate(cause.decisions):
-        decision = decided[knob]
+    for place, decision in enumerate(of_cause(cause, decided)):
         rule = f"  [rule {decision.rule}]" if decision.rule else ""
-        named = values(decision) if place else change(decision)
-        text = Text.assemble((knob, "bold"), f": {named}", (rule, "dim"))
+        named = decision.change if place else change(decision)
+        text = Text.assemble((decision.name, "bold"), f": {named}", (rule, "dim"))
         print_item(console, "  with it: " if place else "- ", text)
         if decision.reason and decision.reason not in reasons:
             print_item(console, "    " if place else "  ", Text(decision.reason))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import UnsetType
 
 from overlapkit.explain.stack_document import configured_for
-from overlapkit.output.numbers import ms_of_us, setting_text, signed_ms_of_us
+from overlapkit.output.numbers import ms_of_us, signed_ms_of_us
 from overlapkit.trace.compare.document import (
     CompareCause,
     CompareDecision,
@@ -107,20 +107,22 @@ def decisions(document: CompareDocument) -> Sequence[CompareDecision] | None:
 
 
 def change(decision: CompareDecision) -> str:
-    """Both values, and the keys that caused the change unless they are the knob itself."""
-    text = values(decision)
-    by = ", ".join(decision.causes)
-    return f"{text} (by {by})" if by and by != decision.knob else text
-
-
-def values(decision: CompareDecision) -> str:
-    """Both values."""
-    return f"{setting_text(decision.base)} -> {setting_text(decision.new)}"
+    """Both values, and what caused the change unless it is the knob itself."""
+    by = ", ".join(decision.by)
+    return f"{decision.change} (by {by})" if by else decision.change
 
 
 def by_knob(of: Sequence[CompareDecision]) -> dict[str, CompareDecision]:
     """The decisions by what is decided."""
     return {decision.knob: decision for decision in of}
+
+
+def of_cause(
+    cause: CompareCause, decided: Mapping[str, CompareDecision]
+) -> Sequence[CompareDecision]:
+    """The decisions of a cause; one of several that read the same, as where a flag sets two."""
+    found = (decided[knob] for knob in cause.decisions)
+    return list({(d.name, d.change): d for d in reversed(list(found))}.values())[::-1]
 
 
 def causes(document: CompareDocument) -> Sequence[CompareCause]:

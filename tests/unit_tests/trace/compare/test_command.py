@@ -149,3 +149,23 @@ def test_decisions_of_one_cause_explain_a_change_once(overlapkit, pair, config):
     assert contradiction.startswith("New: ") and "reduce_scatter" in contradiction
     sizes = [document[side]["data_parallel_size"] for side in ("base", "new")]
     assert sizes == [8, 8] and "Data-parallel size" not in out
+
+
+def test_two_scripts_are_compared_in_flags(overlapkit, pair, config):
+    sizes = (
+        "--num-layers 8 --hidden-size 1024 --num-attention-heads 8 --seq-length 1024 --bf16 "
+        "--vocab-size 32000 --micro-batch-size 1 --global-batch-size 64"
+    )
+    start = f"torchrun --nproc-per-node 8 pretrain_gpt.py {sizes} --use-distributed-optimizer"
+    base = config(f"{start} --overlap-grad-reduce --overlap-param-gather\n", "a.sh")
+    new = config(f"{start}\n", "b.sh")
+    given = (*pair, "--config-base", base, "--config-new", new)
+    told = overlapkit("compare", *given).out
+    assert "--overlap-grad-reduce: on -> off" in told
+    assert "--overlap-param-gather: on -> off" in told
+    assert "ddp." not in told and "model." not in told
+    document = overlapkit("compare", *given, "--json").document
+    check_document(document)
+    (decision,) = [d for d in document["decisions"] if d["knob"] == "ddp.overlap_grad_reduce"]
+    assert (decision["name"], decision["change"]) == ("--overlap-grad-reduce", "on -> off")
+    assert (decision["base"], decision["new"]) == (True, False)

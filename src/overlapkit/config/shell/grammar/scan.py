@@ -198,13 +198,14 @@ def _simple(node: Node | CommandList, *, processes: bool = False) -> Iterator[Si
         if isinstance(each, (Simple, Counting)):
             yield each
         else:
-            inner = _inside(each)
+            inner = inside(each)
             if processes and isinstance(each, Group):
                 inner = (each.body,)
             stack += reversed(list(inner))
 
 
-def _inside(node: Node | CommandList) -> Iterable[Node | CommandList]:
+def inside(node: Node | CommandList) -> Iterable[Node | CommandList]:
+    """The commands that a command consists of; none of a process of its own."""
     if isinstance(node, CommandList):
         return node.commands
     if isinstance(node, (Negated, Background, Redirected)):
