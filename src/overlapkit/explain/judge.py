@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
 from megatron.bridge.training.rules.context import OTHER_VERSIONS
-from megatron.bridge.training.runtime_update import Update, compare_with_request
+from megatron.bridge.training.runtime_update import OVERWRITTEN, Update, compare_with_request
 from megatron.bridge.training.versions import KNOWN, Stack, spoken
 from overlapkit.config.effective import EFFECTIVE_KNOBS, knob_value, make_effective
 from overlapkit.config.megatron_lm.flag_words import KeyWords, words_of
@@ -59,8 +59,12 @@ def judge(settings: Settings, world_size: int, assumptions: Assumptions) -> Judg
     )
     if settings.after_setup is not None:
         decisions = list(_not_requested(decisions, settings))
+    words = words_of(settings)
     decisions = [
-        d for d in decisions if d.outcome is not Outcome.NOTE or not _is_mended(d, decisions)
+        words.decision(d)
+        for d in decisions
+        if d.outcome is not Outcome.NOTE or not _is_mended(d, decisions)
+        if d.rule != OVERWRITTEN.id or not _has_flag_of_another(d, decisions, words)
     ]
     return Judged(settings.stack, run, update, effective, decisions)
 
@@ -159,6 +163,15 @@ def _is_mended(d: Decision, decisions: Sequence[Decision]) -> bool:
     """Whether the remedy of a finding about the same knob is a remedy of a decision too."""
     return bool(d.edits) and any(
         other.is_finding and other.knob == d.knob and all(e in other.edits for e in d.edits)
+        for other in decisions
+    )
+
+
+def _has_flag_of_another(d: Decision, decisions: Sequence[Decision], words: KeyWords) -> bool:
+    """Whether a finding about another knob is about the same flag: that one says why."""
+    flag = words.flag(d.knob)
+    return flag is not None and any(
+        other.is_finding and other.knob != d.knob and words.flag(other.knob) == flag
         for other in decisions
     )
 

@@ -24,6 +24,8 @@ from overlapkit.config.run import Settings
 
 _OF_MODELS = ("model", "ddp", "optimizer", "train", "comm_overlap", "mixed_precision")
 _SECTIONS = "|".join(_OF_MODELS)
+_BY_NAME = ("dist", "ddp", LM)
+"""Sections with knobs that flags of Megatron-LM alone stand for, by their names."""
 _KEY = re.compile(
     rf"(?P<verb>\bset )?\b(?P<key>(?:{_SECTIONS})\.\w+)" r"(?:=(?P<value>[^\s,;:()]+))?"
 )
@@ -104,12 +106,11 @@ class FlagWords(KeyWords):
 
     def flag(self, knob: str) -> str | None:
         """The flag that sets a knob, as the job spells it; None where none does."""
+        flag = setting_flag(key_of_flag(knob), self.version, self.passed)
         section, _, name = knob.partition(".")
-        flag = (
-            f"--{name.replace('_', '-')}"
-            if section == LM
-            else setting_flag(key_of_flag(knob), self.version, self.passed)
-        )
+        own = f"--{name.replace('_', '-')}"
+        if flag is None and section in _BY_NAME and (own in FLAGS or section == LM):
+            flag = own
         return None if flag is None else self._spelt(flag)
 
     def beside(self, other: KeyWords) -> KeyWords:
@@ -124,7 +125,7 @@ class FlagWords(KeyWords):
         if knob.startswith(ENV):
             return knob.removeprefix(ENV)
         section, _, name = knob.partition(".")
-        if section not in (*_OF_MODELS, LM) or not name:
+        if section not in (*_OF_MODELS, *_BY_NAME) or not name:
             return knob
         flag, other = self.flag(knob), self._other(knob)
         if other is not None:
