@@ -87,11 +87,7 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
     total = case.per_step_us(exposed)
     if not case.notable(exposed, LARGE) or explained >= EXPLAINED * total:
         return None
-    kinds = [c for c in collectives(case.m, case.scope) if case.notable(c.exposed_ns, LARGE / 10)]
-    listed = ", ".join(
-        f"{c.traffic.dimension} {c.traffic.operation} {_ms(case, c.exposed_ns)} ms"
-        for c in kinds[:3]
-    )
+    listed = ", ".join(f"{what} {_ms(case, ns)} ms" for what, ns in _exposed_kinds(case)[:3])
     share = 100 * exposed / max(1, sum(t.step for t in case.times))
     return case.diagnosis(
         "exposed-communication",
@@ -102,6 +98,18 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
         {"exposed_us": total, "share_pct": round(share, 1)},
         confidence="possible",
     )
+
+
+def _exposed_kinds(case: Case) -> list[tuple[str, int]]:
+    """The exposed time of each dimension's operations, the longest first, if it is not small."""
+    kinds: dict[str, list[int]] = {}
+    for index, traffic in enumerate(case.m.traffic):
+        kinds.setdefault(f"{traffic.dimension} {traffic.operation}", []).append(index)
+    exposed = {
+        what: case.exposed_of(case.m.events_of(indices)).total for what, indices in kinds.items()
+    }
+    found = [(what, ns) for what, ns in exposed.items() if case.notable(ns, LARGE / 10)]
+    return sorted(found, key=lambda kind: -kind[1])
 
 
 def _ms(case: Case, total_ns: float) -> str:

@@ -259,7 +259,8 @@ def _by_framework(
     # Libraries that split a model make groups for it, except for a mesh of one dimension, on which
     # DTensor calls functional collectives.
     alone = all(g.description.strip().lower() != "undefined" for g in known.groups)
-    undecided = launch.functional or "megatron" in known.frameworks or not alone
+    undecided = launch == NOTHING or launch.functional or not alone
+    undecided = undecided or "megatron" in known.frameworks
     return None if undecided else ("DP", "guess")
 
 

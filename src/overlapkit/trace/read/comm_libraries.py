@@ -151,7 +151,8 @@ _LOCAL = re.compile(
     r"at(?:tn|ten)|flash|fmha|\bmla|split_?k|softmax|lse|scan|gating|top_?k|rout|sort|align|"
     r"permut|token_count|layout|norm|quant|rope|gemm|matmul|memcpy|memset|expert_?(?:map|count)|"
     r"elementwise|embedding|grad|sampl|mamba|ssd|ssm|logits|\bcub::|thrust|reduce_kernel|"
-    r"segmented|(?:moe|expert|top)\w*(?:sum|reduc)|sum_?reduce|histogram|finalize|prepare|sanitize",
+    r"segmented|(?:moe|expert|top)\w*(?:sum|reduc)|sum_?reduce|histogram|finalize|prepare|sanitize|"
+    r"copy_?(?:in|out)",
     re.IGNORECASE,
 )
 

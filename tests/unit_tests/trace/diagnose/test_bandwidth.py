@@ -83,3 +83,14 @@ def test_a_step_with_much_exposed_communication_is_never_fine(tmp_path):
 
 def test_little_exposed_communication_has_no_diagnosis(tmp_path):
     assert diagnoses(tmp_path, steps(1000, 500, 8)) == {}
+
+
+def test_kernels_of_one_operation_are_listed_once(tmp_path):
+    # Two algorithms of one operation run at the same time.
+    tree = "ncclDevKernel_AllReduce_Sum_bf16_TREE_LL(ncclDevKernelArgsStorage<4096ul>)"
+    events = steps(6500, 3500, 1500)
+    for n in range(3):
+        at = n * 8000 + 6500
+        events.append(tiny.kernel(tree, at, 1500, 21, **described()))
+    found = diagnoses(tmp_path, events)["exposed-communication"]
+    assert "exposed communication: DP all_reduce 1.500 ms." in found.message

@@ -93,7 +93,8 @@ FSDP = host("FSDP::pre_forward", 0, 20, cat="user_annotation")
     ],
 )
 def test_a_group_of_all_ranks_is_told_by_the_framework(tmp_path, marker, kernel, groups, expected):
-    events = launched(kernel, ["c10d::x", "nccl:x"])
+    called = "c10d::allreduce_" if kernel == ALL_REDUCE else "c10d::_allgather_base_"
+    events = launched(kernel, [called])
     assert traffic(tmp_path, [*([marker] if marker else []), *events], groups) == {expected}
 
 
@@ -197,3 +198,11 @@ def test_without_launches_an_all_reduce_beside_ddp_is_a_guess(tmp_path):
     assert old_traffic(tmp_path, events) == {("all_reduce", "DP", "guess")}
     split = host("FSDP::all_gather", 0, 90)
     assert old_traffic(tmp_path, [*events, split]) == {("all_reduce", "other", "unknown")}
+
+
+def test_nothing_is_guessed_of_a_communication_whose_launch_is_unknown(tmp_path):
+    group = {"Process Group Description": "default_pg", "Group size": 8}
+    alone = [tiny.kernel(tiny.ALL_GATHER, 100, 50, 20, **group)]
+    assert traffic(tmp_path, alone) == {("all_gather", "other", "unknown")}
+    called = launched(tiny.ALL_GATHER, ["c10d::_allgather_base_"], **group)
+    assert traffic(tmp_path, called) == {("all_gather", "DP", "guess")}

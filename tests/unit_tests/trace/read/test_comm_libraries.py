@@ -141,6 +141,7 @@ COMPUTES = [
     "void at::native::tensor_kernel_scan_innermost_dim<float>(float*)",
     "_ssd_combine_states_kernel",
     "merge_attn_states_kernel",
+    "fsdp::all_gather_copy_in",
     "Memset (Device)",
 ]  # fmt: skip
 
