@@ -2,17 +2,18 @@
 
     uv run python benchmarks/monitor_overhead.py [--steps N] [--every N] [--ranks N]
 
-In one run, blocks of five steps take turns: without the monitor, without it again, and with it. The
-second shows how far equal steps differ on this machine. Each step of rank 0 is of one of these
-kinds, or beside an analysis, or profiled. The ratios of the medians are what to quote: absolute
-times depend on the machine and on what else it does. The analysis needs a core of its own; where
-the ranks keep all of them busy, it takes longer.
+In one run, blocks of five steps take turns, in random order: without the monitor, without it again,
+and with it. The second shows how far equal steps differ on this machine. Each step of rank 0 is of
+one of these kinds, or profiled, or beside an analysis of any rank. The ratios of the medians are
+what to quote: absolute times depend on the machine and on what else it does. The analysis needs a
+core of its own; where the ranks keep all of them busy, it takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import socket
 import statistics
 import sys
@@ -28,6 +29,8 @@ import torch.multiprocessing as mp
 from overlapkit.monitor import OverlapMonitor, OverlapReport
 
 BLOCK = 5
+TURNS = ["without", "without, again", "between windows"]
+KINDS = [*TURNS, "beside an analysis", "profiled"]
 PROFILED = 2
 WARM_UP = 20
 
@@ -53,37 +56,31 @@ def train(rank: int, options: argparse.Namespace, folder: str) -> None:
 
     for _ in range(WARM_UP):
         step()
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     calls: list[float] = []
     reports: list[OverlapReport] = []
+    # The same in every rank.
+    order = random.Random(0)
+    turns: list[str] = []
+    recording = analysing = False
     with OverlapMonitor(every=options.every, steps=PROFILED, report=reports.append) as monitor:
-        for index in range(options.steps):
-            in_window = monitor._recording is not None
-            # A window is not interrupted: its steps follow each other.
-            turn = index // BLOCK % 3
-            monitored = in_window or turn == 2
-            beside = monitor._analysis is not None
+        for _ in range(options.steps):
+            turns = turns or [k for k in order.sample(TURNS, len(TURNS)) for _ in range(BLOCK)]
+            kind = "profiled" if recording else "beside an analysis" if analysing else turns.pop()
             begin = time.perf_counter()
             step()
             trained = time.perf_counter()
-            if monitored:
+            if kind not in ("without", "without, again"):
                 monitor.step()
             end = time.perf_counter()
-            # The start of a window and its end are part of the steps that wait for them.
-            profiled = in_window or monitor._recording is not None
-            beside = beside or (monitor._analysis is not None and not profiled)
-            kind = (
-                "profiled"
-                if profiled
-                else "beside an analysis"
-                if beside
-                else "between windows"
-                if monitored
-                else ("without", "without, again")[turn]
+            recording, analysing = any_rank(
+                monitor._recording is not None, monitor._analysis is not None
             )
-            times.setdefault(kind, []).append(end - begin)
             if kind == "between windows":
+                # The start of a window is part of the step that waits for it.
+                kind = "profiled" if recording else kind
                 calls.append((end - trained) / (end - begin))
+            times[kind].append(end - begin)
     dist.destroy_process_group()
     if rank == 0:
         result = {
@@ -93,6 +90,13 @@ def train(rank: int, options: argparse.Namespace, folder: str) -> None:
             "skipped": monitor.skipped,
         }
         Path(folder, "result.json").write_bytes(msgspec.json.encode(result))
+
+
+def any_rank(*holds: bool) -> list[bool]:
+    """Whether each holds in any rank: what others analyse is beside this one's steps too."""
+    flags = torch.tensor(holds, dtype=torch.float32)
+    dist.all_reduce(flags)
+    return [value > 0 for value in flags.tolist()]
 
 
 def main() -> None:
@@ -114,7 +118,7 @@ def main() -> None:
     times = result["times"]
     plain = statistics.median(times["without"])
     print("\n| steps | number | median ms | of a step without |\n|---|---:|---:|---:|")
-    for kind in ("without", "without, again", "between windows", "beside an analysis", "profiled"):
+    for kind in KINDS:
         each = times.get(kind, [])
         if each:
             median = statistics.median(each)

@@ -48,15 +48,10 @@ class Analysis:
         self._order = order
         self._answer: OverlapReport | Failed | None = None
         self._folder: str | None = None
+        # Isolated from the job's variables and folder, with the same packages.
+        packages = [path for path in sys.path if isinstance(path, str)]
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            # Isolated from the job's variables and folder, with the same packages.
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                _START,
-                json.dumps([p for p in sys.path if isinstance(p, str)]),
-            ],
+            [*_gently(), sys.executable, "-I", "-c", _START, json.dumps(packages)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -144,3 +139,12 @@ class Analysis:
             self._process.wait(1.0) if self._process.poll() is None else None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _gently() -> list[str]:
+    """The program that starts another one with low priority; nothing where there is none.
+
+    The worker lowers its own priority too, but only once it has started, which takes a while.
+    """
+    program = shutil.which("nice")
+    return [] if program is None else [program, "-n", "19"]

@@ -287,6 +287,7 @@ class TestFailures:
         self, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+        monkeypatch.setattr("overlapkit.monitor.analysis.shutil.which", lambda name: None)
         with OverlapMonitor(every=3, steps=1, report=[]) as monitor:
             train(monitor, 5)
         (warning,) = warnings()
@@ -317,83 +318,6 @@ class TestFailures:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             train(monitor, 2)
         assert [r.step for r in got] == [4]
-
-
-SCRIPT = """
-import logging, sys, time, torch
-from overlapkit.monitor import OverlapMonitor
-
-logging.basicConfig(format="%(message)s")
-monitor = OverlapMonitor(every=3, steps=1, report=print)
-for _ in range(4):
-    torch.ones(64, 64) @ torch.ones(64, 64)
-    monitor.step()
-"""
-
-
-def start(program: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + program],
-        env={**os.environ, "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-class TestTheEndOfTheProcess:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_nothing_is_left_when_it_is_killed(self, number: int, folder: Path) -> None:
-        # The worker is stopped with its folder in use, until the training is gone.
-        program = "print('worker', monitor._analysis._process.pid, flush=True)\ntime.sleep(600)"
-        with start(program, folder) as training:
-            assert training.stdout is not None
-            worker = int(training.stdout.readline().split()[1])
-            eventually(lambda: list(folder.iterdir()))
-            os.kill(worker, signal.SIGSTOP)
-            training.send_signal(number)
-            training.wait(PATIENCE)
-            os.kill(worker, signal.SIGCONT)
-        eventually(lambda: not list(folder.iterdir()))
-        eventually(lambda: not Path(f"/proc/{worker}").exists())
-
-    def test_nothing_is_left_when_it_ends_without_close(self, folder: Path) -> None:
-        with start("", folder) as training:
-            assert training.wait(PATIENCE) == 0
-        assert not list(folder.iterdir())
-
-    def test_an_exit_in_a_window_is_quiet(self, folder: Path) -> None:
-        with start("monitor._every = 4; monitor.step(); monitor.step(); sys.exit(3)", folder) as t:
-            assert t.wait(PATIENCE) == 3
-            assert t.stderr is not None and "Traceback" not in t.stderr.read()
-
-
-def _may_mount() -> bool:
-    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def test_a_full_disk_is_one_warning(tmp_path: Path) -> None:
-    if not _may_mount():
-        pytest.skip("a file system of its own cannot be mounted here")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = f"mount -t tmpfs -o size=4k none {disk} && exec "
-    program = SCRIPT + "monitor.close()\nprint('trained')"
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount + '"$@"', "sh", sys.executable, "-c", program],
-        env={**os.environ, "TMPDIR": str(disk)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0 and done.stdout.splitlines() == ["trained"], done
-    said = [line for line in done.stderr.splitlines() if line.startswith("overlap monitor: ")]
-    assert len(said) == 1 and "full" in said[0], done.stderr
 
 
 def test_importing_it_loads_no_torch() -> None:

@@ -21,8 +21,8 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def order(path: Path, *, uses_gpu: bool = False) -> Order:
-    return Order(step=700, steps=(2, 4), rank=1, uses_gpu=uses_gpu, path=str(path))
+def order(path: Path, *, uses_gpu: bool = False, config: str | None = None) -> Order:
+    return Order(step=700, steps=(2, 4), rank=1, uses_gpu=uses_gpu, config=config, path=str(path))
 
 
 def test_the_report_has_the_figures_of_trace(trace: Path) -> None:
@@ -60,3 +60,12 @@ def test_a_trace_that_was_not_written_is_said(tmp_path: Path) -> None:
 def test_a_gpu_without_device_work_gives_no_figures_of_the_cpu(trace: Path) -> None:
     with pytest.raises(InputError, match="no work of the GPU"):
         analyse(order(trace, uses_gpu=True))
+
+
+def test_the_configuration_that_is_named_is_read(trace: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text("model: {tensor_model_parallel_size: 4}\n")
+    with pytest.raises(InputError, match="does not divide the 2 ranks"):
+        analyse(order(trace, config=str(run)))
+    run.write_text("model: {tensor_model_parallel_size: 1}\n")
+    assert analyse(order(trace, config=str(run))).exposed_by_dimension.keys() == {"DP"}
