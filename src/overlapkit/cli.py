@@ -209,7 +209,7 @@ def rules(**given: Any) -> int:
     With --core, --bridge or --stack only those that hold for these versions. ID shows one rule
     whole, and a pattern such as 'tp.*' lists several.
     """
-    from overlapkit.explain.rule_list import run
+    from overlapkit.explain.rules.list import run
 
     return run(**_read_by(given))
 

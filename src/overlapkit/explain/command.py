@@ -151,6 +151,6 @@ def _show_difference(difference: Difference, page: Output | None, *, as_json: bo
 
         show_difference(difference, console())
     else:
-        from overlapkit.explain.text import difference_lines
+        from overlapkit.explain.difference_text import difference_lines
 
         write_text("".join(f"{line}\n" for line in difference_lines(difference)))

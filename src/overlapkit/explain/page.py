@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron.bridge.models.parameter_count import UncountableModel
 from megatron.bridge.training.bucketing import ChunkBuckets, bucketing
 from megatron.bridge.training.rules.buckets import BUCKET_COUNT
-from overlapkit.explain import text
+from overlapkit.explain import difference_text, text
 from overlapkit.explain.difference import Difference
 from overlapkit.explain.report import Report
 from overlapkit.output.html import environment
@@ -40,7 +40,7 @@ def difference_page(difference: Difference) -> str:
     return (
         environment("overlapkit.explain")
         .get_template("difference.html")
-        .render(difference=difference, text=text)
+        .render(difference=difference, text=text, words=difference_text)
     )
 
 

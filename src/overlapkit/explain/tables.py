@@ -10,27 +10,29 @@ from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import Decision, Outcome
 from overlapkit.explain.buckets import chunk_titles
 from overlapkit.explain.difference import Difference
+from overlapkit.explain.difference_text import (
+    WITHOUT_EFFECT,
+    ChangeText,
+    caused,
+    idle_keys,
+    no_change,
+    remarks_of,
+    restated,
+    rules_text,
+)
 from overlapkit.explain.lint.order import Said, leading
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
     LABELS,
-    WITHOUT_EFFECT,
-    ChangeText,
     Tone,
     assumed_text,
     basis,
     buckets_text,
     by_reason,
-    caused,
     environment_text,
     gpus_text,
-    idle_keys,
     layout_text,
-    no_change,
     place,
-    remarks_of,
-    restated,
-    rules_text,
     run_text,
     said_rules,
     said_value,

@@ -29,7 +29,7 @@ DOCUMENTS = {
     "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
     "audit": "overlapkit.audit.document:AuditDocument",
     "translate": "overlapkit.translate.document:TranslateDocument",
-    "rules": "overlapkit.explain.rule_document:RulesDocument",
+    "rules": "overlapkit.explain.rules.document:RulesDocument",
     "plan": "overlapkit.plan.document:PlanDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",
     "trace": "overlapkit.trace.document:TraceDocument",

@@ -20,8 +20,8 @@ from overlapkit.config.schema import core_table
 from overlapkit.doctor.finding import KINDS
 from overlapkit.errors import InputError
 from overlapkit.explain.document import source_of
-from overlapkit.explain.rule_list import all_rules
-from overlapkit.explain.rule_text import versions_text
+from overlapkit.explain.rules.list import all_rules
+from overlapkit.explain.rules.text import versions_text
 from overlapkit.hardware import gpus
 
 

@@ -84,7 +84,7 @@ def add_decisions(
     """
     from overlapkit.explain.assumptions import assume
     from overlapkit.explain.difference import find_difference
-    from overlapkit.explain.text import remarks_of
+    from overlapkit.explain.difference_text import remarks_of
     from overlapkit.output.numbers import plain
 
     sizes = [

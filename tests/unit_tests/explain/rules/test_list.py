@@ -6,7 +6,7 @@ import pytest
 
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.versions import KNOWN, Stack
-from overlapkit.explain.rule_list import all_rules
+from overlapkit.explain.rules.list import all_rules
 from support.documents import check_document
 
 FIXED = "core.sent-then-freed"

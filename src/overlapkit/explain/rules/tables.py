@@ -10,7 +10,7 @@ from rich.text import Text
 
 from megatron.bridge.training.decisions import Rule
 from megatron.bridge.training.versions import Stack
-from overlapkit.explain.rule_text import EVERY, title, versions_text
+from overlapkit.explain.rules.text import EVERY, title, versions_text
 from overlapkit.explain.text import TITLES
 from overlapkit.output.tables import print_item
 

@@ -68,7 +68,7 @@ def run(*, names: Sequence[str], reading: Reading, as_json: bool) -> int:
     stack = reading.versions
     rules = select(names, stack)
     if as_json:
-        from overlapkit.explain.rule_document import rules_document
+        from overlapkit.explain.rules.document import rules_document
 
         write_json(rules_document(rules, stack))
         return 0
@@ -76,19 +76,19 @@ def run(*, names: Sequence[str], reading: Reading, as_json: bool) -> int:
     if whole:
         write_text("".join(f"{line}\n" for line in _whole(rules, names, stack)))
     elif sys.stdout.isatty():
-        from overlapkit.explain.rule_tables import show_rules
+        from overlapkit.explain.rules.tables import show_rules
         from overlapkit.output.console import console
 
         show_rules(rules, stack, console())
     else:
-        from overlapkit.explain.rule_text import list_lines
+        from overlapkit.explain.rules.text import list_lines
 
         write_text("".join(f"{line}\n" for line in list_lines(rules, stack)))
     return 0
 
 
 def _whole(rules: Sequence[Rule], names: Sequence[str], stack: Stack | None) -> Iterator[str]:
-    from overlapkit.explain.rule_text import rule_lines
+    from overlapkit.explain.rules.text import rule_lines
 
     held = {rule.id for rule in rules}
     for number, rule in enumerate(select(names, None)):

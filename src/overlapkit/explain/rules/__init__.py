@@ -1,0 +1,1 @@
+"""The command `overlapkit rules`: every rule, or one of them in full."""
