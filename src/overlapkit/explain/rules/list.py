@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import megatron.bridge.recipes.launch_check
 import megatron.bridge.recipes.launch_env
 import megatron.bridge.recipes.megatron_lm_environment
+import megatron.bridge.recipes.one_queue
 import megatron.bridge.training.megatron_lm_rules
 import megatron.bridge.training.rules.megatron_core
 import megatron.bridge.training.runtime_update  # noqa: F401

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from megatron.bridge.training.decisions import RULES
@@ -72,3 +75,22 @@ def test_bad_input(arguments: list[str], said: str, overlapkit) -> None:
     result = overlapkit("rules", *arguments)
     assert result.status == 2
     assert said in result.err and result.err.count("\n") == 1
+
+
+def test_a_fresh_process_knows_the_rules_of_every_module() -> None:
+    text = (
+        "from overlapkit.explain.rules.list import all_rules\n"
+        "before = {rule.id for rule in all_rules()}\n"
+        "import importlib, pkgutil, megatron.bridge.recipes, megatron.bridge.training\n"
+        "for package in (megatron.bridge.recipes, megatron.bridge.training):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        try:\n"
+        "            importlib.import_module(module.name)\n"
+        "        except ImportError:\n"
+        "            pass  # needs torch, Megatron-Core or nemo_run, which declare nothing\n"
+        "print(sorted({rule.id for rule in all_rules()} - before))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert ran.stdout.strip() == "[]"
