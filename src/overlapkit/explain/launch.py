@@ -110,8 +110,10 @@ def _unless_another_gpu(d: Decision, there: Iterable[Decision], gpu: Gpu) -> Dec
 
 def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
     model = run.model
-    waits = overlaps_gradients(run, world_size) and model.transformer_impl != "local"
     flex = model.num_moe_experts and model.moe_token_dispatcher_type == "flex"
+    splits = max(model.tensor_model_parallel_size or 1, model.context_parallel_size or 1) > 1
+    experts = model.overlap_moe_expert_parallel_comm or model.moe_shared_expert_overlap
+    gradients = overlaps_gradients(run, world_size)
     return LaunchSettings(
         gpu_sm100_or_newer=gpu.sm100_or_newer,
         tp_size=model.tensor_model_parallel_size,
@@ -123,8 +125,9 @@ def _launch_settings(run: Run, world_size: int, gpu: Gpu) -> LaunchSettings:
         userbuffers=bool(model.tp_comm_overlap) and model.tensor_model_parallel_size > 1,
         multicast=float(gpu.least_capability) >= MULTICAST_CAPABILITY,
         fsdp=fsdp_switch(run.ddp, run.dist) is not None,
+        overlaps=bool(gradients or _overlaps_sends(run) or splits or experts or flex),
         # Only Transformer Engine's norms have a margin, for what runs beside them.
-        enable_layernorm_sm_margin=waits,
+        enable_layernorm_sm_margin=gradients and model.transformer_impl != "local",
     )
 
 

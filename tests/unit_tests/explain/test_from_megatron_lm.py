@@ -237,3 +237,42 @@ def test_norms_have_a_margin_only_beside_gradients(
     script = config(f"#!/bin/bash\ntorchrun --nproc-per-node 8 {OVERLAPPED}{flags}\n", "train.sh")
     result = overlapkit("explain", "--from-megatron-lm", script, "--json", "--gpu", "h100")
     assert ("NVTE_FWD_LAYERNORM_SM_MARGIN" in result.document["launch_env"]) is is_needed
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "found"),
+    [
+        (1, "--overlap-grad-reduce", False),
+        (4, "--pipeline-model-parallel-size 4", False),
+        (4, "--pipeline-model-parallel-size 4 --overlap-grad-reduce", False),
+        (4, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2", True),
+        (4, "--overlap-grad-reduce", True),
+        (4, "", False),
+        (4, "--num-experts 4 --expert-model-parallel-size 4", False),
+    ],
+)
+def test_one_queue_is_a_finding_only_beside_overlap(
+    gpus: int, flags: str, found: bool, overlapkit: Any, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
+        f"torchrun --nproc-per-node {gpus} pretrain_gpt.py {' '.join(arguments(''))} {flags}\n"
+    )
+    document = explained(overlapkit, str(script), "--gpu", "h100")
+    assert (("launch.env-one-queue", "env.CUDA_DEVICE_MAX_CONNECTIONS") in findings(document)) == (
+        found
+    )
+
+
+def test_sizes_that_a_pattern_of_layers_states_are_not_called_zero(
+    overlapkit: Any, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "torchrun --nproc-per-node 8 pretrain_hybrid.py --hybrid-layer-pattern MEME --bf16 "
+        "--hidden-size 1024 --num-attention-heads 8 --seq-length 1024 --micro-batch-size 1 "
+        "--max-position-embeddings 1024 --use-distributed-optimizer --overlap-grad-reduce\n"
+    )
+    result = overlapkit("explain", "--from-megatron-lm", str(script), "--gpu", "h100")
+    assert "--num-layers is not set" in result.out and "=0 is not" not in result.out

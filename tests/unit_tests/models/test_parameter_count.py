@@ -219,6 +219,7 @@ def test_an_expert_bias_is_a_buffer_and_not_a_parameter() -> None:
     [
         (1, range(8)),
         (3, (0, 3, 6)),
+        (-1, range(8)),
         ([0, 1] * 4, (1, 3, 5, 7)),
         ("[0]*3+[1]*5", range(3, 8)),
         ("([0, 1] * 2) * 2", (1, 3, 5, 7)),

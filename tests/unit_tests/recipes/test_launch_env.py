@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -236,6 +237,14 @@ def test_one_queue_without_tensor_parallelism_stops_data_parallel_overlap() -> N
     assert "data-parallel and pipeline overlap quietly stops working" in decision.reason
     assert decision.remedy is not None
     assert f"{CONNECTIONS}=8" in decision.remedy
+
+
+def test_one_queue_is_no_finding_where_nothing_runs_beside_compute() -> None:
+    settings = dataclasses.replace(_settings(), overlaps=False)
+    for value, said in (("1", "one hardware queue loses no overlap"), ("4", "4 lose no overlap")):
+        decision = _one_contradiction(settings, CONNECTIONS, value)
+        assert (decision.outcome, decision.rule) == (Outcome.NOTE, "launch.env-differs")
+        assert said in decision.reason and decision.remedy is None
 
 
 def test_more_than_one_queue_on_hopper_loses_the_order_of_tensor_parallel_kernels() -> None:

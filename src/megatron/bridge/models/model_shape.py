@@ -245,6 +245,10 @@ def read(model: Any, name: str) -> Any:
     return getattr(model, name, default)
 
 
+_UNSET_AS_ZERO = ("num_layers", "hidden_size", "num_attention_heads")
+"""Sizes of which `TransformerConfig`'s own default is 0."""
+
+
 def read_size(model: Any, name: str, *, default: int | None = None) -> int:
     """The attribute as a positive whole number; `default` replaces a missing one and None.
 
@@ -254,7 +258,7 @@ def read_size(model: Any, name: str, *, default: int | None = None) -> int:
     value = read(model, name)
     if value is None:
         value = default
-    if value is None:
+    if value is None or (value == 0 and name in _UNSET_AS_ZERO):
         raise UncountableModel(f"{name} is not set")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UncountableModel(f"{name}={value!r} is not a positive whole number")
@@ -310,11 +314,11 @@ def _moe_layers(model: Any, layers: int) -> tuple[bool, ...]:
     freq = read(model, "moe_layer_freq")
     if isinstance(freq, str):
         freq = _evaluated(freq)
-    if isinstance(freq, int) and not isinstance(freq, bool) and freq > 0:
+    if isinstance(freq, int) and not isinstance(freq, bool) and freq != 0:
         return tuple(layer % freq == 0 for layer in range(layers))
     if not isinstance(freq, Sequence) or any(entry not in (0, 1) for entry in freq):
         raise UncountableModel(
-            f"moe_layer_freq={freq!r} is neither a number above 0 nor a list of 0 and 1"
+            f"moe_layer_freq={freq!r} is neither a number other than 0 nor a list of 0 and 1"
         )
     if len(freq) != layers:
         raise UncountableModel(f"moe_layer_freq has {len(freq)} entries for num_layers={layers}")

@@ -170,6 +170,13 @@ def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcom
             "or context-parallel collective that was launched before a GEMM can start after it, "
             "when the GEMM occupies the SMs, and is then exposed",
         )
+    if queues == 1 and variable.least == 1:
+        return (
+            ENV_DIFFERS,
+            Outcome.NOTE,
+            "no communication of this run that is known here is meant to run beside compute, so "
+            "one hardware queue loses no overlap",
+        )
     if queues == 1:
         return (
             ONE_QUEUE,
@@ -183,7 +190,7 @@ def _queue_harm(variable: EnvironmentVariable, found: str) -> tuple[Rule, Outcom
         return (
             ENV_DIFFERS,
             Outcome.NOTE,
-            f"{variable.least} lose no overlap that is known here; more leave a queue of its own "
+            f"{queues} lose no overlap that is known here; more leave a queue of its own "
             "to every stream",
         )
     if queues < needed:

@@ -120,7 +120,7 @@ def launch_environment(
             str(number),
             why(settings, stack),
             chosen_by.id,
-            min(number, before),
+            min(number, before) if settings.overlaps else 1,
         )
     ]
     if settings.enable_layernorm_sm_margin:

@@ -38,6 +38,7 @@ class LaunchSettings:
             so its value alone means nothing.
         a2a_overlap: whether the expert all-to-all runs beside another micro-batch's compute.
         fsdp: whether FSDP shards the model, instead of Megatron DDP.
+        overlaps: whether any communication of the run is meant to run beside compute.
         userbuffers: whether tensor-parallel communication is overlapped through userbuffers.
         multicast: whether the GPUs have NVLink multicast.
         enable_layernorm_sm_margin: whether to set the LayerNorm margins.
@@ -63,6 +64,7 @@ class LaunchSettings:
     layernorm_sm_margin: int | None = None
     nccl_pp_comm_chunksize: int | None = None
     fsdp: bool = False
+    overlaps: bool = True
 
     def __post_init__(self) -> None:
         for field in ("tp_size", "cp_size", "pp_size", "num_gpus"):

@@ -253,7 +253,8 @@ def layer_pattern(text: str, where: str) -> int | list[int]:
     Raises:
         InputError: it is neither.
     """
-    if re.fullmatch(r"\d{1,6}", text):
+    # Forks pass -1 for their default; Megatron-Core takes i % -1 == 0 then: every layer.
+    if re.fullmatch(r"-?\d{1,6}", text):
         return int(text)
     try:
         pattern = _pattern(ast.parse(text, mode="eval").body) if len(text) < 5000 else None

@@ -104,10 +104,33 @@ def is_launch(started: Started) -> int:
         return 0
     if swift.start_of_arguments(started) is not None:
         return len(started.words)
-    flags = [word.text for word in split_launch(started)[1] if known_flag(word.text)]
-    plain = [text for text in flags if known_flag(text) == text.partition("=")[0]]
+    head, words = split_launch(started)
+    flags = [word.text for word in words if known_flag(word.text)]
     # Other programs spell common names so, such as --num_layers: these few are Megatron's alone.
-    return len(flags) if any(map(_MEGATRONS.search, flags)) else len(plain)
+    if any(map(only_megatrons, flags)):
+        return len(flags)
+    # A script that is not here has options of its own, such as --train-iters.
+    if script_elsewhere(started) and not any(_is_python(word.text) for word in head):
+        return 0
+    return sum(known_flag(text) == text.partition("=")[0] for text in flags)
+
+
+def _is_python(word: str) -> bool:
+    """Whether a word is Python, a program of Python, or what starts one."""
+    name = PurePosixPath(word).name
+    return word.endswith(".py") or name.startswith("python") or name in _TORCHRUN
+
+
+def only_megatrons(flag: str) -> bool:
+    """Whether only Megatron-LM and its forks have a flag, as a word spells it."""
+    known = known_flag(flag)
+    return known is not None and _MEGATRONS.search(known.replace("-", "_")) is not None
+
+
+def script_elsewhere(started: Started) -> str:
+    """The script that a program is, or runs, where that is not here; empty where there is none."""
+    words = [*started.outer, *started.words]
+    return next((w.text for w in words if w.text.endswith((".sh", ".bash", ".sbatch"))), "")
 
 
 def has_flags(text: str) -> bool:

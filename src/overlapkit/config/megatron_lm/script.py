@@ -16,29 +16,31 @@ from megatron.bridge.training.edits import ENV
 from overlapkit.config.gaps import Gap, unread
 from overlapkit.config.launchers.deepspeed import is_deepspeed, refusal
 from overlapkit.config.launchers.hydra import hydra_launch, reader_of_launch, tree_of_launch
-from overlapkit.config.launchers.others import refuse_program
 from overlapkit.config.megatron_lm.arguments import (
     Arguments,
     UnknownValue,
-    ask_for,
-    place,
     read_arguments,
-    values_of,
 )
 from overlapkit.config.megatron_lm.flag_versions import stacks_with
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.config.megatron_lm.job import Job, dialect_of, job_of
-from overlapkit.config.megatron_lm.launch_line import has_flags, is_launch, split_launch
+from overlapkit.config.megatron_lm.launch_line import is_launch, split_launch
+from overlapkit.config.megatron_lm.no_launch import (
+    ask_for_arguments,
+    ask_for_branch,
+    choices_of,
+    without_launch,
+)
 from overlapkit.config.overrides import Override, parse_override
 from overlapkit.config.places import Place, word_place
 from overlapkit.config.run import Launch, Settings, read_settings
 from overlapkit.config.shell.files import MOST_BYTES
 from overlapkit.config.shell.follow import Followed, Started, follow_script
 from overlapkit.config.shell.slurm import slurm_variables
-from overlapkit.config.shell.values import Field, Piece, fields_of, split_into_fields
+from overlapkit.config.shell.values import Field, Piece
 from overlapkit.config.text_file import exists, read_text
 from overlapkit.config.yaml_file import Document, read_yaml
-from overlapkit.errors import InputError, NoConfiguration, SeveralLaunches
+from overlapkit.errors import InputError, SeveralLaunches
 from overlapkit.output.console import encodable
 
 ARGUMENTS = "the arguments"
@@ -46,10 +48,6 @@ ARGUMENTS = "the arguments"
 
 _FEW_FLAGS = 3
 """A command with fewer flags is a tool (a checkpoint converter), if another command has more."""
-_TRAINS = re.compile(
-    r"(^|/)pretrain[\w.-]*\.py$|megatron[^/]*/([^/]+/)*train[\w.-]*\.py$", re.IGNORECASE
-)
-"""Names of Megatron-LM's training programs and those of its forks."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d{1,3}")
 _BRIDGE_ONLY = ("comm_overlap", "mixed_precision")
 
@@ -96,7 +94,7 @@ def read_megatron_lm(
     try:
         started, arguments, more = _chosen(followed, path, lines, wanted, allow_unknown, folder)
     except UnknownValue as error:
-        raise error.among(_choices(followed, error.variable)) from None
+        raise error.among(choices_of(followed, error.variable)) from None
     notes = [*followed.notes, *more, *arguments.notes]
     if started is not None:
         job = job_of(started, followed.started, slurm, path, folder, arguments)
@@ -265,9 +263,9 @@ def _chosen(
         # A loop starts the same line again.
         launches = at if len(set(_lines_of(at))) > 1 else at[-1:]
     if not launches:
-        _ask_for_arguments(followed.started, path)
-        _ask_for_branch(followed, path, lines)
-        return None, *_without_launch(followed, path, lines, allow_unknown)
+        ask_for_arguments(followed.started, path)
+        ask_for_branch(followed, path, lines)
+        return None, *without_launch(followed, path, lines, allow_unknown)
     read = [_read(started, path, lines, allow_unknown, folder) for started in launches]
     if any(each.values != read[0].values for each in read[1:]):
         starts = _lines_of(launches)
@@ -289,92 +287,6 @@ def _lines_of(launches: Sequence[Started]) -> list[int]:
             for started, line in zip(launches, lines, strict=True)
         ]
     return lines
-
-
-def _ask_for_arguments(programs: Sequence[Started], path: str) -> None:
-    """Ask for the arguments of a training program that has no flag of which the text is known.
-
-    Raises:
-        UnknownValue: there is such a program.
-    """
-    for started in programs:
-        head, words = split_launch(started)
-        name = next((w.text for w in reversed(head) if _TRAINS.search(w.text)), None)
-        unknown = next((w.unknown for w in words if w.unknown is not None), None)
-        if name is not None and unknown is not None:
-            where = place(path, next(w for w in words if w.unknown is not None), started.line)
-            raise ask_for(unknown, f"the list of arguments of {name[-60:]}", where)
-
-
-def _ask_for_branch(followed: Followed, path: str, lines: Sequence[str]) -> None:
-    """Ask for what decides on a branch that was not taken and may start the job.
-
-    Raises:
-        UnknownValue: there is such a branch, and the script has flags that only Megatron-LM has.
-    """
-    if not followed.passed_over or followed.exits is not None or not has_flags("\n".join(lines)):
-        return
-    line, name = followed.passed_over[0]
-    shown = f"argument {name}" if name.isdecimal() else name
-    raise UnknownValue(f"{path}:{line}: {shown} decides whether the job is started here", name)
-
-
-def _choices(followed: Followed, name: str | None) -> list[str]:
-    """The values that a script names of a variable, besides the one that it has there."""
-    value = followed.variables.get(name or "")
-    now = value.text if isinstance(value, Field) and value.unknown is None else None
-    return [each for each in followed.choices.get(name or "", ()) if each != now]
-
-
-def _without_launch(
-    followed: Followed, path: str, lines: Sequence[str], allow_unknown: bool
-) -> tuple[Arguments, list[str]]:
-    """The arguments in a script's variables, where it only sets them for another."""
-    fields: list[Field] = []
-    names: list[str] = []
-    for name, value in followed.variables.items():
-        if name in followed.given:
-            continue
-        words = split_into_fields(value.pieces) if isinstance(value, Field) else fields_of(value)
-        if any(known_flag(field.text) for field in words):
-            fields += words
-            names.append(name)
-    if followed.exits is not None and followed.decided_by:
-        named = ", ".join(
-            f"{name}={values_of(_choices(followed, name))}" for name in followed.decided_by
-        )
-        raise InputError(
-            f"{path}:{followed.exits}: the script ends here, before it starts a Megatron-LM job; "
-            f"give {named}, which decide{'s' * (len(followed.decided_by) == 1)} on that"
-        )
-    if not fields:
-        for started in followed.started:
-            refuse_program([word.text for word in started.words], f"{path}:{started.line}")
-        elsewhere = [each for each in map(_script_elsewhere, followed.started) if each]
-        if elsewhere:
-            raise NoConfiguration(
-                f"{path}: starts no Megatron-LM job itself, but {elsewhere[-1][:200]}, which is "
-                "not here; explain that script"
-            )
-        missing = [gap for gap in unread(followed.gaps) if gap.variables is None]
-        if missing:
-            raise NoConfiguration(
-                f"{path}: starts no Megatron-LM job, as far as it can be read: {missing[-1]} is "
-                f"not read; {missing[-1].remedy}, or explain that file"
-            )
-        raise NoConfiguration(
-            f"{path}: starts no Megatron-LM job and sets no arguments for one; is it a launch "
-            "script? The arguments themselves can be given after --"
-        )
-    note = f"{path} starts no job: the arguments in {', '.join(names)} are combined"
-    read = read_arguments(fields, path, lines, allow_unknown=allow_unknown, whole=False)
-    return read, [note]
-
-
-def _script_elsewhere(started: Started) -> str:
-    """The script that a program is, or runs, where that is not here; empty where there is none."""
-    words = [*started.outer, *started.words]
-    return next((w.text for w in words if w.text.endswith((".sh", ".bash", ".sbatch"))), "")
 
 
 def _settings(

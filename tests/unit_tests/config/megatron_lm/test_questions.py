@@ -239,3 +239,51 @@ def test_many_values_are_named_up_to_eight(tmp_path: Path) -> None:
     items = "".join(f"  m{n}) TP={n} ;;\n" for n in range(1, 12))
     question = asked(tmp_path, f"case $M in\n{items}  *) exit 1 ;;\nesac\n{JOB}")
     assert "give M=m1, m2, m3, m4, m5, m6, m7, m8 or 3 more that it names, which" in question
+
+
+WITH_OPTIONS_OF_ITS_OWN = """set -e
+CHECKS="--lr-warmup-iters 2 --manual-gc-interval 10"
+cd "$(dirname "$0")"
+exec bash tools/bench.sh --nodes 4 --train-iters 20 \\
+    pp=2 cp=2 ep=8 "extra=$CHECKS"
+"""
+
+
+def test_a_script_that_is_not_here_has_options_of_its_own(tmp_path: Path) -> None:
+    told = asked(tmp_path, WITH_OPTIONS_OF_ITS_OWN)
+    assert "starts no Megatron-LM job itself, but tools/bench.sh, which is not here" in told
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "srun ./bind.sh python pretrain_gpt.py --num-layers 8 --train-iters 20 {tp}",
+        "bash ./bind.sh torchrun --nproc-per-node 8 $PROGRAM --num-layers 8 --train-iters 20 {tp}",
+        "bash train_model.sh --num-layers 8 --train-iters 20 {tp}",
+    ],
+)
+def test_a_script_that_is_not_here_may_hand_megatrons_flags_on(start: str, tmp_path: Path) -> None:
+    text = f"PROGRAM=pretrain_gpt.py\n{start.format(tp='--tensor-model-parallel-size 2')}\n"
+    assert tp_of(tmp_path, text) == 2
+
+
+SEVERAL_ELSEWHERE = """set -euo pipefail
+steps/collect.sh
+steps/prepare.sh || true
+for size in 7b 13b; do
+  for repeat in 1 2; do
+    steps/train.sh --size "$size" --repeat "$repeat" || true
+  done
+done
+steps/report.sh
+"""
+
+
+def test_every_script_that_is_not_here_is_named(tmp_path: Path) -> None:
+    told = asked(tmp_path, SEVERAL_ELSEWHERE)
+    assert (
+        "but steps/collect.sh, steps/prepare.sh, steps/train.sh, steps/report.sh, which are not "
+        "here; explain the one that trains" in told
+    )
+    many = "".join(f"steps/{number}.sh\n" for number in range(11))
+    assert "steps/7.sh and 3 more, which are not here" in asked(tmp_path, many)

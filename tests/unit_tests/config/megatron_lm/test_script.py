@@ -396,6 +396,7 @@ def test_the_last_of_a_flag_counts() -> None:
         ("--recompute-activations", "recompute_granularity", "selective"),
         ("--moe-layer-freq ([0]*3+[1]*2)", "moe_layer_freq", [0, 0, 0, 1, 1]),
         ("--moe-layer-freq 2", "moe_layer_freq", 2),
+        ("--moe-layer-freq -1", "moe_layer_freq", -1),
         ("--recompute-modules mlp moe", "recompute_modules", ["mlp", "moe"]),
         ("--cp-comm-type p2p", "cp_comm_type", "p2p"),
         ("--no-gradient-accumulation-fusion", "gradient_accumulation_fusion", False),

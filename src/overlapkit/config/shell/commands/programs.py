@@ -271,6 +271,31 @@ def _cut(words: list[str], fed: str | None) -> str | None:
     return "".join(f"{row}\n" for row in rows)
 
 
+def _awk(words: list[str], fed: str | None) -> str | None:
+    """Fields of each line, or their number: ``-F, '{print NF}'``, ``'{print $1}'``."""
+    if fed is None:
+        return None
+    separator: str | None = None
+    if words[0].startswith("-F"):
+        option = words.pop(0)[2:]
+        separator = unescaped(option or words.pop(0), "printf")
+    found = re.fullmatch(r"\s*\{\s*print\s+(NF|\$NF|\$\d{1,4})\s*;?\s*\}\s*", words[0])
+    # A longer separator is a pattern, and t is a tab to some.
+    plain = separator is None or (len(separator) == 1 and separator != "t")
+    if found is None or len(words) != 1 or not plain:
+        return None
+    shown, rows = found[1], []
+    for row in fed.removesuffix("\n").split("\n") if fed else []:
+        if separator in (None, " "):
+            parts = re.findall(r"[^ \t]+", row)
+        else:
+            parts = row.split(separator) if row else []
+        at = len(parts) if shown == "$NF" else int(shown[1:]) if shown != "NF" else 0
+        text = parts[at - 1] if 0 < at <= len(parts) else "" if at else row
+        rows.append(str(len(parts)) if shown == "NF" else text)
+    return "".join(f"{row}\n" for row in rows)
+
+
 def _ends(words: list[str], fed: str | None, *, first: bool) -> str | None:
     if fed is None:
         return None
@@ -293,6 +318,9 @@ _PROGRAMS: dict[str, Callable[[list[str], str | None], str | None]] = {
     "wc": _wc,
     "tr": _tr,
     "cut": _cut,
+    "awk": _awk,
+    "gawk": _awk,
+    "mawk": _awk,
     "head": lambda words, fed: _ends(words, fed, first=True),
     "tail": lambda words, fed: _ends(words, fed, first=False),
 }
