@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -151,6 +151,7 @@ def read_arguments(
     """
     result = Arguments(allow_unknown=allow_unknown, whole=whole, dialect=dialect)
     grouped = list(_grouped(fields))
+    beside = {known_flag(each.text) or "" for each, _ in grouped}
     if len(grouped) > MOST_FLAGS:
         raise InputError(
             f"{path}: starts a program with more than {MOST_FLAGS} flags; is it Megatron-LM?"
@@ -189,7 +190,7 @@ def read_arguments(
             taken = [] if "=" in text else following[:most]
             result.others.append(_as_written([flag_field, *taken]))
         else:
-            _pass_over(text, following, where, result)
+            _pass_over(text, following, beside, where, result)
             # How many words such a flag takes is not known.
             _note_strays(text, [each for each in following if _is_list(each)], path, result)
             result.others.append(_as_written([flag_field, *following]))
@@ -250,8 +251,10 @@ def _note_former(name: str, flag: str, where: str, result: Arguments) -> None:
     )
 
 
-def _pass_over(text: str, following: Sequence[Field], where: str, result: Arguments) -> None:
-    """A flag that no known version has: a fork's, or misspelt.
+def _pass_over(
+    text: str, following: Sequence[Field], beside: Container[str], where: str, result: Arguments
+) -> None:
+    """A flag that no known version has: a fork's, or misspelt. `beside` are the known flags.
 
     Raises:
         InputError: it is certainly a misspelt flag that decides on overlap, or it names a file of
@@ -262,7 +265,7 @@ def _pass_over(text: str, following: Sequence[Field], where: str, result: Argume
         result.own.append(name)
         return
     if not result.allow_unknown:
-        refuse_misspelt(name, where)
+        refuse_misspelt(name, beside, where)
         refuse_file(text, following, where)
     result.unknown[name] = similar(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from megatron.bridge.training.near_names import nearest, typo_of
 from overlapkit.config.launchers.forks import is_of_a_fork
@@ -67,14 +67,20 @@ def _may_matter(name: str) -> bool:
     return _MAY_MATTER.search(name.replace("_", "-")) is not None
 
 
-def refuse_misspelt(name: str, where: str) -> None:
+def refuse_misspelt(name: str, beside: Container[str], where: str) -> None:
     """Refuse a flag that is certainly meant to be one that decides on overlap.
+
+    Args:
+        name: the flag.
+        beside: the known flags of the same arguments. A flag that is near one of them is another
+            flag, as forks have: its right spelling is there too.
+        where: its place.
 
     Raises:
         InputError: with the flag that was meant, and the way on.
     """
     meant = misspelt(name)
-    if meant is not None:
+    if meant is not None and meant not in beside:
         raise InputError(
             f"{where}: {name}: unknown flag; did you mean {_spelt(meant, name)}? If it is right, "
             "as a fork's flag may be, add --allow-unknown"

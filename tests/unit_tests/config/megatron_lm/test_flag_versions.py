@@ -143,6 +143,16 @@ def test_many_unknown_flags_are_one_short_note() -> None:
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_flag_that_is_near_one_that_is_there_too_is_a_flag_of_a_fork(first: bool) -> None:
+    whole, own = ["--tensor-model-parallel-size", "2"], ["--ytensor-model-parallel-size", "1"]
+    flags = [*whole, *own] if first else [*own, *whole]
+    settings = read_megatron_lm_arguments([*arguments(""), *flags])
+    assert "--ytensor-model-parallel-size" in notes(settings)
+    with pytest.raises(InputError, match="did you mean --tensor-model-parallel-size"):
+        read_megatron_lm_arguments([*arguments(""), *own])
+
+
 @pytest.mark.parametrize(
     ("typo", "meant"),
     [
