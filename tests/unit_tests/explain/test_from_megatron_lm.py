@@ -204,6 +204,35 @@ def test_the_price_of_one_queue(flags: str, gpu: str, is_told: bool, overlapkit,
     assert told.get("launch.one-queue-price", "note") == "note"
 
 
+SENDS = "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2"
+EXPERTS = "--num-experts 8 --expert-model-parallel-size 4 --moe-token-dispatcher-type alltoall"
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "is_lost"),
+    [
+        (GRADIENTS, 8, True),
+        (GRADIENTS, 1, False),
+        ("", 8, False),
+        (SENDS, 8, True),
+        ("--pipeline-model-parallel-size 2", 8, False),
+        (EXPERTS, 8, False),
+        (
+            f"{EXPERTS} --moe-shared-expert-intermediate-size 64 --moe-shared-expert-overlap",
+            8,
+            True,
+        ),
+    ],
+)
+def test_one_queue_is_a_finding_only_where_communication_is_set_to_overlap(
+    flags: str, gpus: int, is_lost: bool, overlapkit: Any, config: Any
+) -> None:
+    line = f"{ONE_QUEUE}torchrun --nproc-per-node {gpus} {OVERLAPPED}{flags}"
+    told = _rules_of(overlapkit, config, line, "--gpu", "h100")
+    assert told.get("launch.env-one-queue") == ("refused" if is_lost else None)
+    assert ("launch.env-differs" in told) or is_lost
+
+
 @pytest.mark.parametrize(
     ("exported", "outcome"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from overlapkit.config.shell.commands.programs import printed
@@ -28,6 +29,16 @@ _TESTS = frozenset(
 """Programs that scripts run for whether they succeed."""
 _SETS_UP = frozenset({"conda", "mamba", "micromamba", "module", "ml", "spack", "workon"})
 """Programs and functions that set up others."""
+
+
+def _prints_once_known(
+    name: str, words: Sequence[Field], fed: Field | None, folder: str | None
+) -> bool:
+    """Whether what a program prints is known as soon as its arguments are."""
+    if fed is not None and fed.unknown is not None:
+        return False
+    tried = ["1" if word.unknown is not None else word.text for word in words[1:]]
+    return printed(name, tried, None if fed is None else fed.text, folder) is not None
 
 
 class Programs(Files):
@@ -65,7 +76,9 @@ class Programs(Files):
                 self.printed(known(text, node.line))
                 return Status.YES
             if name not in _SILENT:
+                would_do = _prints_once_known(name, words, fed, self.state.folder)
                 lacking = next((w.unknown for w in words if w.unknown is not None), None)
+                lacking = lacking if would_do else None
                 why = f"it is printed by {name}, which is not run"
                 self.printed(not_known(lacking or Unknown(None, why, node.line)))
         self.start(node, words)

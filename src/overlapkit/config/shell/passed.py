@@ -69,6 +69,9 @@ def passed_by(words: Sequence[Field]) -> Passed | None:
 
 def _starts_something(passed: Passed) -> bool:
     text = " ".join(word.text for word in passed.text)
+    if _PROGRAM.search(f"{text} ") and any(word.unknown for word in passed.text):
+        # A value that is not known may have the options.
+        return True
     # A variable that the shell expands may have the whole command.
     return is_command_line(text) or any(p.search(text) for p in (_SCRIPT, _VARIABLE))
 

@@ -34,6 +34,43 @@ def test_arguments_by_number_may_have_holes(tmp_path: Path) -> None:
         read_megatron_lm(str(script), {"2": "4"})
 
 
+@pytest.mark.parametrize("shell", ["sh -c", "bash -lc", "srun -l sh -c"])
+def test_a_command_for_a_shell_that_has_only_an_unknown_list_of_arguments_is_asked_for(
+    shell: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        'RUN="python -u ${CODE}/pretrain_gpt.py ${JOB_FLAGS}"\n'
+        f'export CUDA_DEVICE_MAX_CONNECTIONS=1\n{shell} "$RUN"\n'
+    )
+    with pytest.raises(InputError, match="give it as JOB_FLAGS=value"):
+        read_megatron_lm(str(script))
+    flags = "--num-layers 2 --hidden-size 8 --tensor-model-parallel-size 2"
+    flat = read_megatron_lm(str(script), {"JOB_FLAGS": flags}).flat()
+    assert flat["model.tensor_model_parallel_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("gpus_of_host --name $HOST_ADDRESS", "TP"),
+        ("cat $HOSTS | awk '{n[$1]=$2} END {print n[\"'$HOST_ADDRESS'\"]}'", "TP"),
+        ("expr $GPUS / 2", "GPUS"),
+        ("basename $MODEL_DIR", "MODEL_DIR"),
+    ],
+)
+def test_the_name_that_is_asked_for_decides_the_value(
+    command: str, asked: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(f"TP=$({command})\n{JOB} --tensor-model-parallel-size $TP\n")
+    with pytest.raises(InputError, match=f"give it as {asked}=value"):
+        read_megatron_lm(str(script))
+    value = "8" if asked == "GPUS" else "4"
+    flat = read_megatron_lm(str(script), {asked: value}).flat()
+    assert flat["model.tensor_model_parallel_size"] == 4
+
+
 FOLDERS = {
     "BASH_SOURCE": 'HERE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" &>/dev/null && pwd)"',
     "$0": 'HERE=$(dirname "$0")',
