@@ -186,6 +186,12 @@ def explain(
     try:
         judged = judge(settings, world_size, assumptions)
     except OverlapConfigError as error:
+        launch = settings.launch
+        if launch is not None and launch.world_size == world_size:
+            raise InputError(
+                f"{settings.source}: it starts the job on {world_size} GPUs: {error}, or give "
+                "--world-size N where it is started on another number"
+            ) from None
         raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
     run, update, decisions = judged.run, judged.update, list(judged.decisions)
     if other_versions:

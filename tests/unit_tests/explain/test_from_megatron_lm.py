@@ -208,6 +208,19 @@ SENDS = "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stag
 EXPERTS = "--num-experts 8 --expert-model-parallel-size 4 --moe-token-dispatcher-type alltoall"
 
 
+def test_a_launch_on_too_few_gpus_says_where_their_number_is_from(overlapkit, config) -> None:
+    script = config(
+        "#!/bin/bash\n#SBATCH --nodes=1 --ntasks-per-node=8\n"
+        f"srun python {OVERLAPPED}--tensor-model-parallel-size 8 {SENDS}\n",
+        "job.sbatch",
+    )
+    result = overlapkit("explain", "--from-megatron-lm", script, "--gpu", "h100")
+    assert result.status == 2
+    assert "it starts the job on 8 GPUs" in result.err and "or give --world-size N" in result.err
+    given = overlapkit("explain", "--from-megatron-lm", script, "--world-size", "24")
+    assert given.status == 2 and "--world-size 24: " in given.err
+
+
 @pytest.mark.parametrize(
     ("flags", "gpus", "is_lost"),
     [
