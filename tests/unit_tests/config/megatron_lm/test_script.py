@@ -340,7 +340,7 @@ def test_what_is_refused_names_place_and_remedy(name: str, script: Any) -> None:
 def test_a_script_that_ends_before_its_job_asks_what_decides(script: Any) -> None:
     job = f"torchrun pretrain_gpt.py {' '.join(arguments(''))}"
     path = script(f"case $SIZE in\n7b) L=1;;\n*) echo unknown; exit 1;;\nesac\n{job}\n")
-    with pytest.raises(InputError, match=r"train.sh:3: .*give SIZE=value"):
+    with pytest.raises(InputError, match=r"train.sh:3: .*give SIZE=7b,"):
         read_megatron_lm(path)
     assert read_megatron_lm(path, {"SIZE": "7b"}).framework == "megatron-lm"
 

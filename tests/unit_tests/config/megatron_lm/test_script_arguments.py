@@ -55,7 +55,7 @@ CHOICES = {
 def test_what_selects_among_several_is_asked_for(name: str, tmp_path: Path) -> None:
     text = f"ENV=$1\nSIZE=$2\n{CHOICES[name]}\n{JOB} {TP} $TP\n"
     script = written(tmp_path, text)
-    with pytest.raises(InputError, match=r"ends here.*give 2=value, which decides on that"):
+    with pytest.raises(InputError, match=r"ends here.*give 2=7b or 70b, which decides on that"):
         read_megatron_lm(script)
     settings = read_megatron_lm(script, {"2": "70b"})
     assert settings.flat()["model.tensor_model_parallel_size"] == 8

@@ -238,7 +238,9 @@ def test_the_variable_that_decides_on_a_value_is_asked_for(kind: str, tmp_path: 
     script.write_text(
         f"{head}torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers $LAYERS --hidden-size 8\n"
     )
-    with pytest.raises(InputError, match=r"2, .*it decides what LAYERS is.* give it as 2=value"):
+    with pytest.raises(
+        InputError, match=r"2, .*it decides what LAYERS is.* give it as 2=7B or 70B"
+    ):
         read_megatron_lm(str(script))
     assert read_megatron_lm(str(script), {"2": "70B"}).flat()["model.num_layers"] == 80
     assert read_megatron_lm(str(script), {"LAYERS": "4"}).flat()["model.num_layers"] == 4
