@@ -333,7 +333,7 @@ class TestNames:
 
         # What a command writes, and where, is not the library's; some have other names or forms.
         elsewhere = {"arguments", "as_json", "html", "annotate", "form", "swept", "world_sizes",
-                     "env_file", "buckets", "brief", "fix", "out"}  # fmt: skip
+                     "env_file", "buckets", "brief", "fix", "out", "rank"}  # fmt: skip
         options = {p.name for p in cli.commands[name].params if p.expose_value} - elsewhere
         assert options <= set(inspect.signature(getattr(library, name)).parameters)
 

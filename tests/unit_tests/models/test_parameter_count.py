@@ -354,7 +354,7 @@ def test_learned_positions_take_the_sequence_length() -> None:
                 "moe_shared_expert_intermediate_size": 64,
                 "add_bias_linear": True,
             },
-            "add_bias_linear=True",
+            "add_bias_linear is on",
         ),
         ({"num_moe_experts": 6, "expert_model_parallel_size": 4}, "num_moe_experts = 6"),
         ({"transformer_layer_spec": {"_target_": "m.gemma2_layer_spec"}}, "gemma2_layer_spec"),
