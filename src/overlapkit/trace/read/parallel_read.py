@@ -19,7 +19,7 @@ from overlapkit.trace.read.files.compression import GZIP_MAGIC, ZSTD_MAGIC
 from overlapkit.trace.read.kineto_events import DigitsNeeded, read_events
 from overlapkit.trace.read.recorded import Reading
 
-LARGE = 96 << 20
+LARGE = 24 << 20
 """Bytes of text from which processes pay off. The size of a compressed file counts ten times."""
 
 MAX_PROCESSES = 4
