@@ -351,6 +351,18 @@ def test_without_launches_ranges_on_the_device_count_only_with_the_work_in_them(
     assert warned(report, "steps are ranges on the host")
 
 
+def test_short_ranges_on_the_device_alone_mark_where_steps_begin(tmp_path):
+    events = []
+    for n in range(4):
+        at = 1000 + 10_000 * n
+        events += [tiny.kernel(GEMM, at, 200), tiny.kernel(GEMM, at + 200, 9000)]
+        events += [tiny.step(n, at, 200)] if n != 2 else []
+    (report,) = analyse_file(tiny.write(tmp_path / "t.json", events), Options())
+    # Step 2 has no range, so where step 1 ends is not known either.
+    assert [(t.window.number, t.step) for t in report.steps] == [(0, 10_000_000)]
+    assert warned(report, "a step runs from the start of one to that of the next")
+
+
 def test_a_pause_between_steps_belongs_to_none(tmp_path):
     events = [
         *launched(10, 100, 900, 1),

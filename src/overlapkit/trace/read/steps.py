@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from overlapkit.trace.intervals import union
 from overlapkit.trace.read.device_work import Launches, Work
 from overlapkit.trace.read.recorded import StepRanges, Window
 
@@ -38,8 +40,9 @@ def project(
 
     The profiler's ranges on the device are used instead where there are no ranges on the host, or
     no launches, and they hold most of the work: Kineto draws them only around work whose innermost
-    annotation is the step, so they can be as short as one kernel. Without either, the ranges on the
-    host are the steps.
+    annotation is the step, so they can be as short as one kernel. Where there is nothing else,
+    steps then run from the start of one such range to that of the next. Without any, the ranges on
+    the host are the steps.
 
     Args:
         work: the work of the device.
@@ -60,6 +63,10 @@ def project(
                     f"{loose} of {len(work)} device events have no launch in the trace: where a "
                     "step begins is known from the others"
                 )
+            return windows, notes
+    if len(marked) > 1 and not host and _held_between(work, marked) < HELD:
+        windows, notes = _from_start_to_start(work, marked)
+        if windows:
             return windows, notes
     if marked and (not host or _held(work, marked) >= HELD):
         return _apart(marked, marked, [(w.start, w.end) for w in marked]), []
@@ -122,6 +129,33 @@ def _apart(
         if end > start:
             result.append(replace(step, start=start, end=end))
     return result
+
+
+def _from_start_to_start(work: Work, marked: Sequence[Window]) -> tuple[list[Window], list[str]]:
+    """Steps by ranges on the device that hold only a part of each: the last one has no end."""
+    windows = [
+        replace(one, end=other.start)
+        for one, other in itertools.pairwise(marked)
+        if other.start > one.start and _are_numbered_on(one, other)
+    ]
+    return windows, [
+        f"ranges on the device hold {100 * _held_between(work, marked):.0f} % of the work between "
+        "them: a step runs from the start of one to that of the next, and the last is omitted"
+    ]
+
+
+def _are_numbered_on(one: Window, other: Window) -> bool:
+    return one.number is None or other.number is None or other.number == one.number + 1
+
+
+def _held_between(work: Work, marked: Sequence[Window]) -> float:
+    """The share of the work from the first to the last of these ranges that starts inside one."""
+    within = union(*(np.asarray([at], np.int64) for at in (marked[0].start, marked[-1].end)))
+    length = int(within.within(work.start, work.end).sum())
+    ranges = [
+        np.asarray(at, np.int64) for at in zip(*((w.start, w.end) for w in marked), strict=True)
+    ]
+    return int(union(*ranges).within(work.start, work.end).sum()) / max(1, length)
 
 
 def _follows(one: Window, other: Window) -> bool:
