@@ -10,19 +10,6 @@ from overlapkit.trace.measure.step_times import Traffic
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.marks import Framework
 
-ORDER: tuple[Framework, ...] = (
-    "vllm",
-    "sglang",
-    "deepspeed",
-    "megatron",
-    "torchtitan",
-    "fsdp2",
-    "fsdp1",
-    "ddp",
-)
-"""The outermost first: an engine or DeepSpeed decides where Megatron's code runs inside it, and
-Megatron or torchtitan where PyTorch's wrappers do."""
-
 TITLES: dict[Framework, str] = {
     "vllm": "vLLM",
     "sglang": "SGLang",
@@ -33,6 +20,8 @@ TITLES: dict[Framework, str] = {
     "fsdp1": "PyTorch FSDP1",
     "ddp": "PyTorch DDP",
 }
+"""What each is called, the outermost first: an engine or DeepSpeed decides where Megatron's code
+runs inside it, and Megatron or torchtitan where PyTorch's wrappers do."""
 
 ENGINES = frozenset[Framework]({"vllm", "sglang"})
 """Those that serve a model and do not train it."""
@@ -82,7 +71,7 @@ def detect(work: Work, traffic: Iterable[Traffic], *, configured: bool) -> Detec
 
     if configured:
         note("megatron", "the configuration")
-    for name in ORDER:
+    for name in TITLES:
         if work.frameworks[name]:
             note(name, "names of ranges on the host")
     groups = {g.description for g in work.groups} | {t.group or "" for t in traffic}
@@ -97,7 +86,7 @@ def detect(work: Work, traffic: Iterable[Traffic], *, configured: bool) -> Detec
         note("vllm", "names of process groups")
     if configured:
         return Detected("megatron", tuple(found["megatron"]))
-    for name in ORDER:
+    for name in TITLES:
         if name in found:
             return Detected(name, tuple(found[name]))
     return Detected(None)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Literal, get_args
+from typing import Literal
 
 Framework = Literal[
-    "megatron", "deepspeed", "torchtitan", "fsdp2", "fsdp1", "ddp", "vllm", "sglang", "jax"
+    "megatron", "deepspeed", "torchtitan", "fsdp2", "fsdp1", "ddp", "vllm", "sglang"
 ]
 """What trains or serves: the software whose settings decide on overlap."""
-
-FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
-"""The most specific first: Megatron and torchtitan can run PyTorch's own wrappers inside."""
 
 # Operators and annotations of PyTorch (torch/csrc/distributed/c10d, fully_shard's
 # record_function labels, the reducer), NCCL's NVTX ranges, and libraries' operators.

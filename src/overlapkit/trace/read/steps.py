@@ -69,7 +69,7 @@ def project(
         if windows:
             return windows, notes
     if marked and (not host or _held(work, marked) >= HELD):
-        return _apart(marked, marked, [(w.start, w.end) for w in marked]), []
+        return _apart(marked, [(w.start, w.end) for w in marked]), []
     if not host:
         return [], []
     inside = [w for w in host if _has_work(work, w)]
@@ -77,7 +77,7 @@ def project(
         why = "the trace has no launches that connect work on the device to them"
     else:
         why = "no launch inside them connects work to a step"
-    return _apart(inside, inside, [(w.start, w.end) for w in inside]), [
+    return _apart(inside, [(w.start, w.end) for w in inside]), [
         f"steps are ranges on the host: {why}"
     ]
 
@@ -105,26 +105,23 @@ def _projected(
     notes = []
     if empty and ranges:
         notes.append(f"{empty} of {len(host)} steps launched no work on the device, omitted")
-    return _apart(ranges, ranges, spans), notes
+    return _apart(ranges, spans), notes
 
 
-def _apart(
-    steps: Sequence[Window], ranges: Sequence[Window], spans: Sequence[Bounds]
-) -> list[Window]:
+def _apart(marked: Sequence[Window], spans: Sequence[Bounds]) -> list[Window]:
     """Steps that share no time, each up to the next one that follows without a pause.
 
     Args:
-        steps: their names and numbers.
-        ranges: what marked them, in the order of their starts.
-        spans: from the first to the last work of each.
+        marked: the ranges that mark them.
+        spans: from the first to the last work of each, in nanoseconds.
     """
-    ordered = sorted(zip(steps, ranges, spans, strict=True), key=lambda one: one[2])
+    ordered = sorted(zip(marked, spans, strict=True), key=lambda one: one[1])
     result: list[Window] = []
-    for index, (step, marked, (start, end)) in enumerate(ordered):
-        end = max(end, marked.end)
+    for index, (step, (start, end)) in enumerate(ordered):
+        end = max(end, step.end)
         if index + 1 < len(ordered):
-            _, following, (next_start, _) = ordered[index + 1]
-            if _follows(marked, following) or end > next_start:
+            following, (next_start, _) = ordered[index + 1]
+            if _follows(step, following) or end > next_start:
                 end = next_start
         if end > start:
             result.append(replace(step, start=start, end=end))

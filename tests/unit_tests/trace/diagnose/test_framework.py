@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from overlapkit.trace.analyse import analyse_file
-from overlapkit.trace.diagnose.framework import ORDER, TITLES
+from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.diagnose.remedies import _GENERAL, _OF, remedy
 from overlapkit.trace.rank_report import Options
+from overlapkit.trace.read.marks import Framework
 from support import tiny_trace as tiny
 
 MEGATRONS = ("ddp.", "comm_overlap.", "model.", "overlapkit explain", "overlap_grad_reduce")
@@ -112,7 +115,7 @@ def test_other_groups_tell_nothing(group, tmp_path):
 
 
 def test_every_software_has_a_title_and_known_problems():
-    assert set(TITLES) == set(ORDER)
+    assert set(TITLES) == set(get_args(Framework))
     for own in _OF.values():
         assert set(own) <= set(_GENERAL)
     for problem in _GENERAL:
