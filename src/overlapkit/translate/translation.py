@@ -121,7 +121,7 @@ def _one_line(text: str) -> str:
 
 
 def _for_bridge(settings: Settings, form: Form) -> tuple[str, list[LeftOut]]:
-    sections, left_out = _sections(settings)
+    sections, left_out = bridge_sections(settings)
     variables: dict[str, str] = {}
     if settings.framework == "megatron-lm" and settings.launch is not None:
         variables = dict(settings.launch.environment)
@@ -153,7 +153,12 @@ def _for_bridge(settings: Settings, form: Form) -> tuple[str, list[LeftOut]]:
     return emitted.text, left_out + emitted.left_out
 
 
-def _sections(settings: Settings) -> tuple[Sections, list[LeftOut]]:
+def bridge_sections(settings: Settings) -> tuple[Sections, list[LeftOut]]:
+    """A run's settings as sections of Megatron-Bridge, and what these cannot express.
+
+    Raises:
+        InputError: a section cannot be built.
+    """
     if settings.framework != "megatron-lm":
         return every_section(settings)
     sections, left_out = for_bridge(settings)

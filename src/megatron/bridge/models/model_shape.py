@@ -225,7 +225,9 @@ def read_shape(
         softmax_offset=read(model, "softmax_type") == "learnable",
         latent=latent,
         experts=experts,
-        moe_layers=_moe_layers(model, layers) if experts else (False,) * layers,
+        moe_layers=moe_layers_of(read(model, "moe_layer_freq"), layers)
+        if experts
+        else (False,) * layers,
         fp8_layers=_fp8_layers(model, layers),
         vocab=_padded_vocab(model, vocab_size, tp),
         positions=read_size(model, "seq_length") if learned else 0,
@@ -310,8 +312,16 @@ def _experts(model: Any, ffn: int, layer_spec: LayerSpec) -> Experts | None:
     )
 
 
-def _moe_layers(model: Any, layers: int) -> tuple[bool, ...]:
-    freq = read(model, "moe_layer_freq")
+def moe_layers_of(freq: Any, layers: int) -> tuple[bool, ...]:
+    """Whether each of a model's layers has experts.
+
+    Args:
+        freq: moe_layer_freq: a number, a list of 0 and 1, or a text such as ``[0]*3+[1]*58``.
+        layers: how many there are.
+
+    Raises:
+        UncountableModel: it is none of these, or has another number of layers.
+    """
     if isinstance(freq, str):
         freq = _evaluated(freq)
     if isinstance(freq, int) and not isinstance(freq, bool) and freq != 0:

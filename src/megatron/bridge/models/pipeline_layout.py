@@ -22,15 +22,19 @@ def virtual_size_of_layout(layout: Any, stages: int) -> int | None:
         None where there is no layout, or where it has no such size (Megatron-Core then refuses it).
     """
     if isinstance(layout, str):
-        # Commas are cosmetic. (..)*n and x*n are repetitions; only their bars matter here.
-        unrolled = re.sub(r"\(([^)]+)\)\*(\d+)", _repeated, layout.replace(",", ""))
-        parts = re.sub(r"(.)\*(\d+)", _repeated, unrolled).count("|") + 1
+        parts = unrolled(layout).count("|") + 1
     elif isinstance(layout, list):
         parts = len(layout)
     else:
         size = getattr(layout, "virtual_pipeline_model_parallel_size", None)
         return size if isinstance(size, int) else None
     return parts // stages if parts % stages == 0 else None
+
+
+def unrolled(layout: str) -> str:
+    """A layout without its repetitions ``(..)*n`` and ``x*n``, and without cosmetic commas."""
+    groups = re.sub(r"\(([^)]+)\)\*(\d+)", _repeated, layout.replace(",", ""))
+    return re.sub(r"(.)\*(\d+)", _repeated, groups)
 
 
 _MOST_REPEATS = 10_000

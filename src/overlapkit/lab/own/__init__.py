@@ -1,0 +1,1 @@
+"""A user's own run, small enough to be trained here."""
