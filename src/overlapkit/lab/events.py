@@ -18,9 +18,39 @@ FOLDER_VARIABLE = "OVERLAPKIT_LAB_FOLDER"
 JOINED = "joined"
 """The first event of every rank, with its process id; sent by `lab.link.rank_side.join`."""
 FAILED = "failed"
-"""Sent when an exception ends a rank, before its connections close and other ranks fail."""
+"""Sent when an exception ends a rank, before its connections close and other ranks fail; with the
+fields of `describe`."""
 
 _CHUNK = 1 << 20
+
+
+_OF_CORE = "megatron.core"
+_LONGEST_MESSAGE = 1000
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """What an exception says, for an event.
+
+    Returns:
+        ``type``: its class; ``message``: its first line that is not empty; ``place``: module and
+        line of the innermost frame in Megatron-Core, such as ``megatron.core.utils:12``, None
+        where none is; ``error``: type and whole message.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    place = None
+    frame = error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_globals.get("__name__", "")
+        if module == _OF_CORE or module.startswith(f"{_OF_CORE}."):
+            place = f"{module}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    kind = type(error).__name__
+    return {
+        "error": f"{kind}: {error}"[:_LONGEST_MESSAGE],
+        "type": kind,
+        "message": next(filter(None, lines), "")[:_LONGEST_MESSAGE],
+        "place": place,
+    }
 
 
 class Event(msgspec.Struct, frozen=True):

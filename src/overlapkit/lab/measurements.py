@@ -110,6 +110,16 @@ class MeasuredVariant:
         return {number: rank.losses for number, rank in enumerate(self.ranks) if rank.losses}
 
     @property
+    def evaluations(self) -> dict[int, list[float | None]]:
+        """Rank to the losses of its evaluations, as `losses`."""
+        return {number: rank.evaluations for number, rank in enumerate(self.ranks) if rank.losses}
+
+    @property
+    def unrestored(self) -> list[str]:
+        """Tensors that a checkpoint did not bring back, on any rank."""
+        return sorted({name for rank in self.ranks for name in rank.unrestored})
+
+    @property
     def digests(self) -> list[str]:
         """Each rank's hash of its final weights."""
         return [rank.digest for rank in self.ranks]
@@ -177,8 +187,14 @@ class Observations:
         """A block's variants by name."""
         return self.blocks[block].variants
 
-    def tensors(self, block: str, variant: str, kind: str) -> Tensors:
-        """A variant's full weights or first gradients; `kind` is "weight" or "gradient".
+    def tensors(self, block: str, variant: str, kind: str, step: int | None = None) -> Tensors:
+        """A variant's full weights or gradients.
+
+        Args:
+            block: its block.
+            variant: its name.
+            kind: "weight" or "gradient".
+            step: after how many steps, from 1; None: the last weights and the first gradients.
 
         Raises:
             ValueError: two ranks have different values for the same piece of a tensor.
@@ -187,7 +203,7 @@ class Observations:
         ranks = range(len(observed.variants[variant].ranks))
         folder = self.folders[block]
         return assembled(
-            [folder / weights_file(observed.number, variant, rank) for rank in ranks], kind
+            [folder / weights_file(observed.number, variant, rank, step) for rank in ranks], kind
         )
 
 

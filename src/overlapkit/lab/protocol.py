@@ -13,6 +13,13 @@ MOST_BYTES = 64 << 20
 """Largest of the lab's own JSON files that is read back."""
 
 
+STEP, EVALUATE, CHECKPOINT = "step", "evaluate", "checkpoint"
+ACTIONS = (STEP, EVALUATE, CHECKPOINT)
+"""What a variant can do: an optimizer step over one global batch; a forward pass over one global
+batch, as an evaluation; a distributed checkpoint of model and optimizer written, everything built
+anew, and the checkpoint read back."""
+
+
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
     """One way to train the same model on the same data.
 
@@ -22,9 +29,13 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         force: dotted keys that are set after the rules were applied. A run must never do this; it
             shows what the rule prevents.
         weights: save the final weights, so that they can be compared across layouts.
-        gradients: also save the gradients of the first step. They are complete only without data
-            parallelism.
+        gradients: also save the gradients of the first step, as the optimizer gets them: reduced
+            over the data-parallel ranks and over all microbatches.
         collectives: run one more step at the end, and count what it communicates.
+        actions: what is done, in order, each one of `ACTIONS`; empty: `warmup` + `steps` times
+            "step". Only in a block without turns (`rounds` of 0).
+        every_step: save weights (and gradients, where `gradients` is set) after every step, not
+            only the last weights and the first gradients; see `weights_file`.
     """
 
     name: str
@@ -33,6 +44,8 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     weights: bool = False
     gradients: bool = False
     collectives: bool = False
+    actions: tuple[str, ...] = ()
+    every_step: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +118,9 @@ class VariantResult(msgspec.Struct, kw_only=True):
         turns: for each turn the seconds of each timed step.
         losses: mean loss of each step over the rank's microbatches, None where it is not finite;
             empty except on the last stage.
+        evaluations: mean loss of each evaluation, as `losses`.
+        unrestored: tensors of model and optimizer that were not the same in every bit after a
+            checkpoint was read back, each once.
         digest: of this rank's final weights.
         wire_bytes: bytes that this rank's link sent per timed step; None where the rank does
             not have a link of its own.
@@ -124,6 +140,8 @@ class VariantResult(msgspec.Struct, kw_only=True):
     parameters: int = 0
     turns: list[list[float]] = []
     losses: list[float | None] = []
+    evaluations: list[float | None] = []
+    unrestored: list[str] = []
     digest: str = ""
     wire_bytes: float | None = None
     collectives: dict[str, tuple[int, int]] = {}
@@ -178,9 +196,18 @@ def result_file(block: int, rank: int) -> str:
     return f"block{block}.rank{rank}.json"
 
 
-def weights_file(block: int, variant: str, rank: int) -> str:
-    """Name of the file with one rank's weights of a variant, in the work folder."""
-    return f"block{block}.{variant}.rank{rank}.npz"
+def weights_file(block: int, variant: str, rank: int, step: int | None = None) -> str:
+    """Name of the file with one rank's weights of a variant, in the work folder.
+
+    Args:
+        block: the block's place in its job.
+        variant: its name.
+        rank: whose.
+        step: how many steps were made, from 1; None: at the end. Saved where the variant's
+            `every_step` is set.
+    """
+    after = "" if step is None else f".step{step}"
+    return f"block{block}.{variant}{after}.rank{rank}.npz"
 
 
 def trace_file(block: str, variant: str, rank: int) -> str:

@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 
 from overlapkit.errors import InputError
-from overlapkit.lab.events import FAILED, JOINED, emit
+from overlapkit.lab.events import FAILED, JOINED, describe, emit
 from overlapkit.lab.link import kernel, pacing
 from overlapkit.lab.link.hub import RANK_INTERFACE, SOCKET_NAME
 
@@ -140,7 +140,7 @@ def _report_exceptions() -> None:
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         with suppress(OSError):
-            emit({"event": FAILED, "error": f"{kind.__name__}: {error}"[:1000]})
+            emit({"event": FAILED, **describe(error)})
         # Not at once: torch prints what this hook shows only after it returned.
         atexit.register(_exit, 1)
         shown(kind, error, traceback)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,9 @@ from overlapkit.errors import InputError
 from overlapkit.lab.events import emit
 from overlapkit.lab.link import rank_side as network
 from overlapkit.lab.protocol import (
+    CHECKPOINT,
+    EVALUATE,
+    STEP,
     Block,
     BlockResult,
     Calibration,
@@ -35,7 +39,7 @@ from overlapkit.lab.protocol import (
     trace_file,
     weights_file,
 )
-from overlapkit.lab.rank import build, probe
+from overlapkit.lab.rank import build, checkpoint, probe
 from overlapkit.lab.rank.count_collectives import counted
 from overlapkit.lab.rank.memory import MemoryGrowth
 from overlapkit.lab.rank.trainer import Trainer
@@ -255,17 +259,52 @@ class RankBlock:
         dist.barrier()
 
     def _train_once(self, variant: Variant) -> None:
-        """Build a variant, make all its steps without timing them, and drop it."""
-        if self._prepare(variant):
+        """Build a variant, do all that it is to do without timing it, and drop it."""
+        if not self._prepare(variant):
+            return
+        actions = variant.actions or (STEP,) * (self.block.warmup + self.block.steps)
+        gradients: dict[str, torch.Tensor] = {}
+        for action in actions:
             trainer = self.trainers[variant.name]
-            gradients: dict[str, torch.Tensor] = {}
-            for step in range(self.block.warmup + self.block.steps):
-                if step == 0 and variant.gradients:
-                    gradients = _step_with_gradients(trainer)
-                else:
-                    trainer.step()
-            self._finish(variant, gradients)
-            del self.trainers[variant.name]
+            if action == CHECKPOINT:
+                self._from_checkpoint(variant)
+            elif action == EVALUATE:
+                trainer.evaluate()
+            else:
+                found = self._step(variant, trainer)
+                gradients = gradients or found
+        self._finish(variant, gradients)
+        del self.trainers[variant.name]
+
+    def _from_checkpoint(self, variant: Variant) -> None:
+        """Write a checkpoint, build everything anew, and go on from what was read back."""
+        before = self.trainers.pop(variant.name)
+        result = self.results[variant.name]
+        folder = self.folder / f"checkpoint{self.number}.{variant.name}"
+        checkpoint.write(before, folder)
+        tensors = checkpoint.tensors(before.built)
+        self._prepare(variant)
+        trainer = self.trainers[variant.name]
+        trainer.follow(before)
+        del before
+        checkpoint.read(trainer, folder)
+        lost = checkpoint.differing(tensors, checkpoint.tensors(trainer.built))
+        result.unrestored = sorted({*result.unrestored, *lost})
+        dist.barrier()
+        if self.rank == 0:
+            shutil.rmtree(folder)
+
+    def _step(self, variant: Variant, trainer: Trainer) -> dict[str, torch.Tensor]:
+        """Make a step, and save its weights where requested; its gradients where requested."""
+        first = trainer.steps == 0
+        trainer.gradients_only()
+        wanted = variant.gradients and (first or variant.every_step)
+        gradients = trainer.gradients() if wanted else {}
+        trainer.built.optimizer.step()
+        if variant.weights and variant.every_step:
+            name = weights_file(self.number, variant.name, self.rank, trainer.steps)
+            save(self.folder / name, trainer.bare_chunks(), gradients, trainer.weights())
+        return gradients
 
     def _finish(self, variant: Variant, gradients: dict[str, torch.Tensor] | None = None) -> None:
         """Record losses and weights; save tensors where the variant requests it."""
@@ -277,9 +316,8 @@ class RankBlock:
         if variant.collectives:
             result.collectives = counted(trainer.step)
         trainer.finish()
-        result.losses = [
-            value if math.isfinite(value := float(loss)) else None for loss in trainer.losses
-        ]
+        result.losses = _finite(trainer.losses)
+        result.evaluations = _finite(trainer.evaluations)
         result.digest = trainer.digest()
         result.persistent_bytes = trainer.tensor_bytes()
         if variant.weights:
@@ -287,15 +325,8 @@ class RankBlock:
             save(path, trainer.bare_chunks(), gradients or {})
 
 
-def _step_with_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Make a step; copies of its gradients."""
-    for chunk in trainer.built.chunks:
-        chunk.zero_grad_buffer()
-    trainer.built.optimizer.zero_grad()
-    trainer.accumulate()
-    gradients = trainer.gradients()
-    trainer.built.optimizer.step()
-    return gradients
+def _finite(losses: Iterable[torch.Tensor]) -> list[float | None]:
+    return [value if math.isfinite(value := float(loss)) else None for loss in losses]
 
 
 def _unlimited(trainer: Trainer) -> tuple[float, float | None]:

@@ -44,6 +44,9 @@ _OWN_KERNELS = {
     "apply_rope_fusion": False,
     "cross_entropy_loss_fusion": False,
     "persist_layer_norm": False,
+    "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
+    "moe_router_fusion": False,
 }
 """Without CUDA kernels of Apex or Transformer Engine, and without compilation."""
 
@@ -115,24 +118,27 @@ def configure(variant: Variant, device: str, world_size: int) -> ConfigContainer
     return config
 
 
-def layout_of(model: Any) -> dict[str, int | None]:
-    """Arguments of Megatron-Core's `initialize_model_parallel` for a model's layout."""
+def layout_of(config: ConfigContainer) -> dict[str, int | None]:
+    """Arguments of Megatron-Core's `initialize_model_parallel` for a configuration's layout."""
+    model = config.model
     return {
         "tensor_model_parallel_size": model.tensor_model_parallel_size,
         "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": model.virtual_pipeline_model_parallel_size,
         "context_parallel_size": model.context_parallel_size,
         "expert_model_parallel_size": model.expert_model_parallel_size,
+        "expert_tensor_parallel_size": model.expert_tensor_parallel_size,
+        "num_distributed_optimizer_instances": config.ddp.num_distributed_optimizer_instances,
     }
 
 
-def enter_layout(model: Any) -> None:
-    """Create Megatron-Core's process groups for the model's layout.
+def enter_layout(config: ConfigContainer) -> None:
+    """Create Megatron-Core's process groups for a configuration's layout.
 
     Existing groups of the same layout are kept. The number of virtual stages does not affect them:
     Megatron-Core keeps it in a separate variable.
     """
-    wanted = layout_of(model)
+    wanted = layout_of(config)
     vpp = wanted.pop("virtual_pipeline_model_parallel_size")
     if parallel_state.model_parallel_is_initialized() and wanted != _entered:
         leave_layout()
@@ -167,7 +173,7 @@ def leave_layout() -> None:
 def build(config: ConfigContainer, device: str) -> Built:
     """The rank's model chunks and optimizer; the rules must have been applied to `config`."""
     model, ddp = config.model, config.ddp
-    enter_layout(model)
+    enter_layout(config)
     if device == "cuda":
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 

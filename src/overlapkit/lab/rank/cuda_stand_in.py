@@ -59,6 +59,7 @@ class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
 
 def stand_in_for_cuda() -> None:
     """Install the stand-in. Call it once, before any object of Megatron-Core is built."""
+    from megatron.core.tensor_parallel import random
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
@@ -74,5 +75,8 @@ def stand_in_for_cuda() -> None:
     torch.cuda.Stream = lambda *args, **kwargs: _NoStream()
     torch.cuda.stream = lambda of: nullcontext()
     torch.cuda.synchronize = lambda device=None: None
+    # Recomputation saves and restores the state of CUDA's random numbers; there is none.
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.empty(0)
+    random._set_cuda_rng_state = lambda *args, **kwargs: None
     CudaRNGStatesTracker.fork = lambda self, name="": nullcontext()
     _CudaMeansCpu().__enter__()

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from overlapkit.lab import corpus
 from overlapkit.lab.rank.build import Built, enter_layout
+from overlapkit.lab.rank.gathered import Content, by_name, gathered
 from overlapkit.lab.rank.weights import digest
+
+_EVALUATION = 1_000_000
+"""The step whose data an evaluation has."""
 
 
 class Trainer:
@@ -27,11 +31,14 @@ class Trainer:
     def __init__(self, built: Built, tokens: NDArray[Any], device: str) -> None:
         self.built = built
         self.losses: list[torch.Tensor] = []
+        self.evaluations: list[torch.Tensor] = []
+        self.steps = 0
         self._tokens = tokens
         self._device = device
-        self._steps = 0
         model, train = built.config.model, built.config.train
         self._length: int = model.seq_length
+        # Not all microbatches have the same length then; shards of the sequence stay equally long.
+        self._shorter = self._length // 4 if model.variable_seq_lengths else 0
         self._batch: int = train.micro_batch_size or 1
         self._ranks = parallel_state.get_data_parallel_world_size()
         self._rank = parallel_state.get_data_parallel_rank()
@@ -43,20 +50,55 @@ class Trainer:
         # Transformer Engine makes the causal mask itself.
         self._mask = None if model.transformer_impl != "local" else future[None, None]
 
+    def follow(self, other: Trainer) -> None:
+        """Go on where another trainer of the same variant is, with its record of losses."""
+        self.steps, self.losses, self.evaluations = other.steps, other.losses, other.evaluations
+
     def enter(self) -> None:
         """Make this variant's layout the current one in Megatron-Core."""
-        enter_layout(self.built.config.model)
+        enter_layout(self.built.config)
 
     def step(self) -> None:
         """One optimizer step over the global batch; its mean loss is appended to `losses`."""
+        self.gradients_only()
+        self.built.optimizer.step()
+
+    def gradients_only(self) -> None:
+        """The first part of a step: everything before the optimizer's."""
         for chunk in self.built.chunks:
             chunk.zero_grad_buffer()
         self.built.optimizer.zero_grad()
         self.accumulate()
-        self.built.optimizer.step()
 
     def accumulate(self) -> None:
         """Forward and backward of every microbatch, and the reduction of the gradients."""
+        self._pass_over_batch(forward_only=False)
+        self.steps += 1
+        if self._losses:
+            self.losses.append(torch.stack(self._losses).mean())
+
+    def evaluate(self) -> None:
+        """Forward of one global batch in evaluation mode; its loss goes to `evaluations`.
+
+        Every evaluation has the same data, which no step has.
+        """
+        steps, self.steps = self.steps, _EVALUATION
+        for chunk in self.built.chunks:
+            chunk.eval()
+            # As training loops do: weights are complete, and nothing waits for a gather.
+            if chunk.use_forward_hook:
+                chunk.disable_forward_pre_hook()
+        with torch.no_grad():
+            self._pass_over_batch(forward_only=True)
+        for chunk in self.built.chunks:
+            chunk.train()
+            if chunk.use_forward_hook:
+                chunk.enable_forward_pre_hook()
+        self.steps = steps
+        if self._losses:
+            self.evaluations.append(torch.stack(self._losses).mean())
+
+    def _pass_over_batch(self, *, forward_only: bool) -> None:
         self._losses: list[torch.Tensor] = []
         chunks = self.built.chunks
         iterators = [iter(range(self._microbatches)) for _ in chunks]
@@ -67,11 +109,8 @@ class Trainer:
             num_microbatches=self._microbatches,
             seq_length=self._length,
             micro_batch_size=self._batch,
-            forward_only=False,
+            forward_only=forward_only,
         )
-        self._steps += 1
-        if self._losses:
-            self.losses.append(torch.stack(self._losses).mean())
 
     def compute(self) -> None:
         """Forward and backward of every microbatch without any reduction of gradients.
@@ -91,7 +130,9 @@ class Trainer:
         self, microbatches: Any, chunk: Any
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]]:
         inputs, labels = self._samples(next(microbatches))
-        output = chunk(inputs, self._positions, self._mask, labels=labels)
+        length = inputs.shape[1]
+        mask = None if self._mask is None else self._mask[..., :length, :length]
+        output = chunk(inputs, self._positions[:, :length], mask, labels=labels)
         return output, self._loss
 
     def _loss(self, per_token: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -107,7 +148,7 @@ class Trainer:
         ranks: first microbatch 0 of each rank, then microbatch 1 of each rank, …
         """
         per_step = self._microbatches * self._ranks
-        number = self._steps * per_step + microbatch * self._ranks + self._rank
+        number = self.steps * per_step + microbatch * self._ranks + self._rank
         rows = [
             torch.from_numpy(corpus.sample(self._tokens, number * self._batch + row, self._length))
             for row in range(self._batch)
@@ -117,6 +158,7 @@ class Trainer:
             # A copy from unpinned memory would wait for the GPU.
             block = block.pin_memory()
         block = block.to(self._device, non_blocking=True)
+        block = block[:, : self._length + 1 - self._shorter * (number % 3)]
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
     def finish(self) -> None:
@@ -140,12 +182,18 @@ class Trainer:
         return digest(p for chunk in self.built.chunks for p in chunk.parameters())
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Copies of the accumulated gradients by "chunk:parameter"."""
-        return {
-            f"{number}:{name}": parameter.main_grad.detach().clone()
-            for number, chunk in enumerate(self.bare_chunks())
-            for name, parameter in chunk.named_parameters()
-        }
+        """Copies of the reduced gradients by "chunk:parameter", between the parts of a step."""
+        return self._gathered("grad_data")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights as the optimizer left them, by "chunk:parameter"."""
+        return self._gathered("param_data")
+
+    def _gathered(self, content: Content) -> dict[str, torch.Tensor]:
+        values: dict[torch.nn.Parameter, torch.Tensor] = {}
+        for chunk in self.built.chunks:
+            values |= gathered(chunk, content)
+        return by_name(self.bare_chunks(), values)
 
     def tensor_bytes(self) -> int:
         """Bytes of weights, gradient buffers and optimizer state."""
