@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -70,7 +70,13 @@ def layout_of(model: Any, ddp: Any, world_size: int, source: str) -> Layout:
 
 
 def smaller(
-    original: Layout, ranks: int, *, two_stages_differ: bool, dp_known: bool, notes: Notes
+    original: Layout,
+    ranks: int,
+    *,
+    two_stages_differ: bool,
+    dp_known: bool,
+    cp_overlaps: bool,
+    notes: Notes,
 ) -> Layout:
     """The smallest layout within `ranks` that loses least of the original.
 
@@ -85,18 +91,34 @@ def smaller(
         two_stages_differ: whether two stages behave unlike three, as with interleaving and batched
             point-to-point communication. Then three stages are worth more than tensor parallelism.
         dp_known: whether the data-parallel size is the user's, and not assumed.
+        cp_overlaps: whether the reduction of gradients is overlapped among context-parallel ranks
+            too, where there is no data parallelism: comm_overlap leaves it alone then.
         notes: where the changes are written down.
 
     Raises:
-        InputError: `ranks` is below 2.
+        InputError: `ranks` is below 2, or nothing that a CPU runs is left to communicate.
     """
     if ranks < 2:
         raise InputError(f"--ranks {ranks}: overlap needs at least 2")
+    user = original
+    if original.dp == 1 and not cp_overlaps:
+        original = replace(original, dp=1, cp=1)
+        if user.cp > 1:
+            notes.unproven.append(
+                "context parallelism: without data parallelism comm_overlap leaves the reduction "
+                "of gradients alone, and it is not trained among context-parallel ranks"
+            )
     chosen = min(
-        (one for one in _candidates(original, ranks)),
+        _candidates(original, ranks),
         key=lambda one: (*_losses(original, one, two_stages_differ), one.ranks, -one.pp),
     )
-    _note(original, chosen, ranks, dp_known, notes)
+    if chosen.ranks == 1:
+        raise InputError(
+            f"TP=PP=DP=1{f', CP={user.cp}' if user.cp > 1 else ''}: nothing that runs on a CPU "
+            "communicates; give the number of GPUs of the job with --world-size N"
+        )
+    _note_changes(user, chosen, ranks, dp_known, notes)
+    _note_losses(original, chosen, ranks, notes)
     return chosen
 
 
@@ -142,7 +164,9 @@ def _losses(original: Layout, one: Layout, two_stages_differ: bool) -> tuple[boo
     )
 
 
-def _note(original: Layout, chosen: Layout, ranks: int, dp_known: bool, notes: Notes) -> None:
+def _note_changes(
+    original: Layout, chosen: Layout, ranks: int, dp_known: bool, notes: Notes
+) -> None:
     fits = f"at most {ranks} ranks are trained here"
     for name, key in (
         ("data parallelism", "dp"),
@@ -157,13 +181,16 @@ def _note(original: Layout, chosen: Layout, ranks: int, dp_known: bool, notes: N
     if original.ep > 1:
         size = original.expert_tp, chosen.expert_tp
         notes.change("tensor parallelism of experts", *size, fits)
-    more = _enough(original)
-    larger = f"; --ranks {more} keeps it" if more > ranks else ""
     if original.cp > 1:
         notes.unproven.append(
             "context parallelism: its attention needs Transformer Engine, so that its exchange "
-            "between ranks is not trained; its ranks are data-parallel here"
+            "between ranks is not trained"
         )
+
+
+def _note_losses(original: Layout, chosen: Layout, ranks: int, notes: Notes) -> None:
+    more = _enough(original)
+    larger = f"; --ranks {more} keeps it" if more > ranks else ""
     for lost, text in (
         (original.pp > 1 and chosen.pp == 1, "pipeline parallelism: its schedule is not trained"),
         (

@@ -13,6 +13,7 @@ from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.software import AssumedSoftware
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.config.schema import shown
 from overlapkit.errors import InputError
 from overlapkit.lab.own.batches import fewer_microbatches
 from overlapkit.lab.own.bucket_sizes import size_buckets
@@ -39,6 +40,31 @@ _NOT_GPT = {
     "heterogeneous_block_specs": "its layers differ from each other",
     "experimental_attention_variant": "its attention needs a GPU",
 }
+
+_SIZES = (
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "v_head_dim",
+    "num_layers",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "mtp_num_layers",
+    "num_moe_experts",
+    "moe_router_topk",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+    "seq_length",
+    "microbatch_group_size_per_vp_stage",
+    "recompute_num_layers",
+)
 
 _OF_FP8 = ("fp8_param_gather", "fp4_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")
 
@@ -68,10 +94,18 @@ def shrink(
     size = world_size or (settings.launch.world_size if settings.launch else None)
     gpus = size or smallest_job(settings)
     run, effective = _runs(settings, gpus)
+    _check_sizes(effective.model, source)
     notes = Notes()
     old = layout_of(effective.model, run.ddp, gpus, source)
     differ = _batches(given, effective)
-    new = smaller(old, ranks, two_stages_differ=differ, dp_known=size is not None, notes=notes)
+    new = smaller(
+        old,
+        ranks,
+        two_stages_differ=differ,
+        dp_known=size is not None,
+        cp_overlaps="comm_overlap" not in given,
+        notes=notes,
+    )
     if size is None:
         notes.kept.append(
             "data parallelism of 2 or more, since the configuration does not say on how many GPUs "
@@ -122,6 +156,22 @@ def _only_gpt(model: dict[str, Any], source: str) -> None:
             raise InputError(
                 f"{source}: model.{key}: {why}; the lab trains GPT models: give a configuration of "
                 "the same layout with attention and MLP layers alone"
+            )
+
+
+def _check_sizes(model: Any, source: str) -> None:
+    """Refuse sizes that no run can have: of them others are computed here."""
+    for key in _SIZES:
+        value = getattr(model, key, None)
+        if value is not None and (type(value) is not int or value < 0):
+            raise InputError(f"{source}: model.{key} must be a whole number, not {shown(value)}")
+    layout = getattr(model, "pipeline_model_parallel_layout", None)
+    if layout is not None and not isinstance(layout, str):
+        rows = layout if isinstance(layout, list) else [None]
+        if not rows or not all(isinstance(row, list) for row in rows):
+            raise InputError(
+                f"{source}: model.pipeline_model_parallel_layout must be a text such as Et|tL or a "
+                f"list of lists, not {shown(layout)}"
             )
 
 

@@ -95,6 +95,12 @@ def fewer_layers(model: Any, old: Layout, new: Layout, notes: Notes, source: str
 
 def _chunks_of(model: Any, stages: int, source: str) -> Grid:
     layout = getattr(model, "pipeline_model_parallel_layout", None)
+    if layout is None and not getattr(model, "num_layers", None):
+        # The model's sizes come from elsewhere, such as a checkpoint: even stages.
+        chunks = getattr(model, "virtual_pipeline_model_parallel_size", None) or 1
+        each = [range(n * EACH, (n + 1) * EACH) for n in range(chunks * stages)]
+        flat = [Chunk(tuple(layers)) for layers in each]
+        return [flat[n * stages : (n + 1) * stages] for n in range(chunks)]
     if layout is None:
         try:
             return [[Chunk(tuple(layers)) for layers in row] for row in layers_by_chunk(model)]
@@ -110,7 +116,7 @@ def _chunks_of(model: Any, stages: int, source: str) -> Grid:
             f"{source}: model.pipeline_model_parallel_layout does not have {stages} stages and "
             f"num_layers={model.num_layers} decoders: make them agree"
         )
-    flat: list[Chunk] = []
+    flat = []
     start = 0
     for row in parts:
         end = start + row.count("decoder")
@@ -227,7 +233,8 @@ def _by_layer(model: Any, order: list[int], notes: Notes) -> dict[str, Any]:
     for key in _BY_LAYER:
         if key == "moe_layer_freq" and not has_experts:
             continue
-        pattern = _pattern(key, getattr(model, key, None), model.num_layers)
+        layers = getattr(model, "num_layers", None) or max(order, default=0) + 1
+        pattern = _pattern(key, getattr(model, key, None), layers)
         if pattern is None or len(set(pattern)) == 1:
             if pattern is not None and key == "moe_layer_freq" and not pattern[0]:
                 result[key] = [0] * len(order)
