@@ -86,16 +86,46 @@ class MeasuredVariant:
         return [max(lengths) for lengths in zip(*flat, strict=True)]
 
     @property
+    def turns(self) -> int:
+        """Number of timed turns."""
+        return len(self.ranks[0].turns)
+
+    @property
+    def disturbed_turns(self) -> int:
+        """Turns in which other programs took cores that the ranks needed; see `disturbed`."""
+        return sum(self._disturbed(number) for number in range(self.turns))
+
+    @property
+    def profile_disturbed(self) -> bool:
+        """Whether other programs did so while it was profiled."""
+        one = self.ranks[0]
+        return disturbed(one.profile_others, one.cores, len(self.ranks))
+
+    def _disturbed(self, turn: int) -> bool:
+        one = self.ranks[0]
+        others = one.others[turn] if turn < len(one.others) else None
+        return disturbed(others, one.cores, len(self.ranks))
+
+    @property
+    def judged_steps(self) -> list[float]:
+        """As `steps`, without disturbed turns; all of them where every turn was disturbed."""
+        quiet = [turn for turn in range(self.turns) if not self._disturbed(turn)]
+        chosen = quiet or range(self.turns)
+        flat = [[step for turn in chosen for step in rank.turns[turn]] for rank in self.ranks]
+        return [max(lengths) for lengths in zip(*flat, strict=True)]
+
+    @property
     def step(self) -> float:
-        """Median of the timed steps; NaN without any."""
-        return statistics.median(self.steps) if self.steps else float("nan")
+        """Median of the timed steps of quiet turns; NaN without any."""
+        return statistics.median(self.judged_steps) if self.judged_steps else float("nan")
 
     @property
     def spread(self) -> float:
-        """Half of the interquartile range of the timed steps; NaN without any."""
-        if len(self.steps) < 3:
-            return (max(self.steps) - min(self.steps)) / 2 if self.steps else float("nan")
-        low, _, high = statistics.quantiles(self.steps, n=4, method="inclusive")
+        """Half of the interquartile range of the timed steps of quiet turns; NaN without any."""
+        steps = self.judged_steps
+        if len(steps) < 3:
+            return (max(steps) - min(steps)) / 2 if steps else float("nan")
+        low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
         return (high - low) / 2
 
     @property
@@ -148,6 +178,26 @@ class MeasuredVariant:
     def decision(self, rule: str, knob: str | None = None) -> DecisionRecord | None:
         """The decision of a rule, on a knob if given; None where the rule did not fire."""
         return next((d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None)
+
+
+IDLE_LOAD = 0.1
+"""Cores: other programs of a quiet machine, and the lab's own that are no ranks, use less."""
+
+CORES_PER_RANK = 1.5
+"""A rank computes in one thread; another one communicates at the same time."""
+
+
+def disturbed(others: float | None, cores: int, ranks: int) -> bool:
+    """Whether other programs took cores that the ranks needed.
+
+    Args:
+        others: cores that other programs used, on average; None where that is not known.
+        cores: that the ranks may use.
+        ranks: that run on them.
+    """
+    if others is None or others < IDLE_LOAD:
+        return False
+    return cores - others < CORES_PER_RANK * ranks
 
 
 @dataclass(frozen=True)

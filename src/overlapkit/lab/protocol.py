@@ -116,6 +116,10 @@ class VariantResult(msgspec.Struct, kw_only=True):
         buckets: gradient buckets of each model chunk, in parameters.
         parameters: of this rank.
         turns: for each turn the seconds of each timed step.
+        others: for each turn, cores that other programs used on average; None where that is not
+            known. The same on every rank of a machine, but for the instant when each reads it.
+        profile_others: the same while the variant was profiled.
+        cores: that the ranks may use.
         losses: mean loss of each step over the rank's microbatches, None where it is not finite;
             empty except on the last stage.
         evaluations: mean loss of each evaluation, as `losses`.
@@ -139,6 +143,9 @@ class VariantResult(msgspec.Struct, kw_only=True):
     buckets: list[list[int]] = []
     parameters: int = 0
     turns: list[list[float]] = []
+    others: list[float | None] = []
+    profile_others: float | None = None
+    cores: int = 0
     losses: list[float | None] = []
     evaluations: list[float | None] = []
     unrestored: list[str] = []
@@ -161,6 +168,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         pair: a reduce-scatter and an all-gather of that payload, over the link at its rate.
         small: the same with one element per rank: the latency.
         slowed: by how much longer compute takes while a collective runs, as a share.
+        others: cores that other programs used on average meanwhile; None where not known.
     """
 
     compute: float
@@ -168,6 +176,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     pair: float
     small: float
     slowed: float
+    others: float | None = None
 
 
 class BlockResult(msgspec.Struct, kw_only=True):

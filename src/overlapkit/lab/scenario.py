@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 from overlapkit.lab.corpus import VOCABULARY
@@ -224,62 +223,6 @@ def one_microbatch(setting: Setting, ranks: int) -> Settings:
     """A global batch with one microbatch for each of `ranks` data-parallel ranks."""
     size = _model(setting)["train"]["micro_batch_size"]
     return {"train": {"micro_batch_size": size, "global_batch_size": size * ranks}}
-
-
-BUSY = 0.2
-"""Spread of a variant's steps over their median; above it, the machine is busy with other work."""
-
-
-def timed(claim: str, holds: bool, evidence: str, variants: Iterable[MeasuredVariant]) -> Verdict:
-    """A verdict on a claim about time. Measurements on a busy machine never refute one."""
-    if holds:
-        return Verdict(claim, CONFIRMED, evidence)
-    busy = [
-        f"{one.name} {100 * one.spread / one.step:.0f} %"
-        for one in variants
-        if one.spread > BUSY * one.step
-    ]
-    if busy:
-        why = f"the machine is busy: the step times vary too much ({', '.join(busy)}); "
-        return Verdict(claim, NOT_TESTABLE, why + evidence)
-    return Verdict(claim, NOT_CONFIRMED, evidence)
-
-
-def exposes_less(
-    variants: Sequence[MeasuredVariant], claim: str, dimension: str | None = None
-) -> Verdict:
-    """Whether the last variant exposes less communication than the first, with no rise on the way.
-
-    A rise counts only if it exceeds the spread of the two profiled steps.
-
-    Args:
-        variants: in the order in which exposed communication should fall.
-        claim: what is claimed.
-        dimension: only this dimension's communication; None for all.
-    """
-    profiles = [one.profile for one in variants if one.profile is not None]
-    exposed = [
-        p.exposed if dimension is None else p.by_dimension.get(dimension, (0.0, 0.0))[1]
-        for p in profiles
-    ]
-    rises = any(
-        later.step_spread + before.step_spread < b - a
-        for (before, later), (a, b) in zip(pairwise(profiles), pairwise(exposed), strict=True)
-    )
-    shown = " -> ".join(f"{seconds * 1e3:.0f}" for seconds in exposed)
-    evidence = f"exposed per step: {shown} ms ({', '.join(one.name for one in variants)})"
-    return timed(claim, exposed[-1] < exposed[0] and not rises, evidence, variants)
-
-
-def shorter(off: MeasuredVariant, on: MeasuredVariant, claim: str) -> Verdict:
-    """Whether `on` has a shorter step than `off`, by more than the spreads of both together."""
-    gain = off.step - on.step
-    noise = off.spread + on.spread
-    evidence = (
-        f"median step {off.step * 1e3:.0f} -> {on.step * 1e3:.0f} ms, "
-        f"{on.step / off.step:.2f} x; the two spreads add up to {noise * 1e3:.0f} ms"
-    )
-    return timed(claim, gain > noise, evidence, (off, on))
 
 
 def identical(variants: list[MeasuredVariant], claim: str) -> Verdict:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from overlapkit.lab.document import LabBlock, LabMachine, LabScenario
 from overlapkit.lab.variant_document import LabVariant, present
 from overlapkit.output.numbers import ms_of_ms
@@ -102,6 +104,13 @@ def heading(block: LabBlock) -> str:
         text += f", link {block.link_mbit:,.0f} Mbit/s"
     if block.timed:
         text += f", {block.counted_steps} steps each"
+        disturbed = sum(
+            present(variant.disturbed_turns)
+            for variant in block.variants
+            if variant.was_timed and variant.disturbed_turns is not UNSET
+        )
+        if disturbed:
+            text += f", {disturbed} turns disturbed by other programs"
     return text
 
 

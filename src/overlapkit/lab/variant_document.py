@@ -138,12 +138,22 @@ class LabVariant(Struct, frozen=True, kw_only=True):
             "another layout have other pieces"
         ),
     ] = UNSET
-    step_ms: Annotated[float | UnsetType, Meta(description="median of `steps_ms`")] = UNSET
+    step_ms: Annotated[
+        float | UnsetType,
+        Meta(description="median of the `steps_ms` of turns that were not disturbed"),
+    ] = UNSET
     spread_ms: Annotated[
         float | UnsetType,
         Meta(
-            description="half of the interquartile range of `steps_ms`; with fewer than three "
+            description="half of the interquartile range of the same steps; with fewer than three "
             "steps, half of their range"
+        ),
+    ] = UNSET
+    disturbed_turns: Annotated[
+        int | UnsetType,
+        Meta(
+            description="turns in which other programs took cores that the ranks needed. They are "
+            "left out of `step_ms` and `spread_ms`, unless every turn was disturbed"
         ),
     ] = UNSET
     ratio: Annotated[
@@ -230,6 +240,7 @@ def lab_variant(variant: MeasuredVariant, first: MeasuredVariant) -> LabVariant:
         ratio=_ratio(variant.step, first.step) if timed else UNSET,
         of_ideal=_ratio(variant.step, best) if timed else UNSET,
         steps_ms=[rounded_ms(step) for step in variant.steps] if timed else UNSET,
+        disturbed_turns=variant.disturbed_turns if timed else UNSET,
         profile=UNSET
         if variant.profile is None
         else _profile(variant.profile, [r.trace for r in variant.ranks if r.trace is not None]),

@@ -41,6 +41,7 @@ from overlapkit.lab.protocol import (
 )
 from overlapkit.lab.rank import build, checkpoint, probe
 from overlapkit.lab.rank.count_collectives import counted
+from overlapkit.lab.rank.load import OtherPrograms
 from overlapkit.lab.rank.memory import MemoryGrowth
 from overlapkit.lab.rank.trainer import Trainer
 from overlapkit.lab.rank.weights import save
@@ -49,6 +50,9 @@ PACKAGES = ("torch", "megatron-core", "transformer-engine", "overlapkit", "numpy
 """Packages whose versions are recorded."""
 
 _UNLIMITED_STEPS = 5
+
+_LONGEST_LINK_S = 0.4
+"""Seconds that a step's bytes may take at a chosen rate: longer steps only take longer to time."""
 
 
 class RankBlock:
@@ -181,10 +185,12 @@ class RankBlock:
         if not choose and not self.block.calibrate:
             return rate
         network.set_rate(None)
+        others = OtherPrograms()
         trainer = self.trainers[name]
         seconds, sent = _unlimited(trainer)
         if choose:
-            rate = None if sent is None else sent * 8 / 1e6 / (seconds * self.block.link_ratio)
+            sending = min(seconds * self.block.link_ratio, _LONGEST_LINK_S)
+            rate = None if sent is None else sent * 8 / 1e6 / sending
         if self.block.calibrate:
             payload = 4 * self.results[name].parameters
             fast = probe.pair_seconds(payload)
@@ -195,6 +201,7 @@ class RankBlock:
                 pair=probe.pair_seconds(payload),
                 small=probe.pair_seconds(0),
                 slowed=probe.slowed(payload, trainer.compute),
+                others=others.cores(),
             )
         network.set_rate(rate)
         # Built again, so that all variants make the same number of steps.
@@ -215,7 +222,7 @@ class RankBlock:
             trainer.step()
         _synchronize(self.job.device)
         dist.barrier()
-        sent = network.sent_bytes()
+        sent, others = network.sent_bytes(), OtherPrograms()
         marks = [time.perf_counter()]
         for _ in range(self.block.steps):
             trainer.step()
@@ -223,6 +230,8 @@ class RankBlock:
             marks.append(time.perf_counter())
         after = network.sent_bytes()
         result.turns.append(np.diff(marks).tolist())
+        result.others.append(others.cores())
+        result.cores = len(os.sched_getaffinity(0))
         result.transient_bytes = max(result.transient_bytes, growth.bytes())
         if sent is not None and after is not None:
             result.wire_bytes = (after - sent) / self.block.steps
@@ -239,6 +248,7 @@ class RankBlock:
         if self.job.device == "cuda":
             activities.append(ProfilerActivity.CUDA)
         trainer.enter()
+        others = OtherPrograms()
         with (
             _inside(self.folder),
             profile(
@@ -255,6 +265,7 @@ class RankBlock:
                 trainer.step()
                 _synchronize(self.job.device)
                 profiler.step()
+        self.results[variant.name].profile_others = others.cores()
         self.results[variant.name].trace = name
         dist.barrier()
 

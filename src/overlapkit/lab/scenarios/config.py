@@ -13,10 +13,10 @@ from overlapkit.lab.scenario import (
     Scenario,
     Setting,
     Verdict,
-    exposes_less,
     identical,
     variant,
 )
+from overlapkit.lab.timing import exposes_less
 
 IN_EFFECT = "All overlap that the configuration requests is in effect on these ranks."
 EXPOSED = "It exposes less communication than the same configuration without overlap."

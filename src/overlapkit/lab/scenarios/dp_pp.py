@@ -15,9 +15,9 @@ from overlapkit.lab.scenario import (
     Settings,
     Verdict,
     identical,
-    shorter,
     variant,
 )
+from overlapkit.lab.timing import shorter
 
 BLOCK_RANKS = 4
 

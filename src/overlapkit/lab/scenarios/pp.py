@@ -15,10 +15,10 @@ from overlapkit.lab.scenario import (
     Setting,
     Settings,
     Verdict,
-    exposes_less,
     layered,
     variant,
 )
+from overlapkit.lab.timing import exposes_less
 
 STAGES: Settings = {
     "model": {"pipeline_model_parallel_size": 2},

@@ -7,13 +7,11 @@ from dataclasses import replace
 from megatron.bridge.training.runtime_update import update_runtime
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
-from overlapkit.lab.measurements import MeasuredVariant, Observations
+from overlapkit.lab.measurements import MeasuredVariant, Observations, disturbed
 from overlapkit.lab.protocol import Block, Calibration, Variant
 from overlapkit.lab.scenario import (
-    CONFIRMED,
     DISTRIBUTED_OPTIMIZER,
     NO_OVERLAP,
-    NOT_CONFIRMED,
     NOT_TESTABLE,
     Scenario,
     Setting,
@@ -21,6 +19,7 @@ from overlapkit.lab.scenario import (
     variant,
 )
 from overlapkit.lab.scenarios.dp import BOTH
+from overlapkit.lab.timing import timed
 from overlapkit.plan.estimate.machine import ALL_RANKS, Link, Machine
 from overlapkit.plan.estimate.overlap import overlap_of
 from overlapkit.plan.estimate.step_time import estimate
@@ -84,13 +83,16 @@ def _against(
     claim: str, measured: MeasuredVariant, seconds: float, calibration: Calibration
 ) -> Verdict:
     error = seconds / measured.step - 1
-    return Verdict(
-        claim,
-        CONFIRMED if abs(error) <= WITHIN else NOT_CONFIRMED,
+    evidence = (
         f"{measured.name}: predicted {seconds * 1e3:.0f} ms, measured {measured.step * 1e3:.0f} ms "
         f"(+/- {measured.spread * 1e3:.0f}): {100 * error:+.0f} %; "
-        f"calibration: {_calibrated(calibration)}",
+        f"calibration: {_calibrated(calibration)}"
     )
+    if disturbed(calibration.others, measured.ranks[0].cores, len(measured.ranks)):
+        why = "other programs disturbed the calibration"
+        return Verdict(claim, NOT_TESTABLE, f"the machine was not quiet enough: {why}; {evidence}")
+    beyond = abs(seconds - measured.step) - WITHIN * measured.step
+    return timed(claim, evidence, (measured,), holds=beyond <= 0, refuted=beyond > measured.spread)
 
 
 def predicted(variant: Variant, ranks: int, calibration: Calibration) -> float:
