@@ -29,6 +29,27 @@ class _Command(click.Command):
         self.params.append(debug)
 
 
+class _WithSubcommands(_Command):
+    """A command with positional arguments, of which some first ones are commands of their own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.subcommands: dict[str, click.Command] = {}
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """The context of the subcommand, where the first argument names one."""
+        if args and args[0] in self.subcommands:
+            name = f"{info_name} {args[0]}"
+            return self.subcommands[args[0]].make_context(name, args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 class _Group(click.Group):
     command_class = _Command
     group_class = type
@@ -344,7 +365,7 @@ def compare(**given: Any) -> int:
     return run(**_read_by(given))
 
 
-@cli.command()
+@cli.command(cls=_WithSubcommands)
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
 @options.configuration("--config", "Train with the settings of this YAML file.")
 @click.option(
@@ -394,6 +415,44 @@ def lab(**given: Any) -> int:
     from overlapkit.lab.request import LabRequest
 
     return run(LabRequest(**given))
+
+
+@click.command(cls=_Command)
+@click.option(
+    "--budget",
+    default="30m",
+    show_default=True,
+    metavar="TIME",
+    help="How long to hunt, such as 90s, 30m or 2h.",
+)
+@click.option(
+    "--seed", type=int, metavar="N", help="Of the random numbers; by default another each time."
+)
+@options.configuration("--from", "Vary only a few features of this configuration.")
+@click.option("--cases", type=int, metavar="N", help="Try at most so many cases.")
+@click.option(
+    "--memory",
+    metavar="FILE",
+    help="Remember here what was tried, instead of overlapkit/lab-hunt.json in the user's cache.",
+)
+@click.option("--out", metavar="DIR", help="Write the configuration of each finding to DIR.")
+@options.as_json("overlapkit/lab-hunt/v1")
+def hunt(**given: Any) -> int:
+    """Hunt for silent corruption in random configurations.
+
+    Draws combinations of parallelism, schedules, overlap and model features that the rules allow,
+    trains each of them on a few CPU ranks, and compares it with the unpartitioned model. A
+    difference or an error is reduced to the smallest configuration that shows it. The exit status
+    is 1 when there is a finding.
+    """
+    from overlapkit.lab.hunt.command import HuntRequest
+    from overlapkit.lab.hunt.command import run as run_hunt
+
+    return run_hunt(HuntRequest(around=given.pop("from"), **given))
+
+
+assert isinstance(lab, _WithSubcommands)
+lab.subcommands["hunt"] = hunt
 
 
 def main() -> NoReturn:

@@ -14,6 +14,7 @@ from overlapkit.input_file import read_input
 from overlapkit.lab.full_tensors import Tensors, assembled
 from overlapkit.lab.protocol import (
     MOST_BYTES,
+    Block,
     BlockResult,
     Calibration,
     DecisionRecord,
@@ -263,25 +264,28 @@ def read_blocks(folder: Path, job: Job, ranks: int) -> list[ObservedBlock]:
     Raises:
         InputError: a result is missing or damaged.
     """
-    found = []
-    for number, block in enumerate(job.blocks):
-        names = [variant.name for variant in block.variants]
-        results = [_read_result(folder / result_file(number, rank), names) for rank in range(ranks)]
-        variants = {
+    return [read_block(folder, number, block, ranks) for number, block in enumerate(job.blocks)]
+
+
+def read_block(folder: Path, number: int, block: Block, ranks: int) -> ObservedBlock:
+    """What one set of ranks left of the block `number` of its job.
+
+    Raises:
+        InputError: a result is missing or damaged.
+    """
+    names = [variant.name for variant in block.variants]
+    results = [_read_result(folder / result_file(number, rank), names) for rank in range(ranks)]
+    return ObservedBlock(
+        number=number,
+        rate_mbit=results[0].rate_mbit,
+        variants={
             name: MeasuredVariant(name, [result.variants[place] for result in results])
             for place, name in enumerate(names)
-        }
-        found.append(
-            ObservedBlock(
-                number=number,
-                rate_mbit=results[0].rate_mbit,
-                variants=variants,
-                versions=results[0].versions,
-                device_name=results[0].device_name,
-                calibration=results[0].calibration,
-            )
-        )
-    return found
+        },
+        versions=results[0].versions,
+        device_name=results[0].device_name,
+        calibration=results[0].calibration,
+    )
 
 
 def _read_result(path: Path, names: list[str]) -> BlockResult:

@@ -36,6 +36,7 @@ DOCUMENTS = {
     "compare": "overlapkit.trace.compare.document:CompareDocument",
     "lab": "overlapkit.lab.document:LabDocument",
     "lab-job": "overlapkit.lab.document:LabJobDocument",
+    "lab-hunt": "overlapkit.lab.hunt.document:HuntDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

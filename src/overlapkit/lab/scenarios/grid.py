@@ -208,11 +208,22 @@ class Combination:
 
 def allowed(one: Combination) -> bool:
     """Whether the rules grant everything that a combination requests, and let it start."""
-    settings = read_settings(Document(one.name, one.settings()))
+    return granted(one.name, one.settings(), one.ranks)
+
+
+def granted(name: str, requested_settings: Settings, ranks: int) -> bool:
+    """Whether the rules grant everything that settings request, and let them start.
+
+    Args:
+        name: for messages.
+        requested_settings: as in a configuration's YAML.
+        ranks: processes that train them.
+    """
+    settings = read_settings(Document(name, requested_settings))
     # The ranks train with what is installed, not with the newest known.
     settings = replace(settings, stacks=(installed_stack(),))
     try:
-        _, update = make_effective(settings, one.ranks, AssumedSoftware(te=None))
+        _, update = make_effective(settings, ranks, AssumedSoftware(te=None))
     except OverlapConfigError:
         return False
     requested = {key for content in settings.values.values() for key in content or ()}
@@ -225,10 +236,11 @@ def allowed(one: Combination) -> bool:
 
 def combinations(ranks: int) -> list[Combination]:
     """All that the rules allow on `ranks` ranks."""
-    return [one for one in _candidates(ranks) if allowed(one)]
+    return [one for one in candidates(ranks) if allowed(one)]
 
 
-def _candidates(ranks: int) -> Iterator[Combination]:
+def candidates(ranks: int) -> Iterator[Combination]:
+    """All on `ranks` ranks, whether or not the rules allow them."""
     for layout in _layouts(ranks):
         modes: Sequence[str | None] = tuple(P2P) if layout.pp > 1 else (None,)
         # Without a second replica nothing is reduced, whatever the buckets.

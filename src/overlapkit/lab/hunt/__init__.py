@@ -1,0 +1,1 @@
+"""A hunter of silent corruption: random configurations against the unpartitioned model."""

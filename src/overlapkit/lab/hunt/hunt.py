@@ -1,0 +1,129 @@
+"""The hunt: draws cases, tries them, and reduces what is found to the smallest that shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Protocol
+
+from overlapkit.lab.hunt.case import Case
+from overlapkit.lab.hunt.finding import CHECKS, Finding, covers
+from overlapkit.lab.hunt.generate import Generator
+from overlapkit.lab.hunt.judge import Fate
+from overlapkit.lab.hunt.shrink import shrunk
+
+BATCH = 24
+"""Cases that one start of ranks trains."""
+
+TURNS = (2, 4, 2, 4, 8)
+"""Ranks of the batches, in turn: few ranks train more cases in the same time."""
+
+
+class Tries(Protocol):
+    """Says what becomes of cases; see `overlapkit.lab.hunt.laboratory.Laboratory`."""
+
+    def fates(self, cases: Sequence[Case]) -> dict[Case, Fate]:
+        """What became of each case."""
+        ...
+
+
+@dataclass
+class Hunt:
+    """A hunt.
+
+    Attributes:
+        laboratory: tries the cases.
+        generator: draws them.
+        allowed: whether a simpler case may be tried.
+        budget_s: no batch starts later than this after the hunt's start, in seconds.
+        most: cases at most; None: as many as the time allows.
+        batch: cases of one start of ranks.
+        turns: ranks of the batches, in turn.
+        tell: called with what is done next, in words.
+        keep: called with every case that was tried.
+        fates: every case that was drawn, and what became of it.
+        findings: what was found.
+    """
+
+    laboratory: Tries
+    generator: Generator
+    allowed: Callable[[Case], bool]
+    budget_s: float
+    most: int | None = None
+    batch: int = BATCH
+    turns: tuple[int, ...] = TURNS
+    tell: Callable[[str], None] = lambda what: None
+    keep: Callable[[dict[Case, Fate]], None] = lambda fates: None
+    fates: dict[Case, Fate] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Hunt until the time is over, or nothing new is found to try.
+
+        Raises:
+            LabError: ranks fail before they train anything.
+        """
+        self._end = time.monotonic() + self.budget_s
+        empty = 0
+        for ranks in cycle(self.turns):
+            if self._over() or empty == len(self.turns):
+                return
+            cases = self._drawn(ranks)
+            if not cases:
+                empty += 1
+                continue
+            empty = 0
+            self.tell(f"{len(cases)} cases on {ranks} ranks")
+            found = self.laboratory.fates(cases)
+            self.fates |= found
+            self.keep(found)
+            for case, fate in found.items():
+                if fate.bad:
+                    self._look_into(case, fate)
+
+    def _over(self) -> bool:
+        many = self.most is not None and len(self.fates) >= self.most
+        return many or time.monotonic() > self._end
+
+    def _drawn(self, ranks: int) -> list[Case]:
+        left = self.batch if self.most is None else min(self.batch, self.most - len(self.fates))
+        found: list[Case] = []
+        for _ in range(8 * self.batch):
+            if len(found) == left:
+                break
+            case = self.generator.draw(ranks, self.fates)
+            # What is known to fail takes time, and hides what else the case would show.
+            if case is not None and not any(covers(one.case, case) for one in self.findings):
+                found.append(case)
+        return found
+
+    def _look_into(self, case: Case, fate: Fate) -> None:
+        """Add a case to a finding, or make it one."""
+        for finding in self.findings:
+            if finding.is_shown_by(case, fate):
+                finding.others.append(case)
+                return
+        finding = Finding(case, fate, case)
+        self.tell(f"reducing a finding: {fate.kind}")
+        latest = {case: fate}
+
+        def shows(cases: Sequence[Case]) -> list[bool]:
+            if time.monotonic() > self._end:
+                return [False for _ in cases]
+            tried = self.laboratory.fates(cases)
+            latest.update(tried)
+            return [tried[one].symptom == fate.symptom for one in cases]
+
+        finding.case = shrunk(case, shows, self.allowed)
+        finding.fate = latest[finding.case]
+        for known in self.findings:
+            if known.case == finding.case:
+                known.others.append(case)
+                return
+        self.findings.append(finding)
+        finding.smallest = time.monotonic() <= self._end
+        for _ in range(CHECKS):
+            again = self.laboratory.fates([finding.case])[finding.case]
+            finding.shown += again.symptom == fate.symptom

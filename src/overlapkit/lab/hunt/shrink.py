@@ -1,0 +1,80 @@
+"""The smallest case that still shows what a case showed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from overlapkit.lab.hunt.case import CHOICES, Case
+from overlapkit.lab.hunt.generate import normal
+
+Oracle = Callable[[Sequence[Case]], Sequence[bool]]
+"""Says of each case whether it shows it."""
+
+_ROUNDS = 30
+
+
+def size(case: Case) -> tuple[int, int, int, tuple[int, ...]]:
+    """Smaller is simpler: ranks first, then the number of features, then their values."""
+    places = tuple(_place(case, name) for name in CHOICES)
+    return case.ranks, sum(map(bool, places)), sum(places), places
+
+
+def _place(case: Case, name: str) -> int:
+    """Where a feature's value is among those that can be drawn; after them if it is none."""
+    values = CHOICES[name]
+    value = getattr(case, name)
+    return values.index(value) if value in values else len(values)
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Cases that are simpler in one feature, each once."""
+    found: dict[Case, None] = {}
+    for name, values in CHOICES.items():
+        place = _place(case, name)
+        # The simplest, one in the middle, and the next simpler one.
+        for other in dict.fromkeys(
+            values[max(0, n)] for n in (0, place // 2, place - 1) if n < place
+        ):
+            found[normal(msgspec.structs.replace(case, **{name: other}))] = None
+    yield from (one for one in found if size(one) < size(case))
+
+
+def shrunk(case: Case, shows: Oracle, allowed: Callable[[Case], bool]) -> Case:
+    """The smallest case that was found; a change of any one feature to a simpler one hides it.
+
+    Args:
+        case: shows it.
+        shows: trains cases.
+        allowed: whether a case can be trained and the rules allow it.
+    """
+    tried: set[Case] = {case}
+    for _ in range(_ROUNDS):
+        candidates = [one for one in simpler(case) if one not in tried and allowed(one)]
+        tried.update(candidates)
+        verdicts = shows(candidates) if candidates else ()
+        good = [one for one, shown in zip(candidates, verdicts, strict=True) if shown]
+        if not good:
+            return case
+        together = _together(case, good)
+        if together not in tried and together not in good and allowed(together):
+            tried.add(together)
+            if shows([together])[0]:
+                case = together
+                continue
+        case = min(good, key=size)
+        # What one feature hid before, another may show now.
+        tried = {case}
+    return case
+
+
+def _together(case: Case, good: Sequence[Case]) -> Case:
+    """The case with every simplification at once, the simplest of each feature."""
+    changed = {}
+    for name, values in CHOICES.items():
+        others = {getattr(one, name) for one in good} - {getattr(case, name)}
+        known = [value for value in values if value in others]
+        if known:
+            changed[name] = known[0]
+    return normal(msgspec.structs.replace(case, **changed))
