@@ -1,197 +1,64 @@
-"""The plan's estimate beside published training throughput, row by row.
+"""The plan's estimate beside published training throughput, by class of machine and model.
 
-    uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--leave-one-out]
+    uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--each]
 
-Estimates each row of `src/overlapkit/data/published_throughput.json` (which contains its source)
-and prints the error, (estimated - published) / published, the mean of its absolute values, and the
-worst. A row that cannot be estimated is reported on standard error, and the exit status is 2.
---leave-one-out fits the efficiency constants to all rows except one and estimates that one with
-them, for each row in turn: what the errors would be on new rows.
+The error of a row is (estimated - published) / published tokens/s. No row is estimated with
+constants that its own layout was fitted to: `FITTED` in `constants.py` was fitted to the rows of
+`src/overlapkit/data/published_throughput.json`, and a row whose layout (model, GPU, precision and
+division, in whatever release) is among these is estimated with constants fitted to all other
+layouts of that file. Every figure is therefore out of sample.
+
+Without --rows the rows are those of that file and of `benchmarks/data/published_more.json`, each
+with its source; FILE has rows of the same form. For each class it prints the number of rows, the
+mean of the absolute errors, their median, the mean error with its sign, and the worst. A row that
+cannot be estimated is reported on standard error and counted. Exit status 2: none can be.
+
+Layouts are compared where a table has several for one model, GPU, number of GPUs, precision and
+sequence. Of a layout that was measured in several releases the best counts. Printed are the share
+of pairs in the right order, of those more than 1 % apart, and the loss of the layout that the
+estimate prefers against the best that was measured.
 
 What a row does not say is assumed as NVIDIA's performance recipes set it: FP8 is current scaling,
 without BF16 layers; the overlap is comm_overlap's default, with tp_comm_overlap where TP > 1; FSDP
 shards optimizer state, gradients and parameters; layers that do not divide evenly count embedding
-and loss as one each; gradients are reduced in BF16. No row says what was recomputed or offloaded:
-nothing is assumed to be.
+and loss as one each; gradients are reduced in BF16, since with fp32 four layouts would not fit into
+memory; nothing is recomputed or offloaded.
 
 One row contradicts itself: Llama 3 70B with MXFP8 on GB300, PP 4 without virtual stages and 8
 microbatches. The bubble would be 3/8 of the work, so that its GPUs would have to compute a quarter
 faster than those of the FSDP row, and the micro-batch of 2 would need 1.4 times a GPU's memory. All
-other pipelines in the table have virtual stages. The row is estimated as published, and is the
-worst.
+other pipelines in that table have virtual stages. The row is estimated as published.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
-import msgspec
 import numpy as np
+from published_rows import Row, error, estimated, other_errors, read_rows
 
-from megatron.bridge.training.runtime_update import update_runtime
-from megatron.bridge.training.software import AssumedSoftware
-from overlapkit.config.overrides import parse_override
-from overlapkit.config.run import build_run, read_settings
-from overlapkit.config.yaml_file import Document
 from overlapkit.errors import EXIT_BAD_INPUT, InputError
 from overlapkit.output.console import console, write_json
 from overlapkit.plan.estimate.constants import CONSTANTS, FITTED, Constants
-from overlapkit.plan.estimate.machine import machine_of
-from overlapkit.plan.estimate.overlap import Overlap, overlap_of
-from overlapkit.plan.estimate.step_time import Estimate, estimate
-from overlapkit.plan.inputs import PRECISIONS, recipe_of
-from overlapkit.plan.models import named_model
-from overlapkit.plan.workload.step import Workload, workload
 
-ROWS = Path(__file__).resolve().parents[1] / "src/overlapkit/data/published_throughput.json"
-PERFORMANCE_RECIPES = ("first_last_layers_bf16=false", "grad_reduce_in_fp32=false")
-"""What they change in the mixed-precision recipe. With fp32 gradients the layouts of four rows
-would not fit into memory."""
+ROOT = Path(__file__).resolve().parents[1]
+FIT_ROWS = ROOT / "src/overlapkit/data/published_throughput.json"
+MORE_ROWS = ROOT / "benchmarks/data/published_more.json"
 
 ITERATIONS = 4
 DELTA = 0.05
 LARGEST_STEP = 0.2
-
-
-@dataclass(frozen=True)
-class Row:
-    """A published measurement and the work that it measured."""
-
-    name: str
-    gpu: str
-    work: Workload
-    overlap: Overlap
-    tokens_per_second: float
-    model_tflops: float | None
-
-
-class Published(msgspec.Struct, frozen=True):
-    """A row as published; what a table does not list has its default.
-
-    Attributes:
-        model, system, precision: in the words of the table.
-        gpus: of the job.
-        gbs, mbs: global batch and micro-batch, in sequences of `seq` tokens.
-        fsdp: ranks that FSDP shards over; 0 without.
-        tp, pp, cp, ep: ranks; `vp` chunks of a stage, None and 1 without virtual stages.
-    """
-
-    model: str
-    system: str
-    precision: str
-    gpus: int
-    gbs: int
-    mbs: int
-    seq: int
-    tokens_per_sec_per_gpu: float
-    release: str = ""
-    fsdp: int | bool | None = 0
-    tp: int = 1
-    pp: int = 1
-    cp: int = 1
-    vp: int | None = None
-    ep: int | None = 1
-    model_tflops_per_gpu: float | None = None
-
-
-class _Table(msgspec.Struct, frozen=True):
-    rows: list[Published]
-
-
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a file, and for each that cannot be estimated the reason.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        published = msgspec.json.decode(path.read_bytes(), type=_Table).rows
-    except OSError as error:
-        raise InputError(f"--rows {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise InputError(f"--rows {path}: {error}") from None
-    rows, refused = [], []
-    for number, row in enumerate(published, start=1):
-        try:
-            read = read_row(row)
-            estimated(read)
-        except InputError as error:
-            refused.append(f"row {number}, {row.model} on {row.gpus} x {row.system}: {error}")
-        else:
-            rows.append(read)
-    return rows, refused
-
-
-def read_row(row: Published) -> Row:
-    """The run of a row.
-
-    Raises:
-        InputError: an unknown model, GPU or precision, or an impossible layout.
-    """
-    recipe = recipe_of(row.precision)
-    if recipe is None:
-        raise InputError(
-            f"precision {row.precision!r} is not known; known are {', '.join(PRECISIONS)}"
-        )
-    system = row.system.lower().replace("dgx", "").split()[0].strip("-")
-    virtual = row.vp if row.vp and row.vp > 1 else None
-    model = named_model(row.model) | {
-        "tensor_model_parallel_size": row.tp,
-        "pipeline_model_parallel_size": row.pp,
-        "context_parallel_size": row.cp,
-        "expert_model_parallel_size": row.ep or 1,
-        "virtual_pipeline_model_parallel_size": virtual,
-        "sequence_parallel": row.tp > 1,
-        "seq_length": row.seq,
-    }
-    if model["num_layers"] % (row.pp * (virtual or 1)):
-        model["account_for_embedding_in_pipeline_split"] = True
-        model["account_for_loss_in_pipeline_split"] = True
-    ddp: dict[str, Any] = {"use_distributed_optimizer": True}
-    if row.fsdp:
-        ddp |= {
-            "use_megatron_fsdp": True,
-            "data_parallel_sharding_strategy": "optim_grads_params",
-        }
-    data = {
-        "model": model,
-        "ddp": ddp,
-        "optimizer": {"use_distributed_optimizer": True},
-        "train": {"micro_batch_size": row.mbs, "global_batch_size": row.gbs},
-        "mixed_precision": recipe,
-        "comm_overlap": {"tp_comm_overlap": row.tp > 1},
-    }
-    overrides = [parse_override(f"mixed_precision.{text}", data) for text in PERFORMANCE_RECIPES]
-    run = build_run(read_settings(Document("published", data, {}), overrides))
-    update_runtime(run, row.gpus, software=AssumedSoftware(), strict=False)
-    sizes = [
-        f"{k}{getattr(row, k)}" for k in ("tp", "pp", "cp", "ep") if (getattr(row, k) or 1) > 1
-    ]
-    sizes += [f"vp{virtual}"] if virtual else []
-    sizes += [f"fsdp{int(row.fsdp)}"] if row.fsdp else []
-    batch = f"mbs{row.mbs} gbs{row.gbs}"
-    return Row(
-        f"{row.model.lower()} {row.precision} {row.gpus}x{system} {' '.join([*sizes, batch])}"
-        + (f" ({row.release.split()[0]})" if row.release else ""),
-        system,
-        workload(run, row.gpus),
-        overlap_of(run),
-        row.tokens_per_sec_per_gpu,
-        row.model_tflops_per_gpu,
-    )
-
-
-def estimated(row: Row, constants: Constants = CONSTANTS) -> Estimate:
-    return estimate(row.work, machine_of(row.gpu, constants=constants), row.overlap)
-
-
-def error(row: Row, constants: Constants = CONSTANTS) -> float:
-    """(estimated - published) / published."""
-    return estimated(row, constants).tokens_per_second.value / row.tokens_per_second - 1
+OTHERS = ("torchtitan", "llm-foundry", "simumax-b200", "bloom", "llama3-paper")
+"""Origins whose tables are not NVIDIA's: other frameworks, or settings of their own."""
+APART = 0.01
+"""Layouts whose measurements differ by less are in no order."""
 
 
 def fitted(rows: list[Row], start: Constants, slopes: np.ndarray) -> Constants:
@@ -224,49 +91,139 @@ def slopes_at(rows: list[Row], constants: Constants) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def leave_one_out(rows: list[Row]) -> list[float]:
-    """Each row's error with constants fitted to all other rows."""
+def constants_without(rows: list[Row]) -> dict[tuple[object, ...], Constants]:
+    """For each layout that the constants were fitted to, those fitted to all other layouts.
+
+    Args:
+        rows: that the constants were fitted to.
+    """
     slopes = slopes_at(rows, CONSTANTS)
-    errors = []
-    for number, row in enumerate(rows):
-        others = [n for n in range(len(rows)) if n != number]
-        constants = fitted([rows[n] for n in others], CONSTANTS, slopes[others])
-        errors.append(error(row, constants))
-    return errors
+    found = {}
+    for layout in {row.measured_layout for row in rows}:
+        others = [n for n, row in enumerate(rows) if row.measured_layout != layout]
+        found[layout] = fitted([rows[n] for n in others], CONSTANTS, slopes[others])
+    return found
 
 
-def _summary(errors: list[float]) -> dict[str, float]:
+def classes_of(row: Row) -> dict[str, str]:
+    """The classes that a row belongs to, by what they distinguish."""
+    precision = row.work.precision.name
+    whose = "others' tables" if row.published.origin in OTHERS else "NVIDIA's tables"
+    return {
+        "all": "all rows",
+        "kind": f"{row.kind}, {whose}",
+        "origin": row.published.origin or "published_throughput",
+        "GPU, precision and kind": f"{row.gpu} {precision} {row.kind}",
+    }
+
+
+def summary(errors: list[float]) -> dict[str, float]:
+    """What errors come to; with their sign, positive is too fast."""
     sizes = [abs(each) for each in errors]
-    return {"mean": sum(sizes) / len(sizes), "worst": max(sizes)}
+    return {
+        "rows": len(errors),
+        "mean": mean(sizes),
+        "median": median(sizes),
+        "signed_mean": mean(errors),
+        "worst": max(sizes),
+    }
+
+
+def by_class(rows: list[Row], errors: list[float]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The errors of each class, and of other tools on those of its rows that they state."""
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        for what, name in classes_of(row).items():
+            found[what, name].append(number)
+    result: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for (what, name), members in sorted(found.items()):
+        result[what][name] = summary([errors[n] for n in members]) | {
+            "other_tools": _others(rows, errors, members)
+        }
+    return result
+
+
+def _others(rows: list[Row], errors: list[float], members: Iterable[int]) -> dict[str, Any]:
+    told: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for n in members:
+        for tool, theirs in other_errors(rows[n]).items():
+            told[tool].append((theirs, errors[n]))
+    return {
+        tool: {"theirs": summary([a for a, _ in both]), "ours": summary([b for _, b in both])}
+        for tool, both in told.items()
+    }
+
+
+def order(rows: list[Row], errors: list[float]) -> dict[str, Any]:
+    """How well the estimate orders the layouts of one model on one machine."""
+    groups: dict[tuple[object, ...], dict[tuple[object, ...], tuple[float, float]]] = {}
+    for row, off in zip(rows, errors, strict=True):
+        known = groups.setdefault(row.machine, {})
+        measured = row.tokens_per_second
+        if measured > known.get(row.layout, (0.0, 0.0))[0]:
+            known[row.layout] = measured, measured * (1 + off)
+    pairs, losses = [], []
+    for layouts in groups.values():
+        if len(layouts) < 2:
+            continue
+        for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
+            if abs(a / b - 1) > APART:
+                pairs.append((a > b) == (a_estimate > b_estimate))
+        pick, _ = max(layouts.values(), key=lambda one: one[1])
+        losses.append(1 - pick / max(measured for measured, _ in layouts.values()))
+    return {
+        "machines": len(losses),
+        "pairs": len(pairs),
+        "right": sum(pairs) / len(pairs) if pairs else None,
+        "mean_loss": mean(losses) if losses else None,
+        "worst_loss": max(losses) if losses else None,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help="other rows")
-    parser.add_argument("--leave-one-out", action="store_true", help="cross-validation as well")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="other rows")
+    parser.add_argument("--each", action="store_true", help="list every row")
     options = parser.parse_args()
     try:
-        rows, refused = read_rows(options.rows)
+        rows, refused = read_rows(*([options.rows] if options.rows else [FIT_ROWS, MORE_ROWS]))
+        fit_rows, _ = read_rows(FIT_ROWS)
     except InputError as problem:
-        rows, refused = [], [str(problem)]
+        rows, fit_rows, refused = [], [], [str(problem)]
     for line in refused:
         print(f"plan_vs_published: {line}", file=sys.stderr)
     if not rows:
         return EXIT_BAD_INPUT
-    estimates = [estimated(row) for row in rows]
-    errors = [error(row) for row in rows]
-    unseen = leave_one_out(rows) if options.leave_one_out else None
-    document: dict[str, Any] = {
+    document = report(rows, fit_rows, refused)
+    if options.json:
+        write_json(document)
+    else:
+        _show(document, each=options.each)
+    return 0
+
+
+def report(rows: list[Row], fit_rows: list[Row], refused: list[str]) -> dict[str, Any]:
+    """The document of the benchmark."""
+    without = constants_without(fit_rows)
+    used = [without.get(row.measured_layout, CONSTANTS) for row in rows]
+    estimates = [estimated(row, one) for row, one in zip(rows, used, strict=True)]
+    errors = [error(row, one) for row, one in zip(rows, used, strict=True)]
+    return {
         "constants": CONSTANTS._asdict(),
         "fitted": FITTED,
-        "error": _summary(errors),
+        "classes": by_class(rows, errors),
+        "order": order(rows, errors),
+        "refused": refused,
         "rows": [
             {
                 "name": row.name,
+                "classes": classes_of(row),
+                "layout_was_fitted": row.measured_layout in without,
                 "published_tokens_per_second": row.tokens_per_second,
                 "estimated_tokens_per_second": one.tokens_per_second.value,
                 "error": off,
+                "error_of_other_tools": other_errors(row),
                 "estimated_model_tflops": one.model_flops_per_second.value / 1e12,
                 "published_model_tflops": row.model_tflops,
                 "parts_s": {name: part.value for name, part in one.parts.items()},
@@ -274,39 +231,55 @@ def main() -> int:
             for row, one, off in zip(rows, estimates, errors, strict=True)
         ],
     }
-    if unseen is not None:
-        document["leave_one_out"] = _summary(unseen)
-        for row, off in zip(document["rows"], unseen, strict=True):
-            row["error_left_out"] = off
-    if options.json:
-        write_json(document)
-    else:
-        _show(document)
-    return EXIT_BAD_INPUT if refused else 0
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: dict[str, Any], *, each: bool) -> None:
     from rich.table import Table
 
-    table = Table(title="tokens/s/GPU, estimated and published")
-    table.add_column("run")
-    for column in ("published", "estimated", "error", "left out"):
-        table.add_column(column, justify="right")
-    for row in document["rows"]:
-        left_out = row.get("error_left_out")
-        table.add_row(
-            row["name"],
-            f"{row['published_tokens_per_second']:,.0f}",
-            f"{row['estimated_tokens_per_second']:,.0f}",
-            f"{row['error']:+.1%}",
-            "" if left_out is None else f"{left_out:+.1%}",
-        )
     out = console()
+    if each:
+        table = Table(title="tokens/s/GPU, estimated and published")
+        table.add_column("run")
+        for column in ("published", "estimated", "error"):
+            table.add_column(column, justify="right")
+        for row in document["rows"]:
+            table.add_row(
+                row["name"],
+                f"{row['published_tokens_per_second']:,.0f}",
+                f"{row['estimated_tokens_per_second']:,.0f}",
+                f"{row['error']:+.1%}",
+            )
+        out.print(table)
+    table = Table(title="error of tokens/s, out of sample")
+    table.add_column("class")
+    for column in ("rows", "mean", "median", "with sign", "worst"):
+        table.add_column(column, justify="right")
+    for classes in document["classes"].values():
+        for name, of in classes.items():
+            sizes = f"{of['mean']:.1%}", f"{of['median']:.1%}", f"{of['signed_mean']:+.1%}"
+            table.add_row(name, f"{of['rows']}", *sizes, f"{of['worst']:.1%}")
+        table.add_section()
     out.print(table)
-    for what, title in (("error", "error"), ("leave_one_out", "left out")):
-        if what in document:
-            sizes = document[what]
-            out.print(f"{title}: mean {sizes['mean']:.1%}, worst {sizes['worst']:.1%}")
+    for tool, both in document["classes"]["all"]["all rows"]["other_tools"].items():
+        theirs, ours = both["theirs"], both["ours"]
+        out.print(
+            f"{tool} on the {theirs['rows']} rows that state its estimate: mean "
+            f"{theirs['mean']:.1%}, worst {theirs['worst']:.1%}; plan: mean {ours['mean']:.1%}, "
+            f"worst {ours['worst']:.1%}"
+        )
+    if not any(row["error_of_other_tools"].get("Calculon") for row in document["rows"]):
+        out.print("Calculon: no row states its estimate")
+    found = document["order"]
+    if found["pairs"]:
+        out.print(
+            f"order of layouts: {found['right']:.0%} of {found['pairs']} pairs are right; the pick "
+            f"loses {found['mean_loss']:.1%} on average and {found['worst_loss']:.1%} at worst "
+            f"on {found['machines']} machines"
+        )
+    else:
+        out.print("order of layouts: no machine has several")
+    if document["refused"]:
+        out.print(f"not estimated: {len(document['refused'])} rows")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The efficiencies that are on no data sheet, each with its physical meaning, in one place.
 
 They are the same for every model, GPU, precision and layout. `benchmarks/plan_vs_published.py`
-compares the resulting estimates with published throughput, and also estimates each row with
-constants that were fitted without it (leave-one-out), to show whether they generalise.
+compares the resulting estimates with published throughput. It estimates a row with constants that
+no row of the same layout was fitted to, to show whether they generalise.
 """
 
 from __future__ import annotations

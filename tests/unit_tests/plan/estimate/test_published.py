@@ -20,12 +20,15 @@ def benchmark_module() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # As for a script: its own folder is searched for the file of rows beside it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARK.parent))
+        spec.loader.exec_module(module)
     return module
 
 
 def test_errors_stay_within_the_goals(benchmark_module: ModuleType) -> None:
-    rows, refused = benchmark_module.read_rows(benchmark_module.ROWS)
+    rows, refused = benchmark_module.read_rows(benchmark_module.FIT_ROWS)
     assert refused == []
     errors = [abs(benchmark_module.error(row)) for row in rows]
     assert sum(errors) / len(errors) <= 0.10
@@ -35,7 +38,7 @@ def test_errors_stay_within_the_goals(benchmark_module: ModuleType) -> None:
 def test_model_flops_are_counted_as_published(benchmark_module: ModuleType) -> None:
     """Published tokens/s and model TFLOP/s give FLOPs per token, to the published digits."""
     off = []
-    for row in benchmark_module.read_rows(benchmark_module.ROWS)[0]:
+    for row in benchmark_module.read_rows(benchmark_module.FIT_ROWS)[0]:
         counted = row.work.model_flops.value / row.work.layout.step_tokens.value
         off.append(abs(counted * row.tokens_per_second / (row.model_tflops * 1e12) - 1))
     # One row of 15 has 2 % less than the others of its model.
@@ -97,3 +100,52 @@ def _read(
     file.write_text(json.dumps({"rows": rows}), encoding="utf-8")
     read: tuple[list[Any], list[str]] = benchmark_module.read_rows(file)
     return read
+
+
+def test_a_fitted_layout_is_estimated_without_its_own_rows(benchmark_module: ModuleType) -> None:
+    rows, _ = benchmark_module.read_rows(benchmark_module.FIT_ROWS)
+    document = benchmark_module.report(rows, rows, [])
+    assert all(row["layout_was_fitted"] for row in document["rows"])
+    with_own = [benchmark_module.error(row) for row in rows]
+    without = [row["error"] for row in document["rows"]]
+    assert sum(map(abs, without)) > sum(map(abs, with_own))
+
+
+def test_rows_of_other_origins_say_what_they_ran(
+    benchmark_module: ModuleType, tmp_path: Path
+) -> None:
+    """What a row tells of recomputation, overlap and other tools is taken from it."""
+    told = [
+        {"set": "x"},
+        {"set": "x", "recompute": "full"},
+        {"set": "x", "overlap": "no_tp"},
+        {"set": "x", "overlap": "off"},
+    ]
+    rows, refused = _read(benchmark_module, tmp_path, *(ROW | one for one in told))
+    assert refused == []
+    usual, again, no_tp, off = (benchmark_module.error(row) for row in rows)
+    assert again < usual and off < no_tp < usual
+    (row,), _ = _read(benchmark_module, tmp_path, ROW | {"simumax_ms": 131072})
+    # 128 sequences of 8192 tokens at 1,000 tokens/s on 64 GPUs take 16.384 s.
+    assert benchmark_module.other_errors(row) == {"SimuMax": pytest.approx(16384 / 131072 - 1)}
+
+
+def test_layouts_are_ordered_as_measured(benchmark_module: ModuleType, tmp_path: Path) -> None:
+    """The pick of two wrong estimates loses what separates the two measurements."""
+    slow = ROW | {"set": "x", "tokens_per_sec_per_gpu": 800}
+    fast = ROW | {"set": "x", "tp": 8}
+    other = ROW | {"set": "x", "gpus": 128}
+    rows, _ = _read(benchmark_module, tmp_path, slow, fast, other)
+    right = benchmark_module.order(rows, [0.0, 0.0, 0.0])
+    assert (right["machines"], right["pairs"], right["right"], right["mean_loss"]) == (1, 1, 1, 0)
+    wrong = benchmark_module.order(rows, [0.5, 0.0, 0.0])
+    assert wrong["right"] == 0 and wrong["mean_loss"] == pytest.approx(0.2)
+
+
+def test_every_class_has_its_errors(benchmark_module: ModuleType, tmp_path: Path) -> None:
+    rows, _ = _read(benchmark_module, tmp_path, ROW | {"set": "x"}, ROW | {"set": "torchtitan"})
+    classes = benchmark_module.by_class(rows, [0.1, -0.3])
+    assert classes["all"]["all rows"]["mean"] == pytest.approx(0.2)
+    assert classes["all"]["all rows"]["worst"] == pytest.approx(0.3)
+    assert set(classes["kind"]) == {"dense, NVIDIA's tables", "dense, others' tables"}
+    assert classes["GPU, precision and kind"]["h100 bf16 dense"]["rows"] == 2
