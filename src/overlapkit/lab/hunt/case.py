@@ -421,6 +421,9 @@ def _of_experts(case: Case) -> dict[str, Any]:
         found["moe_aux_loss_coeff"] = 0.1
     if case.z_loss:
         found["moe_z_loss_coeff"] = 0.01
+    if case.topk == 1 and not case.sigmoid:
+        # The softmax of a single score is one, and Megatron-Core refuses it.
+        found["moe_router_pre_softmax"] = True
     if case.sigmoid:
         found["moe_router_score_function"] = "sigmoid"
         found["moe_router_enable_expert_bias"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -96,6 +97,13 @@ EXPLAINED: Mapping[str, Callable[[Case], bool]] = {
 """What Megatron-Core 0.16 refuses with an explanation and no rule says."""
 
 UNLIKE_GPUS: Mapping[str, Callable[[Case], bool]] = {
+    # Its layers are built with torch's norm, which refuses sequence parallelism, and their place in
+    # the full tensors is not known.
+    "the ranks do not train multi-token prediction": lambda case: case.mtp > 0,
+    # Megatron-Core creates their process groups with a package that is not one of its own needs.
+    "several optimizer instances need einops": lambda case: (
+        case.instances > 1 and importlib.util.find_spec("einops") is None
+    ),
     # torch's norm has an output of the input's type, those of Transformer Engine and Apex one of
     # the weight's.
     "a residual in fp32 needs a norm of Transformer Engine or Apex": lambda case: case.residual,

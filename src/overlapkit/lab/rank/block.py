@@ -142,8 +142,9 @@ class RankBlock:
             built = build.build(config, self.job.device)
             trainer = Trainer(built, self.tokens, self.job.device)
         except (InputError, ValueError, AssertionError, RuntimeError) as error:
-            # The same on every rank: only sizes of stages depend on the rank.
             result.error = f"{type(error).__name__}: {error}"
+        result.error = _first_error(result.error)
+        if result.error is not None:
             return False
         model = config.model
         result.layout = {
@@ -334,6 +335,13 @@ class RankBlock:
         if variant.weights:
             path = self.folder / weights_file(self.number, variant.name, self.rank)
             save(path, trainer.bare_chunks(), gradients or {})
+
+
+def _first_error(error: str | None) -> str | None:
+    """The first rank's error; a stage can be refused on its own rank alone."""
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return next(filter(None, errors), None)
 
 
 def _finite(losses: Iterable[torch.Tensor]) -> list[float | None]:
