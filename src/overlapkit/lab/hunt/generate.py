@@ -97,9 +97,11 @@ EXPLAINED: Mapping[str, Callable[[Case], bool]] = {
 """What Megatron-Core 0.16 refuses with an explanation and no rule says."""
 
 UNLIKE_GPUS: Mapping[str, Callable[[Case], bool]] = {
-    # Its layers are built with torch's norm, which refuses sequence parallelism, and their place in
-    # the full tensors is not known.
-    "the ranks do not train multi-token prediction": lambda case: case.mtp > 0,
+    # Its layers are built with torch's norm, which refuses sequence parallelism; over stages the
+    # place of its embedding in the full tensors is not known.
+    "multi-token prediction is not trained over stages or with sequence parallelism": lambda case: (
+        case.mtp > 0 and (case.pp > 1 or case.sp)
+    ),
     # Megatron-Core creates their process groups with a package that is not one of its own needs.
     "several optimizer instances need einops": lambda case: (
         case.instances > 1 and importlib.util.find_spec("einops") is None

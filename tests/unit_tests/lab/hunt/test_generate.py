@@ -43,7 +43,7 @@ def test_every_value_of_every_feature_is_drawn() -> None:
     for name, values in CHOICES.items():
         missing = set(values) - {getattr(case, name) for case in cases}
         # These ranks cannot train it; one step shows less than several.
-        untried = {"residual": {True}, "steps": {1}, "mtp": {1}, "instances": {2}}
+        untried = {"residual": {True}, "steps": {1}, "instances": {2}}
         assert missing <= untried.get(name, set()), name
 
 
