@@ -366,11 +366,32 @@ def compare(**given: Any) -> int:
 
 
 @cli.command(cls=_WithSubcommands)
-@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
-@options.configuration("--config", "Train with the settings of this YAML file.")
-@click.option(
-    "--ranks", type=int, metavar="N", help="Number of processes, for scenarios that allow a choice."
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[SCENARIO]... | CONFIG [KEY=VALUE]...",
+    type=click.UNPROCESSED,
 )
+@options.from_megatron_lm
+@click.option(
+    "--as-written",
+    is_flag=True,
+    help="Train CONFIG although the rules refuse it, and show what happens: which tensors are "
+    "wrong, by how much and from which step, beside the run with the remedy.",
+)
+@click.option(
+    "--ranks",
+    type=int,
+    metavar="N",
+    help="Number of processes: for CONFIG at most (8 by default), for scenarios that allow a "
+    "choice exactly.",
+)
+@options.world_size
+@options.gpu
+@options.te("a recent one is assumed")
+@options.reading
+@options.env_file
+@options.configuration("--config", "CONFIG, for scenarios that are named beside it.")
 @click.option(
     "--link",
     metavar="RATE|none",
@@ -405,16 +426,22 @@ def compare(**given: Any) -> int:
 @click.option("--collect", metavar="FOLDER", help="Show the results of a finished run in FOLDER.")
 @options.as_json("overlapkit/lab/v1")
 def lab(**given: Any) -> int:
-    """Prove overlap by training a real Megatron-Core model here.
+    """Prove a run, or overlap in general, by training here.
 
-    It runs on CPUs or GPUs. SCENARIO is one or more of dp, bucket, pp, tp, dp-pp, precision,
-    silent, grid and predict, or all. The default is dp and bucket. The exit status is 1 when a
-    claim is not confirmed.
+    CONFIG is what explain reads, for any number of GPUs. It is made small enough for a few
+    processes on this machine, and keeps its structure. What was changed is said first. Then real
+    Megatron-Core trains it, and its numbers are compared with those of the unpartitioned model in
+    one process. Where the rules refuse CONFIG, that is the answer, unless --as-written is given.
+
+    SCENARIO is one or more of dp, bucket, pp, tp, dp-pp, precision, silent, grid and predict, or
+    all: claims about overlap in general. The default is dp and bucket.
+
+    The exit status is 1 when a claim is not confirmed.
     """
     from overlapkit.lab.command import run
     from overlapkit.lab.request import LabRequest
 
-    return run(LabRequest(**given))
+    return run(LabRequest(**_read_by(given), debug="--debug" in sys.argv))
 
 
 @click.command(cls=_Command)

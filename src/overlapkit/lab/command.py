@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from overlapkit.lab.document import (
 from overlapkit.lab.experiment import (
     Experiment,
     experiment_link,
+    failures,
     judge_experiment,
     make_experiment,
     run_here,
@@ -69,10 +71,20 @@ def run(request: LabRequest) -> int:
         rate_mbit=link_rate(request.link) if setting.shaped else None,
         corpus=request.corpus,
     )
+    if not experiment.groups:
+        return _refused(request, experiment)
     _enough_gpus(scenarios, experiment)
     if request.executor == "local":
         return _run_through_nemo(request, experiment)
     return _run_here(request, experiment)
+
+
+def _refused(request: LabRequest, experiment: Experiment) -> int:
+    """Show why the user's run is not trained; no rank is started."""
+    start, out = time.monotonic(), _output_folder(request)
+    with tempfile.TemporaryDirectory(prefix="overlapkit-lab-") as scratch:
+        link = experiment_link(experiment, None)
+        return _judge_and_show(request, experiment, Path(scratch), link=link, out=out, start=start)
 
 
 def _run_here(request: LabRequest, experiment: Experiment) -> int:
@@ -115,6 +127,8 @@ def _submit(request: LabRequest, scenarios: Sequence[Scenario]) -> int:
     # Nodes are connected by a network, which the lab does not slow down.
     setting = replace(setting, shaped=False)
     experiment = make_experiment(scenarios, setting, rate_mbit=None, corpus=request.corpus)
+    if not experiment.groups:
+        return _refused(request, experiment)
     if experiment.ranks > options.ranks:
         raise InputError(
             f"--slurm: {options.nodes} nodes x {options.per_node} ranks are {options.ranks}; "
@@ -179,12 +193,16 @@ def _judge_and_show(
         out: folder for results, profiles and page; None: they are not kept.
         start: when the run began, by the monotonic clock.
     """
+    if request.debug:
+        for name, failure in failures(experiment, folder).items():
+            print(f"{name}:", *failure.lines, sep="\n", file=sys.stderr)
     judged = judge_experiment(experiment, folder, shaped=link.shaped)
     document = lab_document(
         judged,
         link=link,
         device=experiment.setting.device,
         seconds=time.monotonic() - start,
+        setting=experiment.setting,
     )
     if out is not None:
         keep(document, judged, out)

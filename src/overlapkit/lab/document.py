@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from overlapkit.errors import InputError
 from overlapkit.input_file import read_input
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.lab.measurements import ObservedBlock
+from overlapkit.lab.own.document import LabOwnRun, lab_own_run
 from overlapkit.lab.protocol import MOST_BYTES, Block
-from overlapkit.lab.scenario import NOT_CONFIRMED, ClaimOutcome, JudgedScenario
+from overlapkit.lab.scenario import NOT_CONFIRMED, ClaimOutcome, JudgedScenario, Setting
+from overlapkit.lab.scenarios import OWN
+from overlapkit.lab.scenarios.config import comparisons
 from overlapkit.lab.variant_document import LabVariant, ideal, lab_variant, rounded_ms
 
 RESULTS_FILE = "results.json"
@@ -139,6 +142,10 @@ class LabDocument(Struct, frozen=True, kw_only=True):
     confirmed: Annotated[
         bool, Meta(description="no claim is `not confirmed`; `not testable here` is allowed")
     ]
+    own: Annotated[
+        LabOwnRun | UnsetType,
+        Meta(description="the user's own run; missing where no configuration was given"),
+    ] = UNSET
 
 
 class LabJobDocument(Struct, frozen=True, kw_only=True):
@@ -155,7 +162,12 @@ class LabJobDocument(Struct, frozen=True, kw_only=True):
 
 
 def lab_document(
-    judged: Sequence[JudgedScenario], *, link: LabLink, device: str, seconds: float
+    judged: Sequence[JudgedScenario],
+    *,
+    link: LabLink,
+    device: str,
+    seconds: float,
+    setting: Setting | None = None,
 ) -> LabDocument:
     """The document of a run.
 
@@ -164,21 +176,32 @@ def lab_document(
         link: the link between the ranks.
         device: "cpu" or "cuda".
         seconds: duration of the run.
+        setting: what the scenarios were built from; None where no configuration was given.
     """
     blocks = [block for one in judged for block in one.observations.blocks.values()]
+    trained = next((block for block in blocks if block.versions), None)
     return LabDocument(
         machine=LabMachine(
             device=device,
-            device_name=blocks[0].device_name if blocks else "cpu",
+            device_name=trained.device_name if trained else "cpu",
             processor=platform.machine(),
             cores=len(os.sched_getaffinity(0)),
-            versions=blocks[0].versions if blocks else {},
+            versions=trained.versions if trained else {},
         ),
         link=link,
         seconds=round(seconds, 1),
         scenarios=[_scenario(one) for one in judged],
         confirmed=not any(v.outcome == NOT_CONFIRMED for one in judged for v in one.verdicts),
+        own=_own(judged, setting),
     )
+
+
+def _own(judged: Sequence[JudgedScenario], setting: Setting | None) -> LabOwnRun | UnsetType:
+    """The user's own run, where its scenario is among those that were judged."""
+    one = next((each for each in judged if each.scenario.name == OWN), None)
+    if one is None or setting is None or setting.own is None:
+        return UNSET
+    return lab_own_run(setting.own, comparisons(one.observations, setting))
 
 
 def lab_link(used: LinkUsed) -> LabLink:

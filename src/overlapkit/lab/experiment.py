@@ -15,9 +15,15 @@ from megatron.bridge.recipes.launch_settings import LaunchSettings
 from overlapkit.errors import InputError
 from overlapkit.input_file import read_input
 from overlapkit.lab.document import LabLink, lab_link
-from overlapkit.lab.launch.start import Launch, run_ranks
+from overlapkit.lab.launch.start import LabError, Launch, run_ranks
 from overlapkit.lab.link.kind import LinkUsed
-from overlapkit.lab.measurements import Observations, ObservedBlock, read_blocks, with_profiles
+from overlapkit.lab.measurements import (
+    Observations,
+    ObservedBlock,
+    failed_block,
+    read_blocks,
+    with_profiles,
+)
 from overlapkit.lab.progress import turns
 from overlapkit.lab.protocol import JOB_FILE, MOST_BYTES, Block, Job
 from overlapkit.lab.scenario import JudgedScenario, Scenario, Setting
@@ -32,6 +38,12 @@ START_S = 240.0
 TURN_S = 120.0
 """Longest time for one turn of a variant."""
 
+ALONE_SILENCE_S = 120.0
+"""Longest silence of ranks whose failure is a result: they may wait for each other for ever."""
+
+FAILURE_FILE = "failure.json"
+"""In a group's folder: its `Failure`, where its ranks failed and that is a result."""
+
 
 class Layout(msgspec.Struct, frozen=True):
     """Sizes of a model's parallel dimensions."""
@@ -39,6 +51,18 @@ class Layout(msgspec.Struct, frozen=True):
     tp: int = 1
     cp: int = 1
     pp: int = 1
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How ranks failed.
+
+    Attributes:
+        error: in one line.
+        lines: the last lines of the rank's log.
+    """
+
+    error: str
+    lines: list[str]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +88,11 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return sum(map(turns, self.job.blocks))
 
     @property
+    def alone(self) -> bool:
+        """Whether it is a result where its ranks fail."""
+        return any(block.alone for block in self.job.blocks)
+
+    @property
     def limit_s(self) -> float:
         """Longest time that it may take, in seconds."""
         return START_S + TURN_S * self.turns
@@ -85,7 +114,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ranks(self) -> int:
         """Processes of the largest group."""
-        return max(group.ranks for group in self.groups)
+        return max((group.ranks for group in self.groups), default=0)
 
     @property
     def turns(self) -> int:
@@ -108,18 +137,19 @@ def make_experiment(
         rate_mbit: rate of the link in Mbit/s; "auto": chosen for each block; None: not limited.
         corpus: a text file to train on; None: the synthetic one.
     """
-    grouped: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[Layout, list[Block]]] = {}
+    grouped: dict[tuple[int, str, tuple[tuple[str, str], ...]], tuple[Layout, list[Block]]] = {}
     for scenario in scenarios:
         for block in scenario.blocks(setting):
             layout = _layout(block)
             environment = _environment(layout, block.ranks, setting)
-            key = (block.ranks, tuple(environment.items()))
+            key = (block.ranks, block.alone, tuple(environment.items()))
             _, blocks = grouped.setdefault(key, (layout, []))
             if block not in blocks:
                 blocks.append(block)
     groups: list[Group] = []
     # The sort is stable: groups of equally many ranks stay in the user's order.
-    for (ranks, variables), (layout, blocks) in sorted(grouped.items(), key=lambda it: it[0][0]):
+    in_order = sorted(grouped.items(), key=lambda it: it[0][0])
+    for (ranks, _, variables), (layout, blocks) in in_order:
         before = sum(group.ranks == ranks for group in groups)
         groups.append(
             Group(
@@ -205,22 +235,49 @@ def run_here(
     """
     used = None
     for group in experiment.groups:
-        used = run_ranks(
-            Launch(
-                ranks=group.ranks,
-                module="overlapkit.lab.rank.__main__",
-                args=(str(folder / group.name),),
-                folder=folder / group.name,
-                environment=group.environment,
-                link="shaped" if experiment.setting.shaped and group.ranks > 1 else "none",
-                timeout_s=group.limit_s,
-                silence_s=START_S,
-                scratch=scratch,
-            ),
-            on_event,
-        )
-    assert used is not None
-    return used
+        try:
+            used = _run_group(experiment, group, folder, scratch, on_event)
+        except LabError as error:
+            if not group.alone:
+                raise
+            failure = Failure(error.summary, error.lines)
+            (folder / group.name / FAILURE_FILE).write_bytes(msgspec.json.encode(failure))
+    return used or LinkUsed(kind="unshaped", isolation="tree")
+
+
+def _run_group(
+    experiment: Experiment,
+    group: Group,
+    folder: Path,
+    scratch: Path,
+    on_event: Callable[[Any], None],
+) -> LinkUsed:
+    """Run one group; see `run_here`."""
+    return run_ranks(
+        Launch(
+            ranks=group.ranks,
+            module="overlapkit.lab.rank.__main__",
+            args=(str(folder / group.name),),
+            folder=folder / group.name,
+            environment=group.environment,
+            link="shaped" if experiment.setting.shaped and group.ranks > 1 else "none",
+            timeout_s=group.limit_s,
+            silence_s=ALONE_SILENCE_S if group.alone else START_S,
+            scratch=scratch,
+        ),
+        on_event,
+    )
+
+
+def failures(experiment: Experiment, folder: Path) -> dict[str, Failure]:
+    """The groups whose ranks failed, by their names, where that is a result."""
+    found = {}
+    for group in experiment.groups:
+        path = folder / group.name / FAILURE_FILE
+        if group.alone and path.is_file():
+            content = read_input(str(path), "failure of ranks", most=MOST_BYTES)
+            found[group.name] = msgspec.json.decode(content, type=Failure)
+    return found
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -253,6 +310,13 @@ def experiment_link(experiment: Experiment, used: LinkUsed | None) -> LabLink:
         experiment: what was run.
         used: the link that the launcher made; None where nemo_run started the ranks.
     """
+    if not experiment.groups:
+        return msgspec.structs.replace(
+            lab_link(LinkUsed(kind="unshaped", isolation="tree")),
+            reason="no rank was started",
+            meaning="nothing was measured",
+            isolation="no process was started",
+        )
     started = "nemo_run's executor started the ranks"
     isolation = used.isolated if used is not None else f"{started} and ends them"
     if experiment.setting.device == "cuda":
@@ -291,8 +355,15 @@ def judge_experiment(experiment: Experiment, folder: Path, *, shaped: bool) -> l
     """
     observed: dict[str, ObservedBlock] = {}
     folders: dict[str, Path] = {}
+    failing = failures(experiment, folder)
     for group in experiment.groups:
         place = folder / group.name
+        if group.name in failing:
+            for number, block in enumerate(group.job.blocks):
+                error = failing[group.name].error
+                observed[block.name] = failed_block(number, block, error)
+                folders[block.name] = place
+            continue
         for found in read_blocks(place, group.job, group.ranks):
             name = group.job.blocks[found.number].name
             observed[name] = with_profiles(place, found)

@@ -288,6 +288,15 @@ def read_block(folder: Path, number: int, block: Block, ranks: int) -> ObservedB
     )
 
 
+def failed_block(number: int, block: Block, error: str) -> ObservedBlock:
+    """A block whose ranks failed: each of its variants has the error and no measurements."""
+    variants = {
+        each.name: MeasuredVariant(each.name, [VariantResult(name=each.name, error=error)])
+        for each in block.variants
+    }
+    return ObservedBlock(number, None, variants, {}, "cpu")
+
+
 def _read_result(path: Path, names: list[str]) -> BlockResult:
     """One rank's result, which must be of the variants `names`."""
     content = read_input(str(path), "result of a rank", most=MOST_BYTES)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlapkit.lab.document import LabBlock, LabDocument
+from overlapkit.lab.own.text import own_heading, own_parts
 from overlapkit.lab.scenario import JudgedScenario
 from overlapkit.lab.text import layout, loss, machine, outcomes, summary
 from overlapkit.lab.timelines import picture
@@ -58,7 +59,14 @@ def lab_page(document: LabDocument, judged: Sequence[JudgedScenario]) -> str:
     """
     document = all_printable(document)
     return (
-        environment("overlapkit.lab", layout=layout, loss=loss, machine=machine)
+        environment(
+            "overlapkit.lab",
+            layout=layout,
+            loss=loss,
+            machine=machine,
+            own_heading=own_heading,
+            own_parts=own_parts,
+        )
         .get_template("lab.html")
         .render(
             document=document,

@@ -28,6 +28,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         settings: section to keys and values, as in a YAML configuration.
         force: dotted keys that are set after the rules were applied. A run must never do this; it
             shows what the rule prevents.
+        bypass: train it although a rule refuses it, for the same purpose.
         weights: save the final weights, so that they can be compared across layouts.
         gradients: also save the gradients of the first step, as the optimizer gets them: reduced
             over the data-parallel ranks and over all microbatches.
@@ -41,6 +42,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     settings: dict[str, dict[str, Any]]
     force: dict[str, Any] = {}
+    bypass: bool = False
     weights: bool = False
     gradients: bool = False
     collectives: bool = False
@@ -64,6 +66,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
             the rate as it is.
         link_ratio: target for the rate: communication alone over compute alone.
         calibrate: measure the machine first, with the model of `link_of`; see `Calibration`.
+        alone: names a set of processes that run such blocks and nothing else; where they fail, that
+            is a result and not an error. Empty: they run with others.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     link_of: str | None = None
     link_ratio: float = 0.75
     calibrate: bool = False
+    alone: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

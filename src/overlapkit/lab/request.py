@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
+from overlapkit.config.file_kind import is_script, without_line
+from overlapkit.config.overrides import is_override
+from overlapkit.config.reading import Reading
+from overlapkit.config.sources import Source, name_sources
+from overlapkit.config.text_file import exists
 from overlapkit.errors import InputError
 from overlapkit.lab.corpus import read_text
+from overlapkit.lab.own.own_run import OwnOptions, OwnRun, read_own
+from overlapkit.lab.own.shrink import RANKS
 from overlapkit.lab.scenario import Scenario, Setting
 from overlapkit.lab.scenarios import DEFAULT, OWN, SCENARIOS, find
-from overlapkit.lab.user_config import UserConfig, read
 
 LEAST_MBIT, MOST_MBIT = 0.1, 1e6
+_NAMES = frozenset((*SCENARIOS, "all"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabRequest:
     """The arguments and options of the command; see `overlapkit lab --help`."""
 
-    scenarios: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     config: str | None = None
+    from_megatron_lm: bool = False
+    as_written: bool = False
+    world_size: int | None = None
+    gpu: str | None = None
+    te: str | None = None
+    env_file: str | None = None
+    reading: Reading = field(default_factory=Reading)
     ranks: int | None = None
     link: str | None = None
     device: str = "cpu"
@@ -33,10 +49,22 @@ class LabRequest:
     slurm: tuple[str, ...] = ()
     dry_run: bool = False
     collect: str | None = None
+    debug: bool = False
+
+    @cached_property
+    def named(self) -> Named:
+        """What the arguments name.
+
+        Raises:
+            InputError: as `named`.
+        """
+        return named(self)
 
     def given(self) -> list[str]:
-        """Names of the fields that differ from their defaults."""
-        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        """Names of the fields that differ from their defaults, except that of --debug."""
+        default = LabRequest()
+        names = [each.name for each in fields(self) if each.name != "debug"]
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
 
 
 def installed(module: str) -> bool:
@@ -68,12 +96,58 @@ def chosen_scenarios(request: LabRequest) -> list[Scenario]:
     Raises:
         InputError: a name is unknown, or the configuration is missing.
     """
-    names = request.scenarios or ((OWN,) if request.config else DEFAULT)
+    named = request.named
+    names = named.scenarios or ((OWN,) if named.source else DEFAULT)
     if "all" in names:
-        names = tuple(name for name in SCENARIOS if name != OWN or request.config)
-    if OWN in names and request.config is None:
-        raise InputError(f"scenario {OWN}: give the configuration with --config FILE")
+        names = tuple(name for name in SCENARIOS if name != OWN or named.source)
+    if OWN in names and named.source is None:
+        raise InputError(f"scenario {OWN}: name the configuration: overlapkit lab CONFIG")
     return [find(name) for name in dict.fromkeys(names)]
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the arguments of the command name.
+
+    Attributes:
+        scenarios: names of scenarios.
+        source: the configuration; None where none is named.
+    """
+
+    scenarios: tuple[str, ...]
+    source: Source | None
+
+
+def named(request: LabRequest) -> Named:
+    """What the arguments name: names of scenarios, or a configuration with its overrides.
+
+    Raises:
+        InputError: a name is neither, or as `config.sources.name_sources`.
+    """
+    arguments = list(request.arguments)
+    scenarios = [] if request.from_megatron_lm else [a for a in arguments if a in _NAMES]
+    rest = [text for text in arguments if text not in scenarios]
+    if request.config is not None:
+        rest = [request.config, *rest]
+    elif rest and not request.from_megatron_lm and not _is_configuration(rest[0]):
+        if is_override(rest[0]):
+            raise InputError(f"{rest[0]}: an override comes after the configuration file")
+        if not rest[0].startswith("-"):
+            find(rest[0])
+    sources = name_sources(rest, command="lab", from_megatron_lm=request.from_megatron_lm)
+    if not sources:
+        options = ("as_written", "world_size", "gpu", "te", "env_file")
+        for name in options:
+            if getattr(request, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option}: is about a configuration, and none is named")
+    return Named(tuple(scenarios), sources[0] if sources else None)
+
+
+def _is_configuration(text: str) -> bool:
+    """Whether an argument names a file, or has a path's form."""
+    path = without_line(text)
+    return path.endswith((".yaml", ".yml")) or is_script(text) or os.sep in path or exists(path)
 
 
 def make_setting(
@@ -109,15 +183,17 @@ def make_setting(
             )
     if request.corpus is not None:
         read_text(request.corpus)
-    user = None if request.config is None else read(request.config)
+    own = (
+        None if request.named.source is None else read_own(request.named.source, _options(request))
+    )
     if request.device == "cuda" and not gpus:
         raise InputError("--device cuda: no CUDA GPU is visible; omit --device to run on the CPU")
     return Setting(
         device=request.device,
         ranks=request.ranks,
         steps=request.steps,
-        base=_base(user),
-        user=user,
+        base=_base(own),
+        own=own,
         shaped=request.device == "cpu" and request.link != "none" and request.executor is None,
         te=installed("transformer_engine"),
         compute_capability=compute_capability,
@@ -125,15 +201,40 @@ def make_setting(
     )
 
 
-def _base(user: UserConfig | None) -> dict[str, dict[str, Any]]:
+def _options(request: LabRequest) -> OwnOptions:
+    return OwnOptions(
+        ranks=request.ranks or RANKS,
+        world_size=request.world_size,
+        gpu=request.gpu,
+        te=request.te,
+        env_file=request.env_file,
+        reading=request.reading,
+        as_written=request.as_written,
+    )
+
+
+_BASE = (
+    "normalization",
+    "position_embedding_type",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "gated_linear_unit",
+    "activation_func",
+    "recompute_granularity",
+    "recompute_method",
+    "recompute_num_layers",
+)
+"""Keys of a user's model that scenarios with a layout and sizes of their own keep."""
+
+
+def _base(own: OwnRun | None) -> dict[str, dict[str, Any]]:
     """The part of a configuration for scenarios that have a layout and an overlap of their own."""
-    if user is None:
+    if own is None or own.reduced is None:
         return {}
-    own = ("parallel", "overlap", "p2p")
-    model = {k: v for k, v in user.settings["model"].items() if not any(w in k for w in own)}
-    base = {"model": model}
-    if "mixed_precision" in user.settings:
-        base["mixed_precision"] = user.settings["mixed_precision"]
+    settings = own.reduced.settings
+    base = {"model": {k: v for k, v in settings.get("model", {}).items() if k in _BASE}}
+    if settings.get("mixed_precision"):
+        base["mixed_precision"] = settings["mixed_precision"]
     return base
 
 

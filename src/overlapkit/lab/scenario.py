@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from overlapkit.lab.corpus import VOCABULARY
 from overlapkit.lab.measurements import MeasuredVariant, Observations
+from overlapkit.lab.own.own_run import OwnRun
 from overlapkit.lab.protocol import Block, Variant
-from overlapkit.lab.user_config import UserConfig
 
 ClaimOutcome = Literal["confirmed", "not confirmed", "not testable here"]
 CONFIRMED: ClaimOutcome = "confirmed"
@@ -42,8 +42,8 @@ class Setting:
         ranks: --ranks; None: each scenario's own.
         steps: --steps, timed steps of a variant over all turns; None: each scenario's own.
         base: the part of the user's configuration to which scenarios add their own settings:
-            sizes, precision, optimizer.
-        user: the user's configuration, complete.
+            knobs of the model that neither partition it nor give its size, and precision.
+        own: the user's own run.
         shaped: whether communication takes long enough to be worth hiding: the link between ranks
             is a slow one, or the one between GPUs.
         te: whether Transformer Engine can be imported.
@@ -56,7 +56,7 @@ class Setting:
     ranks: int | None = None
     steps: int | None = None
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    user: UserConfig | None = None
+    own: OwnRun | None = None
     shaped: bool = True
     te: bool = False
     compute_capability: str | None = None
@@ -175,6 +175,29 @@ TINY: Settings = {
     "train": {"micro_batch_size": 1, "global_batch_size": 8},
 }
 """For comparing numbers only, not times."""
+
+DESCENT: Settings = {
+    "optimizer": {
+        "optimizer": "adam",
+        "lr": 500.0,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.0,
+        "adam_eps": 1000.0,
+        "weight_decay": 0.0,
+    }
+}
+"""Gradient descent with a rate of 0.5, expressed as Adam.
+
+The distributed optimizer supports only Adam, which normalizes away the size of a wrong gradient. An
+eps far above every gradient turns its update into lr / eps x gradient.
+"""
+
+TOLERANCE = 5e-6
+"""Of a tensor's norm, for sums in fp32 (unit roundoff 6e-8) in another order.
+
+Observed with 826 combinations: at most 1.3e-7 with two or four replicas, and 4.3e-7 with tensor
+parallelism. With swapped messages (rule pp.same-peer-hazard) it is above 1e5.
+"""
 
 NO_OVERLAP: Settings = {
     "comm_overlap": {

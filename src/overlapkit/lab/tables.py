@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlapkit.lab.document import LabBlock, LabClaim, LabDocument
+from overlapkit.lab.own.text import show_own
 from overlapkit.lab.text import heading, layout, loss, machine, outcomes, ratio, verdict
 from overlapkit.lab.variant_document import LabVariant, present
 from overlapkit.output.numbers import ms_of_ms
@@ -43,11 +44,10 @@ ASCII = Glyphs("#", "=", ".", "-", "|", "+/-")
 
 def show_lab(document: LabDocument, console: Console) -> None:
     """For each scenario a table of its variants and a verdict on each claim; then the total."""
-    console.print(machine(document.machine))
-    link = document.link
-    console.print(f"link ({link.kind}): {link.meaning}")
-    if link.kind != "kernel":
-        console.print(f"because {link.reason}")
+    if document.own:
+        show_own(document.own, console)
+    if document.machine.versions:
+        _show_machine(document, console)
     for scenario in document.scenarios:
         console.print()
         console.print(Text.assemble((scenario.name, "bold"), f"  {scenario.title}"))
@@ -60,6 +60,14 @@ def show_lab(document: LabDocument, console: Console) -> None:
     console.print(
         Text(f"{verdict(outcomes(document.scenarios))} ({document.seconds:.0f} s)", style)
     )
+
+
+def _show_machine(document: LabDocument, console: Console) -> None:
+    console.print(machine(document.machine))
+    link = document.link
+    console.print(f"link ({link.kind}): {link.meaning}")
+    if link.kind != "kernel":
+        console.print(f"because {link.reason}")
 
 
 def _show_claims(claims: Sequence[LabClaim], console: Console) -> None:

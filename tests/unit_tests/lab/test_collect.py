@@ -51,7 +51,7 @@ def test_signs_that_a_terminal_would_obey_are_not_printed(kept: Path, overlapkit
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["dp"], "scenarios"),
+        (["dp"], "arguments"),
         (["--steps", "3", "--device", "cuda"], "device, steps"),
         (["--out", "again"], "omit --out"),
     ],

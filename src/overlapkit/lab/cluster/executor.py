@@ -25,7 +25,7 @@ from overlapkit.lab.cluster.nemo import LOGS, JobOrder, JobReport
 from overlapkit.lab.cluster.slurm_options import SlurmOptions
 from overlapkit.lab.events import FAILED, Tail
 from overlapkit.lab.experiment import Experiment, read_experiment, write_jobs
-from overlapkit.lab.launch.failure import LabError
+from overlapkit.lab.launch.failure import LabError, Raised
 from overlapkit.lab.protocol import result_file
 
 HOME = "nemo"
@@ -251,7 +251,7 @@ def _failure(experiment: Experiment, folder: Path, otherwise: str) -> LabError:
         otherwise: the message where no rank reported a failure.
     """
     failures = [
-        (event.time, event.rank, str(event.data.get("error")))
+        (event.time, event.rank, Raised.of(event).sentence)
         for group in experiment.groups
         for event in Tail(folder / group.name, group.ranks).new()
         if event.data.get("event") == FAILED
@@ -259,7 +259,8 @@ def _failure(experiment: Experiment, folder: Path, otherwise: str) -> LabError:
     if not failures:
         return LabError(otherwise, _newest(folder / LOGS) or folder / LOG)
     _, rank, error = min(failures)
-    return LabError(f"rank {rank} failed: {error}", _newest(folder / LOGS, rank))
+    log = _newest(folder / LOGS, rank)
+    return LabError(f"rank {rank} {error}", log, complete=True)
 
 
 def _newest(logs: Path, rank: int | None = None) -> Path | None:

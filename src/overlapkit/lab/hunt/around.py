@@ -7,8 +7,8 @@ from typing import Any
 
 from overlapkit.lab.hunt.case import P2P_MODES, RECOMPUTE, Case
 from overlapkit.lab.own.shrink import Reduced
-from overlapkit.lab.scenario import Settings, layered
-from overlapkit.lab.scenarios.grid import BUCKETS, DESCENT, OVERLAPS
+from overlapkit.lab.scenario import DESCENT, Settings, layered
+from overlapkit.lab.scenarios.grid import BUCKETS, OVERLAPS
 
 _MODEL_KEYS: Mapping[str, str] = {
     "tp": "tensor_model_parallel_size",

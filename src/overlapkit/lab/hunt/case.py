@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from overlapkit.lab.scenario import DISTRIBUTED_OPTIMIZER, TINY, Settings, layered
-from overlapkit.lab.scenarios.grid import BUCKETS, DESCENT, OVERLAPS, P2P
+from overlapkit.lab.scenario import DESCENT, DISTRIBUTED_OPTIMIZER, TINY, Settings, layered
+from overlapkit.lab.scenarios.grid import BUCKETS, OVERLAPS, P2P
 
 EXPERTS = 4
 

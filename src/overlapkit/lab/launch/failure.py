@@ -6,13 +6,15 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from overlapkit.errors import InputError
+from overlapkit.lab.events import Event
 from overlapkit.lab.launch.agent import FAILURES_FILE
 from overlapkit.lab.launch.supervise import AGENT_LOG
 from overlapkit.lab.link import kernel
@@ -27,20 +29,76 @@ _SAME_TIME_S = 1.0
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
 
 
+_WARNING = re.compile(r"^\S+:\d+: \w*Warning: |^\[?[WI]\d{4}[ \d]")
+"""Begins a warning of Python, and a warning or remark of torch's C++ or Python log."""
+
+
+class RankLog(Exception):
+    """The last lines of a rank's log: the cause of an error, which --debug shows."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The exception that ended a rank, as the rank reported it.
+
+    Attributes:
+        time: when, in seconds since the epoch.
+        error: its type and message.
+        place: module and line in Megatron-Core; empty where it was not raised there.
+        variant: what the rank trained; empty before the first.
+    """
+
+    time: float
+    error: str = ""
+    place: str = ""
+    variant: str = ""
+
+    @classmethod
+    def of(cls, event: Event, variant: str = "") -> Raised:
+        """What an event of kind `FAILED` says."""
+        said, kind = str(event.data.get("error", "")), event.data.get("type")
+        if kind:
+            # The first line alone: libraries append the settings of whole groups.
+            said = f"{kind}: {event.data.get('message', '')}"
+        return cls(event.time, said, str(event.data.get("place") or ""), variant)
+
+    @property
+    def sentence(self) -> str:
+        """What follows the rank: the variant, the error and its place, in one line."""
+        during = f" in variant {self.variant}" if self.variant else ""
+        place = f" ({self.place})" if self.place else ""
+        return f"failed{during}: {' '.join(self.error.split())}{place}"
+
+
 class LabError(InputError):
     """The ranks did not finish.
 
     Attributes:
         summary: what happened, in one sentence.
-        lines: the last lines of the most relevant log; in the message they follow the summary, on
-            the same line.
+        lines: the last lines of the most relevant log. Where the summary does not name the cause,
+            they follow it in the message, on the same line and without warnings.
     """
 
-    def __init__(self, summary: str, log: Path | None, end: int | None = None) -> None:
+    def __init__(
+        self, summary: str, log: Path | None, end: int | None = None, *, complete: bool = False
+    ) -> None:
         self.summary = summary
         self.lines = last_lines(log, end) if log is not None else []
-        shown = " | ".join(line.strip() for line in self.lines if line.strip())
+        shown = "" if complete else " | ".join(_without_warnings(self.lines))
         super().__init__(f"{summary}; last lines: {shown}" if shown else summary)
+        if self.lines:
+            self.__cause__ = RankLog("\n".join(self.lines))
+
+
+def _without_warnings(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that say something, without the warnings of libraries."""
+    source_follows = False
+    for line in lines:
+        # Python shows the line of source that warned below the warning, indented.
+        is_source = source_follows and line.startswith("  ")
+        source_follows = _WARNING.match(line) is not None
+        if line.strip() and not source_follows and not is_source:
+            yield line.strip()
 
 
 def last_lines(log: Path, end: int | None = None) -> list[str]:
@@ -60,19 +118,22 @@ def rank_log(folder: Path, rank: int, stream: str = "stderr") -> Path | None:
     return next(iter(folder.glob(f"logs/*/attempt_0/{rank}/{stream}.log")), None)
 
 
-def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> LabError:
+def failed(folder: Path, status: int | None, raised: Mapping[int, Raised]) -> LabError:
     """The error for ranks that failed under torchrun.
 
     Args:
         folder: the work folder.
         status: torchrun's own exit status.
-        raised: rank to the time when it reported the exception that ended it.
+        raised: rank to the exception that ended it.
     """
     try:
         codes = msgspec.json.decode((folder / FAILURES_FILE).read_bytes(), type=dict[int, int])
     except FileNotFoundError:
         return LabError(f"torchrun ended with exit status {status}", folder / AGENT_LOG)
     rank = min(codes, key=lambda rank: _lateness(codes[rank], raised.get(rank)))
+    known = raised.get(rank)
+    if known is not None and known.error and codes[rank] == 1:
+        return LabError(f"rank {rank} {known.sentence}", rank_log(folder, rank), complete=True)
     others = [
         f"rank {other} {_end(code)} after it"
         for other, code in codes.items()
@@ -83,7 +144,7 @@ def failed(folder: Path, status: int | None, raised: Mapping[int, float]) -> Lab
     return LabError(summary, rank_log(folder, rank))
 
 
-def _lateness(code: int, raised: float | None) -> tuple[int, float]:
+def _lateness(code: int, raised: Raised | None) -> tuple[int, float]:
     """Sorts the rank that failed first before those that failed because of it.
 
     A rank that was killed, or that exited with a status of its own, did not fail because of another
@@ -92,7 +153,7 @@ def _lateness(code: int, raised: float | None) -> tuple[int, float]:
     """
     if code in (-signal.SIGABRT, -signal.SIGTERM):
         return 2, 0.0
-    return (0, 0.0) if raised is None else (1, raised)
+    return (0, 0.0) if raised is None else (1, raised.time)
 
 
 def _end(code: int) -> str:

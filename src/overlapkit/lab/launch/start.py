@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from overlapkit.lab.events import FAILED, FOLDER_VARIABLE, JOINED, Event, Tail, emit
-from overlapkit.lab.launch.failure import LabError, failed, hanging
+from overlapkit.lab.launch.failure import LabError, Raised, failed, hanging
 from overlapkit.lab.launch.supervise import SCRATCH, STOP, Order, Report
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.processes import ends_on_signals, uninterrupted
@@ -85,7 +85,8 @@ class _Run:
     on_event: Callable[[Event], None]
     link: LinkUsed | None = None
     pids: dict[int, int] = field(default_factory=dict)
-    raised: dict[int, float] = field(default_factory=dict)
+    raised: dict[int, Raised] = field(default_factory=dict)
+    variants: dict[int, str] = field(default_factory=dict)
     last_events: dict[int, float] = field(default_factory=dict)
 
     def to_the_end(self) -> LinkUsed:
@@ -115,7 +116,10 @@ class _Run:
         if event.data.get("event") == JOINED:
             self.pids[event.rank] = event.data["pid"]
         elif event.data.get("event") == FAILED:
-            self.raised[event.rank] = event.time
+            variant = self.variants.get(event.rank, "")
+            self.raised[event.rank] = Raised.of(event, variant)
+        elif "variant" in event.data:
+            self.variants[event.rank] = str(event.data["variant"])
         self.on_event(event)
 
     def _reports(self) -> Iterator[Report | None]:

@@ -13,14 +13,17 @@ from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 from megatron.core.optimizer import get_megatron_optimizer
 
 from megatron.bridge.models import GPTModelProvider
+from megatron.bridge.training.comm_overlap import InstalledSoftware
 from megatron.bridge.training.config import (
     ConfigContainer,
     DistributedDataParallelConfig,
     OptimizerConfig,
     TrainingConfig,
 )
+from megatron.bridge.training.job_environment import this_process
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.mixed_precision_recipes import DTYPE_FIELDS
+from megatron.bridge.training.runtime_update import update_runtime
 from overlapkit.config.run import build_run, read_settings
 from overlapkit.config.yaml_file import Document
 from overlapkit.lab.corpus import VOCABULARY
@@ -111,7 +114,10 @@ def configure(variant: Variant, device: str, world_size: int) -> ConfigContainer
             refuse the variant.
     """
     config = container(variant, device)
-    config.apply_runtime_config(world_size)
+    if variant.bypass:
+        _apply_all(config, world_size)
+    else:
+        config.apply_runtime_config(world_size)
     for dotted, value in variant.force.items():
         section, _, key = dotted.partition(".")
         setattr(getattr(config, section), key, value)
@@ -248,3 +254,17 @@ def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name.rpartition(".")[2])
     assert isinstance(found, torch.dtype)
     return found
+
+
+def _apply_all(config: ConfigContainer, world_size: int) -> None:
+    """As `ConfigContainer.apply_runtime_config`, but no rule stops the run: Megatron-Core may."""
+    config.set_data_parallel_size(world_size)
+    update = update_runtime(
+        config,
+        world_size,
+        software=InstalledSoftware(),
+        environment=this_process(),
+        strict=False,
+    )
+    config.decisions = update.decisions
+    config.validate()

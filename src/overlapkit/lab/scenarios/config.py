@@ -1,70 +1,242 @@
-"""A user's own configuration, compared with the same without overlap."""
+"""The user's own run, made small: are its numbers right, is its overlap in effect, does it hide?"""
 
 from __future__ import annotations
 
-from megatron.bridge.training.decisions import FINDINGS
+from collections.abc import Iterator
+
 from overlapkit.lab.measurements import MeasuredVariant, Observations
-from overlapkit.lab.protocol import Block
+from overlapkit.lab.own.effect import in_effect, overlaps
+from overlapkit.lab.own.numbers import Compared, Models, compare, equal_evidence, wrong_evidence
+from overlapkit.lab.own.own_run import TIMED_RANKS, OwnRun
+from overlapkit.lab.own.reduced import Reduced
+from overlapkit.lab.own.whole import (
+    adds_in_another_order,
+    half_precision,
+    in_fp32,
+    partitioned,
+    unpartitioned,
+    without_overlap,
+)
+from overlapkit.lab.protocol import CHECKPOINT, EVALUATE, STEP, Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
-    NO_OVERLAP,
+    MODEL,
     NOT_CONFIRMED,
     NOT_TESTABLE,
     Scenario,
     Setting,
+    Settings,
     Verdict,
     identical,
-    variant,
+    layered,
 )
 from overlapkit.lab.timing import exposes_less
 
-IN_EFFECT = "All overlap that the configuration requests is in effect on these ranks."
-EXPOSED = "It exposes less communication than the same configuration without overlap."
-SAME = "Overlap does not change the results."
+STARTS = "The rules let the run start."
+EQUAL = "The numbers equal those of the unpartitioned model in one process."
+RESTORED = "A checkpoint brings back every weight and optimizer state."
+AS_WRITTEN = "As written, the numbers equal those of the unpartitioned model."
+WITH_REMEDY = "With the remedy, the numbers equal those of the unpartitioned model."
+IN_EFFECT = "The overlap that the run asks for is in effect."
+SAME = "Overlap changes no bit of the results."
+EXPOSED = "The overlap hides communication."
+
+ACTIONS = (STEP, STEP, EVALUATE, STEP, CHECKPOINT, STEP, EVALUATE, STEP)
+"""What is compared: steps, with evaluations and a checkpoint in between."""
+
+WHOLE_BLOCK, WHOLE, HALF = "own-whole", "unpartitioned", "unpartitioned-half"
+NUMBERS, TIMES, BYPASSED, REMEDIED = "own-numbers", "own-times", "own-as-written", "own-remedied"
+
+
+_ADAM: Settings = {"optimizer": {"lr": MODEL["optimizer"]["lr"], "clip_grad": 0.0}}
+"""What a timed step updates weights with."""
 
 
 def blocks(setting: Setting) -> tuple[Block, ...]:
-    """Without overlap, and as configured."""
-    rounds, steps = setting.turns(3, 3)
-    user = setting.user
-    assert user is not None
-    return (
-        Block(
-            name="config",
-            ranks=setting.ranks or user.ranks,
-            variants=(
-                variant("no-overlap", setting, user.settings, NO_OVERLAP),
-                variant("as-configured", setting, user.settings),
-            ),
-            rounds=rounds,
-            steps=steps,
-            link_of="no-overlap",
+    """The unpartitioned model, the run, and for its times the same without overlap."""
+    own = setting.own
+    assert own is not None
+    small = own.reduced
+    if small is None or not own.is_trained:
+        return ()
+    if own.is_bypassed:
+        found = [_whole(small), _numbers(BYPASSED, small, bypass=True)]
+        if own.remedied is not None:
+            found += [_numbers(REMEDIED, own.remedied)]
+            if unpartitioned(own.remedied.settings) != unpartitioned(small.settings):
+                found += [_whole(own.remedied, of=REMEDIED)]
+        return tuple(found)
+    found = [_whole(small), _numbers(NUMBERS, small)]
+    if overlaps(own.effective) and own.timed is not None:
+        found.append(_times(own.timed, setting))
+    return tuple(found)
+
+
+def _whole(small: Reduced, of: str = "") -> Block:
+    """The unpartitioned model in fp32 and, where the run has one, in its half precision."""
+    settings = unpartitioned(small.settings)
+    variants = [_compared(WHOLE, in_fp32(settings))]
+    if half_precision(settings):
+        variants.append(_compared(HALF, settings))
+    return _untimed(WHOLE_BLOCK + (f"-{of}" if of else ""), 1, *variants)
+
+
+def _numbers(name: str, small: Reduced, *, bypass: bool = False) -> Block:
+    settings = partitioned(small.settings)
+    return _untimed(name, small.ranks, _compared("run", settings, bypass=bypass))
+
+
+def _compared(name: str, settings: Settings, *, bypass: bool = False) -> Variant:
+    return Variant(
+        name=name,
+        settings=settings,
+        bypass=bypass,
+        weights=True,
+        actions=ACTIONS,
+        every_step=True,
+    )
+
+
+def _untimed(name: str, ranks: int, *variants: Variant) -> Block:
+    return Block(
+        name=name,
+        ranks=ranks,
+        variants=variants,
+        rounds=0,
+        warmup=0,
+        steps=ACTIONS.count(STEP),
+        alone=name,
+    )
+
+
+def _times(small: Reduced, setting: Setting) -> Block:
+    rounds, steps = setting.turns(3, 2)
+    return Block(
+        name=TIMES,
+        ranks=small.ranks,
+        variants=(
+            Variant(name="no-overlap", settings=layered(_ADAM, without_overlap(small.settings))),
+            Variant(name="as-configured", settings=layered(_ADAM, small.settings)),
         ),
+        rounds=rounds,
+        steps=steps,
+        link_of="no-overlap",
+        alone=NUMBERS,
     )
 
 
 def judge(observed: Observations, setting: Setting) -> list[Verdict]:
-    """What is in effect, what it hides, and the results."""
-    off, on = observed.variants("config").values()
-    failed = next((one for one in (on, off) if one.error), None)
+    """What the rules say, and what the ranks showed."""
+    own = setting.own
+    assert own is not None
+    return [*_started(own), *_shown(observed, own, setting)]
+
+
+def _started(own: OwnRun) -> Iterator[Verdict]:
+    if own.stopping:
+        evidence = "; ".join(finding.sentence for finding in own.stopping)
+        yield Verdict(STARTS, NOT_CONFIRMED, evidence)
+        return
+    yield Verdict(STARTS, CONFIRMED, "no rule refuses it")
+    if own.here:
+        evidence = "; ".join(finding.sentence for finding in own.here)
+        why = f"with the versions installed here, the rules refuse the small run: {evidence}"
+        yield Verdict(EQUAL, NOT_TESTABLE, why)
+
+
+def _shown(observed: Observations, own: OwnRun, setting: Setting) -> Iterator[Verdict]:
+    if own.reduced is None or not own.is_trained:
+        return
+    if own.is_bypassed:
+        yield from _equal(observed, own.reduced, BYPASSED, AS_WRITTEN)
+        if own.remedied is not None:
+            changed = f"with {', '.join(own.remedies)}: "
+            yield from _equal(observed, own.remedied, REMEDIED, WITH_REMEDY, changed)
+        else:
+            why = "no change of settings is known that ends what stops the run"
+            yield Verdict(WITH_REMEDY, NOT_TESTABLE, why)
+        return
+    yield from _equal(observed, own.reduced, NUMBERS, EQUAL)
+    yield in_effect(own, observed.variants(NUMBERS)["run"], IN_EFFECT)
+    if TIMES in observed.blocks:
+        yield from _hides(observed, setting)
+    elif overlaps(own.effective):
+        why = f"its layout does not fit {TIMED_RANKS} ranks, and more would wait for the cores"
+        yield Verdict(EXPOSED, NOT_TESTABLE, why)
+    else:
+        yield Verdict(EXPOSED, NOT_TESTABLE, "the run asks for no overlap: nothing can hide")
+
+
+def _equal(
+    observed: Observations, small: Reduced, block: str, claim: str, before: str = ""
+) -> Iterator[Verdict]:
+    """Whether a run's numbers are right, and where it saved a checkpoint, whether that was."""
+    broken = next((v for v in _of_whole(observed, block) if v.error), None)
+    if broken is not None:
+        why = f"the unpartitioned model is not trained here: {broken.error}"
+        yield Verdict(claim, NOT_TESTABLE, why)
+        return
+    if error := observed.variants(block)["run"].error:
+        yield Verdict(claim, NOT_CONFIRMED, before + error)
+        return
+    compared = compared_run(observed, small, block)
+    half = half_precision(small.settings)
+    if compared.equal:
+        evidence = equal_evidence(compared, half=half)
+        yield Verdict(claim, CONFIRMED, before + evidence)
+    else:
+        yield Verdict(claim, NOT_CONFIRMED, before + wrong_evidence(compared))
+    lost = compared.unrestored
+    if lost:
+        yield Verdict(RESTORED, NOT_CONFIRMED, f"{before}not the same: {', '.join(lost)}")
+    elif block == NUMBERS:
+        yield Verdict(RESTORED, CONFIRMED, "all are the same in every bit")
+
+
+def comparisons(observed: Observations, setting: Setting) -> dict[str, Compared]:
+    """Block to its run's numbers beside those of the unpartitioned model, where both trained."""
+    own = setting.own
+    if own is None:
+        return {}
+    found = {}
+    for block, small in (
+        (NUMBERS, own.reduced),
+        (BYPASSED, own.reduced),
+        (REMEDIED, own.remedied),
+    ):
+        if small is not None and block in observed.blocks:
+            variants = [*observed.variants(block).values(), *_of_whole(observed, block)]
+            if not any(variant.error for variant in variants):
+                found[block] = compared_run(observed, small, block)
+    return found
+
+
+def _of_whole(observed: Observations, block: str) -> list[MeasuredVariant]:
+    """The unpartitioned models that a block is compared with."""
+    return list(observed.variants(_whole_of(observed, block)).values())
+
+
+def _whole_of(observed: Observations, block: str) -> str:
+    own = f"{WHOLE_BLOCK}-{block}"
+    return own if own in observed.blocks else WHOLE_BLOCK
+
+
+def compared_run(observed: Observations, small: Reduced, block: str) -> Compared:
+    """A run's numbers beside those of the unpartitioned model."""
+    whole = _whole_of(observed, block)
+    half = (whole, HALF) if half_precision(small.settings) else None
+    exact = not adds_in_another_order(small.settings, small.ranks)
+    return compare(Models(observed, (whole, WHOLE), half, exact), block, "run")
+
+
+def _hides(observed: Observations, setting: Setting) -> Iterator[Verdict]:
+    off, on = observed.variants(TIMES).values()
+    failed = next((one for one in (off, on) if one.error), None)
     if failed is not None:
-        return [Verdict(IN_EFFECT, NOT_CONFIRMED, f"{failed.name}: {failed.error}")]
-    changed = setting.user.changed if setting.user else ()
-    scaled = Verdict(
-        "The configuration was trained as written.",
-        NOT_TESTABLE if changed else CONFIRMED,
-        "; ".join(changed) or "no setting was changed",
-    )
-    return [scaled, _in_effect(on), _exposed(off, on, setting), identical([off, on], SAME)]
-
-
-def _in_effect(on: MeasuredVariant) -> Verdict:
-    refused = [d for d in on.decisions if d.outcome in FINDINGS]
-    return Verdict(
-        IN_EFFECT,
-        NOT_CONFIRMED if refused else CONFIRMED,
-        "; ".join(f"{d.knob}: {d.reason}" for d in refused) or "no rule refused a setting",
-    )
+        yield Verdict(EXPOSED, NOT_TESTABLE, f"{failed.name}: {failed.error}")
+        return
+    yield identical([off, on], SAME)
+    yield _exposed(off, on, setting)
 
 
 def _exposed(off: MeasuredVariant, on: MeasuredVariant, setting: Setting) -> Verdict:
@@ -81,7 +253,7 @@ def _exposed(off: MeasuredVariant, on: MeasuredVariant, setting: Setting) -> Ver
 
 SCENARIO = Scenario(
     name="config",
-    title="your configuration, compared with the same without overlap",
+    title="your own run, made small",
     ranks=2,
     blocks=blocks,
     judge=judge,

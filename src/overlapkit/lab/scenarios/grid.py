@@ -17,9 +17,11 @@ from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.protocol import Block, Variant
 from overlapkit.lab.scenario import (
     CONFIRMED,
+    DESCENT,
     DISTRIBUTED_OPTIMIZER,
     NOT_CONFIRMED,
     TINY,
+    TOLERANCE,
     Scenario,
     Setting,
     Settings,
@@ -33,22 +35,6 @@ LEAST_LAYERS, MOST_LAYERS = 4, 8
 VIRTUAL = (1, 2, 4)
 ONE, SEVERAL, EACH = 10**9, 20_000, 1
 """bucket_size in parameters: one bucket for all gradients, several, and one for each tensor."""
-
-DESCENT: Settings = {
-    "optimizer": {
-        "optimizer": "adam",
-        "lr": 500.0,
-        "adam_beta1": 0.0,
-        "adam_beta2": 0.0,
-        "adam_eps": 1000.0,
-        "weight_decay": 0.0,
-    }
-}
-"""Gradient descent with a rate of 0.5, expressed as Adam.
-
-The distributed optimizer supports only Adam, which normalizes away the size of a wrong gradient. An
-eps far above every gradient turns its update into lr / eps x gradient.
-"""
 
 OVERLAPS: Mapping[str, dict[str, bool]] = {
     "off": {"overlap_grad_reduce": False, "overlap_param_gather": False},
@@ -87,13 +73,6 @@ ALLOWED = "Megatron-Core trains every combination that the rules allow."
 ALIKE = "Combinations of one layout that add in the same order end in the same bits."
 EQUAL = "Where no sum is reordered, the weights equal the unpartitioned model's, bit for bit."
 CLOSE = "Where sums are reordered, the weights equal the unpartitioned model's within rounding."
-
-TOLERANCE = 5e-6
-"""Of a tensor's norm, for sums in fp32 (unit roundoff 6e-8) in another order.
-
-Observed with 826 combinations: at most 1.3e-7 with two or four replicas, and 4.3e-7 with tensor
-parallelism. With swapped messages (rule pp.same-peer-hazard) it is above 1e5.
-"""
 
 WHOLE = "grid-whole"
 SHOWN = 5

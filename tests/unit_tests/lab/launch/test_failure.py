@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.lab.launch.failure import failed, hanging, last_lines
+from overlapkit.lab.events import Event
+from overlapkit.lab.launch.failure import LabError, Raised, RankLog, failed, hanging, last_lines
 
 KILLED, ABORTED, ENDED = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM
 
@@ -40,7 +41,9 @@ def work_folder(tmp_path: Path, codes: dict[int, int]) -> Path:
 def test_the_rank_that_failed_of_itself_is_named(
     tmp_path: Path, codes: dict[int, int], raised: dict[int, float], named: int
 ) -> None:
-    error = failed(work_folder(tmp_path, codes), 1, raised)
+    error = failed(
+        work_folder(tmp_path, codes), 1, {rank: Raised(when) for rank, when in raised.items()}
+    )
     assert error.summary.startswith(f"rank {named} ")
     assert error.lines == [f"line of rank {named}"]
     assert str(error).endswith(f"line of rank {named}")
@@ -59,7 +62,7 @@ def test_how_a_rank_ended_is_said(tmp_path: Path, code: int, said: str) -> None:
 
 
 def test_those_that_torchrun_ended_are_not_blamed(tmp_path: Path) -> None:
-    error = failed(work_folder(tmp_path, {0: ENDED, 1: KILLED, 2: 1}), 1, {2: 10.0})
+    error = failed(work_folder(tmp_path, {0: ENDED, 1: KILLED, 2: 1}), 1, {2: Raised(10.0)})
     assert error.summary == "rank 1 was killed by SIGKILL, rank 2 ended with exit status 1 after it"
 
 
@@ -91,3 +94,38 @@ def test_a_rank_that_never_started_has_been_silent_longest(tmp_path: Path) -> No
     )
     assert error.summary.startswith("no rank has sent an event for 9 s: rank 1 has not started")
     assert "rank 0 has ended" in error.summary
+
+
+def test_the_exception_of_a_rank_is_the_message_and_its_log_is_for_debugging(
+    tmp_path: Path,
+) -> None:
+    said = {"event": "failed", "type": "ValueError", "message": "no such dtype", "place": "core:7"}
+    raised = Raised.of(Event(0, 10.0, said), "run")
+    error = failed(work_folder(tmp_path, {0: 1}), 1, {0: raised})
+    assert str(error) == "rank 0 failed in variant run: ValueError: no such dtype (core:7)"
+    assert isinstance(error.__cause__, RankLog)
+    assert str(error.__cause__) == "line of rank 0"
+
+
+def test_a_rank_that_was_killed_after_an_exception_of_another_is_not_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    error = failed(work_folder(tmp_path, {0: KILLED}), 1, {0: Raised(1.0, "ValueError: late")})
+    assert error.summary == "rank 0 was killed by SIGKILL"
+
+
+def test_warnings_of_libraries_are_not_the_message(tmp_path: Path) -> None:
+    log = tmp_path / "stderr.log"
+    log.write_text(
+        "/site/torch/x.py:12: FutureWarning: this is old\n"
+        "  warnings.warn(\n"
+        "[W1126 20:10:11.123 socket.cpp:1] no name\n"
+        "W1126 20:10:11.123000 99 torch/run.py:1] threads\n"
+        "terminate called after throwing an instance of 'X'\n"
+    )
+    error = LabError("rank 0 was killed by SIGABRT", log)
+    assert str(error) == (
+        "rank 0 was killed by SIGABRT; last lines: "
+        "terminate called after throwing an instance of 'X'"
+    )
+    assert len(error.lines) == 5
