@@ -9,9 +9,6 @@ from functools import cache
 from overlapkit.trace.read.comm_libraries import is_fused, library_of
 from overlapkit.trace.read.device_work import COMMUNICATION, COMPUTE, MEMORY
 
-_MEMORY = re.compile(
-    r"multimem_(?:all|one_shot)|(?:one|two)_shot_all_(?:reduce|gather)|cross_device_reduce"
-)
 _MEMORY = re.compile(r"mem(?:cpy|set)\b|copy(?:host|device)to(?:host|device)", re.IGNORECASE)
 _PEER_COPY = re.compile(r"memcpy\s*(?:PtoP|P2P|peer)", re.IGNORECASE)
 
