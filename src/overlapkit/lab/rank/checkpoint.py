@@ -60,6 +60,7 @@ def read(trainer: Trainer, folder: Path) -> None:
     with torch.no_grad():
         # Weights in fp32 are views of the parameters, and are written in place.
         trainer.built.optimizer.load_state_dict(loaded["optimizer"])
+    _count_apart(trainer.built.optimizer)
 
 
 def tensors(built: Built) -> dict[str, torch.Tensor]:
@@ -94,6 +95,22 @@ def _allocate(optimizer: Any) -> None:
     for one in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(one, DistributedOptimizer):
             one._init_optimizer_states_with_dummy_values()
+
+
+def _count_apart(optimizer: Any) -> None:
+    """Give each parameter its own count of steps, with the value that was read.
+
+    Megatron-Core 0.16 lets all parameters share one tensor, which each of them then counts up, so
+    that Adam corrects its moments for the wrong step. Only torch's own Adam has that tensor: on
+    GPUs, Apex's and Transformer Engine's count for each group.
+    """
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(one, DistributedOptimizer):
+            for group in one.optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = one.optimizer.state[parameter]
+                    if "step" in state and "step" in group:
+                        state["step"] = torch.tensor(group["step"], dtype=torch.float32)
 
 
 def _sharded(trainer: Trainer, *, loading: bool) -> dict[str, Any]:
