@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -115,7 +115,11 @@ def _count_apart(optimizer: Any) -> None:
 
 def _sharded(trainer: Trainer, *, loading: bool) -> dict[str, Any]:
     optimizer, config = trainer.built.optimizer, trainer.built.config
-    metadata: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+    metadata: dict[str, Any] = {
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
     if config.ddp.use_distributed_optimizer:
         metadata["distrib_optim_sharding_type"] = _FORMAT
     state: dict[str, Any] = {

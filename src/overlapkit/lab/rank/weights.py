@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from numpy.typing import NDArray
 
@@ -63,7 +64,9 @@ def pieces(model: Any) -> dict[str, list[Piece]]:
     A gated layer has two parts: gate and value are partitioned separately.
     """
     entries: dict[int, list[ShardedTensor]] = {}
-    for entry in _leaves(model.sharded_state_dict()):
+    # Where layers that predict several tokens have a copy of the embedding, 0.16 needs the group.
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    for entry in _leaves(model.sharded_state_dict(metadata={"dp_cp_group": group})):
         if isinstance(entry, ShardedTensor) and entry.data is not None:
             entries.setdefault(entry.data.data_ptr(), [entry])
         elif isinstance(entry, ShardedTensorFactory):
