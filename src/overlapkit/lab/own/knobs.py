@@ -41,14 +41,14 @@ TRAINED: Mapping[str, frozenset[str]] = {
         "moe_router_force_load_balancing moe_router_load_balancing_type "
         "moe_router_pre_softmax moe_router_score_function moe_router_topk_scaling_factor "
         "moe_shared_expert_gate moe_token_dispatcher_type moe_token_drop_policy "
-        "moe_z_loss_coeff mscale mscale_all_dim mtp_loss_scaling_factor "
-        "multi_latent_attention normalization overlap_p2p_comm "
+        "moe_z_loss_coeff mtp_loss_scaling_factor "
+        "normalization overlap_p2p_comm "
         "overlap_p2p_comm_warmup_flush params_dtype pipeline_dtype position_embedding_type "
         "qk_l2_norm qk_layernorm recompute_granularity recompute_method recompute_modules "
-        "recompute_num_layers rope_scaling rope_scaling_factor rope_type rotary_base "
-        "rotary_interleaved rotary_percent rotary_scaling_factor "
+        "recompute_num_layers rope_scaling rope_scaling_factor rotary_base "
+        "rotary_interleaved rotary_percent "
         "scatter_embedding_sequence_parallel seq_len_interpolation_factor sequence_parallel "
-        "share_embeddings_and_output_weights softmax_type beta_fast beta_slow"
+        "share_embeddings_and_output_weights softmax_type"
     ),
     "ddp": _names(
         "align_param_gather average_in_collective check_for_large_grads check_for_nan_in_grad "
@@ -105,6 +105,11 @@ INSTEAD: Mapping[str, Instead] = {
         False, "it needs Transformer Engine; experts are computed one after the other here"
     ),
     "model.moe_shared_expert_overlap": Instead(False, _STREAMS),
+    "model.multi_latent_attention": Instead(
+        False,
+        "Megatron-Core builds it of Transformer Engine's modules; attention with as many heads is "
+        "trained instead",
+    ),
     "model.overlap_moe_expert_parallel_comm": Instead(False, _STREAMS),
     "model.tp_comm_overlap": Instead(False, _USERBUFFERS),
     "model.wgrad_deferral_limit": Instead(None, ""),
@@ -163,6 +168,7 @@ _ELSEWHERE: Mapping[str, frozenset[str]] = {
         "fp8_dot_product_attention fp8_multi_head_attention fp8_wgrad fp4_recipe "
         "first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 "
         "cpu_offloading_num_layers cuda_graph_modules cuda_graph_warmup_steps offload_modules "
+        "mscale mscale_all_dim rope_type rotary_scaling_factor beta_fast beta_slow "
         # Where weights come from, and bookkeeping.
         "init_method init_method_std output_layer_init_method embedding_init_method "
         "embedding_init_method_std perform_initialization use_cpu_initialization "

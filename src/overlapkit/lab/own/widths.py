@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.bridge.models.model_shape import MLA_DEFAULTS
 from overlapkit.lab.corpus import VOCABULARY
 from overlapkit.lab.own.layout import Layout
 from overlapkit.lab.own.reduced import Notes
@@ -81,32 +80,11 @@ def _attention(model: Any, new: Layout, scale: int, notes: Notes) -> dict[str, A
     result["hidden_size"] = hidden
     old_hidden = getattr(model, "hidden_size", None) or 0
     given: int = getattr(model, "kv_channels", None) or 0
-    if latent:
-        notes.kept.append("multi-latent attention")
-        result |= _latent(model, channels, hidden)
-    elif fewer * channels != hidden or (given and given * heads != old_hidden):
+    if fewer * channels != hidden or (not latent and given and given * heads != old_hidden):
         # Heads that together are wider or narrower than the hidden size.
         wider = given * heads > old_hidden
         result["kv_channels"] = 2 * hidden // fewer if wider else channels
     elif given:
-        result["kv_channels"] = channels
-    return result
-
-
-def _latent(model: Any, channels: int, hidden: int) -> dict[str, Any]:
-    """Multi-latent attention's sizes."""
-
-    def given(key: str) -> Any:
-        return getattr(model, key, MLA_DEFAULTS[key])
-
-    result: dict[str, Any] = {
-        "q_lora_rank": hidden // 2 if given("q_lora_rank") else None,
-        "kv_lora_rank": hidden // 4,
-        "qk_head_dim": channels,
-        "qk_pos_emb_head_dim": max(2, channels // 2),
-        "v_head_dim": channels if given("v_head_dim") == given("qk_head_dim") else 2 * channels,
-    }
-    if getattr(model, "kv_channels", None):
         result["kv_channels"] = channels
     return result
 

@@ -234,7 +234,8 @@ def _fields(of: type, given: dict[str, Any] | None) -> dict[str, Any]:
             if name in _ACTIVATIONS:
                 result[key] = _ACTIVATIONS[name]
             continue
-        if isinstance(value, str) and key.endswith("dtype"):
+        # moe_router_dtype is a name of Megatron-Core's own, such as fp32.
+        if isinstance(value, str) and key.endswith("dtype") and key != "moe_router_dtype":
             result[key] = _dtype(value)
         elif isinstance(value, bool | int | float | str | list):
             result[key] = value
