@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -26,6 +27,17 @@ class TorchNorm:
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm
+
+
+def _own_norm(
+    self: LocalSpecProvider, rms_norm: bool = False, for_qk: bool = False
+) -> type[TorchNorm]:
+    """Stands for `LocalSpecProvider.layer_norm`: the configuration says which normalization."""
+    return TorchNorm
+
+
+# The layers of multi-token prediction take their normalizations from it, past the spec below.
+LocalSpecProvider.layer_norm = _own_norm
 
 
 def own_layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
