@@ -182,7 +182,7 @@ def test_a_users_configuration_is_trained_small(tmp_path: Path) -> None:
         (["pp", "--ranks", "4"], "fixed layout"),
         (["dp", "--ranks", "1"], "overlap needs at least 2"),
         (["dp", "--corpus", "/no/such/file"], "no such file"),
-        (["config"], "--config FILE"),
+        (["config"], "overlapkit lab CONFIG"),
         (["dp", "--device", "cuda"], "no CUDA GPU is visible"),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_finished_run_leaves_only_logs_and_events(measured: Lab) -> None:
     [
         ("kill", "shaped", ["rank 1 was killed by SIGKILL"]),
         ("exit", "none", ["rank 1 ended with exit status 3", "the second rank leaves"]),
-        ("raise", "shaped", ["rank 1 ended with exit status 1", "the second rank gives up"]),
+        ("raise", "shaped", ["rank 1 failed", "the second rank gives up"]),
     ],
 )
 def test_a_failing_rank_is_named_and_the_rest_ended(

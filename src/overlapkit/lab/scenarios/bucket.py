@@ -115,7 +115,8 @@ def _auto(variants: dict[str, MeasuredVariant]) -> Verdict:
         f"{noise * 1e3:.0f} ms",
         (auto, best),
         holds=ratio <= WITHIN,
-        refuted=auto.step - WITHIN * best.step > noise,
+        # The best of several is measured too short, and turns differ more than steps of a turn.
+        refuted=auto.step - WITHIN * best.step > 2 * noise,
     )
 
 
