@@ -8,7 +8,7 @@ from typing import Any
 from megatron.bridge.training.decisions import FINDINGS
 from overlapkit.lab.measurements import MeasuredVariant
 from overlapkit.lab.own.own_run import OwnRun
-from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, Verdict
+from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE, Verdict
 
 OVERLAPS = (
     "model.tp_comm_overlap",
@@ -45,6 +45,8 @@ def in_effect(own: OwnRun, on: MeasuredVariant, claim: str) -> Verdict:
         parts.append("no overlap is in effect")
     if missing and not on.error:
         parts.append(f"not on these ranks: {', '.join(_why_not(on, knob) for knob in missing)}")
+    if on.error and not own.refused:
+        return Verdict(claim, NOT_TESTABLE, f"by the rules {parts[-1]}; its ranks failed")
     return Verdict(claim, NOT_CONFIRMED if own.refused else CONFIRMED, "; ".join(parts))
 
 

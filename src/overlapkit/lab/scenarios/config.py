@@ -148,7 +148,11 @@ def _shown(observed: Observations, own: OwnRun, setting: Setting) -> Iterator[Ve
     if own.reduced is None or not own.is_trained:
         return
     if own.is_bypassed:
-        yield from _equal(observed, own.reduced, BYPASSED, AS_WRITTEN)
+        if own.here:
+            yield from _equal(observed, own.reduced, BYPASSED, AS_WRITTEN)
+        else:
+            why = "the small run does not have what the rules refuse, which a CPU cannot run"
+            yield Verdict(AS_WRITTEN, NOT_TESTABLE, why)
         if own.remedied is not None:
             changed = f"with {', '.join(own.remedies)}: "
             yield from _equal(observed, own.remedied, REMEDIED, WITH_REMEDY, changed)
