@@ -223,7 +223,7 @@ def test_killed_it_leaves_no_process(tmp_path: Path, how: signal.Signals) -> Non
         (("dp", "--executor", "local", "--out", "run", "--link", "1gbit"), "--link"),
         (("dp", "--executor", "local", "--out", "a run"), "spaces"),
         (("--collect", "nowhere"), "nowhere"),
-        (("dp", "--collect", "run"), "scenarios"),
+        (("dp", "--collect", "run"), "arguments"),
         (
             (
                 *("dp-pp", "--executor", "slurm", "--out", "run"),

@@ -86,26 +86,34 @@ def _place(
     filled[key][window] = True
 
 
-def distance(tensors: Tensors, reference: Tensors) -> Distance:
-    """How far `tensors` are from `reference`.
+def relatives(tensors: Tensors, reference: Tensors) -> dict[str, float]:
+    """||a - b|| / ||b|| of every tensor that differs in a bit; infinite where an element is NaN.
 
     Raises:
         ValueError: their names or shapes differ.
     """
     if tensors.keys() != reference.keys():
         raise ValueError(f"different tensors: {sorted(tensors.keys() ^ reference.keys())}")
-    differing, worst, largest = 0, "", 0.0
+    found = {}
     for name, theirs in reference.items():
         ours = tensors[name]
         if ours.shape != theirs.shape:
             raise ValueError(f"{name}: {ours.shape} is not {theirs.shape}")
         if np.array_equal(ours, theirs):
             continue
-        differing += 1
-        norm = float(np.linalg.norm(theirs)) or 1.0
-        relative = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
+        norm = float(np.linalg.norm(theirs.astype(np.float64))) or 1.0
+        far = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
         # A NaN is farther away than any number.
-        relative = math.inf if math.isnan(relative) else relative
-        if relative > largest or not worst:
-            largest, worst = relative, name
-    return Distance(differing, len(reference), largest, worst)
+        found[name] = math.inf if math.isnan(far) else far
+    return found
+
+
+def distance(tensors: Tensors, reference: Tensors) -> Distance:
+    """How far `tensors` are from `reference`.
+
+    Raises:
+        ValueError: their names or shapes differ.
+    """
+    found = relatives(tensors, reference)
+    worst = max(found, key=lambda name: found[name], default="")
+    return Distance(len(found), len(reference), found.get(worst, 0.0), worst)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -85,6 +85,16 @@ class MeasuredVariant:
         """Length of each timed step, on the slowest rank."""
         flat = [[step for turn in rank.turns for step in turn] for rank in self.ranks]
         return [max(lengths) for lengths in zip(*flat, strict=True)]
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether there are more ranks than cores; False where the ranks are on several machines.
+
+        On GPUs as well: a rank needs a core to launch its kernels.
+        """
+        one = self.ranks[0]
+        on_one_machine = any(others is not None for others in one.others)
+        return on_one_machine and one.cores < len(self.ranks)
 
     @property
     def turns(self) -> int:
@@ -179,6 +189,18 @@ class MeasuredVariant:
     def decision(self, rule: str, knob: str | None = None) -> DecisionRecord | None:
         """The decision of a rule, on a knob if given; None where the rule did not fire."""
         return next((d for d in self.decisions if d.rule == rule and knob in (None, d.knob)), None)
+
+
+def mean_losses(ranks: Mapping[int, Sequence[float | None]]) -> list[float | None]:
+    """The losses of the global batch: the mean of each loss over the ranks that have any.
+
+    Every replica is there equally often: tensor-parallel ranks have the same losses. None where a
+    rank's loss is not finite.
+    """
+    return [
+        None if None in losses else statistics.fmean(each for each in losses if each is not None)
+        for losses in zip(*ranks.values(), strict=False)
+    ]
 
 
 IDLE_LOAD = 0.1

@@ -64,8 +64,7 @@ class LabRequest:
         """Names of the fields that differ from their defaults, except that of --debug."""
         default = LabRequest()
         names = [each.name for each in fields(self) if each.name != "debug"]
-        given = [name for name in names if getattr(self, name) != getattr(default, name)]
-        return ["scenarios" if name == "arguments" else name for name in given]
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
 
 
 def installed(module: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -49,7 +48,6 @@ class Setting:
         te: whether Transformer Engine can be imported.
         compute_capability: of the GPU; None without one.
         gpus: number of GPUs.
-        cores: CPU cores that the lab may use.
     """
 
     device: str = "cpu"
@@ -61,7 +59,6 @@ class Setting:
     te: bool = False
     compute_capability: str | None = None
     gpus: int = 0
-    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def turns(self, rounds: int, steps: int) -> tuple[int, int]:
         """Turns, and timed steps of each, that add up to --steps; by default the scenario's."""

@@ -41,10 +41,9 @@ def timed(
         holds: the figures show it.
         refuted: they show the contrary, beyond what they vary by.
     """
-    found = [why for one in variants if (why := _disturbance(one))]
+    found = dict.fromkeys(why for one in variants if (why := _disturbance(one)))
     if found:
-        why = f"the machine was not quiet enough: {'; '.join(found)}; {evidence}"
-        return Verdict(claim, NOT_TESTABLE, why)
+        return Verdict(claim, NOT_TESTABLE, f"{'; '.join(found)}; {evidence}")
     if holds:
         return Verdict(claim, CONFIRMED, evidence)
     if refuted:
@@ -54,6 +53,13 @@ def timed(
 
 def _disturbance(one: MeasuredVariant) -> str | None:
     """Why a variant's times say nothing; None where they do."""
+    if one.shares_cores:
+        # Which communication a rank waits for is then not seen in any step's time.
+        first = one.ranks[0]
+        return (
+            f"{len(one.ranks)} ranks share {first.cores} cores: while one rank waits, another one "
+            "computes in its place"
+        )
     turns, disturbed = one.turns, one.disturbed_turns
     if turns - disturbed < min(QUIET_TURNS, turns):
         return f"other programs disturbed {disturbed} of {turns} turns of {one.name}"

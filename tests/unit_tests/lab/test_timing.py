@@ -165,3 +165,19 @@ def test_what_is_neither_shown_nor_refuted_is_not_testable() -> None:
     verdict = timed("claim", "figures", [one], holds=False, refuted=False)
     assert verdict.outcome == NOT_TESTABLE
     assert verdict.evidence.endswith("figures")
+
+
+def test_ranks_that_share_cores_say_nothing_about_time() -> None:
+    pairs = [measured(name, [[step] * 3] * 3) for name, step in (("off", 1.0), ("on", 0.5))]
+    off, on = (replace(one, ranks=one.ranks * 2) for one in pairs)
+    verdict = shorter(off, on, "claim")
+    assert verdict.outcome == NOT_TESTABLE
+    assert "4 ranks share 2 cores" in verdict.evidence
+
+
+def test_ranks_of_several_machines_are_not_taken_to_share_cores() -> None:
+    pairs = [
+        measured(name, [[step] * 3] * 3, [None] * 3) for name, step in (("a", 1.0), ("b", 0.5))
+    ]
+    off, on = (replace(one, ranks=one.ranks * 8) for one in pairs)
+    assert shorter(off, on, "claim").outcome == CONFIRMED

@@ -10,7 +10,7 @@ from typing import Literal
 from overlapkit.lab.full_tensors import Tensors, distance
 from overlapkit.lab.hunt.batch import Trained, kind_of
 from overlapkit.lab.hunt.case import Case
-from overlapkit.lab.measurements import MeasuredVariant
+from overlapkit.lab.measurements import MeasuredVariant, mean_losses
 
 FULL, BF16 = "fp32", "bf16"
 
@@ -74,14 +74,6 @@ def troubled(found: Trained) -> Fate:
     """The fate of a case that was not trained."""
     assert found.trouble is not None
     return Fate(found.trouble, found.message, lines=found.lines)
-
-
-def mean_losses(ranks: Mapping[int, list[float | None]]) -> list[float | None]:
-    """The losses of the global batch: means over the ranks that have any."""
-    return [
-        None if any(value is None for value in values) else sum(filter(None, values)) / len(values)
-        for values in zip(*ranks.values(), strict=True)
-    ]
 
 
 def reference_of(measured: MeasuredVariant, weights: Tensors) -> Reference:

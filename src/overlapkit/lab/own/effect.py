@@ -47,7 +47,10 @@ def in_effect(own: OwnRun, on: MeasuredVariant, claim: str) -> Verdict:
         parts.append(f"not on these ranks: {', '.join(_why_not(on, knob) for knob in missing)}")
     if on.error and not own.refused:
         return Verdict(claim, NOT_TESTABLE, f"by the rules {parts[-1]}; its ranks failed")
-    return Verdict(claim, NOT_CONFIRMED if own.refused else CONFIRMED, "; ".join(parts))
+    if own.not_known:
+        parts.append(own.not_known)
+    granted = NOT_TESTABLE if own.not_known else CONFIRMED
+    return Verdict(claim, NOT_CONFIRMED if own.refused else granted, "; ".join(parts))
 
 
 def _why_not(on: MeasuredVariant, knob: str) -> str:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from overlapkit.lab.full_tensors import Tensors
-from overlapkit.lab.measurements import MeasuredVariant, Observations
+from overlapkit.lab.full_tensors import relatives
+from overlapkit.lab.measurements import MeasuredVariant, Observations, mean_losses
 from overlapkit.lab.scenario import TOLERANCE
 
 FACTOR = 3.0
@@ -117,7 +113,7 @@ def compare(models: Models, block: str, variant: str) -> Compared:
     apart, wrong_losses = _losses(ours, whole, half)
     steps = []
     mismatch = ""
-    losses, reference = _mean(ours.losses.values()), _mean((half or whole).losses.values())
+    losses, reference = mean_losses(ours.losses), mean_losses((half or whole).losses)
     for step in range(1, len(losses) + 1):
         try:
             relative, wrong, tensors = _tensors(models, block, variant, step)
@@ -130,7 +126,7 @@ def compare(models: Models, block: str, variant: str) -> Compared:
         tuple(steps),
         apart,
         wrong_losses,
-        len(_mean(ours.evaluations.values())),
+        len(mean_losses(ours.evaluations)),
         tuple(ours.unrestored),
         mismatch,
     )
@@ -160,40 +156,16 @@ def _tensors(
     return relative, wrong, len(whole)
 
 
-def relatives(tensors: Tensors, reference: Tensors) -> dict[str, float]:
-    """||a - b|| / ||b|| of every tensor that differs in a bit; infinite where an element is NaN.
-
-    Raises:
-        ValueError: their names or shapes differ.
-    """
-    if tensors.keys() != reference.keys():
-        raise ValueError(
-            f"different tensors: {', '.join(sorted(tensors.keys() ^ reference.keys()))}"
-        )
-    found = {}
-    for name, theirs in reference.items():
-        ours = tensors[name]
-        if ours.shape != theirs.shape:
-            raise ValueError(f"{name}: {ours.shape} is not {theirs.shape}")
-        if np.array_equal(ours, theirs):
-            continue
-        norm = float(np.linalg.norm(theirs.astype(np.float64))) or 1.0
-        far = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
-        # A NaN is farther away than any number.
-        found[name] = math.inf if math.isnan(far) else far
-    return found
-
-
 def _losses(
     ours: MeasuredVariant, whole: MeasuredVariant, half: MeasuredVariant | None
 ) -> tuple[float, tuple[str, ...]]:
     """The largest relative distance of a loss, and which losses are too far apart."""
     largest, wrong = 0.0, []
     for kind in ("losses", "evaluations"):
-        found, exact = (_mean(getattr(each, kind).values()) for each in (ours, whole))
+        found, exact = (mean_losses(getattr(each, kind)) for each in (ours, whole))
         allowed = TOLERANCE
         if half is not None:
-            theirs = _mean(getattr(half, kind).values())
+            theirs = mean_losses(getattr(half, kind))
             own = [_far(a, b) for a, b in zip(theirs, exact, strict=False)]
             allowed = FACTOR * max(*own, HALF_UNIT) if own else HALF_UNIT
         name = "the loss of step" if kind == "losses" else "the loss of evaluation"
@@ -205,17 +177,6 @@ def _losses(
         if len(found) != len(exact):
             wrong.append(f"{len(found)} {kind} instead of {len(exact)}")
     return largest, tuple(wrong)
-
-
-def _mean(of_ranks: Iterable[Sequence[float | None]]) -> list[float | None]:
-    """The mean over ranks of each loss; None where one is not finite.
-
-    Every replica is there equally often: tensor-parallel ranks have the same losses.
-    """
-    return [
-        None if None in losses else statistics.fmean(each for each in losses if each is not None)
-        for losses in zip(*of_ranks, strict=False)
-    ]
 
 
 def _far(one: float | None, other: float | None) -> float:
@@ -274,7 +235,7 @@ def _up_to(step: StepApart) -> str:
 
 
 def _number(relative: float) -> str:
-    return f"{relative:.1e}" if math.isfinite(relative) else "more than any number"
+    return f"{relative:.1e}" if math.isfinite(relative) else "without bound (not finite)"
 
 
 def _named(step: StepApart) -> str:

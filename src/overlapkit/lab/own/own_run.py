@@ -8,6 +8,7 @@ from typing import Any
 from megatron.bridge.training.decisions import STOPS, Decision, Outcome, OverlapConfigError
 from megatron.bridge.training.software import AssumedSoftware, installed_stack
 from overlapkit.config.effective import make_effective
+from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.sources import Source, world_size_of
@@ -77,6 +78,8 @@ class OwnRun:
         timed: what is timed; None where nothing is.
         findings: what the rules say against the run.
         effective: overlap knobs of the run after all rules, by their dotted names.
+        not_known: what was not read of the configuration, and could add to it; empty where
+            everything was.
         as_written: whether it is trained although the rules refuse it.
         here: what the rules say against starting `reduced` with the versions installed here.
         remedied: the run with the remedies of its findings, reduced too; None where it was not
@@ -91,6 +94,7 @@ class OwnRun:
     reduced: Reduced | None
     findings: tuple[Finding, ...]
     effective: dict[str, Any]
+    not_known: str = ""
     timed: Reduced | None = None
     as_written: bool = False
     here: tuple[Finding, ...] = ()
@@ -152,6 +156,7 @@ def read_own(source: Source, options: OwnOptions) -> OwnRun:
         reduced=None,
         findings=tuple(_finding(d, report) for d in report.findings),
         effective={knob: _plain(value) for knob, value in report.effective.items()},
+        not_known=_not_known(report),
         as_written=options.as_written,
     )
     if own.stopping and not options.as_written:
@@ -161,6 +166,12 @@ def read_own(source: Source, options: OwnOptions) -> OwnRun:
     if own.is_bypassed:
         return _with_remedy(own, target, assumptions, options.ranks)
     return replace(own, timed=_timed(settings, min(options.ranks, TIMED_RANKS), stated))
+
+
+def _not_known(report: Report) -> str:
+    if not report.not_read:
+        return ""
+    return "; ".join(filter(None, (not_known(report.gaps), *report.remarks)))
 
 
 def _timed(settings: Settings, ranks: int, world_size: int | None) -> Reduced | None:

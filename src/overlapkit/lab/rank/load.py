@@ -20,8 +20,10 @@ Not those of interrupts: they include the ranks' own network traffic.
 
 @dataclass(frozen=True)
 class _Counters:
+    """Seconds: of the clock, of CPU time of all programs on these cores, and of this process."""
+
     wall: float
-    cores: float
+    busy: float
     own: float
 
 
@@ -49,7 +51,7 @@ class OtherPrograms:
         if now is None or before is None or not here:
             return None
         wall = now.wall - before.wall
-        return max(0.0, now.cores - before.cores - float(together)) / wall if wall > 0 else None
+        return max(0.0, now.busy - before.busy - float(together)) / wall if wall > 0 else None
 
 
 def _counters() -> _Counters | None:

@@ -137,7 +137,10 @@ def _started(own: OwnRun) -> Iterator[Verdict]:
         evidence = "; ".join(finding.sentence for finding in own.stopping)
         yield Verdict(STARTS, NOT_CONFIRMED, evidence)
         return
-    yield Verdict(STARTS, CONFIRMED, "no rule refuses it")
+    if own.not_known:
+        yield Verdict(STARTS, NOT_TESTABLE, f"no rule refuses what was read; {own.not_known}")
+    else:
+        yield Verdict(STARTS, CONFIRMED, "no rule refuses it")
     if own.here:
         evidence = "; ".join(finding.sentence for finding in own.here)
         why = f"with the versions installed here, the rules refuse the small run: {evidence}"

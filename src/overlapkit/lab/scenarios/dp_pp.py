@@ -79,15 +79,8 @@ def judge(observed: Observations, setting: Setting) -> list[Verdict]:
         ),
         identical(list(variants.values()), SAME),
     ]
-    why = None
     if not setting.shaped:
         why = "the ranks communicate through memory, which is too fast to be worth hiding"
-    elif setting.cores < BLOCK_RANKS and setting.device == "cpu":
-        why = (
-            f"{BLOCK_RANKS} ranks share {setting.cores} cores: while one rank waits, another one "
-            "computes in its place"
-        )
-    if why is not None:
         return [Verdict(SHORTER, NOT_TESTABLE, why), *verdicts]
     return [shorter(off, aligned, SHORTER), *verdicts]
 

@@ -7,8 +7,8 @@ import pytest
 
 from overlapkit.lab.full_tensors import Tensors
 from overlapkit.lab.hunt.case import Case
-from overlapkit.lab.hunt.judge import BF16, FULL, Reference, compared, mean_losses
-from overlapkit.lab.measurements import MeasuredVariant
+from overlapkit.lab.hunt.judge import BF16, FULL, Reference, compared
+from overlapkit.lab.measurements import MeasuredVariant, mean_losses
 from overlapkit.lab.protocol import VariantResult
 
 WHOLE = np.ones(100, dtype=np.float32)

@@ -16,6 +16,7 @@ from overlapkit.lab.scenarios.config import (
     EQUAL,
     STARTS,
     WITH_REMEDY,
+    _started,
     blocks,
     judge,
 )
@@ -83,6 +84,21 @@ def test_a_run_without_findings_is_compared_and_timed(tmp_path: Path) -> None:
     assert run.settings["model"]["virtual_pipeline_model_parallel_size"] == 2
     assert {"step", "evaluate", "checkpoint"} == set(run.actions)
     assert run.every_step
+
+
+def test_what_was_not_read_of_a_script_weakens_what_the_rules_say(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "source cluster.sh\n"
+        "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 512 "
+        "--num-attention-heads 8 --seq-length 512 --max-position-embeddings 512 "
+        "--micro-batch-size 1 --global-batch-size 32 --use-distributed-optimizer\n"
+    )
+    own = read_own(Source("script", str(script), ()), OwnOptions())
+    assert "cluster.sh" in own.not_known
+    started = next(_started(own))
+    assert (started.claim, started.outcome) == (STARTS, "not testable here")
+    assert "cluster.sh" in started.evidence
 
 
 def test_the_number_of_ranks_is_bounded(tmp_path: Path) -> None:
