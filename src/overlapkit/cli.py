@@ -164,7 +164,17 @@ def audit(**given: Any) -> int:
 @options.reading
 @options.world_size
 @click.option("--nodes", type=int, metavar="N", help="Number of machines of the job.")
-@click.option("--network", type=float, metavar="GBPS", help="Network bandwidth per GPU, in Gbit/s.")
+@click.option("--network", type=float, metavar="GBPS", help="Network bandwidth, in Gbit/s.")
+@click.option(
+    "--network-per",
+    metavar="WHAT",
+    help="Whether --network is a gpu's, as assumed, or a node's: gpu or node.",
+)
+@click.option(
+    "--network-kind",
+    metavar="KIND",
+    help="infiniband (as assumed), roce, or tcp, which is Ethernet without RDMA.",
+)
 @options.from_megatron_lm
 @click.option(
     "--emit",

@@ -161,6 +161,8 @@ def plan(
     world_size: int | None = None,
     nodes: int | None = None,
     network: float | None = None,
+    network_per: Literal["gpu", "node"] | None = None,
+    network_kind: Literal["infiniband", "roce", "tcp"] | None = None,
     sweep: str | Iterable[str] | None = None,
     show_work: bool = False,
     from_megatron_lm: bool = False,
@@ -176,7 +178,9 @@ def plan(
         core, bridge, stack, allow_unknown: as in `explain`.
         world_size: GPUs of the job.
         nodes: machines of the job.
-        network: Gbit/s of network per GPU; None takes that of the GPU's reference system.
+        network: Gbit/s of network; None takes that of the GPU's reference system.
+        network_per: whether that is each GPU's, which None means, or a node's.
+        network_kind: the transport; "tcp" is Ethernet without RDMA.
         sweep: dimensions over which to rank the layouts that fit: some of tp, pp, vp, cp, ep, mbs.
         show_work: whether the document contains the derivation of every figure.
         from_megatron_lm: as in `explain`.
@@ -189,6 +193,7 @@ def plan(
     """
     from overlapkit.plan.command import read_and_plan
     from overlapkit.plan.document import plan_document
+    from overlapkit.plan.network import Network
 
     given = isinstance(config, Mapping) and not from_megatron_lm
     arguments = [] if given or config is None else _arguments(config)
@@ -201,7 +206,7 @@ def plan(
         reading=_reading(core, bridge, stack, allow_unknown),
         world_size=world_size,
         nodes=nodes,
-        network=network,
+        network=Network(network, network_per, network_kind),
         from_megatron_lm=from_megatron_lm,
         swept=sweep if sweep is None or isinstance(sweep, str) else ",".join(sweep),
     )

@@ -9,6 +9,7 @@ from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions
 from overlapkit.hardware import data_sheet, find_gpu
 from overlapkit.plan.estimate.machine import Machine, machine_of
+from overlapkit.plan.network import Network, gpus_of_node, tcp_link
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Cluster:
         world_size: GPUs of the job.
         machine: rates and links, for estimates.
         assumptions: GPU and software, for the rules.
+        notes: what the numbers given for it were taken for, as sentences.
     """
 
     world_size: int
     machine: Machine
     assumptions: Assumptions
+    notes: tuple[str, ...] = ()
 
     @property
     def nvlink_domain(self) -> int:
@@ -41,7 +44,7 @@ def cluster_of(
     world_size: int,
     *,
     gpus_per_node: int | None = None,
-    network_gbps: float | None = None,
+    network: Network | None = None,
     te: str | None = None,
     installation: Installation | None = None,
 ) -> Cluster:
@@ -51,17 +54,24 @@ def cluster_of(
         gpu: such as h100; see `find_gpu`.
         world_size: GPUs of the job.
         gpus_per_node: None takes the GPU's reference system.
-        network_gbps: Gbit/s of network per GPU; None takes the reference system's adapter.
+        network: between nodes, as stated; None takes the reference system's.
         te, installation: the job's Transformer Engine, as in `explain.assumptions.assume`.
 
     Raises:
-        InputError: the GPU is not known, or the bandwidth is out of range.
+        InputError: the GPU is not known, or the network is not as `Network.check` wants it.
     """
+    network = network or Network()
+    network.check()
     name, _ = find_gpu(gpu)
-    data = data_sheet(gpu, network_gbps=network_gbps)
+    data = data_sheet(gpu, network_gbps=network.gbps)
     domain = nvlink_domain(data.nvlink_domain, gpus_per_node)
-    machine = machine_of(name, network_gbps=network_gbps, nvlink_domain=domain)
-    return Cluster(world_size, machine, plan_assumptions(name, te, installation))
+    node = gpus_of_node(data.nvlink_domain, gpus_per_node)
+    gbps = network.per_gpu(node)
+    machine = machine_of(name, network_gbps=gbps, nvlink_domain=domain)
+    if network.kind == "tcp":
+        machine = replace(machine, links=(*machine.links[:-1], tcp_link(data, gbps)))
+    assumptions = plan_assumptions(name, te, installation)
+    return Cluster(world_size, machine, assumptions, network.notes(node))
 
 
 def nvlink_domain(reference: int, gpus_per_node: int | None) -> int:

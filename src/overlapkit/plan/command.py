@@ -17,6 +17,7 @@ from overlapkit.plan.candidates import parse_swept
 from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.document import plan_document
 from overlapkit.plan.inputs import read_inputs
+from overlapkit.plan.network import Network
 from overlapkit.plan.plan import Plan, make_plan
 
 
@@ -30,6 +31,8 @@ def run(
     world_size: int | None,
     nodes: int | None,
     network: float | None,
+    network_per: str | None,
+    network_kind: str | None,
     from_megatron_lm: bool,
     form: str | None,
     swept: str | None,
@@ -57,7 +60,7 @@ def run(
         reading=reading,
         world_size=world_size,
         nodes=nodes,
-        network=network,
+        network=Network(network, network_per, network_kind),
         from_megatron_lm=from_megatron_lm,
         swept=swept,
     )
@@ -84,7 +87,7 @@ def read_and_plan(
     reading: Reading,
     world_size: int | None,
     nodes: int | None,
-    network: float | None,
+    network: Network,
     from_megatron_lm: bool,
     swept: str | None,
 ) -> Plan:
@@ -97,7 +100,7 @@ def read_and_plan(
         gpu: the cluster's GPU.
         te: as in `overlapkit explain`.
         reading: for which versions and how strictly the configuration is read.
-        network: Gbit/s of network per GPU; None takes that of the GPU's reference system.
+        network: between nodes, as stated.
         swept: dimensions to sweep, such as ``tp,pp``; None for none.
 
     Raises:
@@ -105,7 +108,8 @@ def read_and_plan(
     """
     if gpu is None:
         raise InputError(f"--gpu NAME is missing: the cluster's GPU, one of {', '.join(gpus())}")
-    data = data_sheet(gpu, network_gbps=network)
+    network.check()
+    data = data_sheet(gpu, network_gbps=network.gbps)
     dimensions = parse_swept(swept) if swept is not None else None
     inputs = read_inputs(
         arguments,
@@ -121,7 +125,7 @@ def read_and_plan(
         gpu,
         inputs.world_size,
         gpus_per_node=inputs.gpus_per_node,
-        network_gbps=network,
+        network=network,
         te=te,
         installation=reading.installation,
     )

@@ -22,6 +22,7 @@ from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
 from overlapkit.plan.models import named_model
+from overlapkit.plan.network import gpus_of_node
 
 SHORT = {
     "tp": "model.tensor_model_parallel_size",
@@ -214,8 +215,7 @@ def _world_size(
     check_world_size(nodes, "--nodes")
     if nodes is None:
         return world_size_of(settings, given), None
-    # A rack-wide NVLink domain consists of trays with 4 GPUs each (GB200 NVL72).
-    usual = 4 if domain > 8 else domain
+    usual = gpus_of_node(domain, None)
     if given is None:
         return nodes * usual, usual
     if given % nodes:

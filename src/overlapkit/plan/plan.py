@@ -126,6 +126,7 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         ranking=chosen.ranking,
         notes=(
             *inputs.assumed,
+            *cluster.notes,
             *([note] if note else []),
             *([_MIXTURE] if estimates and run.model.num_moe_experts else []),
             *_not_granted(proposal),

@@ -65,6 +65,12 @@ memory."""
 NETWORK_HOP_S = 10e-6
 """Seconds for one step of a ring between nodes: a network adapter's round trip and the proxy that
 starts it, as in `megatron.bridge.training.bucket_size`."""
+TCP_LINK = 0.4
+"""Share of an Ethernet link's bandwidth that NCCL's collectives sustain over sockets, without RDMA:
+4 to 6 GB/s of a 100 Gbit/s link (github.com/NVIDIA/nccl/issues/450, all-reduce, 32 V100)."""
+TCP_HOP_S = 40e-6
+"""Seconds for one step of a ring between nodes over sockets: 38 to 46 us for a message of 8 bytes
+(github.com/NVIDIA/nccl-tests/issues/82, broadcast between two nodes)."""
 TILE = (128, 256)
 """Rows and columns of the result that a thread block (on Blackwell a pair of them) computes: the
 largest tile whose fp32 sums fit next to the operands' buffers."""
