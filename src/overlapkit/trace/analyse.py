@@ -28,6 +28,7 @@ from overlapkit.trace.measure.step_times import (
     WorkSpans,
     confidence_by_dimension,
     contributions,
+    followed_steps,
     measure,
     span_of,
 )
@@ -223,6 +224,8 @@ def _report(
     check = self_check(m, windows, repeated=steps_from == "repetition")
     found = unrecognized(m, scope)
     framework = detect(work, m.traffic, configured=layout is not None)
+    starts = {w.start for w in work.steps}
+    followed = [w.end in starts for w in windows] if steps_from == "ranges" else []
     report = RankReport(
         path=work.path,
         source=work.source,
@@ -246,6 +249,8 @@ def _report(
                 layout=layout,
                 framework=framework,
                 marked=steps_from is not None,
+                followed=followed_steps(followed, len(measured)),
+                are_followed=not followed or 2 * sum(followed) >= len(measured),
             )
         )
         if check.steps_stand_for_trace
@@ -253,6 +258,7 @@ def _report(
         check=check,
         framework=framework,
         steps_from=steps_from,
+        followed=followed,
         group_sizes=Known(tuple(work.groups)).sizes(),
         calls=calls_by_group(m, scope),
         unrecognized=found,
@@ -265,9 +271,6 @@ def _report(
     )
     if options.owners:
         inside = scope.within(work.start, work.start + 1)
-        starts = {w.start for w in work.steps}
-        if steps_from == "ranges":
-            report.followed = [w.end in starts for w in windows]
         report.kernels_per_step = float(inside.sum()) / len(measured)
         report.owners = {
             part: {label: row.tolist() for label, row in rows.items()}

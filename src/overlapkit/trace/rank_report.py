@@ -62,8 +62,8 @@ class RankReport:
         cycle: which of several traces of its rank this is, from 1; None where it is the only one.
         kernels: number of device events.
         group_sizes: dimension to the sizes of its groups, by their descriptions.
-        followed: for each step whether it runs to the start of another one; empty where all do, or
-            where that was not asked.
+        followed: for each step whether it runs to the start of another one; empty where all
+            do.
         kernels_per_step: number of those that start in a step, for each.
         whole: the whole trace.
         steps: the requested steps; empty where the profile marks none.

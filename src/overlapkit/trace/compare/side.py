@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapkit.trace.measure.step_times import PARTS, Part
+from overlapkit.trace.measure.step_times import PARTS, Part, followed_steps
 from overlapkit.trace.rank_report import RankReport, StepsFrom, middle_of
 from overlapkit.trace.read.device_work import Source
 
@@ -117,7 +117,9 @@ def _steps_by_rank(reports: Sequence[RankReport]) -> list[list[_Place]]:
     """The steps of each rank. Several cycles of a rank are one rank."""
     by_rank: dict[tuple[object, ...], list[_Place]] = {}
     for r in reports:
-        by_rank.setdefault(_key(r), []).extend((r, i) for i in _followed(r))
+        by_rank.setdefault(_key(r), []).extend(
+            (r, i) for i in followed_steps(r.followed, len(r.measured))
+        )
     return list(by_rank.values())
 
 
@@ -133,13 +135,6 @@ def _recorded(reports: Sequence[RankReport]) -> dict[tuple[object, ...], int]:
     for r in reports:
         counts[_key(r)] = counts.get(_key(r), 0) + len(r.measured)
     return counts
-
-
-def _followed(report: RankReport) -> list[int]:
-    """The steps that run to the start of another one; all where they are fewer than half."""
-    every = range(len(report.measured))
-    chosen = [i for i in every if report.followed and report.followed[i]]
-    return chosen if 2 * len(chosen) >= len(every) else list(every)
 
 
 def _aligned(by_rank: Sequence[Sequence[_Place]]) -> list[list[_Place]]:

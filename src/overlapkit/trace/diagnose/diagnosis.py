@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from overlapkit.trace.diagnose.remedies import Problem, remedy
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
-from overlapkit.trace.measure.step_times import Times, WorkSpans
+from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
 from overlapkit.trace.read.recorded import Window
 
 NOTABLE = 0.02
@@ -81,6 +81,8 @@ class Case:
         layout: the parallel sizes; None without a configuration.
         framework: the software that ran.
         marked: whether the windows are steps.
+        followed: the indices of the steps that run to the start of another one, or of all.
+        are_followed: whether those do run to the start of another one.
     """
 
     m: WorkSpans
@@ -91,6 +93,8 @@ class Case:
     layout: Layout | None
     framework: Detected
     marked: bool
+    followed: Sequence[int]
+    are_followed: bool
 
     @property
     def is_megatron(self) -> bool:
@@ -139,6 +143,17 @@ class Case:
     @property
     def step_ns(self) -> float:
         return sum(t.step for t in self.times) / max(1, self.steps)
+
+    def of_followed(self) -> Case:
+        """The steps whose idle time is whole: of the others, that before the next step is not."""
+        windows = [self.windows[i] for i in self.followed]
+        return replace(
+            self,
+            windows=windows,
+            times=[self.times[i] for i in self.followed],
+            scope=span_of(windows),
+            followed=range(len(windows)),
+        )
 
     def per_step_us(self, total_ns: float) -> float:
         return round(total_ns / max(1, self.steps) / 1000, 3)

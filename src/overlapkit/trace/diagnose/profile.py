@@ -14,6 +14,7 @@ from overlapkit.trace.diagnose.gradients import (
     one_queue,
     parameter_gather,
 )
+from overlapkit.trace.diagnose.idle import device_idle, waits_for_data, waits_for_host
 from overlapkit.trace.diagnose.pipeline import pipeline_bubble, pipeline_exposed
 from overlapkit.trace.intervals import both, distinct
 from overlapkit.trace.read.device_work import MEMORY
@@ -33,11 +34,11 @@ def diagnose(case: Case) -> list[Diagnosis]:
         bandwidth_bound,
         _slowed_compute,
         _copies,
-        _waits_for_data,
-        _waits_for_host,
-        _idle,
     ]
-    found = [diagnosis for check in checks if (diagnosis := check(case)) is not None]
+    of_idle = [waits_for_data, waits_for_host, device_idle]
+    whole = case.of_followed()
+    asked = [*(check(case) for check in checks), *(check(whole) for check in of_idle)]
+    found = [diagnosis for diagnosis in asked if diagnosis is not None]
     rest = exposed_communication(case, found)
     return sorted([*found, *([rest] if rest else [])], key=lambda f: -f.cost_us)
 
@@ -146,63 +147,3 @@ def _for_copies(name: str) -> str:
     if "HtoD" in name:
         return "copy from pinned memory on a separate stream, ahead of use"
     return "avoid these copies and memsets, or run them on a separate stream beside compute"
-
-
-def _waits_for_data(case: Case) -> Diagnosis | None:
-    waits = sum(t.waiting_for_data for t in case.times)
-    if not case.notable(waits, 2.5 * NOTABLE):
-        return None
-    return Diagnosis(
-        id="waits-for-data",
-        rule=None,
-        message="The device is idle while the host waits for the next batch.",
-        evidence={"waiting_us": case.per_step_us(waits)},
-        cost_us=case.per_step_us(waits),
-        remedy="load data in more worker processes (num_workers of DataLoader), with "
-        "prefetch_factor and persistent_workers, or prepare it beforehand",
-    )
-
-
-def _waits_for_host(case: Case) -> Diagnosis | None:
-    waits = sum(t.waiting_for_host for t in case.times)
-    if not case.notable(waits, 5 * NOTABLE):
-        return None
-    return Diagnosis(
-        id="waits-for-host",
-        rule=None,
-        message="The device is idle until the host launches the next work.",
-        evidence={"waiting_us": case.per_step_us(waits)},
-        cost_us=case.per_step_us(waits),
-        remedy="launch less or earlier: CUDA graphs or torch.compile, a larger micro-batch, fewer "
-        "synchronizations (.item(), prints, checks of the loss), no garbage collection inside the "
-        "step",
-    )
-
-
-def _idle(case: Case) -> Diagnosis | None:
-    named = sum(t.waiting_for_data + t.waiting_for_host for t in case.times)
-    idle = sum(t.idle for t in case.times) - named
-    if not case.notable(idle, 0.15):
-        return None
-    launches = case.m.work.launches
-    if case.m.work.source == "cpu":
-        message = "Neither operators nor communication run: Python code, other processes, or waits"
-        remedy = "record with with_stack=True to see what runs"
-    elif launches is None or not len(launches.correlation):
-        message = "The device is idle; the trace has no launches, so it does not show whether the "
-        message += "host is late"
-        remedy = "record the host too (ProfilerActivity.CPU, or nsys with --trace=cuda,nvtx)"
-    else:
-        message = "The device is idle, and the work that follows had been launched: it waits for "
-        message += "work on other streams, or for other ranks"
-        remedy = "look at what the streams wait for"
-        remedy += "; with a pipeline, use more microbatches" if case.has("PP") else ""
-    return Diagnosis(
-        id="device-idle",
-        rule=None,
-        message=f"{message}.",
-        evidence={"idle_us": case.per_step_us(idle)},
-        cost_us=case.per_step_us(idle),
-        remedy=remedy,
-        confidence="possible",
-    )

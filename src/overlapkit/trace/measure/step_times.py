@@ -287,6 +287,19 @@ def _with_work(known: Known, work: Work, names: NDArray[np.int32]) -> Known:
     )
 
 
+def followed_steps(followed: Sequence[bool], steps: int) -> list[int]:
+    """The steps that run to the start of another one; all where they are fewer than half.
+
+    The rest lack the time to the next step's start, in which the device often waits for data.
+
+    Args:
+        followed: for each step whether it does; empty where all do.
+        steps: their number.
+    """
+    chosen = [index for index, known in enumerate(followed) if known]
+    return chosen if 2 * len(chosen) >= steps else list(range(steps))
+
+
 def span_of(windows: Sequence[Window]) -> Spans:
     """The time that any of the windows covers."""
     return union(

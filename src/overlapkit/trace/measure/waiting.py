@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from overlapkit.trace.intervals import NOTHING, Spans, both, either, minus, union
 from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.recorded import Window
 
 LATENCY_NS = 50_000
 """How long after its launch a kernel that waits for nothing else begins at the latest. A launch
@@ -49,6 +51,22 @@ def waiting(work: Work, busy: Spans) -> Waiting:
     until = np.where(gaps.end - launched <= LATENCY_NS, gaps.end, launched)
     host = either(union(gaps.start[late], until[late]), after)
     return Waiting(data, minus(host, data))
+
+
+def data_before(work: Work, busy: Spans, windows: Sequence[Window]) -> int:
+    """Nanoseconds of waiting for data before the first work of steps, outside all steps.
+
+    Args:
+        work: the work of the device.
+        busy: the time of any of it.
+        windows: the steps; those without a range on the host do not count.
+    """
+    begun = {(w.name, w.number): w.start for w in work.host_steps}
+    found = [(begun.get((w.name, w.number), w.start), w.start) for w in windows]
+    pairs = np.asarray([(a, b) for a, b in found if a < b], np.int64).reshape(-1, 2)
+    steps = np.asarray([(w.start, w.end) for w in work.steps], np.int64).reshape(-1, 2)
+    other = either(busy, union(steps[:, 0], steps[:, 1]))
+    return minus(both(union(pairs[:, 0], pairs[:, 1]), work.data_waits), other).total
 
 
 def _after(work: Work) -> Spans:

@@ -60,3 +60,42 @@ def test_advice_on_copies_looks_at_what_they_are(name, word, never, tmp_path):
     ]
     found = diagnoses(tmp_path, events)["copies-exposed"]
     assert name in found.message and word in found.remedy and never not in found.remedy
+
+
+def stepped(steps, *, pause=0, wait=900, compute=500):
+    """Steps that begin with a wait for data, then launch one kernel; the host waits for it."""
+    events = []
+    for number in range(steps):
+        begin = 1000 + number * (wait + compute + 20 + pause)
+        launch = begin + wait
+        end = launch + 10 + compute
+        events += [
+            host(f"ProfilerStep#{number + 3}", begin, end - begin),
+            host("enumerate(DataLoader)#x.__next__", begin, wait),
+            host("cudaLaunchKernel", launch, 1, "cuda_runtime", correlation=number + 1),
+            tiny.kernel(tiny.GEMM, launch + 10, compute, correlation=number + 1),
+        ]
+    return events
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_the_last_step_does_not_count_for_idle_time_since_nothing_ends_its_wait(steps, tmp_path):
+    found = diagnoses(tmp_path, stepped(steps))["waits-for-data"]
+    assert (found.cost_us, found.confidence) == (900.0, "likely")
+    assert found.evidence == {"waiting_us": 900.0}
+
+
+@pytest.mark.parametrize(("steps", "which"), [(1, "the step"), (3, "each step")])
+def test_a_wait_before_a_step_that_none_precedes_is_told(steps, which, tmp_path):
+    found = diagnoses(tmp_path, stepped(steps, pause=4000))["waits-for-data"]
+    assert f"before the first kernel of {which}. No profiled step holds" in found.message
+    assert found.evidence == {"waiting_us": 900.0, "before_step_us": 900.0}
+    assert (found.cost_us, found.confidence) == (900.0, "possible")
+
+
+def test_a_wait_before_a_step_beside_work_on_the_device_is_not_told(tmp_path):
+    earlier = [
+        host("cudaLaunchKernel", 900, 1, "cuda_runtime", correlation=9),
+        tiny.kernel(tiny.GEMM, 950, 940, correlation=9),
+    ]
+    assert "waits-for-data" not in diagnoses(tmp_path, stepped(1) + earlier)
