@@ -325,7 +325,7 @@ def _diagnosis(d: Diagnosis) -> TraceDiagnosis:
         message=d.message,
         evidence=d.evidence,
         cost_us=d.cost_us,
-        remedy=d.remedy,
+        remedy=d.advice,
         confidence=d.confidence,
         ranks=d.ranks,
     )

@@ -54,6 +54,7 @@ class Diagnosis:
         evidence: the figures that it is based on; times in microseconds per step.
         cost_us: time per step that it accounts for, in microseconds.
         remedy: what to try.
+        flags: for settings of Megatron, the same in flags of Megatron-LM; empty otherwise.
         confidence: "likely" or "possible".
         ranks: the ranks whose profiles show it.
     """
@@ -66,6 +67,12 @@ class Diagnosis:
     remedy: str
     confidence: Literal["likely", "possible"] = "likely"
     ranks: list[int] = field(default_factory=list)
+    flags: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What to try, also in flags where it is not known that the run takes none."""
+        return f"{self.remedy}; in Megatron-LM: {self.flags}" if self.flags else self.remedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +132,15 @@ class Case:
         confidence: Literal["likely", "possible"] = "likely",
     ) -> Diagnosis:
         """A diagnosis with the remedy of the software that ran; `cost_ns` is of all steps."""
-        text, rule = remedy(problem, self.framework.name)
+        found = remedy(problem, self.framework.name)
         return Diagnosis(
             id=id,
-            rule=rule,
+            rule=found.rule,
             message=message,
             evidence=evidence,
             cost_us=self.per_step_us(cost_ns),
-            remedy=text,
+            remedy=found.text,
+            flags=found.flags,
             confidence=confidence,
         )
 

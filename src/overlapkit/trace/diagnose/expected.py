@@ -27,6 +27,9 @@ KNOBS = {
 }
 """Diagnoses, and the setting that hides the communication that each is about."""
 
+_BUCKETS_BY_KEY = 'set comm_overlap.bucket_size="auto", or to much less'
+_BUCKETS_BY_FLAG = "pass --ddp-bucket-size with much less"
+
 _SUSPECTED = (REDUCE_OFF, GATHER_OFF, ONE_BUCKET)
 
 
@@ -55,10 +58,22 @@ class Expected(Struct, frozen=True, kw_only=True):
     values: Annotated[
         dict[str, Any], Meta(description="each setting, dotted, and its effective value")
     ]
+    flags: Annotated[
+        dict[str, str],
+        Meta(
+            description="of a run of Megatron-LM: settings that hide communication, and the flag "
+            "that turns each on; empty for other runs"
+        ),
+    ] = {}
     decided: Annotated[
         dict[str, Decided],
         Meta(description="settings that hide communication, and what decided on them"),
     ]
+
+    @property
+    def takes_flags(self) -> bool:
+        """Whether the configuration is one of Megatron-LM."""
+        return bool(self.flags)
 
     def size(self, dimension: str) -> int:
         """The size of a parallel dimension."""
@@ -121,6 +136,11 @@ def _expected(report: Report, stated: int | None) -> Expected:
         data_parallel_size=report.data_parallel_size,
         fully_sharded=sharded,
         values={knob: plain(value) for knob, value in values.items()},
+        flags={
+            knob: shown
+            for knob in sorted(hiding)
+            if (shown := report.words.short(knob)).startswith("--")
+        },
         decided={
             d.knob: Decided(reason=d.reason, rule=d.rule, remedy=d.remedy)
             for d in report.decisions
@@ -131,9 +151,16 @@ def _expected(report: Report, stated: int | None) -> Expected:
 
 def tied(diagnoses: Sequence[Diagnosis], expected: Expected | None) -> list[Diagnosis]:
     """The diagnoses, with what the configuration says of the setting that each is about."""
-    if expected is None or expected.fully_sharded:
+    if expected is None:
         return list(diagnoses)
-    return [_tied(d, expected) for d in diagnoses]
+    spoken = [_in_words_of(expected, d) for d in diagnoses]
+    return spoken if expected.fully_sharded else [_tied(d, expected) for d in spoken]
+
+
+def _in_words_of(expected: Expected, diagnosis: Diagnosis) -> Diagnosis:
+    """A diagnosis whose remedy names settings as the configuration does."""
+    in_flags = expected.takes_flags and diagnosis.flags
+    return replace(diagnosis, remedy=diagnosis.flags if in_flags else diagnosis.remedy, flags="")
 
 
 def _tied(diagnosis: Diagnosis, expected: Expected) -> Diagnosis:
@@ -148,35 +175,38 @@ def _tied(diagnosis: Diagnosis, expected: Expected) -> Diagnosis:
     if diagnosis.id == "pipeline-exposed":
         seen = seen.partition(",")[0].partition(":")[0]
     if expected.values[knob]:
-        return _although_on(diagnosis, knob, seen)
+        return _although_on(diagnosis, knob, seen, expected)
+    name = expected.flags.get(knob, knob)
     decided = expected.decided.get(knob)
     why = f": {decided.reason.rstrip('.')}" if decided is not None else ""
     return replace(
         diagnosis,
-        message=f"{seen}. The configuration has {knob} off{why}.",
+        message=f"{seen}. The configuration has {name} off{why}.",
         rule=decided.rule if decided is not None else diagnosis.rule,
         remedy=(decided.remedy if decided is not None else None) or diagnosis.remedy,
     )
 
 
-def _although_on(diagnosis: Diagnosis, knob: str, seen: str) -> Diagnosis:
+def _although_on(diagnosis: Diagnosis, knob: str, seen: str, expected: Expected) -> Diagnosis:
     """What is not hidden although the configuration hides it."""
-    message = f"{seen}, although the configuration has {knob} on."
+    message = f"{seen}, although the configuration has {expected.flags.get(knob, knob)} on."
     if diagnosis.id in ("single-bucket", "param-gather-exposed"):
         # It can be on and hide nothing: with few buckets no compute is left beside the last.
         return replace(
             diagnosis,
             message=message,
             rule="core.single-bucket",
-            remedy='set comm_overlap.bucket_size="auto", or to much less than the number of '
-            "parameters per rank; and check that the profile is of this configuration",
+            remedy=f"{_BUCKETS_BY_FLAG if expected.takes_flags else _BUCKETS_BY_KEY} than the "
+            "number of parameters per rank; and check that the profile is of this configuration",
         )
     if diagnosis.id == "pipeline-exposed":
         return replace(
             diagnosis,
             message=message,
-            remedy="look for stages of different length, and set batch_p2p_comm=false; and check "
-            "that the profile is of this configuration",
+            remedy="look for stages of different length"
+            # Megatron-LM turns it off itself where transfers overlap.
+            + ", and set batch_p2p_comm=false" * (not expected.takes_flags)
+            + "; and check that the profile is of this configuration",
         )
     return replace(
         diagnosis,

@@ -44,8 +44,7 @@ def diagnose(case: Case) -> list[Diagnosis]:
 
 
 def _tensor_parallel(case: Case) -> Diagnosis | None:
-    libraries = {t.name.lower() for t in case.m.traffic if t.dimension == "TP"}
-    if any("userbuffers" in name or "ptop" in name for name in libraries):
+    if _has_userbuffers(case):
         return None
     exposed = case.dimension_exposed("TP")
     if not case.notable(exposed) or not case.trains or case.is_guess("TP"):
@@ -64,6 +63,12 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
         exposed,
         {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
     )
+
+
+def _has_userbuffers(case: Case) -> bool:
+    """Whether tensor-parallel communication runs in userbuffers, or in their peer copies."""
+    names = (t.name.lower() for t in case.m.traffic if t.dimension == "TP")
+    return any("userbuffers" in name or "ptop" in name for name in names)
 
 
 def _experts(case: Case) -> Diagnosis | None:
@@ -94,8 +99,9 @@ def _slowed_compute(case: Case) -> Diagnosis | None:
             "kernels": [k.name for k in slowed.kernels[:3]],
         },
         cost_us=case.per_step_us(slowed.lost_ns),
-        remedy="give communication fewer SMs (num_sm of userbuffers, NCCL_MAX_CTAS); hidden "
-        "communication is not free",
+        remedy="give communication fewer SMs ("
+        + "num_sm of userbuffers, " * _has_userbuffers(case)
+        + "NCCL_MAX_CTAS); hidden communication is not free",
     )
 
 

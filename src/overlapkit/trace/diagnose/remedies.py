@@ -38,10 +38,17 @@ Problem = Literal[
 
 
 class Remedy(NamedTuple):
-    """What to try, and the rule of `explain` that applies; None for software without rules."""
+    """What to try.
+
+    Attributes:
+        text: in the software's own settings; of Megatron, in keys of Megatron-Bridge.
+        rule: the rule of `explain` that applies; None for software without rules.
+        flags: the same in flags of Megatron-LM; empty where the text names no setting.
+    """
 
     text: str
     rule: str | None = None
+    flags: str = ""
 
 
 _MEGATRON: dict[Problem, Remedy] = {
@@ -49,33 +56,42 @@ _MEGATRON: dict[Problem, Remedy] = {
         'set comm_overlap.bucket_size="auto" (or to much less than the number of parameters per '
         "rank), with overlap_grad_reduce on",
         "core.single-bucket",
+        "pass --ddp-bucket-size with much less than the number of parameters per rank, with "
+        "--overlap-grad-reduce",
     ),
     "late reductions": Remedy(
         "set ddp.overlap_grad_reduce=true with the distributed optimizer; overlapkit explain "
         "shows why it is off",
         "dp.defaults",
+        "pass --overlap-grad-reduce",
     ),
     "parameter gather": Remedy(
         "set ddp.overlap_param_gather=true (it needs the distributed optimizer and "
         "overlap_grad_reduce), with several buckets",
         "core.param-gather-needs",
+        "pass --overlap-param-gather, --overlap-grad-reduce and --use-distributed-optimizer",
     ),
     "tensor parallel": Remedy(
         "set comm_overlap.tp_comm_overlap=true (it needs Transformer Engine)",
         "tp.off-unless-asked",
+        "pass --tp-comm-overlap",
     ),
     "tensor parallel without sequence parallel": Remedy(
         "set model.sequence_parallel=true and comm_overlap.tp_comm_overlap=true (it needs "
         "Transformer Engine)",
         "tp.needs-sequence-parallel",
+        "pass --sequence-parallel and --tp-comm-overlap",
     ),
     "pipeline": Remedy(
         "set model.virtual_pipeline_model_parallel_size above 1, which also turns "
         "overlap_p2p_comm on",
         "pp.not-interleaved",
+        "pass --num-virtual-stages-per-pipeline-rank, or --num-layers-per-virtual-pipeline-stage",
     ),
     "interleaved pipeline": Remedy(
-        "set overlap_p2p_comm=true and batch_p2p_comm=false", "pp.interleaved"
+        "set overlap_p2p_comm=true and batch_p2p_comm=false",
+        "pp.interleaved",
+        "omit --no-overlap-p2p-communication",
     ),
     # The bubble is (stages - 1) / (microbatches x chunks per stage) of the ideal time: Narayanan et
     # al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM" (2021).
@@ -83,11 +99,13 @@ _MEGATRON: dict[Problem, Remedy] = {
         "run more microbatches in a step (a larger global_batch_size or a smaller "
         "micro_batch_size), or more chunks per stage (virtual_pipeline_model_parallel_size)",
         "pp.not-interleaved",
+        "--global-batch-size, --micro-batch-size and --num-virtual-stages-per-pipeline-rank",
     ),
     "experts": Remedy(
         "set comm_overlap.overlap_moe_expert_parallel_comm=true (overlapkit explain shows what "
         "it needs)",
         "ep.off-unless-asked",
+        "pass --overlap-moe-expert-parallel-comm",
     ),
     "bandwidth": Remedy(
         "communicate less often or less: more microbatches per step, fewer data-parallel ranks "

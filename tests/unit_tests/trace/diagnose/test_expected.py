@@ -137,6 +137,56 @@ def test_a_setting_that_the_configuration_has_on_is_no_remedy(traced):
     assert single["rule"] == "core.single-bucket" and "bucket_size" in single["remedy"]
 
 
+SCRIPT = (
+    "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 8 --hidden-size 1024 "
+    "--num-attention-heads 8 --seq-length 2048 --max-position-embeddings 2048 "
+    "--micro-batch-size 1 --global-batch-size 16 --bf16 --use-distributed-optimizer "
+    "--train-iters 10 --lr 1e-4 "
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says", "remedy"),
+    [
+        (
+            "dp exposed",
+            "",
+            "configuration has --overlap-grad-reduce off",
+            "pass --overlap-grad-reduce",
+        ),
+        (
+            "one bucket",
+            "--overlap-grad-reduce --overlap-param-gather",
+            "although the configuration has --overlap-grad-reduce on",
+            "pass --ddp-bucket-size",
+        ),
+    ],
+)
+def test_of_a_launch_script_settings_and_remedies_are_its_flags(
+    name, flags, says, remedy, overlapkit, config, tmp_path
+):
+    (truth,) = write_kineto(SCENARIOS[name].but(noise=0, steps=2, ranks=1), tmp_path)
+    path = config(SCRIPT + flags, "run.sh")
+    document = overlapkit("trace", truth.path, "--config", path, "--json").document
+    check_document(document)
+    assert document["contradictions"] == []
+    ids = ("grad-reduce-after-backward", "single-bucket")
+    (found,) = [d for d in document["diagnoses"] if d["id"] in ids]
+    assert says in found["message"] and remedy in found["remedy"]
+    for each in document["diagnoses"]:
+        assert not any(key in each["message"] + each["remedy"] for key in ("ddp.", "comm_overlap."))
+
+
+def test_of_a_bridge_configuration_remedies_name_no_flags(traced):
+    document = traced(
+        "dp exposed",
+        "",
+        DISTRIBUTED + "comm_overlap: {tp_comm_overlap: false, overlap_grad_reduce: false}",
+    )
+    assert document["diagnoses"]
+    assert not any("--" in d["message"] + d["remedy"] for d in document["diagnoses"])
+
+
 def test_a_configuration_that_is_not_the_runs_says_nothing_of_a_diagnosis(traced):
     document = traced("dp exposed", "", "ddp: {use_distributed_optimizer: false}")
     assert document["contradictions"]

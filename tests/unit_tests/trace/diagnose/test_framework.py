@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
 
+from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.diagnose.remedies import _GENERAL, _OF, remedy
@@ -107,6 +109,20 @@ def test_groups_that_the_file_lists_count(tmp_path):
     info = {"pg_config": [{"pg_name": "1", "pg_desc": "TENSOR_MODEL_PARALLEL_GROUP", "ranks": []}]}
     found = report(tmp_path, one_reduction(group=""), distributedInfo=info)
     assert found.framework.name == "megatron"
+
+
+def test_megatrons_remedies_name_keys_and_flags_since_the_profile_does_not_tell_which(tmp_path):
+    (diagnosis,) = report(tmp_path, one_reduction(CASES["megatron"])).diagnoses
+    assert "comm_overlap.bucket_size" in diagnosis.advice
+    assert "in Megatron-LM: pass --ddp-bucket-size" in diagnosis.advice
+
+
+@pytest.mark.parametrize("problem", sorted(_OF["megatron"]))
+def test_flags_of_remedies_are_flags_of_megatron_lm(problem):
+    found = remedy(problem, "megatron")
+    named = re.findall(r"--[a-z][a-z0-9-]+", found.flags)
+    assert all(known_flag(flag) is not None for flag in named)
+    assert bool(named) == (re.search(r"[a-z]_[a-z]\w+", found.text) is not None)
 
 
 @pytest.mark.parametrize("group", ["mesh_dp_shard", "mesh_tp", "default_pg", "tp_group", ""])
