@@ -33,9 +33,14 @@ def _step(x: Examination) -> dict[str, Any]:
     if x.profile is None:
         return {"bars": [], "kinds": []}
     # Imported here: it brings numpy, which only a profile needs.
+    from overlapkit.trace.labels import label_of
     from overlapkit.trace.measure.step_times import PARTS
     from overlapkit.trace.step_bars import KEY, StepTime, step_bars
 
     median = x.profile.slowest.median
     parts = {part: getattr(median, f"{part}_us") for part in PARTS}
-    return {"bars": step_bars([StepTime("median step", median.step_us, parts)]), "kinds": KEY}
+    return {
+        "bars": step_bars([StepTime("median step", median.step_us, parts)]),
+        "kinds": KEY,
+        "label": label_of(x.profile.slowest, x.profile.ranks),
+    }

@@ -12,6 +12,7 @@ from overlapkit.doctor.finding import MOST, Finding
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import basis, layout_text
 from overlapkit.output.numbers import imperative, ms_of_us, percent
+from overlapkit.trace.labels import count_of
 
 if TYPE_CHECKING:
     from overlapkit.trace.document import TraceDocument
@@ -43,7 +44,7 @@ def profile_text(profile: TraceDocument) -> str:
     step, exposed = median.step_us, median.exposed_comm_us
     share = f" ({percent(100 * exposed / step)})" if step else ""
     return (
-        f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}, median step {ms_of_us(step)} ms, "
+        f"{count_of(ranks)}, median step {ms_of_us(step)} ms, "
         f"exposed communication {ms_of_us(exposed)} ms{share}"
     )
 

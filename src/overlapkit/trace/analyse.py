@@ -184,7 +184,8 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
         layout = options.layout and options.layout.on(work.world_size, path)
         m = measure(work, Known(tuple(work.groups), layout, work.rank, stated=options.stated))
         measured.append(m)
-        reports.append(_report(m, options, layout, steps_from))
+        gpus = sum(w.process == work.process for w in works) if work.process is not None else 1
+        reports.append(_report(m, options, layout, steps_from, gpus))
     if options.annotate is not None:
         from overlapkit.trace.annotate import write_annotated
 
@@ -209,7 +210,11 @@ def _find_steps(work: Work) -> StepsFrom | None:
 
 
 def _report(
-    m: WorkSpans, options: Options, layout: Layout | None, steps_from: StepsFrom | None
+    m: WorkSpans,
+    options: Options,
+    layout: Layout | None,
+    steps_from: StepsFrom | None,
+    gpus: int,
 ) -> RankReport:
     work = m.work
     windows = choose_steps(work.steps, options.steps, work.path)
@@ -259,6 +264,8 @@ def _report(
         framework=framework,
         steps_from=steps_from,
         followed=followed,
+        process=work.process,
+        gpus=gpus,
         group_sizes=Known(tuple(work.groups)).sizes(),
         calls=calls_by_group(m, scope),
         unrecognized=found,

@@ -16,6 +16,7 @@ from overlapkit.trace.diagnose.contradictions import contradictions
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.diagnose.expected import Expected, expected_of, tied
 from overlapkit.trace.diagnose.ranks import diagnoses_of
+from overlapkit.trace.labels import labels_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, across, steps_by_rank
@@ -88,6 +89,13 @@ class TraceDiagnosis(Struct, frozen=True, kw_only=True):
         Meta(description="how certain it is: `likely` or `possible`"),
     ]
     ranks: Annotated[list[int], Meta(description="the ranks whose profiles show it")]
+    devices: Annotated[
+        list[int],
+        Meta(
+            description="where one process uses several GPUs: the devices whose work shows it; "
+            "empty otherwise"
+        ),
+    ] = []
 
 
 class TraceFramework(Struct, frozen=True, kw_only=True):
@@ -282,14 +290,9 @@ def _by_rank(
     if len(reports) == 1:
         return list(where)
     return [
-        text if len(of) == len(reports) else f"rank {', '.join(map(label_of, of))}: {text}"
+        text if len(of) == len(reports) else f"{labels_of(of, reports)}: {text}"
         for text, of in where.items()
     ]
-
-
-def label_of(rank: RankReport | TraceRank) -> str:
-    """What a rank is called; where it has several traces, with the number of this one."""
-    return str(rank.rank or 0) if rank.cycle is None else f"{rank.rank or 0} cycle {rank.cycle}"
 
 
 def _across_ranks(a: Across, reports: Sequence[RankReport]) -> TraceAcrossRanks:
@@ -328,4 +331,5 @@ def _diagnosis(d: Diagnosis) -> TraceDiagnosis:
         remedy=d.advice,
         confidence=d.confidence,
         ranks=d.ranks,
+        devices=d.devices,
     )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from overlapkit.output.html import environment
 from overlapkit.trace import text
-from overlapkit.trace.document import TraceDocument, label_of
+from overlapkit.trace.document import TraceDocument
 from overlapkit.trace.heat import HOTTEST, heat_maps, longest_and_shortest
+from overlapkit.trace.labels import label_of
 from overlapkit.trace.measure.step_times import PARTS
 from overlapkit.trace.rank_document import TraceMedian, TraceWindow
 from overlapkit.trace.step_bars import KEY, StepTime, step_bars
@@ -32,13 +33,13 @@ def trace_page(
     """
     rank = document.detailed(number)
     steps = [
-        _step_time(f"rank {label_of(each)}, {window.name}", window)
+        _step_time(f"{label_of(each, document.ranks)}, {window.name}", window)
         for each in document.ranks
         for window in (each.steps or [each.whole])
     ]
     if len(steps) > BARS:
         steps = [
-            _step_time(f"rank {label_of(each)}, median", each.median)
+            _step_time(f"{label_of(each, document.ranks)}, median", each.median)
             for each in longest_and_shortest(document.ranks, rank)
         ]
     return (
@@ -50,6 +51,8 @@ def trace_page(
             bars=step_bars(steps),
             kinds=KEY,
             rank=rank,
+            label=label_of(rank, document.ranks),
+            label_of=label_of,
             heat=heat_maps(document),
             hottest=HOTTEST,
             timeline=timelines[document.ranks.index(rank)],

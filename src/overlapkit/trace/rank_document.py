@@ -254,6 +254,13 @@ class TraceRank(Struct, frozen=True, kw_only=True):
         ),
     ]
     device: Annotated[int, Meta(description="number of the device; -1 for a CPU trace")]
+    gpus: Annotated[
+        int,
+        Meta(
+            description="number of devices that its process uses in this file. Those of one "
+            "process have the same `rank`"
+        ),
+    ] = 1
     file: Annotated[str, Meta(description="the trace")]
     source: Annotated[
         Source,
@@ -313,6 +320,7 @@ def rank_of(report: RankReport) -> TraceRank:
         rank=report.rank or 0,
         cycle=report.cycle,
         device=report.device,
+        gpus=report.gpus,
         file=report.path,
         source=report.source,
         gpu=report.gpu,

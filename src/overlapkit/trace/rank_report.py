@@ -59,6 +59,8 @@ class RankReport:
     Attributes:
         path, source, device, world_size, gpu: as in `Work`.
         rank: its rank; None until the ranks of all files are determined.
+        process: as in `Work`.
+        gpus: the number of devices of its process in the file; 1 where that is not known.
         cycle: which of several traces of its rank this is, from 1; None where it is the only one.
         kernels: number of device events.
         group_sizes: dimension to the sizes of its groups, by their descriptions.
@@ -103,6 +105,8 @@ class RankReport:
     framework: Detected
     unrecognized: list[Unrecognized] = field(default_factory=list)
     stated: list[str] = field(default_factory=list)
+    process: int | None = None
+    gpus: int = 1
     cycle: int | None = None
     group_sizes: dict[str, set[int]] = field(default_factory=dict)
     followed: list[bool] = field(default_factory=list)

@@ -283,6 +283,25 @@ def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankRepo
     Raises:
         InputError: a name must have a rank, and has none.
     """
+    processes: dict[tuple[object, ...], list[RankReport]] = {}
+    for report in reports:
+        processes.setdefault(_process_of(report), []).append(report)
+    heads = _rank_processes([of[0] for of in processes.values()], required=required)
+    for head, of in zip(heads, processes.values(), strict=True):
+        for report in of:
+            report.rank = head.rank
+            report.warnings += [w for w in head.warnings if w not in report.warnings]
+    return reports
+
+
+def _process_of(report: RankReport) -> tuple[object, ...]:
+    """What is the same for the GPUs of one process."""
+    own = () if report.gpus > 1 else (report.device, id(report))
+    return (report.path, report.process, *own)
+
+
+def _rank_processes(reports: list[RankReport], *, required: bool) -> list[RankReport]:
+    """As `_rank_by_name`, of one report for each process."""
     named = {r.path: rank_in_name(r.path) for r in reports}
     workers = {r.path: _worker(r.path) for r in reports}
     missing = [path for path, rank in named.items() if rank is None]
@@ -290,10 +309,10 @@ def _rank_by_name(reports: list[RankReport], *, required: bool) -> list[RankRepo
         raise InputError(
             f"--rank-from name: the name {missing[0]} contains no rank; rename it, as in rank3.json"
         )
-    several_devices = len(named) != len(reports)
-    if not missing and not several_devices and (required or _apart(reports, named)):
+    several = len(named) != len(reports)
+    if not missing and not several and (required or _apart(reports, named)):
         return [replace(r, rank=named[r.path]) for r in reports]
-    by_worker = not several_devices and _apart(reports, workers)
+    by_worker = not several and _apart(reports, workers)
     order = {worker: place for place, worker in enumerate(dict.fromkeys(workers.values()))}
     for position, report in enumerate(reports):
         report.rank = order[workers[report.path]] if by_worker else position

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from overlapkit.output.numbers import binary_bytes, ms_of_us, percent
 from overlapkit.output.tables import add_numbers, borderless, print_item, shorten_first
-from overlapkit.trace.document import TraceDocument, label_of
+from overlapkit.trace.document import TraceDocument
 from overlapkit.trace.heat import HOTTEST, heat_maps, longest_and_shortest
+from overlapkit.trace.labels import label_of
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceWindow
 from overlapkit.trace.text import (
     across_sentence,
@@ -39,6 +40,7 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         InputError: there is no such rank.
     """
     rank = document.detailed(number)
+    label = label_of(rank, document.ranks)
     console.print(Text(headline(document), "bold"))
     if configuration(document):
         console.print(Text(configuration(document), "dim"))
@@ -50,17 +52,15 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         console.print(Text(f"{len(document.ranks) - len(shown)} more, between these", "dim"))
     _show_heat(document, console)
     if waits(rank.median):
-        console.print(Text(f"rank {label_of(rank)}: {waits(rank.median)}"))
+        console.print(Text(f"{label}: {waits(rank.median)}"))
     if rank.median.by_dimension:
-        console.print(Text(f"\nCommunication by dimension, rank {label_of(rank)} (ms)", "bold"))
+        console.print(Text(f"\nCommunication by dimension, {label} (ms)", "bold"))
         console.print(_dimensions(rank))
     if rank.exposed_collectives:
         extent = "all steps" if rank.steps else "whole trace"
-        console.print(
-            Text(f"\nMost expensive collectives, rank {label_of(rank)}, {extent} (ms)", "bold")
-        )
+        console.print(Text(f"\nMost expensive collectives, {label}, {extent} (ms)", "bold"))
         console.print(_collectives(rank, console))
-    slowed = slowed_sentence(rank.slowed_compute, rank)
+    slowed = slowed_sentence(rank.slowed_compute, rank, label)
     if slowed is not None:
         console.print(Text(f"\n{slowed}"))
     if document.across_ranks is not None:
@@ -119,9 +119,8 @@ def _table(first: str, *numbers: str) -> Table:
 def _steps(ranks: Sequence[TraceRank]) -> Table:
     length = "step" if any(rank.steps for rank in ranks) else "length"
     table = _table("ms", length, "compute", "exposed", "hidden", "overlap", "memory", "idle")
-    several_devices = len({(r.rank, r.cycle) for r in ranks}) < len(ranks)
     for rank in ranks:
-        prefix = f"rank {label_of(rank)}" + (f" device {rank.device}" if several_devices else "")
+        prefix = label_of(rank, ranks)
         if len(ranks) == 1 and len(rank.steps) <= STEP_ROWS:
             for step in rank.steps:
                 _add_times(table, step.name, step)

@@ -6,6 +6,7 @@ from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
 from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
+from overlapkit.trace.labels import count_of
 from overlapkit.trace.measure.step_times import Part
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceSlowedCompute
 
@@ -51,9 +52,9 @@ def title(document: TraceDocument) -> str:
 
 
 def headline(document: TraceDocument) -> str:
-    """How many ranks were read, of how many, and the GPU."""
+    """How many ranks or GPUs of a process were read, of how many ranks, and the GPU."""
     count = len({(r.rank, r.device) for r in document.ranks})
-    text = f"{count} rank{'s' if count > 1 else ''}"
+    text = count_of(document.ranks)
     if document.world_size:
         text += f" of {document.world_size}"
     if count < len(document.ranks):
@@ -68,13 +69,19 @@ def configuration(document: TraceDocument) -> str:
     return "" if document.stack is None else f"Configuration: {configured_for(document.stack)}"
 
 
-def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank) -> str | None:
-    """How much longer compute takes beside communication; None where that is negligible."""
+def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank, label: str) -> str | None:
+    """How much longer compute takes beside communication; None where that is negligible.
+
+    Args:
+        slowed: the compute of the rank.
+        rank: the rank.
+        label: what it is called.
+    """
     if slowed.ratio is None or slowed.ratio < NOTABLE_SLOWDOWN:
         return None
     return (
         f"Compute beside communication takes {slowed.ratio:.2f} times as long as alone "
-        f"(rank {rank.rank}: {ms_of_us(slowed.lost_us)} ms lost over "
+        f"({label}: {ms_of_us(slowed.lost_us)} ms lost over "
         f"{'all steps' if rank.steps else 'the whole trace'})."
     )
 
@@ -101,4 +108,7 @@ def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
         named = ", ".join(map(str, diagnosis.ranks[:NAMED]))
         more = f" and {len(diagnosis.ranks) - NAMED} more" * (len(diagnosis.ranks) > NAMED)
         text += f", rank {named}{more}"
+    devices = {r.device for r in document.ranks if r.gpus > 1}
+    if diagnosis.devices and set(diagnosis.devices) != devices:
+        text += f", GPU {', '.join(map(str, diagnosis.devices))}"
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"

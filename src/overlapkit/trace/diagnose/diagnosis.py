@@ -57,6 +57,7 @@ class Diagnosis:
         flags: for settings of Megatron, the same in flags of Megatron-LM; empty otherwise.
         confidence: "likely" or "possible".
         ranks: the ranks whose profiles show it.
+        devices: where one process uses several GPUs, those whose work shows it; empty otherwise.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Diagnosis:
     confidence: Literal["likely", "possible"] = "likely"
     ranks: list[int] = field(default_factory=list)
     flags: str = ""
+    devices: list[int] = field(default_factory=list)
 
     @property
     def advice(self) -> str:

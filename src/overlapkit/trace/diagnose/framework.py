@@ -19,6 +19,7 @@ TITLES: dict[Framework, str] = {
     "fsdp2": "PyTorch FSDP2",
     "fsdp1": "PyTorch FSDP1",
     "ddp": "PyTorch DDP",
+    "data-parallel": "PyTorch DataParallel",
 }
 """What each is called, the outermost first: an engine or DeepSpeed decides where Megatron's code
 runs inside it, and Megatron or torchtitan where PyTorch's wrappers do."""

@@ -29,7 +29,9 @@ def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[D
     merged = []
     for found in by_id.values():
         worst = max((d for _, d in found), key=lambda d: d.cost_us)
-        merged.append(replace(worst, ranks=sorted({r.rank or 0 for r, _ in found})))
+        devices = sorted({r.device for r, _ in found if r.gpus > 1})
+        ranks = sorted({r.rank or 0 for r, _ in found})
+        merged.append(replace(worst, ranks=ranks, devices=devices))
     if across is not None and across.late_rank is not None:
         merged.append(_late_rank(reports, across, across.late_rank))
     return sorted(merged, key=lambda d: -d.cost_us)

@@ -3,6 +3,7 @@
 Sources:
 
 - DDP: docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html.
+- DataParallel: docs.pytorch.org/docs/stable/generated/torch.nn.DataParallel.html.
 - FSDP1: docs.pytorch.org/docs/stable/fsdp.html for the defaults, and notes/fsdp.html: gathers run
   ahead by themselves from a stream of their own, and forward_prefetch only saves the time in which
   the CPU issues a layer.
@@ -135,6 +136,13 @@ _DDP: dict[Problem, Remedy] = {
     ),
 }
 
+_ONE_PROCESS = Remedy(
+    "use DistributedDataParallel with one process per GPU: DataParallel copies the model to every "
+    "GPU in each step, and adds the gradients up on one GPU after the backward pass"
+)
+
+_DATA_PARALLEL: dict[Problem, Remedy] = dict.fromkeys(("bandwidth", "exposed"), _ONE_PROCESS)
+
 _FSDP_BANDWIDTH = (
     "communicate less: shard within a node and replicate across nodes, keep parameters gathered "
     "between forward and backward, or gather and reduce in lower precision; and check with "
@@ -264,6 +272,7 @@ _ENGINE = Remedy(
 _OF: dict[Framework, dict[Problem, Remedy]] = {
     "megatron": _MEGATRON,
     "ddp": _DDP,
+    "data-parallel": _DATA_PARALLEL,
     "fsdp2": _FSDP2,
     "fsdp1": _FSDP1,
     "deepspeed": _DEEPSPEED,

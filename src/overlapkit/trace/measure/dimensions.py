@@ -146,7 +146,9 @@ class Known:
 
 
 _ENGINES = frozenset({"vllm", "sglang", "tensorrt_llm"})
-_TRAINS = frozenset({"megatron", "deepspeed", "torchtitan", "fsdp1", "fsdp2", "ddp"})
+_TRAINS = frozenset(
+    {"megatron", "deepspeed", "torchtitan", "fsdp1", "fsdp2", "ddp", "data-parallel"}
+)
 
 
 def dimension_of(
@@ -171,7 +173,9 @@ def dimension_of(
         # The ring exchange of userbuffers moves its chunks with copy engines; NCCL uses kernels.
         # Other programs copy between devices too.
         ring = "userbuffers" in known.libraries or "TP" in known.sizes()
-        return ("TP", "likely") if ring else ("other", "unknown")
+        if ring:
+            return "TP", "likely"
+        return _by_framework(what, call, known, launch) or ("other", "unknown")
     by_size = _by_size(what, call, known, proven=launch.point_to_point)
     return by_size or _by_framework(what, call, known, launch) or ("other", "unknown")
 
@@ -240,6 +244,10 @@ _OF_DATA_PARALLEL: dict[str, tuple[str, ...]] = {
 }
 """What these do in the group of all ranks when nothing else splits the model."""
 
+# torch/nn/parallel: replicate.py broadcasts, comm.py adds gradients, scatter_gather.py copies.
+_OF_REPLICAS = ("broadcast", "reduce", "peer copy")
+"""What DataParallel does between the GPUs of its process."""
+
 
 def _by_framework(
     what: str, call: Call | None, known: Known, launch: Evidence
@@ -248,9 +256,11 @@ def _by_framework(
     if known.serves_inference:
         # Data-parallel replicas of an engine reduce nothing.
         return ("TP", "likely") if what == "all_reduce" else None
-    if call is None and not known.groups and what == "all_reduce" and _only_ddp(known):
+    if call is None and not known.groups and what == "all_reduce" and _only(known, "ddp"):
         # Old versions record neither the group nor what launched a collective.
         return None if launch.functional else ("DP", "guess")
+    if what in _OF_REPLICAS and _only(known, "data-parallel"):
+        return "DP", "likely"
     if what not in _REDUCTIONS or not _among_all(call, known):
         return None
     for framework, operations in _OF_DATA_PARALLEL.items():
@@ -264,8 +274,8 @@ def _by_framework(
     return None if undecided else ("DP", "guess")
 
 
-def _only_ddp(known: Known) -> bool:
-    return set(known.frameworks) & (_ENGINES | _TRAINS) == {"ddp"}
+def _only(known: Known, framework: str) -> bool:
+    return set(known.frameworks) & (_ENGINES | _TRAINS) == {framework}
 
 
 def _among_all(call: Call | None, known: Known) -> bool:

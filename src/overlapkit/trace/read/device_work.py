@@ -83,6 +83,8 @@ class Work:
         data_waits: when the host waits for the next batch.
         host_steps: the ranges on the host that mark steps.
         warnings: what was omitted or assumed.
+        process: equal for the devices that one process of the file uses; None where that is not
+            known.
     """
 
     path: str
@@ -110,6 +112,7 @@ class Work:
     data_waits: Spans = NOTHING
     host_steps: list[Window] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    process: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.origin) != len(self.start):

@@ -123,6 +123,8 @@ def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
         if work is None:
             continue
         work.launches = launches
+        # A profile is of one process; several are in files that were put together.
+        work.process = 0 if len(reading.launch_processes) < 2 else None
         marked = reading.device_steps.get(device)
         if marked is None and not reading.device_steps.keys() & reading.devices.keys():
             # The ranges do not state their device.

@@ -272,6 +272,7 @@ def _take_launches(events: list[Event], reading: Reading) -> None:
     threads = reading.threads
     reading.launch_correlation += ids
     reading.launch_time += _unbound([event.ts for event in events])
+    reading.launch_processes.update({event.pid for event in events})
     reading.launch_thread += [threads[event.tid] for event in events]
 
 

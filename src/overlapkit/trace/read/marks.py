@@ -11,7 +11,15 @@ from collections import Counter
 from typing import Literal
 
 Framework = Literal[
-    "megatron", "deepspeed", "torchtitan", "fsdp2", "fsdp1", "ddp", "vllm", "sglang"
+    "megatron",
+    "deepspeed",
+    "torchtitan",
+    "fsdp2",
+    "fsdp1",
+    "ddp",
+    "data-parallel",
+    "vllm",
+    "sglang",
 ]
 """What trains or serves: the software whose settings decide on overlap."""
 
@@ -64,6 +72,7 @@ _FRAMEWORK: tuple[tuple[Framework, re.Pattern[str]], ...] = (
     ("torchtitan", re.compile(r"(?:^|/)torchtitan/")),
     ("fsdp2", re.compile(r"^FSDP::|_composable/fsdp/|fsdp/_fully_shard/")),
     ("fsdp1", re.compile(r"^FullyShardedDataParallel\.|fsdp/fully_sharded_data_parallel\.py")),
+    ("data-parallel", re.compile(r"^DataParallel\.|torch/nn/parallel/data_parallel\.py")),
     ("ddp", re.compile(r"^DistributedDataParallel\.|^c10d::reducer|torch/nn/parallel/distributed")),
 )
 

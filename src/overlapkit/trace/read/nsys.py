@@ -118,6 +118,7 @@ class _Export:
             if work is None:
                 continue
             work.launches = _of_process(launches, process)
+            work.process = process or None
             ranges = _of_process(steps, process) or StepRanges()
             work.steps, notes = project(work, None, ranges, work.launches)
             work.gpu = gpus.get(device) or next(iter(gpus.values()), None)
