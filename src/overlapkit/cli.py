@@ -289,7 +289,7 @@ def schema(name: str | None) -> None:
 
 @cli.group()
 def skill() -> None:
-    """The agent skill, which is rendered from the source."""
+    """The agent skill, and checks of anyone's skills and docs."""
 
 
 @skill.command()
@@ -300,6 +300,38 @@ def render(check: bool, root: str | None) -> int:
     from overlapkit.skill.command import render as run
 
     return run(check=check, root=root)
+
+
+@skill.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--root",
+    metavar="CHECKOUT",
+    help="What the anchors point into; by default the repository of the first PATH, "
+    "or the current folder.",
+)
+@click.option(
+    "--fix", is_flag=True, help="Write anchors anew whose lines stand elsewhere, in one place."
+)
+@click.option(
+    "--collect",
+    is_flag=True,
+    help="Compare promised numbers, such as '26 passed', with what pytest collects. This imports "
+    "the tests of CHECKOUT.",
+)
+@options.form("overlapkit/skill-check/v1")
+def check(**given: Any) -> int:
+    """Check anchors and links of skills and docs against a checkout.
+
+    PATH is a page of Markdown, or a folder with some. An anchor is a block that starts with
+    ```START:END:path, or path:LINE, path:START-END or path#L10-L20 in the text. Quoted lines are
+    compared with the file, and "..." stands for lines that were left out. Where none are quoted,
+    git tells what the lines were when the page named them. Relative links and the frontmatter of a
+    SKILL.md are checked too. The exit status is 1 when something is not right.
+    """
+    from overlapkit.skill.check.command import run
+
+    return run(**_formed(given))
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The pre-commit hook and the GitHub action, as far as a machine without GitHub can try them."""
+"""The pre-commit hooks and the GitHub actions, as far as a machine without GitHub can try them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ WORKFLOWS = sorted(str(p) for p in (ROOT / ".github/workflows").glob("*.yml"))
 SOUND = "examples/gpt_1b_8xh100.yaml"
 
 
-def hook() -> dict[str, Any]:
-    (declared,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+def hook(name: str = "overlapkit-audit") -> dict[str, Any]:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    (declared,) = (each for each in hooks if each["id"] == name)
     assert isinstance(declared, dict)
     return declared
 
 
-def committed(*files: str) -> subprocess.CompletedProcess[str]:
-    """The hook's entry as pre-commit runs it: the changed files come after it."""
-    program, *options = shlex.split(hook()["entry"])
+def committed(
+    *files: str, name: str = "overlapkit-audit", where: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """The hook's entry as pre-commit runs it: its arguments and the changed files come after it."""
+    declared = hook(name)
+    program, *options = shlex.split(declared["entry"])
     assert program == "overlapkit"
-    command = [sys.executable, "-m", "overlapkit.cli", *options, *files]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    given = [*declared.get("args", []), *(files if declared.get("pass_filenames", True) else [])]
+    command = [sys.executable, "-m", "overlapkit.cli", *options, *given]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
 
 
 def test_the_hook_fails_with_a_finding_alone() -> None:
@@ -47,15 +52,38 @@ def test_the_hook_passes_over_other_files() -> None:
     assert other.returncode == 0, other.stdout
 
 
-def act(tmp_path: Path, **given: str) -> subprocess.CompletedProcess[str]:
+def drifted(tmp_path: Path) -> Path:
+    """A repository whose page has an anchor that moved and one that is right."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "code.py").write_text("first = 1\nsecond = 2\n")
+    page = "```1:1:code.py\nfirst = 1\n```\n\n```1:1:code.py\nsecond = 2\n```\n"
+    (folder / "page.md").write_text(page)
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    return folder
+
+
+def test_the_hook_of_skills_looks_at_every_page(tmp_path: Path) -> None:
+    folder = drifted(tmp_path)
+    done = committed("code.py", name="overlapkit-skill-check", where=folder)
+    assert done.returncode == 1
+    assert "page.md:5: anchor 1:1:code.py: moved" in done.stdout
+    (folder / "page.md").unlink()
+    assert committed(name="overlapkit-skill-check", where=folder).returncode == 0
+
+
+def act(
+    tmp_path: Path, action_file: str = "action.yml", where: Path = ROOT, **given: str
+) -> subprocess.CompletedProcess[str]:
     """The action's last step, with its inputs, on this checkout's program."""
-    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    action = yaml.safe_load((ROOT / action_file).read_text())
+    place = str((ROOT / action_file).parent)
     step = action["runs"]["steps"][-1]
     inputs = {name: each["default"] for name, each in action["inputs"].items()} | given
     variables = {}
     for name, expression in step["env"].items():
         known = expression.removeprefix("${{ ").removesuffix(" }}")
-        value = str(ROOT) if known == "github.action_path" else inputs[known.partition(".")[2]]
+        value = place if known == "github.action_path" else inputs[known.partition(".")[2]]
         variables[name] = value
     # uvx would build the program again: the step's own command line goes to the one that is here.
     programs = tmp_path / "bin"
@@ -69,7 +97,7 @@ def act(tmp_path: Path, **given: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **variables, "PATH": f"{programs}:{os.environ['PATH']}"}
     return subprocess.run(
         [str(shutil.which("bash")), "-e", "-c", step["run"]],
-        cwd=ROOT,
+        cwd=where,
         env=env,
         capture_output=True,
         text=True,
@@ -104,3 +132,24 @@ class TestTheAction:
         done = act(tmp_path, folder=PITFALLS, format="sarif", output=str(out))
         assert done.returncode == 1
         assert json.loads(out.read_text())["version"] == "2.1.0"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the action's steps are bash")
+class TestTheActionOfSkills:
+    FILE = ".github/actions/skill-check/action.yml"
+
+    def test_drift_is_annotated_and_fails_the_step(self, tmp_path: Path) -> None:
+        done = act(tmp_path, self.FILE, drifted(tmp_path))
+        assert done.returncode == 1, done.stderr
+        assert "::error file=page.md,line=5," in done.stdout
+        assert "line=1" not in done.stdout
+
+    def test_every_input_reaches_the_program(self, tmp_path: Path) -> None:
+        folder = drifted(tmp_path)
+        out = tmp_path / "skills.json"
+        inputs = {"paths": "page.md", "root": str(folder), "collect": "true", "format": "json"}
+        done = act(tmp_path, self.FILE, folder, output=str(out), **inputs)
+        document = json.loads(out.read_text())
+        assert done.returncode == 1 and json.loads(done.stdout) == document
+        assert document["root"] == str(folder)
+        assert [file["file"] for file in document["files"]] == ["page.md"]

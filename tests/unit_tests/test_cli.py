@@ -25,6 +25,7 @@ ROOMS = {
     "doctor": "overlapkit.doctor.command",
     "trace": "overlapkit.trace.command",
     "compare": "overlapkit.trace.compare.command",
+    "skill check": "overlapkit.skill.check.command",
 }
 
 
@@ -39,7 +40,7 @@ def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Co
             yield words, command
 
 
-LINTERS = ("explain", "audit")
+LINTERS = ("explain", "audit", "skill check")
 """The commands that have --format."""
 
 COMMANDS = dict(commands(cli))

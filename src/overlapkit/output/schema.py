@@ -37,6 +37,7 @@ DOCUMENTS = {
     "lab": "overlapkit.lab.document:LabDocument",
     "lab-job": "overlapkit.lab.document:LabJobDocument",
     "lab-hunt": "overlapkit.lab.hunt.document:HuntDocument",
+    "skill-check": "overlapkit.skill.check.document:CheckDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

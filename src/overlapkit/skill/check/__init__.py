@@ -1,0 +1,1 @@
+"""Skills and docs against a checkout: anchors, links, frontmatter and promised counts."""

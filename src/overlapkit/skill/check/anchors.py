@@ -1,0 +1,245 @@
+"""Judges an anchor: whether the lines that it names are those that it shows, and else where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlapkit.skill.check.checkout import Checkout
+from overlapkit.skill.check.finding import Edit, Finding, Place, State, lines_text
+from overlapkit.skill.check.history import History, Then, moved_to
+from overlapkit.skill.check.quote import (
+    Quote,
+    Source,
+    Span,
+    nearest,
+    places,
+    quote_of,
+)
+from overlapkit.skill.check.references import Reference
+
+_SURELY_ALIKE = 0.75
+"""A block that only follows an anchor is about it where it is so similar to lines of the file."""
+_TELLING = 12
+"""Letters and digits that lines need to be looked for in other files."""
+
+
+class AnchorJudge:
+    """Judges the anchors of one page.
+
+    Args:
+        checkout: what they point into.
+        page: the page's file, with links resolved.
+    """
+
+    def __init__(self, checkout: Checkout, page: Path) -> None:
+        self._checkout = checkout
+        self._folder = page.parent
+        self._history = History(checkout, page)
+
+    def judge(self, reference: Reference) -> Finding:
+        """Whether an anchor is right, moved, changed or gone."""
+        quote = quote_of(reference.quote or ())
+        found = self._checkout.resolve(reference.path, self._folder)
+        if found.path is None:
+            return self._absent(reference, quote, found.problem, unknown=found.unknown)
+        source = self._checkout.source(found.path)
+        if source is None:
+            return _finding(reference, "unknown", f"{found.path} is not a text file")
+        if quote.parts:
+            finding = self._quoted(reference, quote, found.path, source)
+            if finding is not None:
+                return finding
+        return self._unquoted(reference, found.path, source)
+
+    def _quoted(
+        self, reference: Reference, quote: Quote, path: str, source: Source
+    ) -> Finding | None:
+        """The answer where lines are quoted; None where the block is not about the anchor."""
+        here = Span(reference.start, reference.end)
+        spans = places(quote, source)
+        if here.end <= len(source.lines) and any(span.within(here) for span in spans):
+            return _finding(reference, "right", "")
+        if spans:
+            return self._moved(reference, path, source, spans)
+        near = nearest(quote, source, reference.start)
+        if not reference.surely and (near is None or near.similarity < _SURELY_ALIKE):
+            return None
+        if near is None or not near.is_near:
+            return _finding(reference, "gone", f"the quoted lines are not in {path}")
+        place = Place(path, near.span)
+        text = f"the nearest are lines {lines_text(near.span)}, {_percent(near.similarity)} alike"
+        return _finding(reference, "changed", text, place, similarity=near.similarity)
+
+    def _moved(
+        self, reference: Reference, path: str, source: Source, spans: Sequence[Span]
+    ) -> Finding:
+        """The answer where the lines stand elsewhere in the file, perhaps in several places."""
+        tight = _tightest(spans)
+        if len(tight) > 1:
+            then = self._history.then(reference.line, path)
+            by_history = (
+                then and moved_to(then.source, source, Span(reference.start, reference.end))[0]
+            )
+            overlapping = [s for s in tight if by_history and _overlap(s, by_history)]
+            tight = overlapping if len(overlapping) == 1 else tight
+        chosen = min(tight, key=lambda span: abs(span.start - reference.start))
+        text = f"the lines stand at {lines_text(chosen)} now"
+        if len(tight) > 1:
+            others = ", ".join(lines_text(span) for span in tight if span != chosen)
+            text = f"the lines stand {len(tight)} times: at {lines_text(chosen)} and {others}"
+        return _finding(
+            reference, "moved", text, Place(path, chosen), rewrite=len(tight) == 1, name=path
+        )
+
+    def _absent(
+        self, reference: Reference, quote: Quote, problem: str, *, unknown: bool
+    ) -> Finding:
+        """The answer where no file has the anchor's name."""
+        old = os.path.normpath(reference.path.lstrip("/"))
+        new = self._history.new_name(reference.line, old)
+        if new is not None and self._checkout.has(new):
+            return self._renamed(reference, quote, old, new)
+        if reference.surely and sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING:
+            holders = self._holders(quote, old.rpartition("/")[2])
+            if len(holders) == 1:
+                path, spans = holders[0]
+                tight = _tightest(spans)
+                text = f"{problem}; the lines stand in {Place(path, tight[0])}"
+                only = len(tight) == 1
+                return _finding(
+                    reference, "moved", text, Place(path, tight[0]), rewrite=only, name=path
+                )
+        if unknown and self._history.then(reference.line, old) is None:
+            return _finding(reference, "unknown", problem)
+        return _finding(reference, "gone", problem)
+
+    def _renamed(self, reference: Reference, quote: Quote, old: str, new: str) -> Finding:
+        source = self._checkout.source(new)
+        if source is None:
+            return _finding(reference, "gone", f"{new}, its new name, is not a text file")
+        span = Span(reference.start, reference.end)
+        then = self._history.then(reference.line, old)
+        spans = places(quote, source)
+        if spans:
+            inside = [each for each in spans if each.within(span)]
+            tight = _tightest(spans)
+            place = span if inside else tight[0]
+            only = bool(inside) or len(tight) == 1
+        else:
+            mapped, only = moved_to(then.source, source, span) if then else (None, False)
+            if mapped is None:
+                return _finding(reference, "changed", f"the file is {new} now, without the lines")
+            place = mapped
+        text = f"the file is {new} now, the lines {lines_text(place)}"
+        state: State = "moved" if only else "changed"
+        return _finding(reference, state, text, Place(new, place), rewrite=only, name=new)
+
+    def _holders(self, quote: Quote, name: str) -> list[tuple[str, list[Span]]]:
+        """The files that have the quoted lines: those of the same name, else any of the kind."""
+        same = self._checkout.by_name.get(name, [])
+        ending = name.rpartition(".")[2]
+        others = [path for path in self._checkout.files if path.endswith(f".{ending}")]
+        for paths in (same, others):
+            found = []
+            for path in paths:
+                source = self._checkout.source(path)
+                spans = places(quote, source) if source else []
+                if spans:
+                    found.append((path, spans))
+            if found:
+                return found
+        return []
+
+    def _unquoted(self, reference: Reference, path: str, source: Source) -> Finding:
+        """The answer where nothing is quoted: by what the lines were when the page named them."""
+        here = Span(reference.start, reference.end)
+        if not 1 <= here.start <= here.end:
+            return _finding(reference, "gone", f"{lines_text(here)} are no lines")
+        then = self._history.then(reference.line, path)
+        lines = then.lines(here) if then else None
+        if then is not None and lines is not None:
+            return self._since(reference, path, source, then, lines)
+        if here.end > len(source.lines):
+            return _finding(reference, "gone", f"{path} has {len(source.lines)} lines")
+        return _finding(reference, "right", "the lines exist; nothing says what they should show")
+
+    def _since(
+        self,
+        reference: Reference,
+        path: str,
+        source: Source,
+        then: Then,
+        lines: tuple[str, ...],
+    ) -> Finding:
+        """The answer for lines that a commit tells."""
+        here = Span(reference.start, reference.end)
+        now, whole = moved_to(then.source, source, here)
+        quote = quote_of(lines)
+        if now is not None and not whole and now.within(here) and here.end <= len(source.lines):
+            return _finding(reference, "right", f"edited since commit {then.commit[:10]}")
+        if now is None or not whole:
+            telling = sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING
+            spans = places(quote, source) if telling else []
+            now, whole = (spans[0], True) if len(spans) == 1 else (now, False)
+        if now is not None and whole:
+            if now == here:
+                return _finding(reference, "right", "")
+            text = f"the lines of commit {then.commit[:10]} stand at {lines_text(now)} now"
+            return _finding(reference, "moved", text, Place(path, now), rewrite=True, name=path)
+        near = nearest(quote, source, reference.start) if quote.parts else None
+        if near is None or not near.is_near:
+            return _finding(reference, "gone", f"the lines of commit {then.commit[:10]} are gone")
+        if near.span.start == here.start:
+            return _finding(reference, "right", f"edited since commit {then.commit[:10]}")
+        text = (
+            f"edited since commit {then.commit[:10]}; the nearest are lines "
+            f"{lines_text(near.span)}, {_percent(near.similarity)} alike"
+        )
+        return _finding(
+            reference, "changed", text, Place(path, near.span), similarity=near.similarity
+        )
+
+
+def _finding(
+    reference: Reference,
+    state: State,
+    message: str,
+    place: Place | None = None,
+    *,
+    similarity: float | None = None,
+    rewrite: bool = False,
+    name: str = "",
+) -> Finding:
+    edit = None
+    if rewrite and place is not None:
+        written = reference.path.lstrip("/")
+        # A name that is short, or relative to the page, stays as it is written.
+        kept = reference.path if name == written or name.endswith(f"/{_tail(written)}") else name
+        new = reference.write(kept, place.span.start, place.span.end)
+        edit = Edit(reference.line, reference.column, reference.text, new)
+    return Finding(
+        reference.line, "anchor", state, reference.text, message, place, similarity, edit
+    )
+
+
+def _tail(path: str) -> str:
+    """A path without its leading steps upwards."""
+    return os.path.normpath(path).lstrip("./")
+
+
+def _tightest(spans: Sequence[Span]) -> list[Span]:
+    """The shortest stretches: a quotation with parts left out is found from far apart as well."""
+    least = min(span.end - span.start for span in spans)
+    short = [span for span in spans if span.end - span.start <= 2 * least + 8]
+    return [s for s in short if not any(o != s and o.within(s) for o in short)]
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one.start <= other.end and other.start <= one.end
+
+
+def _percent(share: float) -> str:
+    """A share below one, so that lines that differ are not called the same."""
+    return f"{min(int(share * 100), 99)} %"

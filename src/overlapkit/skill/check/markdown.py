@@ -1,0 +1,146 @@
+"""The parts of a Markdown page that a check needs: fenced blocks, and the prose around them.
+
+Fences are those of CommonMark 0.31, section 4.5; code spans those of section 6.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_OPENING = re.compile(r"^(?P<before>[ \t>]*(?:[-*+] |\d+[.)] )?[ \t]*)(?P<fence>`{3,}|~{3,})(.*)$")
+_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
+_UNDERLINE = re.compile(r"^ {0,3}(?:=+|-+)[ \t]*$")
+_TARGET = re.compile(
+    r"""(?:\b(?:id|name)\s*=\s*["']([^"']+)["'])|^\(([\w.:-]+)\)=\s*$|\{#([\w.:-]+)\}""",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block.
+
+    Attributes:
+        line: of the opening fence, from 1.
+        end: of the closing fence, from 1; of the last line where nothing closes it.
+        info: what follows the opening fence.
+        body: its lines, without the indentation of the opening fence.
+    """
+
+    line: int
+    end: int
+    info: str
+    body: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of Markdown.
+
+    Attributes:
+        lines: of the whole text.
+        fences: its fenced blocks, in order.
+        prose: the lines with everything in fences, comments and frontmatter blanked, so that
+            lines and columns stay those of the text.
+        body: the number of the first line after the frontmatter, from 1.
+    """
+
+    lines: tuple[str, ...]
+    fences: tuple[Fence, ...]
+    prose: tuple[str, ...]
+    body: int
+
+
+def read_page(text: str) -> Page:
+    """The parts of a text in Markdown."""
+    lines = tuple(text.split("\n"))
+    body = _frontmatter_end(lines) + 1
+    fences = tuple(_fences(lines, body - 1))
+    prose = list(lines)
+    prose[: body - 1] = [""] * (body - 1)
+    for fence in fences:
+        prose[fence.line - 1 : fence.end] = [""] * (fence.end - fence.line + 1)
+    blanked = _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), "\n".join(prose))
+    return Page(lines, fences, tuple(blanked.split("\n")), body)
+
+
+def frontmatter(lines: tuple[str, ...]) -> str | None:
+    """The YAML between the first two lines of three hyphens; None where the page has none."""
+    end = _frontmatter_end(lines)
+    return "\n".join(lines[1 : end - 1]) if end else None
+
+
+def _frontmatter_end(lines: tuple[str, ...]) -> int:
+    """The number of the line that ends the frontmatter, from 1; 0 where there is none."""
+    if not lines or lines[0].rstrip() != "---":
+        return 0
+    ends = (n for n, line in enumerate(lines[1:], 2) if line.rstrip() in ("---", "..."))
+    return next(ends, 0)
+
+
+def _fences(lines: tuple[str, ...], first: int) -> Iterator[Fence]:
+    number = first
+    while number < len(lines):
+        opening = _OPENING.match(lines[number].rstrip("\r"))
+        # The info string of a fence of backticks has none: it is a code span.
+        if opening is None or ("`" in opening[3] and opening["fence"][0] == "`"):
+            number += 1
+            continue
+        closing = re.compile(rf"^[ \t>]*{opening['fence'][0]}{{{len(opening['fence'])},}}[ \t\r]*$")
+        end = number + 1
+        while end < len(lines) and not closing.match(lines[end]):
+            end += 1
+        indent = len(opening["before"])
+        yield Fence(
+            number + 1,
+            min(end + 1, len(lines)),
+            opening[3].strip(),
+            tuple(_without(line.rstrip("\r"), indent) for line in lines[number + 1 : end]),
+        )
+        number = end + 1
+
+
+def _without(line: str, indent: int) -> str:
+    """A line without at most so many leading blanks and marks of a block quote."""
+    taken = 0
+    while taken < min(indent, len(line)) and line[taken] in " \t>":
+        taken += 1
+    return line[taken:]
+
+
+def without_code(line: str) -> str:
+    """A line of prose with its code spans blanked, their length kept."""
+    return _SPAN.sub(lambda m: " " * len(m[0]), line)
+
+
+def headings(page: Page) -> Iterator[tuple[int, str]]:
+    """Line and text of every heading."""
+    for number, line in enumerate(page.prose, 1):
+        found = _HEADING.match(line.rstrip("\r"))
+        if found:
+            yield number, found[1]
+        elif number > 1 and _UNDERLINE.match(line.rstrip("\r")) and page.prose[number - 2].strip():
+            yield number - 1, page.prose[number - 2].strip()
+
+
+def targets(page: Page) -> set[str]:
+    """What a link's fragment can name: headings as GitHub names them, and explicit names.
+
+    GitHub's names are lower case, without punctuation, with a hyphen for each blank; a repeated
+    one ends in -1, -2 and so on.
+    """
+    names: dict[str, int] = {}
+    found = set()
+    for _, text in headings(page):
+        shown = re.sub(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", text)
+        shown = re.sub(r"<[^>]+>", "", shown)
+        name = re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
+        found.add(f"{name}-{names[name]}" if name in names else name)
+        names[name] = names.get(name, 0) + 1
+    for groups in _TARGET.findall("\n".join(page.prose)):
+        found.add(next(filter(None, groups)))
+    return found
