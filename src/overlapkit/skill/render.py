@@ -19,6 +19,7 @@ from overlapkit.output.schema import DOCUMENTS, reference_tables, schema_file, s
 from overlapkit.skill.anchors import find_anchor
 from overlapkit.skill.evals import evals
 from overlapkit.skill.facts import facts
+from overlapkit.skill.script import is_executable, modules, project
 
 SKILL = Path(".github/skills/perf-tp-dp-comm-overlap")
 SCHEMAS = Path("docs/schema")
@@ -69,12 +70,16 @@ def pages(root: Path) -> Iterator[Page]:
     )
     environment.filters["imperative"] = imperative
     environment.globals |= facts()
+    environment.globals["skill"] = SKILL.name
+    environment.globals["project"] = project(root)
+    environment.globals["modules"] = modules
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
     environment.globals["evals"] = evals(root)
     environment.globals["reference_tables"] = reference_tables
     environment.globals["evidence"] = lambda name: evidence(root, name)
     environment.globals["output_of"] = lambda *command: output_of(root, *command)
-    for path in sorted(templates.rglob("*.j2")):
+    # A name with an underscore is of a part that other templates import.
+    for path in sorted(templates.rglob("[!_]*.j2")):
         name = path.relative_to(templates).as_posix()
         try:
             text = environment.get_template(name).render()
@@ -141,6 +146,8 @@ def drift(root: Path) -> Iterator[str]:
         )
     for file in sorted([*(root / SKILL).rglob("*"), *(root / SCHEMAS).glob("*")]):
         path = file.relative_to(root)
+        if is_executable(path) and path in expected and not os.access(file, os.X_OK):
+            yield f"{path} is not executable\n"
         if file.is_file() and path not in expected:
             yield f"{path} has no template: delete it, or add one\n"
 
@@ -153,11 +160,20 @@ def write(root: Path) -> list[Path]:
     changed = []
     for page in list(pages(root)):
         file = root / page.path
-        if not file.is_file() or file.read_bytes() != page.text.encode():
+        if not _is_written(file, page):
             file.parent.mkdir(parents=True, exist_ok=True)
             output = Output("skill render", str(file), within=root)
             output.check()
             changed.append((page, output))
     for page, output in changed:
         output.write(page.text)
+        if is_executable(page.path):
+            (root / page.path).chmod(0o755)
     return [page.path for page, _ in changed]
+
+
+def _is_written(file: Path, page: Page) -> bool:
+    """Whether a file is what would be rendered, and executable where it must be."""
+    if not file.is_file() or file.read_bytes() != page.text.encode():
+        return False
+    return not is_executable(page.path) or os.access(file, os.X_OK)
