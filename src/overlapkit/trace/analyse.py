@@ -230,7 +230,7 @@ def _report(
     found = unrecognized(m, scope)
     framework = detect(work, m.traffic, configured=layout is not None)
     starts = {w.start for w in work.steps}
-    followed = [w.end in starts for w in windows] if steps_from == "ranges" else []
+    followed = [w.end in starts for w in windows]
     report = RankReport(
         path=work.path,
         source=work.source,

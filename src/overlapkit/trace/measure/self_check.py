@@ -35,6 +35,7 @@ class SelfCheck:
             kernels in the steps; None without communication.
         repeated: whether the steps are repeated sequences of kernels.
         unknown_names: the names of the communication that is not known, the longest first.
+        unknown_operations: whether there is any whose operation is not known.
     """
 
     work_in_steps: float | None
@@ -42,6 +43,7 @@ class SelfCheck:
     known_communication: float | None
     repeated: bool = False
     unknown_names: tuple[str, ...] = ()
+    unknown_operations: bool = False
 
     @property
     def steps_stand_for_trace(self) -> bool:
@@ -65,8 +67,9 @@ class SelfCheck:
             )
         if not self.communication_is_known:
             unknown = 1 - (self.known_communication or 0)
+            lacks = "operation or dimension" if self.unknown_operations else "dimension"
             result.append(
-                f"{100 * unknown:.0f} % of the communication has no known operation or dimension "
+                f"{100 * unknown:.0f} % of the communication has no known {lacks} "
                 f"({', '.join(self.unknown_names[:3])}): no diagnosis says what it is for. Give "
                 "--config, or name the groups with --group."
             )
@@ -101,4 +104,5 @@ def self_check(m: WorkSpans, windows: Sequence[Window], *, repeated: bool = Fals
             unknown[traffic.name] = unknown.get(traffic.name, 0) + length
     known = 1 - sum(unknown.values()) / total if total else None
     names = tuple(sorted(unknown, key=lambda name: -unknown[name]))
-    return SelfCheck(in_steps, of_trace, known, repeated, names)
+    other = any(traffic.operation == "other" for traffic in m.traffic)
+    return SelfCheck(in_steps, of_trace, known, repeated, names, other)

@@ -22,6 +22,14 @@ def iteration(layers=LAYERS):
     return ["embedding", "rope", *forward, "loss", *backward, *[f"adam{n}" for n in range(10)]]
 
 
+def accumulated(microbatches, steps):
+    """Kernel names of steps with many microbatches and an optimizer of a few kernels."""
+    forward = [f"f{n}" for n in range(6)] * 40
+    backward = [f"b{n}" for n in range(9)] * 40
+    microbatch = ["embedding", "rope", *forward, "loss", *backward]
+    return [*microbatch * microbatches, *[f"adam{n}" for n in range(5)]] * steps
+
+
 def trace(tmp_path, names, length=10):
     events = [tiny.kernel(name, 1000 + 12 * n, length) for n, name in enumerate(names)]
     return tiny.write(tmp_path / "t.json", events)
@@ -59,6 +67,20 @@ def test_iterations_begin_after_the_pause_that_separates_them(tmp_path, cut):
     assert found.windows[-1].end == work.whole.end
 
 
+@pytest.mark.parametrize(("microbatches", "steps"), [(4, 3), (16, 5), (1, 4)])
+def test_a_microbatch_is_no_iteration(microbatches, steps, tmp_path):
+    names = accumulated(microbatches, steps)
+    (work,) = read(trace(tmp_path, names))
+    found = repetition(work)
+    assert found is not None
+    assert (found.kernels, len(found.windows)) == (len(names) // steps, steps)
+    # The capture begins and ends inside the optimizer's step.
+    (work,) = read(trace(tmp_path, [*names[-2:], *names, *names[:3]]))
+    found = repetition(work)
+    assert found is not None
+    assert {w.end - w.start for w in found.windows} == {12_000 * len(names) // steps}
+
+
 def test_an_iteration_of_a_few_distinct_kernels_is_whole(tmp_path):
     # A decoder: equal layers, and one kernel at the end that nothing else launches.
     (work,) = read(trace(tmp_path, [*DECODER * 10, "argmax"] * 8))
@@ -85,8 +107,17 @@ def test_iterations_of_slightly_different_length_are_the_same_work(tmp_path):
         ["same"] * 500,
         [*iteration(), *random.Random(7).choices(["a", "b", "c"], k=3000), *iteration() * 3],
         [*DECODER * 32, "argmax"] * 8,
+        accumulated(microbatches=6, steps=2),
     ],
-    ids=["one iteration", "two", "no order", "one kernel", "only a part repeats", "layers"],
+    ids=[
+        "one iteration",
+        "two",
+        "no order",
+        "one kernel",
+        "only a part repeats",
+        "layers",
+        "microbatches",
+    ],
 )
 def test_no_iterations_without_a_clear_repetition(tmp_path, names):
     (work,) = read(trace(tmp_path, names))
