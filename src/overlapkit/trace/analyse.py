@@ -21,6 +21,7 @@ from overlapkit.trace.measure.collectives import (
     collectives,
     slowed_compute,
 )
+from overlapkit.trace.measure.cut_step import ends_in_step
 from overlapkit.trace.measure.dimensions import Confidence, Known, Layout
 from overlapkit.trace.measure.repetition import repetition
 from overlapkit.trace.measure.self_check import self_check
@@ -218,6 +219,11 @@ def _report(
 ) -> RankReport:
     work = m.work
     windows = choose_steps(work.steps, options.steps, work.path)
+    if options.steps == "all" and steps_from == "ranges" and ends_in_step(work):
+        work.warnings.append(
+            f"the recording ends in {windows.pop().name}, which lacks kernels of the steps before "
+            "it: omitted"
+        )
     whole = m.times([work.whole])[0]
     steps = m.times(windows)
     measured = windows or [work.whole]

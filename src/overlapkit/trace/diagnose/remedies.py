@@ -10,6 +10,8 @@ Sources:
 - FSDP2: docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html, and commit f2805a0408 of
   pytorch: one gather ahead in forward, and one in backward, unless modules are named.
 - DeepSpeed: deepspeed/runtime/zero/config.py: overlap_comm is about gradients alone.
+- Asynchronous tensor parallelism: torch/_inductor/config.py (_micro_pipeline_tp) and
+  fx_passes/micro_pipeline_tp.py, which looks for all-gathers and reduce-scatters beside products.
 - torchtitan: torchtitan/config/job_config.py, and torchtitan/distributed/tensor_parallel.py for
   what asynchronous tensor parallelism needs.
 - Megatron's settings are those of `explain`.
@@ -149,7 +151,15 @@ _FSDP_BANDWIDTH = (
     "NCCL_DEBUG=INFO that NCCL uses the fast network"
 )
 
+_ASYNC_TP = Remedy(
+    "compile the model with asynchronous tensor parallelism (torch._inductor.config."
+    "_micro_pipeline_tp, with symmetric memory enabled for the group); it needs sequence "
+    "parallelism, that is all-gathers and reduce-scatters instead of all-reduces"
+)
+
 _FSDP2: dict[Problem, Remedy] = {
+    "tensor parallel": _ASYNC_TP,
+    "tensor parallel without sequence parallel": _ASYNC_TP,
     "parameter gather": Remedy(
         "gather earlier: set_modules_to_forward_prefetch and set_modules_to_backward_prefetch with "
         "two or more modules; fully_shard each layer and not only the root; "

@@ -68,7 +68,7 @@ def repetition(work: Work) -> Repetition | None:
 
     The parts of an iteration at the beginning and at the end of the profile are in none.
     """
-    chosen = _busiest_stream(work)
+    chosen = busiest_stream(work)
     names = work.name[chosen].astype(np.int64)
     if len(names) < LEAST * LENGTH:
         return None
@@ -126,7 +126,7 @@ def _optimizing(titles: Sequence[str], names: Ints) -> NDArray[np.bool_]:
     return np.asarray(before[LENGTH:] > before[:-LENGTH])
 
 
-def _busiest_stream(work: Work) -> NDArray[np.intp]:
+def busiest_stream(work: Work) -> NDArray[np.intp]:
     """The compute kernels of the stream that has most of them."""
     compute = np.flatnonzero(work.kind == COMPUTE)
     streams, place = distinct(work.stream[compute])
