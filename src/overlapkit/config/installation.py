@@ -80,9 +80,11 @@ def read_installation(name: str) -> Installation:
     if not root.is_dir():
         raise InputError(f"--stack {shown}: is not a folder; name a {_WHAT}")
     found = _of_packages(root, shown)
-    core = _declared(root / _SUBMODULE / CORE_FILE) or _declared(root / CORE_FILE)
+    core = declared_version(root / _SUBMODULE / CORE_FILE) or declared_version(root / CORE_FILE)
     # The folder src of a checkout, and one that contains the package, have it as well.
-    bridge = _declared(root / BRIDGE_FILE) or _declared(root / BRIDGE_FILE.relative_to("src"))
+    bridge = declared_version(root / BRIDGE_FILE) or declared_version(
+        root / BRIDGE_FILE.relative_to("src")
+    )
     if core is not None:
         found["core"] = core
     if bridge is not None:
@@ -95,7 +97,7 @@ def read_installation(name: str) -> Installation:
     return Installation(shown, **found)
 
 
-def _declared(file: Path) -> str | None:
+def declared_version(file: Path) -> str | None:
     """The version that a package_info.py declares; None where there is no such file.
 
     Raises:

@@ -16,7 +16,7 @@ from overlapkit.errors import InputError
 from overlapkit.output.files import Output
 from overlapkit.output.numbers import imperative
 from overlapkit.output.schema import DOCUMENTS, reference_tables, schema_file, schema_text
-from overlapkit.skill.anchors import find_anchor
+from overlapkit.skill.anchors.query import find_anchor
 from overlapkit.skill.evals import evals
 from overlapkit.skill.facts import facts
 from overlapkit.skill.script import is_executable, modules, project

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from overlapkit.errors import InputError
-from overlapkit.skill.anchors import find_anchor
+from overlapkit.skill.anchors.query import find_anchor
 
 SOURCE = """\
 TABLE: tuple[int, ...] = (

@@ -1,0 +1,1 @@
+"""Code anchors: queries for places in source, answered with the lines of a checkout."""
