@@ -295,8 +295,25 @@ def skill() -> None:
 @skill.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 and show a diff on drift.")
 @click.option("--root", metavar="DIR", help="The checkout; by default the current folder's.")
-def render(check: bool, root: str | None) -> int:
-    """Render SKILL.md, its references and docs/ from their templates."""
+@click.option(
+    "--against",
+    metavar="CHECKOUT",
+    help="Write the skill with the anchors of this checkout of Megatron-Bridge or Megatron-LM to "
+    "the folder that --out names.",
+)
+@click.option("--out", metavar="DIR", help="With --against: a new folder, or a skill's folder.")
+def render(check: bool, root: str | None, against: str | None, out: str | None) -> int:
+    """Render SKILL.md, its references and docs/ from their templates.
+
+    With --against, write the skill to --out, with the lines of CHECKOUT that decide on overlap,
+    and say which version that is.
+    """
+    if (against is None) != (out is None) or (against is not None and (check or root is not None)):
+        raise click.UsageError("--against and --out go together, without --check and --root")
+    if against is not None and out is not None:
+        from overlapkit.skill.command import render_against
+
+        return render_against(against, out)
     from overlapkit.skill.command import render as run
 
     return run(check=check, root=root)

@@ -27,3 +27,16 @@ def render(*, check: bool, root: str | None) -> int:
     for path in write(folder):
         print(path.as_posix())
     return 0
+
+
+def render_against(checkout: str, out: str) -> int:
+    """Write the skill with the anchors of a checkout, and name the pages that have them.
+
+    Raises:
+        InputError: see `overlapkit.skill.against`.
+    """
+    from overlapkit.skill.against import write_against
+
+    for path in write_against(checkout, out):
+        print(path)
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from overlapkit.config.installation import BRIDGE_FILE, CORE_FILE, declared_version
 from overlapkit.errors import InputError
-from overlapkit.skill.anchors.place import Anchor, deciding, whole
+from overlapkit.skill.anchors.place import Anchor, deciding
 from overlapkit.skill.anchors.predicates import Statement
 from overlapkit.skill.anchors.query import Module, find_anchor, matches, parse
 from overlapkit.skill.anchors.sets import BRIDGE, MEGATRON_LM, OWN, Query, Where
@@ -22,7 +21,7 @@ from overlapkit.skill.check.git import Git
 
 SUBMODULE = "3rdparty/Megatron-LM/"
 """Where a checkout of Megatron-Bridge has the Megatron-LM that it pins."""
-MAIN_LINES = 4
+MAIN_LINES = 3
 """Lines of each anchor in SKILL.md."""
 MOST_LINES = 16
 """Lines of each anchor on the page of all anchors."""
@@ -39,6 +38,7 @@ class Found:
         short: the anchor with the few lines that decide; None where the code is not there.
         full: the anchor with more lines; None as well.
         note: where the code went, or that it is not there; empty where it is where it was.
+        detail: the note with where the code was looked for, or has another name.
         main: whether SKILL.md shows it.
     """
 
@@ -46,6 +46,7 @@ class Found:
     short: Anchor | None
     full: Anchor | None
     note: str
+    detail: str
     main: bool
 
 
@@ -77,7 +78,7 @@ def own_anchors(root: Path) -> Anchors:
     for query in OWN:
         (where,) = query.places
         anchor = find_anchor(root, where.path, where.symbol, where.statement)
-        found.append(Found(query.label, anchor, anchor, "", query.main))
+        found.append(Found(query.label, anchor, anchor, "", "", query.main))
     return Anchors("overlapkit", tuple(found))
 
 
@@ -194,13 +195,14 @@ def _answer(query: Query, sources: Sources, prefixes: Sequence[str]) -> Found | 
             for module in _modules(where, sources, prefixes):
                 nodes = matches(module, symbol, where.statement)
                 if nodes:
-                    note = _note(where, module, prefixes, renamed=shorten)
-                    return _found(query, module, nodes[0], note)
+                    detail = _detail(where, module, prefixes, renamed=shorten)
+                    return _found(query, module, nodes[0], where.note, detail)
     if not query.always:
         return None
     sought = dict.fromkeys(f"{w.symbol or 'the code'} in {w.path}" for w in query.places)
-    note = f"not in this checkout; looked for {', '.join(sought)}, and elsewhere by name"
-    return Found(query.label, None, None, note, query.main)
+    note = "not in this checkout"
+    detail = f"{note}; looked for {', '.join(sought)}, and elsewhere by name"
+    return Found(query.label, None, None, note, detail, query.main)
 
 
 def _modules(where: Where, sources: Sources, prefixes: Sequence[str]) -> Iterator[Module]:
@@ -218,7 +220,7 @@ def _known(where: Where, prefixes: Sequence[str]) -> list[str]:
     return [prefix + where.path.removeprefix("src/") for prefix in prefixes]
 
 
-def _note(where: Where, module: Module, prefixes: Sequence[str], *, renamed: bool) -> str:
+def _detail(where: Where, module: Module, prefixes: Sequence[str], *, renamed: bool) -> str:
     """What to say of code that is not where it is known to be."""
     said = [where.note] if where.note else []
     if module.path not in _known(where, prefixes):
@@ -228,15 +230,9 @@ def _note(where: Where, module: Module, prefixes: Sequence[str], *, renamed: boo
     return "; ".join(said)
 
 
-def _found(query: Query, module: Module, node: Statement, note: str) -> Found:
-    # A definition is long: its head says where it is.
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        short = full = deciding(module.path, module.lines, node, MAIN_LINES)
-    else:
-        short = deciding(module.path, module.lines, node, MAIN_LINES)
-        full = (
-            whole(module.path, module.lines, node)
-            if (node.end_lineno or 0) - node.lineno < MOST_LINES
-            else deciding(module.path, module.lines, node, MOST_LINES)
-        )
-    return Found(query.label, short, full, note, query.main)
+def _found(query: Query, module: Module, node: Statement, note: str, detail: str) -> Found:
+    short, full = (
+        deciding(module.path, module.lines, node, most, effects_first=query.effects_first)
+        for most in (MAIN_LINES, MOST_LINES)
+    )
+    return Found(query.label, short, full, note, detail, query.main)

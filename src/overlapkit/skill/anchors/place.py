@@ -40,26 +40,36 @@ def whole(path: str, lines: list[str], node: ast.stmt | ast.keyword) -> Anchor:
     return Anchor(path, start, end, "\n".join(lines[start - 1 : end]))
 
 
-def deciding(path: str, lines: list[str], node: ast.stmt | ast.keyword, most: int) -> Anchor:
+def deciding(
+    path: str,
+    lines: list[str],
+    node: ast.stmt | ast.keyword,
+    most: int,
+    *,
+    effects_first: bool = False,
+) -> Anchor:
     """A statement with at most so many of its lines: those that decide.
 
     Args:
         path: of the file.
         lines: of the file.
         node: the statement.
-        most: how many lines are quoted, those of the conditions first; `LEFT_OUT` is not counted.
+        most: how many lines are quoted; `LEFT_OUT` is not counted.
+        effects_first: whether assignments come before the branches in the statement.
     """
     start, end = extent(node)
     if end - start < most:
         return whole(path, lines, node)
-    kept = set([*_conditions(lines, node), *_effects(node)][:most])
+    inside = [_branches(lines, node), _effects(node)]
+    parts = inside[::-1] if effects_first else inside
+    kept = set(list(dict.fromkeys([*_header(node), *parts[0], *parts[1]]))[:most])
     text: list[str] = []
     for number in range(start, end + 1):
         line = lines[number - 1]
         if number in kept:
             text.append(line)
-        elif not text or text[-1].strip() != LEFT_OUT:
-            text.append(" " * (len(line) - len(line.lstrip())) + LEFT_OUT)
+        elif text[-1:] != [LEFT_OUT]:
+            text.append(LEFT_OUT)
     return Anchor(path, start, end, "\n".join(text))
 
 
@@ -71,14 +81,17 @@ def extent(node: ast.stmt | ast.keyword) -> tuple[int, int]:
     return start, node.end_lineno or start
 
 
-def _conditions(lines: list[str], node: ast.stmt | ast.keyword) -> list[int]:
-    """The lines of a statement's own header, then of the branches in it, in their order."""
+def _header(node: ast.stmt | ast.keyword) -> range:
+    """The lines of a statement before its body."""
     body = getattr(node, "body", None)
-    header = range(node.lineno, body[0].lineno if isinstance(body, list) else node.lineno + 1)
+    return range(node.lineno, body[0].lineno if isinstance(body, list) else node.lineno + 1)
+
+
+def _branches(lines: list[str], node: ast.stmt | ast.keyword) -> list[int]:
+    """The first lines of the branches in a statement, in their order."""
     start, end = extent(node)
     branches = {each.lineno for each in ast.walk(node) if isinstance(each, _HEADED)}
-    branches |= {n for n in range(start, end + 1) if lines[n - 1].strip() == "else:"}
-    return list(dict.fromkeys([*header, *sorted(branches)]))
+    return sorted(branches | {n for n in range(start, end + 1) if lines[n - 1].strip() == "else:"})
 
 
 def _effects(node: ast.stmt | ast.keyword) -> list[int]:

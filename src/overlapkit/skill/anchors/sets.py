@@ -45,12 +45,14 @@ class Query:
         label: what is decided there.
         places: the first that a checkout has is the answer.
         main: whether SKILL.md shows it; else only the page of all anchors.
+        effects_first: whether what it assigns says more than the branches in it.
         always: whether a checkout without it is told so; else only some versions have it.
     """
 
     label: str
     places: tuple[Where, ...]
     main: bool = True
+    effects_first: bool = False
     always: bool = True
 
 
@@ -103,7 +105,11 @@ BRIDGE = (
         PP,
         (Where(_OVERLAP, _MODEL, branch_on("pipeline_model_parallel_size", above=1)),),
     ),
-    Query(DP, (Where(_OVERLAP, _OPTIMIZER, branch_on("data_parallel_size", above=1)),)),
+    Query(
+        DP,
+        (Where(_OVERLAP, _OPTIMIZER, branch_on("data_parallel_size", above=1)),),
+        effects_first=True,
+    ),
     Query(
         LAUNCH,
         (
@@ -116,14 +122,14 @@ BRIDGE = (
                 _OVERLAP,
                 "CommOverlapConfig._set_num_cuda_device_max_connections",
                 sets_variable(_VARIABLE),
-                "CommOverlapConfig itself sets it, before PerfEnvPlugin did",
+                "before PerfEnvPlugin did, CommOverlapConfig set it",
             ),
             Where(
                 _CONFIG,
                 "ConfigContainer.env_vars",
                 None,
-                f"no plugin sets {_VARIABLE} any more, since Megatron-Bridge 0.6.0: each recipe "
-                "states it in ConfigContainer.env_vars (values: src/megatron/bridge/perf_recipes)",
+                "since Megatron-Bridge 0.6.0 no plugin sets it: recipes do, in env_vars, with the "
+                "values of perf_recipes/",
             ),
         ),
     ),

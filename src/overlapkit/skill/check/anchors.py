@@ -42,16 +42,20 @@ class AnchorJudge:
         """Whether an anchor is right, moved, changed or gone."""
         quote = quote_of(reference.quote or ())
         found = self._checkout.resolve(reference.path, self._folder)
-        if found.path is None:
+        own = self._checkout.in_skill(reference.path, self._folder)
+        answers = [self._in_file(reference, quote, path) for path in (found.path, own) if path]
+        if not answers:
             return self._absent(reference, quote, found.problem, unknown=found.unknown)
-        source = self._checkout.source(found.path)
+        # A skill that brings its source may name files of it as the checkout names its own.
+        return next((each for each in answers if each.state == "right"), answers[0])
+
+    def _in_file(self, reference: Reference, quote: Quote, path: str) -> Finding:
+        """The answer for an anchor whose name means this file."""
+        source = self._checkout.source(path)
         if source is None:
-            return _finding(reference, "unknown", f"{found.path} is not a text file")
-        if quote.parts:
-            finding = self._quoted(reference, quote, found.path, source)
-            if finding is not None:
-                return finding
-        return self._unquoted(reference, found.path, source)
+            return _finding(reference, "unknown", f"{path} is not a text file")
+        finding = self._quoted(reference, quote, path, source) if quote.parts else None
+        return finding or self._unquoted(reference, path, source)
 
     def _quoted(
         self, reference: Reference, quote: Quote, path: str, source: Source

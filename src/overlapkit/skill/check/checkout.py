@@ -124,6 +124,20 @@ class Checkout:
             return Resolved(None, f"several files: {', '.join(same[:3])}", unknown=True)
         return self._missing(plain)
 
+    def in_skill(self, name: str, folder: Path) -> str | None:
+        """A file that a skill brings itself, by the name that a page of it has: its whole path.
+
+        Args:
+            name: as written, from the folder of the SKILL.md.
+            folder: of the page.
+        """
+        for place in (folder, folder.parent):
+            # A link inside the skill's folder is a part of it.
+            file = Path(os.path.normpath(place / name))
+            if (place / "SKILL.md").is_file() and file.is_relative_to(place) and file.is_file():
+                return str(file)
+        return None
+
     def _missing(self, plain: str) -> Resolved:
         for folder in self.absent:
             if plain.startswith(f"{folder}/"):
