@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from overlapkit.skill.anchors import find_anchor
+from overlapkit.skill.anchors.query import find_anchor
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [*sorted(p.name for p in ROOT.glob("*.md")), *(f"docs/{n}.md" for n in ("lab",))]

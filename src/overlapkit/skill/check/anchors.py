@@ -43,11 +43,13 @@ class AnchorJudge:
         quote = quote_of(reference.quote or ())
         found = self._checkout.resolve(reference.path, self._folder)
         own = self._checkout.in_skill(reference.path, self._folder)
-        answers = [self._in_file(reference, quote, path) for path in (found.path, own) if path]
-        if not answers:
+        if found.path is None and own is None:
             return self._absent(reference, quote, found.problem, unknown=found.unknown)
-        # A skill that brings its source may name files of it as the checkout names its own.
-        return next((each for each in answers if each.state == "right"), answers[0])
+        finding = self._in_file(reference, quote, found.path or own or "")
+        if found.path and own and finding.state == "gone" and not quote.parts:
+            # A skill that brings its source may name files of it as the checkout names its own.
+            return self._in_file(reference, quote, own)
+        return finding
 
     def _in_file(self, reference: Reference, quote: Quote, path: str) -> Finding:
         """The answer for an anchor whose name means this file."""
