@@ -25,6 +25,10 @@ class Constants(NamedTuple):
             A GEMM sustains at most the GPU's power over its energy. On Blackwell that is less than
             the tensor cores could do: rates follow the power of B200, GB200 and GB300 rather than
             their data-sheet rates, and FP4 is far from twice as fast as FP8.
+        bf16_energy: J per TFLOP of a BF16 product, in place of the two above. A multiplier's energy
+            grows faster than linearly with the significand, which has 8 bits in BF16 and 4 or fewer
+            in FP8 and FP4. From the GEMMs that SimuMax measured on B200
+            (`benchmarks/plan_vs_operators.py`); Hopper and Ampere do not reach their power in BF16.
         attention_backward: share of the tensor cores' rate that the products of a flash-attention
             backward sustain: five products share registers and shared memory, and gradients are
             added atomically.
@@ -37,6 +41,7 @@ class Constants(NamedTuple):
     tensor: float
     flop_energy: float
     bit_energy: float
+    bf16_energy: float
     attention_backward: float
     memory: float
     link: float
@@ -47,6 +52,7 @@ CONSTANTS = Constants(
     tensor=0.61,
     flop_energy=0.22,
     bit_energy=0.03,
+    bf16_energy=0.9,
     attention_backward=0.55,
     memory=0.85,
     link=0.8,

@@ -191,7 +191,7 @@ def _peaks(data: DataSheet, sheet: str) -> dict[str, Figure]:
     }
 
 
-OPERAND_BITS = {"fp32": 32, "bf16": 16, "fp8": 8, "mxfp8": 8.25, "nvfp4": 4.5}
+OPERAND_BITS = {"fp32": 32, "fp8": 8, "mxfp8": 8.25, "nvfp4": 4.5}
 """Bits of one element of a GEMM's operand, with its share of the scales: one byte for 32 elements
 of MXFP8 and for 16 of NVFP4."""
 
@@ -200,11 +200,14 @@ def _sustained(
     kind: str, peak: Figure, power: Figure, tensor: Figure, constants: Constants
 ) -> Figure:
     """What tensor cores sustain, or what power allows, whichever is less."""
-    bits = given(f"{kind} operand bits", OPERAND_BITS[kind], "", "the format, with its scales")
-    energy = (
-        constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
-        + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
-    ).called(f"{kind} energy", "J/FLOP")
+    if kind == "bf16":
+        energy = constant("bf16 energy", constants.bf16_energy * 1e-12, "J/FLOP")
+    else:
+        bits = given(f"{kind} operand bits", OPERAND_BITS[kind], "", "the format, with its scales")
+        energy = (
+            constant("energy of an operation", constants.flop_energy * 1e-12, "J/FLOP")
+            + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
+        ).called(f"{kind} energy", "J/FLOP")
     return smallest(peak * tensor, power / energy).called(f"{kind} sustained", "FLOP/s")
 
 

@@ -9,8 +9,12 @@ from overlapkit.plan.workload.gemms import Gemm
 
 
 def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
-    """Seconds of arithmetic or memory, whichever takes longer (roofline), and of the kernel's "
-    "start."""
+    """Seconds of arithmetic or memory, whichever takes longer (roofline), and a kernel's start.
+
+    In a grouped GEMM each expert has few tokens for its weight. Reading the weight, or adding to
+    its gradient, is not hidden under the arithmetic of so few tiles: both take their time, as in
+    SimuMax's measurements on B200 (`benchmarks/plan_vs_operators.py`).
+    """
     at = f"{gemm.name} {gemm.which}"
     rate = machine.rate(gemm.precision.rate)
     if machine.processors > 1:
@@ -18,7 +22,9 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
         rows, columns = machine.tile
         source = f"{rows} x {columns} tiles over {machine.processors} SMs"
         rate = rate * given(f"{at} tiles' use of the SMs", share, "", source)
-    time = largest(gemm.flops / rate, gemm.moved / machine.memory_bandwidth) + machine.kernel
+    arithmetic, memory = gemm.flops / rate, gemm.moved / machine.memory_bandwidth
+    time = arithmetic + memory if gemm.batch > 1 else largest(arithmetic, memory)
+    time = time + machine.kernel
     return time.called(f"{at} time", "s")
 
 
