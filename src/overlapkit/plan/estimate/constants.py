@@ -29,9 +29,10 @@ class Constants(NamedTuple):
             grows faster than linearly with the significand, which has 8 bits in BF16 and 4 or fewer
             in FP8 and FP4. From the GEMMs that SimuMax measured on B200
             (`benchmarks/plan_vs_operators.py`); Hopper and Ampere do not reach their power in BF16.
-        attention_backward: share of the tensor cores' rate that the products of a flash-attention
-            backward sustain: five products share registers and shared memory, and gradients are
-            added atomically.
+        attention_forward: share of the tensor cores' data-sheet rate that the products of a
+            flash-attention forward sustain where its blocks fill the GPU.
+        attention_backward: the same of a backward: five products share registers and shared memory,
+            and gradients are added atomically.
         memory: share of the memory's bandwidth that a streaming kernel sustains: refresh,
             read-write turnarounds, start and end of the kernel.
         link: share of a link's bandwidth that large collectives sustain: headers and flags.
@@ -42,6 +43,7 @@ class Constants(NamedTuple):
     flop_energy: float
     bit_energy: float
     bf16_energy: float
+    attention_forward: float
     attention_backward: float
     memory: float
     link: float
@@ -53,7 +55,8 @@ CONSTANTS = Constants(
     flop_energy=0.22,
     bit_energy=0.03,
     bf16_energy=0.9,
-    attention_backward=0.55,
+    attention_forward=0.57,
+    attention_backward=0.47,
     memory=0.85,
     link=0.8,
     processors=16,
@@ -65,6 +68,9 @@ rounded. The others are from published microbenchmarks of GEMM-free kernels and 
 
 KERNEL_S = 4e-6
 """Seconds from the last thread block of a kernel to the first of the next, which is queued."""
+LAUNCH_S = 15e-6
+"""Seconds that the host needs to start one operation: Python, PyTorch's dispatcher and autograd,
+and the driver."""
 NVLINK_HOP_S = 2e-6
 """Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
 memory."""
@@ -80,6 +86,26 @@ TCP_HOP_S = 40e-6
 TILE = (128, 256)
 """Rows and columns of the result that a thread block (on Blackwell a pair of them) computes: the
 largest tile whose fp32 sums fit next to the operands' buffers."""
+
+
+HEAD = 128
+"""Largest head size whose blocks of a sequence fit into shared memory at full length."""
+
+
+class AttentionPace(NamedTuple):
+    """How a pass of attention falls short of its rate (`benchmarks/plan_vs_operators.py`).
+
+    Attributes:
+        waves: blocks for each SM with which half of the rate is reached. Blocks of a causal
+            sequence differ in work, and the last of them run alone.
+        wide: share of the rate where heads are larger than `HEAD`, as in multi-latent attention.
+    """
+
+    waves: float
+    wide: float
+
+
+ATTENTION = {"forward": AttentionPace(1.6, 1.0), "backward": AttentionPace(0.6, 0.77)}
 
 
 def constant(name: str, value: float, unit: str = "") -> Figure:

@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.overlap import Overlap
-from overlapkit.plan.estimate.roofline import collective_time, gemm_time, traffic_time
+from overlapkit.plan.estimate.roofline import (
+    attention_time,
+    collective_time,
+    gemm_time,
+    host_time,
+    traffic_time,
+)
 from overlapkit.plan.figure import Figure, given, largest, total
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.recompute import Recompute
@@ -31,6 +37,7 @@ class PhaseTime:
     Attributes:
         gemms, attention, traffic: compute, including what is recomputed.
         communication: by dimension (TP, CP, EP), where there is any.
+        host: waiting for the host to start kernels.
         contention: by how much hidden communication slows the compute beside it, since it takes a
             share of the SMs.
     """
@@ -40,6 +47,7 @@ class PhaseTime:
     traffic: Figure
     communication: tuple[Communication, ...]
     contention: Figure
+    host: Figure
 
     @property
     def compute(self) -> Figure:
@@ -50,9 +58,8 @@ class PhaseTime:
     def all(self) -> Figure:
         """Everything."""
         exposed = (one.exposed for one in self.communication)
-        return total([self.gemms, self.attention, self.traffic, self.contention, *exposed]).called(
-            "time of a layer", "s"
-        )
+        parts = (self.gemms, self.attention, self.traffic, self.host, self.contention, *exposed)
+        return total(parts).called("time of a layer", "s")
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def _phase(
         traffic=times.traffic,
         communication=communication,
         contention=contention,
+        host=host_time(work, machine, phase),
     )
 
 
@@ -123,9 +131,9 @@ class _Times(NamedTuple):
 def _compute(work: LayerWork, machine: Machine, phase: str, gemms: Mapping[str, Figure]) -> _Times:
     attention = given("no attention", 0, "s", "the output layer has none")
     if work.attention:
-        flops = getattr(work.attention, phase)
-        rate = getattr(machine, f"attention_{phase}")
-        attention = (flops / rate).called(f"{work.name} attention, {phase}", "s")
+        attention = attention_time(work.attention, machine, phase).called(
+            f"{work.name} attention, {phase}"
+        )
     moved = (traffic_time(getattr(one, phase), machine) for one in work.traffic)
     return _Times(
         total(gemms.values(), "s").called(f"{work.name} GEMMs, {phase}", "s"),

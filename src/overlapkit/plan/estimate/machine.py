@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import DataSheet, data_sheet, find_gpu
 from overlapkit.plan.estimate.constants import (
     CONSTANTS,
     KERNEL_S,
+    LAUNCH_S,
     NETWORK_HOP_S,
     NVLINK_HOP_S,
     TILE,
@@ -26,6 +26,9 @@ from overlapkit.plan.figure import Figure, given, smallest
 
 ALL_RANKS = 2**31
 """A domain larger than any job."""
+
+
+NO_LAUNCH = given("launch of a kernel", 0, "s", "not counted")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class Machine:
     Attributes:
         name: shown in messages.
         rates: FLOP/s that large GEMMs sustain, by `Precision.rate`.
-        attention_forward, attention_backward: FLOP/s of attention.
+        attention_forward, attention_backward: FLOP/s of attention's products, of many heads and a
+            long sequence.
+        launch: seconds that the host needs to start a kernel.
+        exponentials: 1/s; None where they cost nothing.
+        attention_rows: query positions that one block of attention works on.
         memory_bandwidth: bytes/s of a streaming kernel.
         memory: bytes.
         links: nearest first.
@@ -73,6 +80,9 @@ class Machine:
     links: tuple[Link, ...]
     communication_share: Figure
     kernel: Figure
+    launch: Figure = NO_LAUNCH
+    exponentials: Figure | None = None
+    attention_rows: int = 1
     processors: int = 1
     tile: tuple[int, int] = (1, 1)
     step_compute: Figure | None = None
@@ -95,6 +105,10 @@ class Machine:
             )
         return self.rates[kind]
 
+
+ROWS, BLACKWELL_ROWS = 128, 256
+"""Query positions of a thread block of flash attention; on Blackwell it works on two tiles in turn
+(FlashAttention-2, 2023, and FlashAttention-4, 2025)."""
 
 NETWORK_GBPS = (1e-3, 1e6)
 """Gbit/s of network per GPU that are accepted: far beyond any adapter, in both directions."""
@@ -131,6 +145,7 @@ def machine_of(
     peaks = _peaks(data, sheet)
     power = given("power", data.tdp_watt, "W", sheet)
     tensor = constant("tensor-core efficiency", constants.tensor)
+    forward = constant("attention forward efficiency", constants.attention_forward)
     backward = constant("attention backward efficiency", constants.attention_backward)
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
     streaming = constant("memory efficiency", constants.memory)
@@ -140,8 +155,10 @@ def machine_of(
         rates={
             kind: _sustained(kind, peak, power, tensor, constants) for kind, peak in peaks.items()
         },
-        attention_forward=_attention(data, peaks["bf16"] * tensor, peaks["bf16"], FORWARD),
-        attention_backward=_attention(data, peaks["bf16"] * backward, peaks["bf16"], BACKWARD),
+        attention_forward=(peaks["bf16"] * forward).called("attention forward", "FLOP/s"),
+        attention_backward=(peaks["bf16"] * backward).called("attention backward", "FLOP/s"),
+        exponentials=_exponentials(data, peaks["bf16"]),
+        attention_rows=BLACKWELL_ROWS if find_gpu(gpu)[1].sm100_or_newer else ROWS,
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
         links=(
@@ -157,6 +174,7 @@ def machine_of(
             "share of SMs that a collective takes"
         ),
         kernel=constant("kernel start", KERNEL_S, "s"),
+        launch=constant("launch of a kernel", LAUNCH_S, "s"),
         processors=data.sm,
         tile=TILE,
     )
@@ -211,43 +229,17 @@ def _sustained(
     return smallest(peak * tensor, power / energy).called(f"{kind} sustained", "FLOP/s")
 
 
-HEAD = 128
-"""Head size that attention's rate is stated for, as that of every named model."""
-
-
-class _Pass(NamedTuple):
-    """What attention does for each pair of positions: FLOPs are `products x HEAD`."""
-
-    name: str
-    products: int
-    exponentials: int
-
-
-FORWARD = _Pass("forward", 4, 1)
-BACKWARD = _Pass("backward", 10, 1)
-
-
-def _attention(gpu: DataSheet, products: Figure, peak: Figure, of: _Pass) -> Figure:
-    """FLOP/s where matrix products and exponentials follow each other.
-
-    For each pair of positions the forward multiplies `2 x 2 x head` and takes one exponential. The
-    special-function units take exponentials at a rate of their own, which is the lower one on
-    Blackwell (FlashAttention-4, 2025).
+def _exponentials(gpu: DataSheet, peak: Figure) -> Figure:
+    """Exponentials per second of all special-function units.
 
     Args:
         gpu: the data sheet.
-        products: FLOP/s that matrix products sustain.
         peak: FLOP/s of the data sheet in BF16, which gives the clock.
-        of: what the pass does.
     """
     source = "overlapkit/data/hardware.json"
     each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", source)
     unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", source)
-    exponential = (peak / each * unit).called("exponentials", "1/s")
-    per_pair = f"{of.products} x head size of {HEAD}"
-    operations = given(f"FLOPs per pair, {of.name}", of.products * HEAD, "FLOP", per_pair)
-    time = operations / products + of.exponentials / exponential
-    return (operations / time).called(f"attention {of.name} sustained", "FLOP/s")
+    return (peak / each * unit).called("exponentials", "1/s")
 
 
 def _bandwidth(name: str, peak: float, source: str, constants: Constants) -> Figure:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from overlapkit.plan.estimate.constants import ATTENTION, HEAD, constant
 from overlapkit.plan.estimate.machine import Machine, filled, link_between, slowest_link
 from overlapkit.plan.figure import Figure, given, largest
+from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.step import LayerWork
+
+LAUNCHED = "kernels that the host starts one by one after it has learned the experts' tokens"
 
 
 def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
@@ -26,6 +31,38 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     time = arithmetic + memory if gemm.batch > 1 else largest(arithmetic, memory)
     time = time + machine.kernel
     return time.called(f"{at} time", "s")
+
+
+def attention_time(attention: Attention, machine: Machine, phase: str) -> Figure:
+    """Seconds of attention: its products, or its exponentials where these take longer.
+
+    Exponentials of one block of scores are taken beside the products of another (FlashAttention-3,
+    2024, section 3.2). The blocks of few heads and short sequences do not fill the GPU.
+
+    Args:
+        attention: of one layer.
+        machine: rates.
+        phase: "forward" or "backward".
+    """
+    time: Figure = getattr(attention, phase) / getattr(machine, f"attention_{phase}")
+    if machine.processors == 1:
+        return time.called(f"attention, {phase}", "s")
+    pace = ATTENTION[phase]
+    if attention.head > HEAD:
+        time = time / constant("share of the rate that wide heads sustain", pace.wide)
+    if machine.exponentials is not None:
+        time = largest(time, attention.exponentials / machine.exponentials)
+    rows = machine.attention_rows
+    waves = attention.rows / rows / machine.processors
+    source = f"blocks of {rows} rows over {machine.processors} SMs"
+    filled_share = given("use of the SMs by attention", waves / (waves + pace.waves), "", source)
+    return (time / filled_share + machine.kernel).called(f"attention, {phase}", "s")
+
+
+def host_time(work: LayerWork, machine: Machine, phase: str) -> Figure:
+    """Seconds in which the GPU waits for the host to start the kernels of a layer's phase."""
+    count = given(f"{work.name} kernels, {phase}", getattr(work.launches, phase), "", LAUNCHED)
+    return (count * machine.launch).called(f"{work.name} host, {phase}", "s")
 
 
 def traffic_time(moved: Figure, machine: Machine) -> Figure:

@@ -20,6 +20,7 @@ PARTS = (
     "matrix products",
     "attention",
     "memory-bound kernels",
+    "host",
     "contention",
     "TP exposed",
     "CP exposed",
@@ -122,6 +123,7 @@ _COMPUTE: dict[str, Callable[[LayerTime], Figure]] = {
     "matrix products": lambda time: time.forward.gemms + time.backward.gemms,
     "attention": lambda time: time.forward.attention + time.backward.attention,
     "memory-bound kernels": lambda time: time.forward.traffic + time.backward.traffic,
+    "host": lambda time: time.forward.host + time.backward.host,
     "contention": lambda time: time.forward.contention + time.backward.contention,
 }
 

@@ -149,9 +149,7 @@ def context_collectives(
     """
     if layout.cp == 1:
         return []
-    kind = getattr(model, "cp_comm_type", None) or "p2p"
-    if isinstance(kind, (list, tuple)):
-        kind = kind[min(layer, len(kind) - 1)]
+    kind = context_kind(model, layer)
     if kind not in CP_KINDS:
         raise InputError(f"model.cp_comm_type={kind!r}: unknown; known are {', '.join(CP_KINDS)}")
     tensors = _attention_tensors(shape, layout, base)
@@ -165,6 +163,14 @@ def context_collectives(
         # The ring connects the groups that have exchanged heads; with a2a alone there is one.
         found += _ring(tensors, ranks=layout.cp // inner, stride=layout.tp * inner)
     return [one for one in found if one.ranks > 1]
+
+
+def context_kind(model: Any, layer: int) -> str:
+    """cp_comm_type of a layer."""
+    kind = getattr(model, "cp_comm_type", None) or "p2p"
+    if isinstance(kind, (list, tuple)):
+        kind = kind[min(layer, len(kind) - 1)]
+    return str(kind)
 
 
 @dataclass(frozen=True)

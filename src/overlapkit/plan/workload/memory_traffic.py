@@ -66,6 +66,45 @@ def attention_traffic(
     )
 
 
+def ring_traffic(
+    shape: ModelShape, layout: Layout, base: Precision, kind: str
+) -> tuple[MemoryTraffic, ...]:
+    """What context parallelism's ring adds: the results of its steps are put together.
+
+    Each step of the forward has an output of its own, which is rescaled and added to a sum in fp32.
+    Each step of the backward adds its gradients of queries, keys and values to those of the steps
+    before (Transformer Engine's context_parallel.py).
+
+    Args:
+        kind: cp_comm_type.
+    """
+    if layout.cp == 1 or "p2p" not in kind:
+        return ()
+    steps = given("steps of the ring", layout.cp, "", "model.context_parallel_size")
+    queries, keys, values = attention_widths(shape)
+    out = given(
+        "attention output width per rank",
+        attention_output(shape) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    inside = given(
+        "attention width per rank",
+        (queries + keys + values) / shape.tp,
+        "",
+        "heads x head size / TP",
+    )
+    size = base.operand_bytes
+    forward = steps * layout.tokens * out * literal(size + 4 + 4, "B")
+    backward = steps * layout.tokens * inside * literal(3 * size, "B")
+    return (
+        MemoryTraffic(
+            forward.called("bytes to add up ring steps, forward", "B"),
+            backward.called("bytes to add up ring steps, backward", "B"),
+        ),
+    )
+
+
 class MlpRows(NamedTuple):
     """What passes through a feed-forward block on one rank.
 

@@ -18,6 +18,7 @@ from overlapkit.plan.workload.attention import Attention, attention_of
 from overlapkit.plan.workload.collectives import (
     Collective,
     context_collectives,
+    context_kind,
     expert_collectives,
     routed_copies,
     tensor_collectives,
@@ -32,6 +33,7 @@ from overlapkit.plan.workload.gemms import (
     vocabulary_gemms,
 )
 from overlapkit.plan.workload.gradient_exchange import GradientExchange, gradient_exchange
+from overlapkit.plan.workload.host import NO_LAUNCHES, Launches, launches_of
 from overlapkit.plan.workload.layout import Layout, layout_of
 from overlapkit.plan.workload.memory_traffic import (
     MemoryTraffic,
@@ -40,6 +42,7 @@ from overlapkit.plan.workload.memory_traffic import (
     expert_traffic,
     loss_traffic,
     mlp_traffic,
+    ring_traffic,
     shared_tokens,
 )
 from overlapkit.plan.workload.parameters import COUNTED, StageParameters, stage_parameters
@@ -65,6 +68,7 @@ class LayerWork:
         recompute: what the backward repeats.
         moe: whether it has experts.
         precision: of its linear layers.
+        launches: kernels that the GPU waits for the host to start.
     """
 
     name: str
@@ -75,6 +79,7 @@ class LayerWork:
     recompute: Recompute
     moe: bool
     precision: Precision
+    launches: Launches = NO_LAUNCHES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,10 +230,12 @@ def _layer(
     layer: int,
 ) -> LayerWork:
     base = base_precision(model)
+    launches = NO_LAUNCHES
     collectives = tensor_collectives(shape, layout, base, low, mlp=not moe)
     collectives += context_collectives(model, shape, layout, base, layer)
     if moe and shape.experts:
         block = _experts(model, shape, shape.experts, layout, low)
+        launches = launches_of(model, shape.experts, layout)
     else:
         block = _feed_forward(shape, layout, base, low)
     kind = "moe" if moe else "dense"
@@ -237,11 +244,16 @@ def _layer(
         name=kind if low is linear_precision(model) else f"{kind} {low.name}",
         gemms=(*attention_gemms(shape, tokens, low), *block.gemms),
         attention=attention,
-        traffic=(attention_traffic(shape, layout, base, low), *block.traffic),
+        traffic=(
+            attention_traffic(shape, layout, base, low),
+            *ring_traffic(shape, layout, base, context_kind(model, layer)),
+            *block.traffic,
+        ),
         collectives=(*collectives, *block.collectives),
         recompute=recompute_of(model, layout, moe=moe),
         moe=moe,
         precision=low,
+        launches=launches,
     )
 
 

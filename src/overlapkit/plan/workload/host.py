@@ -1,0 +1,45 @@
+"""Kernels of a mixture's layer that the GPU waits for the host to start.
+
+Elsewhere the host runs ahead of the GPU. Experts without dropped tokens receive as many tokens as
+the router sends them: the host waits for these numbers, and then starts the kernels of each expert
+one after another (Megatron-Core's token dispatcher, Transformer Engine's GroupedLinear).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from megatron.bridge.models.model_shape import Experts
+from megatron.bridge.utils.cuda_graph import cuda_graph_module_names, is_full_iteration_cuda_graph
+from overlapkit.plan.workload.layout import Layout
+
+
+class Launches(NamedTuple):
+    """Kernels that are started one by one in a layer's forward and in its backward."""
+
+    forward: float = 0
+    backward: float = 0
+
+
+NO_LAUNCHES = Launches()
+EXPERT = Launches(4, 8)
+"""For each expert of a rank: the GEMMs of two linear layers, and the activation and quantization
+between them; the backward has two GEMMs for each of the forward."""
+LAYER = Launches(60, 80)
+"""Of the rest of the layer: norms, attention, router, permutation, dispatch and combine, in
+PyTorch's own kernels and Transformer Engine's."""
+GRAPHED_LAYER = Launches(30, 40)
+"""Of the rest of the layer where its attention or its router is captured in CUDA graphs."""
+
+
+def launches_of(model: Any, experts: Experts, layout: Layout) -> Launches:
+    """The kernels of one layer with experts; none where a graph holds the entire iteration."""
+    if is_full_iteration_cuda_graph(model):
+        return NO_LAUNCHES
+    graphed = (getattr(model, "cuda_graph_impl", None) or "none") != "none"
+    rest = GRAPHED_LAYER if graphed and cuda_graph_module_names(model) else LAYER
+    own = experts.count // layout.ep
+    return Launches(
+        rest.forward + own * EXPERT.forward,
+        rest.backward + own * EXPERT.backward,
+    )
