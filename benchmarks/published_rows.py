@@ -23,7 +23,11 @@ from overlapkit.plan.inputs import PRECISIONS, recipe_of
 from overlapkit.plan.models import named_model
 from overlapkit.plan.workload.step import Workload, workload
 
-SHAPES = Path(__file__).resolve().parent / "data" / "model_shapes.json"
+DATA = Path(__file__).resolve().parent / "data"
+SHAPES = DATA / "model_shapes.json"
+RECIPES = DATA / "recipes.json"
+OF_BRIDGE = ("", "bridge-moe", "bridge-llama-rerun")
+"""Origins whose rows were measured with Megatron-Bridge's performance recipes."""
 TOOLS = {"simumax_ms": "SimuMax", "calculon_ms": "Calculon"}
 """Keys of a row that state another tool's estimate of the step, in ms."""
 
@@ -140,6 +144,87 @@ class Row:
         return *self.model, self.gpu, self.work.precision.rate, *self.layout
 
 
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a performance recipe sets and a table does not tell.
+
+    Attributes:
+        model: start of the model's name, in lower case.
+        gpus, precision, since, mbs, ep: what the recipe is for; anything where not set. `since` is
+            a release, and `precision` names mixed_precision.
+        dispatcher: moe_token_dispatcher_type, in place of what the row assumes.
+        graph: "full" for CUDA graphs of the entire iteration, "parts" for some of a layer's.
+        ep_overlap: overlap_moe_expert_parallel_comm.
+        recompute: modules that are recomputed.
+        full_layers: layers of each chunk that are recomputed entirely.
+    """
+
+    model: str
+    gpus: list[str] = []
+    precision: str | None = None
+    since: str = ""
+    mbs: int | None = None
+    ep: int | None = None
+    dispatcher: str = ""
+    graph: str = ""
+    ep_overlap: bool = False
+    recompute: list[str] = []
+    full_layers: int | None = None
+
+    def fits(self, row: Published, gpu: str, precision: str) -> bool:
+        """Whether it is the recipe of a row."""
+        return (
+            row.model.lower().startswith(self.model)
+            and (not self.gpus or gpu in self.gpus)
+            and self.precision in (None, precision)
+            and _release(row.release) >= _release(self.since)
+            and self.mbs in (None, row.mbs)
+            and self.ep in (None, row.ep)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the model section."""
+        model: dict[str, Any] = {}
+        if self.dispatcher:
+            model["moe_token_dispatcher_type"] = self.dispatcher
+        if self.graph == "full":
+            model |= {"cuda_graph_impl": "local", "cuda_graph_scope": ["full_iteration"]}
+        elif self.graph == "parts":
+            parts = ["attn", "moe_router", "moe_preprocess"]
+            model |= {"cuda_graph_impl": "transformer_engine", "cuda_graph_scope": parts}
+        if self.recompute:
+            model |= {"recompute_granularity": "selective", "recompute_modules": self.recompute}
+        if self.full_layers:
+            model |= {
+                "recompute_granularity": "full",
+                "recompute_method": "block",
+                "recompute_num_layers": self.full_layers,
+            }
+        return model
+
+
+class _Recipes(msgspec.Struct, frozen=True):
+    recipes: list[Recipe]
+
+
+@cache
+def _recipes() -> list[Recipe]:
+    return msgspec.json.decode(RECIPES.read_bytes(), type=_Recipes).recipes
+
+
+def _release(text: str) -> tuple[int, ...]:
+    words = text.split()
+    return tuple(int(part) for part in words[0].split(".")) if words else ()
+
+
+def recipe_for(row: Published, gpu: str, precision: str) -> Recipe:
+    """The recipe that a row was measured with, as far as it is known."""
+    if row.origin in OF_BRIDGE:
+        for one in _recipes():
+            if one.fits(row, gpu, precision):
+                return one
+    return Recipe(model="")
+
+
 class _Table(msgspec.Struct, frozen=True):
     rows: list[Published]
 
@@ -194,13 +279,17 @@ def read_row(row: Published) -> Row:
             f"precision {row.precision!r} is not known; known are {', '.join(PRECISIONS)}"
         )
     system = row.system.lower().replace("dgx", "").split()[0].strip("-")
+    unknown = recipe_for(row, system, recipe)
     data = {
-        "model": _model(row),
+        "model": _model(row) | ({} if row.recompute else unknown.settings()),
         "ddp": {"use_distributed_optimizer": row.dist_opt},
         "optimizer": {"use_distributed_optimizer": row.dist_opt},
         "train": {"micro_batch_size": row.mbs, "global_batch_size": row.gbs},
         "mixed_precision": recipe,
-        "comm_overlap": {"tp_comm_overlap": row.tp > 1},
+        "comm_overlap": {
+            "tp_comm_overlap": row.tp > 1,
+            "overlap_moe_expert_parallel_comm": unknown.ep_overlap,
+        },
     }
     if row.fsdp:
         data["ddp"] |= {

@@ -99,7 +99,18 @@ def collective_time(one: Collective, machine: Machine) -> Figure:
     if near == one.ranks:
         return (sent / bandwidth + latency).called(name, "s")
     # What leaves the domain uses each rank's own adapter, whatever its neighbours do.
-    outside = given("members outside of the domain", one.ranks - near, "", "stride of the group")
-    leaving = (one.payload * outside / one.ranks).called(f"{one.name} bytes leaving", "B")
+    leaving = _leaving(one, near)
     slowest = largest(sent / machine.links[0].bandwidth, leaving / machine.links[-1].bandwidth)
     return (slowest + latency).called(name, "s")
+
+
+def _leaving(one: Collective, near: int) -> Figure:
+    """Bytes of an all-to-all that leave a rank's domain, which has `near` of the members."""
+    name = f"{one.name} bytes leaving"
+    if one.routing is not None and one.ranks % near == 0:
+        domains = one.ranks // near
+        others = one.routing.copies_to(domains) * (domains - 1) / domains
+        copies = given("other domains of a token's experts", others, "", "experts chosen at random")
+        return (one.routing.copy * copies).called(name, "B")
+    outside = given("members outside of the domain", one.ranks - near, "", "stride of the group")
+    return (one.payload * outside / one.ranks).called(name, "B")

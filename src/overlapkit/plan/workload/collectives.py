@@ -26,6 +26,27 @@ from overlapkit.plan.workload.precision import Precision
 PHASES = ("forward", "backward")
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Tokens that go once to each domain of fast links, and from there to their experts.
+
+    Attributes:
+        experts: of the model, spread evenly over the group.
+        chosen: experts that each token goes to, at random.
+        copy: bytes of all tokens of a rank, sent once.
+    """
+
+    experts: int
+    chosen: int
+    copy: Figure
+
+    def copies_to(self, groups: int) -> float:
+        """Expected number of equal groups of experts that have at least one of a token's: groups
+        times the probability that one of them is chosen."""
+        missed = comb(self.experts - self.experts // groups, self.chosen)
+        return groups * (1 - missed / comb(self.experts, self.chosen))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collective:
     """One collective of a kind, and how often it runs.
@@ -42,6 +63,7 @@ class Collective:
         count: how often, per layer and microbatch (per step for phase "step").
         beside: the GEMM that it can hide under, as ``name which``; empty for none.
         always_hidden: whether the layer starts it asynchronously, whatever the overlap switches.
+        routing: of an all-to-all that sends a token once to each domain; None for others.
     """
 
     dimension: str
@@ -54,6 +76,7 @@ class Collective:
     count: int = 1
     beside: str = ""
     always_hidden: bool = False
+    routing: Routing | None = None
 
 
 def tensor_collectives(
@@ -277,7 +300,13 @@ def expert_collectives(
     result = []
     if layout.ep > 1:
         names = {"dispatch": "all-to-all", "combine": "all-to-all"}
-        result = _both_ways(names, sent, layout.ep, stride=layout.expert_tp, beside="layer")
+        routing = None
+        if _once_per_domain(model):
+            one = (tokens * hidden * size).called("tokens of a rank", "B")
+            routing = Routing(experts.count, routed_copies(model), one)
+        result = _both_ways(
+            names, sent, layout.ep, stride=layout.expert_tp, beside="layer", routing=routing
+        )
     if layout.expert_tp > 1:
         ranks = given("expert TP", layout.expert_tp, "ranks", "model.expert_tensor_parallel_size")
         shared = (sent * ranks).called("tokens of an expert's TP ranks", "B")
@@ -287,7 +316,13 @@ def expert_collectives(
 
 
 def _both_ways(
-    kinds: dict[str, str], payload: Figure, ranks: int, *, stride: int = 1, beside: str = ""
+    kinds: dict[str, str],
+    payload: Figure,
+    ranks: int,
+    *,
+    stride: int = 1,
+    beside: str = "",
+    routing: Routing | None = None,
 ) -> list[Collective]:
     """The experts' collectives, by name, in the forward and again in the backward."""
     return [
@@ -300,6 +335,7 @@ def _both_ways(
             stride=stride,
             phase=phase,
             beside=beside,
+            routing=routing,
         )
         for phase in PHASES
         for name, kind in kinds.items()
@@ -312,14 +348,13 @@ def routed_copies(model: Any) -> int:
 
 
 def token_copies(model: Any, experts: Experts, layout: Layout) -> float:
-    """Times that a token is sent: once per expert, or once per rank with the flex dispatcher.
-
-    The latter is the expected number for experts chosen at random: ranks times the probability that
-    at least one of a rank's experts is among those chosen.
-    """
+    """Times that a token is sent: once per expert, or once per rank with the flex dispatcher."""
     top = routed_copies(model)
-    if getattr(model, "moe_token_dispatcher_type", "alltoall") != "flex":
+    if not _once_per_domain(model):
         return top
-    per_rank = experts.count // layout.ep
-    missed = comb(experts.count - per_rank, top) / comb(experts.count, top)
-    return layout.ep * (1 - missed)
+    return Routing(experts.count, top, literal(0, "B")).copies_to(layout.ep)
+
+
+def _once_per_domain(model: Any) -> bool:
+    """Whether the dispatcher is flex (DeepEP or HybridEP), which forwards within a domain."""
+    return getattr(model, "moe_token_dispatcher_type", "alltoall") == "flex"
