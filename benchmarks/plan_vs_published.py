@@ -45,73 +45,95 @@ import numpy as np
 from published_rows import Row, error, estimated, other_errors, read_rows
 
 from overlapkit.errors import EXIT_BAD_INPUT, InputError
+from overlapkit.hardware import gpus
 from overlapkit.output.console import console, write_json
-from overlapkit.plan.estimate.constants import CONSTANTS, FITTED, Constants
+from overlapkit.plan.estimate.constants import CONSTANTS, Constants
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT_ROWS = ROOT / "src/overlapkit/data/published_throughput.json"
 MORE_ROWS = ROOT / "benchmarks/data/published_more.json"
 
-ITERATIONS = 4
+ITERATIONS = 12
 DELTA = 0.05
-LARGEST_STEP = 0.2
+NOISE = 0.08
+"""Spread of the errors of one class's layouts, as a logarithm."""
+PRIOR = 0.12
+"""Spread of the shares around 1: how far a class is believed before its rows."""
+OUTLIER = 0.15
+OTHER_FRAMEWORKS = ("torchtitan", "llm-foundry")
+"""Origins whose rows were not measured with Megatron: nothing is fitted to them."""
 OTHERS = ("torchtitan", "llm-foundry", "simumax-b200", "bloom", "llama3-paper")
 """Origins whose tables are not NVIDIA's: other frameworks, or settings of their own."""
+CURRENT = (26, 2)
+"""The oldest release of NVIDIA's containers that counts as current."""
 APART = 0.01
 """Layouts whose measurements differ by less are in no order."""
 
 
-def fitted(rows: list[Row], start: Constants, slopes: np.ndarray) -> Constants:
-    """The fitted constants that minimize the squares of the log errors.
+def fit_rows_of(rows: list[Row]) -> list[Row]:
+    """The rows that shares are fitted to: of Megatron, and the newest release of each layout."""
+    newest: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        if row.published.origin in OTHER_FRAMEWORKS:
+            continue
+        key = *row.measured_layout, row.published.gpus, row.published.gbs, row.published.origin
+        if key not in newest or row.release >= newest[key].release:
+            newest[key] = row
+    return list(newest.values())
 
-    The slopes at `start` are used throughout: errors are nearly linear in the logarithms.
 
-    Args:
-        slopes: of each row's log error by each of `FITTED`'s logarithm.
+class Fit:
+    """The fit of the shares to rows: least squares of the logarithm of the error, and of the share.
+
+    Attributes:
+        rows: that are fitted to.
+        keys: of the shares.
+        slopes: of each row's log error by each share's logarithm, at shares of 1.
+        off: the log errors there.
     """
-    at = np.log([getattr(start, name) for name in FITTED])
-    for _ in range(ITERATIONS):
-        off = np.array([np.log1p(error(row, _constants(start, at))) for row in rows])
-        step, *_ = np.linalg.lstsq(slopes, -off, rcond=None)
-        at = at + np.clip(step, -LARGEST_STEP, LARGEST_STEP)
-    return _constants(start, at)
+
+    def __init__(self, rows: list[Row], keys: list[str]) -> None:
+        self.rows, self.keys = rows, keys
+        start = CONSTANTS._replace(shares=dict.fromkeys(keys, 1.0))
+        self.off = np.array([np.log1p(error(row, start)) for row in rows])
+        self.slopes = np.zeros((len(rows), len(keys)))
+        for column, key in enumerate(keys):
+            more = start._replace(shares=start.shares | {key: float(np.exp(DELTA))})
+            for n, row in enumerate(rows):
+                if key in shares_of(row):
+                    change = np.log1p(error(row, more)) - self.off[n]
+                    self.slopes[n, column] = change / DELTA
+
+    def without(self, layout: tuple[object, ...] | None) -> Constants:
+        """The constants fitted to all rows except those of a layout."""
+        kept = np.array([row.measured_layout != layout for row in self.rows])
+        at = np.zeros(len(self.keys))
+        for _ in range(ITERATIONS):
+            left = self.off + self.slopes @ at
+            # Beyond `OUTLIER` an error counts by its size rather than by its square.
+            weight = kept * np.minimum(1, OUTLIER / np.maximum(np.abs(left), 1e-9)) / NOISE**2
+            weighted = self.slopes.T * weight
+            precision = weighted @ self.slopes + np.eye(len(self.keys)) / PRIOR**2
+            at = np.linalg.solve(precision, -weighted @ self.off)
+        shares = np.exp(at)
+        return CONSTANTS._replace(shares=dict(zip(self.keys, map(float, shares), strict=True)))
 
 
-def _constants(start: Constants, logarithms: np.ndarray) -> Constants:
-    return start._replace(**dict(zip(FITTED, map(float, np.exp(logarithms)), strict=True)))
-
-
-def slopes_at(rows: list[Row], constants: Constants) -> np.ndarray:
-    """How each row's log error changes with the logarithm of each fitted constant."""
-    base = np.array([np.log1p(error(row, constants)) for row in rows])
-    columns = []
-    for name in FITTED:
-        more = constants._replace(**{name: getattr(constants, name) * np.exp(DELTA)})
-        columns.append((np.array([np.log1p(error(row, more)) for row in rows]) - base) / DELTA)
-    return np.stack(columns, axis=1)
-
-
-def constants_without(rows: list[Row]) -> dict[tuple[object, ...], Constants]:
-    """For each layout that the constants were fitted to, those fitted to all other layouts.
-
-    Args:
-        rows: that the constants were fitted to.
-    """
-    slopes = slopes_at(rows, CONSTANTS)
-    found = {}
-    for layout in {row.measured_layout for row in rows}:
-        others = [n for n, row in enumerate(rows) if row.measured_layout != layout]
-        found[layout] = fitted([rows[n] for n in others], CONSTANTS, slopes[others])
-    return found
+def shares_of(row: Row) -> set[str]:
+    """The shares that a row's estimate depends on."""
+    kinds = {layer.precision.name for layer in (*row.work.layers, row.work.vocabulary)}
+    return {*(f"{row.gpu} {name}" for name in kinds), f"attention {gpus()[row.gpu].arch}"}
 
 
 def classes_of(row: Row) -> dict[str, str]:
     """The classes that a row belongs to, by what they distinguish."""
     precision = row.work.precision.name
     whose = "others' tables" if row.published.origin in OTHERS else "NVIDIA's tables"
+    current = row.release >= CURRENT
     return {
         "all": "all rows",
         "kind": f"{row.kind}, {whose}",
+        "releases": f"{row.kind}, {'current' if current else 'older'} releases",
         "origin": row.published.origin or "published_throughput",
         "GPU, precision and kind": f"{row.gpu} {precision} {row.kind}",
     }
@@ -188,7 +210,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         rows, refused = read_rows(*([options.rows] if options.rows else [FIT_ROWS, MORE_ROWS]))
-        fit_rows, _ = read_rows(FIT_ROWS)
+        fit_rows, _ = read_rows(FIT_ROWS, MORE_ROWS)
     except InputError as problem:
         rows, fit_rows, refused = [], [], [str(problem)]
     for line in refused:
@@ -203,15 +225,23 @@ def main() -> int:
     return 0
 
 
+def fitted(rows: list[Row]) -> Fit:
+    """The fit to the rows that are apt for it."""
+    chosen = fit_rows_of(rows)
+    return Fit(chosen, sorted(set().union(*map(shares_of, chosen))))
+
+
 def report(rows: list[Row], fit_rows: list[Row], refused: list[str]) -> dict[str, Any]:
     """The document of the benchmark."""
-    without = constants_without(fit_rows)
-    used = [without.get(row.measured_layout, CONSTANTS) for row in rows]
+    fit = fitted(fit_rows)
+    known = {row.measured_layout for row in fit.rows}
+    constants = {layout: fit.without(layout) for layout in known}
+    everything = fit.without(None)
+    used = [constants.get(row.measured_layout, everything) for row in rows]
     estimates = [estimated(row, one) for row, one in zip(rows, used, strict=True)]
     errors = [error(row, one) for row, one in zip(rows, used, strict=True)]
     return {
-        "constants": CONSTANTS._asdict(),
-        "fitted": FITTED,
+        "constants": everything._asdict(),
         "classes": by_class(rows, errors),
         "order": order(rows, errors),
         "refused": refused,
@@ -219,7 +249,7 @@ def report(rows: list[Row], fit_rows: list[Row], refused: list[str]) -> dict[str
             {
                 "name": row.name,
                 "classes": classes_of(row),
-                "layout_was_fitted": row.measured_layout in without,
+                "layout_was_fitted": row.measured_layout in known,
                 "published_tokens_per_second": row.tokens_per_second,
                 "estimated_tokens_per_second": one.tokens_per_second.value,
                 "error": off,

@@ -106,6 +106,11 @@ class Row:
         return self.published.model_tflops_per_gpu
 
     @property
+    def release(self) -> tuple[int, ...]:
+        """Numbers of the release that was measured; none where the table names none."""
+        return _release(self.published.release)
+
+    @property
     def kind(self) -> str:
         """Dense or MoE."""
         return "MoE" if self.work.shape.experts else "dense"

@@ -1,12 +1,14 @@
 """The efficiencies that are on no data sheet, each with its physical meaning, in one place.
 
-They are the same for every model, GPU, precision and layout. `benchmarks/plan_vs_published.py`
-compares the resulting estimates with published throughput. It estimates a row with constants that
-no row of the same layout was fitted to, to show whether they generalise.
+`Constants` holds for every model and layout. `SHARES` says how much of the rates that follow from
+it the GEMMs and attention of a GPU and precision really sustain in training.
+`benchmarks/plan_vs_published.py` compares the estimates with published throughput. It estimates a
+row with shares that no row of the same layout was fitted to, to show whether they generalise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from overlapkit.plan.figure import Figure, given
@@ -37,6 +39,7 @@ class Constants(NamedTuple):
             read-write turnarounds, start and end of the kernel.
         link: share of a link's bandwidth that large collectives sustain: headers and flags.
         processors: SMs (not a share) that a running collective occupies.
+        shares: see `SHARES`.
     """
 
     tensor: float
@@ -48,7 +51,16 @@ class Constants(NamedTuple):
     memory: float
     link: float
     processors: float
+    shares: Mapping[str, float]
 
+
+SHARES: Mapping[str, float] = {
+    "h100 bf16": 1.0,
+}
+"""By GPU and precision: the share of its rates that GEMMs and attention sustain in whole training
+steps, where clocks, software of its time and what lies between kernels count. 1 for others. By
+"attention" and generation: the share of attention's rate in addition. Fitted to published rows by
+`benchmarks/plan_vs_published.py --fit`, which keeps them near 1 where few layouts say otherwise."""
 
 CONSTANTS = Constants(
     tensor=0.61,
@@ -60,11 +72,8 @@ CONSTANTS = Constants(
     memory=0.85,
     link=0.8,
     processors=16,
+    shares=SHARES,
 )
-
-FITTED = ("tensor", "flop_energy", "bit_energy")
-"""Those that were fitted to published rows, by least squares of the logarithm of the error, and
-rounded. The others are from published microbenchmarks of GEMM-free kernels and of NCCL."""
 
 KERNEL_S = 4e-6
 """Seconds from the last thread block of a kernel to the first of the next, which is queued."""

@@ -131,7 +131,7 @@ class _Times(NamedTuple):
 def _compute(work: LayerWork, machine: Machine, phase: str, gemms: Mapping[str, Figure]) -> _Times:
     attention = given("no attention", 0, "s", "the output layer has none")
     if work.attention:
-        attention = attention_time(work.attention, machine, phase).called(
+        attention = attention_time(work.attention, machine, phase, work.precision).called(
             f"{work.name} attention, {phase}"
         )
     moved = (traffic_time(getattr(one, phase), machine) for one in work.traffic)

@@ -7,7 +7,7 @@ the same fields, filled in with `given(name, value, unit, source)`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from overlapkit.errors import InputError
@@ -57,6 +57,8 @@ class Machine:
         rates: FLOP/s that large GEMMs sustain, by `Precision.rate`.
         attention_forward, attention_backward: FLOP/s of attention's products, of many heads and a
             long sequence.
+        shares: of these rates that a training step sustains, by `Precision.name`; all where none
+            is given.
         launch: seconds that the host needs to start a kernel.
         exponentials: 1/s; None where they cost nothing.
         attention_rows: query positions that one block of attention works on.
@@ -81,6 +83,7 @@ class Machine:
     communication_share: Figure
     kernel: Figure
     launch: Figure = NO_LAUNCH
+    shares: Mapping[str, Figure] = field(default_factory=dict)
     exponentials: Figure | None = None
     attention_rows: int = 1
     processors: int = 1
@@ -132,7 +135,7 @@ def machine_of(
     Raises:
         InputError: an unknown GPU, or a bandwidth or a domain that is out of range.
     """
-    name, _ = find_gpu(gpu)
+    name, found = find_gpu(gpu)
     least, most = NETWORK_GBPS
     if network_gbps is not None and not least <= network_gbps <= most:
         raise InputError(
@@ -147,6 +150,9 @@ def machine_of(
     tensor = constant("tensor-core efficiency", constants.tensor)
     forward = constant("attention forward efficiency", constants.attention_forward)
     backward = constant("attention backward efficiency", constants.attention_backward)
+    own = constant(
+        f"attention's share, {found.arch}", constants.shares.get(f"attention {found.arch}", 1.0)
+    )
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
     streaming = constant("memory efficiency", constants.memory)
     taken = constant("SMs that a collective takes", constants.processors)
@@ -155,10 +161,11 @@ def machine_of(
         rates={
             kind: _sustained(kind, peak, power, tensor, constants) for kind, peak in peaks.items()
         },
-        attention_forward=(peaks["bf16"] * forward).called("attention forward", "FLOP/s"),
-        attention_backward=(peaks["bf16"] * backward).called("attention backward", "FLOP/s"),
+        attention_forward=(peaks["bf16"] * forward * own).called("attention forward", "FLOP/s"),
+        attention_backward=(peaks["bf16"] * backward * own).called("attention backward", "FLOP/s"),
+        shares=_shares(name, constants),
         exponentials=_exponentials(data, peaks["bf16"]),
-        attention_rows=BLACKWELL_ROWS if find_gpu(gpu)[1].sm100_or_newer else ROWS,
+        attention_rows=BLACKWELL_ROWS if found.sm100_or_newer else ROWS,
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
         links=(
@@ -227,6 +234,19 @@ def _sustained(
             + constant("energy of an operand bit", constants.bit_energy * 1e-12, "J/FLOP") * bits
         ).called(f"{kind} energy", "J/FLOP")
     return smallest(peak * tensor, power / energy).called(f"{kind} sustained", "FLOP/s")
+
+
+def _shares(gpu: str, constants: Constants) -> dict[str, Figure]:
+    """The shares of a GPU by the name of a precision."""
+    own = (
+        (key.removeprefix(f"{gpu} "), share)
+        for key, share in constants.shares.items()
+        if key.startswith(f"{gpu} ")
+    )
+    return {
+        precision: constant(f"share of {gpu} {precision} in training", share)
+        for precision, share in own
+    }
 
 
 def _exponentials(gpu: DataSheet, peak: Figure) -> Figure:

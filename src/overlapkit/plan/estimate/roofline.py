@@ -8,6 +8,7 @@ from overlapkit.plan.figure import Figure, given, largest
 from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.precision import BF16, Precision
 from overlapkit.plan.workload.step import LayerWork
 
 LAUNCHED = "kernels that the host starts one by one after it has learned the experts' tokens"
@@ -21,7 +22,7 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     SimuMax's measurements on B200 (`benchmarks/plan_vs_operators.py`).
     """
     at = f"{gemm.name} {gemm.which}"
-    rate = machine.rate(gemm.precision.rate)
+    rate = _in_training(machine.rate(gemm.precision.rate), gemm.precision, machine)
     if machine.processors > 1:
         share = filled(machine, gemm.m, gemm.n, gemm.batch, gemm.k)
         rows, columns = machine.tile
@@ -33,7 +34,15 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     return time.called(f"{at} time", "s")
 
 
-def attention_time(attention: Attention, machine: Machine, phase: str) -> Figure:
+def _in_training(rate: Figure, precision: Precision, machine: Machine) -> Figure:
+    """What is left of a rate in a training step of this precision."""
+    share = machine.shares.get(precision.name)
+    return rate if share is None else rate * share
+
+
+def attention_time(
+    attention: Attention, machine: Machine, phase: str, precision: Precision = BF16
+) -> Figure:
     """Seconds of attention: its products, or its exponentials where these take longer.
 
     Exponentials of one block of scores are taken beside the products of another (FlashAttention-3,
@@ -43,8 +52,10 @@ def attention_time(attention: Attention, machine: Machine, phase: str) -> Figure
         attention: of one layer.
         machine: rates.
         phase: "forward" or "backward".
+        precision: of the layer.
     """
-    time: Figure = getattr(attention, phase) / getattr(machine, f"attention_{phase}")
+    rate = _in_training(getattr(machine, f"attention_{phase}"), precision, machine)
+    time: Figure = getattr(attention, phase) / rate
     if machine.processors == 1:
         return time.called(f"attention, {phase}", "s")
     pace = ATTENTION[phase]
