@@ -1,33 +1,38 @@
 """The plan's estimate beside published training throughput, by class of machine and model.
 
-    uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--each]
+    uv run python benchmarks/plan_vs_published.py [--json] [--rows FILE] [--each] [--fit] [--write]
 
-The error of a row is (estimated - published) / published tokens/s. No row is estimated with
-constants that its own layout was fitted to: `FITTED` in `constants.py` was fitted to the rows of
-`src/overlapkit/data/published_throughput.json`, and a row whose layout (model, GPU, precision and
-division, in whatever release) is among these is estimated with constants fitted to all other
-layouts of that file. Every figure is therefore out of sample.
+The error of a row is (estimated - published) / published tokens/s. `SHARES` in `constants.py` were
+fitted to the newest release of each layout in `src/overlapkit/data/published_throughput.json` and
+`benchmarks/data/published_more.json`, as far as these were measured with Megatron. A row whose
+layout (model, GPU, precision and division, in whatever release) is among these is estimated with
+shares fitted to all other layouts. Every figure is therefore out of sample, but for one thing: the
+constants that hold for all GPUs were chosen on the 15 rows of the first file and on the whole of
+the second. `--fit` prints the shares of all layouts, `--write` writes the errors by class to
+`src/overlapkit/data/estimate_errors.json`, from which every plan takes its range.
 
-Without --rows the rows are those of that file and of `benchmarks/data/published_more.json`, each
-with its source; FILE has rows of the same form. For each class it prints the number of rows, the
-mean of the absolute errors, their median, the mean error with its sign, and the worst. A row that
-cannot be estimated is reported on standard error and counted. Exit status 2: none can be.
+Without --rows the rows are those of both files, each with its source; FILE has rows of the same
+form. For each class it prints the number of rows, the mean of the absolute errors, their median,
+the mean error with its sign, and the worst. A row that cannot be estimated is reported on standard
+error and counted. Exit status 2: none can be.
 
 Layouts are compared where a table has several for one model, GPU, number of GPUs, precision and
 sequence. Of a layout that was measured in several releases the best counts. Printed are the share
 of pairs in the right order, of those more than 1 % apart, and the loss of the layout that the
 estimate prefers against the best that was measured.
 
-What a row does not say is assumed as NVIDIA's performance recipes set it: FP8 is current scaling,
-without BF16 layers; the overlap is comm_overlap's default, with tp_comm_overlap where TP > 1; FSDP
-shards optimizer state, gradients and parameters; layers that do not divide evenly count embedding
-and loss as one each; gradients are reduced in BF16, since with fp32 four layouts would not fit into
-memory; nothing is recomputed or offloaded.
+What a row does not say is assumed as NVIDIA's performance recipes set it
+(`benchmarks/data/recipes.json`: CUDA graphs, dispatcher, overlap of experts, recomputation). Else
+FP8 is current scaling, without BF16 layers; the overlap is comm_overlap's default, with
+tp_comm_overlap where TP > 1; FSDP shards optimizer state, gradients and parameters; layers that do
+not divide evenly count embedding and loss as one each; gradients are reduced in BF16, since with
+fp32 four layouts would not fit into memory; nothing is recomputed or offloaded.
 
-One row contradicts itself: Llama 3 70B with MXFP8 on GB300, PP 4 without virtual stages and 8
-microbatches. The bubble would be 3/8 of the work, so that its GPUs would have to compute a quarter
-faster than those of the FSDP row, and the micro-batch of 2 would need 1.4 times a GPU's memory. All
-other pipelines in that table have virtual stages. The row is estimated as published.
+Two rows contradict their neighbours. Llama 3 70B with MXFP8 on GB300, PP 4 without virtual stages
+and 8 microbatches: the bubble would be 3/8 of the work, so that its GPUs would have to compute a
+quarter faster than those of the FSDP row, and the micro-batch of 2 would need 1.4 times a GPU's
+memory. GPT-OSS 120B on GB300 in release 26.06.01 is 39 % slower than the same layout in 26.06 and
+in 26.08. Both are estimated as published.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import msgspec
 import numpy as np
 from published_rows import Row, error, estimated, other_errors, read_rows
 
@@ -48,6 +54,13 @@ from overlapkit.errors import EXIT_BAD_INPUT, InputError
 from overlapkit.hardware import gpus
 from overlapkit.output.console import console, write_json
 from overlapkit.plan.estimate.constants import CONSTANTS, Constants
+from overlapkit.plan.estimate.sureness import (
+    TABLE,
+    Errors,
+    ErrorTable,
+    class_of,
+    wider_class_of,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT_ROWS = ROOT / "src/overlapkit/data/published_throughput.json"
@@ -176,16 +189,60 @@ def _others(rows: list[Row], errors: list[float], members: Iterable[int]) -> dic
     }
 
 
-def order(rows: list[Row], errors: list[float]) -> dict[str, Any]:
-    """How well the estimate orders the layouts of one model on one machine."""
-    groups: dict[tuple[object, ...], dict[tuple[object, ...], tuple[float, float]]] = {}
+def error_table_of(rows: list[Row], errors: list[float]) -> ErrorTable:
+    """The errors that plans take their ranges from: of each class, each layout of Megatron once."""
+    found: dict[str, dict[tuple[object, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row, off in zip(rows, errors, strict=True):
+        if row.published.origin in OTHER_FRAMEWORKS:
+            continue
+        for name in (class_of(row.work, row.gpu), wider_class_of(row.work, row.gpu)):
+            found[name][row.measured_layout].append(1 / (1 + off))
+    classes = {}
+    for name, layouts in sorted(found.items()):
+        shares = sorted(median(each) for each in layouts.values())
+        tenth = len(shares) // 10
+        classes[name] = Errors(len(shares), round(shares[tenth], 3), round(shares[-1 - tenth], 3))
+    ratios = sorted(abs(ratio) for ratio in _misjudged(rows, errors))
+    apart = ratios[int(0.8 * len(ratios))]
+    return ErrorTable(
+        source="uv run python benchmarks/plan_vs_published.py --write",
+        classes=classes,
+        pairs=len(ratios),
+        apart=round(apart, 3),
+    )
+
+
+def _misjudged(rows: list[Row], errors: list[float]) -> list[float]:
+    """By how much the estimate is off for one layout of a pair more than for the other, as a
+    logarithm of the ratio."""
+    found = []
+    for layouts in _by_machine(rows, errors).values():
+        for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
+            found.append(float(np.log(a_estimate / a) - np.log(b_estimate / b)))
+    return found
+
+
+_Measured = tuple[float, float]
+"""Tokens/s that were measured, and that were estimated."""
+
+
+def _by_machine(
+    rows: list[Row], errors: list[float]
+) -> dict[tuple[object, ...], dict[tuple[object, ...], _Measured]]:
+    """The layouts of each model on each machine, of each the best release."""
+    groups: dict[tuple[object, ...], dict[tuple[object, ...], _Measured]] = {}
     for row, off in zip(rows, errors, strict=True):
         known = groups.setdefault(row.machine, {})
         measured = row.tokens_per_second
         if measured > known.get(row.layout, (0.0, 0.0))[0]:
             known[row.layout] = measured, measured * (1 + off)
+    return groups
+
+
+def order(rows: list[Row], errors: list[float]) -> dict[str, Any]:
+    """How well the estimate orders the layouts of one model on one machine."""
     pairs, losses = [], []
-    for layouts in groups.values():
+    for layouts in _by_machine(rows, errors).values():
         if len(layouts) < 2:
             continue
         for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
@@ -207,6 +264,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="other rows")
     parser.add_argument("--each", action="store_true", help="list every row")
+    parser.add_argument("--fit", action="store_true", help="print the fitted shares, and end")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     options = parser.parse_args()
     try:
         rows, refused = read_rows(*([options.rows] if options.rows else [FIT_ROWS, MORE_ROWS]))
@@ -217,7 +276,14 @@ def main() -> int:
         print(f"plan_vs_published: {line}", file=sys.stderr)
     if not rows:
         return EXIT_BAD_INPUT
+    if options.fit:
+        for key, share in fitted(fit_rows).without(None).shares.items():
+            print(f'    "{key}": {share:.2f},')
+        return 0
     document = report(rows, fit_rows, refused)
+    if options.write:
+        table = error_table_of(rows, [row["error"] for row in document["rows"]])
+        TABLE.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
     if options.json:
         write_json(document)
     else:

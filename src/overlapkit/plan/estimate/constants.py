@@ -55,12 +55,34 @@ class Constants(NamedTuple):
 
 
 SHARES: Mapping[str, float] = {
-    "h100 bf16": 1.0,
+    "a100 bf16": 1.06,
+    "attention ampere": 1.00,
+    "attention blackwell": 1.04,
+    "attention hopper": 0.87,
+    "b200 bf16": 0.86,
+    "b200 fp8 current": 0.95,
+    "b200 mxfp8": 1.11,
+    "b300 bf16": 1.02,
+    "b300 mxfp8": 1.15,
+    "gb200 bf16": 0.94,
+    "gb200 fp8 current": 0.87,
+    "gb200 mxfp8": 0.90,
+    "gb200 nvfp4": 1.03,
+    "gb300 bf16": 0.99,
+    "gb300 fp8 current": 1.03,
+    "gb300 mxfp8": 1.14,
+    "gb300 nvfp4": 1.16,
+    "h100 bf16": 1.03,
+    "h100 fp8 current": 0.98,
+    "h100 fp8 delayed": 0.83,
 }
 """By GPU and precision: the share of its rates that GEMMs and attention sustain in whole training
 steps, where clocks, software of its time and what lies between kernels count. 1 for others. By
 "attention" and generation: the share of attention's rate in addition. Fitted to published rows by
 `benchmarks/plan_vs_published.py --fit`, which keeps them near 1 where few layouts say otherwise."""
+
+SAME_CHIP: Mapping[str, str] = {"a800": "a100", "h200": "h100", "h800": "h100"}
+"""GPUs that differ only in memory or NVLink from one whose shares are known: they compute alike."""
 
 CONSTANTS = Constants(
     tensor=0.61,

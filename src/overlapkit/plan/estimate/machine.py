@@ -18,6 +18,7 @@ from overlapkit.plan.estimate.constants import (
     LAUNCH_S,
     NETWORK_HOP_S,
     NVLINK_HOP_S,
+    SAME_CHIP,
     TILE,
     Constants,
     constant,
@@ -238,14 +239,11 @@ def _sustained(
 
 def _shares(gpu: str, constants: Constants) -> dict[str, Figure]:
     """The shares of a GPU by the name of a precision."""
-    own = (
-        (key.removeprefix(f"{gpu} "), share)
-        for key, share in constants.shares.items()
-        if key.startswith(f"{gpu} ")
-    )
+    chip = f"{SAME_CHIP.get(gpu, gpu)} "
     return {
-        precision: constant(f"share of {gpu} {precision} in training", share)
-        for precision, share in own
+        key.removeprefix(chip): constant(f"share of {key} in training", share)
+        for key, share in constants.shares.items()
+        if key.startswith(chip)
     }
 
 

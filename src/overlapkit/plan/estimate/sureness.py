@@ -20,7 +20,7 @@ from overlapkit.plan.workload.step import Workload
 TABLE = Path(__file__).resolve().parents[2] / "data" / "estimate_errors.json"
 LONG_SEQUENCE = 16384
 """Tokens of a sequence above which attention decides the step, and errors are counted apart."""
-FEWEST = 3
+FEWEST = 5
 """Layouts that a class needs, so that the spread of its errors says something."""
 
 
@@ -29,8 +29,8 @@ class Errors(msgspec.Struct, frozen=True):
 
     Attributes:
         layouts: that were compared.
-        lower, upper: nine layouts of ten measured at least `lower` and nine at most `upper`; with
-            fewer than ten layouts the least and the most.
+        lower, upper: a tenth of the layouts measured less than `lower`, and a tenth more than
+            `upper`; with fewer than ten layouts they are the least and the most.
     """
 
     layouts: int
@@ -45,8 +45,8 @@ class ErrorTable(msgspec.Struct, frozen=True, kw_only=True):
         source: what made it.
         classes: errors by `class_of`, and by `wider_class_of`.
         pairs: pairs of layouts of one model, GPU and precision that were compared.
-        apart: natural logarithm of the ratio of two steps from which eight of ten pairs are
-            estimated in the right order or differ by less.
+        apart: natural logarithm of a ratio: of eight pairs of ten the estimate misjudges the ratio
+            of their steps by less.
     """
 
     source: str
@@ -95,7 +95,8 @@ def range_of(work: Workload, machine: Machine) -> Range | None:
     if machine.name not in gpus():
         return None
     table = error_table()
-    for own, name in ((True, class_of(work, machine.name)), (False, wider_class_of(work, machine))):
+    names = class_of(work, machine.name), wider_class_of(work, machine.name)
+    for own, name in zip((True, False), names, strict=True):
         found = table.classes.get(name)
         if found is not None and found.layouts >= FEWEST:
             return Range(name, own, found.layouts, found.lower, found.upper)
@@ -115,9 +116,9 @@ def class_of(work: Workload, gpu: str) -> str:
     return f"{gpu} {work.precision.name} {_kind(work)}"
 
 
-def wider_class_of(work: Workload, machine: Machine) -> str:
+def wider_class_of(work: Workload, gpu: str) -> str:
     """The class of all GPUs of a generation, in any precision."""
-    return f"{gpus()[machine.name].arch} {_kind(work)}"
+    return f"{gpus()[gpu].arch} {_kind(work)}"
 
 
 def _kind(work: Workload) -> str:

@@ -231,6 +231,9 @@ def test_window_attention_counts_only_its_span() -> None:
     attention = [one.layers[0].attention for one in (full, window)]
     assert attention[0] and attention[1]
     pairs = 64 * 256 - 64 * 64 / 2
+    assert attention[1].counted.value / attention[0].counted.value == pairs / (256 * 256 / 2)
+    # Blocks of 128 scores are computed entirely.
+    pairs = 192 * 256 - 192 * 192 / 2
     assert attention[1].forward.value / attention[0].forward.value == pairs / (256 * 256 / 2)
 
 
