@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from overlapkit.plan.estimate.constants import SHARES
+from overlapkit.plan.estimate.sureness import error_table
+
 BENCHMARK = Path(__file__).resolve().parents[4] / "benchmarks" / "plan_vs_published.py"
 
 
@@ -102,13 +105,66 @@ def _read(
     return read
 
 
-def test_a_fitted_layout_is_estimated_without_its_own_rows(benchmark_module: ModuleType) -> None:
-    rows, _ = benchmark_module.read_rows(benchmark_module.FIT_ROWS)
-    document = benchmark_module.report(rows, rows, [])
-    assert all(row["layout_was_fitted"] for row in document["rows"])
-    with_own = [benchmark_module.error(row) for row in rows]
-    without = [row["error"] for row in document["rows"]]
-    assert sum(map(abs, without)) > sum(map(abs, with_own))
+@pytest.fixture(scope="module")
+def published(benchmark_module: ModuleType) -> tuple[list[Any], dict[str, Any]]:
+    """All rows, and what the benchmark reports of them."""
+    rows, refused = benchmark_module.read_rows(
+        benchmark_module.FIT_ROWS, benchmark_module.MORE_ROWS
+    )
+    return rows, benchmark_module.report(rows, rows, refused)
+
+
+def test_errors_out_of_sample_stay_where_they_are(
+    published: tuple[list[Any], dict[str, Any]],
+) -> None:
+    kinds = published[1]["classes"]["kind"] | published[1]["classes"]["releases"]
+    assert kinds["dense, NVIDIA's tables"]["mean"] < 0.08
+    assert kinds["MoE, current releases"]["median"] < 0.10
+
+
+def test_a_fitted_layout_is_estimated_without_its_own_rows(
+    benchmark_module: ModuleType, published: tuple[list[Any], dict[str, Any]]
+) -> None:
+    rows, document = published
+    known = [n for n, row in enumerate(document["rows"]) if row["layout_was_fitted"]]
+    assert len(known) > 150
+    with_own = [abs(benchmark_module.error(rows[n])) for n in known]
+    without = [abs(document["rows"][n]["error"]) for n in known]
+    assert sum(without) > sum(with_own)
+
+
+def test_shares_and_ranges_are_those_of_the_rows(
+    benchmark_module: ModuleType, published: tuple[list[Any], dict[str, Any]]
+) -> None:
+    rows, document = published
+    shares = document["constants"]["shares"]
+    assert dict(SHARES) == {key: round(share, 2) for key, share in shares.items()}
+    errors = [row["error"] for row in document["rows"]]
+    assert benchmark_module.error_table_of(rows, errors) == error_table()
+
+
+def test_a_recipe_says_what_the_table_does_not(
+    benchmark_module: ModuleType, tmp_path: Path
+) -> None:
+    moe = ROW | {
+        "model": "Qwen3_30B_a3B",
+        "system": "DGX-GB200",
+        "precision": "MXFP8",
+        "gpus": 8,
+        "tp": 1,
+        "pp": 1,
+        "vp": 1,
+        "ep": 8,
+        "seq": 4096,
+        "set": "bridge-moe",
+    }
+    releases = "26.04 NeMo Container", "26.06 NeMo Container"
+    rows, _ = _read(benchmark_module, tmp_path, *(moe | {"release": one} for one in releases))
+    partly, entirely = (row.work.layers[0].launches.forward for row in rows)
+    assert partly > entirely == 0
+    # Other tables were measured with other settings.
+    (other,), _ = _read(benchmark_module, tmp_path, moe | {"set": "x", "release": releases[1]})
+    assert other.work.layers[0].launches.forward > partly
 
 
 def test_rows_of_other_origins_say_what_they_ran(
@@ -147,5 +203,6 @@ def test_every_class_has_its_errors(benchmark_module: ModuleType, tmp_path: Path
     classes = benchmark_module.by_class(rows, [0.1, -0.3])
     assert classes["all"]["all rows"]["mean"] == pytest.approx(0.2)
     assert classes["all"]["all rows"]["worst"] == pytest.approx(0.3)
+    assert set(classes["releases"]) == {"dense, older releases"}
     assert set(classes["kind"]) == {"dense, NVIDIA's tables", "dense, others' tables"}
     assert classes["GPU, precision and kind"]["h100 bf16 dense"]["rows"] == 2
