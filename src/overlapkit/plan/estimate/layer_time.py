@@ -20,6 +20,8 @@ from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.recompute import Recompute
 from overlapkit.plan.workload.step import LayerWork
 
+FILLING = "PP / microbatches: while the pipeline fills and drains"
+
 
 @dataclass(frozen=True)
 class Communication:
@@ -74,14 +76,28 @@ class LayerTime:
         return (self.forward.all + self.backward.all).called("time of a layer, both ways", "s")
 
 
-def layer_time(work: LayerWork, machine: Machine, overlap: Overlap) -> LayerTime:
-    """The time of a layer whose kind is `work`."""
-    forward = _phase(work, machine, overlap, "forward", None)
-    return LayerTime(forward, _phase(work, machine, overlap, "backward", forward))
+def layer_time(
+    work: LayerWork, machine: Machine, overlap: Overlap, *, alone: float = 0
+) -> LayerTime:
+    """The time of a layer whose kind is `work`.
+
+    Args:
+        work: the layer.
+        machine: rates and links.
+        overlap: what is hidden.
+        alone: share of the microbatches that have no other's pass beside them.
+    """
+    forward = _phase(work, machine, overlap, "forward", None, alone)
+    return LayerTime(forward, _phase(work, machine, overlap, "backward", forward, alone))
 
 
 def _phase(
-    work: LayerWork, machine: Machine, overlap: Overlap, phase: str, forward: PhaseTime | None
+    work: LayerWork,
+    machine: Machine,
+    overlap: Overlap,
+    phase: str,
+    forward: PhaseTime | None,
+    alone: float,
 ) -> PhaseTime:
     """One phase.
 
@@ -91,6 +107,7 @@ def _phase(
         overlap: what is hidden.
         phase: "forward" or "backward".
         forward: for the backward, what it may repeat.
+        alone: share of the microbatches that have no other's pass beside them.
     """
     gemms = {
         f"{gemm.name} {gemm.which}": gemm_time(gemm, machine)
@@ -103,7 +120,7 @@ def _phase(
     compute = (times.gemms + times.attention + times.traffic).called(
         f"{work.name} compute, {phase}", "s"
     )
-    beside = _Beside(gemms, times.attention, compute, overlap)
+    beside = _Beside(gemms, times.attention, compute, overlap, alone)
     repeated = [] if forward is None else _repeated(work.recompute, forward)
     communication = tuple(_communication(work, machine, phase, beside, repeated))
     hidden = total((one.total - one.exposed for one in communication), "s")
@@ -190,12 +207,14 @@ class _Beside:
         attention: seconds of attention.
         compute: seconds of all compute.
         overlap: what is hidden.
+        alone: share of the microbatches that have no other's pass beside them.
     """
 
     gemms: Mapping[str, Figure]
     attention: Figure
     compute: Figure
     overlap: Overlap
+    alone: float
 
     def exposed(self, dimension: str, timed: Sequence[tuple[Collective, Figure]]) -> list[Figure]:
         """What is left of a dimension's collectives, given with their times."""
@@ -203,9 +222,12 @@ class _Beside:
             return [self._tensor(one, time) for one, time in timed]
         if dimension == "CP":
             return [self._context(one, time) for one, time in timed]
-        # Dispatch and combine hide under another microbatch's layer.
         together = total(time for _, time in timed)
-        return [largest(together - self.compute, 0) if self.overlap.ep else together]
+        if not self.overlap.ep:
+            return [together]
+        # Dispatch and combine hide under another microbatch's layer, where there is one.
+        alone = given("microbatches without another beside", self.alone, "", FILLING)
+        return [(1 - alone) * largest(together - self.compute, 0) + alone * together]
 
     def _tensor(self, one: Collective, time: Figure) -> Figure:
         """What is left of a TP collective beside its GEMM.

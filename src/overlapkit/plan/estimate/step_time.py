@@ -81,7 +81,8 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
         InputError: the machine has no rate for the workload's precision.
     """
     layout = workload.layout
-    layers = [layer_time(work, machine, overlap) for work in workload.layers]
+    alone = min(layout.pp / layout.microbatches, 1.0)
+    layers = [layer_time(work, machine, overlap, alone=alone) for work in workload.layers]
     vocabulary = layer_time(workload.vocabulary, machine, overlap)
     stages = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
     times = [_stage_time(stage, layers_of) for stage, layers_of in enumerate(stages)]
