@@ -57,7 +57,7 @@ class Constants(NamedTuple):
 SHARES: Mapping[str, float] = {
     "a100 bf16": 1.06,
     "attention ampere": 1.00,
-    "attention blackwell": 1.04,
+    "attention blackwell": 1.05,
     "attention hopper": 0.87,
     "b200 bf16": 0.86,
     "b200 fp8 current": 0.95,
