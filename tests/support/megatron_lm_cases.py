@@ -72,6 +72,7 @@ FINDINGS: dict[str, tuple[str, str]] = {
         "--fp8-format hybrid --fp8-param-gather",
         "--use-distributed-optimizer",
     ),
+    "lm.mtp-positions": ("--mtp-num-layers 1", "--position-embedding-type rope"),
     "lm.bucket-number": (
         "--use-distributed-optimizer --overlap-grad-reduce --ddp-bucket-size 1000000 "
         "--ddp-num-buckets 4",

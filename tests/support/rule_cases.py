@@ -9,7 +9,7 @@ from typing import Any
 from megatron.bridge.training.decisions import RULES
 from megatron.bridge.training.software import AssumedSoftware
 from megatron.bridge.training.versions import KNOWN
-from support import machine_cases, newer_stack_cases, size_cases
+from support import layer_cases, machine_cases, newer_stack_cases, size_cases
 from support.rule_runs import DELAY, DISTRIBUTED, EP, EVERYTHING, MOE, OFF, TP4
 
 
@@ -84,6 +84,10 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": OFF,
         "train": {"eval_iters": 10, "eval_interval": 100},
     },
+    "wrong.mtp-learned-positions": {
+        "model": {"pipeline_model_parallel_size": 4, "mtp_num_layers": 1},
+    },
+    **layer_cases.BROKEN,
     "dp.param-gather-differs": {
         "ddp": DISTRIBUTED,
         "optimizer": {**DISTRIBUTED, "overlap_param_gather": True},

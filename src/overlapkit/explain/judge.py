@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.edits import listed
 from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from megatron.bridge.training.runtime_update import OVERWRITTEN, Update, compare_with_request
 from megatron.bridge.training.versions import KNOWN, Stack, spoken
@@ -66,7 +67,33 @@ def judge(settings: Settings, world_size: int, assumptions: Assumptions) -> Judg
         if d.outcome is not Outcome.NOTE or not _is_mended(d, decisions)
         if d.rule != OVERWRITTEN.id or not _has_flag_of_another(d, decisions, words)
     ]
+    decisions = [_as_certain_as_defaults(d, settings) for d in decisions]
     return Judged(settings.stack, run, update, effective, decisions)
+
+
+def _as_certain_as_defaults(d: Decision, settings: Settings) -> Decision:
+    """A finding that rests on the default of a setting becomes a note where that is not certain.
+
+    Megatron-Bridge's recipes and other launchers have defaults of their own, which a file that
+    names only some settings leaves as they are. A file that Megatron-Bridge wrote has every field,
+    and the defaults of Megatron-LM's flags are known.
+    """
+    certain = settings.is_dump or (settings.framework == "megatron-lm" and settings.origin is None)
+    if certain or not d.is_finding:
+        return d
+    flat = settings.flat()
+    unset = [key for key in RULES[d.rule].rests_on if flat.get(key) is None]
+    if not unset:
+        return d
+    return dataclasses.replace(
+        d,
+        outcome=Outcome.NOTE,
+        reason=f"{d.reason.rstrip('.')}; not certain: {listed(unset)} "
+        f"{'is' if len(unset) == 1 else 'are'} not set here, and a recipe may set "
+        f"{'it' if len(unset) == 1 else 'them'}",
+        edits=(),
+        certain=False,
+    )
 
 
 def _others_set(settings: Settings, flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class Rule:
         is_bug: whether it describes a bug, so that the end of its range of versions fixed it.
         edits: the first alternative of `remedy` as changes of settings, where they are the same for
             every run.
+        rests_on: dotted settings whose default alone can make it apply. Where a file does not set
+            one of them, and a recipe or a script may, its findings are not certain.
     """
 
     id: str
@@ -150,6 +152,7 @@ class Rule:
     source: str = ""
     is_bug: bool = False
     edits: tuple[Edit, ...] = ()
+    rests_on: tuple[str, ...] = ()
 
     def holds(self, stack: Stack) -> bool:
         """Whether it holds for the versions of a stack."""
@@ -243,12 +246,13 @@ def rule(
     source: str = "",
     is_bug: bool = False,
     edits: tuple[Edit, ...] = (),
+    rests_on: tuple[str, ...] = (),
     depth: int = 1,
 ) -> Rule:
     """Declare a rule; its source position is that of the calling statement.
 
     Args:
-        versions, source, is_bug, edits: as in `Rule`.
+        versions, source, is_bug, edits, rests_on: as in `Rule`.
         depth: 2 for a helper that declares on behalf of its own caller.
 
     Raises:
@@ -268,6 +272,7 @@ def rule(
         source,
         is_bug,
         edits,
+        rests_on,
     )
     known = RULES.get(id)
     if known is not None and (known.path, known.line) != (declared.path, declared.line):

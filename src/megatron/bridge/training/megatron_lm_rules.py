@@ -27,6 +27,7 @@ from megatron.bridge.training.megatron_lm.optimizers import (
     replaced_knobs,
 )
 from megatron.bridge.training.megatron_lm.pipeline import pipeline_checks
+from megatron.bridge.training.megatron_lm.predictions import prediction_checks
 from megatron.bridge.training.megatron_lm.request import MegatronLmRequest as MegatronLmRequest
 from megatron.bridge.training.megatron_lm.request import PassedFlag as PassedFlag
 from megatron.bridge.training.megatron_lm.request import flags_of_other_versions, stops
@@ -52,6 +53,7 @@ from megatron.bridge.training.rules.megatron_core import (
 )
 from megatron.bridge.training.rules.sizes.layers import CHUNKS_NEED_STAGES
 from megatron.bridge.training.rules.tensor import decide_tp
+from megatron.bridge.training.rules.wrong_numbers import APART_POSITIONS
 from megatron.bridge.training.runtime_update import Update, data_parallel_size
 from megatron.bridge.training.software import Software
 from megatron.bridge.training.userbuffers.remedies import SETTINGS, SWITCH
@@ -96,7 +98,13 @@ AS_FLAGS_SAY = rule(
 )
 
 _DECIDED_OTHERWISE = frozenset(
-    {PARAM_GATHER_NEEDS.id, OPTIMIZER_STEP_NEEDS.id, BUCKET_DEFAULT.id, CHUNKS_NEED_STAGES.id}
+    {
+        PARAM_GATHER_NEEDS.id,
+        OPTIMIZER_STEP_NEEDS.id,
+        BUCKET_DEFAULT.id,
+        CHUNKS_NEED_STAGES.id,
+        APART_POSITIONS.id,
+    }
 )
 """Rules by which Megatron-Core continues, and which Megatron-LM decides before."""
 _BRIDGES = ("bridge.", "ep.delay-")
@@ -169,6 +177,7 @@ def update_megatron_lm(
         *optimizer_checks(context, run, request),
         *graph_checks(context, request),
         *bucket_checks(context, run, request),
+        *prediction_checks(context),
     ]
     delayed = list(delay_checks(context))
     decisions += delayed

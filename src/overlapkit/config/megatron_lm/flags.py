@@ -61,7 +61,7 @@ FLAGS: dict[str, Flag] = {
         "tp-comm-overlap-cfg tp-comm-bootstrap-backend moe-token-dispatcher-type "
         "moe-flex-dispatcher-backend position-embedding-type normalization transformer-impl "
         "recompute-granularity recompute-method fp8-amax-compute-algo fp4-recipe cuda-graph-impl "
-        "pipeline-model-parallel-layout",
+        "pipeline-model-parallel-layout moe-router-score-function",
     ),
     **_flags(
         "on",
@@ -71,9 +71,14 @@ FLAGS: dict[str, Flag] = {
         "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split "
         "first-last-layers-bf16 enable-cuda-graph external-cuda-graph "
         "overlap-dispatch-backward-with-experts-wgrad ep-overlap-early-attn-memory-release "
-        "high-priority-a2a-comm-stream is-hybrid-model",
+        "high-priority-a2a-comm-stream is-hybrid-model moe-router-pre-softmax "
+        "distribute-saved-activations",
     ),
-    **_flags("names", "recompute-modules cuda-graph-scope cuda-graph-modules cp-comm-type"),
+    **_flags(
+        "names",
+        "recompute-modules cuda-graph-scope cuda-graph-modules cp-comm-type "
+        "moe-router-load-balancing-type",
+    ),
     **_flags("int", "num-distributed-optimizer-instances megatron-fsdp-version", "ddp"),
     **_flags("str", "data-parallel-sharding-strategy outer-dp-sharding-strategy", "ddp"),
     **_flags(
@@ -179,6 +184,8 @@ MATTERS_LITTLE = frozenset(
     {
         "--optimizer",
         "--muon-tp-mode",
+        "--moe-router-score-function",
+        "--moe-router-load-balancing-type",
         "--save-params-interval",
         "--high-priority-stream-groups",
         "--moe-deepep-num-sms",

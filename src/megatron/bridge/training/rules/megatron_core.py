@@ -35,6 +35,8 @@ from megatron.bridge.training.rules.dispatchers import DISPATCHER_REFUSALS
 from megatron.bridge.training.rules.environment import environment_consequences
 from megatron.bridge.training.rules.expert import DELAY_WGRAD_GATE, EP_GATE
 from megatron.bridge.training.rules.graphs import GRAPH_REFUSALS
+from megatron.bridge.training.rules.layers.experts import LAYER_EXPERT_REFUSALS
+from megatron.bridge.training.rules.layers.recompute import RECOMPUTE_REFUSALS
 from megatron.bridge.training.rules.machine import machine_consequences
 from megatron.bridge.training.rules.pipeline import pp_hazard
 from megatron.bridge.training.rules.refusal import refused
@@ -164,7 +166,14 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from environment_consequences(c)
 
 
-REFUSALS = EXPERT_REFUSALS + DISPATCHER_REFUSALS + GRAPH_REFUSALS + DATA_PARALLEL_REFUSALS
+REFUSALS = (
+    *EXPERT_REFUSALS,
+    *DISPATCHER_REFUSALS,
+    *LAYER_EXPERT_REFUSALS,
+    *RECOMPUTE_REFUSALS,
+    *GRAPH_REFUSALS,
+    *DATA_PARALLEL_REFUSALS,
+)
 """Every combination that stops a job, in the order in which it is reported."""
 
 _EP = "model.expert_model_parallel_size"

@@ -121,6 +121,17 @@ def _forced_gather(c: Context) -> str:
     return f"FP8 parameters are gathered with overlap, and between steps there is {between}"
 
 
+def _apart_positions(c: Context) -> str:
+    learned = c.of_model("position_embedding_type") == "learned_absolute"
+    depth = c.of_model("mtp_num_layers") or 0
+    if not learned or not depth or c.pipeline_size < 2:
+        return ""
+    return (
+        f"mtp_num_layers is {depth}, PP is {c.pipeline_size} and position_embedding_type is "
+        "learned_absolute"
+    )
+
+
 def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
     """The parameters' gather overlapped or not, with what that needs."""
     names = ["ddp.overlap_grad_reduce"] if on else []
@@ -154,6 +165,20 @@ WRONG_INSTANCES = rule(
     versions=(Range("core", until="0.17.0"),),
     source="fixed by Megatron-LM 3548385ac3",
     is_bug=True,
+)
+
+APART_POSITIONS = rule(
+    "wrong.mtp-learned-positions",
+    Dimension.PP,
+    claim="With multi-token prediction (mtp_num_layers) over pipeline stages and "
+    "position_embedding_type learned_absolute, the first stage and the one with the predictions "
+    "have position embeddings of their own: neither their first values nor their gradients are "
+    "made equal, as those of the word embeddings are (trained with megatron-core 0.16.1; the "
+    "source is the same to 0.19.0; Megatron-LM refuses it).",
+    remedy="set model.position_embedding_type=rope, or model.mtp_num_layers=null",
+    source="Megatron-Core's default_position_embedding_ranks in parallel_state.py and "
+    "_allreduce_position_embedding_grads in finalize_model_grads.py",
+    rests_on=("model.position_embedding_type",),
 )
 
 WRONG: tuple[WrongNumbers, ...] = (
@@ -240,6 +265,15 @@ WRONG: tuple[WrongNumbers, ...] = (
         "next step",
         _not_forced,
         "evaluate and save only after the last step",
+    ),
+    WrongNumbers(
+        APART_POSITIONS,
+        "model.position_embedding_type",
+        _apart_positions,
+        "the stage with the predictions has position embeddings of its own, whose gradients are "
+        "not added to those of the first stage",
+        lambda c: (Edit("model.position_embedding_type", "rope"),),
+        "set model.mtp_num_layers=null",
     ),
 )
 """Every known bug, in the order in which they are shown."""
