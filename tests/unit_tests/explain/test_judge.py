@@ -163,3 +163,38 @@ def test_a_recipes_own_value_is_no_persons(overlapkit, bridge_configs: Path) -> 
     knob = "model.first_last_layers_bf16"
     assert knob not in refused(overlapkit("explain", dump, *arguments))
     assert knob in refused(overlapkit("explain", dump, f"{knob}=true", *arguments))
+
+
+BIASED = {**EXPERTS, "expert_model_parallel_size": 1, "tensor_model_parallel_size": 2}
+BIASED |= {"sequence_parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "outcome"),
+    [
+        (BIASED, Outcome.NOTE),
+        ({**BIASED, "add_bias_linear": True}, Outcome.NOTE),
+        ({**BIASED, "add_bias_linear": True, "expert_tensor_parallel_size": 2}, Outcome.ERROR),
+    ],
+)
+def test_what_rests_on_a_default_that_a_recipe_may_change_is_not_certain(
+    report_of: Callable[..., Report], model: dict[str, Any], outcome: Outcome
+) -> None:
+    (found,) = [
+        d
+        for d in report_of({"model": model}, core="0.16.1").decisions
+        if d.rule == "core.expert-bias-splits"
+    ]
+    assert found.outcome is outcome
+    assert found.certain is (outcome is Outcome.ERROR)
+    unset = [k for k in ("add_bias_linear", "expert_tensor_parallel_size") if k not in model]
+    assert all(f"model.{key}" in found.reason for key in unset)
+    assert ("not certain" in found.reason) is bool(unset)
+
+
+def test_a_file_with_every_field_has_no_default_to_rest_on(
+    report_of: Callable[..., Report],
+) -> None:
+    model = {**BIASED, "add_bias_linear": True, "expert_tensor_parallel_size": None}
+    found = [d for d in report_of(dump(model)).decisions if d.rule == "core.expert-bias-splits"]
+    assert [d.outcome for d in found] == [Outcome.ERROR]

@@ -53,6 +53,8 @@ def _settled(flags: Mapping[str, Any]) -> dict[str, Any]:
         "model.pipeline_dtype": dtype,
         "optimizer.params_dtype": dtype,
     }
+    if flags.get("--moe-token-dispatcher-type", "allgather") == "allgather":
+        settled["model.moe_token_dispatcher_type"] = "alltoall"
     return settled
 
 
@@ -96,8 +98,9 @@ def origin(arguments: Arguments) -> Origin:
         (
             "this is slime's launch: Megatron-LM reads its flags, so Megatron-LM's rules are "
             f"applied to the training of the actor{own if arguments.own else ''}",
-            "slime sets the distributed optimizer, bf16 unless --fp16 is given, and variable "
-            "sequence lengths by itself (slime/backends/megatron_utils/arguments.py, 1cddc5d32e)",
+            "slime sets the distributed optimizer, bf16 unless --fp16 is given, variable sequence "
+            "lengths, and alltoall instead of allgather by itself "
+            "(slime/backends/megatron_utils/arguments.py, 1cddc5d32e)",
         ),
         unread=False,
         takes_flags=True,

@@ -97,6 +97,8 @@ def test_slime(overlapkit, config) -> None:
     assert not any(
         "--colocate" in note and "Megatron-LM has no" in note for note in document["notes"]
     )
+    # It sets variable lengths, and with them a dispatcher that has them.
+    assert "core.variable-lengths-dispatcher" not in {d["rule"] for d in document["decisions"]}
 
 
 def test_slime_sets_variables_of_the_training_alone(config) -> None:

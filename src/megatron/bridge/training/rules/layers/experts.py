@@ -76,10 +76,10 @@ LAYER_EXPERT_REFUSALS: tuple[Refusal, ...] = (
             source=_SOURCE,
             rests_on=(_BIAS, _EXPERT_TP),
         ),
-        _BIAS,
+        _EXPERT_TP,
         lambda c: (
-            f"expert_tensor_parallel_size is {_expert_tp(c)}: an AssertionError when the model is "
-            "built"
+            f"add_bias_linear is on and tensor parallelism splits each expert over {_expert_tp(c)} "
+            "ranks: an AssertionError when the model is built"
             if _biased(c) and _expert_tp(c) > 1
             else ""
         ),
@@ -96,11 +96,9 @@ LAYER_EXPERT_REFUSALS: tuple[Refusal, ...] = (
             source="Megatron-LM megatron/core/transformer/moe/shared_experts.py",
             rests_on=(_BIAS,),
         ),
-        _BIAS,
+        "model.moe_shared_expert_intermediate_size",
         lambda c: (
-            f"moe_shared_expert_intermediate_size is "
-            f"{c.of_model('moe_shared_expert_intermediate_size')}: an AssertionError when the "
-            "model is built"
+            "add_bias_linear is on: an AssertionError when the model is built"
             if _biased(c) and _has_shared(c)
             else ""
         ),
@@ -118,7 +116,7 @@ LAYER_EXPERT_REFUSALS: tuple[Refusal, ...] = (
             source="Megatron-LM megatron/core/transformer/mlp.py",
             rests_on=(_BIAS, "model.moe_grouped_gemm"),
         ),
-        _BIAS,
+        "model.num_moe_experts",
         _added_in_place,
     ),
     Refusal(

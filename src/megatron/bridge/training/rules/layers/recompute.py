@@ -7,7 +7,6 @@ from megatron.bridge.training.decisions import Dimension, rule
 from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.remedies import without
 from megatron.bridge.training.rules.context import Context
-from megatron.bridge.training.rules.layers.experts import NO_BIAS
 from megatron.bridge.training.rules.refusal import Refusal
 
 _MODULES = "model.recompute_modules"
