@@ -14,7 +14,7 @@ from overlapkit.config.installation import BRIDGE_FILE, CORE_FILE, declared_vers
 from overlapkit.errors import InputError
 from overlapkit.skill.anchors.place import Anchor, deciding
 from overlapkit.skill.anchors.predicates import Statement
-from overlapkit.skill.anchors.query import Module, find_anchor, matches, parse
+from overlapkit.skill.anchors.query import Module, find_anchor, matches, named, parse
 from overlapkit.skill.anchors.sets import BRIDGE, MEGATRON_LM, OWN, Query, Where
 from overlapkit.skill.check.checkout import files_below
 from overlapkit.skill.check.git import Git
@@ -181,28 +181,52 @@ class Sources:
 
 
 def _answer(query: Query, sources: Sources, prefixes: Sequence[str]) -> Found | None:
-    """What a query finds: where the code is known to be, else where its symbol is now.
-
-    Then where the symbol's class is, or the file: a method may have another name.
-    """
+    """What a query finds: where the code is known to be, else wherever it is now."""
     if not prefixes:
         return None
-    for shorten in (False, True):
+    for search in (_exact, _in_class_or_file, _in_namesake):
         for where in query.places:
-            symbol = where.symbol.rpartition(".")[0] if shorten else where.symbol
-            if shorten and (where.statement is None or not where.symbol):
-                continue
-            for module in _modules(where, sources, prefixes):
-                nodes = matches(module, symbol, where.statement)
+            for module, nodes, detail in search(where, sources, prefixes):
                 if nodes:
-                    detail = _detail(where, module, prefixes, renamed=shorten)
-                    return _found(query, module, nodes[0], where.note, detail)
+                    said = "; ".join(filter(None, (where.note, detail)))
+                    return _found(query, module, nodes[0], where.note, said)
     if not query.always:
         return None
     sought = dict.fromkeys(f"{w.symbol or 'the code'} in {w.path}" for w in query.places)
     note = "not in this checkout"
     detail = f"{note}; looked for {', '.join(sought)}, and elsewhere by name"
     return Found(query.label, None, None, note, detail, query.main)
+
+
+_Searched = Iterator[tuple[Module, list[Statement], str]]
+"""Files that were looked at, what was found in each, and how it differs from what is known."""
+
+
+def _exact(where: Where, sources: Sources, prefixes: Sequence[str]) -> _Searched:
+    """The symbol, where it is known to be and then in other files."""
+    for module in _modules(where, sources, prefixes):
+        known = module.path in _known(where, prefixes)
+        detail = "" if known else f"{where.path} has no {where.symbol}; found here"
+        yield module, matches(module, where.symbol, where.statement), detail
+
+
+def _in_class_or_file(where: Where, sources: Sources, prefixes: Sequence[str]) -> _Searched:
+    """The statement in the symbol's class, or in the file: a method may have another name."""
+    if where.statement is not None and where.symbol:
+        around = where.symbol.rpartition(".")[0]
+        for module in _modules(where, sources, prefixes):
+            detail = f"no longer in {where.symbol}"
+            yield module, matches(module, around, where.statement), detail
+
+
+def _in_namesake(where: Where, sources: Sources, prefixes: Sequence[str]) -> _Searched:
+    """The statement in any function of the same name: its class may have another name."""
+    name = where.symbol.rpartition(".")[2]
+    if where.statement is not None and name:
+        for path in sources.defining(name, where.path):
+            module = sources.module(path)
+            if module is not None:
+                yield module, named(module, name, where.statement), f"no {where.symbol}; found here"
 
 
 def _modules(where: Where, sources: Sources, prefixes: Sequence[str]) -> Iterator[Module]:
@@ -218,16 +242,6 @@ def _modules(where: Where, sources: Sources, prefixes: Sequence[str]) -> Iterato
 
 def _known(where: Where, prefixes: Sequence[str]) -> list[str]:
     return [prefix + where.path.removeprefix("src/") for prefix in prefixes]
-
-
-def _detail(where: Where, module: Module, prefixes: Sequence[str], *, renamed: bool) -> str:
-    """What to say of code that is not where it is known to be."""
-    said = [where.note] if where.note else []
-    if module.path not in _known(where, prefixes):
-        said.append(f"{where.path} has no {where.symbol}; found here")
-    elif renamed:
-        said.append(f"no longer in {where.symbol}")
-    return "; ".join(said)
 
 
 def _found(query: Query, module: Module, node: Statement, note: str, detail: str) -> Found:

@@ -76,6 +76,16 @@ def matches(module: Module, symbol: str, statement: Predicate | None) -> list[St
     return [each for scope in scopes for each in statements(module, scope, statement)]
 
 
+def named(module: Module, name: str, statement: Predicate) -> list[Statement]:
+    """Every place that a query means in functions of a name, whatever class they are in."""
+    functions = [
+        each
+        for each in ast.walk(module.tree)
+        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)) and each.name == name
+    ]
+    return [each for scope in functions for each in statements(module, scope, statement)]
+
+
 def statements(module: Module, within: ast.AST, predicate: Predicate) -> list[Statement]:
     """The statements in a node that a predicate holds for, in order of their lines.
 

@@ -76,6 +76,7 @@ class AnchorJudge:
             return _finding(reference, "gone", f"the quoted lines are not in {path}")
         place = Place(path, near.span)
         text = f"the nearest are lines {lines_text(near.span)}, {_percent(near.similarity)} alike"
+        text += "; some are quoted in part" if near.in_part else ""
         return _finding(reference, "changed", text, place, similarity=near.similarity)
 
     def _moved(

@@ -1,8 +1,8 @@
 """Quoted lines against the lines of a file: where they stand, and where something like them does.
 
-Indentation and blank lines are not compared: a quotation is often written without them. "..." or
-"…" alone in a line, or in a comment, stands for any lines that were left out; within a line it
-stands for any text, over a few lines of the file.
+Indentation, blank lines and fences are not compared: a quotation is often written without them.
+"..." or "…" alone in a line, or at the start of a comment, stands for any lines that were left out.
+Within a line it does not: that line is quoted in part, and is found as the nearest one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def source_of(text: str) -> Source:
 
 
 def _plain(line: str) -> str:
-    return " ".join(line.split())
+    """A line as it is compared; empty for a fence, which a quotation in a fence leaves out."""
+    text = " ".join(line.split())
+    return "" if text.startswith(("```", "~~~")) else text
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,11 @@ class _Piece:
         written = [r"\s*".join(map(re.escape, re.findall(r"\w+|\S", part))) for part in parts]
         return re.compile(r"\s*.*?\s*".join(written) + (r"\Z" if parts[-1] else ""))
 
-    def lengths(self, source: Source, index: int) -> Iterator[int]:
+    def lengths(self, source: Source, index: int, *, in_part: bool) -> Iterator[int]:
         """How many filled lines it can stand for from an index on, the fewest first."""
         if source.filled[index][1] == self.text:
             yield 1
-        if self.pattern is None:
+        if self.pattern is None or not in_part:
             return
         joined = ""
         for length in range(1, _LONGEST_STATEMENT + 1):
@@ -127,6 +129,11 @@ class Quote:
 
     parts: tuple[tuple[_Piece, ...], ...]
     open_end: bool
+
+    @property
+    def has_dots(self) -> bool:
+        """Whether a line is quoted in part."""
+        return any(piece.pattern for part in self.parts for piece in part)
 
     @property
     def texts(self) -> list[str]:
@@ -160,49 +167,56 @@ def _is_left_out(text: str) -> bool:
     return plain != text and _DOTS.match(plain) is not None
 
 
-def places(quote: Quote, source: Source) -> list[Span]:
-    """Where all quoted lines stand in a file in their order."""
-    if not quote.parts:
+def places(quote: Quote, source: Source, *, in_part: bool = False) -> list[Span]:
+    """Where all quoted lines stand in a file in their order.
+
+    Args:
+        quote: the lines.
+        source: the file.
+        in_part: whether dots within a line stand for any text.
+    """
+    if not quote.parts or (in_part and not quote.has_dots):
         return []
     ends: dict[int, int] = {}
-    for start in _starts(quote.parts[0][0], source, 0):
-        end = _end(quote, source, start)
+    for start in _starts(quote.parts[0][0], source, 0, in_part=in_part):
+        end = _end(quote, source, start, in_part=in_part)
         if end is not None:
             # The latest start for an end is the shortest stretch.
             ends[end] = start
     return [Span(source.filled[s][0], source.filled[e - 1][0]) for e, s in ends.items()]
 
 
-def _starts(piece: _Piece, source: Source, first: int) -> Iterator[int]:
+def _starts(piece: _Piece, source: Source, first: int, *, in_part: bool) -> Iterator[int]:
     """The indexes from `first` on where a piece can stand."""
-    if piece.pattern is None:
+    if piece.pattern is None or not in_part:
         found = source.positions.get(piece.text, [])
         yield from found[bisect_left(found, first) :]
         return
     for index in range(first, len(source.filled)):
-        if next(piece.lengths(source, index), None):
+        if next(piece.lengths(source, index, in_part=True), None):
             yield index
 
 
-def _end(quote: Quote, source: Source, start: int) -> int | None:
+def _end(quote: Quote, source: Source, start: int, *, in_part: bool) -> int | None:
     """The index after the last quoted line, where the first part stands at `start`."""
-    here = _part_end(quote.parts[0], source, start)
+    here = _part_end(quote.parts[0], source, start, in_part=in_part)
     for part in quote.parts[1:]:
         if here is None:
             return None
-        ends = (_part_end(part, source, index) for index in _starts(part[0], source, here))
+        starts = _starts(part[0], source, here, in_part=in_part)
+        ends = (_part_end(part, source, index, in_part=in_part) for index in starts)
         here = next((end for end in ends if end is not None), None)
     return here
 
 
-def _part_end(part: Sequence[_Piece], source: Source, start: int) -> int | None:
+def _part_end(part: Sequence[_Piece], source: Source, start: int, *, in_part: bool) -> int | None:
     """The index after a part that stands at `start`; None where it does not."""
     if not part:
         return start
     if start >= len(source.filled):
         return None
-    for length in part[0].lengths(source, start):
-        end = _part_end(part[1:], source, start + length)
+    for length in part[0].lengths(source, start, in_part=in_part):
+        end = _part_end(part[1:], source, start + length, in_part=in_part)
         if end is not None:
             return end
     return None
@@ -214,13 +228,16 @@ class Near:
 
     Attributes:
         span: its lines.
-        similarity: share of the letters that both have in order, 0 to 1, as difflib's ratio.
+        similarity: share of the letters that both have in order, 0 to 1, as difflib's ratio; of
+            the quoted letters alone where lines are quoted in part.
         kept: whether a quoted line that says something stands in it, as it is or a little edited.
+        in_part: whether all quoted lines stand in it, some of them quoted in part.
     """
 
     span: Span
     similarity: float
     kept: bool
+    in_part: bool = False
 
     @property
     def is_near(self) -> bool:
@@ -240,6 +257,14 @@ def nearest(quote: Quote, source: Source, around: int) -> Near | None:
     filled = source.filled
     if not filled:
         return None
+    wanted = "\n".join(texts)
+    in_part = places(quote, source, in_part=True)
+    if in_part:
+        span = min(in_part, key=lambda each: (each.end - each.start, abs(each.start - around)))
+        shown = "\n".join(text for number, text in filled if span.start <= number <= span.end)
+        blocks = SequenceMatcher(None, wanted, shown, autojunk=False).get_matching_blocks()
+        share = sum(block.size for block in blocks) / len(wanted)
+        return Near(span, share, kept=True, in_part=True)
     alike = [_alike(text, source) for text in texts]
     votes: Counter[int] = Counter()
     for offset, indexes in enumerate(alike):
@@ -248,7 +273,6 @@ def nearest(quote: Quote, source: Source, around: int) -> Near | None:
     starts = [index for index, _ in votes.most_common(_CANDIDATES)]
     starts.append(min(source.index_at(around), len(filled) - 1))
     best: Near | None = None
-    wanted = "\n".join(texts)
     for start in dict.fromkeys(starts):
         window = filled[start : start + len(texts)]
         shown = "\n".join(text for _, text in window)

@@ -94,6 +94,15 @@ def test_a_renamed_method_is_found_in_its_class(tmp_path: Path) -> None:
     assert "no longer in CommOverlapConfig._get_model_comm_overlap_cfgs" in answer.detail
 
 
+def test_a_method_is_found_in_a_class_of_another_name(tmp_path: Path) -> None:
+    file = bridge(tmp_path, "early") / "src/megatron/hub/training/comm_overlap.py"
+    file.write_text(file.read_text().replace("class CommOverlapConfig", "class MegatronOverlap"))
+    answer = found(tmp_path)
+    assert {label: first_line(answer[label]) for label in FIRST_LINES} == FIRST_LINES
+    assert VARIABLE in first_line(answer[LAUNCH])
+    assert "found here" in answer[TP].detail
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_megatron_lm(old: bool, tmp_path: Path) -> None:
     root = megatron_lm(tmp_path, old=old)

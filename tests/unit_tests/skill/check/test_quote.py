@@ -34,15 +34,26 @@ def setup(config):
         (["    if config.overlap is True:", "...", "    helper = Helper("], (2, 11)),
         (["if config.overlap is True:", "# ... the checks ...", "return helper"], (2, 15)),
         (["if config.overlap is True:", "    …", "return helper", "..."], (2, 15)),
-        (["assert config.size > 1, ...", "assert config.bf16 or config.fp16"], (3, 6)),
-        (["assert config.bf16 or config.fp16", "raise ValueError(...)"], (6, 10)),
-        (["helper = Helper(...)", "return helper"], (11, 15)),
         (["helper = Helper(", "    ...", "    seed=1,", ")"], (11, 14)),
         (["return   helper"], (15, 15)),
     ],
 )
 def test_found(quote: list[str], span: tuple[int, int]) -> None:
     assert Span(*span) in places(quote_of(quote), FILE)
+
+
+@pytest.mark.parametrize(
+    ("quote", "span"),
+    [
+        (["assert config.size > 1, ...", "assert config.bf16 or config.fp16"], (3, 6)),
+        (["assert config.bf16 or config.fp16", "raise ValueError(...)"], (6, 10)),
+        (["helper = Helper(...)", "return helper"], (11, 15)),
+    ],
+)
+def test_lines_quoted_in_part_have_a_nearest_place(quote: list[str], span: tuple[int, int]) -> None:
+    assert places(quote_of(quote), FILE) == []
+    near = nearest(quote_of(quote), FILE, 1)
+    assert near is not None and near.span == Span(*span) and near.is_near
 
 
 @pytest.mark.parametrize(
@@ -56,6 +67,11 @@ def test_found(quote: list[str], span: tuple[int, int]) -> None:
 )
 def test_not_found(quote: list[str]) -> None:
     assert places(quote_of(quote), FILE) == []
+
+
+def test_a_page_is_quoted_without_its_fences() -> None:
+    page = source_of("Set it:\n\n```python\nx = 1\ny = 2\n```\n")
+    assert places(quote_of(["Set it:", "x = 1", "y = 2"]), page) == [Span(1, 5)]
 
 
 def test_nearest_is_where_most_lines_are_alike() -> None:
