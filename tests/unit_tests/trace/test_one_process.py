@@ -13,12 +13,12 @@ BROADCAST = "ncclKernel_Broadcast_RING_LL_Sum_int8_t(ncclWorkElem)"
 REDUCE = "ncclKernel_Reduce_RING_LL_Sum_float(ncclWorkElem)"
 
 
-def host(name, ts, dur, cat="user_annotation", pid=9, **args):
-    event = {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": 1, "ts": ts, "dur": dur}
+def host(name, ts, dur, cat="user_annotation", **args):
+    event = {"ph": "X", "cat": cat, "name": name, "pid": 9, "tid": 1, "ts": ts, "dur": dur}
     return {**event, "args": args}
 
 
-def data_parallel(gpus, *, several_processes=False, annotated=True, slow=0):
+def data_parallel(gpus, *, annotated=True, slow=0):
     """Two steps in which each GPU is given the model, computes, and reduces its gradients.
 
     `slow` is how much longer the last GPU computes in each step, in microseconds.
@@ -30,7 +30,6 @@ def data_parallel(gpus, *, several_processes=False, annotated=True, slow=0):
         if annotated:
             events.append(host("DataParallel.forward", begin + 5, 20))
         for gpu in range(gpus):
-            pid = 9 + gpu * several_processes
             longer = slow if gpu == gpus - 1 else 0
             work = [
                 (BROADCAST, 50, 350),
@@ -40,7 +39,7 @@ def data_parallel(gpus, *, several_processes=False, annotated=True, slow=0):
             for place, (name, at, dur) in enumerate(work):
                 launch = 1 + place + 10 * gpu + 100 * number
                 events += [
-                    host("cudaLaunchKernel", begin + 6, 1, "cuda_runtime", pid, correlation=launch),
+                    host("cudaLaunchKernel", begin + 6, 1, "cuda_runtime", correlation=launch),
                     tiny.kernel(name, begin + at, dur, device=gpu, pid=gpu, correlation=launch),
                 ]
     return events
@@ -104,13 +103,6 @@ def test_files_of_several_such_processes_are_ranks_with_gpus(overlapkit, tmp_pat
     assert [(r["rank"], r["device"]) for r in document["ranks"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     text = overlapkit("trace", *paths).out
     assert text.startswith("2 ranks with 4 GPUs") and "rank 1 GPU 0, median of 2" in text
-
-
-def test_traces_of_ranks_that_were_put_together_stay_ranks(overlapkit, tmp_path):
-    trace = tiny.write(tmp_path / "t.json", data_parallel(2, several_processes=True))
-    document = overlapkit("trace", trace, "--json").document
-    assert [(r["rank"], r["gpus"]) for r in document["ranks"]] == [(0, 1), (1, 1)]
-    assert document["across_ranks"]["ranks"] == 2
 
 
 @pytest.mark.parametrize("processes", [1, 2])

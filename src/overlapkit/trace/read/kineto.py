@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from overlapkit.trace.read.files.foreign import name_of_tracks
 from overlapkit.trace.read.gloo import with_gloo
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
 from overlapkit.trace.read.launched import add_origins, finish_marks
+from overlapkit.trace.read.merged import rank_in, tags_of
 from overlapkit.trace.read.parallel_read import Ahead, read_ahead
 from overlapkit.trace.read.recorded import Group, Reading
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
@@ -41,6 +42,8 @@ def read_kineto(
             operators.
     """
     reading = _read_device(path, ahead)
+    if tags := tags_of(path, reading):
+        return _of_ranks(path, tags, stated)
     if reading.devices:
         works = _finish(path, reading, stated)
         return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
@@ -75,11 +78,22 @@ def _read_device(path: str, ahead: Ahead | None) -> Reading:
     return reading if reading is not None else _read_here(path)
 
 
-def _read_here(path: str, *, want_host: bool = False) -> Reading:
+def _read_here(path: str, *, want_host: bool = False, tag: str | None = None) -> Reading:
     try:
-        return read_events(path, want_host=want_host)
+        return read_events(path, want_host=want_host, tag=tag)
     except DigitsNeeded:
-        return read_events(path, want_host=want_host, exact=True)
+        return read_events(path, want_host=want_host, exact=True, tag=tag)
+
+
+def _of_ranks(path: str, tags: Sequence[str], stated: Stated) -> list[Work]:
+    """The work in a file of several ranks, each with its own launches and steps."""
+    works = []
+    for process, tag in enumerate(tags, start=1):
+        for work in _finish(path, _read_here(path, tag=tag), stated):
+            # The head of the file is that of one of them.
+            work.rank, work.process = rank_in(tag), process
+            works.append(work)
+    return works
 
 
 def _uses_gloo(reading: Reading) -> bool:
@@ -123,8 +137,8 @@ def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
         if work is None:
             continue
         work.launches = launches
-        # A profile is of one process; several are in files that were put together.
-        work.process = 0 if len(reading.launch_processes) < 2 else None
+        # A profile is of one process.
+        work.process = 0
         marked = reading.device_steps.get(device)
         if marked is None and not reading.device_steps.keys() & reading.devices.keys():
             # The ranges do not state their device.

@@ -11,6 +11,7 @@ import msgspec
 from overlapkit.trace.read.byte_source import ByteSource
 from overlapkit.trace.read.json.events import EventReader, NotInShares
 from overlapkit.trace.read.marks import Names
+from overlapkit.trace.read.merged import tag_of
 from overlapkit.trace.read.recorded import Call, Reading, WorkColumns
 from overlapkit.trace.read.timestamps import EXACT_DOUBLE_US, integer, usable_ns
 
@@ -151,6 +152,7 @@ def read_events(
     want_host: bool = False,
     exact: bool = False,
     share: tuple[int, int] = (0, 1),
+    tag: str | None = None,
 ) -> Reading:
     """What matters in a file.
 
@@ -160,6 +162,7 @@ def read_events(
         exact: whether to keep the digits of times.
         share: (i, n) to decode only every n-th chunk, from the i-th. The readings of all shares
             together are the reading of the file.
+        tag: the rank to read of a file of several; see `merged`.
 
     Raises:
         InputError: it is not a trace, or too damaged.
@@ -179,6 +182,8 @@ def read_events(
                 raise NotInShares
             want_host = True
         first = False
+        if tag is not None:
+            events = [event for event in events if tag_of(event.pid) == tag]
         wanted = _WANTED | _CPU if want_host else _WANTED
         chosen = [event for event in events if event.cat in wanted]
         if not exact and _needs_digits(chosen):
@@ -300,6 +305,7 @@ def _add_device(
     device: int, events: list[Event], arguments: list[Arguments], reading: Reading
 ) -> None:
     columns = reading.devices.setdefault(device, WorkColumns())
+    reading.device_processes.update({event.pid for event in events})
     names, grids = reading.names, reading.grids
     columns.ts += _unbound([event.ts for event in events])
     columns.dur += _unbound([event.dur for event in events])

@@ -179,6 +179,7 @@ class Reading:
         call_numbers: the numbers of calls by the unconverted arguments of an event.
         launch_correlation, launch_time, launch_thread: columns of the launches on the host.
         launch_processes: the processes that launched.
+        device_processes: what events on devices state as their process.
         device_steps: ranges on each device that mark steps.
         host_steps: ranges on the host that mark steps.
         host: operators and annotations, where they matter.
@@ -198,6 +199,7 @@ class Reading:
     launch_time: list[Any] = field(default_factory=list)
     launch_thread: list[int] = field(default_factory=list)
     launch_processes: set[Any] = field(default_factory=set)
+    device_processes: set[Any] = field(default_factory=set)
     threads: Numbers = field(default_factory=Numbers)
     device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
     host_steps: StepRanges = field(default_factory=StepRanges)
@@ -228,6 +230,7 @@ class Reading:
         self.launch_correlation += other.launch_correlation
         self.launch_time += other.launch_time
         self.launch_processes |= other.launch_processes
+        self.device_processes |= other.device_processes
         self.launch_thread += [threads[number] for number in other.launch_thread]
         for device, ranges in other.device_steps.items():
             self.device_steps[device].update(ranges)
