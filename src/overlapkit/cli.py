@@ -351,6 +351,20 @@ def check(**given: Any) -> int:
     return run(**_formed(given))
 
 
+@skill.command()
+@click.argument("answers", required=False, metavar="[ANSWERS]")
+@click.option("--file", metavar="FILE", help="evals.json, if not that of this skill.")
+def evals(**given: Any) -> int:
+    """Show tasks that test an agent, or check its ANSWERS.
+
+    A task is a question on files whose right answer the tool computes. ANSWERS is a JSON file. The
+    exit status is 1 when an answer is wrong or missing.
+    """
+    from overlapkit.skill.evals.check import run
+
+    return run(**given)
+
+
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @options.steps

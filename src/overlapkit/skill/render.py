@@ -18,7 +18,7 @@ from overlapkit.output.numbers import imperative
 from overlapkit.output.schema import DOCUMENTS, reference_tables, schema_file, schema_text
 from overlapkit.skill.anchors.checkout import own_anchors
 from overlapkit.skill.anchors.query import find_anchor
-from overlapkit.skill.evals import evals
+from overlapkit.skill.evals.tasks import FILES, evals
 from overlapkit.skill.facts import facts
 from overlapkit.skill.script import is_executable, modules, project
 
@@ -67,7 +67,7 @@ def pages(root: Path) -> Iterator[Page]:
     environment.globals["project"] = project(root)
     environment.globals["modules"] = modules
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
-    environment.globals["evals"] = evals(root)
+    environment.globals["evals"] = lambda: evals(root, SKILL)
     environment.globals["reference_tables"] = reference_tables
     environment.globals["evidence"] = lambda name: evidence(root, name)
     environment.globals["output_of"] = lambda *command: output_of(root, *command)
@@ -166,7 +166,7 @@ def drift(root: Path) -> Iterator[str]:
         path = file.relative_to(root)
         if is_executable(path) and path in expected and not os.access(file, os.X_OK):
             yield f"{path} is not executable\n"
-        if file.is_file() and path not in expected:
+        if file.is_file() and path not in expected and not path.is_relative_to(SKILL / FILES):
             yield f"{path} has no template: delete it, or add one\n"
 
 

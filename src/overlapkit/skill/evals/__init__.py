@@ -1,0 +1,1 @@
+"""Tasks on files with answers that can be checked, and the check of somebody's answers."""
