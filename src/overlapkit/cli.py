@@ -238,7 +238,8 @@ def rules(**given: Any) -> int:
     """List the rules, and the versions that each one holds for.
 
     With --core, --bridge or --stack only those that hold for these versions. ID shows one rule
-    whole, and a pattern such as 'tp.*' lists several.
+    whole, and a pattern such as 'tp.*' lists several with their claims. Without either, plain text
+    has the ids alone.
     """
     from overlapkit.explain.rules.list import run
 

@@ -122,3 +122,23 @@ def test_every_command_of_the_skill_answers_as_it_stands(repository: Path, tmp_p
 @pytest.mark.functional
 def test_the_installed_pages_have_no_broken_link(repository: Path) -> None:
     assert missing_links(installed(repository)) == []
+
+
+@pytest.mark.functional
+def test_doctor_does_not_take_the_scripts_environment_for_the_jobs(
+    repository: Path, tmp_path: Path
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 570.86'\n")
+    (programs / "nvidia-smi").chmod(0o755)
+    (repository / "tp.yaml").write_text(
+        "model: {num_layers: 4, hidden_size: 256, num_attention_heads: 4, vocab_size: 1024,\n"
+        "  seq_length: 128, tensor_model_parallel_size: 2, sequence_parallel: true}\n"
+        "comm_overlap: {tp_comm_overlap: true}\n"
+    )
+    command = f"PATH={programs}:$PATH {START} doctor tp.yaml --world-size 2"
+    done = run(command, repository, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "packages: not examined" in done.stdout
+    assert "Transformer Engine assumed" in done.stdout

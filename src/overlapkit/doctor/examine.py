@@ -75,6 +75,11 @@ class Examination:
     assumed: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
 
+    @property
+    def trains_here(self) -> bool:
+        """Whether overlapkit is in an environment of a job; if not, its packages tell nothing."""
+        return _trains(self.packages)
+
 
 def examine(question: Question) -> Examination:
     """Examine packages, machine, environment, configuration and profile.
@@ -117,6 +122,10 @@ def examine(question: Question) -> Examination:
     )
 
 
+def _trains(packages: Sequence[Package]) -> bool:
+    return any(package.version is not None for package in packages)
+
+
 def _on_other_versions(report: Report) -> Iterator[str]:
     """What the versions that the run may also have would do otherwise."""
     for d in report.decisions:
@@ -139,7 +148,8 @@ def _assumptions(
                 break
     found = question.installation
     assumptions = assume(gpu, question.te, question.env_file, installation=found)
-    if question.te is None and machine.gpus and (found is None or found.te is None):
+    stated = found is not None and found.te is not None
+    if question.te is None and machine.gpus and _trains(packages) and not stated:
         version = te_version()
         torch = next((p.version for p in packages if p.name == "torch"), None)
         te = f"{version}, installed here" if version else "not installed here"

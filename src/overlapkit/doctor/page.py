@@ -21,8 +21,8 @@ def doctor_page(x: Examination) -> str:
             text=text,
             findings=x.findings[:MOST],
             # The GPUs and the rest are single lines; packages get a table.
-            examined=[each for each in text.examined(x) if each[0] != "packages"],
-            packages=doctor_document(x).packages,
+            examined=[e for e in text.examined(x) if e[0] != "packages" or not x.trains_here],
+            packages=doctor_document(x).packages if x.trains_here else [],
             **_step(x),
         )
     )

@@ -23,13 +23,23 @@ def examined(x: Examination) -> Iterator[tuple[str, str]]:
     yield "configuration", "not given" if x.report is None else configuration_text(x.report)
     variables = " ".join(f"{n}={v}" for n, v in shown_variables(x.environment).items())
     yield "environment", f"{x.environment.sources}: {variables or 'no variable of interest is set'}"
-    yield "packages", ", ".join(f"{p.name} {p.version or '-'}" for p in x.packages) + " (here)"
+    yield "packages", packages_text(x)
     yield "GPUs", x.machine.summary
     yield "profile", "not given" if x.profile is None else profile_text(x.profile)
     for note in x.assumed:
         yield "assumed", note
     for remark in x.remarks:
         yield "note", remark
+
+
+def packages_text(x: Examination) -> str:
+    """What is installed here, or that this is not where the job runs."""
+    if not x.trains_here:
+        return (
+            "not examined: overlapkit has an environment of its own here, without torch; to "
+            "examine the job's, run it with the job's Python"
+        )
+    return ", ".join(f"{p.name} {p.version or '-'}" for p in x.packages) + " (here)"
 
 
 def configuration_text(report: Report) -> str:
@@ -63,9 +73,10 @@ def verdict(x: Examination) -> str:
     """The last line."""
     count = len(x.findings)
     if not count and x.report is None and x.profile is None:
+        where = "the environment and the packages" if x.trains_here else "the environment"
         return (
-            "Nothing was found in the environment and the packages. To examine more, give the "
-            "run's configuration, and a profile with --trace."
+            f"Nothing was found in {where}. To examine more, give the run's configuration, and a "
+            "profile with --trace."
         )
     if not count and x.report is not None and x.report.not_read:
         unknown = not_known(x.report.gaps) or "the notes name what was not"

@@ -59,7 +59,8 @@ def run(*, names: Sequence[str], reading: Reading, as_json: bool) -> int:
     """Print the rules; returns the exit status.
 
     Args:
-        names: see `select`. Rules that are named alone, without a pattern, are shown whole.
+        names: see `select`. Rules that are named alone, without a pattern, are shown whole. Without
+            any, the plain text has the ids alone: all claims are long.
         reading: the versions, where only the rules that hold for them are wanted.
         as_json: whether to print the JSON document instead of text.
 
@@ -82,9 +83,10 @@ def run(*, names: Sequence[str], reading: Reading, as_json: bool) -> int:
 
         show_rules(rules, stack, console())
     else:
-        from overlapkit.explain.rules.text import list_lines
+        from overlapkit.explain.rules.text import id_lines, list_lines
 
-        write_text("".join(f"{line}\n" for line in list_lines(rules, stack)))
+        lines = list_lines if names else id_lines
+        write_text("".join(f"{line}\n" for line in lines(rules, stack)))
     return 0
 
 

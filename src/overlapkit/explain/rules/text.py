@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from megatron.bridge.training.decisions import Rule
 from megatron.bridge.training.versions import Stack
 from overlapkit.explain.document import source_of
+from overlapkit.explain.text import TITLES
 from overlapkit.output.numbers import imperative
 
 EVERY = "every version"
@@ -20,6 +22,13 @@ def versions_text(rule: Rule) -> str:
 def title(rules: Sequence[Rule], stack: Stack | None) -> str:
     """How many rules there are, and of which versions."""
     return f"{len(rules)} rules" + (f" that hold for {stack}" if stack is not None else "")
+
+
+def id_lines(rules: Sequence[Rule], stack: Stack | None) -> Iterator[str]:
+    """The ids alone, a line for each dimension: what a program or an agent chooses from."""
+    yield f"{title(rules, stack)}; `overlapkit rules ID` shows one whole, 'PATTERN' several"
+    for dimension, group in groupby(rules, key=lambda rule: rule.dimension):
+        yield f"{TITLES[dimension]}: {' '.join(rule.id for rule in group)}"
 
 
 def list_lines(rules: Sequence[Rule], stack: Stack | None) -> Iterator[str]:

@@ -161,7 +161,8 @@ FIGURES = (
     ),
     Task(
         "whose-profile",
-        "Which framework made these profiles (`framework`, as overlapkit names it), and how long "
+        "Which framework made these profiles (`framework`: megatron, deepspeed, torchtitan, ddp, "
+        "fsdp1, fsdp2 or none), and how long "
         "is rank 0 idle in the median step (`idle_ms`)?",
         _DDP,
         _not_megatron,

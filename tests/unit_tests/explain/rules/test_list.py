@@ -59,9 +59,18 @@ def test_a_pattern(overlapkit) -> None:
     assert listed(overlapkit, "wrong.*") == {r.id for r in all_rules() if r.id[:6] == "wrong."}
 
 
-def test_the_list_has_a_line_for_each(overlapkit) -> None:
-    lines = overlapkit("rules", "--core", "0.16.1").out.splitlines()
+def test_a_pattern_has_a_line_for_each(overlapkit) -> None:
+    lines = overlapkit("rules", "dp.*", "--core", "0.16.1").out.splitlines()
     assert lines[0] == f"{len(lines) - 1} rules that hold for {KNOWN[0]}"
+    assert all(RULES[line.split()[0]].claim in line for line in lines[1:])
+
+
+def test_the_whole_list_has_the_ids_alone(overlapkit) -> None:
+    first, *lines = overlapkit("rules", "--core", "0.16.1").out.splitlines()
+    ids = [name for line in lines for name in line.partition(": ")[2].split()]
+    assert set(ids) == listed(overlapkit, "--core", "0.16.1")
+    assert first.startswith(f"{len(ids)} rules that hold for {KNOWN[0]}; ")
+    assert len(first) + sum(map(len, lines)) < 12000
 
 
 @pytest.mark.parametrize(
