@@ -95,7 +95,10 @@ def _show(x: Examination) -> None:
 
 
 def _profile(traces: Sequence[str], settings: Settings | None) -> TraceDocument:
-    """The document of `overlapkit trace` on these files."""
+    """The document of `overlapkit trace` on these files.
+
+    Its diagnoses are combined with the findings of the configuration later.
+    """
     from overlapkit.trace.read.files.folders import find_traces
     from overlapkit.trace.read.parallel_read import read_ahead
 
@@ -110,4 +113,4 @@ def _profile(traces: Sequence[str], settings: Settings | None) -> TraceDocument:
 
     layout = None if settings is None else layout_of(settings)
     reports = settle_ranks(analyse(paths, Options(layout=layout), ahead), None)
-    return trace_document(reports, None, found.notes)
+    return trace_document(reports, settings, found.notes, explained=False)

@@ -73,6 +73,13 @@ class DoctorProfile(Struct, frozen=True, kw_only=True):
         Meta(description="communication in that step while nothing computes, in microseconds"),
     ]
     warnings: Annotated[list[str], Meta(description="what was omitted or assumed in reading it")]
+    contradictions: Annotated[
+        list[str],
+        Meta(
+            description="what the configuration says and the profile shows otherwise; where there "
+            "is any, no finding of the one explains the other"
+        ),
+    ] = []
 
 
 class DoctorEvidence(Struct, frozen=True, kw_only=True):
@@ -194,6 +201,7 @@ def _profile(profile: TraceDocument) -> DoctorProfile:
         step_us=slowest.median.step_us,
         exposed_comm_us=slowest.median.exposed_comm_us,
         warnings=profile.warnings,
+        contradictions=profile.contradictions,
     )
 
 

@@ -63,7 +63,8 @@ class Examination:
         profile: trace's document; None without a profile.
         findings: all, most likely first.
         assumed: what had to be assumed.
-        remarks: about the versions, and what of the configuration was not looked at.
+        remarks: where the profile shows another run than the configuration, about the versions,
+            and what of the configuration was not looked at.
     """
 
     report: Report | None
@@ -107,7 +108,9 @@ def examine(question: Question) -> Examination:
         configured += _hardware_findings(report, machine)
     findings += environment_findings(environment, configured=report is not None)
     diagnoses = question.profile.diagnoses if question.profile is not None else []
-    findings += joined(diagnoses, configured)
+    unlike = question.profile.contradictions if question.profile is not None else []
+    # A configuration that is not the profile's does not explain it.
+    findings += [*joined(diagnoses, []), *configured] if unlike else joined(diagnoses, configured)
     return Examination(
         report,
         environment,
@@ -118,7 +121,7 @@ def examine(question: Question) -> Examination:
         assumed,
         ()
         if report is None
-        else (*report.remarks, *_on_other_versions(report), *not_certain(report)),
+        else (*unlike, *report.remarks, *_on_other_versions(report), *not_certain(report)),
     )
 
 

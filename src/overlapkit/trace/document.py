@@ -14,7 +14,7 @@ from overlapkit.output.numbers import us_of_ns
 from overlapkit.output.printable import all_printable
 from overlapkit.trace.diagnose.contradictions import contradictions
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
-from overlapkit.trace.diagnose.expected import Expected, expected_of, tied
+from overlapkit.trace.diagnose.expected import Expected, expected_of, spoken, tied
 from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.labels import labels_of
 from overlapkit.trace.rank_document import TraceRank, rank_of
@@ -203,7 +203,11 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
 
 
 def trace_document(
-    reports: Sequence[RankReport], settings: Settings | None = None, notes: Sequence[str] = ()
+    reports: Sequence[RankReport],
+    settings: Settings | None = None,
+    notes: Sequence[str] = (),
+    *,
+    explained: bool = True,
 ) -> TraceDocument:
     """The document of ranks that are in order.
 
@@ -213,19 +217,21 @@ def trace_document(
         reports: one for each rank.
         settings: the run's configuration, where it was given.
         notes: what else was in the folders and archives that were named.
+        explained: whether diagnoses say what the configuration has and why; otherwise it is only
+            compared with the profile, and remedies are in its words.
     """
     about = list(notes)
     stack = expected = None
     if settings is not None:
         from overlapkit.config.remarks import remarks
 
-        about += remarks(settings)
+        about += remarks(settings) if explained else []
         stack = stack_document(settings.basis)
         expected, why = expected_of(
             settings, next((r.world_size for r in reports if r.world_size), None)
         )
-        about += [why] if why is not None else []
-    return document_of(reports, stack, expected, about)
+        about += [why] if why is not None and explained else []
+    return document_of(reports, stack, expected, about, explained=explained)
 
 
 def document_of(
@@ -233,6 +239,8 @@ def document_of(
     stack: JobStack | None,
     expected: Expected | None,
     notes: Sequence[str],
+    *,
+    explained: bool = True,
 ) -> TraceDocument:
     """The document of ranks that are in order.
 
@@ -241,11 +249,13 @@ def document_of(
         stack: the versions that the configuration is for; None without one.
         expected: what the configuration makes effective; None where that is not known.
         notes: warnings about no rank.
+        explained: as in `trace_document`.
     """
     together = across(reports)
     unlike = [] if expected is None else contradictions(expected, reports)
     # A configuration that is not this run's says nothing about it.
-    diagnoses = tied(diagnoses_of(reports, together), None if unlike else expected)
+    own = None if unlike else expected
+    diagnoses = (tied if explained else spoken)(diagnoses_of(reports, together), own)
     return all_printable(
         TraceDocument(
             files=list(dict.fromkeys(r.path for r in reports)),

@@ -14,6 +14,7 @@ from megatron.bridge.training.decisions import RULES
 from overlapkit.doctor.finding import KINDS, MOST, Kind
 from overlapkit.doctor.text import verdict
 from support.documents import check_document
+from support.trace_generator import SCENARIOS, write_kineto
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -103,6 +104,38 @@ def test_a_profile_alone_is_diagnosed(doctor: Any) -> None:
     document = doctor(*profile("megatron-pipeline"), "--json").document
     assert ids(document)[0] == "pipeline-exposed"
     assert document["profile"]["step_us"] > document["profile"]["exposed_comm_us"] > 0
+
+
+def test_a_configuration_of_another_run_explains_nothing_in_the_profile(
+    doctor: Any, config: Any, tmp_path: Path
+) -> None:
+    (truth,) = write_kineto(SCENARIOS["dp exposed"].but(noise=0, steps=2), tmp_path)
+    # The profile has reduce-scatters.
+    arguments = [config(NOT_HIDDEN), "--trace", truth.path]
+    document = doctor(*arguments, "--json").document
+    (told,) = document["profile"]["contradictions"]
+    assert "distributed optimizer off" in told and told in document["notes"]
+    (late,) = [f for f in document["findings"] if f["id"] == "grad-reduce-after-backward"]
+    assert {e["source"] for e in late["evidence"]} == {"profile"}
+    assert "dp.needs-distributed-optimizer" in ids(document)
+    assert told in doctor(*arguments).out
+
+
+@pytest.mark.parametrize("flags", ["", "--overlap-grad-reduce"])
+def test_remedies_for_a_launch_script_are_its_flags(
+    flags: str, doctor: Any, config: Any, tmp_path: Path
+) -> None:
+    (truth,) = write_kineto(SCENARIOS["dp exposed"].but(noise=0, steps=2), tmp_path)
+    script = config(
+        "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 4 --hidden-size 256 "
+        "--num-attention-heads 4 --seq-length 128 --max-position-embeddings 128 --bf16 "
+        f"--micro-batch-size 1 --global-batch-size 16 --use-distributed-optimizer {flags}",
+        "run.sh",
+    )
+    document = doctor(script, "--trace", truth.path, "--json").document
+    assert document["profile"]["contradictions"] == []
+    (gather,) = [f for f in document["findings"] if f["id"] == "param-gather-exposed"]
+    assert "--overlap-param-gather" in gather["remedy"] and "ddp." not in gather["remedy"]
 
 
 def test_the_environment_is_compared_with_the_configuration(doctor: Any, config: Any) -> None:

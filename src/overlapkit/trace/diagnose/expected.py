@@ -153,14 +153,18 @@ def tied(diagnoses: Sequence[Diagnosis], expected: Expected | None) -> list[Diag
     """The diagnoses, with what the configuration says of the setting that each is about."""
     if expected is None:
         return list(diagnoses)
-    spoken = [_in_words_of(expected, d) for d in diagnoses]
-    return spoken if expected.fully_sharded else [_tied(d, expected) for d in spoken]
+    found = spoken(diagnoses, expected)
+    return found if expected.fully_sharded else [_tied(d, expected) for d in found]
 
 
-def _in_words_of(expected: Expected, diagnosis: Diagnosis) -> Diagnosis:
-    """A diagnosis whose remedy names settings as the configuration does."""
-    in_flags = expected.takes_flags and diagnosis.flags
-    return replace(diagnosis, remedy=diagnosis.flags if in_flags else diagnosis.remedy, flags="")
+def spoken(diagnoses: Sequence[Diagnosis], expected: Expected | None) -> list[Diagnosis]:
+    """The diagnoses, with remedies that name settings as the configuration does."""
+    if expected is None:
+        return list(diagnoses)
+    return [
+        replace(d, remedy=d.flags if expected.takes_flags and d.flags else d.remedy, flags="")
+        for d in diagnoses
+    ]
 
 
 def _tied(diagnosis: Diagnosis, expected: Expected) -> Diagnosis:
