@@ -28,6 +28,15 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": {"tp_comm_overlap": False},
         "train": {"micro_batch_size": 1, "global_batch_size": 40},
     },
+    "core.checkpoint-shard-of-padding": {
+        "ddp": {
+            "use_distributed_optimizer": True,
+            "overlap_grad_reduce": True,
+            "bucket_size": 1,
+            "pad_buckets_for_high_nccl_busbw": True,
+        },
+        "train": {"save": "checkpoints"},
+    },
     "core.sequence-divides-cp": {"model": {"context_parallel_size": 4, "seq_length": 4100}},
     "core.sequence-divides-tp": {
         "model": {

@@ -364,6 +364,16 @@ def build_run(settings: Settings) -> Run:
     )
 
 
+_OF_CHECKPOINTS = (
+    "save",
+    "save_interval",
+    "save_optim",
+    "ckpt_format",
+    "dist_ckpt_optim_fully_reshardable",
+)
+"""What rules read of the section checkpoint."""
+
+
 def _steps(values: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """What happens between the steps of a run: evaluations and checkpoints.
 
@@ -373,7 +383,7 @@ def _steps(values: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     found: dict[str, Any] = {"eval_iters": 100, "eval_interval": 1000}
     for section, keys in (
         ("validation", ("eval_iters", "eval_interval")),
-        ("checkpoint", ("save", "save_interval")),
+        ("checkpoint", _OF_CHECKPOINTS),
     ):
         content = values.get(section) or {}
         found |= {key: content[key] for key in keys if key in content}

@@ -260,4 +260,6 @@ def test_a_bucket_names_its_tensors_by_position() -> None:
     (bucket,) = cut_buckets(
         plain(5, 6), None, data_parallel_size=1, use_distributed_optimizer=False
     )
-    assert bucket == Bucket((1, 0), parameters=11, size=11, expert=False, fp8=False)
+    assert bucket == Bucket(
+        (1, 0), parameters=11, size=11, expert=False, fp8=False, end=11, ranks=1
+    )

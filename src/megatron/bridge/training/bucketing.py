@@ -47,6 +47,8 @@ class Bucket:
         size: elements of its buffer and of its reduction: parameters and padding.
         expert: whether it is reduced over the expert-data-parallel group.
         fp8: whether it contains FP8 weights.
+        end: elements up to the end of its last tensor; the rest of `size` is padding.
+        ranks: how many reduce it together.
     """
 
     tensors: tuple[int, ...]
@@ -54,6 +56,8 @@ class Bucket:
     size: int
     expert: bool
     fp8: bool
+    end: int
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ def cut_buckets(
                 end = _padded(end, tensor_multiple) + parameters[position].numel
             exact = sum(parameters[position].numel for position in members)
             padded = _padded(end, bucket_multiple)
-            buckets.append(Bucket(tuple(members), exact, padded, expert, fp8))
+            buckets.append(Bucket(tuple(members), exact, padded, expert, fp8, end, ranks))
     return sorted(buckets, key=lambda bucket: -bucket.tensors[-1])
 
 

@@ -27,6 +27,7 @@ _REMEDIES = {
     "core.cp-a2a-divides-heads": "omit --cp-comm-type",
     "core.batch-divides": "pass a --global-batch-size that is a multiple of micro-batch x "
     "data-parallel size",
+    "core.checkpoint-shard-of-padding": "pass --dist-ckpt-optim-fully-reshardable",
     "core.microbatches-fill-pipeline": "pass a --global-batch-size with a multiple of as many "
     "microbatches as there are stages",
 }
@@ -41,6 +42,8 @@ _OTHERWISE = {
     "core.batch-divides": "pass another --micro-batch-size",
     "core.expert-parallel-needs-experts": "pass --num-experts",
     "core.ep-overlap-mtp-needs-pipeline": "pass --pipeline-model-parallel-size above 1",
+    "core.checkpoint-shard-of-padding": "pass --dist-ckpt-optim-fully-reshardable",
+    "core.recompute-mlp-bias": "pass --disable-bias-linear",
     "core.shared-expert-overlap-needs": "pass --moe-token-dispatcher-type alltoall",
     "ep.needs-expert-parallel": "pass --expert-model-parallel-size above 1",
     "ep.needs-experts": "pass --num-experts above 1",

@@ -97,7 +97,13 @@ FLAGS: dict[str, Flag] = {
         "ddp-num-buckets save-params-interval save-interval train-iters eval-iters eval-interval",
         LM,
     ),
-    **_flags("on", "grad-reduce-in-bf16 use-torch-fsdp2 freeze-all-layers use-legacy-models", LM),
+    **_flags(
+        "on",
+        "grad-reduce-in-bf16 use-torch-fsdp2 freeze-all-layers use-legacy-models "
+        "dist-ckpt-optim-fully-reshardable",
+        LM,
+    ),
+    "--no-save-optim": Flag("off", (f"{LM}.save_optim",)),
     **_flags("str", "main-grads-dtype ckpt-format distributed-backend", LM),
     **_flags("given", "save", LM),
     **_flags("names", "high-priority-stream-groups", LM),

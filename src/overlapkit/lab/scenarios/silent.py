@@ -258,6 +258,7 @@ NOT_SILENT: Mapping[str, tuple[str, ...]] = {
         "core.variable-lengths-*",
         "core.recompute-*",
         "core.distribute-activations-*",
+        "core.checkpoint-shard-*",
     ),
     "it states what follows from the settings, and refuses nothing": (
         "any.no-comm-overlap",

@@ -134,3 +134,35 @@ def test_stages_that_would_do_are_named_where_the_batch_fits_none() -> None:
     (found,) = [d for d in told if d.rule == "core.stages-divide-layers"]
     assert "2 or 1 stages would do" in found.reason
     assert found.edits == (Edit("model.pipeline_model_parallel_size", 2),)
+
+
+# One bucket for each tensor: those of the norms have 264 elements, padded to 384 for 16 ranks.
+TENSORS = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "bucket_size": 1}
+NORMS = {"model": {"hidden_size": 264}, "ddp": TENSORS}
+SAVED = {"save": "checkpoints"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "found"),
+    [
+        ({**NORMS, "train": SAVED}, True),
+        ({**NORMS, "train": {**SAVED, "dist_ckpt_optim_fully_reshardable": True}}, False),
+        ({**NORMS, "train": {**SAVED, "save_optim": False}}, False),
+        ({**NORMS, "train": {**SAVED, "ckpt_format": "torch"}}, False),
+        (NORMS, False),
+        # Without divisions the chunk is one bucket, and with 256 elements there is no padding.
+        ({**NORMS, "ddp": {"use_distributed_optimizer": True}, "train": SAVED}, False),
+        ({"ddp": TENSORS, "train": SAVED}, False),
+    ],
+)
+def test_a_checkpoint_needs_a_part_of_a_tensor_on_every_rank(
+    sections: dict[str, Any], found: bool
+) -> None:
+    decisions = [
+        d for d in decisions_of(**sections) if d.rule == "core.checkpoint-shard-of-padding"
+    ]
+    assert bool(decisions) is found
+    for decision in decisions:
+        assert "264 elements is padded to 384 for 16 ranks, and 5 of them keep" in decision.reason
+        assert decision.edits == ()
+        assert "fully_reshardable=true" in (decision.remedy or "")

@@ -48,7 +48,9 @@ class MegatronLmRequest:
         main_grads_dtype: --main-grads-dtype, "fp32" or "bf16".
         use_torch_fsdp2: --use-torch-fsdp2.
         ckpt_format: --ckpt-format.
+        dist_ckpt_optim_fully_reshardable: --dist-ckpt-optim-fully-reshardable.
         save: whether --save is given.
+        save_optim: whether --no-save-optim is not given.
         save_params_interval: --save-params-interval.
         save_interval: --save-interval.
         train_iters: --train-iters.
@@ -67,7 +69,9 @@ class MegatronLmRequest:
     main_grads_dtype: str = "fp32"
     use_torch_fsdp2: bool = False
     ckpt_format: str = "torch_dist"
+    dist_ckpt_optim_fully_reshardable: bool = False
     save: bool = False
+    save_optim: bool = True
     save_params_interval: int | None = None
     save_interval: int | None = None
     train_iters: int | None = None

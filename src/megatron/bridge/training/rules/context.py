@@ -85,7 +85,8 @@ class Context:
         gpu: the job's GPU; None where it is not known.
         launcher: how the job is started; None where that is not known.
         train: the steps and what happens between them: train_iters, eval_iters, eval_interval,
-            save and save_interval; None where that is not known.
+            save and save_interval, and how a checkpoint is written: save_optim, ckpt_format and
+            dist_ckpt_optim_fully_reshardable; None where that is not known.
         batch: micro_batch_size and global_batch_size, with rampup_batch_size and
             decrease_batch_size_if_needed; None where they are not known.
         backend: torch.distributed's back end for the GPUs.

@@ -43,6 +43,7 @@ from megatron.bridge.training.rules.refusal import refused
 from megatron.bridge.training.rules.sizes.batches import batch_checks
 from megatron.bridge.training.rules.sizes.layers import layer_checks
 from megatron.bridge.training.rules.sizes.sequences import sequence_checks
+from megatron.bridge.training.rules.sizes.shards import shard_checks
 from megatron.bridge.training.rules.sizes.splits import split_checks
 from megatron.bridge.training.rules.tensor import decide_tp_overlap
 from megatron.bridge.training.rules.wrong_numbers import wrong_numbers
@@ -163,6 +164,7 @@ def core_consequences(c: Context, optimizer: Any) -> Iterator[Decision]:
     yield from refused(replace(c, optimizer=optimizer), REFUSALS)
     yield from _data_parallel(c, optimizer)
     yield from bucket_consequences(c, optimizer)
+    yield from shard_checks(replace(c, optimizer=optimizer))
     yield from environment_consequences(c)
 
 
