@@ -73,7 +73,10 @@ class AnchorJudge:
         if not reference.surely and (near is None or near.similarity < _SURELY_ALIKE):
             return None
         if near is None or not near.is_near:
-            return _finding(reference, "gone", f"the quoted lines are not in {path}")
+            problem = f"the quoted lines are not in {path}"
+            return self._in_another(reference, quote, path, problem) or _finding(
+                reference, "gone", problem
+            )
         place = Place(path, near.span)
         text = f"the nearest are lines {lines_text(near.span)}, {_percent(near.similarity)} alike"
         text += "; some are quoted in part" if near.in_part else ""
@@ -96,55 +99,84 @@ class AnchorJudge:
         if len(tight) > 1:
             others = ", ".join(lines_text(span) for span in tight if span != chosen)
             text = f"the lines stand {len(tight)} times: at {lines_text(chosen)} and {others}"
-        return _finding(
-            reference, "moved", text, Place(path, chosen), rewrite=len(tight) == 1, name=path
-        )
+        name = reference.path if len(tight) == 1 else None
+        return _finding(reference, "moved", text, Place(path, chosen), name=name)
 
     def _absent(
         self, reference: Reference, quote: Quote, problem: str, *, unknown: bool
     ) -> Finding:
         """The answer where no file has the anchor's name."""
-        old = os.path.normpath(reference.path.lstrip("/"))
-        new = self._history.new_name(reference.line, old)
-        if new is not None and self._checkout.has(new):
-            return self._renamed(reference, quote, old, new)
-        if reference.surely and sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING:
-            holders = self._holders(quote, old.rpartition("/")[2])
-            if len(holders) == 1:
-                path, spans = holders[0]
-                tight = _tightest(spans)
-                text = f"{problem}; the lines stand in {Place(path, tight[0])}"
-                only = len(tight) == 1
-                return _finding(
-                    reference, "moved", text, Place(path, tight[0]), rewrite=only, name=path
-                )
-        if unknown and self._history.then(reference.line, old) is None:
+        olds = self._names(reference.path)
+        for old in olds:
+            new = self._history.new_name(reference.line, old)
+            if new is not None and self._checkout.has(new):
+                return self._renamed(reference, quote, old, new)
+        elsewhere = self._in_another(reference, quote, olds[0], problem)
+        if elsewhere is not None:
+            return elsewhere
+        if unknown and not any(self._history.then(reference.line, old) for old in olds):
             return _finding(reference, "unknown", problem)
         return _finding(reference, "gone", problem)
 
+    def _names(self, written: str) -> list[str]:
+        """What a name can mean, relative to the checkout: from its root, or from the page."""
+        beside = os.path.relpath(self._folder / written, self._checkout.root)
+        return [os.path.normpath(written.lstrip("/")), beside]
+
+    def _written(self, reference: Reference, path: str) -> str:
+        """Another file as the anchor would name it: from the page where it does so now."""
+        if reference.path.startswith(("./", "../")):
+            return os.path.relpath(self._checkout.root / path, self._folder)
+        return path
+
+    def _in_another(
+        self, reference: Reference, quote: Quote, path: str, problem: str
+    ) -> Finding | None:
+        """The answer where exactly one other file has the quoted lines; else None."""
+        if not reference.surely or sum(map(str.isalnum, "".join(quote.texts))) < _TELLING:
+            return None
+        holders = self._holders(quote, path.rpartition("/")[2])
+        if len(holders) != 1:
+            return None
+        new, spans = holders[0]
+        tight = _tightest(spans)
+        text = f"{problem}; they stand in {Place(new, tight[0])}"
+        name = self._written(reference, new) if len(tight) == 1 else None
+        return _finding(reference, "moved", text, Place(new, tight[0]), name=name)
+
     def _renamed(self, reference: Reference, quote: Quote, old: str, new: str) -> Finding:
+        """The answer where git tells the file's new name."""
         source = self._checkout.source(new)
         if source is None:
             return _finding(reference, "gone", f"{new}, its new name, is not a text file")
         span = Span(reference.start, reference.end)
-        then = self._history.then(reference.line, old)
+        text = f"the file is {new} now"
+        written = self._written(reference, new)
         spans = places(quote, source)
         if spans:
-            inside = [each for each in spans if each.within(span)]
-            tight = _tightest(spans)
-            place = span if inside else tight[0]
-            only = bool(inside) or len(tight) == 1
-        else:
-            mapped, only = moved_to(then.source, source, span) if then else (None, False)
-            if mapped is None:
-                return _finding(reference, "changed", f"the file is {new} now, without the lines")
-            place = mapped
-        text = f"the file is {new} now, the lines {lines_text(place)}"
-        state: State = "moved" if only else "changed"
-        return _finding(reference, state, text, Place(new, place), rewrite=only, name=new)
+            tight = [span] if any(s.within(span) for s in spans) else _tightest(spans)
+            place = Place(new, tight[0])
+            name = written if len(tight) == 1 else None
+            return _finding(reference, "moved", f"{text}, the lines {place}", place, name=name)
+        if quote.parts and reference.surely:
+            near = nearest(quote, source, reference.start)
+            if near is None or not near.is_near:
+                return _finding(reference, "gone", f"{text}, without the lines")
+            text += f"; the nearest are lines {lines_text(near.span)}"
+            place = Place(new, near.span)
+            return _finding(reference, "changed", text, place, similarity=near.similarity)
+        then = self._history.then(reference.line, old)
+        now, whole = moved_to(then.source, source, span) if then else (None, False)
+        if now is None:
+            return _finding(reference, "gone", f"{text}, without the lines")
+        place = Place(new, now)
+        state: State = "moved" if whole else "changed"
+        name = written if whole else None
+        return _finding(reference, state, f"{text}, the lines {place}", place, name=name)
 
     def _holders(self, quote: Quote, name: str) -> list[tuple[str, list[Span]]]:
         """The files that have the quoted lines: those of the same name, else any of the kind."""
+        longest = max(quote.texts, key=len)
         same = self._checkout.by_name.get(name, [])
         ending = name.rpartition(".")[2]
         others = [path for path in self._checkout.files if path.endswith(f".{ending}")]
@@ -152,7 +184,8 @@ class AnchorJudge:
             found = []
             for path in paths:
                 source = self._checkout.source(path)
-                spans = places(quote, source) if source else []
+                # Most files are sorted out by one line.
+                spans = places(quote, source) if source and longest in source.text else []
                 if spans:
                     found.append((path, spans))
             if found:
@@ -194,7 +227,7 @@ class AnchorJudge:
             if now == here:
                 return _finding(reference, "right", "")
             text = f"the lines of commit {then.commit[:10]} stand at {lines_text(now)} now"
-            return _finding(reference, "moved", text, Place(path, now), rewrite=True, name=path)
+            return _finding(reference, "moved", text, Place(path, now), name=reference.path)
         near = nearest(quote, source, reference.start) if quote.parts else None
         if near is None or not near.is_near:
             return _finding(reference, "gone", f"the lines of commit {then.commit[:10]} are gone")
@@ -216,24 +249,16 @@ def _finding(
     place: Place | None = None,
     *,
     similarity: float | None = None,
-    rewrite: bool = False,
-    name: str = "",
+    name: str | None = None,
 ) -> Finding:
+    """A finding; with the file's `name` as the anchor is to write it, what puts it right."""
     edit = None
-    if rewrite and place is not None:
-        written = reference.path.lstrip("/")
-        # A name that is short, or relative to the page, stays as it is written.
-        kept = reference.path if name == written or name.endswith(f"/{_tail(written)}") else name
-        new = reference.write(kept, place.span.start, place.span.end)
+    if name is not None and place is not None:
+        new = reference.write(name, place.span.start, place.span.end)
         edit = Edit(reference.line, reference.column, reference.text, new)
     return Finding(
         reference.line, "anchor", state, reference.text, message, place, similarity, edit
     )
-
-
-def _tail(path: str) -> str:
-    """A path without its leading steps upwards."""
-    return os.path.normpath(path).lstrip("./")
 
 
 def _tightest(spans: Sequence[Span]) -> list[Span]:

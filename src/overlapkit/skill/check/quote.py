@@ -55,6 +55,11 @@ class Source:
         return [(n, text) for n, line in enumerate(self.lines, 1) if (text := _plain(line))]
 
     @cached_property
+    def text(self) -> str:
+        """All lines, with one blank between words."""
+        return "\n".join(map(_plain, self.lines))
+
+    @cached_property
     def positions(self) -> dict[str, list[int]]:
         """Where in `filled` each text stands."""
         found: dict[str, list[int]] = {}

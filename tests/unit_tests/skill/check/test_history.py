@@ -88,6 +88,41 @@ def test_renamed_and_moved_is_followed(page: str, repository: Repository, states
     assert ("7:9:" in text(repository)) == (page == QUOTED)
 
 
+def test_a_link_from_the_page_stays_one(repository: Repository, states: States) -> None:
+    file = repository.write("docs/page.md", "[x](../src/gate.py#L15-L16)\n")
+    repository.commit()
+    repository.write("src/gate.py", "# one\n" + CODE)
+    assert states("--fix") == ["right"]
+    assert file.read_text() == "[x](../src/gate.py#L16-L17)\n"
+    repository.commit()
+    repository.git("mv", "src/gate.py", "src/new.py")
+    repository.commit()
+    assert states("--fix") == ["right"]
+    assert file.read_text() == "[x](../src/new.py#L16-L17)\n"
+
+
+def test_quoted_lines_that_went_to_another_file_are_followed(
+    repository: Repository, states: States
+) -> None:
+    repository.write("page.md", QUOTED)
+    repository.write("src/gate.py", "def other(x):\n    return [y for y in x]\n")
+    repository.write("src/rules.py", "#\n" + CODE)
+    assert states("--fix") == ["right"]
+    assert text(repository) == QUOTED.replace("6:8:src/gate.py", "7:9:src/rules.py")
+
+
+def test_a_renamed_file_whose_quoted_line_was_edited_is_changed(
+    repository: Repository, states: States
+) -> None:
+    repository.write("page.md", QUOTED)
+    repository.commit()
+    repository.git("mv", "src/gate.py", "src/new.py")
+    repository.write("src/new.py", CODE.replace("below 2", "below two"))
+    repository.commit()
+    assert states("--fix") == ["changed"]
+    assert text(repository) == QUOTED
+
+
 def test_deleted_file_is_gone(page: str, repository: Repository, states: States) -> None:
     repository.git("rm", "--quiet", "src/gate.py")
     repository.commit()
