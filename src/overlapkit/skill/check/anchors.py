@@ -166,7 +166,7 @@ class AnchorJudge:
             place = Place(new, near.span)
             return _finding(reference, "changed", text, place, similarity=near.similarity)
         then = self._history.then(reference.line, old)
-        now, whole = moved_to(then.source, source, span) if then else (None, False)
+        now, whole = _now(then, source, span) if then else (None, False)
         if now is None:
             return _finding(reference, "gone", f"{text}, without the lines")
         place = Place(new, now)
@@ -215,14 +215,10 @@ class AnchorJudge:
     ) -> Finding:
         """The answer for lines that a commit tells."""
         here = Span(reference.start, reference.end)
-        now, whole = moved_to(then.source, source, here)
+        now, whole = _now(then, source, here)
         quote = quote_of(lines)
         if now is not None and not whole and now.within(here) and here.end <= len(source.lines):
             return _finding(reference, "right", f"edited since commit {then.commit[:10]}")
-        if now is None or not whole:
-            telling = sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING
-            spans = places(quote, source) if telling else []
-            now, whole = (spans[0], True) if len(spans) == 1 else (now, False)
         if now is not None and whole:
             if now == here:
                 return _finding(reference, "right", "")
@@ -259,6 +255,18 @@ def _finding(
     return Finding(
         reference.line, "anchor", state, reference.text, message, place, similarity, edit
     )
+
+
+def _now(then: Then, source: Source, span: Span) -> tuple[Span | None, bool]:
+    """Where lines of an older text are, and whether all are: by a difference, else by search."""
+    now, whole = moved_to(then.source, source, span)
+    quote = quote_of(then.lines(span) or ())
+    if not whole and sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING:
+        # A difference does not follow lines past others.
+        spans = places(quote, source)
+        if len(spans) == 1:
+            return spans[0], True
+    return now, whole
 
 
 def _tightest(spans: Sequence[Span]) -> list[Span]:
