@@ -161,6 +161,11 @@ class MeasuredVariant:
         return sorted({name for rank in self.ranks for name in rank.unrestored})
 
     @property
+    def unsaved(self) -> str:
+        """Why no checkpoint was written; empty where one was, or none was to be."""
+        return next((rank.unsaved for rank in self.ranks if rank.unsaved), "")
+
+    @property
     def digests(self) -> list[str]:
         """Each rank's hash of its final weights."""
         return [rank.digest for rank in self.ranks]

@@ -130,6 +130,7 @@ class VariantResult(msgspec.Struct, kw_only=True):
         evaluations: mean loss of each evaluation, as `losses`.
         unrestored: tensors of model and optimizer that were not the same in every bit after a
             checkpoint was read back, each once.
+        unsaved: why no checkpoint was written: Megatron-Core refused it on some rank.
         digest: of this rank's final weights.
         wire_bytes: bytes that this rank's link sent per timed step; None where the rank does
             not have a link of its own.
@@ -154,6 +155,7 @@ class VariantResult(msgspec.Struct, kw_only=True):
     losses: list[float | None] = []
     evaluations: list[float | None] = []
     unrestored: list[str] = []
+    unsaved: str = ""
     digest: str = ""
     wire_bytes: float | None = None
     collectives: dict[str, tuple[int, int]] = {}

@@ -7,23 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from overlapkit.lab.full_tensors import Tensors, distance
+from overlapkit.lab.agreement import losses_apart, tensors_apart
+from overlapkit.lab.full_tensors import Tensors
 from overlapkit.lab.hunt.batch import Trained, kind_of
 from overlapkit.lab.hunt.case import Case
 from overlapkit.lab.measurements import MeasuredVariant, mean_losses
 
 FULL, BF16 = "fp32", "bf16"
-
-TOLERANCE = 2e-5
-"""Of a tensor's norm, for sums in fp32 in another order: as in the scenario grid, with a margin for
-clipped gradients, experts and more steps."""
-
-LOSS_TOLERANCE = 1e-5
-"""Of a loss, in fp32."""
-
-FACTOR = 4.0
-"""How much farther from the unpartitioned fp32 model a partitioned bf16 run may be than the
-unpartitioned bf16 model is."""
 
 Kind = Literal["equal", "different", "refused", "crash", "hang"]
 
@@ -96,40 +86,32 @@ def compared(
     if measured.unrestored:
         names = ", ".join(measured.unrestored[:3])
         return Fate("different", f"not as before the checkpoint was read back: {names}")
-    same = references[FULL if case.precision == "fp32" else BF16]
-    ours = reference_of(measured, weights)
+    if measured.unsaved:
+        return Fate("refused", measured.unsaved)
+    exact = not case.reorders
+    whole, half = references[FULL], references.get(BF16)
     try:
-        apart = distance(weights, same.weights)
+        apart = tensors_apart(
+            weights, whole.weights, None if half is None else half.weights, exact=exact
+        )
     except ValueError as error:
         return Fate("different", str(error), math.inf)
-    allowed = TOLERANCE if case.reorders else 0.0
+    worst = apart.worst or sorted(apart.relative, key=lambda name: -apart.relative[name])
     shown = (
-        f"{apart.differing} of {apart.tensors} tensors differ, at most by {apart.relative:.1e} of "
-        f"the norm ({apart.worst})"
+        f"{len(apart.relative)} of {apart.tensors} tensors differ, {len(apart.wrong)} more than "
+        f"rounding explains, at most by {apart.largest:.1e} of the norm ({', '.join(worst[:1])})"
     )
-    if case.precision != "fp32" and case.reorders:
-        own = distance(same.weights, references[FULL].weights).relative
-        apart = distance(weights, references[FULL].weights)
-        allowed = FACTOR * own
-        shown = (
-            f"{apart.relative:.1e} of the norm from the model in fp32 ({apart.worst}); "
-            f"unpartitioned, the model in bf16 is {own:.1e} from it"
+    if apart.wrong:
+        return Fate("different", shown, apart.largest)
+    ours = reference_of(measured, weights)
+    for name in ("losses", "evaluations"):
+        _, wrong = losses_apart(
+            "step" if name == "losses" else "evaluation",
+            getattr(ours, name),
+            getattr(whole, name),
+            None if half is None else getattr(half, name),
+            exact=exact,
         )
-    if apart.relative > allowed:
-        return Fate("different", shown, apart.relative)
-    loss_tolerance = LOSS_TOLERANCE if case.precision == "fp32" else 0.02
-    for name, values, theirs in (
-        ("loss", ours.losses, same.losses),
-        ("loss of evaluation", ours.evaluations, same.evaluations),
-    ):
-        for step, (ours_of, of) in enumerate(zip(values, theirs, strict=False), 1):
-            if not _close(ours_of, of, loss_tolerance):
-                text = f"{name} {step} is {ours_of}, unpartitioned {of}"
-                return Fate("different", text, apart.relative)
-    return Fate("equal", shown, apart.relative)
-
-
-def _close(value: float | None, of: float | None, tolerance: float) -> bool:
-    if value is None or of is None:
-        return value is of
-    return abs(value - of) <= tolerance * max(abs(of), 1e-3)
+        if wrong:
+            return Fate("different", wrong[0], apart.largest)
+    return Fate("equal", shown, apart.largest)

@@ -172,10 +172,10 @@ def _step(step: StepApart) -> LabStepApart:
         step=step.step,
         loss=step.loss,
         reference_loss=step.reference,
-        tensors=step.tensors,
-        differing=len(step.relative),
-        largest=_finite(step.largest),
-        wrong={name: _finite(step.relative[name]) for name in step.worst},
+        tensors=step.apart.tensors,
+        differing=len(step.apart.relative),
+        largest=_finite(step.apart.largest),
+        wrong={name: _finite(step.apart.relative[name]) for name in step.apart.worst},
     )
 
 

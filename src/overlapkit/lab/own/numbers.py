@@ -5,15 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from overlapkit.lab.full_tensors import relatives
+from overlapkit.lab.agreement import FACTOR, Apart, losses_apart, tensors_apart
 from overlapkit.lab.measurements import MeasuredVariant, Observations, mean_losses
 from overlapkit.lab.scenario import TOLERANCE
-
-FACTOR = 3.0
-"""How much farther from the fp32 model than the unpartitioned model in the same half precision."""
-
-HALF_UNIT = 2.0**-9
-"""Unit roundoff of bf16: a tensor that is nearer to the fp32 model is as near as it can be."""
 
 SHOWN = 3
 """Tensors that evidence names."""
@@ -27,28 +21,13 @@ class StepApart:
         step: from 1.
         loss: the run's, the mean over its replicas; None where it is not finite.
         reference: the unpartitioned model's.
-        relative: tensor to ||a - b|| / ||b||, with b the unpartitioned model's; only those that
-            differ.
-        wrong: of those, the ones that are farther than rounding explains.
-        tensors: compared.
+        apart: how far the tensors are.
     """
 
     step: int
     loss: float | None
     reference: float | None
-    relative: dict[str, float]
-    wrong: tuple[str, ...]
-    tensors: int
-
-    @property
-    def largest(self) -> float:
-        """Of `relative`; 0 where no tensor differs."""
-        return max(self.relative.values(), default=0.0)
-
-    @property
-    def worst(self) -> list[str]:
-        """The wrong tensors, the farthest first."""
-        return sorted(self.wrong, key=lambda name: -self.relative[name])
+    apart: Apart
 
 
 @dataclass(frozen=True)
@@ -74,18 +53,20 @@ class Compared:
     @property
     def equal(self) -> bool:
         """Whether all numbers are the unpartitioned model's, as far as rounding lets them."""
-        wrong = any(each.wrong for each in self.steps)
+        wrong = any(each.apart.wrong for each in self.steps)
         return not (wrong or self.wrong_losses or self.mismatch)
 
     @property
     def identical(self) -> bool:
         """Whether no bit of a weight or a loss differs."""
-        return self.equal and not self.losses and not any(each.relative for each in self.steps)
+        return (
+            self.equal and not self.losses and not any(each.apart.relative for each in self.steps)
+        )
 
     @property
     def first_wrong(self) -> StepApart | None:
         """The first step after which a tensor is wrong."""
-        return next((each for each in self.steps if each.wrong), None)
+        return next((each for each in self.steps if each.apart.wrong), None)
 
 
 @dataclass(frozen=True)
@@ -110,21 +91,20 @@ def compare(models: Models, block: str, variant: str) -> Compared:
     ours = models.observed.variants(block)[variant]
     whole = _measured(models, models.whole)
     half = None if models.half is None else _measured(models, models.half)
-    apart, wrong_losses = _losses(ours, whole, half)
+    far, wrong_losses = _losses(ours, whole, half, models.exact)
     steps = []
     mismatch = ""
     losses, reference = mean_losses(ours.losses), mean_losses((half or whole).losses)
     for step in range(1, len(losses) + 1):
         try:
-            relative, wrong, tensors = _tensors(models, block, variant, step)
+            apart = _tensors(models, block, variant, step)
         except ValueError as error:
             mismatch = f"after step {step}: {error}"
             break
-        pair = losses[step - 1], reference[step - 1]
-        steps.append(StepApart(step, *pair, relative, wrong, tensors))
+        steps.append(StepApart(step, losses[step - 1], reference[step - 1], apart))
     return Compared(
         tuple(steps),
-        apart,
+        far,
         wrong_losses,
         len(mean_losses(ours.evaluations)),
         tuple(ours.unrestored),
@@ -136,66 +116,37 @@ def _measured(models: Models, place: tuple[str, str]) -> MeasuredVariant:
     return models.observed.variants(place[0])[place[1]]
 
 
-def _tensors(
-    models: Models, block: str, variant: str, step: int
-) -> tuple[dict[str, float], tuple[str, ...], int]:
-    """How far each tensor is from the unpartitioned model's, which are wrong, and their number."""
+def _tensors(models: Models, block: str, variant: str, step: int) -> Apart:
     found = models.observed.tensors(block, variant, "weight", step)
     whole = models.observed.tensors(*models.whole, "weight", step)
-    relative = relatives(found, whole)
-    if models.half is None:
-        limit = 0.0 if models.exact else TOLERANCE
-        wrong = tuple(name for name, far in relative.items() if far > limit)
-    else:
-        half = relatives(models.observed.tensors(*models.half, "weight", step), whole)
-        wrong = tuple(
-            name
-            for name, far in relative.items()
-            if far > FACTOR * max(half.get(name, 0.0), HALF_UNIT)
-        )
-    return relative, wrong, len(whole)
+    half = None
+    if models.half is not None:
+        half = models.observed.tensors(*models.half, "weight", step)
+    return tensors_apart(found, whole, half, exact=models.exact)
 
 
 def _losses(
-    ours: MeasuredVariant, whole: MeasuredVariant, half: MeasuredVariant | None
+    ours: MeasuredVariant, whole: MeasuredVariant, half: MeasuredVariant | None, exact: bool
 ) -> tuple[float, tuple[str, ...]]:
     """The largest relative distance of a loss, and which losses are too far apart."""
-    largest, wrong = 0.0, []
-    for kind in ("losses", "evaluations"):
-        found, exact = (mean_losses(getattr(each, kind)) for each in (ours, whole))
-        allowed = TOLERANCE
-        if half is not None:
-            theirs = mean_losses(getattr(half, kind))
-            own = [_far(a, b) for a, b in zip(theirs, exact, strict=False)]
-            allowed = FACTOR * max(*own, HALF_UNIT) if own else HALF_UNIT
-        name = "the loss of step" if kind == "losses" else "the loss of evaluation"
-        for number, (one, other) in enumerate(zip(found, exact, strict=False), start=1):
-            far = _far(one, other)
-            largest = max(largest, far)
-            if far > allowed:
-                wrong.append(f"{name} {number}: {_shown(one)} instead of {_shown(other)}")
-        if len(found) != len(exact):
-            wrong.append(f"{len(found)} {kind} instead of {len(exact)}")
+    largest: float = 0.0
+    wrong: list[str] = []
+    for name, kind in (("step", "losses"), ("evaluation", "evaluations")):
+        found, full = (mean_losses(getattr(each, kind)) for each in (ours, whole))
+        theirs = None if half is None else mean_losses(getattr(half, kind))
+        apart, more = losses_apart(name, found, full, theirs, exact=exact)
+        largest = max(largest, apart)
+        wrong += more
     return largest, tuple(wrong)
-
-
-def _far(one: float | None, other: float | None) -> float:
-    if one is None or other is None:
-        return 0.0 if one is other else math.inf
-    return abs(one - other) / (abs(other) or 1.0)
-
-
-def _shown(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.6f}"
 
 
 def equal_evidence(compared: Compared, *, half: bool) -> str:
     """What was compared, and how near the numbers are."""
-    tensors = compared.steps[-1].tensors if compared.steps else 0
+    tensors = compared.steps[-1].apart.tensors if compared.steps else 0
     what = f"{len(compared.steps)} steps, {compared.evaluations} evaluations, {tensors} tensors"
     if compared.identical:
         return f"{what}: no bit of a weight or a loss differs"
-    largest = max((each.largest for each in compared.steps), default=0.0)
+    largest = max((each.apart.largest for each in compared.steps), default=0.0)
     near = (
         f"weights differ by at most {largest:.1e} of a tensor's norm, "
         f"losses by {compared.losses:.1e}"
@@ -215,12 +166,12 @@ def wrong_evidence(compared: Compared) -> str:
     if first is not None:
         last = compared.steps[-1]
         parts.append(
-            f"from step {first.step} on: {len(first.wrong)} of {first.tensors} tensors are wrong, "
-            f"{_up_to(first)} of their norm ({_named(first)})"
+            f"from step {first.step} on: {len(first.apart.wrong)} of {first.apart.tensors} tensors "
+            f"are wrong, {_up_to(first)} of their norm ({_named(first)})"
         )
         if last.step != first.step:
             parts.append(
-                f"after step {last.step} {len(last.wrong)}, {_up_to(last)} ({_named(last)})"
+                f"after step {last.step} {len(last.apart.wrong)}, {_up_to(last)} ({_named(last)})"
             )
     if compared.mismatch:
         parts.append(compared.mismatch)
@@ -231,7 +182,7 @@ def wrong_evidence(compared: Compared) -> str:
 
 
 def _up_to(step: StepApart) -> str:
-    return f"by up to {_number(step.largest)}"
+    return f"by up to {_number(step.apart.largest)}"
 
 
 def _number(relative: float) -> str:
@@ -239,6 +190,8 @@ def _number(relative: float) -> str:
 
 
 def _named(step: StepApart) -> str:
-    worst = step.worst
+    worst = step.apart.worst
     more = f" and {len(worst) - SHOWN} more" if len(worst) > SHOWN else ""
-    return ", ".join(f"{name} {_number(step.relative[name])}" for name in worst[:SHOWN]) + more
+    return (
+        ", ".join(f"{name} {_number(step.apart.relative[name])}" for name in worst[:SHOWN]) + more
+    )

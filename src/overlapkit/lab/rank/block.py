@@ -7,11 +7,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -290,10 +290,16 @@ class RankBlock:
 
     def _from_checkpoint(self, variant: Variant) -> None:
         """Write a checkpoint, build everything anew, and go on from what was read back."""
-        before = self.trainers.pop(variant.name)
         result = self.results[variant.name]
+        state, error = _attempted(lambda: checkpoint.written(self.trainers[variant.name]))
+        result.unsaved = _first_error(error) or ""
+        if result.unsaved or state is None:
+            # Training goes on without it: its numbers can be right all the same.
+            return
+        before = self.trainers.pop(variant.name)
         folder = self.folder / f"checkpoint{self.number}.{variant.name}"
-        checkpoint.write(before, folder)
+        checkpoint.write(state, folder)
+        del state
         tensors = checkpoint.tensors(before.built)
         self._prepare(variant)
         trainer = self.trainers[variant.name]
@@ -335,6 +341,17 @@ class RankBlock:
         if variant.weights:
             path = self.folder / weights_file(self.number, variant.name, self.rank)
             save(path, trainer.bare_chunks(), gradients or {})
+
+
+_Made = TypeVar("_Made")
+
+
+def _attempted(make: Callable[[], _Made]) -> tuple[_Made | None, str | None]:
+    """What `make` returns, or its error."""
+    try:
+        return make(), None
+    except Exception as error:  # Whatever Megatron-Core raises; the ranks agree on it afterwards.
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _first_error(error: str | None) -> str | None:

@@ -19,11 +19,23 @@ _FORMAT = "dp_reshardable"
 """How the distributed optimizer's state is sharded: as it is in memory."""
 
 
-def write(trainer: Trainer, folder: Path) -> None:
+def written(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint of a trainer has to contain, for `write`. Not collective, but for gathers
+    of parameters that are under way.
+
+    Raises:
+        Exception: from Megatron-Core, perhaps on some ranks alone.
+    """
+    # As training loops do: a gather under way ends first.
+    trainer.finish()
+    return _sharded(trainer, loading=False)
+
+
+def write(state: dict[str, Any], folder: Path) -> None:
     """Write a checkpoint of the format torch_dist. Collective.
 
     Args:
-        trainer: whose model and optimizer.
+        state: what `written` returned.
         folder: does not exist yet; the ranks share it.
 
     Raises:
@@ -33,12 +45,10 @@ def write(trainer: Trainer, folder: Path) -> None:
         # A writing process would end, and this one would wait for it forever. The memory that it
         # reads with psutil is only logged.
         filesystem_async._process_memory = lambda: 0
-    # As training loops do: a gather under way ends first.
-    trainer.finish()
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_sharded(trainer, loading=False), str(folder))
+    dist_checkpointing.save(state, str(folder))
     dist.barrier()
 
 

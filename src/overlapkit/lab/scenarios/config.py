@@ -41,6 +41,9 @@ IN_EFFECT = "The overlap that the run asks for is in effect."
 SAME = "Overlap changes no bit of the results."
 EXPOSED = "The overlap hides communication."
 
+EMPTY_BUCKET = "empty bucket encountered"
+"""Part of Megatron-Core's message (0.16, optimizer/distrib_optimizer.py)."""
+
 ACTIONS = (STEP, STEP, EVALUATE, STEP, CHECKPOINT, STEP, EVALUATE, STEP)
 """What is compared: steps, with evaluations and a checkpoint in between."""
 
@@ -194,10 +197,21 @@ def _equal(
     else:
         yield Verdict(claim, NOT_CONFIRMED, before + wrong_evidence(compared))
     lost = compared.unrestored
-    if lost:
+    if unsaved := observed.variants(block)["run"].unsaved:
+        yield _unsaved(unsaved, before)
+    elif lost:
         yield Verdict(RESTORED, NOT_CONFIRMED, f"{before}not the same: {', '.join(lost)}")
     elif block == NUMBERS:
         yield Verdict(RESTORED, CONFIRMED, "all are the same in every bit")
+
+
+def _unsaved(error: str, before: str) -> Verdict:
+    """Megatron-Core did not write a checkpoint."""
+    why = f"{before}Megatron-Core writes no checkpoint of the small run: {error}"
+    if EMPTY_BUCKET not in error:
+        return Verdict(RESTORED, NOT_CONFIRMED, why)
+    more = "a rank's share of a bucket is padding alone, which happens with tiny buckets"
+    return Verdict(RESTORED, NOT_TESTABLE, f"{why}: {more}")
 
 
 def comparisons(observed: Observations, setting: Setting) -> dict[str, Compared]:
