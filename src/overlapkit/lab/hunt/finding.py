@@ -90,8 +90,11 @@ def file_name(finding: Finding) -> str:
 
 
 def command(file: str, case: Case) -> str:
-    """The command that trains a configuration as it is written."""
-    return f"overlapkit lab {file} --as-written --ranks {case.ranks}"
+    """The command that trains a configuration as it is written.
+
+    A case of one rank is trained on two replicas: `overlapkit lab` has no fewer.
+    """
+    return f"overlapkit lab {file} --as-written --ranks {max(2, case.ranks)}"
 
 
 def proposed_rule(finding: Finding) -> str | None:
