@@ -15,6 +15,9 @@ FACTOR = 4.0
 HALF_UNIT = 2.0**-9
 """Unit roundoff of bf16: what is nearer to the fp32 model is as near as it can be."""
 
+VAGUE = 0.1
+"""Of a tensor's norm: where rounding alone moves it as far, a wrong number can look like it."""
+
 Losses = Sequence[float | None]
 
 
@@ -27,11 +30,14 @@ class Apart:
             precision where no bit may differ; only those that differ.
         wrong: of those, the ones that are farther than rounding explains.
         tensors: compared.
+        vague: tensors of which half precision says little: the unpartitioned model's in it are
+            farther from those in fp32 than `VAGUE`.
     """
 
     relative: dict[str, float]
     wrong: tuple[str, ...]
     tensors: int
+    vague: int = 0
 
     @property
     def largest(self) -> float:
@@ -61,11 +67,13 @@ def tensors_apart(found: Tensors, whole: Tensors, half: Tensors | None, *, exact
         return Apart(relative, tuple(relative), len(whole))
     relative = relatives(found, whole)
     limits = dict.fromkeys(relative, TOLERANCE)
+    vague = 0
     if half is not None:
         own = relatives(half, whole)
+        vague = sum(far > VAGUE for far in own.values())
         limits = {name: FACTOR * max(own.get(name, 0.0), HALF_UNIT) for name in relative}
     wrong = tuple(name for name, far in relative.items() if far > limits[name])
-    return Apart(relative, wrong, len(whole))
+    return Apart(relative, wrong, len(whole), vague)
 
 
 def losses_apart(

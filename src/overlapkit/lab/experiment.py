@@ -15,7 +15,7 @@ from megatron.bridge.recipes.launch_settings import LaunchSettings
 from overlapkit.errors import InputError
 from overlapkit.input_file import read_input
 from overlapkit.lab.document import LabLink, lab_link
-from overlapkit.lab.launch.start import LabError, Launch, run_ranks
+from overlapkit.lab.launch.start import PRELOAD, LabError, Launch, run_ranks
 from overlapkit.lab.link.kind import LinkUsed
 from overlapkit.lab.measurements import (
     Observations,
@@ -264,6 +264,7 @@ def _run_group(
             timeout_s=group.limit_s,
             silence_s=ALONE_SILENCE_S if group.alone else START_S,
             scratch=scratch,
+            preload=PRELOAD if experiment.setting.device == "cpu" else "",
         ),
         on_event,
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from overlapkit.lab.events import FAILED, Event
-from overlapkit.lab.launch.start import LabError, Launch, run_ranks
+from overlapkit.lab.launch.start import PRELOAD, LabError, Launch, run_ranks
 from overlapkit.lab.measurements import Observations, ObservedBlock, read_block
 from overlapkit.lab.protocol import JOB_FILE, Block, Job, Variant, result_file
 
@@ -120,6 +120,7 @@ def train(
                 timeout_s=LIMIT_S,
                 silence_s=silence_s,
                 scratch=scratch,
+                preload=PRELOAD,
             )
             done = _train_some(left, launch, use, on_event)
         left = [one for one in left if one.name not in done]

@@ -27,6 +27,9 @@ __all__ = ["Event", "LabError", "Launch", "LinkUsed", "emit", "run_ranks"]
 SUPERVISOR_LOG = "supervisor.log"
 
 _POLL_S = 0.05
+PRELOAD = "overlapkit.lab.rank.preload"
+"""What ranks on a CPU need; see `Launch.preload`."""
+
 _END_S = 15.0
 _BYTECODE = "bytecode"
 _GRACE_S = 5
@@ -51,6 +54,8 @@ class Launch:
         scratch: a folder that the caller removes at the end; if the caller is killed, it is removed
             as well. Compiled Python is kept there for further runs where the installation does not
             keep it.
+        preload: a module that is imported once, in the process that the ranks are forked from;
+            it must not use CUDA or start threads. Empty: every rank is an interpreter of its own.
     """
 
     ranks: int
@@ -62,6 +67,7 @@ class Launch:
     timeout_s: float
     silence_s: float
     scratch: Path | None = None
+    preload: str = ""
 
 
 def run_ranks(launch: Launch, on_event: Callable[[Event], None]) -> LinkUsed:
@@ -173,6 +179,7 @@ def _supervised(launch: Launch) -> Iterator[subprocess.Popen[bytes]]:
         folder=str(folder),
         shaped=launch.link == "shaped",
         orphaned=None if launch.scratch is None else str(launch.scratch.resolve()),
+        preload=launch.preload,
     )
     with (folder / SUPERVISOR_LOG).open("wb") as log:
         supervisor = subprocess.Popen(

@@ -46,7 +46,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to run: the first line of standard input.
 
     Attributes:
-        ranks, module, args, folder: as in `overlapkit.lab.launch.start.Launch`.
+        ranks, module, args, folder, preload: as in `overlapkit.lab.launch.start.Launch`.
         shaped: whether to make a slow link between the ranks.
         orphaned: folder to remove if the lab dies; None for none.
     """
@@ -57,6 +57,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     shaped: bool
     orphaned: str | None
+    preload: str = ""
 
 
 class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -241,6 +242,7 @@ def _start_agent(order: Order, kind: LinkKind, waiting: int) -> int:
     host, port = (HUB_ADDRESS, STORE_PORT) if kind == "kernel" else ("127.0.0.1", 0)
     command = [
         *(sys.executable, "-m", "overlapkit.lab.launch.agent", str(folder), str(waiting)),
+        order.preload,
         *("--nnodes", "1", "--nproc-per-node", str(order.ranks), "--max-restarts", "0"),
         # With port 0 the store chooses a free port.
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{port}", "--rdzv-id", "lab"),

@@ -37,13 +37,13 @@ _pacer = pacing.Pacer()
 
 
 def join() -> None:
-    """Enter the rank's network namespace, if any. Call it first in a rank, before importing torch.
+    """Enter the rank's network namespace, if any. Call it first in a rank, before threads start.
 
     It also makes the rank die with torchrun's agent, write its stacks when it crashes or receives
     `STACK_SIGNAL`, and report its start and the exception that ends it.
 
     Raises:
-        InputError: the environment is not a rank's, or torch was imported already.
+        InputError: the environment is not a rank's, or the process has several threads.
         OSError: the hub has ended.
     """
     global _hub
@@ -52,10 +52,10 @@ def join() -> None:
     faulthandler.register(STACK_SIGNAL, all_threads=True)
     _report_exceptions()
     if _kind() == "kernel":
-        if "torch" in sys.modules:
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
             raise InputError(
-                "overlapkit.lab.link.rank_side.join() was called after torch was imported: "
-                "existing threads stay in the old network namespace; call it first"
+                "overlapkit.lab.link.rank_side.join() was called in a process with several "
+                "threads, which stay in the old network namespace; call it before importing torch"
             )
         _hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         _hub.connect(SOCKET_NAME)

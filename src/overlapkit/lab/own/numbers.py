@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from overlapkit.lab.agreement import FACTOR, Apart, losses_apart, tensors_apart
+from overlapkit.lab.agreement import FACTOR, VAGUE, Apart, losses_apart, tensors_apart
 from overlapkit.lab.measurements import MeasuredVariant, Observations, mean_losses
 from overlapkit.lab.scenario import TOLERANCE
 
@@ -152,9 +152,16 @@ def equal_evidence(compared: Compared, *, half: bool) -> str:
         f"losses by {compared.losses:.1e}"
     )
     if half:
+        vague = max((each.apart.vague for each in compared.steps), default=0)
+        less = (
+            f"; of {vague} of them that says little, since rounding moves them by more than "
+            f"{VAGUE:.0%} in the unpartitioned model too"
+            if vague
+            else ""
+        )
         return (
             f"{what}: {near} from the model in fp32, no more than {FACTOR:g} times as much as the "
-            "unpartitioned model in the same precision"
+            f"unpartitioned model in the same precision{less}"
         )
     return f"{what}: {near}; {TOLERANCE:.0e} is allowed, since sums are added in another order"
 

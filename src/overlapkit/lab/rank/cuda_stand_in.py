@@ -57,8 +57,15 @@ class _CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]
         return result
 
 
+_installed = False
+
+
 def stand_in_for_cuda() -> None:
-    """Install the stand-in. Call it once, before any object of Megatron-Core is built."""
+    """Install the stand-in, once. Call it before any object of Megatron-Core is built."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
     from megatron.core.tensor_parallel import random
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
