@@ -116,7 +116,7 @@ class Hunt:
             latest.update(tried)
             return [tried[one].symptom == fate.symptom for one in cases]
 
-        finding.case = shrunk(case, shows, self.allowed)
+        finding.case = shrunk(case, shows, self.allowed, costly=fate.kind in ("crash", "hang"))
         finding.fate = latest[finding.case]
         for known in self.findings:
             if known.case == finding.case:

@@ -32,26 +32,28 @@ def simpler(case: Case) -> Iterator[Case]:
     """Cases that are simpler in one feature, each once."""
     found: dict[Case, None] = {}
     for name, values in CHOICES.items():
-        place = _place(case, name)
-        # The simplest, one in the middle, and the next simpler one.
-        for other in dict.fromkeys(
-            values[max(0, n)] for n in (0, place // 2, place - 1) if n < place
-        ):
+        for other in values[: _place(case, name)]:
             found[normal(msgspec.structs.replace(case, **{name: other}))] = None
     yield from (one for one in found if size(one) < size(case))
 
 
-def shrunk(case: Case, shows: Oracle, allowed: Callable[[Case], bool]) -> Case:
+def shrunk(
+    case: Case, shows: Oracle, allowed: Callable[[Case], bool], *, costly: bool = False
+) -> Case:
     """The smallest case that was found; a change of any one feature to a simpler one hides it.
 
     Args:
         case: shows it.
         shows: trains cases.
         allowed: whether a case can be trained and the rules allow it.
+        costly: whether a case that shows it takes much longer than one that does not, as a crash
+            does. Few of those that show it are tried then.
     """
+    if costly:
+        case = _halved(case, shows, allowed)
     tried: set[Case] = {case}
     for _ in range(_ROUNDS):
-        candidates = [one for one in simpler(case) if one not in tried and allowed(one)]
+        candidates = [one for one in _spread(case, allowed) if one not in tried]
         tried.update(candidates)
         verdicts = shows(candidates) if candidates else ()
         good = [one for one, shown in zip(candidates, verdicts, strict=True) if shown]
@@ -67,6 +69,50 @@ def shrunk(case: Case, shows: Oracle, allowed: Callable[[Case], bool]) -> Case:
         # What one feature hid before, another may show now.
         tried = {case}
     return case
+
+
+def _spread(case: Case, allowed: Callable[[Case], bool]) -> Iterator[Case]:
+    """Of the simpler cases that are allowed, at most three for each feature.
+
+    They are the simplest, one in the middle, and the next simpler one.
+    """
+    left = [one for one in simpler(case) if allowed(one)]
+    for name in CHOICES:
+        own = [one for one in left if getattr(one, name) != getattr(case, name)]
+        own = [
+            one
+            for one in own
+            if normal(msgspec.structs.replace(case, **{name: getattr(one, name)})) == one
+        ]
+        if own:
+            yield from dict.fromkeys((own[0], own[len(own) // 2], own[-1]))
+
+
+def _halved(case: Case, shows: Oracle, allowed: Callable[[Case], bool]) -> Case:
+    """The case without as many features as can be left out in groups, the largest groups first.
+
+    As delta debugging does (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing
+    input", 2002): the number of cases that show it grows with the logarithm of what is left out.
+    """
+    tried: set[Case] = {case}
+    groups = 1
+    while True:
+        names = [name for name, values in CHOICES.items() if getattr(case, name) != values[0]]
+        groups = min(groups, len(names))
+        for place in range(groups):
+            left_out = names[place::groups]
+            simplest = {name: CHOICES[name][0] for name in left_out}
+            other = normal(msgspec.structs.replace(case, **simplest))
+            if other in tried or size(other) >= size(case) or not allowed(other):
+                continue
+            tried.add(other)
+            if shows([other])[0]:
+                case = other
+                break
+        else:
+            if groups >= len(names):
+                return case
+            groups *= 2
 
 
 def _together(case: Case, good: Sequence[Case]) -> Case:

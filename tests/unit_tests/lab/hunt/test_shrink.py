@@ -49,10 +49,15 @@ SHOWING: list[tuple[Callable[[Case], bool], Case]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("costly", [False, True])
 @pytest.mark.parametrize(("shows", "smallest"), SHOWING)
-def test_the_smallest_case_is_found(shows: Callable[[Case], bool], smallest: Case) -> None:
-    found = shrunk(LARGE, of(shows), possible)
-    assert found == smallest and shows(found)
+def test_the_smallest_case_is_found(
+    shows: Callable[[Case], bool], smallest: Case, costly: bool
+) -> None:
+    found = shrunk(LARGE, of(shows), possible, costly=costly)
+    assert shows(found)
+    # Leaving out many features at once can find a smaller case than one at a time.
+    assert size(found) <= size(smallest) if costly else found == smallest
     assert not any(shows(one) for one in simpler(found) if possible(one))
 
 
@@ -78,3 +83,27 @@ def test_what_nothing_simpler_shows_stays() -> None:
 
 def test_each_simpler_case_is_simpler() -> None:
     assert all(size(one) < size(LARGE) for one in simpler(LARGE))
+
+
+def test_where_a_case_that_shows_it_is_costly_few_of_them_are_tried() -> None:
+    def shown(costly: bool) -> int:
+        tried: list[bool] = []
+
+        def shows(cases: Sequence[Case]) -> list[bool]:
+            found = [case.clip and case.rope for case in cases]
+            tried.extend(found)
+            return found
+
+        found = shrunk(LARGE, shows, possible, costly=costly)
+        assert found == Case(clip=True, rope=True)
+        return sum(tried)
+
+    assert shown(True) * 2 < shown(False)
+
+
+def test_a_size_is_reduced_past_values_that_are_not_allowed() -> None:
+    even = of(lambda case: case.pp == 2 and case.microbatches > 1)
+    found = shrunk(
+        Case(pp=2, microbatches=6), even, lambda case: case.pp == 1 or case.microbatches % 2 == 0
+    )
+    assert found == Case(pp=2, microbatches=2)
