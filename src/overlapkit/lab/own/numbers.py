@@ -146,24 +146,31 @@ def equal_evidence(compared: Compared, *, half: bool) -> str:
     what = f"{len(compared.steps)} steps, {compared.evaluations} evaluations, {tensors} tensors"
     if compared.identical:
         return f"{what}: no bit of a weight or a loss differs"
-    largest = max((each.apart.largest for each in compared.steps), default=0.0)
-    near = (
-        f"weights differ by at most {largest:.1e} of a tensor's norm, "
-        f"losses by {compared.losses:.1e}"
+    return f"{what}: {half_evidence(compared) if half else _full_evidence(compared)}"
+
+
+def _full_evidence(compared: Compared) -> str:
+    return f"{_near(compared)}; {TOLERANCE:.0e} is allowed, since sums are added in another order"
+
+
+def half_evidence(compared: Compared) -> str:
+    """How near a run in half precision is to the model in fp32."""
+    if compared.identical:
+        return "no bit of a weight or a loss differs"
+    vague = max((each.apart.vague for each in compared.steps), default=0)
+    less = f"; rounding alone moves {vague} of the tensors by more than {VAGUE:.0%}"
+    return (
+        f"{_near(compared)} from the model in fp32, no more than {FACTOR:g} times as much as the "
+        f"unpartitioned model in the same precision{less if vague else ''}"
     )
-    if half:
-        vague = max((each.apart.vague for each in compared.steps), default=0)
-        less = (
-            f"; of {vague} of them that says little, since rounding moves them by more than "
-            f"{VAGUE:.0%} in the unpartitioned model too"
-            if vague
-            else ""
-        )
-        return (
-            f"{what}: {near} from the model in fp32, no more than {FACTOR:g} times as much as the "
-            f"unpartitioned model in the same precision{less}"
-        )
-    return f"{what}: {near}; {TOLERANCE:.0e} is allowed, since sums are added in another order"
+
+
+def _near(compared: Compared) -> str:
+    largest = max((each.apart.largest for each in compared.steps), default=0.0)
+    return (
+        f"weights differ by at most {largest:.1e} of a tensor's norm, losses by "
+        f"{compared.losses:.1e}"
+    )
 
 
 def wrong_evidence(compared: Compared) -> str:

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.own.effect import in_effect, overlaps
-from overlapkit.lab.own.numbers import Compared, Models, compare, equal_evidence, wrong_evidence
+from overlapkit.lab.own.numbers import (
+    Compared,
+    Models,
+    compare,
+    equal_evidence,
+    half_evidence,
+    wrong_evidence,
+)
 from overlapkit.lab.own.own_run import TIMED_RANKS, OwnRun
 from overlapkit.lab.own.reduced import Reduced
 from overlapkit.lab.own.whole import (
@@ -224,7 +231,7 @@ def _equal_evidence(
     compared: Compared, full: Compared | None, observed: Observations, block: str
 ) -> str:
     if full is not None:
-        half = equal_evidence(compared, half=True)
+        half = half_evidence(compared)
         return f"in fp32, {equal_evidence(full, half=False)}; in its own precision, {half}"
     variant = observed.variants(block).get(FULL_RUN)
     if variant is None:
@@ -238,7 +245,7 @@ def _unsaved(error: str, before: str) -> Verdict:
     if EMPTY_BUCKET not in error:
         return Verdict(RESTORED, NOT_CONFIRMED, why)
     more = "a rank's share of a bucket is padding alone, which happens with tiny buckets"
-    return Verdict(RESTORED, NOT_TESTABLE, f"{why}: {more}")
+    return Verdict(RESTORED, NOT_TESTABLE, f"{why}; {more}")
 
 
 def comparisons(observed: Observations, setting: Setting) -> dict[str, Compared]:
