@@ -21,6 +21,10 @@ TURNS = (2, 4, 2, 4, 8)
 """Ranks of the batches, in turn: few ranks train more cases in the same time."""
 
 
+REDUCING = 0.2
+"""Share of the budget that reducing one finding may take."""
+
+
 class Tries(Protocol):
     """Says what becomes of cases; see `overlapkit.lab.hunt.laboratory.Laboratory`."""
 
@@ -79,9 +83,10 @@ class Hunt:
             found = self.laboratory.fates(cases)
             self.fates |= found
             self.keep(found)
-            for case, fate in found.items():
-                if fate.bad:
-                    self._look_into(case, fate)
+            # Wrong numbers first: they are worth more than errors, and take less time to reduce.
+            bad = [(case, fate) for case, fate in found.items() if fate.bad]
+            for case, fate in sorted(bad, key=lambda one: one[1].kind != "different"):
+                self._look_into(case, fate)
 
     def _over(self) -> bool:
         many = self.most is not None and len(self.fates) >= self.most
@@ -108,9 +113,10 @@ class Hunt:
         finding = Finding(case, fate, case)
         self.tell(f"reducing a finding: {fate.kind}")
         latest = {case: fate}
+        end = min(self._end, time.monotonic() + REDUCING * self.budget_s)
 
         def shows(cases: Sequence[Case]) -> list[bool]:
-            if time.monotonic() > self._end:
+            if time.monotonic() > end:
                 return [False for _ in cases]
             tried = self.laboratory.fates(cases)
             latest.update(tried)
@@ -123,7 +129,7 @@ class Hunt:
                 known.others.append(case)
                 return
         self.findings.append(finding)
-        finding.smallest = time.monotonic() <= self._end
+        finding.smallest = time.monotonic() <= end
         for _ in range(CHECKS):
             again = self.laboratory.fates([finding.case])[finding.case]
             finding.shown += again.symptom == fate.symptom
