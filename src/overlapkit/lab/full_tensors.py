@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +87,29 @@ def _place(
     filled[key][window] = True
 
 
+FLOOR = 1e-3
+"""Of the elements' root mean square in the model's median tensor: a tensor below it counts as one
+at it.
+
+Some gradients are zero but for rounding, such as that of the bias of `qk_layernorm`'s keys, which
+adds the same to all scores that a softmax then compares. Two such tensors have nothing in common,
+at 1e-10 of the median; a tensor whose gradient is small, 1e-5 of it, is still judged by its size.
+"""
+
+
 def relatives(tensors: Tensors, reference: Tensors) -> dict[str, float]:
     """||a - b|| / ||b|| of every tensor that differs in a bit; infinite where an element is NaN.
+
+    ||b|| is at least that of a tensor at the `FLOOR`.
 
     Raises:
         ValueError: their names or shapes differ.
     """
     if tensors.keys() != reference.keys():
         raise ValueError(f"different tensors: {sorted(tensors.keys() ^ reference.keys())}")
+    norms = {name: float(np.linalg.norm(b.astype(np.float64))) for name, b in reference.items()}
+    typical = [norm / math.sqrt(reference[name].size) for name, norm in norms.items() if norm]
+    floor = FLOOR * statistics.median(typical) if typical else 1.0
     found = {}
     for name, theirs in reference.items():
         ours = tensors[name]
@@ -101,7 +117,7 @@ def relatives(tensors: Tensors, reference: Tensors) -> dict[str, float]:
             raise ValueError(f"{name}: {ours.shape} is not {theirs.shape}")
         if np.array_equal(ours, theirs):
             continue
-        norm = float(np.linalg.norm(theirs.astype(np.float64))) or 1.0
+        norm = max(norms[name], floor * math.sqrt(theirs.size))
         far = float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm
         # A NaN is farther away than any number.
         found[name] = math.inf if math.isnan(far) else far

@@ -80,3 +80,15 @@ def test_other_tensors_or_shapes_cannot_be_compared() -> None:
         distance({"w": FULL, "v": FULL}, {"w": FULL})
     with pytest.raises(ValueError, match="w: "):
         distance({"w": FULL.T}, {"w": FULL})
+
+
+def test_rounding_of_a_gradient_that_is_zero_is_no_difference() -> None:
+    def model(noise: float, small: float = 1e-7) -> dict[str, np.ndarray]:
+        values = {"a": 0.02, "b": 1.0, "small": small, "zero but for rounding": noise}
+        return {name: np.full(8, value, np.float32) for name, value in values.items()}
+
+    reference = model(1e-12)
+    assert distance(model(-4e-12), reference).relative < 1e-6
+    # A gradient that is only small is judged.
+    assert distance(model(1e-12, small=2e-7), reference).worst == "small"
+    assert distance(model(1e-12, small=2e-7), reference).relative > 1e-3
