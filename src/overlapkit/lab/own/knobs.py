@@ -264,6 +264,15 @@ def adapt_model(model: dict[str, Any], run_model: Any, notes: Notes) -> None:
             why = "random numbers depend on the layout"
             notes.change(f"model.{key}", getattr(run_model, key), 0.0, why)
         model[key] = 0.0
+    chunks = getattr(run_model, "virtual_pipeline_model_parallel_size", None) or 1
+    if model.get("deallocate_pipeline_outputs") and chunks > 1:
+        model["deallocate_pipeline_outputs"] = False
+        why = "the ranks' gloo sends from the memory that it frees (core.sent-then-freed)"
+        notes.change("model.deallocate_pipeline_outputs", True, False, why)
+        notes.unproven.append(
+            "model.deallocate_pipeline_outputs: that a stage's outputs are freed while they are "
+            "sent, in Megatron-Core before 0.18"
+        )
     function = model.get("activation_func")
     if function is not None:
         name = str(function).rpartition(".")[2]

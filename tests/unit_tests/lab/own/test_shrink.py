@@ -191,3 +191,9 @@ def test_other_models_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match="the lab trains GPT models") as refused:
         shrink(settings)
     assert "\n" not in str(refused.value)
+
+
+def test_outputs_that_gloo_still_sends_are_not_freed() -> None:
+    interleaved = explained(DATA / "megatron_lm" / "llama3_70b_slurm.sh")[2]
+    assert interleaved.settings["model"]["deallocate_pipeline_outputs"] is False
+    assert any("deallocate_pipeline_outputs" in each for each in interleaved.unproven)
