@@ -37,6 +37,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
             "step". Only in a block without turns (`rounds` of 0).
         every_step: save weights (and gradients, where `gradients` is set) after every step, not
             only the last weights and the first gradients; see `weights_file`.
+        data: another number is other data.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     collectives: bool = False
     actions: tuple[str, ...] = ()
     every_step: bool = False
+    data: int = 0
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):

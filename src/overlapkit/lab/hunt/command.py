@@ -141,6 +141,7 @@ def _document(
         seconds=round(seconds, 1),
         cases=len(hunt.fates),
         fates=counts(hunt.fates),
+        once=len(hunt.once),
         largest=max(equal, default=0.0),
         pairs=len(pairs),
         new_pairs=len(pairs - known),

@@ -34,7 +34,11 @@ class HuntFinding(Struct, frozen=True, kw_only=True):
     ranks: Annotated[int, Meta(description="processes")]
     steps: Annotated[int, Meta(description="optimizer steps after which it shows")]
     shown: Annotated[
-        int, Meta(description=f"how many of {CHECKS} repetitions of the smallest case showed it")
+        int,
+        Meta(
+            description=f"how many of {CHECKS} repetitions of the smallest case, each with other "
+            "data, showed it"
+        ),
     ]
     smallest: Annotated[
         bool,
@@ -76,6 +80,13 @@ class HuntDocument(Struct, frozen=True, kw_only=True):
             "error while the model was built), `crash`, `hang`"
         ),
     ]
+    once: Annotated[
+        int,
+        Meta(
+            description="cases that differed with one part of the data alone, which is no finding: "
+            "two experts whose scores for a token are within rounding make such a difference"
+        ),
+    ] = 0
     largest: Annotated[
         float,
         Meta(

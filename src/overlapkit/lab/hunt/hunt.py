@@ -28,8 +28,8 @@ REDUCING = 0.2
 class Tries(Protocol):
     """Says what becomes of cases; see `overlapkit.lab.hunt.laboratory.Laboratory`."""
 
-    def fates(self, cases: Sequence[Case]) -> dict[Case, Fate]:
-        """What became of each case."""
+    def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
+        """What became of each case; another number is other data."""
         ...
 
 
@@ -49,6 +49,8 @@ class Hunt:
         keep: called with every case that was tried.
         fates: every case that was drawn, and what became of it.
         findings: what was found.
+        once: cases that differed from the unpartitioned model with one part of the data alone. Two
+            experts whose scores for a token are within rounding make such a difference.
     """
 
     laboratory: Tries
@@ -62,6 +64,7 @@ class Hunt:
     keep: Callable[[dict[Case, Fate]], None] = lambda fates: None
     fates: dict[Case, Fate] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    once: list[Case] = field(default_factory=list)
 
     def run(self) -> None:
         """Hunt until the time is over, or nothing new is found to try.
@@ -110,6 +113,11 @@ class Hunt:
             if finding.is_shown_by(case, fate):
                 finding.others.append(case)
                 return
+        if fate.kind == "different":
+            again = self.laboratory.fates([case], 1)[case]
+            if again.symptom != fate.symptom:
+                self.once.append(case)
+                return
         finding = Finding(case, fate, case)
         self.tell(f"reducing a finding: {fate.kind}")
         latest = {case: fate}
@@ -130,6 +138,6 @@ class Hunt:
                 return
         self.findings.append(finding)
         finding.smallest = time.monotonic() <= end
-        for _ in range(CHECKS):
-            again = self.laboratory.fates([finding.case])[finding.case]
+        for number in range(CHECKS):
+            again = self.laboratory.fates([finding.case], number + 1)[finding.case]
             finding.shown += again.symptom == fate.symptom

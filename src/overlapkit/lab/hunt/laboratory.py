@@ -39,10 +39,10 @@ class Laboratory:
         self._scratch = scratch
         self._base, self._force = base, dict(force or {})
         self._silence_s, self._on_event = silence_s, on_event
-        self._references: dict[Case, Reference | Fate] = {}
+        self._references: dict[tuple[Case, int], Reference | Fate] = {}
         self.trained = 0
 
-    def variant(self, case: Case, *, forced: bool = True) -> Variant:
+    def variant(self, case: Case, *, forced: bool = True, data: int = 0) -> Variant:
         """The variant that trains a case."""
         return Variant(
             name=case.name,
@@ -50,20 +50,25 @@ class Laboratory:
             force=self._force if forced else {},
             weights=True,
             actions=actions(case),
+            data=data,
         )
 
-    def fates(self, cases: Iterable[Case]) -> dict[Case, Fate]:
+    def fates(self, cases: Iterable[Case], data: int = 0) -> dict[Case, Fate]:
         """What became of each case.
+
+        Args:
+            cases: to train.
+            data: another number is other data.
 
         Raises:
             LabError: ranks fail before they train anything.
         """
         wanted = list(dict.fromkeys(cases))
-        self._train_references(wanted)
+        self._train_references(wanted, data)
         found: dict[Case, Fate] = {}
         for ranks in sorted({case.ranks for case in wanted}):
             alike = {case.name: case for case in wanted if case.ranks == ranks}
-            self._train(alike, ranks, found)
+            self._train(alike, ranks, found, data)
         return found
 
     def _run(
@@ -81,22 +86,24 @@ class Laboratory:
             on_event=self._on_event,
         )
 
-    def _train(self, cases: Mapping[str, Case], ranks: int, found: dict[Case, Fate]) -> None:
+    def _train(
+        self, cases: Mapping[str, Case], ranks: int, found: dict[Case, Fate], data: int
+    ) -> None:
         def use(one: Trained, observed: Observations | None) -> None:
             case = cases[one.variant]
-            found[case] = self._judged(case, one, observed)
+            found[case] = self._judged(case, one, observed, data)
 
-        variants = [self.variant(case) for case in cases.values()]
+        variants = [self.variant(case, data=data) for case in cases.values()]
         self._run(variants, ranks, use)
         self.trained += len(variants)
 
-    def _judged(self, case: Case, one: Trained, observed: Observations | None) -> Fate:
+    def _judged(self, case: Case, one: Trained, observed: Observations | None, data: int) -> Fate:
         if observed is None or one.observed is None or one.trouble is not None:
             return troubled(one)
         needed = references_of(case)
         references: dict[str, Reference] = {}
         for precision, of in needed.items():
-            reference = self._references[of]
+            reference = self._references[of, data]
             if isinstance(reference, Fate):
                 return Fate(reference.kind, f"unpartitioned: {reference.what}", 0, reference.lines)
             references[precision] = reference
@@ -106,25 +113,25 @@ class Laboratory:
             return Fate("different", str(error), float("inf"))
         return compared(case, one.observed.variants[one.variant], weights, references)
 
-    def _train_references(self, cases: Sequence[Case]) -> None:
+    def _train_references(self, cases: Sequence[Case], data: int) -> None:
         new = {
             of.name: of
             for case in cases
             for of in references_of(case).values()
-            if of not in self._references
+            if (of, data) not in self._references
         }
 
         def use(one: Trained, observed: Observations | None) -> None:
             of = new[one.variant]
             if observed is None or one.observed is None or one.trouble is not None:
-                self._references[of] = troubled(one)
+                self._references[of, data] = troubled(one)
                 return
             weights = observed.tensors(one.variant, one.variant, "weight")
             measured = one.observed.variants[one.variant]
-            self._references[of] = reference_of(measured, weights)
+            self._references[of, data] = reference_of(measured, weights)
 
         if new:
-            variants = [self.variant(of, forced=False) for of in new.values()]
+            variants = [self.variant(of, forced=False, data=data) for of in new.values()]
             self._run(variants, 1, use)
 
 

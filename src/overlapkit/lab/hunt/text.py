@@ -22,6 +22,11 @@ def tried(document: HuntDocument) -> Iterator[str]:
     yield f"{versions}; seed {document.seed}; {document.seconds:,.0f} s"
     fates = [f"{count:,} {_FATES[kind]}" for kind, count in document.fates.items()]
     yield f"{document.cases:,} cases: {', '.join(fates) or 'none was tried'}"
+    if document.once:
+        yield (
+            f"{document.once:,} of those that differ did so with one part of the data alone, as "
+            "where two experts' scores for a token are within rounding: no findings"
+        )
     yield (
         f"{document.pairs:,} pairs of features, {document.new_pairs:,} of them new; remembered in "
         f"{document.memory}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from overlapkit.lab.agreement import FACTOR, VAGUE, Apart, losses_apart, tensors_apart
 from overlapkit.lab.measurements import MeasuredVariant, Observations, mean_losses
-from overlapkit.lab.scenario import TOLERANCE
+from overlapkit.lab.scenario import CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE, TOLERANCE, Verdict
 
 SHOWN = 3
 """Tensors that evidence names."""
@@ -62,6 +62,12 @@ class Compared:
         return (
             self.equal and not self.losses and not any(each.apart.relative for each in self.steps)
         )
+
+    @property
+    def was_right(self) -> bool:
+        """Whether it was right for at least a step, and then no longer."""
+        first = self.first_wrong
+        return first is not None and first.step > 1 and not self.mismatch
 
     @property
     def first_wrong(self) -> StepApart | None:
@@ -138,6 +144,48 @@ def _losses(
         largest = max(largest, apart)
         wrong += more
     return largest, tuple(wrong)
+
+
+def numbers_verdict(
+    claim: str,
+    compared: Compared,
+    *,
+    full: Compared | None = None,
+    again: Compared | None = None,
+    untrained: str = "",
+) -> Verdict:
+    """Whether a run's numbers are the unpartitioned model's.
+
+    Args:
+        claim: the verdict's.
+        compared: the run.
+        full: the same run in fp32; None for a run that is in fp32.
+        again: a run with experts in fp32 on other data.
+        untrained: why a run in half precision was not trained in fp32.
+    """
+    exact = full or compared
+    wrong = [each for each in (exact, again) if each is not None and not each.equal]
+    if again is not None and len(wrong) == 1 and wrong[0].was_right:
+        right = exact if wrong[0] is again else again
+        why = (
+            f"on one part of the data, {wrong_evidence(wrong[0])}; on another part, "
+            f"{equal_evidence(right, half=False)}: as where two experts' scores for a token are "
+            "within rounding and the other one is chosen"
+        )
+        return Verdict(claim, NOT_TESTABLE, why)
+    if wrong or not compared.equal:
+        where = "in fp32, " if wrong and full is not None else ""
+        return Verdict(claim, NOT_CONFIRMED, where + wrong_evidence((*wrong, compared)[0]))
+    if full is not None:
+        evidence = (
+            f"in fp32, {equal_evidence(full, half=False)}; in its own precision, "
+            f"{half_evidence(compared)}"
+        )
+    elif untrained:
+        evidence = f"{equal_evidence(compared, half=True)}; in fp32 it is not trained: {untrained}"
+    else:
+        evidence = equal_evidence(compared, half=False)
+    return Verdict(claim, CONFIRMED, evidence)
 
 
 def equal_evidence(compared: Compared, *, half: bool) -> str:

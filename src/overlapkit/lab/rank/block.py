@@ -140,7 +140,7 @@ class RankBlock:
         try:
             config = build.configure(variant, self.job.device, dist.get_world_size())
             built = build.build(config, self.job.device)
-            trainer = Trainer(built, self.tokens, self.job.device)
+            trainer = Trainer(built, self.tokens, self.job.device, data=variant.data)
         except (InputError, ValueError, AssertionError, RuntimeError) as error:
             result.error = f"{type(error).__name__}: {error}"
         result.error = _first_error(result.error)

@@ -15,6 +15,9 @@ from overlapkit.lab.rank.build import Built, enter_layout
 from overlapkit.lab.rank.gathered import Content, by_name, gathered
 from overlapkit.lab.rank.weights import digest
 
+_APART = 10_007
+"""Steps between the data of two runs that have other data."""
+
 _EVALUATION = 1_000_000
 """The step whose data an evaluation has."""
 
@@ -26,14 +29,16 @@ class Trainer:
         built: model chunks and optimizer.
         tokens: the corpus.
         device: "cpu" or "cuda".
+        data: another number is other data.
     """
 
-    def __init__(self, built: Built, tokens: NDArray[Any], device: str) -> None:
+    def __init__(self, built: Built, tokens: NDArray[Any], device: str, *, data: int = 0) -> None:
         self.built = built
         self.losses: list[torch.Tensor] = []
         self.evaluations: list[torch.Tensor] = []
         self.steps = 0
         self._tokens = tokens
+        self._first = data * _APART
         self._device = device
         model, train = built.config.model, built.config.train
         self._length: int = model.seq_length
@@ -148,7 +153,7 @@ class Trainer:
         ranks: first microbatch 0 of each rank, then microbatch 1 of each rank, …
         """
         per_step = self._microbatches * self._ranks
-        number = self.steps * per_step + microbatch * self._ranks + self._rank
+        number = (self._first + self.steps) * per_step + microbatch * self._ranks + self._rank
         rows = [
             torch.from_numpy(corpus.sample(self._tokens, number * self._batch + row, self._length))
             for row in range(self._batch)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from overlapkit.lab.measurements import MeasuredVariant, Observations
 from overlapkit.lab.own.effect import in_effect, overlaps
-from overlapkit.lab.own.numbers import (
-    Compared,
-    Models,
-    compare,
-    equal_evidence,
-    half_evidence,
-    wrong_evidence,
-)
+from overlapkit.lab.own.numbers import Compared, Models, compare, numbers_verdict
 from overlapkit.lab.own.own_run import TIMED_RANKS, OwnRun
 from overlapkit.lab.own.reduced import Reduced
 from overlapkit.lab.own.whole import (
@@ -59,6 +53,11 @@ RUN, FULL_RUN = "run", "run-in-fp32"
 """The run, and beside one in half precision the same in fp32: its distance from the unpartitioned
 model is rounding of 6e-8 and no more, while half precision can hide a wrong number."""
 
+AGAIN, WHOLE_AGAIN = "run-in-fp32-again", "unpartitioned-again"
+"""A run with experts is also compared on other data. Two experts whose scores for a token are
+within rounding can be chosen otherwise, and all that follows differs: on one part of the data, for
+a run that is right."""
+
 NUMBERS, TIMES, BYPASSED, REMEDIED = "own-numbers", "own-times", "own-as-written", "own-remedied"
 
 
@@ -92,6 +91,8 @@ def _whole(small: Reduced, of: str = "") -> Block:
     variants = [_compared(WHOLE, in_fp32(settings))]
     if half_precision(settings):
         variants.append(_compared(HALF, settings))
+    if _has_experts(settings):
+        variants.append(_compared(WHOLE_AGAIN, in_fp32(settings), data=1))
     return _untimed(WHOLE_BLOCK + (f"-{of}" if of else ""), 1, *variants)
 
 
@@ -100,10 +101,16 @@ def _numbers(name: str, small: Reduced, *, bypass: bool = False) -> Block:
     variants = [_compared(RUN, settings, bypass=bypass)]
     if half_precision(settings):
         variants.append(_compared(FULL_RUN, in_fp32(settings), bypass=bypass))
+    if _has_experts(settings):
+        variants.append(_compared(AGAIN, in_fp32(settings), bypass=bypass, data=1))
     return _untimed(name, small.ranks, *variants)
 
 
-def _compared(name: str, settings: Settings, *, bypass: bool = False) -> Variant:
+def _has_experts(settings: Settings) -> bool:
+    return bool(settings.get("model", {}).get("num_moe_experts"))
+
+
+def _compared(name: str, settings: Settings, *, bypass: bool = False, data: int = 0) -> Variant:
     return Variant(
         name=name,
         settings=settings,
@@ -111,6 +118,7 @@ def _compared(name: str, settings: Settings, *, bypass: bool = False) -> Variant
         weights=True,
         actions=ACTIONS,
         every_step=True,
+        data=data,
     )
 
 
@@ -204,12 +212,14 @@ def _equal(
         yield Verdict(claim, NOT_CONFIRMED, before + error)
         return
     compared = compared_run(observed, small, block)
-    full = _in_fp32(observed, small, block)
-    if wrong := [each for each in (full, compared) if each is not None and not each.equal]:
-        where = "in fp32, " if full is not None and not full.equal else ""
-        yield Verdict(claim, NOT_CONFIRMED, before + where + wrong_evidence(wrong[0]))
-    else:
-        yield Verdict(claim, CONFIRMED, before + _equal_evidence(compared, full, observed, block))
+    verdict = numbers_verdict(
+        claim,
+        compared,
+        full=_in_fp32(observed, small, block, FULL_RUN),
+        again=_in_fp32(observed, small, block, AGAIN),
+        untrained=_untrained(observed, block),
+    )
+    yield replace(verdict, evidence=before + verdict.evidence)
     lost = compared.unrestored
     if unsaved := observed.variants(block)[RUN].unsaved:
         yield _unsaved(unsaved, before)
@@ -219,24 +229,18 @@ def _equal(
         yield Verdict(RESTORED, CONFIRMED, "all are the same in every bit")
 
 
-def _in_fp32(observed: Observations, small: Reduced, block: str) -> Compared | None:
-    """The same run in fp32 beside the unpartitioned model; None for a run that is in fp32."""
-    variant = observed.variants(block).get(FULL_RUN)
+def _in_fp32(observed: Observations, small: Reduced, block: str, name: str) -> Compared | None:
+    """The same run in fp32 beside the unpartitioned model; None where it was not trained."""
+    variant = observed.variants(block).get(name)
     if variant is None or variant.error:
         return None
-    return compared_run(observed, small, block, FULL_RUN)
+    return compared_run(observed, small, block, name)
 
 
-def _equal_evidence(
-    compared: Compared, full: Compared | None, observed: Observations, block: str
-) -> str:
-    if full is not None:
-        half = half_evidence(compared)
-        return f"in fp32, {equal_evidence(full, half=False)}; in its own precision, {half}"
+def _untrained(observed: Observations, block: str) -> str:
+    """Why the same run in fp32 was not trained; empty where it was, or the run is in fp32."""
     variant = observed.variants(block).get(FULL_RUN)
-    if variant is None:
-        return equal_evidence(compared, half=False)
-    return f"{equal_evidence(compared, half=True)}; in fp32 it is not trained: {variant.error}"
+    return "" if variant is None else variant.error or ""
 
 
 def _unsaved(error: str, before: str) -> Verdict:
@@ -283,9 +287,10 @@ def compared_run(
 ) -> Compared:
     """A run's numbers beside those of the unpartitioned model."""
     whole = _whole_of(observed, block)
+    reference = WHOLE_AGAIN if variant == AGAIN else WHOLE
     half = (whole, HALF) if half_precision(small.settings) and variant == RUN else None
     exact = not adds_in_another_order(small.settings, small.ranks)
-    return compare(Models(observed, (whole, WHOLE), half, exact), block, variant)
+    return compare(Models(observed, (whole, reference), half, exact), block, variant)
 
 
 def _hides(observed: Observations, setting: Setting) -> Iterator[Verdict]:

@@ -26,19 +26,23 @@ ASSERT = Fate("refused", "AssertionError: 3 is not 2", lines=('File "megatron/co
 
 
 class Laboratory:
-    """Says that some cases are bad, and counts what is asked."""
+    """Says that some cases are bad, perhaps on one part of the data alone, and counts."""
 
-    def __init__(self, fate_of: Callable[[Case], Fate]) -> None:
-        self.fate_of, self.asked = fate_of, 0
+    def __init__(self, fate_of: Callable[[Case], Fate], *, once: bool = False) -> None:
+        self.fate_of, self.once, self.asked = fate_of, once, 0
 
-    def fates(self, cases: Sequence[Case]) -> dict[Case, Fate]:
+    def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
         self.asked += len(cases)
+        if data and self.once:
+            return dict.fromkeys(cases, Fate("equal"))
         return {case: self.fate_of(case) for case in cases}
 
 
-def hunted(fate_of: Callable[[Case], Fate], most: int = 60, budget: float = 600.0) -> Hunt:
+def hunted(
+    fate_of: Callable[[Case], Fate], most: int = 60, budget: float = 600.0, *, once: bool = False
+) -> Hunt:
     hunt = Hunt(
-        laboratory=Laboratory(fate_of),
+        laboratory=Laboratory(fate_of, once=once),
         generator=Generator(1, Counter()),
         allowed=allowed,
         budget_s=budget,
@@ -65,6 +69,12 @@ def test_each_finding_is_reduced_and_repeated_and_others_are_added_to_it() -> No
     kinds = {one.case: one.kind for one in hunt.findings}
     assert kinds[Case(pp=2, clip=True)] == "wrong numbers"
     assert kinds[Case(rope=True, tied=True)] == "refused with a reason"
+
+
+def test_a_difference_on_one_part_of_the_data_alone_is_counted_and_is_no_finding() -> None:
+    hunt = hunted(wrong, once=True)
+    assert hunt.once and all(hunt.fates[case].kind == "different" for case in hunt.once)
+    assert [one.kind for one in hunt.findings] == ["refused with a reason"]
 
 
 def test_what_a_finding_shows_is_not_drawn_again() -> None:
@@ -96,6 +106,7 @@ def document(hunt: Hunt) -> HuntDocument:
         seconds=12.3,
         cases=len(hunt.fates),
         fates=counts(hunt.fates),
+        once=len(hunt.once),
         largest=4.2e-7,
         pairs=len(covered(list(hunt.fates))),
         new_pairs=3,

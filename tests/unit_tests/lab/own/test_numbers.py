@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from overlapkit.lab.measurements import MeasuredVariant, Observations, ObservedBlock
-from overlapkit.lab.own.numbers import Compared, Models, compare, equal_evidence, wrong_evidence
+from overlapkit.lab.own.numbers import (
+    Compared,
+    Models,
+    compare,
+    equal_evidence,
+    numbers_verdict,
+    wrong_evidence,
+)
 from overlapkit.lab.protocol import VariantResult, weights_file
 
 STEPS = 3
@@ -156,3 +164,41 @@ def test_in_half_precision_too_no_bit_may_differ_where_no_sum_is_reordered(tmp_p
     )
     other = Runs(tmp_path, (0.01, 0.01, 0.011), losses=0.01, half=0.01, exact=True).compare()
     assert not other.equal
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., Compared]:
+    def make(*off: float, half: float | None = None) -> Compared:
+        folder = tmp_path / f"{off}{half}"
+        folder.mkdir()
+        return Runs(folder, (off[0], off[1], off[2]), half=half).compare()
+
+    return make
+
+
+def test_a_wrong_number_that_half_precision_hides_is_seen_in_fp32(
+    runs: Callable[..., Compared],
+) -> None:
+    half, full = runs(0.01, 0.01, 0.01, half=0.01), runs(1e-3, 1e-3, 1e-3)
+    assert half.equal
+    verdict = numbers_verdict("claim", half, full=full)
+    assert verdict.outcome == "not confirmed"
+    assert verdict.evidence.startswith("in fp32, from step 1 on: 1 of 2 tensors are wrong")
+    good = numbers_verdict("claim", half, full=runs(0.0, 0.0, 0.0))
+    assert good.outcome == "confirmed"
+    assert "in its own precision, weights differ by at most 1.0e-02" in good.evidence
+
+
+def test_experts_chosen_otherwise_on_one_part_of_the_data_prove_nothing(
+    runs: Callable[..., Compared],
+) -> None:
+    right, late, early = runs(0.0, 1e-7, 1e-7), runs(0.0, 0.0, 1e-3), runs(1e-3, 1e-3, 1e-3)
+    for one, other in ((late, right), (right, late)):
+        verdict = numbers_verdict("claim", one, again=other)
+        assert verdict.outcome == "not testable here"
+        assert "from step 3 on" in verdict.evidence
+    assert numbers_verdict("claim", right, again=right).outcome == "confirmed"
+    # Wrong on both parts, or from the first step, is wrong.
+    assert numbers_verdict("claim", late, again=late).outcome == "not confirmed"
+    assert numbers_verdict("claim", early, again=right).outcome == "not confirmed"
+    assert numbers_verdict("claim", late).outcome == "not confirmed"
