@@ -42,8 +42,14 @@ def test_every_value_of_every_feature_is_drawn() -> None:
     cases = drawn(1, 900)
     for name, values in CHOICES.items():
         missing = set(values) - {getattr(case, name) for case in cases}
-        # These ranks cannot train it; one step shows less than several.
-        untried = {"residual": {True}, "steps": {1}, "instances": {2}}
+        # These ranks cannot train it, or a rule refuses it without Transformer Engine; one step
+        # shows less than several.
+        untried = {
+            "residual": {True},
+            "steps": {1},
+            "instances": {2},
+            "recompute": {"layernorm", "moe_act"},
+        }
         assert missing <= untried.get(name, set()), name
 
 
