@@ -8,6 +8,7 @@ from overlapkit.errors import InputError
 from overlapkit.hardware import find_gpu
 from overlapkit.output.numbers import ms_of_us, us_of_ns
 from overlapkit.trace.diagnose.diagnosis import Case, Diagnosis
+from overlapkit.trace.diagnose.remedies import Problem
 from overlapkit.trace.measure.collectives import Collective, collectives
 
 LARGE = 0.1
@@ -15,6 +16,13 @@ LARGE = 0.1
 
 EXPLAINED = 0.5
 """Share of the exposed communication that other diagnoses must account for."""
+
+_KINDS: dict[str, Problem] = {
+    "DP all_reduce": "exposed between replicas",
+    "CP all_to_all": "exposed context exchange",
+    "CP all_gather": "exposed context exchange",
+}
+"""Kinds of exposed communication that some software has settings for."""
 
 _OF_COMMUNICATION = frozenset(
     {
@@ -87,11 +95,14 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
     total = case.per_step_us(exposed)
     if not case.notable(exposed, LARGE) or explained >= EXPLAINED * total:
         return None
-    listed = ", ".join(f"{what} {_ms(case, ns)} ms" for what, ns in _exposed_kinds(case)[:3])
+    kinds = _exposed_kinds(case)
+    listed = ", ".join(f"{what} {_ms(case, ns)} ms" for what, ns in kinds[:3])
+    most = kinds[0][0] if kinds and 2 * kinds[0][1] > exposed else ""
     share = 100 * exposed / max(1, sum(t.step for t in case.times))
     return case.diagnosis(
         "exposed-communication",
-        "exposed",
+        # Wrappers of data parallelism have no settings for other communication.
+        _KINDS.get(most, "exposed elsewhere" if most and most[:3] != "DP " else "exposed"),
         f"{share:.0f} % of the {'step' if case.marked else 'trace'} is exposed communication"
         f"{f': {listed}' if listed else ''}.",
         exposed,

@@ -34,7 +34,7 @@ DIAGNOSES: dict[str, tuple[str, ...]] = {
     "compute-slowed": (),
     "copies-exposed": (),
     "bandwidth-bound": (),
-    "exposed-communication": (),
+    "exposed-communication": ("core.cp-exchange-exposed",),
     "waits-for-data": (),
     "waits-for-host": (),
     "device-idle": (),

@@ -36,6 +36,9 @@ Problem = Literal[
     "experts",
     "bandwidth",
     "exposed",
+    "exposed elsewhere",
+    "exposed between replicas",
+    "exposed context exchange",
 ]
 """What a diagnosis is about, as far as the remedy depends on the software."""
 
@@ -53,6 +56,14 @@ class Remedy(NamedTuple):
     rule: str | None = None
     flags: str = ""
 
+
+_ELSE: dict[Problem, Problem] = {
+    "exposed between replicas": "exposed",
+    "exposed context exchange": "exposed elsewhere",
+}
+"""Special cases of problems, for software that has no setting for them alone."""
+
+_SEE = Remedy("overlapkit explain CONFIG shows what is in effect, and why not")
 
 _MEGATRON: dict[Problem, Remedy] = {
     "one reduction": Remedy(
@@ -115,7 +126,14 @@ _MEGATRON: dict[Problem, Remedy] = {
         "for more model parallelism, gradients reduced in BF16; and check with NCCL_DEBUG=INFO "
         "that NCCL uses the fast network"
     ),
-    "exposed": Remedy("overlapkit explain CONFIG shows what is in effect, and why not"),
+    "exposed": _SEE,
+    "exposed elsewhere": _SEE,
+    "exposed context exchange": Remedy(
+        "set model.cp_comm_type=p2p, whose ring runs beside attention; attention waits for every "
+        "other exchange",
+        "core.cp-exchange-exposed",
+        "pass --cp-comm-type p2p",
+    ),
 }
 
 _DDP: dict[Problem, Remedy] = {
@@ -173,6 +191,11 @@ _FSDP2: dict[Problem, Remedy] = {
         "apply fully_shard to each layer and not only to the root module: each call makes a group "
         "of parameters that is gathered and reduced on its own"
     ),
+    "exposed between replicas": Remedy(
+        "replicas of the sharded model all-reduce their gradients: shard over more ranks of the "
+        "mesh, or reduce once for several microbatches (set_requires_all_reduce, "
+        "set_is_last_backward)"
+    ),
     "bandwidth": Remedy(
         f"{_FSDP_BANDWIDTH} (a 2-D mesh, reshard_after_forward, MixedPrecisionPolicy)"
     ),
@@ -195,6 +218,10 @@ _FSDP1: dict[Problem, Remedy] = {
     ),
     "one reduction": Remedy(
         "wrap each layer with auto_wrap_policy: one wrapped module is one gather and one reduction"
+    ),
+    "exposed between replicas": Remedy(
+        "replicas all-reduce their gradients (HYBRID_SHARD, NO_SHARD): shard over more ranks, or "
+        "accumulate gradients under no_sync()"
     ),
     "bandwidth": Remedy(f"{_FSDP_BANDWIDTH} (HYBRID_SHARD, SHARD_GRAD_OP, MixedPrecision)"),
     "exposed": Remedy(
@@ -246,6 +273,8 @@ _TORCHTITAN: dict[Problem, Remedy] = {
     ),
 }
 
+_BESIDE = Remedy("run this communication beside compute that does not need its result")
+
 _GENERAL: dict[Problem, Remedy] = {
     "one reduction": Remedy(
         "divide the gradients into several buckets, and reduce each as soon as it is complete"
@@ -271,7 +300,8 @@ _GENERAL: dict[Problem, Remedy] = {
         "communicate less often or less, and check with NCCL_DEBUG=INFO that NCCL uses the fast "
         "network"
     ),
-    "exposed": Remedy("run this communication beside compute that does not need its result"),
+    "exposed": _BESIDE,
+    "exposed elsewhere": _BESIDE,
 }
 
 _ENGINE = Remedy(
@@ -295,4 +325,6 @@ def remedy(problem: Problem, framework: Framework | None) -> Remedy:
     if framework in ENGINES:
         return _ENGINE
     own = _OF.get(framework, {}) if framework is not None else {}
-    return own.get(problem, _GENERAL[problem])
+    if problem not in own:
+        problem = _ELSE.get(problem, problem)
+    return own.get(problem) or _GENERAL[problem]

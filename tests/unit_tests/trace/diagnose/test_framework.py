@@ -10,7 +10,7 @@ import pytest
 from overlapkit.config.megatron_lm.flags import known_flag
 from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.diagnose.framework import TITLES
-from overlapkit.trace.diagnose.remedies import _GENERAL, _OF, remedy
+from overlapkit.trace.diagnose.remedies import _GENERAL, _OF, Problem, remedy
 from overlapkit.trace.rank_report import Options
 from overlapkit.trace.read.marks import Framework
 from support import tiny_trace as tiny
@@ -91,6 +91,39 @@ def test_one_late_reduction_has_the_setting_that_divides_it(name, word, tmp_path
     assert diagnosis.id == "single-bucket" and word in diagnosis.remedy
 
 
+def exposed_before_compute(marks, group, kernel, called):
+    """Three steps that begin with a collective, so that no other diagnosis knows it."""
+    described = {"Process Group Description": group, "Collective name": called, "Group size": 8}
+    events = [host(mark, 3, 3, cat) for mark, cat in marks]
+    for n in range(3):
+        at = 10_000 * n
+        events += [tiny.kernel(kernel, at, 2_000, 20, **described), tiny.step(n, at, 10_000)]
+        events.append(tiny.kernel(tiny.GEMM, at + 2_000, 8_000))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "kernel", "called", "word"),
+    [
+        ("fsdp2", "mesh_dp_replicate", "ncclDevKernel_AllReduce_x", "allreduce", "replicas"),
+        ("fsdp1", "mesh_dp_replicate", "ncclDevKernel_AllReduce_x", "allreduce", "HYBRID_SHARD"),
+        ("torchtitan", "mesh_dp_replicate", "ncclDevKernel_AllReduce_x", "allreduce", "replicas"),
+        ("ddp", "mesh_dp", "ncclDevKernel_AllReduce_x", "allreduce", "bucket_cap_mb"),
+        ("deepspeed", "mesh_dp", "ncclDevKernel_AllReduce_x", "allreduce", "overlap_comm"),
+        ("megatron", "CONTEXT_PARALLEL_GROUP", "ncclDevKernel_SendRecv", "all_to_allv", "p2p"),
+        ("fsdp2", "mesh_cp", "ncclDevKernel_SendRecv", "all_to_allv", "beside"),
+        ("ddp", "mesh_cp", "ncclDevKernel_Broadcast_x", "broadcast", "beside"),
+        ("megatron", "EMBEDDING_GROUP", "ncclDevKernel_AllReduce_x", "allreduce", "explain CONFIG"),
+    ],
+)
+def test_the_remedy_is_for_what_is_exposed_most(name, group, kernel, called, word, tmp_path):
+    events = exposed_before_compute(CASES[name], group, kernel, called)
+    (diagnosis,) = report(tmp_path, events).diagnoses
+    assert diagnosis.id == "exposed-communication" and word in diagnosis.remedy
+    is_exchange = (name, called) == ("megatron", "all_to_allv")
+    assert (diagnosis.rule == "core.cp-exchange-exposed") == is_exchange
+
+
 def test_training_diagnoses_are_not_made_of_an_inference_engine(tmp_path):
     found = report(tmp_path, one_reduction(CASES["vllm"]))
     assert [d.id for d in found.diagnoses] == ["exposed-communication"]
@@ -133,7 +166,7 @@ def test_other_groups_tell_nothing(group, tmp_path):
 def test_every_software_has_a_title_and_known_problems():
     assert set(TITLES) == set(get_args(Framework))
     for own in _OF.values():
-        assert set(own) <= set(_GENERAL)
+        assert set(own) <= set(get_args(Problem))
     for problem in _GENERAL:
         assert remedy(problem, None).rule is None
 
