@@ -186,7 +186,7 @@ def audit(**given: Any) -> int:
     "--sweep",
     "swept",
     metavar="DIMS",
-    help="Rank the layouts that fit over some of tp,pp,vp,cp,ep,mbs.",
+    help="Rank the layouts that fit over some of tp,pp,vp,cp,ep,mbs,recompute,cp_comm.",
 )
 @click.option("--show-work", is_flag=True, help="Derive every figure: formula, inputs, sources.")
 @options.as_json("overlapkit/plan/v1")
@@ -195,8 +195,8 @@ def plan(**given: Any) -> int:
     """Choose the overlap for a model on a cluster, with arithmetic.
 
     CONFIG is what explain reads. KEY=VALUE overrides a key. Short names exist for tp, pp, vp, cp,
-    ep, etp, mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. With --model and no
-    layout, the fastest layout that fits is chosen.
+    ep, etp, mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. Where no
+    layout is given, the fastest that fits is chosen.
     """
     from overlapkit.plan.command import run
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
+from overlapkit.plan.measures import (
+    NONE,
+    RING,
+    cp_comm_changes,
+    cp_comm_choices,
+    cp_comm_of,
+    recompute_changes,
+    recompute_choices,
+    recompute_of_model,
+)
 
-SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs")
+SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs", "recompute", "cp_comm")
 """What `--sweep` takes, in the order in which layouts are shown."""
 
 _LARGEST = {"tp": 16, "cp": 64, "mbs": 4, "ep": 256}
@@ -22,7 +32,14 @@ _FEWEST_LOCAL_TOKENS = 2048
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class LayoutChoice:
-    """How a model is divided: ranks by dimension, 1 where not divided, and the micro-batch."""
+    """How a model is divided, and what saves memory.
+
+    Attributes:
+        tp, pp, vp, cp, ep: ranks by dimension, and chunks of a stage; 1 where not divided.
+        mbs: sequences of a microbatch.
+        recompute: what the backward computes again: "none", "full", or the modules.
+        cp_comm: how context-parallel ranks exchange keys and values (cp_comm_type).
+    """
 
     tp: int
     pp: int
@@ -30,6 +47,8 @@ class LayoutChoice:
     cp: int
     ep: int
     mbs: int
+    recompute: str = NONE
+    cp_comm: str = RING
 
     @property
     def ranks(self) -> int:
@@ -41,7 +60,10 @@ class LayoutChoice:
         parts += [f"VPP {self.vp}"] if self.vp > 1 else []
         parts += [f"CP {self.cp}"]
         parts += [f"EP {self.ep}"] if self.ep > 1 else []
-        return ", ".join([*parts, f"micro-batch {self.mbs}"])
+        parts.append(f"micro-batch {self.mbs}")
+        parts += [f"cp_comm_type {self.cp_comm}"] if self.cp > 1 and self.cp_comm != RING else []
+        parts += [f"recompute {self.recompute}"] if self.recompute != NONE else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,7 @@ class ModelSizes:
         experts: 0 for a dense model.
         expert_tp: tensor-parallel ranks of an expert; None is the same as TP.
         batch: sequences of a step.
+        recompute: what may be recomputed, each as `LayoutChoice.recompute`.
     """
 
     layers: int
@@ -63,6 +86,7 @@ class ModelSizes:
     experts: int
     expert_tp: int | None
     batch: int
+    recompute: tuple[str, ...] = (NONE,)
 
 
 def sizes_of(model: Any, train: Any) -> ModelSizes:
@@ -84,6 +108,7 @@ def sizes_of(model: Any, train: Any) -> ModelSizes:
         experts=model.num_moe_experts or 0,
         expert_tp=model.expert_tensor_parallel_size,
         batch=train.global_batch_size,
+        recompute=recompute_choices(model),
     )
 
 
@@ -135,7 +160,20 @@ def candidates(
                         rows, rest = divmod(sizes.batch, mbs * (world_size // ranks))
                         if rest or not rows or (vp > 1 and rows % pp):
                             continue
-                        yield LayoutChoice(tp=tp, pp=pp, vp=vp, cp=cp, ep=ep, mbs=mbs)
+                        choice = replace(fixed, tp=tp, pp=pp, vp=vp, cp=cp, ep=ep, mbs=mbs)
+                        yield from _variants(sizes, choice, swept)
+
+
+def _variants(
+    sizes: ModelSizes, choice: LayoutChoice, swept: Collection[str]
+) -> Iterator[LayoutChoice]:
+    """A division with each way of saving memory and of exchanging keys and values."""
+    kinds = [choice.cp_comm]
+    if "cp_comm" in swept:
+        kinds = cp_comm_choices(choice.cp, sizes.heads // choice.tp, sizes.groups / choice.tp)
+    for recompute in sizes.recompute if "recompute" in swept else [choice.recompute]:
+        for kind in kinds:
+            yield replace(choice, recompute=recompute, cp_comm=kind)
 
 
 def _pipelines(
@@ -169,13 +207,25 @@ _OWN_SPLIT = (
 _ENDS = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 
 
-def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
-    """The settings with another layout. Their own pipeline split is dropped if PP or VPP changes.
+@dataclass(frozen=True)
+class Changes:
+    """What a layout changes in a model section.
 
-    126 layers, as in Llama 3 405B, divide over 16 stages only with embedding and loss counted as
-    one layer each.
+    Attributes:
+        set: keys and their values.
+        dropped: keys that no longer hold, and have their default again.
     """
-    model = dict(settings.values.get("model") or {})
+
+    set: dict[str, Any]
+    dropped: tuple[str, ...]
+
+
+def model_changes(model: Mapping[str, Any], choice: LayoutChoice) -> Changes:
+    """The changes that give a model section a layout.
+
+    Its own pipeline split is dropped if PP or VPP changes. 126 layers, as in Llama 3 405B, divide
+    over 16 stages only with embedding and loss counted as one layer each.
+    """
     before = (
         model.get("pipeline_model_parallel_size") or 1,
         model.get("virtual_pipeline_model_parallel_size") or 1,
@@ -188,21 +238,71 @@ def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
         "expert_model_parallel_size": choice.ep,
         "sequence_parallel": choice.tp > 1,
     }
+    dropped: list[str] = []
     if (choice.pp, choice.vp) != before:
         chunks, layers = choice.pp * choice.vp, model["num_layers"]
-        ends = layers % chunks != 0 and _even_with_ends(layers, chunks)
-        for name in _OWN_SPLIT:
-            model.pop(name, None)
-        for name in _ENDS:
-            model.pop(name, None)
-            if ends:
-                changed[name] = True
+        dropped += [name for name in (*_OWN_SPLIT, *_ENDS) if model.get(name)]
+        if layers % chunks != 0 and _even_with_ends(layers, chunks):
+            changed |= dict.fromkeys(_ENDS, True)
+    if choice.recompute != recompute_of_model(model):
+        changed |= recompute_changes(choice.recompute)
+    if choice.cp > 1 and choice.cp_comm != cp_comm_of(model):
+        changed |= cp_comm_changes(choice.cp_comm)
+    return Changes(changed, tuple(name for name in dropped if name not in changed))
+
+
+DISPATCHER = "moe_token_dispatcher_type"
+_CHOSEN = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    *_OWN_SPLIT,
+    *_ENDS,
+    *recompute_changes(NONE),
+    "recompute_modules",
+    "cp_comm_type",
+    DISPATCHER,
+)
+"""Keys of a model section that a plan may choose, except those that go with the overlap."""
+
+
+def changed_keys(before: Settings, after: Settings, *, layout: bool) -> dict[str, Any]:
+    """The keys, dotted, that a plan chose beside the overlap.
+
+    Args:
+        before: the settings as given.
+        after: as planned.
+        layout: whether the layout was chosen; else only what the experts' exchange needs was.
+    """
+    names = _CHOSEN if layout else (DISPATCHER,)
+    keys = [f"model.{name}" for name in names]
+    keys += ["train.micro_batch_size"] if layout else []
+    old, new = before.flat(), after.flat()
+    return {key: new.get(key) for key in keys if new.get(key) != old.get(key)}
+
+
+def measures(choice: LayoutChoice) -> dict[str, Any]:
+    """The keys of a model section for what a layout does beside dividing the model."""
+    found = {} if choice.recompute == NONE else recompute_changes(choice.recompute)
+    if choice.cp > 1 and choice.cp_comm != RING:
+        found |= cp_comm_changes(choice.cp_comm)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
+    """The settings with another layout; see `model_changes`."""
+    model = dict(settings.values.get("model") or {})
+    changes = model_changes(model, choice)
+    for name in changes.dropped:
+        del model[name]
     values = {
         **settings.values,
-        "model": model | changed,
+        "model": model | changes.set,
         "train": {**(settings.values.get("train") or {}), "micro_batch_size": choice.mbs},
     }
-    keys = settings.asked | {f"model.{name}" for name in changed} | {"train.micro_batch_size"}
+    keys = settings.asked | {f"model.{name}" for name in changes.set} | {"train.micro_batch_size"}
     present = {f"{s}.{key}" for s, content in values.items() for key in (content or {})}
     return replace(settings, values=values, asked=frozenset(k for k in keys if k in present))
 
@@ -217,4 +317,6 @@ def layout_in(run: Any) -> LayoutChoice:
         cp=m.context_parallel_size or 1,
         ep=m.expert_model_parallel_size or 1,
         mbs=run.train.micro_batch_size or 1,
+        recompute=recompute_of_model(vars(m)),
+        cp_comm=cp_comm_of(vars(m)),
     )

@@ -26,6 +26,11 @@ VP = Annotated[int, Meta(description="virtual stages on each pipeline rank; 1 if
 CP = Annotated[int, Meta(description="context-parallel ranks")]
 EP = Annotated[int, Meta(description="expert-parallel ranks")]
 DP = Annotated[int, Meta(description="data-parallel ranks: `world_size` / (TP x PP x CP)")]
+Recompute = Annotated[
+    str,
+    Meta(description="what the backward computes again: `none`, `full`, or modules with commas"),
+]
+CpComm = Annotated[str, Meta(description="how CP ranks exchange keys and values")]
 MicroBatch = Annotated[int, Meta(description="sequences of a microbatch")]
 
 
@@ -44,6 +49,8 @@ class PlanLayout(Struct, frozen=True, kw_only=True):
     chosen: Annotated[
         str | None, Meta(description="how the layout was chosen; `null` where it was given")
     ]
+    recompute: Recompute = "none"
+    cp_comm_type: CpComm = "p2p"
 
 
 class PlanTimes(Struct, frozen=True, kw_only=True):
@@ -168,16 +175,26 @@ class PlanSweptLayout(Struct, frozen=True, kw_only=True):
     step_ms: Annotated[float, Meta(description="ms of a step with the overlap that rules grant")]
     tokens_per_s_per_gpu: Annotated[int, Meta(description="tokens trained per second by each GPU")]
     memory_gb: Annotated[float, Meta(description="GB needed on the fullest GPU")]
+    recompute: Recompute = "none"
+    cp_comm_type: CpComm = "p2p"
 
 
 class PlanSweep(Struct, frozen=True, kw_only=True):
     """The layouts that were compared."""
 
     tried: Annotated[int, Meta(description="how many layouts divide the model and the GPUs")]
-    fit: Annotated[int, Meta(description="how many of them fit into memory")]
+    fit: Annotated[int, Meta(description="how many of them were estimated and fit into memory")]
     layouts: Annotated[
-        list[PlanSweptLayout], Meta(description=f"the {LISTED} fastest that fit, by estimate")
+        list[PlanSweptLayout],
+        Meta(description=f"the fastest that fit, by estimate, at most {LISTED}"),
     ]
+    slower: Annotated[
+        int,
+        Meta(
+            description="how many were not estimated: a bound shows that they cannot be among the "
+            "fastest"
+        ),
+    ] = 0
 
 
 class PlanDocument(Struct, frozen=True, kw_only=True):
@@ -296,7 +313,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         gradient_reduction=r.reduction,
         environment={v.name: v.value for v in p.report.launch_env},
         environment_reasons={v.name: plan.words.fact(v.reason) for v in p.report.launch_env},
-        settings=p.recommended_settings,
+        settings=plan.settings,
         flags=None if flags is None else [list(words) for words in flags.add],
         omitted_flags=None if flags is None else list(flags.remove),
         changes={
@@ -324,6 +341,8 @@ def _layout(plan: Plan) -> PlanLayout:
         global_batch=run.train.global_batch_size,
         sequence=run.model.seq_length,
         chosen=plan.chosen_because,
+        recompute=layout.recompute,
+        cp_comm_type=layout.cp_comm,
     )
 
 
@@ -379,7 +398,8 @@ def _sweep(ranking: Ranking) -> PlanSweep:
     return PlanSweep(
         tried=ranking.tried,
         fit=len(ranking.fitting),
-        layouts=[_swept(each) for each in ranking.fitting[:LISTED]],
+        layouts=[_swept(each) for each in ranking.fastest[:LISTED]],
+        slower=ranking.slower,
     )
 
 
@@ -396,6 +416,8 @@ def _swept(each: Ranked) -> PlanSweptLayout:
         step_ms=_ms(each.summary.step_s),
         tokens_per_s_per_gpu=round(each.summary.tokens_per_s_per_gpu),
         memory_gb=_gb(each.memory.needed),
+        recompute=layout.recompute,
+        cp_comm_type=layout.cp_comm,
     )
 
 

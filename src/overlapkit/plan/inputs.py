@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron.bridge.training.rules.context import fsdp_switch
 from overlapkit.config.overrides import is_override
 from overlapkit.config.reading import Reading
-from overlapkit.config.run import Settings
+from overlapkit.config.run import Settings, build_run
 from overlapkit.config.schema import section_fields
 from overlapkit.config.sources import (
     check_world_size,
@@ -21,6 +22,7 @@ from overlapkit.config.sources import (
 from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
+from overlapkit.plan.candidates import DISPATCHER
 from overlapkit.plan.models import named_model
 from overlapkit.plan.network import gpus_of_node
 
@@ -38,8 +40,9 @@ SHORT = {
 }
 """Short names of keys in overrides: ``tp=4``."""
 
-LAYOUT = tuple(SHORT[name] for name in ("tp", "pp", "vp", "cp", "ep", "etp"))
-"""The keys of a layout. The micro-batch is chosen with them where none is given."""
+LAYOUT = tuple(SHORT[name] for name in ("tp", "pp", "vp", "cp", "ep"))
+"""The keys of a layout. The micro-batch is chosen with them where none is given; how an expert is
+divided belongs to the model."""
 
 PRECISIONS = {
     "bf16": "bf16_mixed",
@@ -88,6 +91,8 @@ class Inputs:
         micro_batch_given: whether it sets the micro-batch.
         assumed: what is not given and was filled in, as sentences.
         original: the settings as they were read; None for a published model, which has none.
+        read: the settings before anything was assumed: `original` as Megatron-Bridge's settings, or
+            the published model.
     """
 
     settings: Settings
@@ -97,6 +102,7 @@ class Inputs:
     micro_batch_given: bool
     assumed: tuple[str, ...]
     original: Settings | None
+    read: Settings
 
 
 def read_inputs(
@@ -264,7 +270,7 @@ def _filled_in(
     values = {s: dict(c) if isinstance(c, dict) else c for s, c in settings.values.items()}
     requested = set(settings.asked)
     assumed = list(notes)
-    layout_given = original is not None or any(key in settings.overridden for key in LAYOUT)
+    layout_given = _states_layout(settings, original)
     micro_given = flat.get(SHORT["mbs"]) is not None
 
     def fill(section: str, key: str, value: Any, why: str) -> None:
@@ -281,6 +287,9 @@ def _filled_in(
         requested.add("mixed_precision")
     if not micro_given:
         fill("train", "micro_batch_size", 1, "none is given")
+    model = values.get("model") or {}
+    if model.get("num_moe_experts") and model.get(DISPATCHER) is None and not of_megatron_lm:
+        fill("model", DISPATCHER, "alltoall", "none is given, and all-gathers send every token")
     if flat.get(SHORT["gbs"]) is None:
         batch, why = _global_batch(values, world_size)
         fill("train", "global_batch_size", batch, why)
@@ -293,6 +302,26 @@ def _filled_in(
         micro_batch_given=micro_given,
         assumed=tuple(assumed),
         original=original,
+        read=settings,
+    )
+
+
+def _states_layout(settings: Settings, original: Settings | None) -> bool:
+    """Whether the input says how the model is divided.
+
+    A launch script and a file that Megatron-Bridge wrote are complete: what they do not set has its
+    default. Adapters and FSDP are not compared with other layouts.
+    """
+    if original is None:
+        return any(key in settings.overridden for key in LAYOUT)
+    complete = original.is_dump or original.launch is not None
+    run = build_run(settings)
+    return (
+        complete
+        or original.framework == "megatron-lm"
+        or any(key in settings.asked for key in LAYOUT)
+        or settings.values.get("peft") is not None
+        or fsdp_switch(run.ddp, run.dist) is not None
     )
 
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from megatron.bridge.training.decisions import Dimension
 from megatron.bridge.training.rules.context import OTHER_VERSIONS
 from overlapkit.config.effective import make_effective
+from overlapkit.config.emit.yaml_text import flow
 from overlapkit.config.megatron_lm.flag_words import KEYS, KeyWords, words_of
 from overlapkit.config.run import Settings, build_run
 from overlapkit.errors import InputError
 from overlapkit.plan.advise.draft import draft
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Recommendation, recommend
-from overlapkit.plan.candidates import SWEPT, LayoutChoice, layout_in, with_layout
+from overlapkit.plan.candidates import (
+    SWEPT,
+    LayoutChoice,
+    changed_keys,
+    layout_in,
+    measures,
+    sizes_of,
+    with_layout,
+)
 from overlapkit.plan.checks import check_chunks, check_layout
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
-from overlapkit.plan.sweep import Ranking, remedy_of, sweep
+from overlapkit.plan.sweep import RANKED, Ranking, remedy_of, sweep
 
 ESTIMATE_ERROR = 0.1
 """Share of the GPU's memory by which an estimate may be wrong. A given layout may already be
@@ -52,6 +62,7 @@ class Plan:
         ranking: the layouts that were compared; None where none were.
         notes: what was assumed or left open.
         words: for settings, in the language of the run that is planned.
+        chosen_settings: what was chosen of the layout and what goes with it, as overrides.
     """
 
     source: str
@@ -67,6 +78,12 @@ class Plan:
     ranking: Ranking | None
     notes: tuple[str, ...]
     words: KeyWords = KEYS
+    chosen_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that carry the plan, dotted, usable as overrides: layout and overlap."""
+        return {**self.chosen_settings, **self.recommendation.proposal.recommended_settings}
 
     @property
     def name(self) -> str:
@@ -134,6 +151,9 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
             *proposal.report.remarks,
         ),
         words=KEYS if inputs.original is None else words_of(inputs.original),
+        chosen_settings=changed_keys(
+            inputs.read, proposal.settings, layout=chosen.because is not None
+        ),
     )
 
 
@@ -157,17 +177,8 @@ class _Chosen:
 def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> _Chosen:
     """The layout as given, or the fastest of a sweep."""
     settings = inputs.settings
-    if swept is None and inputs.layout_given:
-        return _Chosen(settings)
     if swept is None:
-        swept = _free_dimensions(inputs)
-        ranking = _ranked(settings, cluster, swept)
-        return _Chosen(
-            with_layout(settings, ranking.best.layout),
-            ranking,
-            f"No layout was given: this is the fastest, by estimate, of the {len(ranking.fitting)} "
-            f"that fit, out of {ranking.tried}; --sweep {','.join(swept)} lists the others",
-        )
+        return _Chosen(settings) if inputs.layout_given else _fastest(inputs, cluster)
     ranking = _ranked(settings, cluster, swept)
     best = ranking.best
     if not inputs.layout_given or not _can_run(settings, cluster):
@@ -183,16 +194,53 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
     )
 
 
+def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
+    """The fastest layout of all, where none is given."""
+    settings, swept = inputs.settings, _free_dimensions(inputs)
+    if inputs.original is not None and not _has_sizes(settings):
+        # What is missing is reported with the layout.
+        return _Chosen(settings)
+    ranking = sweep(settings, cluster, swept, ranked=CHOSEN_FROM)
+    if not ranking.fitting:
+        if inputs.original is None or ranking.least_over is not None:
+            raise InputError(f"{settings.source}: {ranking.why_none()}")
+        note = f"no layout is given, and none could be chosen: {ranking.why_none()}"
+        return _Chosen(settings, note=note)
+    return _Chosen(
+        with_layout(settings, ranking.best.layout),
+        ranking,
+        f"No layout was given: this is the fastest that fits, by estimate, of {ranking.tried} that "
+        f"divide the model and the GPUs; --sweep {','.join(swept)} lists the others",
+    )
+
+
+CHOSEN_FROM = 5
+"""Layouts whose order is exact where one is chosen."""
+
+
+def _has_sizes(settings: Settings) -> bool:
+    try:
+        run = build_run(settings)
+        sizes_of(run.model, run.train)
+    except InputError:
+        return False
+    return True
+
+
 def _free_dimensions(inputs: Inputs) -> tuple[str, ...]:
-    """What is swept where no layout is given; a micro-batch that is given stays."""
-    dense = not build_run(inputs.settings).model.num_moe_experts
+    """What is swept where no layout is given; what is given beside it stays."""
+    model = build_run(inputs.settings).model
     fixed = {"mbs"} if inputs.micro_batch_given else set()
-    fixed |= {"ep"} if dense else set()
+    fixed |= set() if model.num_moe_experts else {"ep"}
+    fixed |= {"recompute"} if model.recompute_granularity else set()
+    fixed |= {"cp_comm"} if "model.cp_comm_type" in inputs.settings.asked else set()
     return tuple(name for name in SWEPT if name not in fixed)
 
 
-def _ranked(settings: Settings, cluster: Cluster, swept: tuple[str, ...]) -> Ranking:
-    ranking = sweep(settings, cluster, swept)
+def _ranked(
+    settings: Settings, cluster: Cluster, swept: tuple[str, ...], ranked: int = RANKED
+) -> Ranking:
+    ranking = sweep(settings, cluster, swept, ranked=ranked)
     if not ranking.fitting:
         raise InputError(f"{settings.source}: {ranking.why_none()}")
     return ranking
@@ -240,11 +288,13 @@ def _does_not_fit(settings: Settings, memory: MemoryNeed, cluster: Cluster) -> s
         f"{memory.usable / 1e9:.1f} GB usable of its {memory.capacity / 1e9:.1f} GB"
     )
     try:
-        best = _ranked(settings, cluster, ("tp", "pp", "vp", "cp")).best.layout
+        best = _ranked(
+            settings, cluster, ("tp", "pp", "vp", "cp", "ep", "recompute"), 1
+        ).best.layout
     except InputError:
         either = f"no other layout on {cluster.world_size} GPUs fits either"
         return f"{need}; {either}: {remedy_of(memory)}"
-    return f"{need}; {overrides(best)} fits (see --sweep tp,pp,vp,cp,mbs)"
+    return f"{need}; {overrides(best)} fits (see --sweep {','.join(SWEPT)})"
 
 
 def overrides(layout: LayoutChoice) -> str:
@@ -252,7 +302,9 @@ def overrides(layout: LayoutChoice) -> str:
     parts = [f"tp={layout.tp}", f"pp={layout.pp}", f"vp={layout.vp}", f"cp={layout.cp}"]
     if layout.ep > 1:
         parts.append(f"ep={layout.ep}")
-    return " ".join([*parts, f"mbs={layout.mbs}"])
+    parts.append(f"mbs={layout.mbs}")
+    parts += [f"model.{key}={flow(value)}" for key, value in measures(layout).items()]
+    return " ".join(parts)
 
 
 def _on_other_versions(proposal: Proposal) -> Iterator[str]:

@@ -26,7 +26,7 @@ def recommended_flags(plan: Plan) -> FlagEdit | None:
     words = plan.words
     if not isinstance(words, FlagWords):
         return None
-    settings = dict(plan.recommendation.proposal.recommended_settings)
+    settings = plan.settings
     for knob, (_, after) in plan.recommendation.changes.items():
         # A flag that turns it off would stay where the defaults turn it on.
         if after is True and words.value(knob, after) is False:

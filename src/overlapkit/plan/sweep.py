@@ -1,18 +1,28 @@
-"""Layouts that fit, ranked by their estimated throughput."""
+"""Layouts that fit, ranked by their estimated throughput.
+
+A sweep need not estimate every layout. A bound, which costs little, says how fast a layout can be
+at most; the layouts are estimated in its order until no other can be among the fastest.
+"""
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from overlapkit.config.effective import make_effective
-from overlapkit.config.run import Run, Settings, build_run
+from overlapkit.config.run import Settings, build_run
 from overlapkit.plan.advise.dimensions import overlapped
-from overlapkit.plan.advise.draft import draft, run_in_precision
+from overlapkit.plan.advise.draft import EP_OVERLAP, draft, requests, run_in_precision
+from overlapkit.plan.advise.recommend import experts_not_worth
+from overlapkit.plan.bounds import Bounds
 from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.checks import faults
 from overlapkit.plan.cluster import Cluster
-from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary, costs_of_run
+from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
+
+RANKED = 20
+"""Layouts whose order is exact: as many as an answer lists."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,10 @@ class Ranking:
     """A sweep's result.
 
     Attributes:
-        fitting: the layouts that fit, the fastest first.
+        fitting: the layouts that were estimated and fit, the fastest first.
         tried: how many divide the model and the GPUs.
+        slower: how many of these were not estimated, since they are slower than `fastest`.
+        ranked: how many of the fastest were asked for; None for all.
         least_over: the layout that exceeds the memory by least; None where some fit.
         unestimated: why no estimate could be made, where none could.
     """
@@ -47,6 +59,13 @@ class Ranking:
     tried: int
     least_over: tuple[LayoutChoice, MemoryNeed] | None
     unestimated: str | None
+    slower: int = 0
+    ranked: int | None = None
+
+    @property
+    def fastest(self) -> tuple[Ranked, ...]:
+        """Those of `fitting` that no other layout is faster than."""
+        return self.fitting[: self.ranked] if self.slower else self.fitting
 
     @property
     def best(self) -> Ranked:
@@ -84,85 +103,170 @@ def remedy_of(memory: MemoryNeed) -> str:
     )
 
 
-def sweep(settings: Settings, cluster: Cluster, swept: tuple[str, ...]) -> Ranking:
-    """Every layout that divides, estimated with the overlap that the rules grant it.
+def sweep(
+    settings: Settings, cluster: Cluster, swept: tuple[str, ...], *, ranked: int | None = RANKED
+) -> Ranking:
+    """The fastest layouts that fit, estimated with the overlap that is recommended for each.
 
     Args:
         settings: of the run. Its own layout is used for the dimensions that are not swept.
         cluster: the GPUs.
         swept: dimensions of `candidates.SWEPT`.
+        ranked: how many of the fastest to find; None estimates every layout.
 
     Raises:
         InputError: a size that a sweep needs is not set.
     """
     given = build_run(settings)
     sizes = sizes_of(given.model, given.train)
-    fitting: list[Ranked] = []
-    least_over: tuple[LayoutChoice, MemoryNeed] | None = None
-    failures: Counter[str] = Counter()
-    tried = 0
-    too_large: set[LayoutChoice] = set()
     world_size, domain = cluster.world_size, cluster.nvlink_domain
-    for layout in candidates(sizes, world_size, domain, layout_in(given), swept):
-        # There is no estimate yet: the reach of the experts' exchange decides whether to hide it.
-        far = layout.ep * (sizes.expert_tp or layout.tp) > domain
-        trial = _Trial.of(settings, layout, cluster, expert_overlap=far)
-        if next(faults(trial.run, world_size, domain), None) is not None:
-            continue
-        tried += 1
+    layouts = list(candidates(sizes, world_size, domain, layout_in(given), swept))
+    search = _Search(settings, cluster)
+    bounds = Bounds(settings, cluster, layouts)
+    for number, (most, layout) in enumerate(bounds.fastest_first()):
+        if ranked is not None and search.has_faster(ranked, most):
+            search.slower = len(layouts) - number
+            break
+        search.try_one(layout, bounds)
+    return search.ranking(len(layouts), ranked)
+
+
+@dataclass
+class _Search:
+    """The layouts that were tried so far.
+
+    Attributes:
+        settings, cluster: of the sweep.
+        fitting: those that fit.
+        rates: their tokens/s/GPU, negative, so that the fastest comes first.
+        refused: how many cannot run.
+        slower: how many need not be tried.
+        least_over: the one that exceeds the memory by least.
+        failures: why there is no estimate, and of how many.
+        fits: those that fit, whatever they recompute.
+        too_large: the smallest micro-batch that does not fit, by what else a layout is.
+    """
+
+    settings: Settings
+    cluster: Cluster
+    fitting: list[Ranked] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    refused: int = 0
+    slower: int = 0
+    least_over: tuple[LayoutChoice, MemoryNeed] | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    fits: set[LayoutChoice] = field(default_factory=set)
+    too_large: dict[LayoutChoice, int] = field(default_factory=dict)
+
+    def has_faster(self, ranked: int, most: float) -> bool:
+        """Whether `ranked` layouts are faster than any with at most `most` tokens/s/GPU."""
+        if len(self.fitting) < ranked:
+            return False
+        return -self.rates[ranked - 1] > round(most, 1)
+
+    def try_one(self, layout: LayoutChoice, bounds: Bounds) -> None:
+        """Estimate a layout, unless it cannot run or cannot fit."""
         of_any_batch = replace(layout, mbs=0)
-        if of_any_batch in too_large:
-            # A larger micro-batch needs even more memory.
-            continue
-        found = trial.estimate()
-        if isinstance(found, str):
-            failures[found] += 1
-        elif isinstance(found, MemoryNeed):
-            too_large.add(of_any_batch)
-            if least_over is None or found.needed < least_over[1].needed:
-                least_over = layout, found
-        else:
-            fitting.append(found)
-    # Of equally fast ones the simplest: fewer ranks to a model, fewer chunks, a smaller batch.
-    fitting.sort(key=lambda r: (-round(r.summary.tokens_per_s_per_gpu, 1), r.layout))
-    why = failures.most_common(1)[0][0] if failures else None
-    return Ranking(tuple(fitting), tried, None if fitting else least_over, why)
+        states = replace(of_any_batch, recompute="", cp_comm="")
+        any_recomputed = replace(layout, recompute="")
+        if any_recomputed in self.fits:
+            # Recomputing more takes time, and saves memory that is not needed.
+            return
+        # A larger micro-batch needs more memory, and nothing saves weights and optimizer state.
+        smallest = min(self.too_large.get(each, layout.mbs + 1) for each in (of_any_batch, states))
+        if layout.mbs >= smallest:
+            return
+        costs = bounds.costs(layout)
+        need = costs if isinstance(costs, str) else costs.memory()
+        if isinstance(need, MemoryNeed) and need.fits:
+            trial = _Trial(layout, self.cluster, with_layout(self.settings, layout))
+            world_size, domain = self.cluster.world_size, self.cluster.nvlink_domain
+            if next(faults(build_run(trial.settings), world_size, domain), None) is not None:
+                self.refused += 1
+                return
+            found = trial.estimate()
+            if isinstance(found, Ranked):
+                self.fitting.append(found)
+                insort(self.rates, -_rounded(found))
+                self.fits.add(any_recomputed)
+                return
+            need = found
+        if isinstance(need, str):
+            self.failures[need] += 1
+            return
+        self.too_large[of_any_batch] = layout.mbs
+        if need.states > need.usable:
+            self.too_large[states] = 1
+        if self.least_over is None or need.needed < self.least_over[1].needed:
+            self.least_over = layout, need
+
+    def ranking(self, layouts: int, ranked: int | None) -> Ranking:
+        """What was found among this many layouts."""
+        # Of equally fast ones the simplest: fewer ranks to a model, fewer chunks, a smaller batch.
+        fitting = sorted(self.fitting, key=lambda one: (-_rounded(one), one.layout))
+        why = self.failures.most_common(1)[0][0] if self.failures else None
+        return Ranking(
+            tuple(fitting),
+            layouts - self.refused,
+            None if fitting else self.least_over,
+            why,
+            self.slower,
+            ranked,
+        )
+
+
+def _rounded(one: Ranked) -> float:
+    return round(one.summary.tokens_per_s_per_gpu, 1)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A layout to estimate: the settings with the overlap to request, and their run."""
+    """A layout to estimate, and the settings with it."""
 
     layout: LayoutChoice
     cluster: Cluster
     settings: Settings
-    run: Run
 
-    @classmethod
-    def of(
-        cls, settings: Settings, layout: LayoutChoice, cluster: Cluster, *, expert_overlap: bool
-    ) -> _Trial:
+    def estimate(self) -> Ranked | MemoryNeed | str:
+        """The layout with its estimate, the memory it needs if that is too much, or why neither."""
+        found: Ranked | MemoryNeed | str = "no overlap was tried"
+        for expert_overlap in (True, False) if self.layout.ep > 1 else (False,):
+            costs = self._costs(expert_overlap=expert_overlap)
+            if isinstance(costs, str):
+                return costs
+            memory = costs.memory()
+            if not memory.fits:
+                return memory
+            on = overlapped(costs.run)
+            dp = self.cluster.world_size // self.layout.ranks
+            found = Ranked(self.layout, dp, costs.summary(on), memory)
+            if requests(self.settings, EP_OVERLAP) or not self._without_experts(costs):
+                break
+        return found
+
+    def _without_experts(self, costs: Costs) -> bool:
+        """Whether the experts' overlap was granted and does not pay."""
+        granted = getattr(costs.run.model, EP_OVERLAP, False)
+        return bool(granted) and experts_not_worth(costs, self.cluster) is not None
+
+    def _costs(self, *, expert_overlap: bool) -> Costs | str:
         drafted = draft(
-            with_layout(settings, layout),
-            cluster.world_size,
-            cluster.assumptions,
+            self.settings,
+            self.cluster.world_size,
+            self.cluster.assumptions,
             expert_overlap=expert_overlap,
         )
         # Which preset TP overlap uses makes no difference to an estimate, but takes time.
         comm = {k: v for k, v in drafted.comm.items() if k != "tp_comm_overlap_cfg"}
         requested = drafted.settings(comm)
-        return cls(layout, cluster, requested, run_in_precision(requested, cluster.assumptions))
-
-    def estimate(self) -> Ranked | MemoryNeed | str:
-        """The layout with its estimate, the memory it needs if that is too much, or why neither."""
         world_size = self.cluster.world_size
-        # Memory is estimated first: most layouts do not fit, and cutting buckets takes time.
-        costs = costs_of_run(self.run, world_size, self.cluster.machine, cut=False)
+        costs = costs_of_run(
+            run_in_precision(requested, self.cluster.assumptions),
+            world_size,
+            self.cluster.machine,
+            cut=False,
+        )
         if isinstance(costs, str):
             return costs
-        memory = costs.memory()
-        if not memory.fits:
-            return memory
-        run, _ = make_effective(self.settings, world_size, self.cluster.assumptions.software)
-        summary = costs.with_exchange_of(run).summary(overlapped(run))
-        return Ranked(self.layout, world_size // self.layout.ranks, summary, memory)
+        run, _ = make_effective(requested, world_size, self.cluster.assumptions.software)
+        return costs.with_exchange_of(run)

@@ -9,10 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from overlapkit.config.emit.yaml_text import flow
 from overlapkit.output.numbers import sentence
 from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.plan.advise.dimensions import DimensionAdvice
 from overlapkit.plan.advise.next_steps import next_steps
+from overlapkit.plan.candidates import measures
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.spoken import advice, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
@@ -116,7 +118,7 @@ def show_ranking(ranking: Ranking, console: Console) -> None:
     console.print(Text(sweep_header(ranking), "bold"))
     console.print(_layouts(ranking.fitting[:SHOWN]))
     if len(ranking.fitting) > SHOWN:
-        console.print(Text(f"and {len(ranking.fitting) - SHOWN} more", "dim"))
+        console.print(Text(f"and {len(ranking.fitting) - SHOWN} slower ones", "dim"))
     console.print()
 
 
@@ -124,6 +126,7 @@ def _layouts(ranked: Sequence[Ranked]) -> Table:
     table = borderless()
     add_numbers(table, "", "TP", "PP", "VPP", "CP", "EP", "DP", "micro-batch", "step ms")
     add_numbers(table, "tokens/s/GPU", "GB")
+    table.add_column("also set")
     for place, each in enumerate(ranked, start=1):
         layout = each.layout
         sizes = (layout.tp, layout.pp, layout.vp, layout.cp, layout.ep, each.data_parallel_size)
@@ -134,5 +137,6 @@ def _layouts(ranked: Sequence[Ranked]) -> Table:
             f"{1e3 * each.summary.step_s:,.0f}",
             f"{each.summary.tokens_per_s_per_gpu:,.0f}",
             f"{each.memory.needed / 1e9:.1f}",
+            " ".join(f"{key}={flow(value)}" for key, value in measures(layout).items()),
         )
     return table

@@ -101,7 +101,7 @@ def fit(plan: Plan) -> str:
 
 def to_set(plan: Plan) -> str:
     """The settings that carry the recommendation, as overrides, in one line."""
-    settings = plan.recommendation.proposal.recommended_settings
+    settings = plan.settings
     flags = recommended_flags(plan)
     if flags is not None:
         passed = " ".join(shlex.join(words) for words in flags.add)
@@ -173,7 +173,13 @@ def part_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def sweep_header(ranking: Ranking) -> str:
     """How many layouts a sweep compared."""
-    return f"{len(ranking.fitting)} of {ranking.tried} layouts fit; the fastest by estimate:"
+    fit = len(ranking.fitting)
+    if not ranking.slower:
+        return f"{fit} of {ranking.tried} layouts fit; the fastest by estimate:"
+    return (
+        f"{ranking.tried} layouts; {fit} that fit were estimated, and {ranking.slower} need no "
+        "estimate, since they cannot be among the fastest, which are:"
+    )
 
 
 def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
@@ -186,7 +192,7 @@ def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
             f"{ms_of_s(each.summary.step_s)} ms, {each.memory.needed / 1e9:.1f} GB"
         )
     if len(ranking.fitting) > most:
-        yield f"and {len(ranking.fitting) - most} more"
+        yield f"and {len(ranking.fitting) - most} slower ones"
 
 
 def work_lines(plan: Plan) -> Iterator[str]:

@@ -96,35 +96,55 @@ def recommend_settings(
     requested = (proposal.settings.values.get("comm_overlap") or {}).get(EP_OVERLAP)
     if not requested or EP_OVERLAP in proposal.pinned or requests(settings, EP_OVERLAP):
         return proposal, None
-    reason = _experts_not_worth(proposal, cluster, costs_of)
+    costs = costs_of(proposal)
+    if isinstance(costs, str):
+        reason = _too_near(proposal.run, cluster)
+    else:
+        reason = experts_not_worth(costs, cluster)
     if reason is None:
         return proposal, None
     without = propose(settings, cluster.world_size, cluster.assumptions, expert_overlap=False)
     return without, reason
 
 
-def _experts_not_worth(proposal: Proposal, cluster: Cluster, costs_of: CostsOf) -> str | None:
-    """Why hiding the experts' exchange would not pay; None where it does."""
-    reach, domain = experts_reach(proposal.run), cluster.nvlink_domain
-    within = reach <= domain
-    where = (
-        f"the exchange spans {reach} GPUs, {'within' if within else 'beyond'} the NVLink domain of "
-        f"{domain}"
-    )
-    costs = costs_of(proposal)
-    if isinstance(costs, str):
-        if not within:
-            return None
-        return f"{where}, so it is short; overlapping it needs memory for another microbatch"
-    needed = WORTH_SHARE_WITHIN if within else WORTH_SHARE
-    on = overlapped(proposal.run)
+def experts_not_worth(costs: Costs, cluster: Cluster) -> str | None:
+    """Why hiding the experts' exchange would not pay; None where it does.
+
+    Args:
+        costs: of a run that hides it.
+        cluster: the GPUs.
+    """
+    needed = WORTH_SHARE_WITHIN if _within(costs.run, cluster) else WORTH_SHARE
+    on = overlapped(costs.run)
     before, after = costs.seconds(on - {EP}), costs.seconds(on)
     share = (before - after) / before
     if share >= needed:
         return None
     return (
-        f"{where}; hiding it would save ~{max(share, 0):.1%} of the step, but needs memory for "
-        f"another microbatch and smaller kernels: worthwhile from {needed:.0%}"
+        f"{_where(costs.run, cluster)}; hiding it would save ~{max(share, 0):.1%} of the step, but "
+        f"needs memory for another microbatch and smaller kernels: worthwhile from {needed:.0%}"
+    )
+
+
+def _too_near(run: Run, cluster: Cluster) -> str | None:
+    """Why an exchange without an estimate is too short to hide; None where it is not."""
+    if not _within(run, cluster):
+        return None
+    return (
+        f"{_where(run, cluster)}, so it is short; overlapping it needs memory for another "
+        "microbatch"
+    )
+
+
+def _within(run: Run, cluster: Cluster) -> bool:
+    return experts_reach(run) <= cluster.nvlink_domain
+
+
+def _where(run: Run, cluster: Cluster) -> str:
+    side = "within" if _within(run, cluster) else "beyond"
+    return (
+        f"the exchange spans {experts_reach(run)} GPUs, {side} the NVLink domain of "
+        f"{cluster.nvlink_domain}"
     )
 
 

@@ -1,0 +1,132 @@
+"""How fast a layout can be at most, which costs far less than its estimate.
+
+The slowest stage of a pipeline takes at least as long as the mean of all. The estimate of a step
+adds to its compute what is exposed, contention and the optimizer; the bound leaves out what
+depends on data and pipeline parallelism, and takes every overlap as granted. What remains differs
+only with TP, CP, EP, the micro-batch and what is recomputed, so that layouts share it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from overlapkit.config.effective import make_effective
+from overlapkit.config.run import Run, Settings
+from overlapkit.plan.advise.draft import EP_OVERLAP, draft, run_in_precision
+from overlapkit.plan.candidates import LayoutChoice, model_changes, with_layout
+from overlapkit.plan.cluster import Cluster
+from overlapkit.plan.estimate.costs import Costs, costs_of_run, overlap_in
+from overlapkit.plan.estimate.layer_time import layer_time
+from overlapkit.plan.estimate.overlap import DIMENSIONS, EP, Overlap
+
+_ALL = frozenset(DIMENSIONS)
+"""Every overlap. None makes a layer take longer: what it hides costs at most a share of its time
+in contention."""
+
+
+class Bounds:
+    """Bounds of the layouts of one sweep.
+
+    Args:
+        settings: of the run.
+        cluster: the GPUs.
+        layouts: that divide it.
+    """
+
+    def __init__(
+        self, settings: Settings, cluster: Cluster, layouts: Sequence[LayoutChoice]
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._layouts = layouts
+        self._run: Run | None = None
+        self._seconds: dict[tuple[LayoutChoice, bool], float | None] = {}
+        self._granted: dict[tuple[bool, bool, str], bool] = {}
+
+    def fastest_first(self) -> Iterator[tuple[float, LayoutChoice]]:
+        """Tokens/s/GPU that a layout reaches at most, and the layout, in decreasing order."""
+        found = [(self.most(layout), layout) for layout in self._layouts]
+        kinds = dict.fromkeys(layout.recompute for layout in self._layouts)
+        order = {each: number for number, each in enumerate(kinds)}
+        # Of variants that are as fast, the one that recomputes less comes first.
+        return iter(sorted(found, key=lambda x: (-x[0], order[x[1].recompute], x[1])))
+
+    def most(self, layout: LayoutChoice) -> float:
+        """Tokens/s/GPU that a layout cannot exceed; infinite where it cannot be estimated."""
+        seconds = self._of_microbatch(layout)
+        if seconds is None:
+            return float("inf")
+        world_size = self._cluster.world_size
+        model, train = self._base(layout).model, self._base(layout).train
+        passes = train.global_batch_size // (layout.mbs * (world_size // layout.ranks))
+        step = seconds / layout.pp * (passes + (layout.pp - 1) / layout.vp)
+        return float(train.global_batch_size * (model.seq_length or 1024) / step / world_size)
+
+    def costs(self, layout: LayoutChoice) -> Costs | str:
+        """The costs of a layout before the rules: enough for its memory."""
+        return costs_of_run(
+            self._with(layout), self._cluster.world_size, self._cluster.machine, cut=False
+        )
+
+    def _of_microbatch(self, layout: LayoutChoice) -> float | None:
+        """Seconds of one microbatch through all layers, at least."""
+        shared = replace(layout, pp=1, vp=1), self._hides_experts(layout)
+        if shared not in self._seconds:
+            overlap = _ALL if shared[1] else _ALL - {EP}
+            self._seconds[shared] = self._least(layout, overlap_in(overlap))
+        return self._seconds[shared]
+
+    def _least(self, layout: LayoutChoice, overlap: Overlap) -> float | None:
+        costs = self.costs(layout)
+        if isinstance(costs, str):
+            return None
+        machine, work = self._cluster.machine, costs.work
+        layers = sum(work.stages, start=type(work.stages[0])())
+        times = {kind: layer_time(work.layers[kind], machine, overlap).all.value for kind in layers}
+        vocabulary = layer_time(work.vocabulary, machine, overlap).all.value
+        return sum(times[kind] * count for kind, count in layers.items()) + vocabulary
+
+    def _hides_experts(self, layout: LayoutChoice) -> bool:
+        """Whether the rules may grant the overlap of the experts' exchange.
+
+        Of a layout, their conditions concern only whether it has a pipeline, whether that is
+        interleaved, and what is recomputed: layouts that agree in these share the answer.
+        """
+        if layout.ep == 1:
+            return False
+        key = layout.pp > 1, layout.vp > 1, layout.recompute
+        if key not in self._granted:
+            assumptions, world_size = self._cluster.assumptions, self._cluster.world_size
+            drafted = draft(with_layout(self._settings, layout), world_size, assumptions)
+            run, _ = make_effective(drafted.settings(), world_size, assumptions.software)
+            self._granted[key] = bool(getattr(run.model, EP_OVERLAP, False))
+        return self._granted[key]
+
+    def _with(self, layout: LayoutChoice) -> Run:
+        base = self._base(layout)
+        model, train = copy.copy(base.model), copy.copy(base.train)
+        changes = model_changes(vars(model), layout)
+        for name in changes.dropped:
+            setattr(model, name, None)
+        for name, value in changes.set.items():
+            setattr(model, name, value)
+        train.micro_batch_size = layout.mbs
+        return replace(base, model=model, train=train)
+
+    def _base(self, layout: LayoutChoice) -> Run:
+        """A run in its precision, made once: a layout changes only its model and micro-batch."""
+        if self._run is None:
+            # Where nothing is exchanged the optimizer is not sharded.
+            replicated = (
+                one for one in self._layouts if one.tp * one.pp < self._cluster.world_size
+            )
+            first = next(replicated, layout)
+            drafted = draft(
+                with_layout(self._settings, first),
+                self._cluster.world_size,
+                self._cluster.assumptions,
+            )
+            self._run = run_in_precision(drafted.settings(), self._cluster.assumptions)
+        return self._run

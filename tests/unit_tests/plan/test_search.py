@@ -1,0 +1,177 @@
+"""The search for a layout: bounds that prune without losing the fastest, and one estimate."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from overlapkit.plan.bounds import Bounds
+from overlapkit.plan.candidates import LayoutChoice
+from overlapkit.plan.cluster import cluster_of
+from overlapkit.plan.inputs import Inputs, read_inputs
+from overlapkit.plan.plan import make_plan
+from overlapkit.plan.sweep import Ranking, sweep
+
+Command = Callable[..., Any]
+MIXTURE = {
+    "num_layers": 12,
+    "hidden_size": 2048,
+    "ffn_hidden_size": 6144,
+    "moe_ffn_hidden_size": 768,
+    "num_attention_heads": 16,
+    "num_query_groups": 4,
+    "num_moe_experts": 32,
+    "moe_router_topk": 4,
+    "moe_grouped_gemm": True,
+    "gated_linear_unit": True,
+    "add_bias_linear": False,
+    "normalization": "RMSNorm",
+    "share_embeddings_and_output_weights": False,
+    "vocab_size": 65536,
+    "seq_length": 4096,
+}
+DENSE = {
+    "num_layers": 32,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 14336,
+    "num_attention_heads": 32,
+    "num_query_groups": 8,
+    "gated_linear_unit": True,
+    "add_bias_linear": False,
+    "normalization": "RMSNorm",
+    "share_embeddings_and_output_weights": False,
+    "vocab_size": 128256,
+    "seq_length": 16384,
+}
+CASES = [
+    pytest.param(MIXTURE, "h100", 16, ("tp", "pp", "vp", "ep", "mbs", "recompute"), id="mixture"),
+    pytest.param(MIXTURE, "b200", 16, ("pp", "vp", "cp", "ep", "cp_comm"), id="mixture-b200"),
+    pytest.param(DENSE, "h100", 16, ("tp", "pp", "vp", "cp", "recompute", "cp_comm"), id="dense"),
+    pytest.param(DENSE, "a100", 16, ("tp", "pp", "mbs", "recompute"), id="dense-a100"),
+]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., str]:
+    def write(model: dict[str, Any], **sections: Any) -> str:
+        file = tmp_path / "run.yaml"
+        batch = {"train": {"global_batch_size": 64}}
+        file.write_text(yaml.safe_dump({"model": model, "ddp": {}, **batch, **sections}))
+        return str(file)
+
+    return write
+
+
+def read(file: str, world_size: int, *overrides: str) -> Inputs:
+    return read_inputs((file, *overrides), world_size=world_size)
+
+
+def named(ranking: Ranking, most: int) -> list[tuple[LayoutChoice, float]]:
+    return [
+        (one.layout, round(one.summary.tokens_per_s_per_gpu, 1)) for one in ranking.fitting[:most]
+    ]
+
+
+@pytest.mark.parametrize(("model", "gpu", "world_size", "swept"), CASES)
+def test_the_pruned_search_finds_what_the_full_enumeration_finds(
+    written: Callable[..., str],
+    model: dict[str, Any],
+    gpu: str,
+    world_size: int,
+    swept: tuple[str, ...],
+) -> None:
+    settings = read(written(model), world_size).settings
+    cluster = cluster_of(gpu, world_size)
+    pruned = sweep(settings, cluster, swept, ranked=5)
+    full = sweep(settings, cluster, swept, ranked=None)
+    assert named(pruned, 5) == named(full, 5) and len(pruned.fastest) == 5
+    assert full.slower == 0 and pruned.slower > 0 and pruned.tried == full.tried
+    bounds = Bounds(settings, cluster, [one.layout for one in full.fitting])
+    for one in full.fitting:
+        assert bounds.most(one.layout) >= one.summary.tokens_per_s_per_gpu
+
+
+@pytest.mark.parametrize("gpu", ["h100", "b200"])
+def test_a_mixtures_layout_in_a_sweep_has_the_estimate_of_its_plan(
+    written: Callable[..., str], gpu: str
+) -> None:
+    file, cluster = written(MIXTURE), cluster_of(gpu, 32)
+    ranking = sweep(read(file, 32).settings, cluster, ("pp", "vp", "ep"), ranked=None)
+    assert any(one.layout.ep * one.layout.tp > 8 for one in ranking.fitting)
+    for one in ranking.fitting[::9]:
+        x = one.layout
+        layout = (f"tp={x.tp}", f"pp={x.pp}", f"vp={x.vp}", f"ep={x.ep}", f"mbs={x.mbs}")
+        plan = make_plan(read(file, 32, *layout), cluster)
+        assert plan.layout == x
+        assert plan.estimates[0].step_s == pytest.approx(one.summary.step_s, rel=1e-6)
+
+
+def document(plan: Command, *arguments: str) -> dict[str, Any]:
+    done = plan(*arguments, "--json")
+    assert done.status == 0, done.err
+    result: dict[str, Any] = json.loads(done.out)
+    return result
+
+
+def test_a_configuration_without_a_layout_is_planned_like_a_model_without_one(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    bare = written(MIXTURE)
+    shown = document(plan, bare, "--gpu", "h100", "--world-size", "16")
+    assert shown["layout"]["chosen"] is not None and shown["sweep"]["tried"] > 100
+    assert shown["settings"]["model.moe_token_dispatcher_type"] == "alltoall"
+    # What is chosen can be set, and is then planned as it is.
+    line = next(
+        one
+        for one in plan(bare, "--gpu", "h100", "--world-size", "16").out.splitlines()
+        if one.startswith("Set ")
+    )
+    overrides = shlex.split(line.removeprefix("Set ").partition(" (to paste")[0])
+    again = document(plan, bare, "--gpu", "h100", "--world-size", "16", *overrides)
+    assert again["layout"] | {"chosen": None} == shown["layout"] | {"chosen": None}
+    assert again["layout"]["chosen"] is None
+    assert again["estimate"]["step_ms"] == shown["estimate"]["step_ms"]
+
+
+def test_a_layout_in_the_configuration_stays(plan: Command, written: Callable[..., str]) -> None:
+    file = written({**DENSE, "tensor_model_parallel_size": 8})
+    shown = document(plan, file, "--gpu", "h100", "--world-size", "16")
+    assert shown["layout"]["chosen"] is None and shown["layout"]["tp"] == 8
+    assert not any("parallel_size" in key for key in shown["settings"])
+
+
+def test_a_dispatcher_that_is_stated_stays(plan: Command, written: Callable[..., str]) -> None:
+    file = written({**MIXTURE, "moe_token_dispatcher_type": "allgather"})
+    shown = document(plan, file, "--gpu", "h100", "--world-size", "16", "ep=8")
+    assert "model.moe_token_dispatcher_type" not in shown["settings"]
+    given = document(plan, written(MIXTURE), "--gpu", "h100", "--world-size", "16", "ep=8")
+    assert given["settings"]["model.moe_token_dispatcher_type"] == "alltoall"
+    assert any("moe_token_dispatcher_type=alltoall is assumed" in each for each in given["notes"])
+
+
+def test_where_memory_is_short_something_is_recomputed(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    long = {**DENSE, "seq_length": 131072}
+    run = (written(long), "--gpu", "h100", "--world-size", "8", "tp=8", "gbs=8")
+    assert plan(*run).status == 2
+    shown = document(plan, *run, "--sweep", "recompute")
+    assert shown["layout"]["recompute"] == "mlp"
+    assert shown["settings"]["model.recompute_granularity"] == "selective"
+    assert shown["settings"]["model.recompute_modules"] == ["mlp"]
+    assert shown["memory_gb"]["needed"] <= shown["memory_gb"]["usable"]
+
+
+def test_what_a_configuration_recomputes_is_not_changed(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    file = written({**DENSE, "recompute_granularity": "selective", "recompute_modules": ["mlp"]})
+    shown = document(plan, file, "--gpu", "h200", "--world-size", "16")
+    assert shown["layout"]["recompute"] == "mlp"
+    assert {each["recompute"] for each in shown["sweep"]["layouts"]} == {"mlp"}
