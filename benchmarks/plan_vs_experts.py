@@ -2,15 +2,17 @@
 
     uv run python benchmarks/plan_vs_experts.py [--all]
 
-Three settings are compared: CUDA_DEVICE_MAX_CONNECTIONS, whether TP overlap is on, and the
-userbuffers preset. The cases:
+Four settings are compared: CUDA_DEVICE_MAX_CONNECTIONS, whether TP overlap is on, the userbuffers
+preset, and whether the overlap of the experts' exchange is on. The cases:
 
 - run configurations as Megatron-Bridge 0.3.1 writes them (tests/data/bridge_configs), on H100;
 - the userbuffers presets (tests/data/tp_userbuffers_presets.json), whose names state the model's
   width, GPU, precision, TP, CP, micro-batch and sequence that they were tuned for;
 - the facts of Megatron-Bridge 0.3.1's recipes (tests/data/bridge_recipes.json), on H100, which
   their presets were made for. Recipes with a comm_overlap section are compared; with --all also
-  those without one, which keep TP overlap off without deciding about it.
+  those without one, which keep TP overlap off without deciding about it;
+- the performance recipes for mixtures of experts of Megatron-Bridge's main
+  (benchmarks/data/bridge_performance_recipes.json), by the overlap of the experts' exchange.
 
 A recipe's facts and a preset's name do not include every size of the model. For them the experts'
 overlap is therefore decided without an estimate of the step. What experts ship for
@@ -37,14 +39,20 @@ from megatron.bridge.training.tp_overlap_presets import (
 from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
+from overlapkit.plan.advise.draft import EP_OVERLAP
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import recommend_settings
 from overlapkit.plan.cluster import cluster_of, plan_assumptions
 from overlapkit.plan.estimate.costs import Costs, costs_of_run
-from overlapkit.plan.inputs import PRECISIONS
+from overlapkit.plan.inputs import PRECISIONS, recipe_of
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
-SETTINGS = (CONNECTIONS, "TP overlap", "preset")
+PERFORMANCE = Path(__file__).resolve().parent / "data" / "bridge_performance_recipes.json"
+SHAPES = Path(__file__).resolve().parent / "data" / "model_shapes.json"
+EXPERTS = f"model.{EP_OVERLAP}"
+SETTINGS = (CONNECTIONS, "TP overlap", "preset", "EP overlap")
+Choices = tuple[str | None, bool | None, frozenset[str] | None, bool | None]
+"""Values of `SETTINGS`; None where a case does not say."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Case:
         settings: the run, its layout included.
         world_size: GPUs: a multiple of the layout's.
         gpu: what it was made for.
-        shipped: values of `SETTINGS`; a preset is the set of names with its settings.
+        shipped: what was chosen; a preset is the set of names with its settings.
         complete: whether every size of the model is known, so that its step can be estimated.
     """
 
@@ -64,7 +72,7 @@ class Case:
     settings: Settings
     world_size: int
     gpu: str
-    shipped: tuple[str, bool, frozenset[str]]
+    shipped: Choices
     complete: bool = False
 
 
@@ -76,34 +84,42 @@ def main() -> int:
         "run configurations": list(_configurations()),
         "presets by their names": list(_presets()),
         "recipes with a comm_overlap section": list(_recipes(decided=True)),
+        "performance recipes for mixtures of experts": list(_performance()),
     }
     if options.all:
         sources["recipes without one"] = list(_recipes(decided=False))
     agreed = dict.fromkeys(SETTINGS, 0)
-    all_three = total = 0
+    compared = dict.fromkeys(SETTINGS, 0)
+    every = total = 0
     for source, cases in sources.items():
         agreeing = 0
         for case in cases:
-            planned = _planned(case)
-            differing = [
-                f"{name}: shipped {_shown(a)}, planned {_shown(b)}"
-                for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True)
-                if not _agree(a, b)
+            told = [
+                (name, shipped, planned)
+                for name, shipped, planned in zip(
+                    SETTINGS, case.shipped, _planned(case), strict=True
+                )
+                if shipped is not None
             ]
-            for name, a, b in zip(SETTINGS, case.shipped, planned, strict=True):
-                agreed[name] += _agree(a, b)
+            differing = [one for one in told if not _agree(*one[1:])]
+            for name, shipped, planned in told:
+                compared[name] += 1
+                agreed[name] += _agree(shipped, planned)
             agreeing += not differing
             if differing:
-                print(f"  {case.name} on {case.gpu}: {'; '.join(differing)}")
-        print(f"{source}: {agreeing} of {len(cases)} agree in all three")
-        all_three, total = all_three + agreeing, total + len(cases)
+                said = (f"{n}: shipped {_shown(a)}, planned {_shown(b)}" for n, a, b in differing)
+                print(f"  {case.name} on {case.gpu}: {'; '.join(said)}")
+        print(f"{source}: {agreeing} of {len(cases)} agree in all settings")
+        every, total = every + agreeing, total + len(cases)
     for name, count in agreed.items():
-        print(f"{name}: {count} of {total} ({count / total:.1%})")
-    print(f"all three: {all_three} of {total} ({all_three / total:.1%}); goal 95 %")
+        print(f"{name}: {count} of {compared[name]} ({count / compared[name]:.1%})")
+    switches, of = sum(agreed.values()), sum(compared.values())
+    print(f"settings: {switches} of {of} ({switches / of:.1%}); goal 95 %")
+    print(f"cases that agree in all settings: {every} of {total} ({every / total:.1%})")
     return 0
 
 
-def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
+def _planned(case: Case) -> Choices:
     cluster = cluster_of(case.gpu, case.world_size)
 
     def costs_of(proposal: Proposal) -> Costs | str:
@@ -117,6 +133,7 @@ def _planned(case: Case) -> tuple[str, bool, frozenset[str]]:
         next(v.value for v in proposal.report.launch_env if v.name == CONNECTIONS),
         bool(proposal.effective("model.tp_comm_overlap")),
         frozenset([name] if name else []),
+        bool(proposal.effective(EXPERTS)),
     )
 
 
@@ -133,7 +150,7 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _shipped(settings: Settings, world_size: int, gpu: str) -> tuple[str, bool, frozenset[str]]:
+def _shipped(settings: Settings, world_size: int, gpu: str) -> Choices:
     report = explain(settings, world_size, plan_assumptions(gpu))
     on = bool(report.effective["model.tp_comm_overlap"])
     config = report.effective["model.tp_comm_overlap_cfg"] if on else None
@@ -141,6 +158,7 @@ def _shipped(settings: Settings, world_size: int, gpu: str) -> tuple[str, bool, 
         next(v.value for v in report.launch_env if v.name == CONNECTIONS),
         on,
         frozenset(key.name for key in presets_like(config)) if config else frozenset(),
+        bool(report.effective[EXPERTS]),
     )
 
 
@@ -223,6 +241,41 @@ def _recipes(*, decided: bool) -> Iterator[Case]:
         world_size = max(r["tp"] * r["pp"] * r["cp"] * r["ep"], 8)
         yield Case(
             r["recipe"], settings, world_size, "h100", _shipped(settings, world_size, "h100")
+        )
+
+
+def _performance() -> Iterator[Case]:
+    shapes = json.loads(SHAPES.read_text())["models"]
+    for r in json.loads(PERFORMANCE.read_text())["recipes"]:
+        model = shapes[r["model"]] | {
+            "tensor_model_parallel_size": r["tp"],
+            "pipeline_model_parallel_size": r["pp"],
+            "virtual_pipeline_model_parallel_size": r["vp"],
+            "context_parallel_size": r["cp"],
+            "expert_model_parallel_size": r["ep"],
+            "expert_tensor_parallel_size": 1,
+            "sequence_parallel": r["tp"] > 1,
+            "moe_token_dispatcher_type": r["dispatcher"],
+        }
+        if r["backend"]:
+            model["moe_flex_dispatcher_backend"] = r["backend"]
+        if model["num_layers"] % (r["pp"] * (r["vp"] or 1)):
+            model["account_for_embedding_in_pipeline_split"] = True
+            model["account_for_loss_in_pipeline_split"] = True
+        data = {
+            "model": model,
+            "ddp": {"use_distributed_optimizer": True},
+            "train": {"micro_batch_size": r["mbs"], "global_batch_size": r["gbs"]},
+            "mixed_precision": recipe_of(r["precision"]),
+        }
+        name = f"{r['model']} {r['precision']} {r['gpus']} GPUs ({r['version']})"
+        yield Case(
+            name,
+            read_settings(Document(name, data)),
+            r["gpus"],
+            r["gpu"],
+            (None, None, None, r["ep_overlap"]),
+            complete=not r["own_split"],
         )
 
 

@@ -247,7 +247,7 @@ class _Trial:
     def _without_experts(self, costs: Costs) -> bool:
         """Whether the experts' overlap was granted and does not pay."""
         granted = getattr(costs.run.model, EP_OVERLAP, False)
-        return bool(granted) and experts_not_worth(costs, self.cluster) is not None
+        return bool(granted) and experts_not_worth(costs.run, costs, self.cluster) is not None
 
     def _costs(self, *, expert_overlap: bool) -> Costs | str:
         drafted = draft(

@@ -10,6 +10,7 @@ import pytest
 
 from overlapkit.plan.document import LISTED
 from overlapkit.plan.figure import given
+from overlapkit.plan.plan import CHOSEN_FROM
 from overlapkit.plan.work_document import derivation_document
 from support.documents import check_document
 
@@ -45,10 +46,13 @@ def test_a_document_matches_its_schema(
 
 
 def test_a_sweep_lists_the_fastest(plan: Callable[..., Any]) -> None:
-    found = plan(*ON_64, "--model", "llama3_70b", "--json").document["sweep"]
-    assert len(found["layouts"]) == LISTED < found["fit"] < found["tried"]
-    rates = [layout["tokens_per_s_per_gpu"] for layout in found["layouts"]]
-    assert rates == sorted(rates, reverse=True)
+    run = (*ON_64, "--model", "llama3_70b", "--json")
+    for arguments, listed in (((), CHOSEN_FROM), (("--sweep", "tp,pp,vp"), LISTED)):
+        found = plan(*run, *arguments).document["sweep"]
+        assert len(found["layouts"]) == listed <= found["fit"] < found["tried"]
+        assert found["fit"] + found["slower"] <= found["tried"]
+        rates = [layout["tokens_per_s_per_gpu"] for layout in found["layouts"]]
+        assert rates == sorted(rates, reverse=True)
 
 
 def test_a_derivation_names_every_input() -> None:

@@ -31,7 +31,7 @@ def inputs_of(*overrides: str, model: str = "llama3_70b", world_size: int = 64) 
 @cache
 def swept(*dimensions: str, overrides: tuple[str, ...] = (), gpu: str = "h100") -> Ranking:
     inputs = inputs_of(*overrides)
-    return sweep(inputs.settings, cluster_of(gpu, inputs.world_size), dimensions)
+    return sweep(inputs.settings, cluster_of(gpu, inputs.world_size), dimensions, ranked=None)
 
 
 def planned(inputs: Inputs, *, dimensions: tuple[str, ...] | None = None) -> Plan:

@@ -238,6 +238,7 @@ def _tensor(
     run: Run, assumptions: Assumptions, *, lora: bool
 ) -> tuple[Request, PresetChoice | None]:
     """Whether to request TP overlap, and the userbuffers settings for it."""
+    m = run.model
     refused = _no_userbuffers(run)
     if refused is not None:
         return Request(False, refused), None
@@ -246,6 +247,12 @@ def _tensor(
         reason = (
             "frozen weights have no wgrad GEMM for bulk overlap to hide a layer's gradient "
             f"exchange under, and {preset.reason}"
+        )
+        return Request(False, reason), None
+    if preset.name is None and (m.context_parallel_size or 1) > 1 and not _is_hybrid(m):
+        reason = (
+            f"{preset.reason}; with CP {m.context_parallel_size} attention takes most of a layer, "
+            "and Megatron-Bridge's recipes (Llama 3 8B with 16K to 128K tokens) keep it off"
         )
         return Request(False, reason), None
     reason = "each layer's all-gathers and reduce-scatters run in pieces during its own GEMMs"

@@ -21,9 +21,6 @@ from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, EP, PP, TP
 WORTH_SHARE = 0.02
 """Share of the step that the experts' overlap must save. It needs memory for a second microbatch
 and smaller kernels, and on Hopper gives up the one hardware queue that keeps the launch order."""
-WORTH_SHARE_WITHIN = 0.1
-"""The same where the exchange stays within an NVLink domain. It is then short, compared with the
-error of the estimate. Recipes request the overlap where the exchange crosses nodes."""
 
 NOTABLE_SHARE = 0.01
 """Share of the step from which a saving is worth mentioning."""
@@ -97,55 +94,62 @@ def recommend_settings(
     if not requested or EP_OVERLAP in proposal.pinned or requests(settings, EP_OVERLAP):
         return proposal, None
     costs = costs_of(proposal)
-    if isinstance(costs, str):
-        reason = _too_near(proposal.run, cluster)
-    else:
-        reason = experts_not_worth(costs, cluster)
+    reason = experts_not_worth(proposal.run, None if isinstance(costs, str) else costs, cluster)
     if reason is None:
         return proposal, None
     without = propose(settings, cluster.world_size, cluster.assumptions, expert_overlap=False)
     return without, reason
 
 
-def experts_not_worth(costs: Costs, cluster: Cluster) -> str | None:
+def experts_not_worth(run: Run, costs: Costs | None, cluster: Cluster) -> str | None:
     """Why hiding the experts' exchange would not pay; None where it does.
 
+    An estimate knows neither the memory of the second microbatch nor how much the smaller kernels
+    lose. Where Megatron-Bridge's recipes keep the overlap off, it is therefore not requested,
+    whatever the estimate says (scripts/performance/configs of main, November 2026: within an NVLink
+    domain, with HybridEP, and without a pipeline).
+
     Args:
-        costs: of a run that hides it.
+        run: effective, with the overlap.
+        costs: of this run; None without an estimate.
         cluster: the GPUs.
     """
-    needed = WORTH_SHARE_WITHIN if _within(costs.run, cluster) else WORTH_SHARE
+    share = None if costs is None else _saved_by_experts(costs)
+    kept_off = _kept_off(run, cluster)
+    if kept_off is not None:
+        saves = f" (by estimate it would save {share:.1%} of the step)" if share else ""
+        return f"{kept_off}; Megatron-Bridge's recipes keep the overlap off there{saves}"
+    if share is None or share >= WORTH_SHARE:
+        return None
+    return (
+        f"{_where(run, cluster)}; hiding it would save ~{share:.1%} of the step, but needs memory "
+        f"for another microbatch and smaller kernels: worthwhile from {WORTH_SHARE:.0%}"
+    )
+
+
+def _saved_by_experts(costs: Costs) -> float:
+    """Share of the step that hiding the experts' exchange saves, by estimate."""
     on = overlapped(costs.run)
     before, after = costs.seconds(on - {EP}), costs.seconds(on)
-    share = (before - after) / before
-    if share >= needed:
-        return None
-    return (
-        f"{_where(costs.run, cluster)}; hiding it would save ~{max(share, 0):.1%} of the step, but "
-        f"needs memory for another microbatch and smaller kernels: worthwhile from {needed:.0%}"
-    )
+    return max((before - after) / before, 0.0)
 
 
-def _too_near(run: Run, cluster: Cluster) -> str | None:
-    """Why an exchange without an estimate is too short to hide; None where it is not."""
-    if not _within(run, cluster):
-        return None
-    return (
-        f"{_where(run, cluster)}, so it is short; overlapping it needs memory for another "
-        "microbatch"
-    )
-
-
-def _within(run: Run, cluster: Cluster) -> bool:
-    return experts_reach(run) <= cluster.nvlink_domain
+def _kept_off(run: Run, cluster: Cluster) -> str | None:
+    """What keeps experts from hiding the exchange of such a run; None where they do."""
+    m, where = run.model, _where(run, cluster)
+    if experts_reach(run) <= cluster.nvlink_domain:
+        return f"{where}, so it is short"
+    if m.moe_token_dispatcher_type == "flex" and m.moe_flex_dispatcher_backend == "hybridep":
+        return f"{where}, and HybridEP overlaps the network with NVLink itself"
+    if (m.pipeline_model_parallel_size or 1) == 1:
+        return f"{where}, and without a pipeline a second microbatch doubles the activations"
+    return None
 
 
 def _where(run: Run, cluster: Cluster) -> str:
-    side = "within" if _within(run, cluster) else "beyond"
-    return (
-        f"the exchange spans {experts_reach(run)} GPUs, {side} the NVLink domain of "
-        f"{cluster.nvlink_domain}"
-    )
+    reach, domain = experts_reach(run), cluster.nvlink_domain
+    side = "within" if reach <= domain else "beyond"
+    return f"the exchange spans {reach} GPUs, {side} the NVLink domain of {domain}"
 
 
 def experts_reach(run: Run) -> int:
