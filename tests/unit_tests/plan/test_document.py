@@ -47,7 +47,7 @@ def test_a_document_matches_its_schema(
 
 def test_a_sweep_lists_the_fastest(plan: Callable[..., Any]) -> None:
     run = (*ON_64, "--model", "llama3_70b", "--json")
-    for arguments, listed in (((), CHOSEN_FROM), (("--sweep", "tp,pp,vp"), LISTED)):
+    for arguments, listed in (((), CHOSEN_FROM), (("--sweep", "tp,pp,vp,cp"), LISTED)):
         found = plan(*run, *arguments).document["sweep"]
         assert len(found["layouts"]) == listed <= found["fit"] < found["tried"]
         assert found["fit"] + found["slower"] <= found["tried"]
