@@ -32,6 +32,8 @@ def write_against(checkout: str, out: str) -> list[Path]:
     """
     source = _own_folder()
     target = _target(out)
+    if target != source and target.is_relative_to(source):
+        raise InputError(f"--out {out}: is inside of the skill's own folder; name another one")
     environment = environment_of(TEMPLATES)
     environment.globals["anchors"] = anchors = anchors_of(checkout)
     environment.globals["against"] = ", and in ".join(each.name for each in anchors)

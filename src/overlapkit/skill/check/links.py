@@ -72,6 +72,8 @@ def judge_link(link: Link, page: Page, file: Path, root: Path) -> Finding:
         return _answer(link, written, known, f"no heading has the name {fragment}")
     starts = [root] if name.startswith("/") else [file.parent, *([root] if link.from_root else [])]
     tried = [Path(os.path.normpath(start / name.lstrip("/"))) for start in starts]
+    # MyST takes the name of a page without its ending.
+    tried += [path.with_name(f"{path.name}.md") for path in tried if not path.suffix]
     found = next((path for path in tried if _exists(path)), None)
     if found is None:
         inside = tried[0].is_relative_to(root) or not file.is_relative_to(root)

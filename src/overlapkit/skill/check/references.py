@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from overlapkit.skill.check.markdown import Fence, Page
 
-_FENCE = re.compile(r"(?:^|\s)(?P<start>\d+):(?P<end>\d+):(?P<path>[^\s{}]+)")
+_FENCE = re.compile(r"(?:^|\s)(?P<start>\d+):(?P<end>\d+):(?P<path>[^\s{}]*[a-zA-Z_][^\s{}]*)")
 _PATH = r"(?P<path>(?:\.{0,2}/)?(?:[\w.+@~-]+/)*[\w.+-]*\w)"
 _PLACE = re.compile(
     rf"(?<![\w/.@:-]){_PATH}"

@@ -13,6 +13,7 @@ from overlapkit.errors import InputError
 from overlapkit.skill.anchors.checkout import Found, anchors_of
 from overlapkit.skill.anchors.place import LEFT_OUT
 from overlapkit.skill.anchors.sets import BRIDGE, DP, LAUNCH, MEGATRON_LM, PP, TP
+from overlapkit.skill.render import SKILL, find_root
 from support.megatron_checkouts import VARIABLE, bridge, megatron_lm, write
 from support.repository import Repository
 
@@ -176,10 +177,12 @@ class TestRendered:
         self, tmp_path: Path, overlapkit: Command
     ) -> None:
         root = bridge(tmp_path / "checkout", "plugin")
-        for out in (root, root / "src/megatron/bridge/training/config.py"):
+        own = find_root(str(Path(__file__).parent)) / SKILL
+        file = root / "src/megatron/bridge/training/config.py"
+        for out in (root, file, own / "references/new"):
             done = overlapkit("skill", "render", "--against", str(root), "--out", str(out))
             assert done.status == 2 and "--out" in done.err and len(done.err.splitlines()) == 1
-        assert not (root / "SKILL.md").exists()
+        assert not (root / "SKILL.md").exists() and not (own / "references/new").exists()
 
     @pytest.mark.parametrize(
         "arguments",

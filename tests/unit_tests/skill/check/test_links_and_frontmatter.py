@@ -34,6 +34,7 @@ def findings(overlapkit: Command, root: Path) -> list[tuple[str, str, str]]:
         ("![x](missing.png)", "gone"),
         ("[x]: missing.md", "gone"),
         ("[x](sub/)", "right"),
+        ("[x](other#a-heading)", "right"),
         ("@sub/card.yaml", "right"),
         ("- @sub/missing.yaml", "gone"),
         ("[x](../../issues)", "unknown"),

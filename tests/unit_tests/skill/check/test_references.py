@@ -47,6 +47,7 @@ def test_forms(text: str, expected: tuple[str, int, int]) -> None:
         "<!-- a.py:12 -->",
         "---\nsource: a.py:12\n---\n",
         "version 1.2:3",
+        "```text 12:30:45\nx\n```",
         "```a.py:12``` is code, a.py",
     ],
 )
