@@ -202,7 +202,9 @@ class AnchorJudge:
         if then is not None and lines is not None:
             return self._since(reference, path, source, then, lines)
         if here.end > len(source.lines):
-            return _finding(reference, "gone", f"{path} has {len(source.lines)} lines")
+            # A name without folders may be that of a file of another repository.
+            state: State = "gone" if "/" in reference.path or reference.path == path else "unknown"
+            return _finding(reference, state, f"{path} has {len(source.lines)} lines")
         return _finding(reference, "right", "the lines exist; nothing says what they should show")
 
     def _since(

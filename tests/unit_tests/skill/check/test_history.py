@@ -164,6 +164,17 @@ def test_a_page_that_is_not_committed_is_checked_by_its_numbers(
     assert states() == ["right", "gone"]
 
 
+def test_a_name_without_folders_may_mean_another_repository(
+    repository: Repository, states: States
+) -> None:
+    repository.write("page.md", "gate.py:15 and gate.py:1907 and other.py:3\n")
+    assert states() == ["right", "unknown", "unknown"]
+    repository.write("page.md", "gate.py:15\n")
+    repository.commit()
+    repository.write("src/gate.py", "x = 1\n")
+    assert states() == ["gone"]
+
+
 def test_several_places_are_not_chosen_from(repository: Repository, states: States) -> None:
     page = '```2:2:src/twice.py\n    return "the same line"\n```\n'
     repository.write("page.md", page)
