@@ -204,3 +204,10 @@ def test_a_knob_that_a_script_turns_off_stays_a_finding(doctor: Any, config: Any
     told = doctor("--from-megatron-lm", off, "--gpu", "h100").out
     assert "[off.overlap_p2p_comm]" in told and "--no-overlap-p2p-communication is passed" in told
     assert "note: not certain, since flags are not known: gradients of" in told
+
+
+def test_where_to_export_is_no_alternative_to_it(config: Any, overlapkit: Any) -> None:
+    flags = "    --tensor-model-parallel-size 4 --sequence-parallel --tp-comm-overlap"
+    script = written(config, flags)
+    out = overlapkit("explain", script, "--gpu", "a100", "--brief").out
+    assert f"-> export UB_SKIPMC=1 in {script}, before the process starts" in out

@@ -200,8 +200,11 @@ def _with_remedy_in_flags(decision: Decision) -> Decision:
     changes = in_words(decision.edits)
     if decision.edits and decision.remedy.startswith(changes):
         # The rest of the remedy may name keys that Megatron-LM does not have.
-        rest = decision.remedy.removeprefix(changes).removeprefix(", or ")
-        otherwise = otherwise_in_flags(decision.rule, rest)
+        rest = decision.remedy.removeprefix(changes)
+        if rest and not rest.startswith(", or "):
+            # It says where or when to make the changes, and is no alternative to them.
+            return decision
+        otherwise = otherwise_in_flags(decision.rule, rest.removeprefix(", or "))
         return replace(decision, remedy=either(decision.edits, otherwise))
     return replace(decision, remedy=remedy_in_flags(decision.rule, decision.remedy))
 
