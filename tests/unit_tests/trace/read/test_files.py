@@ -231,6 +231,7 @@ def test_an_empty_trace_in_a_folder_is_not_passed_over(tmp_path):
 
 JAX = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}}
 ASCEND = {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "Ascend Hardware"}}
+NCCL = {"ph": "b", "cat": "GROUP_API", "name": "Group API", "id": 0, "pid": 3, "tid": 1, "ts": 1}
 HOST_ONLY = {"ph": "X", "name": "x", "pid": 1, "tid": 1, "ts": 1, "dur": 2}
 
 
@@ -240,6 +241,7 @@ HOST_ONLY = {"ph": "X", "name": "x", "pid": 1, "tid": 1, "ts": 1, "dur": 2}
         ("t.json", json.dumps({"traceEvents": [JAX, HOST_ONLY]}).encode(), "JAX"),
         ("t.json.gz", gzip.compress(json.dumps({"traceEvents": [JAX]}).encode(), mtime=0), "JAX"),
         ("trace_view.json", json.dumps([ASCEND, HOST_ONLY]).encode(), "Ascend"),
+        ("trace.json", json.dumps([NCCL, HOST_ONLY]).encode(), "NCCL's profiler plugin"),
         ("t.json", b'{"schema": "1.1.1-chakra.0.0.4", "pid": 7, "nodes": [{}]}', "execution trace"),
         ("t.json", b'{"rocprofiler-sdk-tool": [{"metadata": {}}]}', "rocprofv3"),
         ("t.json", b'{"schema": "overlapkit/trace/v1", "files": []}', "--merge"),

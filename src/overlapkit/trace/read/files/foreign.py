@@ -68,6 +68,11 @@ _TRACKS: tuple[tuple[re.Pattern[bytes], str], ...] = (
         re.compile(rb'"name"\s*:\s*"(?:Ascend Hardware|HCCL|CANN)"|"hcom_\w+__'),
         "a trace of Ascend's profiler, which is not read; look at it in MindStudio Insight",
     ),
+    (
+        # ext-profiler/example of NCCL.
+        re.compile(rb'"cat"\s*:\s*"(?:GROUP_API|COLL_API|P2P_API|KERNEL_LAUNCH|PROXY)"'),
+        f"a trace of NCCL's profiler plugin, which has no compute; {RECORD}",
+    ),
 )
 """Chrome traces of others, by the names of their processes and events."""
 
