@@ -44,7 +44,7 @@ MIXTURE: dict[str, Any] = {
 }
 """The same for mixtures of experts, as in Megatron-Bridge's recipes: experts are divided only over
 EP, since a part of one expert would be too narrow."""
-_FAMILIES = {"llama3": LLAMA, "gpt3": GPT3, "mixtral": MIXTURE, "qwen3": MIXTURE}
+_FAMILIES = {"llama3": LLAMA, "gpt3": GPT3, "mixtral": MIXTURE, "qwen3": MIXTURE, "gpt": MIXTURE}
 
 
 class _Models(msgspec.Struct, frozen=True):

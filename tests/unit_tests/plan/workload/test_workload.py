@@ -30,7 +30,8 @@ def payloads(found: list[Collective]) -> list[tuple[str, float]]:
     return [(one.kind, one.payload.value) for one in found]
 
 
-@pytest.mark.parametrize("name", model_names())
+# GPT-OSS has windows, biases of experts and offsets of the softmax.
+@pytest.mark.parametrize("name", sorted({*model_names()} - {"gpt_oss_120b"}))
 def test_model_flops_are_six_per_parameter_and_token_and_attention(name: str) -> None:
     model = named_model(name) | {"pp": 1}
     run = effective_run(1, gbs=1, **model)
@@ -328,6 +329,8 @@ def test_names_are_read_as_they_are_written(name: str) -> None:
         ("GPT-3 175B", "gpt3_175b"),
         ("mistralai/Mixtral-8x7B-v0.1", "mixtral_8x7b"),
         ("Qwen/Qwen3-30B-A3B", "qwen3_30b_a3b"),
+        ("Qwen/Qwen3-235B-A22B", "qwen3_235b_a22b"),
+        ("openai/gpt-oss-120b", "gpt_oss_120b"),
     ],
 )
 def test_names_of_model_cards_are_known(name: str, meant: str) -> None:
@@ -351,4 +354,6 @@ def test_published_sizes_of_the_named_models() -> None:
         "gpt3_175b": pytest.approx(175, abs=0.6),
         "mixtral_8x7b": pytest.approx(46.7, abs=0.05),
         "qwen3_30b_a3b": pytest.approx(30.53, abs=0.05),
+        "qwen3_235b_a22b": pytest.approx(235.1, abs=0.1),
+        "gpt_oss_120b": pytest.approx(116.83, abs=0.05),
     }
