@@ -58,6 +58,7 @@ from overlapkit.plan.estimate.sureness import (
     TABLE,
     Errors,
     ErrorTable,
+    Order,
     class_of,
     wider_class_of,
 )
@@ -202,24 +203,29 @@ def error_table_of(rows: list[Row], errors: list[float]) -> ErrorTable:
         shares = sorted(median(each) for each in layouts.values())
         tenth = len(shares) // 10
         classes[name] = Errors(len(shares), round(shares[tenth], 3), round(shares[-1 - tenth], 3))
-    ratios = sorted(abs(ratio) for ratio in _misjudged(rows, errors))
-    apart = ratios[int(0.8 * len(ratios))]
     return ErrorTable(
         source="uv run python benchmarks/plan_vs_published.py --write",
         classes=classes,
-        pairs=len(ratios),
-        apart=round(apart, 3),
+        order={kind: _order_of(rows, errors, kind) for kind in ("dense", "MoE")},
     )
 
 
-def _misjudged(rows: list[Row], errors: list[float]) -> list[float]:
-    """By how much the estimate is off for one layout of a pair more than for the other, as a
-    logarithm of the ratio."""
-    found = []
-    for layouts in _by_machine(rows, errors).values():
-        for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
-            found.append(float(np.log(a_estimate / a) - np.log(b_estimate / b)))
-    return found
+def _order_of(rows: list[Row], errors: list[float], kind: str) -> Order:
+    """How far one layout of a pair is misjudged against the other. Releases that are years apart
+    are not compared."""
+    misjudged = []
+    for current in (False, True):
+        chosen = [
+            (row, off)
+            for row, off in zip(rows, errors, strict=True)
+            if row.kind == kind and (row.release >= CURRENT) == current
+        ]
+        for layouts in _by_machine([row for row, _ in chosen], [off for _, off in chosen]).values():
+            for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
+                ratio = a_estimate / a * b / b_estimate
+                misjudged.append(max(ratio, 1 / ratio))
+    misjudged.sort()
+    return Order(len(misjudged), round(misjudged[int(0.8 * len(misjudged))], 3))
 
 
 _Measured = tuple[float, float]

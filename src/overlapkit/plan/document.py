@@ -12,6 +12,7 @@ from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
+from overlapkit.plan.estimate.range_document import PlanRange, range_document
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.spoken import advice, recommended_flags, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
@@ -81,9 +82,14 @@ class PlanEstimate(Struct, frozen=True, kw_only=True):
         Meta(
             description="the parts that take any time, which add up to the step. Exposed "
             "communication is one part per dimension; `contention` is by how much hidden "
-            "communication slows compute"
+            "communication slows compute, `host` is waiting for the host to start a mixture's "
+            "kernels"
         ),
     ]
+    range: Annotated[
+        PlanRange | None,
+        Meta(description="`null` where nothing of this kind was ever compared with a measurement"),
+    ] = None
 
 
 class PlanMemory(Struct, frozen=True, kw_only=True):
@@ -177,6 +183,13 @@ class PlanSweptLayout(Struct, frozen=True, kw_only=True):
     memory_gb: Annotated[float, Meta(description="GB needed on the fullest GPU")]
     recompute: Recompute = "none"
     cp_comm_type: CpComm = "p2p"
+    told_from_fastest: Annotated[
+        bool,
+        Meta(
+            description="`false` where it counts as equally fast: published pairs of layouts are "
+            "misjudged by as much"
+        ),
+    ] = True
 
 
 class PlanSweep(Struct, frozen=True, kw_only=True):
@@ -357,6 +370,7 @@ def _estimate(after: StepSummary, before: StepSummary) -> PlanEstimate:
             for name in before.parts | after.parts
             if before.parts.get(name) or after.parts.get(name)
         },
+        range=range_document(after),
     )
 
 
@@ -398,12 +412,12 @@ def _sweep(ranking: Ranking) -> PlanSweep:
     return PlanSweep(
         tried=ranking.tried,
         fit=len(ranking.fitting),
-        layouts=[_swept(each) for each in ranking.fastest[:LISTED]],
+        layouts=[_swept(each, ranking.best) for each in ranking.fastest[:LISTED]],
         slower=ranking.slower,
     )
 
 
-def _swept(each: Ranked) -> PlanSweptLayout:
+def _swept(each: Ranked, best: Ranked) -> PlanSweptLayout:
     layout = each.layout
     return PlanSweptLayout(
         tp=layout.tp,
@@ -418,6 +432,7 @@ def _swept(each: Ranked) -> PlanSweptLayout:
         memory_gb=_gb(each.memory.needed),
         recompute=layout.recompute,
         cp_comm_type=layout.cp_comm,
+        told_from_fastest=each.summary.told_from(best.summary),
     )
 
 

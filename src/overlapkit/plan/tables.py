@@ -23,11 +23,13 @@ from overlapkit.plan.text import (
     CONTRADICTED,
     changed,
     environment,
+    equally_fast,
     expectation,
     fit,
     gained,
     how,
     part_rows,
+    sureness,
     sweep_header,
     title,
     to_set,
@@ -50,6 +52,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"No estimate: {r.not_estimated}", "yellow"))
     else:
         console.print(Text(expectation(plan), "bold green"))
+        console.print(Text(sureness(plan), "dim"))
         memory = plan.memory
         console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
     console.print(Text(versions(plan), "dim"))
@@ -119,6 +122,8 @@ def show_ranking(ranking: Ranking, console: Console) -> None:
     console.print(_layouts(ranking.fitting[:SHOWN]))
     if len(ranking.fitting) > SHOWN:
         console.print(Text(f"and {len(ranking.fitting) - SHOWN} slower ones", "dim"))
+    if len(ranking.fitting) > 1:
+        console.print(Text(equally_fast(ranking), "dim"))
     console.print()
 
 

@@ -62,6 +62,7 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"No estimate: {plan.recommendation.not_estimated}"
     else:
         yield expectation(plan)
+        yield sureness(plan)
         yield fit(plan)
     yield versions(plan)
 
@@ -86,6 +87,31 @@ def expectation(plan: Plan) -> str:
         f"({-saved:.1%}), {without.tokens_per_s_per_gpu:,.0f} -> "
         f"{with_.tokens_per_s_per_gpu:,.0f} tokens/s/GPU"
     )
+
+
+def sureness(plan: Plan) -> str:
+    """How far the estimate can be off: what published layouts of its class measured."""
+    summary = plan.estimates[0]
+    if summary.range is None:
+        return "Sureness unknown: nothing of this kind was ever compared with a measurement"
+    found = summary.range
+    least, most = found.tokens(summary.tokens_per_s_per_gpu)
+    own = "" if found.own else " (too few of its own class)"
+    return (
+        f"Expect {least:,.0f} to {most:,.0f} tokens/s/GPU: {found.layouts} published layouts of "
+        f"{found.compared}{own} measured {found.lower:.2f} to {found.upper:.2f} of their estimates"
+    )
+
+
+def equally_fast(ranking: Ranking) -> str:
+    """Which of a sweep's layouts the estimate cannot tell from the fastest."""
+    best = ranking.best.summary
+    count = sum(not each.summary.told_from(best) for each in ranking.fastest)
+    misjudged = f"published pairs of layouts are misjudged by up to {best.apart - 1:.0%}"
+    if count == 1:
+        return f"The first is the fastest by more than the estimate errs: {misjudged}"
+    least = "At least the" if ranking.slower and count == len(ranking.fastest) else "The"
+    return f"{least} first {count} count as equally fast: {misjudged}"
 
 
 def fit(plan: Plan) -> str:
@@ -193,6 +219,8 @@ def sweep_lines(ranking: Ranking, most: int = 20) -> Iterator[str]:
         )
     if len(ranking.fitting) > most:
         yield f"and {len(ranking.fitting) - most} slower ones"
+    if len(ranking.fitting) > 1:
+        yield equally_fast(ranking)
 
 
 def work_lines(plan: Plan) -> Iterator[str]:

@@ -64,3 +64,26 @@ def test_a_derivation_names_every_input() -> None:
     assert (shown.value, shown.unit, shown.formula) == (3, "s", "bytes / rate")
     assert shown.inputs == ["bytes", "rate"]
     assert document.figures["rate"].source == "a test"
+
+
+def test_an_estimate_says_what_its_class_measured(plan: Callable[..., Any]) -> None:
+    found = plan(*NAMED, "--json").document["estimate"]
+    of = found["range"]
+    assert of["compared"] == "h100 bf16 dense" and of["own_class"] and of["layouts"] > 5
+    least, most = of["least_tokens_per_s_per_gpu"], of["most_tokens_per_s_per_gpu"]
+    assert least < found["tokens_per_s_per_gpu"]["with"] < most
+    assert f"Expect {least:,} to {most:,} tokens/s/GPU" in plan(*NAMED).out
+
+
+def test_what_was_never_compared_is_said(plan: Callable[..., Any]) -> None:
+    long = ("--model", "llama3_8b", "--gpu", "a100", "--world-size", "8", "model.seq_length=32768")
+    assert plan(*long, "tp=8", "--json").document["estimate"]["range"] is None
+    assert "was ever compared with a measurement" in plan(*long, "tp=8").out
+
+
+def test_a_sweep_says_what_it_cannot_tell_apart(plan: Callable[..., Any]) -> None:
+    swept = (*NAMED, "--sweep", "pp,vp,tp")
+    layouts = plan(*swept, "--json").document["sweep"]["layouts"]
+    told = [layout["told_from_fastest"] for layout in layouts]
+    assert told[0] is False and told == sorted(told)
+    assert "count as equally fast: published pairs of layouts are" in plan(*swept).out

@@ -12,6 +12,7 @@ from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.memory import Memory, memory
 from overlapkit.plan.estimate.overlap import DP_GRADIENTS, DP_PARAMETERS, EP, PP, TP, Overlap
 from overlapkit.plan.estimate.step_time import Estimate, estimate
+from overlapkit.plan.estimate.sureness import Range, order_of, range_of
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.workload.gradient_exchange import gradient_exchange
 from overlapkit.plan.workload.precision import base_precision, linear_precision
@@ -27,12 +28,21 @@ class StepSummary:
         tokens_per_s_per_gpu: trained by each GPU.
         parts: seconds by part of the step, which add up to it.
         estimate: the derivation.
+        range: what layouts of its class measured; None where none was ever compared.
+        apart: ratio of tokens/s up to which the estimate cannot order two layouts of this kind.
     """
 
     step_s: float
     tokens_per_s_per_gpu: float
     parts: dict[str, float]
     estimate: Estimate
+    range: Range | None
+    apart: float
+
+    def told_from(self, other: StepSummary) -> bool:
+        """Whether the estimate can order this layout and another of the model on the machine."""
+        paces = self.tokens_per_s_per_gpu, other.tokens_per_s_per_gpu
+        return max(paces) / min(paces) > self.apart
 
     @property
     def figure(self) -> Figure:
@@ -104,6 +114,8 @@ class Costs:
             tokens_per_s_per_gpu=e.tokens_per_second.value,
             parts=parts,
             estimate=e,
+            range=range_of(self.work, self.machine),
+            apart=order_of(self.work).apart,
         )
 
     def memory(self) -> MemoryNeed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from math import log
 from pathlib import Path
 
 import msgspec
@@ -38,21 +37,30 @@ class Errors(msgspec.Struct, frozen=True):
     upper: float
 
 
+class Order(msgspec.Struct, frozen=True):
+    """How far the estimate misjudges one layout of a model on a machine against another.
+
+    Attributes:
+        pairs: that were compared, in current releases or in older ones.
+        apart: ratio of their tokens/s that it misjudges by less for four pairs of five.
+    """
+
+    pairs: int
+    apart: float
+
+
 class ErrorTable(msgspec.Struct, frozen=True, kw_only=True):
     """The table of the data file.
 
     Attributes:
         source: what made it.
         classes: errors by `class_of`, and by `wider_class_of`.
-        pairs: pairs of layouts of one model, GPU and precision that were compared.
-        apart: natural logarithm of a ratio: of eight pairs of ten the estimate misjudges the ratio
-            of their steps by less.
+        order: of pairs of layouts, by "dense" and "MoE".
     """
 
     source: str
     classes: dict[str, Errors]
-    pairs: int
-    apart: float
+    order: dict[str, Order]
 
 
 @dataclass(frozen=True)
@@ -103,12 +111,9 @@ def range_of(work: Workload, machine: Machine) -> Range | None:
     return None
 
 
-def told_apart(step_s: float, other_step_s: float) -> bool:
-    """Whether the estimate orders two layouts of one model on one machine better than chance.
-
-    What is wrong for both of them alike does not matter here, so that less decides than the range.
-    """
-    return abs(log(step_s / other_step_s)) > error_table().apart
+def order_of(work: Workload) -> Order:
+    """How far the estimate orders layouts of this kind of model."""
+    return error_table().order["MoE" if work.shape.experts else "dense"]
 
 
 def class_of(work: Workload, gpu: str) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from overlapkit.plan.estimate import sureness
+from overlapkit.plan.estimate.costs import Costs, costs_of_run
 from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.estimate.sureness import (
     FEWEST,
     Errors,
     ErrorTable,
+    Order,
     Range,
     error_table,
     range_of,
-    told_apart,
 )
-from support.plan_runs import plain_machine, work_of
+from support.plan_runs import effective_run, plain_machine, work_of
 
 
 @pytest.fixture
@@ -29,8 +31,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
             "h200 bf16 dense": Errors(FEWEST - 1, 0.99, 1.01),
             "hopper dense": Errors(20, 0.8, 1.2),
         },
-        pairs=10,
-        apart=0.1,
+        order={"dense": Order(5, 1.1), "MoE": Order(5, 1.5)},
     )
     monkeypatch.setattr(sureness, "error_table", lambda: known)
 
@@ -66,12 +67,20 @@ def test_a_range_holds_for_steps_and_tokens_alike() -> None:
 
 @pytest.mark.usefixtures("table")
 def test_two_layouts_are_told_apart_beyond_what_pairs_are_misjudged_by() -> None:
-    assert told_apart(1.0, 1.2) and told_apart(1.2, 1.0)
-    assert not told_apart(1.0, 1.05)
+    """Of mixtures the estimate must differ by more than of dense models."""
+    mixture = {"num_moe_experts": 8, "moe_grouped_gemm": True}
+    for settings, expected in (({}, True), (mixture, False)):
+        run = effective_run(1, **settings)
+        costs = costs_of_run(run, 1, machine_of("h100"))
+        assert isinstance(costs, Costs)
+        found = costs.summary(frozenset())
+        faster = replace(found, tokens_per_s_per_gpu=found.tokens_per_s_per_gpu * 1.2)
+        assert found.told_from(faster) == faster.told_from(found) == expected
+        assert not found.told_from(found)
 
 
 def test_the_table_is_sound() -> None:
     table = error_table()
     assert all(0 < one.lower <= one.upper and one.layouts for one in table.classes.values())
-    assert 0 < table.apart < 1
+    assert all(one.apart >= 1 and one.pairs for one in table.order.values())
     assert table.classes["h100 bf16 dense"].layouts >= FEWEST
