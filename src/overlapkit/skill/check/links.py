@@ -76,6 +76,8 @@ def judge_link(link: Link, page: Page, file: Path, root: Path) -> Finding:
     tried += [path.with_name(f"{path.name}.md") for path in tried if not path.suffix]
     found = next((path for path in tried if _exists(path)), None)
     if found is None:
+        if name.startswith("/"):
+            return Finding(link.line, "link", "unknown", written, "starts at the root of a site")
         inside = tried[0].is_relative_to(root) or not file.is_relative_to(root)
         if not inside:
             return Finding(link.line, "link", "unknown", written, "leads out of the checkout")

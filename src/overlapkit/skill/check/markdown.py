@@ -127,6 +127,20 @@ def headings(page: Page) -> Iterator[tuple[int, str]]:
             yield number - 1, page.prose[number - 2].strip()
 
 
+def _shown(text: str) -> str:
+    """A heading without the marks of links and HTML; what is in code spans stays as it is."""
+    codes: list[str] = []
+
+    def kept(span: re.Match[str]) -> str:
+        codes.append(span[2])
+        return f"\0{len(codes) - 1}\0"
+
+    plain = _SPAN.sub(kept, text)
+    plain = re.sub(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", plain)
+    plain = re.sub(r"<[^>]+>", "", plain)
+    return re.sub(r"\0(\d+)\0", lambda m: codes[int(m[1])], plain)
+
+
 def targets(page: Page) -> set[str]:
     """What a link's fragment can name: headings as GitHub names them, and explicit names.
 
@@ -136,8 +150,7 @@ def targets(page: Page) -> set[str]:
     names: dict[str, int] = {}
     found = set()
     for _, text in headings(page):
-        shown = re.sub(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", text)
-        shown = re.sub(r"<[^>]+>", "", shown)
+        shown = _shown(text)
         name = re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
         found.add(f"{name}-{names[name]}" if name in names else name)
         names[name] = names.get(name, 0) + 1

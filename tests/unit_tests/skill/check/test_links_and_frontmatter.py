@@ -31,6 +31,8 @@ def findings(overlapkit: Command, root: Path) -> list[tuple[str, str, str]]:
         ("[x](other.md#no-heading)", "gone"),
         ("[x](<other.md> 'title')", "right"),
         ("[x](/other.md)", "right"),
+        ("[x](/other-site-page)", "unknown"),
+        ("[x](#callsome-more)\n\n# `call(some[, more])`", "right"),
         ("![x](missing.png)", "gone"),
         ("[x]: missing.md", "gone"),
         ("[x](sub/)", "right"),
