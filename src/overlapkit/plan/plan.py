@@ -196,7 +196,7 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
 
 def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
     """The fastest layout of all, where none is given."""
-    settings, swept = inputs.settings, _free_dimensions(inputs)
+    settings, swept = inputs.settings, free_dimensions(inputs)
     if inputs.original is not None and not _has_sizes(settings):
         # What is missing is reported with the layout.
         return _Chosen(settings)
@@ -227,7 +227,7 @@ def _has_sizes(settings: Settings) -> bool:
     return True
 
 
-def _free_dimensions(inputs: Inputs) -> tuple[str, ...]:
+def free_dimensions(inputs: Inputs) -> tuple[str, ...]:
     """What is swept where no layout is given; what is given beside it stays."""
     model = build_run(inputs.settings).model
     fixed = {"mbs"} if inputs.micro_batch_given else set()

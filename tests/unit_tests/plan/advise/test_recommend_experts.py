@@ -82,3 +82,108 @@ def test_recipes_that_decide_about_tensor_overlap(recipe: dict[str, Any]) -> Non
     proposal, _ = recommend_settings(settings, cluster_of("h100", ranks_of(settings)))
     assert proposal.effective("model.tp_comm_overlap") == recipe["tp_comm_overlap"]
     assert proposal.preset is not None and proposal.preset.name == recipe["preset"]
+
+
+def mixture(comm: dict[str, Any] | None = None, **model: Any) -> Settings:
+    """Qwen3 235B as Megatron-Bridge's recipe for 256 H100 divides it, with other settings."""
+    sizes = {
+        "num_layers": 94,
+        "hidden_size": 4096,
+        "ffn_hidden_size": 12288,
+        "moe_ffn_hidden_size": 1536,
+        "num_attention_heads": 64,
+        "num_query_groups": 4,
+        "num_moe_experts": 128,
+        "moe_router_topk": 8,
+        "moe_grouped_gemm": True,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "normalization": "RMSNorm",
+        "vocab_size": 151936,
+        "seq_length": 4096,
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "pipeline_model_parallel_size": 8,
+        "virtual_pipeline_model_parallel_size": 4,
+        "account_for_embedding_in_pipeline_split": True,
+        "account_for_loss_in_pipeline_split": True,
+        "expert_model_parallel_size": 32,
+        "expert_tensor_parallel_size": 1,
+        "moe_token_dispatcher_type": "alltoall",
+    }
+    data = {
+        "model": sizes | model,
+        "ddp": {"use_distributed_optimizer": True},
+        "train": {"micro_batch_size": 1, "global_batch_size": 2048},
+        "mixed_precision": "bf16_mixed",
+        "comm_overlap": comm,
+    }
+    return read_settings(Document("qwen3", data))
+
+
+ONE_STAGE = {
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+}
+HYBRID_EP = {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "hybridep"}
+DEEP_EP = {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "why_not"),
+    [
+        ("h100", {}, None),
+        ("h100", DEEP_EP, None),
+        ("h100", {"expert_model_parallel_size": 8}, "within the NVLink domain"),
+        ("gb200", {}, "within the NVLink domain"),
+        ("h100", HYBRID_EP, "HybridEP"),
+        ("h100", ONE_STAGE, "without a pipeline"),
+    ],
+)
+def test_the_experts_exchange_is_hidden_where_recipes_hide_it(
+    gpu: str, model: dict[str, Any], why_not: str | None
+) -> None:
+    settings = mixture(**model)
+    cluster = cluster_of(gpu, 256)
+
+    def costs_of(proposal: Proposal) -> Costs | str:
+        return costs_of_run(proposal.run, cluster.world_size, cluster.machine)
+
+    proposal, reason = recommend_settings(settings, cluster, costs_of)
+    assert proposal.effective("model.overlap_moe_expert_parallel_comm") is (why_not is None)
+    if why_not is None:
+        assert reason is None
+    else:
+        assert reason is not None and why_not in reason
+        assert "Megatron-Bridge's recipes keep the overlap off" in reason
+
+
+def test_what_the_configuration_hides_stays_hidden() -> None:
+    comm = {"tp_comm_overlap": False, "overlap_moe_expert_parallel_comm": True}
+    requested = mixture(comm, expert_model_parallel_size=8)
+    proposal, reason = recommend_settings(requested, cluster_of("h100", 256))
+    assert reason is None and proposal.effective("model.overlap_moe_expert_parallel_comm")
+
+
+@pytest.mark.parametrize(("cp", "on"), [(1, True), (2, False), (8, False)])
+def test_long_sequences_of_a_width_without_a_preset_have_no_tensor_overlap(
+    cp: int, on: bool
+) -> None:
+    model = {
+        "num_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "seq_length": 16384 * cp,
+        "tensor_model_parallel_size": 4,
+        "context_parallel_size": cp,
+    }
+    data = {
+        "model": model,
+        "train": {"micro_batch_size": 1, "global_batch_size": 64},
+        "mixed_precision": "bf16_mixed",
+    }
+    proposal, _ = recommend_settings(read_settings(Document("8b", data)), cluster_of("h100", 32))
+    assert proposal.effective("model.tp_comm_overlap") is on
+    assert on or "recipes" in proposal.tensor.reason
