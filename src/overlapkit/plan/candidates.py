@@ -280,6 +280,9 @@ def changed_keys(before: Settings, after: Settings, *, layout: bool) -> dict[str
     keys = [f"model.{name}" for name in names]
     keys += ["train.micro_batch_size"] if layout else []
     old, new = before.flat(), after.flat()
+    if not new.get("model.num_moe_experts"):
+        keys.remove(f"model.{DISPATCHER}")
+        keys = [key for key in keys if key != "model.expert_model_parallel_size"]
     return {key: new.get(key) for key in keys if new.get(key) != old.get(key)}
 
 

@@ -293,7 +293,7 @@ def _does_not_fit(settings: Settings, memory: MemoryNeed, cluster: Cluster) -> s
         ).best.layout
     except InputError:
         either = f"no other layout on {cluster.world_size} GPUs fits either"
-        return f"{need}; {either}: {remedy_of(memory)}"
+        return f"{need}; {either}: {remedy_of(memory, layout_in(build_run(settings)))}"
     return f"{need}; {overrides(best)} fits (see --sweep {','.join(SWEPT)})"
 
 

@@ -20,6 +20,7 @@ from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, size
 from overlapkit.plan.checks import faults
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
+from overlapkit.plan.measures import FULL
 
 RANKED = 20
 """Layouts whose order is exact: as many as an answer lists."""
@@ -86,17 +87,19 @@ class Ranking:
         return (
             f"none of {self.tried} layouts fits; the closest, {layout}, needs "
             f"{memory.needed / 1e9:.1f} GB, {over:.1f} GB more than the {memory.usable / 1e9:.1f} "
-            f"GB usable of a GPU's {memory.capacity / 1e9:.1f} GB: {remedy_of(memory)}"
+            f"GB usable of a GPU's {memory.capacity / 1e9:.1f} GB: {remedy_of(memory, layout)}"
         )
 
 
-def remedy_of(memory: MemoryNeed) -> str:
+def remedy_of(memory: MemoryNeed, layout: LayoutChoice) -> str:
     """What makes a run fit: recomputation helps only where activations are the problem."""
     if memory.states > memory.usable:
         return (
             f"weights, gradients and optimizer state alone take {memory.states / 1e9:.1f} GB; use "
             f"at least {memory.states / memory.usable:.1f} times as many GPUs"
         )
+    if layout.recompute == FULL:
+        return "use more GPUs, or a shorter model.seq_length"
     return (
         "use more GPUs, or set model.recompute_granularity=full with "
         "model.recompute_method=uniform and model.recompute_num_layers=1"
@@ -128,6 +131,7 @@ def sweep(
             search.slower = len(layouts) - number
             break
         search.try_one(layout, bounds)
+    search.look_for_the_closest(bounds)
     return search.ranking(len(layouts), ranked)
 
 
@@ -145,6 +149,7 @@ class _Search:
         failures: why there is no estimate, and of how many.
         fits: those that fit, whatever they recompute.
         too_large: the smallest micro-batch that does not fit, by what else a layout is.
+        skipped: layouts that need more memory than one that does not fit.
     """
 
     settings: Settings
@@ -157,6 +162,7 @@ class _Search:
     failures: Counter[str] = field(default_factory=Counter)
     fits: set[LayoutChoice] = field(default_factory=set)
     too_large: dict[LayoutChoice, int] = field(default_factory=dict)
+    skipped: list[LayoutChoice] = field(default_factory=list)
 
     def has_faster(self, ranked: int, most: float) -> bool:
         """Whether `ranked` layouts are faster than any with at most `most` tokens/s/GPU."""
@@ -175,6 +181,7 @@ class _Search:
         # A larger micro-batch needs more memory, and nothing saves weights and optimizer state.
         smallest = min(self.too_large.get(each, layout.mbs + 1) for each in (of_any_batch, states))
         if layout.mbs >= smallest:
+            self.skipped.append(layout)
             return
         costs = bounds.costs(layout)
         need = costs if isinstance(costs, str) else costs.memory()
@@ -197,8 +204,23 @@ class _Search:
         self.too_large[of_any_batch] = layout.mbs
         if need.states > need.usable:
             self.too_large[states] = 1
+        self.note_over(layout, need)
+
+    def note_over(self, layout: LayoutChoice, need: MemoryNeed) -> None:
+        """Keep the layout that exceeds the memory by least."""
         if self.least_over is None or need.needed < self.least_over[1].needed:
             self.least_over = layout, need
+
+    def look_for_the_closest(self, bounds: Bounds) -> None:
+        """Where nothing fits: the memory of what was skipped with the smallest micro-batch."""
+        if self.fitting or not self.skipped:
+            return
+        least = min((one.mbs, one.vp) for one in self.skipped)
+        for layout in self.skipped:
+            if (layout.mbs, layout.vp) == least:
+                costs = bounds.costs(layout)
+                if not isinstance(costs, str):
+                    self.note_over(layout, costs.memory())
 
     def ranking(self, layouts: int, ranked: int | None) -> Ranking:
         """What was found among this many layouts."""

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from overlapkit.config.run import build_run
 from overlapkit.plan.bounds import Bounds
-from overlapkit.plan.candidates import LayoutChoice
+from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of
 from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.inputs import Inputs, read_inputs
 from overlapkit.plan.plan import make_plan
@@ -175,3 +176,21 @@ def test_what_a_configuration_recomputes_is_not_changed(
     shown = document(plan, file, "--gpu", "h200", "--world-size", "16")
     assert shown["layout"]["recompute"] == "mlp"
     assert {each["recompute"] for each in shown["sweep"]["layouts"]} == {"mlp"}
+
+
+@pytest.mark.parametrize("model", [DENSE, MIXTURE], ids=["dense", "mixture"])
+def test_where_nothing_fits_the_closest_of_all_is_named(
+    written: Callable[..., str], model: dict[str, Any]
+) -> None:
+    wide = {**model, "hidden_size": 4 * model["hidden_size"], "num_layers": 96}
+    settings, cluster = read(written(wide), 8).settings, cluster_of("h100", 8)
+    swept = ("tp", "pp", "vp", "cp", "ep", "mbs", "recompute")
+    ranking = sweep(settings, cluster, swept, ranked=5)
+    assert not ranking.fitting and ranking.least_over is not None
+    layout, need = ranking.least_over
+    run = build_run(settings)
+    layouts = list(candidates(sizes_of(run.model, run.train), 8, 8, layout_in(run), swept))
+    bounds = Bounds(settings, cluster, layouts)
+    found = [bounds.costs(one) for one in layouts[:: max(len(layouts) // 40, 1)]]
+    assert need.needed <= min(one.memory().needed for one in found if not isinstance(one, str))
+    assert layout.mbs == 1
