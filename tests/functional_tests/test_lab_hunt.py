@@ -29,7 +29,9 @@ PLAIN = Case(pp=2, vpp=2, microbatches=4, p2p="overlapped", steps=1)
 
 def test_a_hunt_tries_cases_and_remembers_them(tmp_path: Path) -> None:
     memory, out = tmp_path / "memory.json", tmp_path / "out"
-    options = ["--cases", "4", "--seed", "3", "--memory", str(memory), "--out", str(out), "--json"]
+    # A short budget, so that reducing what may be found takes a moment.
+    options = [*("--cases", "4", "--budget", "60s", "--seed", "3", "--memory", str(memory))]
+    options += ["--out", str(out), "--json"]
     command = [sys.executable, "-m", "overlapkit.cli", "lab", "hunt", *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode in (0, 1), result.stderr

@@ -96,7 +96,12 @@ def run(request: HuntRequest) -> int:
             tell=_tell,
             keep=keep,
         )
-        hunt.run()
+        ended: BaseException | None = None
+        try:
+            hunt.run()
+        except (KeyboardInterrupt, SystemExit) as signal:
+            # What was found until then took minutes.
+            ended = signal
     document = _document(request, hunt, memory, known, base, path, time.monotonic() - start, out)
     if request.as_json:
         write_json(document)
@@ -104,6 +109,8 @@ def run(request: HuntRequest) -> int:
         from overlapkit.lab.hunt.tables import show_hunt
 
         show_hunt(document, console())
+    if ended is not None:
+        raise ended
     return EXIT_FINDING if document.findings else 0
 
 

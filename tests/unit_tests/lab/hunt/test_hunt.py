@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import yaml
@@ -182,3 +184,24 @@ def test_another_budget_is_refused(text: str) -> None:
 def test_no_cases_are_refused() -> None:
     with pytest.raises(InputError, match="--cases 0"):
         run(HuntRequest(cases=0))
+
+
+def test_ctrl_c_ends_a_hunt_with_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Ends(Laboratory):
+        def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().fates(cases, data)
+
+    monkeypatch.setattr("overlapkit.lab.hunt.command.need_megatron", lambda: None)
+    monkeypatch.setattr(
+        "overlapkit.lab.hunt.command.Laboratory",
+        lambda scratch, base: Ends(lambda case: Fate("equal")),
+    )
+    request = HuntRequest(seed=1, memory=str(tmp_path / "memory.json"), as_json=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(request)
+    found = json.loads(capsys.readouterr().out)
+    assert found["cases"] == found["fates"]["equal"] > 0
