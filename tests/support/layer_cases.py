@@ -32,6 +32,13 @@ BROKEN: dict[str, dict[str, Any]] = {
         "model": {**SELECTIVE, "recompute_modules": ["layernorm"]},
         "software": PLAIN,
     },
+    "core.recompute-units-divide-layers": {
+        "model": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 3,
+        },
+    },
     "core.distribute-activations-excludes": {
         "model": {
             **TP4,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from megatron.bridge.training.decisions import Outcome
 from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import Stack
 from support.layer_cases import BIASED, BROKEN, EXPERTS, PLAIN, SELECTIVE
 from support.megatron_lm_runs import findings as lm_findings
 from support.megatron_lm_runs import job_of
@@ -103,3 +105,23 @@ def test_flags_of_the_router_are_read() -> None:
         "--moe-router-load-balancing-type sinkhorn",
     ):
         assert not found_in(f"{flags} {more}")
+
+
+@pytest.mark.parametrize(
+    ("model", "units"),
+    [
+        ({"recompute_num_layers": 3}, 2),
+        ({"recompute_num_layers": 5, "pipeline_model_parallel_size": 2}, 4),
+        ({"recompute_num_layers": 2}, None),
+        ({"recompute_num_layers": 3, "recompute_method": "block"}, None),
+        ({"recompute_num_layers": 3, "pipeline_model_parallel_layout": "Et*8L"}, None),
+    ],
+)
+def test_uniform_units_divide_the_layers_of_every_chunk(
+    model: dict[str, Any], units: int | None
+) -> None:
+    uniform = {"recompute_granularity": "full", "recompute_method": "uniform"}
+    software = replace(EVERYTHING, stack=Stack("0.16.1", "0.3.1"))
+    decisions = decisions_of(model={**uniform, **model}, software=software)
+    edits = [d.edits for d in decisions if d.rule == "core.recompute-units-divide-layers"]
+    assert [edit.value for each in edits for edit in each] == ([] if units is None else [units])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron.bridge.models.model_shape import UncountableModel, moe_layers_of
+from megatron.bridge.models.pipeline_layout import layers_by_chunk
 from megatron.bridge.training.decisions import Dimension, rule
 from megatron.bridge.training.edits import Edit
 from megatron.bridge.training.remedies import without
 from megatron.bridge.training.rules.context import Context
 from megatron.bridge.training.rules.refusal import Refusal
+from megatron.bridge.training.versions import Range
 
 _MODULES = "model.recompute_modules"
 _NEEDS_TE = ("layernorm", "moe_act")
@@ -29,6 +33,41 @@ def _has_dense_layer(c: Context) -> bool:
     except UncountableModel:
         return False
     return not all(layers)
+
+
+def _units(c: Context) -> tuple[int, list[int]] | None:
+    """Layers of a recomputed unit and of each model chunk; None where there is none, or unknown."""
+    size = c.of_model("recompute_num_layers")
+    uniform = c.of_model("recompute_method") == "uniform"
+    if c.of_model("recompute_granularity") != "full" or not uniform or not isinstance(size, int):
+        return None
+    try:
+        counts = [len(layers) for stage in layers_by_chunk(c.model) for layers in stage]
+    except UncountableModel:
+        return None
+    return (size, counts) if size > 0 else None
+
+
+def _uneven(c: Context) -> str:
+    found = _units(c)
+    broken = next((n for n in found[1] if n % found[0]), None) if found else None
+    if found is None or broken is None:
+        return ""
+    return (
+        f"a model chunk has {broken} layers, which are not whole units of {found[0]}: the last "
+        "unit asks for a layer after the last, an IndexError in the first forward pass"
+    )
+
+
+def _dividing(c: Context) -> tuple[Edit, ...]:
+    """The largest unit that fits into every chunk and is no larger than the one requested."""
+    found = _units(c)
+    if found is None:
+        return ()
+    size, counts = found
+    common = math.gcd(*counts)
+    largest = next(n for n in range(size, 0, -1) if common % n == 0)
+    return (Edit("model.recompute_num_layers", largest),)
 
 
 def _kept(c: Context, unwanted: str) -> tuple[Edit, ...]:
@@ -90,6 +129,23 @@ RECOMPUTE_REFUSALS: tuple[Refusal, ...] = (
         ),
         lambda c: _kept(c, _named(c)),
         "install Transformer Engine",
+    ),
+    Refusal(
+        rule(
+            "core.recompute-units-divide-layers",
+            Dimension.ANY,
+            claim="With recompute_method=uniform every model chunk must have a multiple of "
+            "recompute_num_layers layers: the last unit would go past the last layer, an "
+            "IndexError in the first forward pass (observed with megatron-core 0.16.1; a later source ends the "
+            "last unit at the last layer, since which version is not known, and nothing is said "
+            "of 0.17 and later).",
+            remedy="set model.recompute_num_layers to a divisor of the layers of every chunk",
+            versions=(Range("core", until="0.17.0"),),
+            source="Megatron-LM megatron/core/transformer/transformer_block.py",
+        ),
+        "model.recompute_num_layers",
+        _uneven,
+        _dividing,
     ),
     Refusal(
         rule(
