@@ -65,7 +65,7 @@ def test_the_known_hazard_is_found_and_reduced_once_its_rule_is_bypassed(tmp_pat
         generator=Hazard(),
         # Few features, so that few sets of ranks start.
         allowed=lambda case: allowed(case) and case.p2p == "overlapped" and case.pp == 2,
-        budget_s=900.0,
+        budget_s=4500.0,
         most=2,
         turns=(2,),
         keep=fates.update,
