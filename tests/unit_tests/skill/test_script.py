@@ -151,11 +151,12 @@ class TestLab:
 
 
 class TestCopy:
-    def test_the_source_is_a_link_in_the_repository(self) -> None:
-        link = ROOT / SKILL / "src"
+    @pytest.mark.parametrize("name", ["src", "examples"])
+    def test_what_it_carries_is_a_link_in_the_repository(self, name: str) -> None:
+        link = ROOT / SKILL / name
         assert link.is_symlink()
         assert not link.readlink().is_absolute()
-        assert link.resolve() == ROOT / "src"
+        assert link.resolve() == ROOT / name
 
     def test_every_link_of_its_pages_resolves_inside(self, skill: Path) -> None:
         assert missing_links(skill) == []

@@ -200,9 +200,10 @@ class TestComplete:
             text = page.read_text(encoding="utf-8")
             named = set(re.findall(r"(?:src|tests|docs|examples)/[\w./-]+\.\w+", text))
             assert all((ROOT / path).exists() for path in named), page
-            # The source is in the skill's folder.
-            assert all((FOLDER / path).exists() for path in named if path.startswith("src/"))
-            if any(not path.startswith("src/") for path in named):
+            # The source and the examples are in the skill's folder.
+            carried = {path for path in named if path.startswith(("src/", "examples/"))}
+            assert all((FOLDER / path).exists() for path in carried)
+            if named - carried:
                 assert "overlapkit repository" in text, page
 
     def test_no_page_is_long(self) -> None:
