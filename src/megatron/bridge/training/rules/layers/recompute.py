@@ -101,8 +101,8 @@ RECOMPUTE_REFUSALS: tuple[Refusal, ...] = (
         ),
         _MODULES,
         lambda c: (
-            "mlp is computed again and add_bias_linear is on: the first backward pass never ends, "
-            "or ends in a RecursionError"
+            "mlp is computed again and add_bias_linear is on: the first backward pass calls itself "
+            "without end"
             if "mlp" in _modules(c) and c.of_model("add_bias_linear") and _has_dense_layer(c)
             else ""
         ),
