@@ -318,7 +318,7 @@ def _parameters(model: dict[str, int]) -> int:
     from overlapkit.lab.scenario import NO_OVERLAP
 
     config = _configured({"model": model}, NO_OVERLAP)
-    build.enter_layout(config.model)
+    build.enter_layout(config)
     return sum(p.numel() for p in config.model.provide().parameters())
 
 
@@ -380,7 +380,7 @@ def _bare(tokens: Any, model: dict[str, int]) -> tuple[Any, Any, Any]:
     from overlapkit.lab.scenario import NO_OVERLAP
 
     config = _configured({"model": model}, NO_OVERLAP)
-    build.enter_layout(config.model)
+    build.enter_layout(config)
     bare = config.model.provide()
     initialize(bare)
     data = Trainer(build.Built(config, [], None), tokens, "cpu")
@@ -407,7 +407,7 @@ def _stepper(model: Any, data: Any, config: Any) -> Peer:
         loss = model(inputs, data._positions, data._mask, labels=labels).float().mean()
         loss.backward()
         optimizer.step()
-        data._steps += 1
+        data.steps += 1
         losses.append(loss.detach())
 
     return Peer(step, losses)
