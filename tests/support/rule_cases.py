@@ -84,6 +84,16 @@ BROKEN: dict[str, dict[str, Any]] = {
         "comm": OFF,
         "train": {"eval_iters": 10, "eval_interval": 100},
     },
+    "wrong.experts-reduced-as-dense": {
+        "model": {
+            "tensor_model_parallel_size": 4,
+            "sequence_parallel": True,
+            "num_moe_experts": 8,
+            "expert_tensor_parallel_size": 1,
+            "moe_token_dispatcher_type": "alltoall",
+            "add_bias_linear": False,
+        },
+    },
     "wrong.mtp-learned-positions": {
         "model": {"pipeline_model_parallel_size": 4, "mtp_num_layers": 1},
     },

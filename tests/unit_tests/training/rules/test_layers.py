@@ -85,6 +85,36 @@ def test_position_embeddings_that_are_trained_apart_are_wrong_numbers() -> None:
     assert (found.rule, found.outcome) == ("wrong.mtp-learned-positions", Outcome.WRONG_NUMBERS)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "edits"),
+    [
+        ({"expert_tensor_parallel_size": 1}, [("model.expert_model_parallel_size", 4)]),
+        ({"expert_tensor_parallel_size": 2}, [("model.expert_model_parallel_size", 2)]),
+        # Six experts are not divided by four ranks.
+        (
+            {"expert_tensor_parallel_size": 1, "num_moe_experts": 6},
+            [("model.expert_tensor_parallel_size", 4)],
+        ),
+        ({"expert_tensor_parallel_size": 1, "expert_model_parallel_size": 4}, []),
+        ({"expert_tensor_parallel_size": 4}, []),
+        ({}, []),
+    ],
+)
+def test_experts_with_replicas_of_their_own_need_expert_parallelism(
+    sizes: dict[str, Any], edits: list[tuple[str, Any]]
+) -> None:
+    model = {**TP4, **EXPERTS, "add_bias_linear": False, **sizes}
+    for core, expected in (("0.16.1", edits), ("0.19.0", [])):
+        software = replace(EVERYTHING, stack=Stack(core))
+        found = [
+            (edit.key, edit.value)
+            for d in decisions_of(model=model, software=software)
+            if d.rule == "wrong.experts-reduced-as-dense"
+            for edit in d.edits
+        ]
+        assert found == expected
+
+
 def found_in(flags: str) -> set[str]:
     """The rules of the findings on a Megatron-LM job with these flags."""
     return lm_findings(job_of(flags, "lm.mtp-positions").decisions())

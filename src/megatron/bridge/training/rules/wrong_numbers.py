@@ -132,6 +132,25 @@ def _apart_positions(c: Context) -> str:
     )
 
 
+def _replicated_experts(c: Context) -> str:
+    tp = c.model.tensor_model_parallel_size or 1
+    expert_tp = c.of_model("expert_tensor_parallel_size") or tp
+    ep = c.of_model("expert_model_parallel_size") or 1
+    if not c.of_model("num_moe_experts") or ep > 1 or expert_tp == tp:
+        return ""
+    return f"EP is 1, and expert_tensor_parallel_size is {expert_tp} where TP is {tp}"
+
+
+def _alike(c: Context) -> tuple[Edit, ...]:
+    """Experts over as many ranks as a dense layer: whole ones if they divide, else divided ones."""
+    tp = c.model.tensor_model_parallel_size or 1
+    expert_tp = c.of_model("expert_tensor_parallel_size") or tp
+    ep = tp // expert_tp
+    if ep > 1 and tp % expert_tp == 0 and c.of_model("num_moe_experts") % ep == 0:
+        return (Edit("model.expert_model_parallel_size", ep),)
+    return (Edit("model.expert_tensor_parallel_size", tp),)
+
+
 def _gather(c: Context, *, on: bool) -> tuple[Edit, ...]:
     """The parameters' gather overlapped or not, with what that needs."""
     names = ["ddp.overlap_grad_reduce"] if on else []
@@ -181,7 +200,31 @@ APART_POSITIONS = rule(
     rests_on=("model.position_embedding_type",),
 )
 
+REPLICATED_EXPERTS = rule(
+    "wrong.experts-reduced-as-dense",
+    Dimension.EP,
+    claim="With EP of 1 and expert_tensor_parallel_size other than TP, experts' gradients are "
+    "reduced over the replicas of a dense layer, although experts have others: with a smaller "
+    "one, the ranks of a tensor-parallel group train experts of their own on their own tokens; "
+    "with a larger one, gradients of different parts of an expert are added (both trained with "
+    "megatron-core 0.16.1; the source is the same to 0.18.2).",
+    remedy="set model.expert_tensor_parallel_size to TP, or model.expert_model_parallel_size "
+    "above 1",
+    versions=(Range("core", until="0.19.0"),),
+    source="the attribute allreduce of experts' weights in Megatron-Core; Megatron-LM pull "
+    "request 5916",
+    is_bug=True,
+)
+
 WRONG: tuple[WrongNumbers, ...] = (
+    WrongNumbers(
+        REPLICATED_EXPERTS,
+        "model.expert_tensor_parallel_size",
+        _replicated_experts,
+        "experts' gradients are reduced over the replicas of a dense layer, which are not those "
+        "of an expert: from the first step on, experts are wrong",
+        _alike,
+    ),
     WrongNumbers(
         WRONG_INSTANCES,
         "ddp.num_distributed_optimizer_instances",

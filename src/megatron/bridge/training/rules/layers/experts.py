@@ -32,6 +32,11 @@ def _biased(c: Context) -> bool:
     return bool(c.of_model("num_moe_experts") and c.of_model("add_bias_linear"))
 
 
+def _dense_replicas(c: Context) -> bool:
+    """Whether experts have the replicas of a dense layer divided by tensor parallelism."""
+    return _tp(c) > 1 and (c.of_model("expert_model_parallel_size") or 1) == 1
+
+
 def _has_shared(c: Context) -> bool:
     return c.of_model("moe_shared_expert_intermediate_size") is not None
 
@@ -72,7 +77,8 @@ LAYER_EXPERT_REFUSALS: tuple[Refusal, ...] = (
             Dimension.EP,
             claim="Megatron-Core refuses experts with a bias (add_bias_linear) where tensor "
             "parallelism splits them.",
-            remedy="set model.expert_tensor_parallel_size=1, or model.add_bias_linear=false",
+            remedy="set model.expert_tensor_parallel_size=1 (with EP above 1 where TP is), or "
+            "model.add_bias_linear=false",
             source=_SOURCE,
             rests_on=(_BIAS, _EXPERT_TP),
         ),
@@ -83,8 +89,9 @@ LAYER_EXPERT_REFUSALS: tuple[Refusal, ...] = (
             if _biased(c) and _expert_tp(c) > 1
             else ""
         ),
-        # A shared expert has no bias either.
-        lambda c: NO_BIAS if _has_shared(c) else (Edit(_EXPERT_TP, 1),),
+        # A shared expert has no bias either, and whole experts need expert parallelism
+        # (wrong.experts-reduced-as-dense).
+        lambda c: NO_BIAS if _has_shared(c) or _dense_replicas(c) else (Edit(_EXPERT_TP, 1),),
     ),
     Refusal(
         rule(

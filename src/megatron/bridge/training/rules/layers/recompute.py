@@ -136,12 +136,12 @@ RECOMPUTE_REFUSALS: tuple[Refusal, ...] = (
             Dimension.ANY,
             claim="With recompute_method=uniform every model chunk must have a multiple of "
             "recompute_num_layers layers: the last unit would go past the last layer, an "
-            "IndexError in the first forward pass (observed with megatron-core 0.16.1; a later "
-            "source ends the last unit at the last layer, since which version is not known, and "
-            "nothing is said of 0.17 and later).",
+            "IndexError in the first forward pass (observed with megatron-core 0.16.1; "
+            "0.17.1 ends the last unit at the last layer).",
             remedy="set model.recompute_num_layers to a divisor of the layers of every chunk",
             versions=(Range("core", until="0.17.0"),),
             source="Megatron-LM megatron/core/transformer/transformer_block.py",
+            is_bug=True,
         ),
         "model.recompute_num_layers",
         _uneven,
