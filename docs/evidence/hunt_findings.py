@@ -69,6 +69,21 @@ CASES = {
         Case(pp=2, mtp=1, bias=False, microbatches=2),
         Case(pp=2, mtp=1, bias=False, microbatches=2, rope=True),
     ),
+    "experts whole in a tensor-parallel group": Shown(
+        "wrong.experts-reduced-as-dense",
+        Case(tp=2, sp=True, etp=1, bias=False, **EXPERTS),
+        Case(tp=2, sp=True, etp=1, ep=2, bias=False, **EXPERTS),
+    ),
+    "experts split over replicas": Shown(
+        "wrong.experts-reduced-as-dense",
+        Case(dp=2, etp=2, bias=False, **EXPERTS),
+        Case(dp=2, bias=False, **EXPERTS),
+    ),
+    "uniform units": Shown(
+        "core.recompute-units-divide-layers",
+        Case(dp=2, recompute="uniform-2", bias=False),
+        Case(dp=2, recompute="uniform", bias=False),
+    ),
     "recomputed MLP with a bias": Shown(
         "core.recompute-mlp-bias",
         Case(dp=2, recompute="mlp"),
@@ -122,9 +137,9 @@ CASES = {
 class PastTheRules(Laboratory):
     """Trains what the rules refuse."""
 
-    def variant(self, case: Case, *, forced: bool = True) -> Variant:
+    def variant(self, case: Case, *, forced: bool = True, data: int = 0) -> Variant:
         """The case's variant, which no rule stops."""
-        plain = super().variant(case, forced=forced)
+        plain = super().variant(case, forced=forced, data=data)
         more = next((s.model for s in CASES.values() if s.case == case), {})
         return msgspec.structs.replace(
             plain, settings=layered(plain.settings, {"model": more}), bypass=True

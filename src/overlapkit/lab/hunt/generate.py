@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from overlapkit.lab.hunt.case import CHOICES, EXPERTS, LAYOUT, Case, layers, settings
+from overlapkit.lab.hunt.case import (
+    CHOICES,
+    EXPERTS,
+    LAYOUT,
+    Case,
+    layers,
+    settings,
+    unpartitioned,
+)
 from overlapkit.lab.scenario import Settings
 from overlapkit.lab.scenarios import grid
 
@@ -117,11 +125,13 @@ UNLIKE_GPUS: Mapping[str, Callable[[Case], bool]] = {
 
 
 def allowed(case: Case, base: Settings | None = None) -> bool:
-    """Whether its sizes fit together, and the rules grant all that it requests."""
-    return (
-        possible(case)
-        and not any(fails(case) for fails in UNLIKE_GPUS.values())
-        and grid.granted(case.name, settings(case, base), case.ranks)
+    """Whether its sizes fit together, and the rules grant all that it and the unpartitioned model
+    request."""
+    if not possible(case) or any(fails(case) for fails in UNLIKE_GPUS.values()):
+        return False
+    whole = unpartitioned(case)
+    return grid.granted(case.name, settings(case, base), case.ranks) and grid.granted(
+        whole.name, settings(whole, base), whole.ranks
     )
 
 
