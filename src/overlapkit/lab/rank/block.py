@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.moe import moe_utils
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, schedule
 
@@ -135,8 +136,10 @@ class RankBlock:
         """Build a variant; False where it was refused, on which all ranks agree."""
         self._report("build", variant)
         result = self.results[variant.name]
-        # The same random numbers whatever was trained before.
+        # The same random numbers whatever was trained before, and no record of another model's
+        # layers: Megatron-Core keeps experts' losses in a table of the process.
         torch.manual_seed(1)
+        vars(moe_utils).get("_MOE_LAYER_WISE_LOGGING_TRACKER", {}).clear()
         try:
             config = build.configure(variant, self.job.device, dist.get_world_size())
             built = build.build(config, self.job.device)
