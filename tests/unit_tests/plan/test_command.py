@@ -44,10 +44,11 @@ def document(plan: Command, *arguments: str) -> dict[str, Any]:
 def test_the_first_lines_answer_at_a_glance(plan: Command) -> None:
     done = plan(EXAMPLE, *CLUSTER)
     assert (done.status, done.err) == (0, "")
-    first, second, third = done.out.splitlines()[:3]
+    first, second, third, fourth = done.out.splitlines()[:4]
     assert "64 x h100: TP 4, PP 4, VPP 5, CP 2" in first
     assert re.match(r"Estimated step [\d,]+ -> [\d,]+ ms with overlap \(-\d", second)
-    assert "tokens/s/GPU" in second and "GB" in third
+    assert "tokens/s/GPU" in second and third.startswith("Expect ")
+    assert fourth.startswith("Memory ") and "GB" in fourth
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1  #" in done.out
     assert "userbuffers_bf16_h100_h8192_tp4_mbs1_seqlen8192, nearest" in done.out
     assert "\x1b" not in done.out
@@ -211,7 +212,7 @@ def test_a_layout_that_misses_by_little_is_planned_with_a_warning(plan: Command)
     assert any("may not fit" in note for note in shown["notes"])
     roomy = document(plan, str(config), "--gpu", "h200", "--world-size", "64")
     assert not any("may not fit" in note for note in roomy["notes"])
-    memory_line = plan(str(config), "--gpu", "h100", "--world-size", "64").out.splitlines()[2]
+    memory_line = plan(str(config), "--gpu", "h100", "--world-size", "64").out.splitlines()[3]
     assert memory_line.startswith("Memory ") and memory_line.endswith("may not fit, see the notes")
 
 
