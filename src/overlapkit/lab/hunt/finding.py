@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import yaml
 
 from overlapkit.lab.hunt.case import Case, settings
@@ -78,10 +79,16 @@ def covers(smallest: Case, case: Case) -> bool:
 
 
 def configuration(case: Case, base: Settings | None = None) -> str:
-    """The case as a YAML configuration of a few lines."""
-    sections = {name: content for name, content in settings(case, base).items() if content}
+    """The case as a YAML configuration of a few lines; see `on_two`."""
+    content = settings(on_two(case), base)
+    sections = {name: values for name, values in content.items() if values}
     text: str = yaml.safe_dump(sections, sort_keys=False, default_flow_style=None, width=96)
     return text
+
+
+def on_two(case: Case) -> Case:
+    """The case; one of a single rank with two replicas: `overlapkit lab` has no fewer ranks."""
+    return case if case.ranks > 1 else msgspec.structs.replace(case, dp=2)
 
 
 def file_name(finding: Finding) -> str:
@@ -90,11 +97,9 @@ def file_name(finding: Finding) -> str:
 
 
 def command(file: str, case: Case) -> str:
-    """The command that trains a configuration as it is written.
-
-    A case of one rank is trained on two replicas: `overlapkit lab` has no fewer.
-    """
-    return f"overlapkit lab {file} --as-written --ranks {max(2, case.ranks)}"
+    """The command that trains a configuration as it is written, on as many ranks."""
+    ranks = on_two(case).ranks
+    return f"overlapkit lab {file} --as-written --world-size {ranks} --ranks {ranks}"
 
 
 def proposed_rule(finding: Finding) -> str | None:

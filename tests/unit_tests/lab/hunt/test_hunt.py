@@ -125,7 +125,7 @@ def test_the_terminal_shows_what_was_tried_and_how_to_repeat_what_was_found() ->
     show_hunt(document(hunted(wrong)), Console(file=written, width=80, no_color=True))
     text = written.getvalue()
     assert "60 cases" in text and "2 findings" in text and "4.2e-07" in text
-    assert "pp=2, clip=True" in text and "--as-written --ranks 2" in text
+    assert "pp=2, clip=True" in text and "--world-size 2" in text
     assert "proposed rule" in text and "pipeline_model_parallel_size: 2" in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -141,6 +141,14 @@ def test_a_reproduction_is_a_configuration_of_a_few_lines() -> None:
     text = configuration(case)
     assert yaml.safe_load(text) == {k: v for k, v in settings(case).items() if v}
     assert len(text.splitlines()) < 40
+
+
+def test_a_case_of_one_rank_is_repeated_on_two_replicas() -> None:
+    case = Case(recompute="uniform-2", microbatches=3)
+    sections = yaml.safe_load(configuration(case))
+    assert sections["train"]["global_batch_size"] == 6
+    assert command("x.yaml", case).endswith("--world-size 2 --ranks 2")
+    assert command("x.yaml", Case(tp=2, dp=2)).endswith("--world-size 4 --ranks 4")
 
 
 def test_a_configuration_is_read_as_a_case() -> None:
