@@ -85,24 +85,8 @@ def possible(case: Case) -> bool:
             return False
     if case.dp % case.instances or case.microbatches * case.dp * case.micro_batch > 32:
         return False
-    return not (case.group and case.group < case.pp) and not any(
-        refused(case) for refused in EXPLAINED.values()
-    )
+    return not (case.group and case.group < case.pp)
 
-
-EXPLAINED: Mapping[str, Callable[[Case], bool]] = {
-    # The dispatcher's default is allgather, without experts as well.
-    "variable_seq_lengths needs the dispatcher alltoall": lambda case: (
-        case.variable and case.experts != "alltoall"
-    ),
-    "experts have a bias only without tensor parallelism": lambda case: (
-        case.experts != "none" and case.bias and (case.etp or case.tp) > 1
-    ),
-    "experts with tensor parallelism need sequence parallelism": lambda case: (
-        case.experts != "none" and case.tp > 1 and not case.sp
-    ),
-}
-"""What Megatron-Core 0.16 refuses with an explanation and no rule says."""
 
 UNLIKE_GPUS: Mapping[str, Callable[[Case], bool]] = {
     # Its layers are built with torch's norm, which refuses sequence parallelism; over stages the
