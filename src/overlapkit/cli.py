@@ -530,6 +530,12 @@ def lab(**given: Any) -> int:
     "--seed", type=int, metavar="N", help="Of the random numbers; by default another each time."
 )
 @options.configuration("--from", "Vary only a few features of this configuration.")
+@click.option(
+    "--ranks",
+    type=int,
+    metavar="N",
+    help="Processes of each case, and with --from at most; by default 2, 4 and 8 in turn.",
+)
 @click.option("--cases", type=int, metavar="N", help="Try at most so many cases.")
 @click.option(
     "--memory",

@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from overlapkit.config.sources import read_configuration
+from overlapkit.lab.hunt.around import case_of
 from overlapkit.lab.hunt.batch import Trained, train
 from overlapkit.lab.hunt.case import Case
 from overlapkit.lab.hunt.generate import Generator, allowed
@@ -19,10 +21,29 @@ from overlapkit.lab.hunt.hunt import Hunt
 from overlapkit.lab.hunt.judge import Fate
 from overlapkit.lab.hunt.laboratory import Laboratory
 from overlapkit.lab.measurements import Observations
+from overlapkit.lab.own.shrink import shrink
 from overlapkit.lab.scenarios.pp import BATCHED
 from support.late import needs
 
 pytestmark = [pytest.mark.functional, needs("torch", "megatron.core")]
+
+CONFIG = """
+model:
+  num_layers: 8
+  hidden_size: 512
+  num_attention_heads: 8
+  seq_length: 1024
+  vocab_size: 32000
+  pipeline_model_parallel_size: 2
+  normalization: RMSNorm
+  gated_linear_unit: true
+ddp:
+  use_distributed_optimizer: true
+  overlap_grad_reduce: true
+train:
+  global_batch_size: 64
+  micro_batch_size: 1
+"""
 
 PLAIN = Case(pp=2, vpp=2, microbatches=4, p2p="overlapped", steps=1)
 
@@ -41,6 +62,27 @@ def test_a_hunt_tries_cases_and_remembers_them(tmp_path: Path) -> None:
     assert document["fates"]["equal"] > 0
     assert len(json.loads(memory.read_text())["tried"]) == 4
     assert len(list(out.iterdir())) == len(document["findings"])
+
+
+def test_a_hunt_around_a_configuration_trains_its_neighbours(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    memory = tmp_path / "memory.json"
+    options = [*("--from", str(config), "--ranks", "4", "--cases", "3", "--budget", "60s")]
+    options += ["--seed", "1", "--memory", str(memory), "--json"]
+    command = [sys.executable, "-m", "overlapkit.cli", "lab", "hunt", *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode in (0, 1), result.stderr
+    document = json.loads(result.stdout)
+    assert document["around"] == str(config)
+    assert document["cases"] == 3 and document["fates"]["equal"] > 0
+    around = case_of(shrink(read_configuration(str(config)), ranks=4))
+    assert around.pp == 2 and around.gated and around.rms and around.overlap == "reduce"
+    for tried in json.loads(memory.read_text())["tried"]:
+        case = msgspec.convert(tried["case"], Case)
+        assert case.ranks == 4
+        # Up to four features are drawn; one of them may leave others without effect.
+        assert len(set(case.features.items()) ^ set(around.features.items())) <= 2 * 6
 
 
 class Hazard(Generator):

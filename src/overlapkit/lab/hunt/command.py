@@ -20,7 +20,7 @@ from overlapkit.lab.hunt.hunt import Hunt
 from overlapkit.lab.hunt.judge import Fate
 from overlapkit.lab.hunt.laboratory import Laboratory
 from overlapkit.lab.hunt.memory import Memory, Tried, default_path, remember, remembered
-from overlapkit.lab.own.shrink import shrink
+from overlapkit.lab.own.shrink import RANKS, shrink
 from overlapkit.lab.request import need_megatron
 from overlapkit.lab.scenario import Settings
 from overlapkit.output.console import console, write_json
@@ -36,6 +36,7 @@ class HuntRequest:
     budget: str = "30m"
     seed: int | None = None
     around: str | None = None
+    ranks: int | None = None
     cases: int | None = None
     memory: str | None = None
     out: str | None = None
@@ -63,6 +64,8 @@ def run(request: HuntRequest) -> int:
     seconds = budget_s(request.budget)
     if request.cases is not None and request.cases < 1:
         raise InputError(f"--cases {request.cases}: give at least 1")
+    if request.ranks is not None and request.ranks < 2:
+        raise InputError(f"--ranks {request.ranks}: partitioning needs at least 2")
     need_megatron()
     out = None if request.out is None else OutputFolder("--out", request.out)
     if out is not None:
@@ -70,8 +73,9 @@ def run(request: HuntRequest) -> int:
     base: Settings | None = None
     around: Case | None = None
     if request.around is not None:
-        reduced = shrink(read_configuration(request.around))
+        reduced = shrink(read_configuration(request.around), ranks=request.ranks or RANKS)
         base, around = base_of(reduced), case_of(reduced)
+    turns = Hunt.turns if request.ranks is None else (request.ranks,)
     path = default_path() if request.memory is None else Path(request.memory)
     memory = remembered(path)
     earlier = grid_pairs() + memory.pairs()
@@ -92,7 +96,7 @@ def run(request: HuntRequest) -> int:
             allowed=lambda case: allowed(case, base),
             budget_s=seconds,
             most=request.cases,
-            turns=Hunt.turns if around is None else (around.ranks,),
+            turns=turns if around is None else (around.ranks,),
             tell=_tell,
             keep=keep,
         )

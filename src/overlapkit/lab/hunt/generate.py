@@ -133,7 +133,6 @@ class Generator:
         tried: how often each pair of features was tried; `drawn` cases are added to it.
         around: a case that every other one differs from in a few features; None: any case.
         base: settings of `around`.
-        ready: the features that may be drawn; None: all.
     """
 
     def __init__(
@@ -143,12 +142,10 @@ class Generator:
         *,
         around: Case | None = None,
         base: Settings | None = None,
-        most_ranks: int = max(RANKS),
     ) -> None:
         self._random = random.Random(seed)
         self.tried = tried
         self._around, self._base = around, base
-        self._most_ranks = most_ranks
         self._seen: set[Case] = set()
 
     def draw(self, ranks: int, known: Iterable[Case] = ()) -> Case | None:

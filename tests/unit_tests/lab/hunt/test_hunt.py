@@ -194,6 +194,17 @@ def test_no_cases_are_refused() -> None:
         run(HuntRequest(cases=0))
 
 
+def test_a_single_rank_is_refused() -> None:
+    with pytest.raises(InputError, match="--ranks 1"):
+        run(HuntRequest(ranks=1))
+
+
+def test_all_cases_of_a_hunt_have_the_ranks_that_are_asked_for() -> None:
+    hunt = Hunt(Laboratory(wrong), Generator(1, Counter()), allowed, 600.0, most=10, turns=(8,))
+    hunt.run()
+    assert len(hunt.fates) == 10 and {case.ranks for case in hunt.fates} == {8}
+
+
 def test_ctrl_c_ends_a_hunt_with_what_was_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
