@@ -23,7 +23,7 @@ from overlapkit.trace.measure.collectives import (
 )
 from overlapkit.trace.measure.cut_step import ends_in_step
 from overlapkit.trace.measure.dimensions import Confidence, Known, Layout
-from overlapkit.trace.measure.repetition import repetition
+from overlapkit.trace.measure.found_steps import find_steps
 from overlapkit.trace.measure.self_check import self_check
 from overlapkit.trace.measure.step_times import (
     WorkSpans,
@@ -33,8 +33,9 @@ from overlapkit.trace.measure.step_times import (
     measure,
     span_of,
 )
+from overlapkit.trace.measure.units import A_UNIT, StepsFrom, unit_of
 from overlapkit.trace.measure.unrecognized import effects, remarks, unrecognized
-from overlapkit.trace.rank_report import Options, RankReport, StepsFrom, middle_of
+from overlapkit.trace.rank_report import Options, RankReport, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
 from overlapkit.trace.read.files.archives import locate
@@ -181,33 +182,23 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
     reports = []
     measured = []
     for work in works:
-        steps_from = _find_steps(work)
+        steps_from, kernels = find_steps(work)
         layout = options.layout and options.layout.on(work.world_size, path)
         m = measure(work, Known(tuple(work.groups), layout, work.rank, stated=options.stated))
         measured.append(m)
         gpus = sum(w.process == work.process for w in works) if work.process is not None else 1
+        if kernels:
+            unit = unit_of(steps_from, trains=detect(work, m.traffic, configured=False).trains)
+            work.warnings.append(
+                f"no steps are marked: the same sequence of {kernels:,} kernels repeats, and each "
+                f"repetition is {A_UNIT[unit]}"
+            )
         reports.append(_report(m, options, layout, steps_from, gpus))
     if options.annotate is not None:
         from overlapkit.trace.annotate import write_annotated
 
         write_annotated(path, measured, options.annotate)
     return reports
-
-
-def _find_steps(work: Work) -> StepsFrom | None:
-    """Where the steps of a profile are from; iterations take the place of steps that no range
-    marks, if its kernels repeat clearly."""
-    if work.steps:
-        return "ranges"
-    found = repetition(work) if work.source != "cpu" else None
-    if found is None:
-        return None
-    work.steps = found.windows
-    work.warnings.append(
-        f"no steps are marked: the same sequence of {found.kernels:,} kernels repeats, and each "
-        "repetition is a step"
-    )
-    return "repetition"
 
 
 def _report(
@@ -232,9 +223,10 @@ def _report(
     slowed = SlowedCompute(0, 0.0, []) if work.source == "cpu" else slowed_compute(m, scope)
     communication = collectives(m, scope)
     confidence = confidence_by_dimension([c.traffic for c in communication])
-    check = self_check(m, windows, repeated=steps_from == "repetition")
-    found = unrecognized(m, scope)
     framework = detect(work, m.traffic, configured=layout is not None)
+    unit = unit_of(steps_from, trains=framework.trains)
+    check = self_check(m, windows, repeated=steps_from == "repetition", unit=unit)
+    found = unrecognized(m, scope)
     starts = {w.start for w in work.steps}
     followed = [w.end in starts for w in windows]
     report = RankReport(
@@ -260,6 +252,7 @@ def _report(
                 layout=layout,
                 framework=framework,
                 marked=steps_from is not None,
+                unit=unit,
                 followed=followed_steps(followed, len(measured)),
                 are_followed=not followed or 2 * sum(followed) >= len(measured),
             )

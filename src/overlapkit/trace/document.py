@@ -17,10 +17,11 @@ from overlapkit.trace.diagnose.diagnosis import Diagnosis
 from overlapkit.trace.diagnose.expected import Expected, expected_of, spoken, tied
 from overlapkit.trace.diagnose.ranks import diagnoses_of
 from overlapkit.trace.labels import labels_of
+from overlapkit.trace.measure.units import Unit
 from overlapkit.trace.rank_document import TraceRank, rank_of
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, across, steps_by_rank
-from overlapkit.trace.read.marks import Framework
+from overlapkit.trace.read.host.marks import Framework
 
 if TYPE_CHECKING:
     from overlapkit.config.run import Settings
@@ -171,6 +172,11 @@ class TraceDocument(Struct, frozen=True, kw_only=True):
     def has_steps(self) -> bool:
         """Whether figures are per step; otherwise they are of the whole trace."""
         return any(rank.steps for rank in self.ranks)
+
+    @property
+    def unit(self) -> Unit:
+        """What its steps are."""
+        return next((rank.unit for rank in self.ranks if rank.steps), "step")
 
     @property
     def slowest(self) -> TraceRank:

@@ -11,7 +11,8 @@ from overlapkit.output.numbers import us_of_ns
 from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence
 from overlapkit.trace.measure.step_times import DimensionTime, Times
-from overlapkit.trace.rank_report import RankReport, StepsFrom, median
+from overlapkit.trace.measure.units import StepsFrom, Unit
+from overlapkit.trace.rank_report import RankReport, median
 from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.unrecognized_document import TraceUnrecognized, unrecognized_of
 
@@ -280,9 +281,17 @@ class TraceRank(Struct, frozen=True, kw_only=True):
         StepsFrom | None,
         Meta(
             description="`ranges`: the profile marks them; `repetition`: it does not, and a "
-            "sequence of kernels repeats; `null` where there are no steps"
+            "sequence of kernels repeats; `iterations`: they are an inference engine's iterations, "
+            "which its own ranges mark; `null` where there are no steps"
         ),
     ]
+    unit: Annotated[
+        Unit,
+        Meta(
+            description="what the steps are: `step`; or `iteration`, of an inference engine, which "
+            "has no steps"
+        ),
+    ] = "step"
     self_check: Annotated[TraceSelfCheck, Meta(description="how far this report can be relied on")]
     median: Annotated[TraceMedian, Meta(description="the medians over the steps")]
     dimension_confidence: Annotated[
@@ -328,6 +337,7 @@ def rank_of(report: RankReport) -> TraceRank:
         whole=_window(report.whole, zero),
         steps=[_window(t, zero) for t in report.steps],
         steps_from=report.steps_from,
+        unit=report.unit,
         self_check=TraceSelfCheck(
             work_in_steps_pct=_share(report.check.work_in_steps),
             steps_of_trace_pct=_share(report.check.steps_of_trace),

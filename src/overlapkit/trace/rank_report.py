@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from overlapkit.output.files import Output
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
@@ -14,15 +14,13 @@ from overlapkit.trace.measure.collectives import Collective, SlowedCompute
 from overlapkit.trace.measure.dimensions import Confidence, Layout
 from overlapkit.trace.measure.self_check import SelfCheck
 from overlapkit.trace.measure.step_times import Part, Times
+from overlapkit.trace.measure.units import StepsFrom, Unit, unit_of
 from overlapkit.trace.measure.unrecognized import Unrecognized
 from overlapkit.trace.read.device_work import Source
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 from overlapkit.trace.timeline import Timeline
 
 ItemT = TypeVar("ItemT")
-
-StepsFrom = Literal["ranges", "repetition"]
-"""What marks the steps: ranges of the profile, or a sequence of kernels that repeats."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,11 @@ class RankReport:
     owners: dict[Part, dict[str, list[int]]] = field(default_factory=dict)
     timeline: Timeline | None = None
     packed: str | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """What its steps are."""
+        return unit_of(self.steps_from, trains=self.framework.trains)
 
     @property
     def measured(self) -> list[Times]:

@@ -19,6 +19,7 @@ from overlapkit.trace.text import (
     configuration,
     cost,
     diagnosed,
+    extent,
     headline,
     slowed_sentence,
     waits,
@@ -57,8 +58,8 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         console.print(Text(f"\nCommunication by dimension, {label} (ms)", "bold"))
         console.print(_dimensions(rank))
     if rank.exposed_collectives:
-        extent = "all steps" if rank.steps else "whole trace"
-        console.print(Text(f"\nMost expensive collectives, {label}, {extent} (ms)", "bold"))
+        heading = f"\nMost expensive collectives, {label}, {extent(rank)} (ms)"
+        console.print(Text(heading, "bold"))
         console.print(_collectives(rank, console))
     slowed = slowed_sentence(rank.slowed_compute, rank, label)
     if slowed is not None:
@@ -117,7 +118,7 @@ def _table(first: str, *numbers: str) -> Table:
 
 
 def _steps(ranks: Sequence[TraceRank]) -> Table:
-    length = "step" if any(rank.steps for rank in ranks) else "length"
+    length = next((rank.unit for rank in ranks if rank.steps), "length")
     table = _table("ms", length, "compute", "exposed", "hidden", "overlap", "memory", "idle")
     for rank in ranks:
         prefix = label_of(rank, ranks)
@@ -146,7 +147,7 @@ def _add_times(table: Table, name: str, row: TraceWindow | TraceMedian, style: s
 
 
 def _dimensions(rank: TraceRank) -> Table:
-    of = "of step" if rank.steps else "of trace"
+    of = f"of {rank.unit}" if rank.steps else "of trace"
     table = _table("", "communication", "exposed", "hidden", of, "assigned")
     step = rank.median.step_us
     for dimension, row in rank.median.by_dimension.items():

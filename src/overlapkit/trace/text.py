@@ -8,6 +8,7 @@ from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.labels import count_of
 from overlapkit.trace.measure.step_times import Part
+from overlapkit.trace.measure.units import A_UNIT
 from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceSlowedCompute
 
 PART_TITLES: dict[Part, str] = {
@@ -48,7 +49,7 @@ def waits(row: TraceMedian) -> str:
 
 def title(document: TraceDocument) -> str:
     """What the report is about."""
-    return f"Where the time of {'a step' if document.has_steps else 'the trace'} goes"
+    return f"Where the time of {A_UNIT[document.unit] if document.has_steps else 'the trace'} goes"
 
 
 def headline(document: TraceDocument) -> str:
@@ -69,6 +70,11 @@ def configuration(document: TraceDocument) -> str:
     return "" if document.stack is None else f"Configuration: {configured_for(document.stack)}"
 
 
+def extent(rank: TraceRank, otherwise: str = "whole trace") -> str:
+    """What sums are of."""
+    return f"all {rank.unit}s" if rank.steps else otherwise
+
+
 def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank, label: str) -> str | None:
     """How much longer compute takes beside communication; None where that is negligible.
 
@@ -82,7 +88,7 @@ def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank, label: str) -> 
     return (
         f"Compute beside communication takes {slowed.ratio:.2f} times as long as alone "
         f"({label}: {ms_of_us(slowed.lost_us)} ms lost over "
-        f"{'all steps' if rank.steps else 'the whole trace'})."
+        f"{extent(rank, 'the whole trace')})."
     )
 
 
@@ -102,7 +108,8 @@ def across_sentence(across: TraceAcrossRanks) -> str:
 
 def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     """What a diagnosis costs, and how certain it is where that is less than likely."""
-    text = f"{ms_of_us(diagnosis.cost_us)} ms{' a step' if document.has_steps else ''}"
+    each = f" {A_UNIT[document.unit]}" if document.has_steps else ""
+    text = f"{ms_of_us(diagnosis.cost_us)} ms{each}"
     ranks = {r.rank for r in document.ranks}
     if len(ranks) > 1 and diagnosis.id != "late-rank" and set(diagnosis.ranks) != ranks:
         named = ", ".join(map(str, diagnosis.ranks[:NAMED]))

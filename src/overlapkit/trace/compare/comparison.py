@@ -142,12 +142,12 @@ def why_not_comparable(base: Side, new: Side) -> list[str]:
         reasons.append(f"different numbers of profiled ranks ({base.ranks} and {new.ranks})")
     if (base.steps_from is None) != (new.steps_from is None):
         marked = base if base.steps_from else new
-        reasons.append(f"only {marked.name} has steps")
+        reasons.append(f"only {marked.name} has {marked.unit}s")
     few, many = sorted((base.kernels, new.kernels))
     if many >= 10 * few and base.steps_from and new.steps_from:
         reasons.append(
-            f"numbers of kernels per step differ by an order of magnitude ({base.kernels:,.0f} "
-            f"and {new.kernels:,.0f})"
+            f"numbers of kernels per {base.unit} differ by an order of magnitude "
+            f"({base.kernels:,.0f} and {new.kernels:,.0f})"
         )
     return reasons
 
@@ -171,15 +171,15 @@ def compare(base: Side, new: Side, *, force: bool = False) -> Comparison:
     warnings = [*base.warnings, *new.warnings, *(f"not comparable: {r}" for r in reasons)]
     if abs(new.between - base.between) > max(new.noise, BETWEEN * base.step):
         warnings.append(
-            "the time between steps, which belongs to no step, changed from "
-            f"{us_of_ns(base.between):,.0f} to {us_of_ns(new.between):,.0f} us per step: "
+            f"the time between {base.unit}s, which belongs to none, changed from "
+            f"{us_of_ns(base.between):,.0f} to {us_of_ns(new.between):,.0f} us: "
             "check the host (data loading, logging)"
         )
     few, many = sorted((base.kernels, new.kernels))
     if many > OTHER_WORK * few and base.steps_from and new.steps_from:
         warnings.append(
-            f"numbers of kernels per step differ ({base.kernels:,.0f} and {new.kernels:,.0f}): "
-            "make sure that both steps do the same work"
+            f"numbers of kernels per {base.unit} differ ({base.kernels:,.0f} and "
+            f"{new.kernels:,.0f}): make sure that both {base.unit}s do the same work"
         )
     movers = {part: _movers(base.owners[part], new.owners[part]) for part in PARTS}
     return Comparison(base, new, movers, judge(base, new), warnings=warnings)

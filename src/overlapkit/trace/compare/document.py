@@ -19,7 +19,7 @@ from overlapkit.trace.compare.comparison import (
 from overlapkit.trace.compare.side import Side
 from overlapkit.trace.compare.verdict import Verdict
 from overlapkit.trace.measure.step_times import PARTS, Part
-from overlapkit.trace.rank_report import StepsFrom
+from overlapkit.trace.measure.units import StepsFrom, Unit
 
 BaseUs = Annotated[float, Meta(description="time in the median step of the base run")]
 ChangePct = Annotated[
@@ -48,8 +48,14 @@ class CompareSide(Struct, frozen=True, kw_only=True):
     ]
     steps_from: Annotated[
         StepsFrom | None,
-        Meta(description="`ranges` or `repetition`, as in trace; `null` where a rank has no steps"),
+        Meta(
+            description="`ranges`, `repetition` or `iterations`, as in trace; `null` where a rank "
+            "has no steps"
+        ),
     ]
+    unit: Annotated[
+        Unit, Meta(description="what the steps are: `step`, or `iteration` of an inference engine")
+    ] = "step"
     step_us: Annotated[float, Meta(description="the median step")]
     spread_us: Annotated[
         float | None,
@@ -302,6 +308,7 @@ def _side(side: Side, data_parallel: int | None) -> CompareSide:
         ranks=side.ranks,
         steps=side.recorded,
         steps_from=side.steps_from,
+        unit=side.unit,
         gpu=side.gpu,
         world_size=side.world_size,
         data_parallel_size=data_parallel,

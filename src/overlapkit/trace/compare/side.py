@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlapkit.trace.measure.step_times import PARTS, Part, followed_steps
-from overlapkit.trace.rank_report import RankReport, StepsFrom, middle_of
+from overlapkit.trace.measure.units import StepsFrom, Unit
+from overlapkit.trace.rank_report import RankReport, middle_of
 from overlapkit.trace.read.device_work import Source
+from overlapkit.trace.read.host.engines import batches
 
 LEAST_STEPS = 3
 """Steps from which a run has a spread."""
@@ -35,6 +38,8 @@ class Side:
             are followed by another one, only those: the rest lack the time to its start.
         recorded: number of steps that were recorded by every rank.
         steps_from: what marks the steps; None where a rank has none.
+        unit: what they are.
+        batches: of an engine's iterations, how often each batch ran; empty otherwise.
         step: the length of the median step.
         parts: its exclusive parts, which add up to `step`.
         owners: part to label to time; the labels of a part add up to it.
@@ -54,6 +59,8 @@ class Side:
     steps: list[float]
     recorded: int
     steps_from: StepsFrom | None
+    unit: Unit
+    batches: Counter[str]
     step: float
     parts: dict[Part, float]
     owners: dict[Part, dict[str, float]]
@@ -101,6 +108,10 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
         steps=steps,
         recorded=min(_recorded(reports).values()),
         steps_from=_steps_from(reports),
+        unit=next((r.unit for r in reports if r.steps), "step"),
+        batches=batches([t.window.name for r in reports for t in r.steps])
+        if _steps_from(reports) == "iterations"
+        else Counter(),
         step=sum(parts.values()),
         parts=parts,
         owners=owners,
@@ -181,7 +192,7 @@ def _steps_from(reports: Sequence[RankReport]) -> StepsFrom | None:
     found = {r.steps_from for r in reports}
     if None in found:
         return None
-    return "ranges" if found == {"ranges"} else "repetition"
+    return found.pop() if len(found) == 1 else "repetition"
 
 
 def _doubts(reports: Sequence[RankReport]) -> list[str]:
@@ -190,7 +201,7 @@ def _doubts(reports: Sequence[RankReport]) -> list[str]:
     least = min((share for share in shares if share is not None), default=None)
     if least is None:
         return []
-    return [f"only {100 * least:.0f} % of the device's work is inside its steps"]
+    return [f"only {100 * least:.0f} % of the device's work is inside its {reports[0].unit}s"]
 
 
 def _warnings(

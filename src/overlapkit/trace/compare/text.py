@@ -15,12 +15,13 @@ from overlapkit.trace.compare.document import (
     CompareExplanation,
 )
 from overlapkit.trace.compare.verdict import Verdict
+from overlapkit.trace.measure.units import A_UNIT
 from overlapkit.trace.text import PART_TITLES
 
 VERDICTS: dict[Verdict, str] = {
-    "slower": "Slower by more than the spread of the steps",
-    "faster": "Faster by more than the spread of the steps",
-    "same": "No change larger than the spread of the steps",
+    "slower": "Slower by more than the spread of the {unit}s",
+    "faster": "Faster by more than the spread of the {unit}s",
+    "same": "No change larger than the spread of the {unit}s",
     "unknown": "No verdict",
 }
 
@@ -33,7 +34,7 @@ NOTHING_EXPLAINED = "no part that it acts on has changed"
 def headline(document: CompareDocument) -> str:
     """The change of the median step, and the verdict."""
     base, new = document.base, document.new
-    what = "Median step" if document.has_steps else "Length"
+    what = f"Median {document.base.unit}" if document.has_steps else "Length"
     relative = "" if document.change_pct is None else f", {document.change_pct:+.1f} %"
     return (
         f"{what} {ms_of_us(base.step_us)} -> {ms_of_us(new.step_us)} ms "
@@ -48,7 +49,8 @@ def verdict(document: CompareDocument) -> str:
         return f"{VERDICTS['unknown']}: {'; '.join(document.verdict_reasons)}."
     if not document.verdict_holds:
         return f"{document.verdict.title()}, but {'; '.join(document.verdict_reasons)}."
-    return f"{VERDICTS[document.verdict]} ({ms_of_us(document.spread_us)} ms)."
+    said = VERDICTS[document.verdict].format(unit=document.base.unit)
+    return f"{said} ({ms_of_us(document.spread_us)} ms)."
 
 
 def differences(document: CompareDocument) -> list[str]:
@@ -64,7 +66,7 @@ def differences(document: CompareDocument) -> list[str]:
         if before is not None and after is not None and before != after:
             found.append(f"{what} {before} -> {after}")
     if document.has_steps and base.steps != new.steps:
-        found.append(f"steps recorded: {base.steps} -> {new.steps}")
+        found.append(f"{base.unit}s recorded: {base.steps} -> {new.steps}")
     return [f"{'; '.join(found)}."] if found else []
 
 
@@ -81,14 +83,14 @@ def title(document: CompareDocument) -> str:
 def unit(document: CompareDocument) -> str:
     """What the times are of."""
     if document.has_steps:
-        return "ms a step"
+        return f"ms {A_UNIT[document.base.unit]}"
     some = document.base.steps_from or document.new.steps_from
     return "ms" if some else "ms of the trace"
 
 
 def whole(document: CompareDocument) -> str:
     """What the parts add up to."""
-    return "step" if document.has_steps else "trace"
+    return document.base.unit if document.has_steps else "trace"
 
 
 def configurations(document: CompareDocument) -> list[str]:

@@ -21,6 +21,10 @@ SAME_WORK = 1.2
 work."""
 
 
+ONE_BATCH = 0.8
+"""Share of an engine's iterations that must be of one batch, for their median to be of it."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A verdict and what it rests on.
@@ -62,14 +66,30 @@ def _without_basis(base: Side, new: Side) -> list[str]:
         if side.steps_from is None
     ]
     reasons += [f"{side.name}: {doubt}" for side in (base, new) for doubt in side.doubts]
+    reasons += _other_batches(base, new)
     few, many = sorted((base.kernels, new.kernels))
-    repeated = "repetition" in (base.steps_from, new.steps_from)
+    repeated = {base.steps_from, new.steps_from} & {"repetition", "iterations"}
     if not reasons and repeated and many > SAME_WORK * few:
         reasons.append(
-            f"the steps are repeated sequences, and those of the two runs have {base.kernels:,.0f} "
-            f"and {new.kernels:,.0f} kernels: they may not be the same work"
+            f"the {base.unit}s of the two runs have {base.kernels:,.0f} and {new.kernels:,.0f} "
+            "kernels: they may not be the same work"
         )
     return reasons
+
+
+def _other_batches(base: Side, new: Side) -> list[str]:
+    """Why iterations of an engine are not the same work; empty where they are."""
+    if not (base.batches and new.batches):
+        return []
+    most = []
+    for side in (base, new):
+        ((batch, count),) = side.batches.most_common(1)
+        if count < ONE_BATCH * side.batches.total():
+            return [f"the iterations of {side.name} are of different batches"]
+        most.append(batch)
+    if most[0] == most[1]:
+        return []
+    return [f"the iterations are of different batches ({most[0]}; {most[1]})"]
 
 
 def _few_steps(base: Side, new: Side) -> list[str]:
@@ -77,6 +97,6 @@ def _few_steps(base: Side, new: Side) -> list[str]:
     if not sides:
         return []
     counts = " and ".join(
-        f"{s.name} has {s.recorded} step{'s' if s.recorded > 1 else ''}" for s in sides
+        f"{s.name} has {s.recorded} {s.unit}{'s' if s.recorded > 1 else ''}" for s in sides
     )
     return [f"{counts}, and it takes {LEAST_STEPS} to tell a change from chance"]

@@ -98,13 +98,14 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
     kinds = _exposed_kinds(case)
     listed = ", ".join(f"{what} {_ms(case, ns)} ms" for what, ns in kinds[:3])
     most = kinds[0][0] if kinds and 2 * kinds[0][1] > exposed else ""
+    at_once = len(kinds) > 1 and sum(ns for _, ns in kinds[:3]) > 1.01 * exposed
     share = 100 * exposed / max(1, sum(t.step for t in case.times))
     return case.diagnosis(
         "exposed-communication",
         # Wrappers of data parallelism have no settings for other communication.
         _KINDS.get(most, "exposed elsewhere" if most and most[:3] != "DP " else "exposed"),
-        f"{share:.0f} % of the {'step' if case.marked else 'trace'} is exposed communication"
-        f"{f': {listed}' if listed else ''}.",
+        f"{share:.0f} % of {case.the_whole} is exposed communication"
+        f"{f': {listed}' if listed else ''}{', some of it at once' if at_once else ''}.",
         exposed,
         {"exposed_us": total, "share_pct": round(share, 1)},
         confidence="possible",

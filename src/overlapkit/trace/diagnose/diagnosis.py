@@ -15,6 +15,7 @@ from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
 from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
+from overlapkit.trace.measure.units import A_UNIT, Unit
 from overlapkit.trace.read.recorded import Window
 
 NOTABLE = 0.02
@@ -89,7 +90,8 @@ class Case:
         slowed: compute beside communication.
         layout: the parallel sizes; None without a configuration.
         framework: the software that ran.
-        marked: whether the windows are steps.
+        marked: whether the windows are steps, or iterations.
+        unit: what they are.
         followed: the indices of the steps that run to the start of another one, or of all.
         are_followed: whether those do run to the start of another one.
     """
@@ -102,6 +104,7 @@ class Case:
     layout: Layout | None
     framework: Detected
     marked: bool
+    unit: Unit
     followed: Sequence[int]
     are_followed: bool
 
@@ -113,7 +116,12 @@ class Case:
     @property
     def a_step(self) -> str:
         """What follows a time per step; nothing where there are no steps."""
-        return " a step" if self.marked else ""
+        return f" {A_UNIT[self.unit]}" if self.marked else ""
+
+    @property
+    def the_whole(self) -> str:
+        """What shares are of."""
+        return f"the {self.unit}" if self.marked else "the trace"
 
     @property
     def trains(self) -> bool:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from overlapkit.trace.measure.step_times import Traffic
 from overlapkit.trace.read.device_work import Work
-from overlapkit.trace.read.marks import Framework
+from overlapkit.trace.read.host.marks import Framework
 
 TITLES: dict[Framework, str] = {
     "vllm": "vLLM",
     "sglang": "SGLang",
+    "tensorrt_llm": "TensorRT-LLM",
+    "engine": "an inference engine",
     "deepspeed": "DeepSpeed",
     "megatron": "Megatron-Core",
     "torchtitan": "torchtitan",
@@ -24,7 +26,7 @@ TITLES: dict[Framework, str] = {
 """What each is called, the outermost first: an engine or DeepSpeed decides where Megatron's code
 runs inside it, and Megatron or torchtitan where PyTorch's wrappers do."""
 
-ENGINES = frozenset[Framework]({"vllm", "sglang"})
+ENGINES = frozenset[Framework]({"vllm", "sglang", "tensorrt_llm", "engine"})
 """Those that serve a model and do not train it."""
 
 # Descriptions of process groups by Megatron-Core (parallel_state.py).
@@ -36,6 +38,8 @@ _ENGINE_GROUP = re.compile(r"^(?:tp|pp|dp|ep|dcp|pcp|world):\d+$")
 _ENGINE_KERNELS: tuple[tuple[Framework, re.Pattern[str]], ...] = (
     ("sglang", re.compile(r"\bsgl_|\bsglang::|\bsgl::")),
     ("vllm", re.compile(r"\bvllm::")),
+    # Engines share the kernels of these libraries; nothing that trains runs them.
+    ("engine", re.compile(r"\b(?:tensorrt_llm|flashinfer)::")),
 )
 
 
@@ -84,7 +88,8 @@ def detect(work: Work, traffic: Iterable[Traffic], *, configured: bool) -> Detec
         if not found.keys() & ENGINES and any(pattern.search(k) for k in work.names):
             note(name, "names of kernels")
     if any(_ENGINE_GROUP.match(g) for g in groups) and not found:
-        note("vllm", "names of process groups")
+        # SGLang's groups have vLLM's names.
+        note("engine", "names of process groups")
     if configured:
         return Detected("megatron", tuple(found["megatron"]))
     for name in TITLES:

@@ -37,7 +37,9 @@ _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
 def _gradient_reductions(case: Case) -> NDArray[np.intp]:
     """Data-parallel reductions."""
-    return case.events(("DP",), _REDUCTIONS)
+    # ZeRO 2 reduces each gradient to the rank that keeps it.
+    also = ("reduce",) if case.framework.name == "deepspeed" else ()
+    return case.events(("DP",), _REDUCTIONS + also)
 
 
 def gradient_reduction(case: Case) -> Diagnosis | None:

@@ -37,6 +37,16 @@ def waits_for_data(case: Case) -> Diagnosis | None:
     )
 
 
+_LAUNCH_EARLIER = (
+    "launch less or earlier: CUDA graphs or torch.compile, a larger micro-batch, fewer "
+    "synchronizations (.item(), prints, checks of the loss), no garbage collection inside the step"
+)
+_SCHEDULE_EARLIER = (
+    "let the engine prepare the next batch while the device computes (asynchronous, or overlapped, "
+    "scheduling), decode with CUDA graphs, and serve more requests in a batch"
+)
+
+
 def waits_for_host(case: Case) -> Diagnosis | None:
     """The device has nothing to do until the host launches work."""
     waits = sum(t.waiting_for_host for t in case.times)
@@ -48,9 +58,7 @@ def waits_for_host(case: Case) -> Diagnosis | None:
         message="The device is idle until the host launches the next work.",
         evidence={"waiting_us": case.per_step_us(waits)},
         cost_us=case.per_step_us(waits),
-        remedy="launch less or earlier: CUDA graphs or torch.compile, a larger micro-batch, fewer "
-        "synchronizations (.item(), prints, checks of the loss), no garbage collection inside the "
-        "step",
+        remedy=_LAUNCH_EARLIER if case.trains else _SCHEDULE_EARLIER,
     )
 
 

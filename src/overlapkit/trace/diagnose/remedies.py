@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from overlapkit.trace.diagnose.framework import ENGINES
-from overlapkit.trace.read.marks import Framework
+from overlapkit.trace.read.host.marks import Framework
 
 Problem = Literal[
     "one reduction",

@@ -91,13 +91,20 @@ _LAST_GRADIENTS = (
 # The file of a Python function, or the label of a range, and the dimension that it serves. Inner
 # ranges come first, and for one range the first that matches.
 _SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("PP", re.compile(r"megatron/core/pipeline_parallel/p2p_communication\.")),
-    ("DP", re.compile(r"megatron/core/distributed/(?!finalize_model_grads)")),
-    ("DP", re.compile(r"megatron/core/optimizer/(?:distrib_optimizer|layer_wise_optimizer)\.")),
-    ("EP", re.compile(r"megatron/core/transformer/moe/fused_a2a\.")),
+    # Nsight Systems has dots for the slashes of a file.
+    ("PP", re.compile(r"megatron[./]core[./]pipeline_parallel[./]p2p_communication\.")),
+    ("DP", re.compile(r"megatron[./]core[./]distributed[./](?!finalize_model_grads)")),
+    (
+        "DP",
+        re.compile(
+            r"megatron[./]core[./]optimizer[./](?:distrib_optimizer|layer_wise_optimizer)\."
+        ),
+    ),
+    ("EP", re.compile(r"megatron[./]core[./]transformer[./]moe[./]fused_a2a\.")),
     ("CP", re.compile(r"megatron/core/ssm/mamba_context_parallel\.")),
     ("CP", re.compile(r"transformer_engine/pytorch/attention/\S*context_parallel")),
     ("TP", re.compile(r"transformer_engine/pytorch/distributed\.py\(\d+\): \w*along_first_dim")),
+    ("DP", re.compile(r"^(?:DeepSpeedZero\w*|PartitionedParameterCoordinator)\.")),
     ("DP", re.compile(r"deepspeed/runtime/zero/|deepspeed/runtime/comm/coalesced_collectives\.")),
     ("PP", re.compile(r"deepspeed/runtime/pipe/")),
     ("CP", re.compile(r"deepspeed/sequence/")),
@@ -115,13 +122,18 @@ _SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
     # Gradients are accumulated in parameters, and hooks on that reduce them.
     ("DP", re.compile(r"autograd::engine::evaluate_function: torch::autograd::AccumulateGrad")),
     ("TP", re.compile(r"torch/distributed/tensor/parallel/")),
-    ("TP", re.compile(r"megatron/core/tensor_parallel/layers\.")),
+    ("TP", re.compile(r"megatron[./]core[./]tensor_parallel[./]layers\.")),
 )
 # DDP broadcasts the model's buffers before the forward pass, which may communicate otherwise.
 _OF_BUFFERS = re.compile(r"DistributedDataParallel\.forward")
-_MAPPING = re.compile(r"megatron/core/tensor_parallel/mappings\.py\(\d+\): (?P<function>.*)")
+_MAPPING = re.compile(
+    r"megatron/core/tensor_parallel/mappings\.py\(\d+\): (?P<function>.*)|"
+    r"megatron\.core\.tensor_parallel\.mappings\.(?P<dotted>.*)"
+)
 _FINAL = re.compile(r"megatron/core/distributed/finalize_model_grads\.py\(\d+\): (?P<function>.*)")
-_DISPATCHER = re.compile(r"megatron/core/transformer/moe/(?:token_dispatcher|moe_utils)\.")
+_DISPATCHER = re.compile(
+    r"megatron[./]core[./]transformer[./]moe[./](?:token_dispatcher|moe_utils)\."
+)
 
 
 def _served(ranges: tuple[str, ...], called: str | None) -> str | None:
@@ -139,7 +151,8 @@ def _served(ranges: tuple[str, ...], called: str | None) -> str | None:
         match = _MAPPING.search(name)
         if match is not None:
             # Its all-to-all serves whoever calls it.
-            return None if _EXCHANGE.search(match.group("function")) else "TP"
+            function = match.group("function") or match.group("dotted")
+            return None if _EXCHANGE.search(function) else "TP"
         for dimension, pattern in _SERVES:
             if pattern.search(name):
                 return dimension

@@ -9,6 +9,7 @@ import numpy as np
 
 from overlapkit.trace.intervals import both
 from overlapkit.trace.measure.step_times import WorkSpans, span_of
+from overlapkit.trace.measure.units import Unit
 from overlapkit.trace.read.recorded import Window
 
 LEAST_IN_STEPS = 0.8
@@ -36,6 +37,7 @@ class SelfCheck:
         repeated: whether the steps are repeated sequences of kernels.
         unknown_names: the names of the communication that is not known, the longest first.
         unknown_operations: whether there is any whose operation is not known.
+        unit: what the steps are.
     """
 
     work_in_steps: float | None
@@ -44,6 +46,7 @@ class SelfCheck:
     repeated: bool = False
     unknown_names: tuple[str, ...] = ()
     unknown_operations: bool = False
+    unit: Unit = "step"
 
     @property
     def steps_stand_for_trace(self) -> bool:
@@ -63,7 +66,8 @@ class SelfCheck:
         if not self.steps_stand_for_trace:
             result.append(
                 f"Only {100 * (self.work_in_steps or 0):.0f} % of the device's work is inside "
-                "steps: the steps do not stand for the trace, and no diagnosis rests on them."
+                f"{self.unit}s: the {self.unit}s do not stand for the trace, and no diagnosis "
+                "rests on them."
             )
         if not self.communication_is_known:
             unknown = 1 - (self.known_communication or 0)
@@ -76,13 +80,16 @@ class SelfCheck:
         return result
 
 
-def self_check(m: WorkSpans, windows: Sequence[Window], *, repeated: bool = False) -> SelfCheck:
+def self_check(
+    m: WorkSpans, windows: Sequence[Window], *, repeated: bool = False, unit: Unit = "step"
+) -> SelfCheck:
     """Check what a report rests on.
 
     Args:
         m: the measured work.
         windows: the steps; empty where the profile has none.
         repeated: whether they are repeated sequences of kernels.
+        unit: what they are.
     """
     work = m.work
     scope = span_of(windows or [work.whole])
@@ -101,8 +108,10 @@ def self_check(m: WorkSpans, windows: Sequence[Window], *, repeated: bool = Fals
     unknown: dict[str, int] = {}
     for traffic, length in zip(m.traffic, lengths, strict=True):
         if traffic.operation == "other" or traffic.confidence == "unknown":
-            unknown[traffic.name] = unknown.get(traffic.name, 0) + length
+            # Without its group, a user cannot name what it is.
+            name = f"{traffic.name} of {traffic.group}" if traffic.group else traffic.name
+            unknown[name] = unknown.get(name, 0) + length
     known = 1 - sum(unknown.values()) / total if total else None
     names = tuple(sorted(unknown, key=lambda name: -unknown[name]))
     other = any(traffic.operation == "other" for traffic in m.traffic)
-    return SelfCheck(in_steps, of_trace, known, repeated, names, other)
+    return SelfCheck(in_steps, of_trace, known, repeated, names, other, unit)

@@ -82,6 +82,8 @@ class Work:
         frameworks: how many different names in the file speak of each framework.
         data_waits: when the host waits for the next batch.
         host_steps: the ranges on the host that mark steps.
+        iterations: those of an inference engine on the device, in order; empty where its ranges
+            mark none.
         warnings: what was omitted or assumed.
         process: equal for the devices that one process of the file uses; None where that is not
             known.
@@ -111,6 +113,7 @@ class Work:
     frameworks: Counter[str] = field(default_factory=Counter)
     data_waits: Spans = NOTHING
     host_steps: list[Window] = field(default_factory=list)
+    iterations: list[Window] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     process: int | None = None
 

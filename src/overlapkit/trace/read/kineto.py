@@ -13,13 +13,13 @@ from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
 from overlapkit.trace.read.files.foreign import name_of_tracks
 from overlapkit.trace.read.gloo import with_gloo
+from overlapkit.trace.read.host.launched import add_origins, finish_marks
+from overlapkit.trace.read.host.steps import iterations_on, project
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
-from overlapkit.trace.read.launched import add_origins, finish_marks
 from overlapkit.trace.read.merged import rank_in, tags_of
 from overlapkit.trace.read.parallel_read import Ahead, read_ahead
 from overlapkit.trace.read.recorded import Group, Reading
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
-from overlapkit.trace.read.steps import project
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_numbers
 from overlapkit.trace.read.timestamps import integer
 
@@ -146,6 +146,7 @@ def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
         work.steps, notes = project(work, marked, reading.host_steps, launches)
         work.warnings += notes
         work.host_steps = reading.host_steps.windows()
+        work.iterations = iterations_on(work, reading.engine_ranges, launches)
         work.frameworks = reading.marks.frameworks
         add_origins(work, marks)
         works.append(work)

@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from overlapkit.output.printable import printable
 from overlapkit.trace.read.byte_source import ByteSource
+from overlapkit.trace.read.host.engines import batch_of
+from overlapkit.trace.read.host.marks import Names
 from overlapkit.trace.read.json.events import EventReader, NotInShares
-from overlapkit.trace.read.marks import Names
 from overlapkit.trace.read.merged import tag_of
 from overlapkit.trace.read.recorded import Call, Reading, WorkColumns
 from overlapkit.trace.read.timestamps import EXACT_DOUBLE_US, integer, usable_ns
@@ -221,20 +223,25 @@ def _take_ranges(events: list[Event], reading: Reading, want_host: bool) -> None
         if category not in (_RANGE | _CPU) or event.ph != "X":
             continue
         name = event.name or ""
+        on_device = category == _ON_DEVICE
         is_step = name.startswith("ProfilerStep")
-        if not (is_step or want_host):
+        of_engine = not on_device and batch_of(name) is not None
+        if not (is_step or want_host or of_engine):
             continue
         span = usable_ns(event.ts, event.dur)
         if span is None:
             if is_step:
                 reading.problems["step range without a usable time, omitted"] += 1
-        elif is_step and category == _ON_DEVICE:
+        elif is_step and on_device:
             reading.device_steps[_device(_arguments(event), event)].add(name, *span)
         elif is_step:
             reading.host_steps.add(name, *span)
             reading.host.step_threads.add((event.pid, event.tid))
-        elif category != _ON_DEVICE:
-            reading.host.add(name, category, (event.pid, event.tid), span)
+        elif not on_device:
+            if of_engine:
+                reading.engine_ranges.append((printable(name), *span))
+            if want_host:
+                reading.host.add(name, category, (event.pid, event.tid), span)
 
 
 def _take_marks(events: list[Event], reading: Reading) -> None:

@@ -16,14 +16,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from overlapkit.errors import InputError
+from overlapkit.output.printable import printable
 from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import Launches, Work, sorted_launches
 from overlapkit.trace.read.files.foreign import RECORD
-from overlapkit.trace.read.launched import add_origins, finish_marks
-from overlapkit.trace.read.marks import Names
-from overlapkit.trace.read.recorded import MarkColumns, StepRanges, WorkColumns
+from overlapkit.trace.read.host.engines import batch_of
+from overlapkit.trace.read.host.launched import add_origins, finish_marks
+from overlapkit.trace.read.host.marks import Names
+from overlapkit.trace.read.host.steps import iterations_on, project
+from overlapkit.trace.read.nccl_payloads import NcclRange, Payloads, calls_of
+from overlapkit.trace.read.recorded import Call, MarkColumns, StepRanges, WorkColumns
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
-from overlapkit.trace.read.steps import project
 
 _PREFIX = "CUPTI_ACTIVITY_KIND_"
 # cudaMemcpyKind as CUPTI numbers it (cupti_activity.h, CUpti_ActivityMemcpyKind).
@@ -91,6 +94,9 @@ class _Export:
         self.grids: dict[Any, int] = {}
         self.threads: dict[Any, int] = {}
         self.marks = MarkColumns(nanoseconds=True)
+        self.calls: dict[Call, int] = {}
+        self.nccl: list[tuple[int, NcclRange]] = []
+        self.engine_ranges: dict[int, list[tuple[str, int, int]]] = {}
 
     def read(self) -> list[Work]:
         if any(name.startswith("rocpd_") for name in self.tables):
@@ -110,7 +116,9 @@ class _Export:
             raise InputError(f"{self.path}: contains no device work; record with --trace=cuda")
         launches, steps = self._launches(), self._steps(strings)
         gpus = self._gpus()
-        recording = Recording(self.path, "nsys", list(self.names), [], self.problems, self.stated)
+        recording = Recording(
+            self.path, "nsys", list(self.names), list(self.calls), self.problems, self.stated
+        )
         marks = finish_marks(self.marks, recording.names)
         works = []
         for (process, device), columns in sorted(self.devices.items()):
@@ -124,6 +132,8 @@ class _Export:
             work.gpu = gpus.get(device) or next(iter(gpus.values()), None)
             work.warnings += notes
             work.host_steps = ranges.windows()
+            batches = _of_process(self.engine_ranges, process) or []
+            work.iterations = iterations_on(work, batches, work.launches)
             work.frameworks = self.marks.frameworks
             add_origins(work, marks)
             works.append(work)
@@ -227,22 +237,31 @@ class _Export:
         plain: dict[tuple[int, str], list[tuple[int, int]]] = {}
         profiler: dict[int, StepRanges] = {}
         names = Names()
-        for start, end, text, text_id, thread in self._rows(
-            "NVTX_EVENTS", ("start", "end", "text", "textId", "globalTid")
+        payloads = self._payloads()
+        for start, end, text, text_id, thread, data in self._rows(
+            "NVTX_EVENTS", ("start", "end", "text", "textId", "globalTid", "binaryData")
         ):
             name = text if isinstance(text, str) else strings.get(text_id)
             if not isinstance(name, str) or not isinstance(start, int) or not isinstance(end, int):
                 continue
             process = _integer(thread, 0) >> 24
             if names[name]:
+                if name.startswith("nccl"):
+                    found = NcclRange(name, thread, start, payloads.read(data))
+                    self.nccl.append((len(self.marks.name), found))
                 self._mark(name, thread, start, end)
             if name.startswith("ProfilerStep"):
                 profiler.setdefault(process, StepRanges()).add(name, start, end)
+            elif batch_of(name) is not None:
+                self.engine_ranges.setdefault(process, []).append((printable(name), start, end))
             elif _STEP.fullmatch(name.strip()):
                 numbered.setdefault(process, StepRanges()).add(name.strip(" ]"), start, end)
             elif _PLAIN_STEP.fullmatch(name.strip()):
                 plain.setdefault((process, name.strip()), []).append((start, end))
         self.marks.frameworks = names.frameworks
+        for (place, _), call in zip(self.nccl, calls_of([r for _, r in self.nccl]), strict=True):
+            if call is not None:
+                self.marks.call[place] = self.calls.setdefault(call, len(self.calls))
         if profiler or numbered:
             return profiler or numbered
         result: dict[int, StepRanges] = {}
@@ -252,6 +271,14 @@ class _Export:
                 for number, (start, end) in enumerate(sorted(ranges)):
                     result[process].add(f"{name} {number}", start, end)
         return result
+
+    def _payloads(self) -> Payloads:
+        """The layouts of what ranges carry."""
+        found = Payloads()
+        columns = ("domainId", "schemaId", "type", "name", "offset")
+        for row in self._rows("NVTX_PAYLOAD_SCHEMA_ENTRIES", columns):
+            found.add(*row)
+        return found
 
     def _mark(self, name: str, thread: Any, start: int, end: int) -> None:
         marks = self.marks

@@ -182,6 +182,7 @@ class Reading:
         device_processes: what events on devices state as their process.
         device_steps: ranges on each device that mark steps.
         host_steps: ranges on the host that mark steps.
+        engine_ranges: name, start and end of an inference engine's ranges around its iterations.
         host: operators and annotations, where they matter.
         marks: ranges on the host that say what launched a kernel; their names are in `names`.
         problems: what was omitted or repaired, with counts.
@@ -203,6 +204,7 @@ class Reading:
     threads: Numbers = field(default_factory=Numbers)
     device_steps: dict[int, StepRanges] = field(default_factory=lambda: defaultdict(StepRanges))
     host_steps: StepRanges = field(default_factory=StepRanges)
+    engine_ranges: list[tuple[str, int, int]] = field(default_factory=list)
     host: HostRanges = field(default_factory=HostRanges)
     marks: MarkColumns = field(default_factory=MarkColumns)
     problems: Counter[str] = field(default_factory=Counter)
@@ -235,6 +237,7 @@ class Reading:
         for device, ranges in other.device_steps.items():
             self.device_steps[device].update(ranges)
         self.host_steps.update(other.host_steps)
+        self.engine_ranges += other.engine_ranges
         self.marks.name += [names[number] for number in other.marks.name]
         self.marks.thread += [threads[number] for number in other.marks.thread]
         self.marks.ts += other.marks.ts

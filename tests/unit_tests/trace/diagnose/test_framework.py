@@ -12,7 +12,7 @@ from overlapkit.trace.analyse import analyse_file
 from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.diagnose.remedies import _GENERAL, _OF, Problem, remedy
 from overlapkit.trace.rank_report import Options
-from overlapkit.trace.read.marks import Framework
+from overlapkit.trace.read.host.marks import Framework
 from support import tiny_trace as tiny
 
 MEGATRONS = ("ddp.", "comm_overlap.", "model.", "overlapkit explain", "overlap_grad_reduce")

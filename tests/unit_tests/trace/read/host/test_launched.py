@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from overlapkit.trace.analyse import read
-from overlapkit.trace.read.marks import Names
+from overlapkit.trace.read.host.marks import Names
 from support import tiny_trace as tiny
 
 SEND_RECV = "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclDevKernelArgsStorage<4096ul>)"

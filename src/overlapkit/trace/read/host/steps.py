@@ -10,6 +10,7 @@ import numpy as np
 
 from overlapkit.trace.intervals import union
 from overlapkit.trace.read.device_work import Launches, Work
+from overlapkit.trace.read.host.engines import iterations
 from overlapkit.trace.read.recorded import StepRanges, Window
 
 LOOSE = 0.01
@@ -24,6 +25,10 @@ NEAR_NS, NEAR_AT_MOST = 200_000, 0.2
 """A step follows another without a pause where it begins so soon after it: within a share of the
 longer of the two ranges, or within some nanoseconds that are not a larger share. Between its ranges
 torch.profiler only turns its own state over; a schedule's waiting and an evaluation are longer."""
+
+OF_ENGINE = 0.5
+"""The same for iterations of an engine, whose scheduler runs between its ranges: a longer pause is
+a wait for requests."""
 
 Bounds = tuple[int, int]
 
@@ -88,8 +93,26 @@ def _launches_of(work: Work, launches: Launches | None) -> tuple[np.ndarray, np.
     return launches.find(work.correlation)
 
 
+def iterations_on(
+    work: Work, ranges: Sequence[tuple[str, int, int]], launches: Launches | None
+) -> list[Window]:
+    """The iterations of an inference engine on the device; none where nothing connects them to it.
+
+    Args:
+        work: the work of the device.
+        ranges: name, start and end of the engine's ranges on the host.
+        launches: the launches on the host; None where they are unknown.
+    """
+    host = [Window(name, n, a, b) for n, (name, a, b) in enumerate(iterations(ranges))]
+    place, known = _launches_of(work, launches)
+    if not host or launches is None or not bool(known.any()):
+        return []
+    launched = np.where(known, launches.time[place], np.int64(-(1 << 62)))
+    return _projected(work, host, launched, near=OF_ENGINE)[0]
+
+
 def _projected(
-    work: Work, host: Sequence[Window], launched: np.ndarray
+    work: Work, host: Sequence[Window], launched: np.ndarray, near: float = NEAR
 ) -> tuple[list[Window], list[str]]:
     """The steps by the work that was launched in each range, and how many launched none."""
     order = np.argsort(launched, kind="stable")
@@ -105,15 +128,16 @@ def _projected(
     notes = []
     if empty and ranges:
         notes.append(f"{empty} of {len(host)} steps launched no work on the device, omitted")
-    return _apart(ranges, spans), notes
+    return _apart(ranges, spans, near), notes
 
 
-def _apart(marked: Sequence[Window], spans: Sequence[Bounds]) -> list[Window]:
+def _apart(marked: Sequence[Window], spans: Sequence[Bounds], near: float = NEAR) -> list[Window]:
     """Steps that share no time, each up to the next one that follows without a pause.
 
     Args:
         marked: the ranges that mark them.
         spans: from the first to the last work of each, in nanoseconds.
+        near: the share of the longer of two ranges that a pause between them is shorter than.
     """
     ordered = sorted(zip(marked, spans, strict=True), key=lambda one: one[1])
     result: list[Window] = []
@@ -121,7 +145,7 @@ def _apart(marked: Sequence[Window], spans: Sequence[Bounds]) -> list[Window]:
         end = max(end, step.end)
         if index + 1 < len(ordered):
             following, (next_start, _) = ordered[index + 1]
-            if _follows(step, following) or end > next_start:
+            if _follows(step, following, near) or end > next_start:
                 end = next_start
         if end > start:
             result.append(replace(step, start=start, end=end))
@@ -155,10 +179,10 @@ def _held_between(work: Work, marked: Sequence[Window]) -> float:
     return int(union(*ranges).within(work.start, work.end).sum()) / max(1, length)
 
 
-def _follows(one: Window, other: Window) -> bool:
+def _follows(one: Window, other: Window, share: float) -> bool:
     """Whether a range begins where another ends."""
     longer = max(one.end - one.start, other.end - other.start)
-    near = max(NEAR * longer, min(NEAR_NS, NEAR_AT_MOST * longer))
+    near = max(share * longer, min(NEAR_NS, NEAR_AT_MOST * longer))
     return other.start - one.end <= near
 
 

@@ -20,6 +20,8 @@ Framework = Literal[
     "data-parallel",
     "vllm",
     "sglang",
+    "tensorrt_llm",
+    "engine",
 ]
 """What trains or serves: the software whose settings decide on overlap."""
 
@@ -53,6 +55,10 @@ _FRAMES = re.compile(
     r"|torch/utils/data/(?:dataloader|_utils/\w+)"
     r"|yunchang/\S+|ring_flash_attn/\S+|xfuser/\S+"
     r")\.py\(\d+\): "
+    # The same in Nsight Systems.
+    r"|^megatron\.core\.(?:tensor_parallel|pipeline_parallel\.p2p_communication|distributed|"
+    r"optimizer|transformer\.moe)\."
+    r"|^(?:DeepSpeedZero\w*|PartitionedParameterCoordinator)\."
 )
 # torch/distributed's own helpers run for every module and do not communicate.
 _IDLE_FRAMES = re.compile(
@@ -65,10 +71,25 @@ _WAITING = re.compile(
 )
 
 _FRAMEWORK: tuple[tuple[Framework, re.Pattern[str]], ...] = (
-    ("vllm", re.compile(r"(?:^|/)vllm/|^vllm::")),
-    ("sglang", re.compile(r"(?:^|/)sglang/|^sglang::|^sgl_kernel::")),
-    ("megatron", re.compile(r"(?:^|/)megatron/(?:core|training|bridge|legacy)/")),
-    ("deepspeed", re.compile(r"(?:^|/)deepspeed/")),
+    (
+        "vllm",
+        re.compile(r"(?:^|/)vllm/|^vllm::|^execute_(?:\d+_)?context_\d+\(|^gpu_model_runner: "),
+    ),
+    ("sglang", re.compile(r"(?:^|/)sglang/|^sglang::|^sgl_kernel::|^step\[[A-Z_]+ bs=\d")),
+    ("tensorrt_llm", re.compile(r"(?:^|/)tensorrt_llm/|^trtllm::|^\[Executor\] _forward_step")),
+    # In Nsight Systems Megatron's functions have dots (nvtx_range_push, nvtx_decorator), and those
+    # of DeepSpeed their qualified names (instrument_w_nvtx).
+    (
+        "megatron",
+        re.compile(r"(?:^|/)megatron/(?:core|training|bridge|legacy)/|^megatron\.core\."),
+    ),
+    (
+        "deepspeed",
+        re.compile(
+            r"(?:^|/)deepspeed/|"
+            r"^(?:DeepSpeed(?:Engine|Zero|ZeRo)\w*|PartitionedParameterCoordinator)\."
+        ),
+    ),
     ("torchtitan", re.compile(r"(?:^|/)torchtitan/")),
     ("fsdp2", re.compile(r"^FSDP::|_composable/fsdp/|fsdp/_fully_shard/")),
     ("fsdp1", re.compile(r"^FullyShardedDataParallel\.|fsdp/fully_sharded_data_parallel\.py")),

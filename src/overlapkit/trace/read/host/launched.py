@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.intervals import Ints, Spans, distinct, union
 from overlapkit.trace.read.device_work import COMMUNICATION, Work
-from overlapkit.trace.read.marks import is_waiting_for_data
+from overlapkit.trace.read.host.marks import is_waiting_for_data
 from overlapkit.trace.read.recorded import MarkColumns
 from overlapkit.trace.read.timestamp_columns import column_ns, whole_ns
 

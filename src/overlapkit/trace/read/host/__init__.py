@@ -1,0 +1,1 @@
+"""Ranges on the host: steps, iterations, and what launched a kernel."""

@@ -1,0 +1,1 @@
+"""Profiles as frameworks write them: a small machine that runs a program and records it."""
