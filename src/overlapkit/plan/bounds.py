@@ -22,8 +22,8 @@ from overlapkit.plan.estimate.layer_time import layer_time
 from overlapkit.plan.estimate.overlap import DIMENSIONS, EP, Overlap
 
 _ALL = frozenset(DIMENSIONS)
-"""Every overlap. None makes a layer take longer: what it hides costs at most a share of its time
-in contention."""
+"""Every overlap. None makes a layer take longer: what it hides costs at most a share of its time in
+contention, and what the chunks of tensor parallelism's overlap cost is left out."""
 
 
 class Bounds:
@@ -84,9 +84,12 @@ class Bounds:
             return None
         machine, work = self._cluster.machine, costs.work
         layers = sum(work.stages, start=type(work.stages[0])())
-        times = {kind: layer_time(work.layers[kind], machine, overlap).all.value for kind in layers}
-        vocabulary = layer_time(work.vocabulary, machine, overlap).all.value
-        return sum(times[kind] * count for kind, count in layers.items()) + vocabulary
+
+        kinds = [(work.layers[kind], count) for kind, count in layers.items()]
+        return sum(
+            count * layer_time(layer, machine, overlap, chunked=False).all.value
+            for layer, count in [*kinds, (work.vocabulary, 1)]
+        )
 
     def _hides_experts(self, layout: LayoutChoice) -> bool:
         """Whether the rules may grant the overlap of the experts' exchange.

@@ -152,6 +152,15 @@ def smallest(*operands: Operand) -> Figure:
     return _function("min", operands, min(map(_value, operands)))
 
 
+def hypotenuse(*operands: Operand) -> Figure:
+    """The square root of the sum of the operands' squares.
+
+    Raises:
+        UnitError: two operands have incompatible units.
+    """
+    return _function("hypot", operands, math.hypot(*map(_value, operands)))
+
+
 def rounded_up(operand: Figure) -> Figure:
     """The smallest integer that is not below the operand."""
     return _function("ceil", (operand,), float(math.ceil(operand.value - 1e-9)))

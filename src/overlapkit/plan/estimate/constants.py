@@ -55,26 +55,26 @@ class Constants(NamedTuple):
 
 
 SHARES: Mapping[str, float] = {
-    "a100 bf16": 1.06,
+    "a100 bf16": 1.08,
     "attention ampere": 1.00,
-    "attention blackwell": 1.05,
-    "attention hopper": 0.87,
+    "attention blackwell": 1.01,
+    "attention hopper": 0.81,
     "b200 bf16": 0.86,
-    "b200 fp8 current": 0.95,
-    "b200 mxfp8": 1.11,
-    "b300 bf16": 1.02,
-    "b300 mxfp8": 1.15,
-    "gb200 bf16": 0.94,
-    "gb200 fp8 current": 0.87,
-    "gb200 mxfp8": 0.90,
-    "gb200 nvfp4": 1.03,
-    "gb300 bf16": 0.99,
-    "gb300 fp8 current": 1.03,
-    "gb300 mxfp8": 1.14,
-    "gb300 nvfp4": 1.16,
-    "h100 bf16": 1.03,
-    "h100 fp8 current": 0.98,
-    "h100 fp8 delayed": 0.83,
+    "b200 fp8 current": 0.98,
+    "b200 mxfp8": 1.09,
+    "b300 bf16": 1.01,
+    "b300 mxfp8": 1.10,
+    "gb200 bf16": 0.96,
+    "gb200 fp8 current": 0.90,
+    "gb200 mxfp8": 0.94,
+    "gb200 nvfp4": 1.07,
+    "gb300 bf16": 0.96,
+    "gb300 fp8 current": 1.06,
+    "gb300 mxfp8": 1.12,
+    "gb300 nvfp4": 1.19,
+    "h100 bf16": 1.11,
+    "h100 fp8 current": 1.03,
+    "h100 fp8 delayed": 0.88,
 }
 """By GPU and precision: the share of its rates that GEMMs and attention sustain in whole training
 steps, where clocks, software of its time and what lies between kernels count. 1 for others. By
@@ -99,9 +99,17 @@ CONSTANTS = Constants(
 
 KERNEL_S = 4e-6
 """Seconds from the last thread block of a kernel to the first of the next, which is queued."""
-LAUNCH_S = 15e-6
-"""Seconds that the host needs to start one operation: Python, PyTorch's dispatcher and autograd,
-and the driver."""
+PASS_S = 20e-6
+"""Seconds of a memory-bound kernel beyond its bytes over the bandwidth: the gap before it, and the
+start and end in which it does not fill the memory. SimuMax fitted 30 us, with 0.67 of the
+bandwidth, to kernels on B200 (github.com/MooreThreads/SimuMax, configs/system/
+b200_bf16_ceperm.json, 2026); 20 us goes with the larger share above."""
+COLLECTIVE_S = 20e-6
+"""Seconds until all members of a collective run its kernel: its start, and the wait for the last of
+them. SimuMax measured 22 to 26 us in training on 8 B200 (the same file)."""
+LAUNCH_S = 27e-6
+"""Seconds that the host needs to start one operation of a layer: Python, the module's own checks,
+PyTorch's dispatcher and autograd, and the driver."""
 NVLINK_HOP_S = 2e-6
 """Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
 memory."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.overlap import Overlap
 from overlapkit.plan.estimate.roofline import (
     attention_time,
+    chunking_time,
     collective_time,
     gemm_time,
     host_time,
@@ -41,7 +42,7 @@ class PhaseTime:
         communication: by dimension (TP, CP, EP), where there is any.
         host: waiting for the host to start kernels.
         contention: by how much hidden communication slows the compute beside it, since it takes a
-            share of the SMs.
+            share of the SMs, and a GEMM in chunks fills the others less well.
     """
 
     gemms: Figure
@@ -77,7 +78,12 @@ class LayerTime:
 
 
 def layer_time(
-    work: LayerWork, machine: Machine, overlap: Overlap, *, alone: float = 0
+    work: LayerWork,
+    machine: Machine,
+    overlap: Overlap,
+    *,
+    alone: float = 0,
+    chunked: bool = True,
 ) -> LayerTime:
     """The time of a layer whose kind is `work`.
 
@@ -86,9 +92,19 @@ def layer_time(
         machine: rates and links.
         overlap: what is hidden.
         alone: share of the microbatches that have no other's pass beside them.
+        chunked: whether the chunks of tensor parallelism's overlap cost what they do.
     """
-    forward = _phase(work, machine, overlap, "forward", None, alone)
-    return LayerTime(forward, _phase(work, machine, overlap, "backward", forward, alone))
+
+    def phase(name: str, before: PhaseTime | None) -> PhaseTime:
+        found = _phase(work, machine, overlap, name, before, alone)
+        if not (chunked and overlap.tp):
+            return found
+        longer = _chunked(work, machine, name)
+        together = total([found.contention, *longer]).called(found.contention.name, "s")
+        return replace(found, contention=together) if longer else found
+
+    forward = phase("forward", None)
+    return LayerTime(forward, phase("backward", forward))
 
 
 def _phase(
@@ -133,8 +149,19 @@ def _phase(
         traffic=times.traffic,
         communication=communication,
         contention=contention,
-        host=host_time(work, machine, phase),
+        host=host_time(work, machine, phase, compute),
     )
+
+
+def _chunked(work: LayerWork, machine: Machine, phase: str) -> list[Figure]:
+    """By how much longer the GEMMs take that tp_comm_overlap cuts into chunks."""
+    cut = {
+        one.beside: one.ranks
+        for one in work.collectives
+        if one.dimension == "TP" and one.phase == phase and one.beside and not one.always_hidden
+    }
+    at = ((gemm, cut.get(f"{gemm.name} {gemm.which}")) for gemm in work.gemms)
+    return [chunking_time(gemm, chunks, machine) for gemm, chunks in at if chunks]
 
 
 class _Times(NamedTuple):
@@ -151,7 +178,7 @@ def _compute(work: LayerWork, machine: Machine, phase: str, gemms: Mapping[str, 
         attention = attention_time(work.attention, machine, phase, work.precision).called(
             f"{work.name} attention, {phase}"
         )
-    moved = (traffic_time(getattr(one, phase), machine) for one in work.traffic)
+    moved = (traffic_time(one, machine, phase) for one in work.traffic)
     return _Times(
         total(gemms.values(), "s").called(f"{work.name} GEMMs, {phase}", "s"),
         attention,

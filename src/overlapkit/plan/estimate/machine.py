@@ -13,11 +13,13 @@ from math import ceil
 from overlapkit.errors import InputError
 from overlapkit.hardware import DataSheet, data_sheet, find_gpu
 from overlapkit.plan.estimate.constants import (
+    COLLECTIVE_S,
     CONSTANTS,
     KERNEL_S,
     LAUNCH_S,
     NETWORK_HOP_S,
     NVLINK_HOP_S,
+    PASS_S,
     SAME_CHIP,
     TILE,
     Constants,
@@ -30,6 +32,8 @@ ALL_RANKS = 2**31
 
 
 NO_LAUNCH = given("launch of a kernel", 0, "s", "not counted")
+NO_PASS = given("start and end of a memory-bound kernel", 0, "s", "not counted")
+NO_START = given("start of a collective", 0, "s", "not counted")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Machine:
         links: nearest first.
         communication_share: share of a rank's arithmetic that a running collective takes.
         kernel: seconds between one kernel and the next.
+        pass_start: seconds of a memory-bound kernel beyond its bytes over the bandwidth.
+        collective_start: seconds until all members of a collective run its kernel.
         processors: SMs that a GEMM's tiles are spread over; 1 where that does not matter.
         tile: rows and columns of a GEMM's result that one of them computes.
         step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of the
@@ -84,6 +90,8 @@ class Machine:
     communication_share: Figure
     kernel: Figure
     launch: Figure = NO_LAUNCH
+    pass_start: Figure = NO_PASS
+    collective_start: Figure = NO_START
     shares: Mapping[str, Figure] = field(default_factory=dict)
     exponentials: Figure | None = None
     attention_rows: int = 1
@@ -183,6 +191,8 @@ def machine_of(
         ),
         kernel=constant("kernel start", KERNEL_S, "s"),
         launch=constant("launch of a kernel", LAUNCH_S, "s"),
+        pass_start=constant("start and end of a memory-bound kernel", PASS_S, "s"),
+        collective_start=constant("start of a collective", COLLECTIVE_S, "s"),
         processors=data.sm,
         tile=TILE,
     )

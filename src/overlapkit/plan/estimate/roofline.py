@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from overlapkit.plan.estimate.constants import ATTENTION, HEAD, constant
 from overlapkit.plan.estimate.machine import Machine, filled, link_between, slowest_link
-from overlapkit.plan.figure import Figure, given, largest
+from overlapkit.plan.figure import Figure, given, hypotenuse, largest
 from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.memory_traffic import MemoryTraffic
 from overlapkit.plan.workload.precision import BF16, Precision
 from overlapkit.plan.workload.step import LayerWork
 
@@ -70,15 +71,51 @@ def attention_time(
     return (time / filled_share + machine.kernel).called(f"attention, {phase}", "s")
 
 
-def host_time(work: LayerWork, machine: Machine, phase: str) -> Figure:
-    """Seconds in which the GPU waits for the host to start the kernels of a layer's phase."""
-    count = given(f"{work.name} kernels, {phase}", getattr(work.launches, phase), "", LAUNCHED)
-    return (count * machine.launch).called(f"{work.name} host, {phase}", "s")
+def host_time(work: LayerWork, machine: Machine, phase: str, compute: Figure) -> Figure:
+    """Seconds in which the GPU waits for the host to start the kernels of a layer's phase.
+
+    The host starts the next kernel while the GPU runs one. Of each pair the slower counts, and a
+    layer has short and long kernels. Its time therefore lies above the larger of the two sums, by
+    most where they are equal: the root of the sum of their squares.
+
+    Args:
+        work: the layer.
+        machine: rates.
+        phase: "forward" or "backward".
+        compute: seconds of the kernels.
+    """
+    name = f"{work.name} host, {phase}"
+    launches = getattr(work.launches, phase)
+    if not launches:
+        return given(name, 0, "s", "the host runs ahead of the GPU")
+    count = given(f"{work.name} kernels, {phase}", launches, "", LAUNCHED)
+    starting = (count * machine.launch).called(f"{work.name} starts of kernels, {phase}", "s")
+    return (hypotenuse(starting, compute) - compute).called(name, "s")
 
 
-def traffic_time(moved: Figure, machine: Machine) -> Figure:
-    """Seconds of memory-bound kernels."""
-    return (moved / machine.memory_bandwidth).called(moved.name.replace("bytes", "time"), "s")
+def chunking_time(gemm: Gemm, chunks: int, machine: Machine) -> Figure:
+    """Seconds by which a GEMM takes longer when its rows are multiplied in chunks, one after
+    another: the tiles of each fill the SMs less well than those of all rows."""
+    at = f"{gemm.name} {gemm.which}"
+    entire = filled(machine, gemm.m, gemm.n, gemm.batch, gemm.k)
+    chunk = filled(machine, max(1, gemm.m // chunks), gemm.n, gemm.batch, gemm.k)
+    rate = _in_training(machine.rate(gemm.precision.rate), gemm.precision, machine)
+    source = f"{chunks} chunks of {gemm.m} rows"
+    more = given(
+        f"{at} in chunks, tiles' use of the SMs", max(0.0, 1 / chunk - 1 / entire), "", source
+    )
+    return (gemm.flops / rate * more).called(f"{at} in chunks, longer by", "s")
+
+
+def traffic_time(traffic: MemoryTraffic, machine: Machine, phase: str) -> Figure:
+    """Seconds of memory-bound kernels in a phase: their bytes, and the start of each."""
+    moved: Figure = getattr(traffic, phase)
+    name = moved.name.replace("bytes", "time")
+    time = moved / machine.memory_bandwidth
+    if traffic.kernels and machine.pass_start.value:
+        what = f"{moved.name.replace('bytes', 'kernels')}"
+        time = time + given(what, traffic.kernels, "", "as fused") * machine.pass_start
+    return time.called(name, "s")
 
 
 def wire_bytes(one: Collective) -> Figure:
@@ -97,22 +134,26 @@ def wire_bytes(one: Collective) -> Figure:
 
 
 def collective_time(one: Collective, machine: Machine) -> Figure:
-    """Seconds of one collective, undisturbed: bytes sent over bandwidth, and latency."""
+    """Seconds of one collective, undisturbed: its start, bytes sent over bandwidth, and latency.
+
+    A message of the pipeline has no start of its own: both stages have long been waiting for it.
+    """
     sent = wire_bytes(one)
     name = f"{one.name} {one.kind} time"
     if one.kind == "send":
         link = slowest_link(machine, one.ranks, one.stride)
         return (sent / link.bandwidth + link.hop).called(name, "s")
     bandwidth, latency, near = link_between(machine, one.ranks, one.stride)
+    start = machine.collective_start
     if one.kind != "all-to-all":
         rounds = 2 if one.kind == "all-reduce" else 1
-        return (sent / bandwidth + latency * rounds).called(name, "s")
+        return (sent / bandwidth + latency * rounds + start).called(name, "s")
     if near == one.ranks:
-        return (sent / bandwidth + latency).called(name, "s")
+        return (sent / bandwidth + latency + start).called(name, "s")
     # What leaves the domain uses each rank's own adapter, whatever its neighbours do.
     leaving = _leaving(one, near)
     slowest = largest(sent / machine.links[0].bandwidth, leaving / machine.links[-1].bandwidth)
-    return (slowest + latency).called(name, "s")
+    return (slowest + latency + start).called(name, "s")
 
 
 def _leaving(one: Collective, near: int) -> Figure:

@@ -50,7 +50,7 @@ def attention_of(model: Any, shape: ModelShape, layout: Layout, layer: int) -> A
     ranks = given("CP", layout.cp, "ranks", "model.context_parallel_size")
     pairs = (length * length / 2).called("causal pairs of positions", "", "half of sequence^2")
     executed = pairs
-    window = _window(model, layer)
+    window = window_of(model, layer)
     if window is not None and window < layout.sequence:
         pairs = _within(length, window)
         # Blocks of scores that the window's edges cross are computed entirely.
@@ -83,8 +83,12 @@ def _within(length: Figure, window: int) -> Figure:
     return (length * span - span * span / 2).called("pairs of positions in the window", "")
 
 
-def _window(model: Any, layer: int) -> int | None:
-    """Tokens that a position attends to in this layer; None for all before it."""
+def window_of(model: Any, layer: int) -> int | None:
+    """Tokens that a position attends to in this layer; None for all before it.
+
+    Raises:
+        InputError: window_size is not a pair of numbers.
+    """
     window = getattr(model, "window_size", None)
     if window is None:
         return None

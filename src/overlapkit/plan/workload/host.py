@@ -25,6 +25,9 @@ NO_LAUNCHES = Launches()
 EXPERT = Launches(4, 8)
 """For each expert of a rank: the GEMMs of two linear layers, and the activation and quantization
 between them; the backward has two GEMMs for each of the forward."""
+BIAS = Launches(2, 6)
+"""For each expert of a rank with a bias: product and sum; the backward casts and sums each of their
+gradients (`TEGroupedMLP._apply_bias`)."""
 LAYER = Launches(60, 80)
 """Of the rest of the layer: norms, attention, router, permutation, dispatch and combine, in
 PyTorch's own kernels and Transformer Engine's."""
@@ -32,14 +35,21 @@ GRAPHED_LAYER = Launches(30, 40)
 """Of the rest of the layer where its attention or its router is captured in CUDA graphs."""
 
 
-def launches_of(model: Any, experts: Experts, layout: Layout) -> Launches:
-    """The kernels of one layer with experts; none where a graph holds the entire iteration."""
+def launches_of(model: Any, experts: Experts, layout: Layout, *, bias: bool) -> Launches:
+    """The kernels of one layer with experts; none where a graph holds the entire iteration.
+
+    Args:
+        model: what the run sets.
+        experts: of the model.
+        layout: ranks.
+        bias: whether linear layers have one.
+    """
     if is_full_iteration_cuda_graph(model):
         return NO_LAUNCHES
     graphed = (getattr(model, "cuda_graph_impl", None) or "none") != "none"
     rest = GRAPHED_LAYER if graphed and cuda_graph_module_names(model) else LAYER
     own = experts.count // layout.ep
     return Launches(
-        rest.forward + own * EXPERT.forward,
-        rest.backward + own * EXPERT.backward,
+        rest.forward + own * (EXPERT.forward + bias * BIAS.forward),
+        rest.backward + own * (EXPERT.backward + bias * BIAS.backward),
     )

@@ -24,10 +24,16 @@ written in place as the gradient."""
 
 @dataclass(frozen=True)
 class MemoryTraffic:
-    """Bytes of the memory-bound kernels of one layer and microbatch."""
+    """Bytes of the memory-bound kernels of one layer and microbatch.
+
+    Attributes:
+        forward, backward: bytes.
+        kernels: that read and write them, in each of the two.
+    """
 
     forward: Figure
     backward: Figure
+    kernels: int = 0
 
 
 def attention_traffic(
@@ -63,6 +69,8 @@ def attention_traffic(
     return MemoryTraffic(
         forward.called("attention block bytes, forward", "B"),
         backward.called("attention block bytes, backward", "B"),
+        # The norm, queries' and keys' rotation, the residual. Quantization is fused with them.
+        kernels=4,
     )
 
 
@@ -101,6 +109,7 @@ def ring_traffic(
         MemoryTraffic(
             forward.called("bytes to add up ring steps, forward", "B"),
             backward.called("bytes to add up ring steps, backward", "B"),
+            kernels=layout.cp,
         ),
     )
 
@@ -138,6 +147,8 @@ def mlp_traffic(
     return MemoryTraffic(
         forward.called("feed-forward block bytes, forward", "B"),
         backward.called("feed-forward block bytes, backward", "B"),
+        # The norm, the activation, the residual.
+        kernels=3,
     )
 
 
@@ -148,6 +159,27 @@ def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Memory
     return MemoryTraffic(
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
+        kernels=2,
+    )
+
+
+def expert_bias_traffic(shape: ModelShape, routed: Figure, base: Precision) -> MemoryTraffic:
+    """Adding the bias of the experts' second layer, which no kernel fuses.
+
+    Megatron-Core multiplies it by the fp32 weight that the router gives each token, adds it expert
+    by expert, and joins the results (`TEGroupedMLP._apply_bias`). Per element of the output, in the
+    forward: the product is written; output and product are read, their fp32 sum is written; the
+    joined sums are read and written twice, the second time in the output's type. In the backward:
+    the gradient is cast to fp32; for the bias and for the router's weight it is read, multiplied,
+    written, and read again to be summed; for the output it is cast back and joined.
+    """
+    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
+    size = base.operand_bytes
+    forward = 4 + (size + 4 + 4) + (4 + 4) + (4 + size)
+    backward = (size + 4) + 2 * (4 + 4 + 4) + (4 + size) + (size + size)
+    return MemoryTraffic(
+        (routed * hidden * literal(forward, "B")).called("experts' bias bytes, forward", "B"),
+        (routed * hidden * literal(backward, "B")).called("experts' bias bytes, backward", "B"),
     )
 
 
@@ -158,6 +190,7 @@ def loss_traffic(shape: ModelShape, layout: Layout) -> MemoryTraffic:
     return MemoryTraffic(
         forward.called("loss bytes, forward", "B"),
         (layout.tokens * vocab * literal(4, "B")).called("loss bytes, backward", "B"),
+        kernels=2,
     )
 
 

@@ -14,7 +14,7 @@ from megatron.bridge.models.model_shape import Experts, ModelShape, UncountableM
 from overlapkit.config.run import Run
 from overlapkit.errors import InputError
 from overlapkit.plan.figure import Figure, given, literal, total
-from overlapkit.plan.workload.attention import Attention, attention_of
+from overlapkit.plan.workload.attention import Attention, attention_of, window_of
 from overlapkit.plan.workload.collectives import (
     Collective,
     context_collectives,
@@ -39,6 +39,7 @@ from overlapkit.plan.workload.memory_traffic import (
     MemoryTraffic,
     MlpRows,
     attention_traffic,
+    expert_bias_traffic,
     expert_traffic,
     loss_traffic,
     mlp_traffic,
@@ -206,11 +207,11 @@ def _kinds_of_layers(
     kind_of_layer = []
     precisions = layer_precisions(model, len(shape.moe_layers))
     # Only windows make attention differ between layers, and a sweep makes thousands of workloads.
-    windows = getattr(model, "window_size", None) is not None
-    attention = attention_of(model, shape, layout, 0)
+    attentions: dict[int | None, Attention] = {}
     for number, (moe, low) in enumerate(zip(shape.moe_layers, precisions, strict=True)):
-        if windows:
-            attention = attention_of(model, shape, layout, number)
+        window = window_of(model, number)
+        attention = attentions.get(window) or attention_of(model, shape, layout, number)
+        attentions[window] = attention
         key = moe, low.name, attention.forward.value
         if key not in kinds:
             kinds[key] = len(layers)
@@ -235,7 +236,7 @@ def _layer(
     collectives += context_collectives(model, shape, layout, base, layer)
     if moe and shape.experts:
         block = _experts(model, shape, shape.experts, layout, low)
-        launches = launches_of(model, shape.experts, layout)
+        launches = launches_of(model, shape.experts, layout, bias=shape.linear_bias)
     else:
         block = _feed_forward(shape, layout, base, low)
     kind = "moe" if moe else "dense"
@@ -290,6 +291,8 @@ def _experts(
         mlp_traffic(shape, layout, base, low, passing),
         expert_traffic(shape, routed, base),
     ]
+    if shape.linear_bias:
+        traffic.append(expert_bias_traffic(shape, routed, base))
     return _Block(gemms, traffic, expert_collectives(model, shape, experts, layout, base))
 
 

@@ -10,12 +10,20 @@ import pytest
 from overlapkit.plan.estimate.constants import CONSTANTS
 from overlapkit.plan.estimate.machine import Link, Machine, machine_of
 from overlapkit.plan.estimate.overlap import NO_OVERLAP
-from overlapkit.plan.estimate.roofline import attention_time, collective_time, gemm_time, host_time
+from overlapkit.plan.estimate.roofline import (
+    attention_time,
+    chunking_time,
+    collective_time,
+    gemm_time,
+    host_time,
+    traffic_time,
+)
 from overlapkit.plan.estimate.step_time import estimate
 from overlapkit.plan.figure import given
 from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.memory_traffic import MemoryTraffic
 from overlapkit.plan.workload.precision import BF16
 from overlapkit.plan.workload.step import LayerWork
 from support.plan_runs import plain_machine, work_of
@@ -90,10 +98,68 @@ def layer_of_experts(**settings: Any) -> LayerWork:
 
 def test_the_gpu_waits_for_the_host_with_each_expert() -> None:
     machine = machine_of("h100")
-    times = [host_time(layer_of_experts(ep=ep), machine, "forward").value for ep in (8, 4, 1)]
+    layers = [layer_of_experts(ep=ep) for ep in (8, 4, 1)]
+    compute = given("compute", 1e-3, "s")
+    times = [host_time(layer, machine, "forward", compute).value for layer in layers]
     assert times == sorted(set(times))
     dense = work_of(8).layers[0]
-    assert host_time(dense, machine, "forward").value == 0
+    assert host_time(dense, machine, "forward", compute).value == 0
+
+
+def test_the_host_is_hidden_by_long_kernels_and_decides_between_short_ones() -> None:
+    machine, layer = machine_of("h100"), layer_of_experts(ep=8)
+    starting = layer.launches.forward * machine.launch.value
+
+    def waiting(seconds: float) -> float:
+        return host_time(layer, machine, "forward", given("compute", seconds, "s")).value
+
+    assert waiting(0) == pytest.approx(starting)
+    assert waiting(starting) == pytest.approx(starting * (2**0.5 - 1))
+    assert waiting(100 * starting) < 0.01 * starting
+
+
+def test_a_bias_of_experts_costs_memory_traffic_and_starts_of_kernels() -> None:
+    plain, biased = layer_of_experts(), layer_of_experts(add_bias_linear=True)
+    extra = biased.traffic[-1]
+    assert len(biased.traffic) == len(plain.traffic) + 1
+    elements = extra.forward.value / 28
+    # In BF16 28 bytes for each element of the experts' output in the forward, 40 in the backward.
+    assert extra.backward.value == pytest.approx(40 * elements)
+    assert biased.launches.forward > plain.launches.forward
+
+
+def test_a_memory_bound_kernel_takes_its_start_and_its_bytes() -> None:
+    traffic = MemoryTraffic(
+        given("bytes, forward", 1e9, "B"), given("bytes, backward", 2e9, "B"), kernels=4
+    )
+    start = given("start", 1e-3, "s")
+    machine = plain_machine(pass_start=start)
+    assert traffic_time(traffic, machine, "forward").value == pytest.approx(1e-3 + 4e-3)
+    assert traffic_time(traffic, machine, "backward").value == pytest.approx(2e-3 + 4e-3)
+
+
+def test_chunks_of_a_gemm_fill_the_gpu_less_well() -> None:
+    machine = machine_of("h100")
+    # 32 x 24 tiles of 128 x 256 are nearly 6 waves of 132 SMs; an eighth of the rows is 96 tiles.
+    gemm = Gemm(name="fc1", which="fprop", m=4096, n=6144, k=8192, batch=1, precision=BF16)
+    entire, longer = gemm_time(gemm, machine).value, chunking_time(gemm, 8, machine).value
+    assert 0 < longer < entire
+    assert chunking_time(gemm, 1, machine).value == 0
+
+
+def test_a_collective_waits_for_its_members_once() -> None:
+    one = Collective(
+        dimension="TP",
+        name="input",
+        kind="all-gather",
+        payload=given("payload", 8e9, "B"),
+        ranks=8,
+        stride=1,
+        phase="forward",
+    )
+    start = given("start", 1.0, "s")
+    plain = collective_time(one, plain_machine()).value
+    assert collective_time(one, plain_machine(collective_start=start)).value == plain + 1.0
 
 
 def test_graphs_take_the_host_out() -> None:
