@@ -157,6 +157,13 @@ class DistributedDataParallel:
             ddp_config.bucket_size = max(40000000, 1000000 * dp_size)
         if not ddp_config.overlap_grad_reduce:
             ddp_config.bucket_size = None
+        if disable_bucketing or pp_rank > 0:
+            self.bucket_size = None
+"""
+_SCHEDULES = """\
+def forward_backward_pipelining_with_interleaving(config):
+    if config.overlap_p2p_comm and config.batch_p2p_comm:
+        raise ValueError("Can not use both overlap_p2p_comm and batch_p2p_comm")
 """
 
 
@@ -165,6 +172,7 @@ def megatron_lm(root: Path, *, old: bool = False) -> Path:
     write(root, "megatron/arguments.py" if old else "megatron/training/arguments.py", _ARGUMENTS)
     write(root, "megatron/core/package_info.py", PACKAGE.format(0, 17, 1))
     write(root, "megatron/core/distributed/distributed_data_parallel.py", _BUCKETS)
+    write(root, "megatron/core/pipeline_parallel/schedules.py", _SCHEDULES)
     return root
 
 

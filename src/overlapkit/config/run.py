@@ -240,7 +240,7 @@ def read_settings(
             data[section].pop(BY_NAME, None)
     _check_sections(document, data, strict=strict)
     nested = flatten_model(document, data)
-    stacks = stacks_of_dump(data) if dumped else ()
+    stacks = stacks_of_dump(data, nested=bool(nested)) if dumped else ()
     overrides = [unnested(o) for o in overrides] if nested else overrides
     values = apply_overrides(data, [plain_override(o) for o in overrides])
     for section in NAMED_SECTIONS:

@@ -105,19 +105,26 @@ def keys_in(section: str, stack: int) -> dict[str, Span]:
     }
 
 
-def stacks_of_dump(sections: Mapping[str, Any]) -> tuple[Stack, ...]:
+def stacks_of_dump(sections: Mapping[str, Any], *, nested: bool = False) -> tuple[Stack, ...]:
     """The stacks that may have written a file with every field, oldest first.
 
     These are the stacks whose classes agree best with the keys that the file has and lacks: one
     where the fields differ enough, otherwise several. None where the file has no section that
-    Megatron-Bridge writes in full.
+    Megatron-Bridge writes in full, as one that somebody shortened or wrote by hand.
+
+    Args:
+        sections: the file, with the model's fields in one section.
+        nested: whether the file has the model's TransformerConfig as a section of its own, as
+            only the newest known stack writes it.
     """
+    if nested:
+        return KNOWN[-1:]
     present = {
         section: set(sections[section])
         for section in (*_WRITTEN_WHOLE, "model")
         if isinstance(sections.get(section), dict)
     }
-    if not any(section in present for section in _WRITTEN_WHOLE):
+    if not any(_is_whole(section, present.get(section, set())) for section in _WRITTEN_WHOLE):
         return ()
     # The names of the sections themselves: env_vars is as new as a field can be.
     present[""] = set(sections)
@@ -128,13 +135,22 @@ def stacks_of_dump(sections: Mapping[str, Any]) -> tuple[Stack, ...]:
     return tuple(stack for stack, wrong in zip(KNOWN, errors, strict=True) if wrong == min(errors))
 
 
+def _is_whole(section: str, present: set[str]) -> bool:
+    """Whether a section has most of the fields that some stack would have written."""
+    return any(
+        2 * len(present & fields.keys()) > len(fields)
+        for fields in (keys_in(section, stack) for stack in range(len(KNOWN)))
+    )
+
+
 def _disagreements(section: str, present: set[str], stack: int) -> int:
     """Keys that the stack does not know, and keys of its own that are missing."""
     wrong = 0
+    whole = _is_whole(section, present)
     for key, history in histories(section).items():
         exists = any(span.contains(stack) for span in history)
         if key in present:
             wrong += not exists
-        elif section in _WRITTEN_WHOLE:
+        elif section in _WRITTEN_WHOLE and whole:
             wrong += exists
     return wrong

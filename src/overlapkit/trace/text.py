@@ -94,10 +94,12 @@ def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank, label: str) -> 
 
 def across_sentence(across: TraceAcrossRanks) -> str:
     """The slowest rank, the spread, and which rank the others wait for."""
-    text = (
-        f"Rank {across.slowest_rank} is the slowest; the ranks differ by "
-        f"{ms_of_us(across.spread_us)} ms ({across.spread_pct:.1f} %)."
-    )
+    text = "The ranks' steps are equally long."
+    if across.spread_us:
+        text = (
+            f"Rank {across.slowest_rank} is the slowest; the ranks differ by "
+            f"{ms_of_us(across.spread_us)} ms ({across.spread_pct:.1f} %)."
+        )
     share = across.exposed_waiting_pct
     if share is not None:
         late = across.late_rank

@@ -72,3 +72,15 @@ def test_a_section_shows_the_version_as_a_field_does() -> None:
     assert KNOWN[2] in several and len(several) > 1
     assert KNOWN[2] not in stacks_of_dump({**data, "env_vars": {}})
     assert set(stacks_of_dump({**data, "env_vars": {}})) <= set(several)
+
+
+def test_a_file_that_somebody_shortened_is_not_dated_by_what_it_lacks() -> None:
+    assert stacks_of_dump({"ddp": {"use_distributed_optimizer": True}, "optimizer": {}}) == ()
+    few = {"ddp": {"use_distributed_optimizer": True}, "dist": dict.fromkeys(keys_in("dist", 0))}
+    whole = {**few, "ddp": dict.fromkeys(keys_in("ddp", 0))}
+    assert KNOWN[1] not in stacks_of_dump(whole)
+    assert set(stacks_of_dump(few)) >= set(stacks_of_dump({"dist": few["dist"]}))
+
+
+def test_a_nested_model_section_is_the_newest_stacks() -> None:
+    assert stacks_of_dump({"ddp": {"use_distributed_optimizer": True}}, nested=True) == KNOWN[-1:]

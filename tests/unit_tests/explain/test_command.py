@@ -384,6 +384,17 @@ def test_a_bug_that_a_version_fixed_is_reported_for_the_versions_that_have_it(
     assert "any.other-versions" not in notes("--bridge", "main")
 
 
+def test_activations_freed_while_they_are_sent_are_named_by_what_was_seen(
+    overlapkit: Any, config: Any
+) -> None:
+    for backend, seen in (("gloo", "trains on corrupted"), ("nccl", "one large run reported")):
+        path = config(HAZARD.replace("gloo", backend), f"{backend}.yaml")
+        shown = overlapkit("explain", path, "--world-size", "8", "--core", "0.17.1").out
+        (line,) = [line for line in shown.splitlines() if "[core.sent-then-freed" in line]
+        assert seen in line
+        assert "model.deallocate_pipeline_outputs=false, or use megatron-core 0.18.0" in line
+
+
 def test_the_versions_are_in_the_document(
     overlapkit: Any, config: Any, bridge_configs: Path
 ) -> None:

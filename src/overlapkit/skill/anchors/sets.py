@@ -169,6 +169,7 @@ BRIDGE = (
 
 _ARGUMENTS = "megatron/training/arguments.py"
 _DDP = "megatron/core/distributed/distributed_data_parallel.py"
+_SCHEDULES = "megatron/core/pipeline_parallel/schedules.py"
 MEGATRON_LM = (
     Query(TP, (Where(_ARGUMENTS, "validate_args", branch_on("args.tp_comm_overlap")),)),
     Query(
@@ -192,5 +193,23 @@ MEGATRON_LM = (
         "Bucket size",
         (Where(_DDP, "DistributedDataParallel.__init__", assigns("bucket_size", but=(None,))),),
         main=False,
+    ),
+    Query(
+        "One bucket in later stages and chunks",
+        (Where(_DDP, "DistributedDataParallel.__init__", branch_on("disable_bucketing")),),
+        main=False,
+        always=False,
+    ),
+    Query(
+        "Overlapped p2p excludes batched p2p",
+        (
+            Where(
+                _SCHEDULES,
+                "forward_backward_pipelining_with_interleaving",
+                branch_on("overlap_p2p_comm", "batch_p2p_comm"),
+            ),
+        ),
+        main=False,
+        always=False,
     ),
 )

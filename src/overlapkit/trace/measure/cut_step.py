@@ -26,13 +26,14 @@ def ends_in_step(work: Work) -> bool:
 
     A step that is cut begins as the one before it. A step that only does less than others, as one
     without an optimizer where gradients are accumulated, is not cut where others do as little.
+    Of a file that is known to end in the middle, steps of a few kernels are compared too.
 
     Args:
         work: the work of a device, with its steps.
     """
     *others, last = _kernels(work) or [np.zeros(0, np.int64)]
     least = min(map(len, others), default=0)
-    if least < LENGTH or len(last) > SHORTER * least:
+    if least < (1 if work.truncated else LENGTH) or len(last) > SHORTER * least:
         return False
     same = int((last == others[-1][: len(last)]).sum())
     return same >= SAME * len(last) or len(last) < HARDLY * least

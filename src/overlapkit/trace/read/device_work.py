@@ -87,6 +87,7 @@ class Work:
         warnings: what was omitted or assumed.
         process: equal for the devices that one process of the file uses; None where that is not
             known.
+        truncated: whether the file ends in the middle of its events.
     """
 
     path: str
@@ -116,6 +117,7 @@ class Work:
     iterations: list[Window] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     process: int | None = None
+    truncated: bool = False
 
     def __post_init__(self) -> None:
         if len(self.origin) != len(self.start):

@@ -182,6 +182,7 @@ def _describe(work: Work, reading: Reading) -> None:
             integer(entry.get("id")) == work.device or work.gpu is None
         ):
             work.gpu = str(entry.get("name") or "") or work.gpu
-    if reading.cut:
+    work.truncated = reading.cut
+    if work.truncated:
         work.warnings.insert(0, "the file is truncated: it ends in the middle of its events")
     work.warnings += [f"{count} x {what}" for what, count in reading.problems.items()]

@@ -114,6 +114,10 @@ def test_megatron_lm(old: bool, tmp_path: Path) -> None:
     assert first_line(answer[LAUNCH]).startswith(f"assert os.environ.get('{VARIABLE}') == \"1\"")
     assert first_line(answer[TP]) == "if args.tp_comm_overlap:"
     assert "max(40000000" in first_line(answer["Bucket size"])
+    one_bucket = answer["One bucket in later stages and chunks"]
+    assert first_line(one_bucket) == "if disable_bucketing or pp_rank > 0:"
+    excluded = answer["Overlapped p2p excludes batched p2p"]
+    assert first_line(excluded) == "if config.overlap_p2p_comm and config.batch_p2p_comm:"
     assert bool(answer[TP].detail) == old
 
 

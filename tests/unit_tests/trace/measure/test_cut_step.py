@@ -65,3 +65,21 @@ def test_other_steps_stay(steps, tmp_path):
     found = report(tmp_path, steps)
     assert len(found.steps) == len(steps)
     assert not any("recording ends" in w for w in found.warnings)
+
+
+def test_in_a_file_that_ends_in_the_middle_a_short_step_is_compared_too(tmp_path):
+    events = []
+    for number in range(3):
+        ts = 1000 + 100 * number
+        events.append(tiny.step(number, ts, 100))
+        events += [tiny.kernel(name, ts + 10 * n, 9) for n, name in enumerate(("a", "b", "c"))]
+    path = tmp_path / "t.json"
+    tiny.write(path, events)
+    text = path.read_text()
+    path.write_text(text[: text.rindex('"b"')])
+    (one,) = analyse_file(str(path), Options())
+    assert [t.window.number for t in one.steps] == [0, 1]
+    assert any("ends in ProfilerStep#2" in w for w in one.warnings)
+    path.write_text(text)
+    (one,) = analyse_file(str(path), Options())
+    assert [t.window.number for t in one.steps] == [0, 1, 2]

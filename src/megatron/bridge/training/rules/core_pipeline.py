@@ -55,11 +55,12 @@ SENT_THEN_FREED = rule(
     "core.sent-then-freed",
     Dimension.PP,
     claim="With overlap_p2p_comm, deallocate_pipeline_outputs can free an activation while it is "
-    "being sent: over gloo a corrupted activation arrives (observed with megatron-core 0.16.1); "
-    "over NCCL, the default back end, it was not tested, and nothing is said.",
+    "being sent, and a corrupted one arrives: observed over gloo with megatron-core 0.16.1, "
+    "reported over NCCL (NaN gradient norms of Llama 3.1 405B at PP=16, VPP=8 on GB200), where it "
+    "was not tried here.",
     remedy="set deallocate_pipeline_outputs=false on the model",
     versions=(Range("core", until="0.18.0"),),
-    source="fixed by Megatron-LM 260cba7133",
+    source="fixed by Megatron-LM 260cba7133 (its pull request #4047 has the report)",
     is_bug=True,
 )
 DEFERRED_WGRAD = rule(
@@ -129,7 +130,10 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             else (Edit("model.overlap_p2p_comm_warmup_flush", False),),
         )
     sends = pp > 1 and vpp > 1 and overlap and not batch
-    if sends and c.of_model("deallocate_pipeline_outputs") and "gloo" in c.backend:
+    if sends and c.of_model("deallocate_pipeline_outputs"):
+        seen = "trains on corrupted activations"
+        if "gloo" not in c.backend:
+            seen = "can corrupt activations, as one large run reported; it was not tried here"
         # Megatron-LM has no flag for it.
         kept = Edit("model.deallocate_pipeline_outputs", False)
         edits = (kept,) if c.of_megatron_bridge else ()
@@ -138,7 +142,7 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             requested=None,
             effective=True,
             reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
-            f"its send has completed; over {c.backend} that trains on corrupted activations",
+            f"its send has completed; over {c.backend} that {seen}",
             outcome=Outcome.NOTE,
             remedy=in_words(edits) or SENT_THEN_FREED.remedy,
             edits=edits,
