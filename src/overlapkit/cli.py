@@ -355,6 +355,7 @@ def check(**given: Any) -> int:
 @skill.command()
 @click.argument("answers", required=False, metavar="[ANSWERS]")
 @click.option("--file", metavar="FILE", help="evals.json, if not that of this skill.")
+@options.as_json("overlapkit/skill-evals/v1")
 def evals(**given: Any) -> int:
     """Show tasks that test an agent, or check its ANSWERS.
 

@@ -38,6 +38,7 @@ DOCUMENTS = {
     "lab-job": "overlapkit.lab.document:LabJobDocument",
     "lab-hunt": "overlapkit.lab.hunt.document:HuntDocument",
     "skill-check": "overlapkit.skill.check.document:CheckDocument",
+    "skill-evals": "overlapkit.skill.evals.document:EvalsDocument",
 }
 """Every document by the name in its `schema` key, and the Struct that it is encoded from."""
 

@@ -137,7 +137,10 @@ class FlagWords(KeyWords):
     def short(self, knob: str) -> str:
         """As `name`; of a knob that another flag sets, that flag."""
         other = self._other(knob)
-        return self._spelt(other) if other is not None else self.name(knob).partition(" ")[0]
+        if other is not None:
+            return self._spelt(other)
+        name = self.name(knob)
+        return name if self.flag(knob) is None else name.partition(" ")[0]
 
     def value(self, knob: str, value: Any) -> Any:
         """The value of what `name` shows: a flag that turns a knob off is on where that is off."""

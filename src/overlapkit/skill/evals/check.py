@@ -4,55 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from overlapkit.config.text_file import read_text
 from overlapkit.errors import EXIT_FINDING, InputError
-from overlapkit.output.console import write_text
-from overlapkit.skill.evals.answer import Expected, Names, form, is_right, read
+from overlapkit.output.console import write_json, write_text
+from overlapkit.skill.evals.answer import form, read
+from overlapkit.skill.evals.asked import Asked
 
 _OF_SKILL = Path("evals/evals.json")
 _IN_CHECKOUT = Path(".github/skills/perf-tp-dp-comm-overlap")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A task as evals.json has it.
-
-    Attributes:
-        number: from 1.
-        name: see `Task.name`.
-        prompt: the question.
-        files: relative to the skill's folder.
-        parts: the right answer.
-    """
-
-    number: int
-    name: str
-    prompt: str
-    files: tuple[str, ...]
-    parts: dict[str, Expected]
-
-
-def run(*, answers: str | None, file: str | None) -> int:
+def run(*, answers: str | None, file: str | None, as_json: bool = False) -> int:
     """Print the tasks, or with `answers` check them; returns the exit status.
 
     Args:
         answers: a JSON file with an object: the name of a task, and an object with the parts of its
             answer.
         file: evals.json; None is that of the skill that this source belongs to.
+        as_json: whether the JSON document is printed.
 
     Raises:
         InputError: a file cannot be read, or is not of that form.
     """
     path = Path(file) if file is not None else _beside()
-    asked = _tasks(path)
-    if answers is None:
-        write_text("".join(f"{line}\n" for line in _questions(asked, path.resolve().parents[1])))
+    asked, folder = _tasks(path), path.resolve().parents[1]
+    given = None if answers is None else _answers(answers, asked)
+    if as_json:
+        from overlapkit.skill.evals.document import evals_document
+
+        document = evals_document(asked, folder, given)
+        write_json(document)
+        return EXIT_FINDING if document.right not in (None, len(asked)) else 0
+    if given is None:
+        write_text("".join(f"{line}\n" for line in _questions(asked, folder)))
         return 0
-    wrong, lines = _judged(asked, _answers(answers, asked))
+    wrong, lines = _judged(asked, given)
     write_text("".join(f"{line}\n" for line in lines))
     return EXIT_FINDING if wrong else 0
 
@@ -130,9 +119,9 @@ def _judged(asked: list[Asked], given: dict[str, dict[str, Any]]) -> tuple[int, 
             lines.append(f"{task.name}: no answer")
             continue
         wrong = [
-            f"{name} is {_shown(given[task.name].get(name))}, right is {_right(part)}"
-            for name, part in task.parts.items()
-            if not is_right(part, given[task.name].get(name))
+            f"{part.name} is {_shown(part.given)}, right is {json.dumps(part.expected)}"
+            for part in task.judge(given)
+            if not part.right
         ]
         if wrong:
             lines.append(f"{task.name}: {'; '.join(wrong)}")
@@ -142,7 +131,3 @@ def _judged(asked: list[Asked], given: dict[str, dict[str, Any]]) -> tuple[int, 
 
 def _shown(given: Any) -> str:
     return "missing" if given is None else json.dumps(given, ensure_ascii=False)[:200]
-
-
-def _right(part: Expected) -> str:
-    return json.dumps(list(part.value) if isinstance(part, Names) else part.value)

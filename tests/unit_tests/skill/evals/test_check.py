@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from overlapkit.output.schema import json_schema
 from overlapkit.skill.evals.answer import Expected, Number, Text, document, is_right, names, read
 from overlapkit.skill.render import SKILL, find_root
 
@@ -92,6 +94,44 @@ def test_what_is_wrong_or_missing_is_named_with_what_is_right(
     assert "b200 is missing, right is 32" in wrong
     assert missing == "fleet: no answer"
     assert total == f"{len(TASKS) - 2} of {len(TASKS)} right"
+
+
+def test_json_of_the_tasks_has_no_answers(overlapkit: Command) -> None:
+    done = overlapkit("skill", "evals", "--json")
+    jsonschema.validate(done.document, json_schema("skill-evals"))
+    assert (done.status, done.document["right"], done.document["answered"]) == (0, None, None)
+    assert [task["prompt"] for task in done.document["tasks"]] == [t["prompt"] for t in TASKS]
+    for task in done.document["tasks"]:
+        assert task["right"] is None
+        assert all(Path(file).exists() for file in task["files"])
+        assert {(p["given"], p["right"], p["expected"]) for p in task["parts"]} == {(None,) * 3}
+
+
+def test_json_of_answers_has_what_is_right_beside_what_is_wrong(
+    tmp_path: Path, overlapkit: Command
+) -> None:
+    done = overlapkit("skill", "evals", answers(tmp_path, right()), "--json")
+    assert (done.status, done.document["right"]) == (0, len(TASKS))
+    given = right()
+    given["hardware-queues"]["h100"] = 32
+    del given["fleet"]
+    done = overlapkit("skill", "evals", answers(tmp_path, given), "--json")
+    jsonschema.validate(done.document, json_schema("skill-evals"))
+    assert done.status == 1
+    assert done.document["answered"] == len(TASKS) - 1
+    assert done.document["right"] == len(TASKS) - 2
+    wrong = {task["name"]: task["parts"] for task in done.document["tasks"] if not task["right"]}
+    assert set(wrong) == {"hardware-queues", "fleet"}
+    h100, b200 = sorted(wrong["hardware-queues"], key=lambda part: str(part["right"]))
+    assert (h100["given"], h100["right"], h100["expected"]) == (32, False, 1)
+    assert (b200["right"], b200["expected"]) == (True, None)
+    (fleet,) = wrong["fleet"]
+    assert fleet["given"] is None and fleet["expected"] == right_of_fleet()
+
+
+def right_of_fleet() -> object:
+    """The names of the fleet's files with a finding."""
+    return next(iter(right()["fleet"].values()))
 
 
 @pytest.mark.parametrize(
