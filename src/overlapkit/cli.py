@@ -342,10 +342,11 @@ def check(**given: Any) -> int:
     """Check anchors and links of skills and docs against a checkout.
 
     PATH is a page of Markdown, or a folder with some. An anchor is a block that starts with
-    ```START:END:path, or path:LINE, path:START-END or path#L10-L20 in the text. Quoted lines are
-    compared with the file, and "..." stands for lines that were left out. Where none are quoted,
-    git tells what the lines were when the page named them. Relative links and the frontmatter of a
-    SKILL.md are checked too. The exit status is 1 when something is not right.
+    ```START:END:path, or path:LINE, path:START-END or path#L10-L20 in the text, or such lines of
+    the checkout's repository on GitHub. Quoted lines are compared with the file, and "..." stands
+    for what was left out. Where none are quoted, git tells what the lines were when the page named
+    them. Relative links and the frontmatter of a SKILL.md are checked too. The exit status is 1
+    when something is not right.
     """
     from overlapkit.skill.check.command import run
 

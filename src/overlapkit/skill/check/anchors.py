@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from overlapkit.skill.check.address import At, examined
 from overlapkit.skill.check.checkout import Checkout
 from overlapkit.skill.check.finding import Edit, Finding, Place, State, lines_text
 from overlapkit.skill.check.history import History, Then, moved_to
@@ -16,6 +18,7 @@ from overlapkit.skill.check.quote import (
     nearest,
     places,
     quote_of,
+    source_of,
 )
 from overlapkit.skill.check.references import Reference
 
@@ -38,9 +41,15 @@ class AnchorJudge:
         self._folder = page.parent
         self._history = History(checkout, page)
 
-    def judge(self, reference: Reference) -> Finding:
-        """Whether an anchor is right, moved, changed or gone."""
+    def judge(self, reference: Reference) -> Finding | None:
+        """Whether an anchor is right, moved, changed or gone.
+
+        None for an address that is not known to be of the checkout's repository.
+        """
         quote = quote_of(reference.quote or ())
+        if reference.address is not None:
+            at = examined(reference.address, self._checkout)
+            return None if at is None else self._on_github(reference, quote, at)
         found = self._checkout.resolve(reference.path, self._folder)
         own = self._checkout.in_skill(reference.path, self._folder)
         if found.path is None and own is None:
@@ -50,6 +59,46 @@ class AnchorJudge:
             # A skill that brings its source may name files of it as the checkout names its own.
             return self._in_file(reference, quote, own)
         return finding
+
+    def _on_github(self, reference: Reference, quote: Quote, at: At) -> Finding:
+        """The answer for lines on GitHub: of a commit that git has, else of the checkout's file."""
+        if at.absent:
+            problem = f"the checkout does not have commit {at.ref[:10]}: not examined"
+            return _finding(reference, "unknown", problem)
+        if at.commit is None:
+            if not self._checkout.has(at.path):
+                problem = f"the checkout has no {at.path}; {at.ref} was not examined"
+                return _finding(reference, "gone", problem)
+            found = self._in_file(replace(reference, path=at.path), quote, at.path)
+            said = f"compared with the checkout's file, not with {at.ref}"
+            return replace(found, message=f"{found.message}; {said}" if found.message else said)
+        text = self._checkout.git.text_at(at.commit, at.path)
+        if text is None:
+            return _finding(reference, "gone", f"{at.ref} has no {at.path}")
+        return self._at_commit(reference, quote, at.ref, source_of(text))
+
+    def _at_commit(self, reference: Reference, quote: Quote, ref: str, source: Source) -> Finding:
+        """The answer for lines of a file as it was: the address stays what it is for ever."""
+        here = Span(reference.start, reference.end)
+        if not 1 <= here.start <= here.end <= len(source.lines):
+            return _finding(reference, "gone", f"the file has {len(source.lines)} lines in {ref}")
+        spans = places(quote, source)
+        if not spans or any(span.within(here) for span in spans):
+            # Other lines in a block that only follows need not be those of the address.
+            return _finding(reference, "right", f"compared with {ref}")
+        tight = _tightest(spans)
+        chosen = min(tight, key=lambda span: abs(span.start - reference.start))
+        text = f"the lines stand at {lines_text(chosen)} in {ref}"
+        new = reference.write(reference.path, chosen.start, chosen.end)
+        edit = Edit(reference.line, reference.column, reference.text, new)
+        return Finding(
+            reference.line,
+            "anchor",
+            "moved",
+            reference.text,
+            text,
+            edit=edit if len(tight) == 1 else None,
+        )
 
     def _in_file(self, reference: Reference, quote: Quote, path: str) -> Finding:
         """The answer for an anchor whose name means this file."""
@@ -79,7 +128,6 @@ class AnchorJudge:
             )
         place = Place(path, near.span)
         text = f"the nearest are lines {lines_text(near.span)}, {_percent(near.similarity)} alike"
-        text += "; some are quoted in part" if near.in_part else ""
         return _finding(reference, "changed", text, place, similarity=near.similarity)
 
     def _moved(
@@ -265,7 +313,7 @@ def _now(then: Then, source: Source, span: Span) -> tuple[Span | None, bool]:
     quote = quote_of(then.lines(span) or ())
     if not whole and sum(map(str.isalnum, "".join(quote.texts))) >= _TELLING:
         # A difference does not follow lines past others.
-        spans = places(quote, source)
+        spans = places(quote, source, literal=True)
         if len(spans) == 1:
             return spans[0], True
     return now, whole

@@ -135,7 +135,8 @@ def judge(text: str, file: Path, checkout: Checkout, *, collect: bool = False) -
 def _anchors_and_links(page: Page, file: Path, checkout: Checkout) -> Iterator[Finding]:
     anchors = AnchorJudge(checkout, file)
     found = references(page, checkout.has)
-    yield from (anchors.judge(reference) for reference in found)
+    judged = (anchors.judge(reference) for reference in found)
+    yield from (finding for finding in judged if finding is not None)
     named = {(each.line, each.path) for each in found}
     for link in links(page):
         # A link to lines of a file is an anchor as well: one answer is enough.

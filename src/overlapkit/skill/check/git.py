@@ -11,6 +11,10 @@ from pathlib import Path
 _SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.pager=cat")
 _TIMEOUT = 60
 """Seconds; the history of a large repository is read within two."""
+_REMOTE = re.compile(
+    r"(?:\w+://(?!/)[^/\s]+/|[\w.-]+@[\w.-]+:)(?:\S+/)?([\w.-]+/[\w.-]+?)(?:\.git)?/?$"
+)
+"""An address of a repository on a host, as its owner and name."""
 _SUBMODULE = "160000"
 """The mode of a submodule in git's index."""
 
@@ -93,6 +97,22 @@ class Git:
                 if status[:1] == "R":
                     found[old] = new
         return found
+
+    @cache  # noqa: B019
+    def remotes(self) -> frozenset[str]:
+        """The repositories on a host that remotes name, as ``owner/name`` in small letters."""
+        listed = self._run("config", "--get-regexp", r"^remote\..*\.url$") if self.root else None
+        found = (_REMOTE.search(line) for line in os.fsdecode(listed or b"").splitlines())
+        return frozenset(match[1].lower() for match in found if match)
+
+    @cache  # noqa: B019
+    def commit_of(self, ref: str, *, tags_only: bool) -> str | None:
+        """The commit that a tag, or the name of a commit, means; None where git has none."""
+        name = f"refs/tags/{ref}" if tags_only else ref
+        if self.root is None or ref.startswith("-"):
+            return None
+        found = self._run("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        return found.decode().strip() if found else None
 
     def commit(self) -> str | None:
         """The commit that is checked out, shortened; None where there is none."""

@@ -1,15 +1,20 @@
-"""The parts of a Markdown page that a check needs: fenced blocks, and the prose around them.
+"""The parts of a Markdown page that a check needs: blocks of code, and the prose around them.
 
-Fences are those of CommonMark 0.31, section 4.5; code spans those of section 6.1.
+Fences are those of CommonMark 0.31, section 4.5; indented code that of section 4.4; code spans
+those of section 6.1.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _OPENING = re.compile(r"^(?P<before>[ \t>]*(?:[-*+] |\d+[.)] )?[ \t]*)(?P<fence>`{3,}|~{3,})(.*)$")
+_ITEM = re.compile(r"^[ ]*(?:[-*+]|\d{1,9}[.)])(?:[ ]{1,4}(?=\S)|[ ]|$)")
+"""The beginning of a list's item, up to its content."""
+_CODE = 4
+"""Blanks before the lines of indented code, beyond those of the list that it is in."""
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
@@ -22,13 +27,13 @@ _TARGET = re.compile(
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block.
+    """A block of code: fenced, or indented.
 
     Attributes:
-        line: of the opening fence, from 1.
+        line: of the opening fence, from 1; of indented code the first line.
         end: of the closing fence, from 1; of the last line where nothing closes it.
-        info: what follows the opening fence.
-        body: its lines, without the indentation of the opening fence.
+        info: what follows the opening fence; empty for indented code.
+        body: its lines, without the indentation of the block.
     """
 
     line: int
@@ -43,8 +48,8 @@ class Page:
 
     Attributes:
         lines: of the whole text.
-        fences: its fenced blocks, in order.
-        prose: the lines with everything in fences, comments and frontmatter blanked, so that
+        fences: its blocks of code, in order.
+        prose: the lines with everything in them, in comments and frontmatter blanked, so that
             lines and columns stay those of the text.
         body: the number of the first line after the frontmatter, from 1.
     """
@@ -59,7 +64,9 @@ def read_page(text: str) -> Page:
     """The parts of a text in Markdown."""
     lines = tuple(text.split("\n"))
     body = _frontmatter_end(lines) + 1
-    fences = tuple(_fences(lines, body - 1))
+    fenced = list(_fences(lines, body - 1))
+    indented = _indented(lines, body - 1, fenced)
+    fences = tuple(sorted([*fenced, *indented], key=lambda fence: fence.line))
     prose = list(lines)
     prose[: body - 1] = [""] * (body - 1)
     for fence in fences:
@@ -102,6 +109,39 @@ def _fences(lines: tuple[str, ...], first: int) -> Iterator[Fence]:
             tuple(_without(line.rstrip("\r"), indent) for line in lines[number + 1 : end]),
         )
         number = end + 1
+
+
+def _indented(lines: tuple[str, ...], first: int, fences: Sequence[Fence]) -> Iterator[Fence]:
+    """Indented code: after a blank line, since it cannot interrupt a paragraph."""
+    fenced = {n for fence in fences for n in range(fence.line - 1, fence.end)}
+    items: list[int] = []
+    number, after_blank = first, True
+    while number < len(lines):
+        line = lines[number].rstrip("\r").expandtabs(_CODE)
+        indent = len(line) - len(line.lstrip(" "))
+        if number in fenced or not line.strip():
+            after_blank = True
+            number += 1
+            continue
+        if after_blank:
+            items = [content for content in items if content <= indent]
+            least = (items[-1] if items else 0) + _CODE
+            if indent >= least:
+                last = number
+                for end in range(number, len(lines)):
+                    text = lines[end].expandtabs(_CODE)
+                    if end in fenced or (text.strip() and not text.startswith(" " * least)):
+                        break
+                    last = end if text.strip() else last
+                body = [lines[n].rstrip("\r").expandtabs(_CODE) for n in range(number, last + 1)]
+                yield Fence(number + 1, last + 1, "", tuple(text[least:] for text in body))
+                number, after_blank = last + 1, False
+                continue
+        item = _ITEM.match(line)
+        if item:
+            items = [*(content for content in items if content <= indent), len(item[0])]
+        after_blank = False
+        number += 1
 
 
 def _without(line: str, indent: int) -> str:

@@ -2,7 +2,8 @@
 
 Indentation, blank lines and fences are not compared: a quotation is often written without them.
 "..." or "…" alone in a line, or at the start of a comment, stands for any lines that were left out.
-Within a line it does not: that line is quoted in part, and is found as the nearest one.
+Within a line it stands for the rest of that statement: the line is quoted in part. A file that has
+the dots themselves is preferred.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _COMMENT = re.compile(r"^(?:#+|//+|--+|/\*+|<!--|;+|%+)\s*|\s*(?:\*+/|-->)$")
 _DOTS = re.compile(r"\.\.\.|\u2026")
 _LONGEST_STATEMENT = 12
 """Lines of a file that dots within a quoted line can stand for."""
+_TELLS = 4
+"""Letters and digits that a line in part needs to be found by."""
 _CANDIDATES = 12
 """Places that are compared letter by letter."""
 _COMMON = 200
@@ -101,8 +104,12 @@ class _Piece:
 
     @cached_property
     def pattern(self) -> re.Pattern[str] | None:
+        """What a statement must be of which the line is a part; None where it has no dots.
+
+        None too where what is left says too little to be found by: ``(...)`` is everywhere.
+        """
         parts = [part.strip() for part in _DOTS.split(self.text)]
-        if len(parts) == 1:
+        if len(parts) == 1 or sum(map(str.isalnum, "".join(parts))) < _TELLS:
             return None
         # Blanks may be line ends in the file; brackets may stand at them.
         written = [r"\s*".join(map(re.escape, re.findall(r"\w+|\S", part))) for part in parts]
@@ -172,14 +179,20 @@ def _is_left_out(text: str) -> bool:
     return plain != text and _DOTS.match(plain) is not None
 
 
-def places(quote: Quote, source: Source, *, in_part: bool = False) -> list[Span]:
+def places(quote: Quote, source: Source, *, literal: bool = False) -> list[Span]:
     """Where all quoted lines stand in a file in their order.
 
     Args:
         quote: the lines.
         source: the file.
-        in_part: whether dots within a line stand for any text.
+        literal: whether dots within a line are those of the text, as in lines of an older version;
+            else they stand for what was left out where no line has them.
     """
+    found = _places(quote, source, in_part=False)
+    return found or ([] if literal else _places(quote, source, in_part=True))
+
+
+def _places(quote: Quote, source: Source, *, in_part: bool) -> list[Span]:
     if not quote.parts or (in_part and not quote.has_dots):
         return []
     ends: dict[int, int] = {}
@@ -233,16 +246,13 @@ class Near:
 
     Attributes:
         span: its lines.
-        similarity: share of the letters that both have in order, 0 to 1, as difflib's ratio; of
-            the quoted letters alone where lines are quoted in part.
+        similarity: share of the letters that both have in order, 0 to 1, as difflib's ratio.
         kept: whether a quoted line that says something stands in it, as it is or a little edited.
-        in_part: whether all quoted lines stand in it, some of them quoted in part.
     """
 
     span: Span
     similarity: float
     kept: bool
-    in_part: bool = False
 
     @property
     def is_near(self) -> bool:
@@ -263,13 +273,6 @@ def nearest(quote: Quote, source: Source, around: int) -> Near | None:
     if not filled:
         return None
     wanted = "\n".join(texts)
-    in_part = places(quote, source, in_part=True)
-    if in_part:
-        span = min(in_part, key=lambda each: (each.end - each.start, abs(each.start - around)))
-        shown = "\n".join(text for number, text in filled if span.start <= number <= span.end)
-        blocks = SequenceMatcher(None, wanted, shown, autojunk=False).get_matching_blocks()
-        share = sum(block.size for block in blocks) / len(wanted)
-        return Near(span, share, kept=True, in_part=True)
     alike = [_alike(text, source) for text in texts]
     votes: Counter[int] = Counter()
     for offset, indexes in enumerate(alike):

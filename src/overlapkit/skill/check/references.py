@@ -1,7 +1,8 @@
 """The anchors on a page: places in a checkout that it names by file and line.
 
 The forms are a fence with ``START:END:path`` or one of the others in its info string, and in
-prose ``path:LINE``, ``path:START-END``, ``path#L10`` and ``path#L10-L20``.
+prose ``path:LINE``, ``path:START-END``, ``path#L10`` and ``path#L10-L20``, and such lines of a file
+on GitHub.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from overlapkit.skill.check.address import ADDRESS, Address, address_of
 from overlapkit.skill.check.markdown import Fence, Page
 
 _FENCE = re.compile(r"(?:^|\s)(?P<start>\d+):(?P<end>\d+):(?P<path>[^\s{}]*[a-zA-Z_][^\s{}]*)")
@@ -44,6 +46,7 @@ class Reference:
         quote: the lines that are quoted with it; None where none are.
         surely: whether `quote` is part of the anchor; else the block only follows it.
         write: the text for another place: `write(path, start, end)`.
+        address: for lines on GitHub, what is named; `path` is then a ref and a path.
     """
 
     line: int
@@ -55,6 +58,7 @@ class Reference:
     quote: tuple[str, ...] | None
     surely: bool
     write: Callable[[str, int, int], str]
+    address: Address | None = None
 
 
 def references(page: Page, exists: Callable[[str], bool]) -> list[Reference]:
@@ -67,14 +71,18 @@ def references(page: Page, exists: Callable[[str], bool]) -> list[Reference]:
     found = [each for fence in page.fences for each in _of_fence(page, fence, exists)]
     blocks = {fence.line: fence for fence in page.fences if not fence.info.count(":")}
     for number, line in enumerate(page.prose, 1):
-        here = list(_in_text(line, exists))
+        here = [*_in_text(line, exists), *ADDRESS.finditer(line)]
         for match in here:
             # A block right after a line that ends with its only anchor shows the lines.
             rest = line[match.end() :].strip(" \t\r`)*:.,]")
             block = blocks.get(number + 1) or blocks.get(number + 2) if len(here) == 1 else None
             if rest or (block and block.line == number + 2 and page.lines[number].strip()):
                 block = None
-            found.append(_reference(number, match, block.body if block else None, surely=False))
+            quote = block.body if block else None
+            if match.re is ADDRESS:
+                found.append(_on_github(number, match, quote))
+            else:
+                found.append(_reference(number, match, quote, surely=False))
     return sorted(found, key=lambda each: (each.line, each.column))
 
 
@@ -105,6 +113,19 @@ def _in_text(line: str, exists: Callable[[str], bool]) -> Iterator[re.Match[str]
     for match in _PLACE.finditer(_URL.sub(lambda m: " " * len(m[0]), line)):
         if _TEXT_FILE.search(match["path"]) or exists(match["path"]):
             yield match
+
+
+def _on_github(line: int, match: re.Match[str], quote: tuple[str, ...] | None) -> Reference:
+    start, end = int(match["start"]), int(match["end"] or match["start"])
+    page = match[0].partition("#")[0]
+
+    def write(path: str, first: int, last: int) -> str:
+        return f"{page}#L{first}" if first == last else f"{page}#L{first}-L{last}"
+
+    named = address_of(match)
+    return Reference(
+        line, match.start(), match[0], named.after, start, end, quote, False, write, named
+    )
 
 
 def _reference(

@@ -46,14 +46,37 @@ def test_found(quote: list[str], span: tuple[int, int]) -> None:
     ("quote", "span"),
     [
         (["assert config.size > 1, ...", "assert config.bf16 or config.fp16"], (3, 6)),
+        (["assert config.size > 1, …", "assert config.bf16 or config.fp16"], (3, 6)),
         (["assert config.bf16 or config.fp16", "raise ValueError(...)"], (6, 10)),
         (["helper = Helper(...)", "return helper"], (11, 15)),
+        (["def setup(config): ..."], (1, 1)),
+        (["if config.overlap ..."], (2, 2)),
+        (["... is True:", "assert config.size ... ("], (2, 3)),
+        (["if ... is True:", "...", "return ..."], (2, 15)),
     ],
 )
-def test_lines_quoted_in_part_have_a_nearest_place(quote: list[str], span: tuple[int, int]) -> None:
+def test_a_line_with_dots_stands_for_its_statement(quote: list[str], span: tuple[int, int]) -> None:
+    assert Span(*span) in places(quote_of(quote), FILE)
+    assert places(quote_of(quote), FILE, literal=True) == []
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        ["assert config.width > 1, ..."],
+        ["return helper", "raise ValueError(...)"],
+        ["helper = Helper(...).start()"],
+        ["(...)"],
+        ["config ..."],
+    ],
+)
+def test_dots_do_not_stand_for_other_lines(quote: list[str]) -> None:
     assert places(quote_of(quote), FILE) == []
-    near = nearest(quote_of(quote), FILE, 1)
-    assert near is not None and near.span == Span(*span) and near.is_near
+
+
+def test_dots_of_the_file_itself_come_first() -> None:
+    code = source_of("def first(self) -> int: return 1\n\ndef first(self) -> int: ...\n")
+    assert places(quote_of(["def first(self) -> int: ..."]), code) == [Span(3, 3)]
 
 
 @pytest.mark.parametrize(

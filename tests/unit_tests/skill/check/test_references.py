@@ -29,6 +29,13 @@ def found(text: str) -> list[tuple[str, int, int]]:
         ("src/a.py#L10", ("src/a.py", 10, 10)),
         ("src/a.py#L10-20", ("src/a.py", 10, 20)),
         ("see Makefile:12", ("Makefile", 12, 12)),
+        ("<https://github.com/a/b/blob/main/a.py#L10>", ("main/a.py", 10, 10)),
+        ("[x](https://github.com/a/b/blob/v1/c/a.py?plain=1#L3-L5)", ("v1/c/a.py", 3, 5)),
+        ("The gate\n    in a.py:3 decides", ("a.py", 3, 3)),
+        ("- The gate\n\n    in a.py:3 decides", ("a.py", 3, 3)),
+        ("10. The gate\n\n    in a.py:3 decides", ("a.py", 3, 3)),
+        ("- one\n  - two\n\n    in a.py:3 it decides", ("a.py", 3, 3)),
+        ("It says\n\n    error\n\nin a.py:3", ("a.py", 3, 3)),
     ],
 )
 def test_forms(text: str, expected: tuple[str, int, int]) -> None:
@@ -40,10 +47,14 @@ def test_forms(text: str, expected: tuple[str, int, int]) -> None:
     [
         "localhost:8080 and example.com:443",
         "nvcr.io/nvidia/pytorch:25.04",
-        "https://github.com/a/b/blob/main/a.py#L10",
+        "https://example.com/a/b/blob/main/a.py#L10",
+        "https://github.com/a/b/tree/main/a.py#L10 or https://github.com/a/b/blob/main/a.py",
         "from 12:30 to 13:00",
         "a.py::test_x and b.py:name",
         "```text\na.py:12: error\n```",
+        "It says\n\n    a.py:12: error\n\n    b.py:13: error\n",
+        "It says\n\n\ta.py:12: error\n",
+        "- It says\n\n      a.py:12: error\n",
         "<!-- a.py:12 -->",
         "---\nsource: a.py:12\n---\n",
         "version 1.2:3",
@@ -59,6 +70,21 @@ def test_a_block_right_after_an_anchor_shows_its_lines() -> None:
     page = read_page("The gate, `a.py:3-4`:\n\n```python\nx = 1\ny = 2\n```\n")
     (reference,) = references(page, lambda name: False)
     assert reference.quote == ("x = 1", "y = 2") and not reference.surely
+
+
+@pytest.mark.parametrize("indent", ["    ", "\t"])
+def test_indented_code_right_after_an_anchor_shows_its_lines(indent: str) -> None:
+    lines = f"{indent}if x:\n{indent}    y = 2\n\n{indent}z = 3\n"
+    page = read_page(f"The gate, `a.py:3-4`:\n\n{lines}\nText\n")
+    (reference,) = references(page, lambda name: False)
+    assert reference.quote == ("if x:", "    y = 2", "", "z = 3") and not reference.surely
+
+
+def test_indented_code_of_a_list_is_indented_further() -> None:
+    page = read_page("1. The gate, `a.py:3`:\n\n       x = 1\n\n   More `b.py:4`.\n")
+    first, second = references(page, lambda name: False)
+    assert first.quote == ("x = 1",)
+    assert (second.path, second.quote) == ("b.py", None)
 
 
 def test_a_block_after_other_text_does_not() -> None:
