@@ -66,6 +66,7 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
         console.print(Text(f"\n{slowed}"))
     if document.across_ranks is not None:
         console.print(Text(f"\n{across_sentence(document.across_ranks)}"))
+        show_warnings(document.across_ranks.notes, console)
     show_diagnoses(document, console)
     show_warnings(document.warnings, console)
 

@@ -28,6 +28,9 @@ NOTABLE_WAIT = 0.01
 NOTABLE_SLOWDOWN = 1.02
 """Ratio from which slowed compute is reported."""
 
+NOTABLE_SPREAD_PCT = 1.0
+"""Difference between ranks, in percent of the shortest step, from which one is the slowest."""
+
 NO_DIAGNOSES = "Nothing stands out."
 NO_VERDICT = "No diagnosis: see above."
 
@@ -94,12 +97,10 @@ def slowed_sentence(slowed: TraceSlowedCompute, rank: TraceRank, label: str) -> 
 
 def across_sentence(across: TraceAcrossRanks) -> str:
     """The slowest rank, the spread, and which rank the others wait for."""
-    text = "The ranks' steps are equally long."
-    if across.spread_us:
-        text = (
-            f"Rank {across.slowest_rank} is the slowest; the ranks differ by "
-            f"{ms_of_us(across.spread_us)} ms ({across.spread_pct:.1f} %)."
-        )
+    differ = f"he ranks differ by {ms_of_us(across.spread_us)} ms ({across.spread_pct:.1f} %)."
+    text = f"T{differ}" if across.spread_us else "The ranks' steps are equally long."
+    if across.spread_pct >= NOTABLE_SPREAD_PCT:
+        text = f"Rank {across.slowest_rank} is the slowest; t{differ}"
     share = across.exposed_waiting_pct
     if share is not None:
         late = across.late_rank

@@ -47,6 +47,7 @@ class Megatron:
         overlap: bool = True,
         tensor: bool = True,
         userbuffers: bool = False,
+        sequence: bool = True,
     ) -> None:
         groups = [g for g, on in ((TP, tensor), (PP, pipeline), (EP, experts)) if on]
         self.stacks, self.pipeline, self.experts = stacks, pipeline, experts
@@ -56,7 +57,7 @@ class Megatron:
             world=16,
             groups=[("0", "default_pg", list(range(16))), DP, MP, *groups] if described else [],
         )
-        self.described = described
+        self.described, self.sequence = described, sequence
 
     def frames(self, *names: str) -> Any:
         return self.m.frames(*(f"{CORE}/{n}" for n in names)) if self.stacks else nullcontext()
@@ -86,6 +87,8 @@ class Megatron:
                 m.kernel(GEMM, 80)
             return
         with self.frames("tensor_parallel/mappings.py(300): _gather_along_first_dim"):
+            if not self.sequence:
+                kernel, operator = ALL_REDUCE, "allreduce_"
             done = self.call(TP, kernel, 70, 30, operator, m.free())
         m.kernel(GELU, 5, after=[done])
 

@@ -81,6 +81,7 @@ def ddp(
     m: Machine,
     *,
     steps: int = 4,
+    first: int = 10,
     layers: int = 8,
     buckets: int = 4,
     bucket_us: float = 700.0,
@@ -91,7 +92,7 @@ def ddp(
 ) -> Machine:
     """DistributedDataParallel: each bucket is reduced when its gradients are complete."""
     group = ("0", "default_pg", list(range(m.world or 8)))
-    for number in range(10, 10 + steps):
+    for number in range(first, first + steps):
         with marks(m, number):
             load_batch(m, wait_us)
             with m.range("DistributedDataParallel.forward", "annotation"):
@@ -313,7 +314,7 @@ def torchtitan_fsdp_tp() -> Machine:
     return fsdp2(tensor=("5", "mesh_tp", list(range(8))))
 
 
-def torchtitan_pipeline(*, ranks: tuple[int, int] = (1, 4)) -> Machine:
+def torchtitan_pipeline(*, ranks: tuple[int, int] = (1, 4), fill_us: float = 600) -> Machine:
     """torchtitan, 1F1B of torch.distributed.pipelining on the second of four stages."""
     rank, stages = ranks
     mesh = ("2", "mesh_pp", list(range(stages)))
@@ -328,7 +329,7 @@ def torchtitan_pipeline(*, ranks: tuple[int, int] = (1, 4)) -> Machine:
     for number in range(3, 6):
         with step(m, number), m.range("Schedule1F1B", "annotation"):
             for index in range(8):
-                ready = p2p(600 if index == 0 else 60, "recv")
+                ready = p2p(fill_us if index == 0 else 60, "recv")
                 with m.range(f"Forward {index}", "annotation"):
                     m.kernel(NORM, 10, after=[ready])
                     done = layer(m, 500)

@@ -78,7 +78,7 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
     return case.diagnosis(
         "grad-reduce-after-backward",
         "late reductions",
-        f"All {per_step:g} gradient reductions{' of a step' if case.marked else ''} start after "
+        f"All {per_step:g} gradient reductions of a step start after "
         "the backward pass" + case.megatrons(REDUCE_OFF),
         exposed,
         evidence,
