@@ -302,7 +302,6 @@ NOTED: dict[str, dict[str, Any]] = {
             "deallocate_pipeline_outputs": True,
         },
         "comm": OFF,
-        "dist": {"distributed_backend": "gloo"},
     },
     "core.first-chunk-only": {
         "model": {"pipeline_model_parallel_size": 4},

@@ -151,6 +151,16 @@ def test_a_note_is_no_finding(name: str) -> None:
     assert all(d.outcome is Outcome.NOTE for d in told)
 
 
+def test_an_activation_that_is_freed_too_early_is_wrong_over_gloo_alone() -> None:
+    name = "core.sent-then-freed"
+    case = on_stack(name, NOTED[name])
+    over_gloo = decisions_of(**case, dist={"distributed_backend": "gloo"})
+    (wrong,) = (d for d in over_gloo if d.rule == name)
+    (untested,) = (d for d in decisions_of(**case) if d.rule == name)
+    assert wrong.outcome is Outcome.WRONG_NUMBERS and "over gloo that trains" in wrong.reason
+    assert untested.outcome is Outcome.NOTE and "not tried here" in untested.reason
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_choice_says_why(name: str) -> None:
     told = [d for d in decisions_of(**on_stack(name, CHOSEN[name])) if d.rule == name]

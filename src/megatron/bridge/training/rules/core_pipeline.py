@@ -131,9 +131,12 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
         )
     sends = pp > 1 and vpp > 1 and overlap and not batch
     if sends and c.of_model("deallocate_pipeline_outputs"):
-        seen = "trains on corrupted activations"
-        if "gloo" not in c.backend:
-            seen = "can corrupt activations, as one large run reported; it was not tried here"
+        shown = "gloo" in c.backend
+        seen = (
+            "trains on corrupted activations"
+            if shown
+            else "can corrupt activations, as one large run reported; it was not tried here"
+        )
         # Megatron-LM has no flag for it.
         kept = Edit("model.deallocate_pipeline_outputs", False)
         edits = (kept,) if c.of_megatron_bridge else ()
@@ -143,7 +146,7 @@ def pipeline_consequences(c: Context) -> Iterator[Decision]:
             effective=True,
             reason=f"PP={pp} with VPP={vpp} and overlap_p2p_comm: an activation is freed before "
             f"its send has completed; over {c.backend} that {seen}",
-            outcome=Outcome.NOTE,
+            outcome=Outcome.WRONG_NUMBERS if shown else Outcome.NOTE,
             remedy=in_words(edits) or SENT_THEN_FREED.remedy,
             edits=edits,
         )
