@@ -25,6 +25,9 @@ less than 10 s.
 
 LIMIT_S = 3600.0
 
+STARTS = 2
+"""Starts in a row that may fail before they train anything. One can be due to a busy machine."""
+
 Trouble = Literal["refused", "crash", "hang"]
 
 
@@ -105,9 +108,10 @@ def train(
         on_event: called with each event of a rank.
 
     Raises:
-        LabError: ranks fail before they train anything.
+        LabError: ranks fail `STARTS` times in a row before they train anything.
     """
     left = list(variants)
+    failed = 0
     while left:
         with tempfile.TemporaryDirectory(prefix="batch-", dir=scratch) as folder:
             launch = Launch(
@@ -122,7 +126,14 @@ def train(
                 scratch=scratch,
                 preload=PRELOAD,
             )
-            done = _train_some(left, launch, use, on_event)
+            try:
+                done = _train_some(left, launch, use, on_event)
+            except LabError:
+                failed += 1
+                if failed == STARTS:
+                    raise
+                continue
+        failed = 0
         left = [one for one in left if one.name not in done]
 
 

@@ -20,6 +20,7 @@ from overlapkit.lab.hunt.hunt import Hunt
 from overlapkit.lab.hunt.judge import Fate
 from overlapkit.lab.hunt.laboratory import Laboratory
 from overlapkit.lab.hunt.memory import Memory, Tried, default_path, remember, remembered
+from overlapkit.lab.launch.failure import LabError
 from overlapkit.lab.own.shrink import RANKS, shrink
 from overlapkit.lab.request import need_megatron
 from overlapkit.lab.scenario import Settings
@@ -103,9 +104,9 @@ def run(request: HuntRequest) -> int:
         ended: BaseException | None = None
         try:
             hunt.run()
-        except (KeyboardInterrupt, SystemExit) as signal:
+        except (KeyboardInterrupt, SystemExit, LabError) as reason:
             # What was found until then took minutes.
-            ended = signal
+            ended = reason
     document = _document(request, hunt, memory, known, base, path, time.monotonic() - start, out)
     if request.as_json:
         write_json(document)

@@ -195,14 +195,27 @@ def hanging(
     silent = [rank for rank in range(ranks) if rank not in last_events] or sorted(
         rank for rank, last in last_events.items() if last - oldest < _SAME_TIME_S
     )
-    shown = ", ".join(
-        f"rank {rank}, silent for {now - last_events[rank]:.0f} s, {places[rank]}"
-        if rank in last_events
-        else f"rank {rank} has not started"
-        for rank in silent
-    )
-    rest = [f"rank {rank} {places[rank]}" for rank in sorted(last_events) if rank not in silent]
-    return LabError("; ".join([f"{what}: {shown}", *rest]), logs[silent[0]], written.get(silent[0]))
+    found: dict[tuple[str, str], list[int]] = {}
+    for rank in [*silent, *(rank for rank in sorted(last_events) if rank not in silent)]:
+        if rank not in last_events:
+            key = "", "not started"
+        elif rank in silent:
+            key = f", silent for {now - last_events[rank]:.0f} s,", places[rank]
+        else:
+            key = "", places[rank]
+        found.setdefault(key, []).append(rank)
+    shown = "; ".join(_of_ranks(at, since, place) for (since, place), at in found.items())
+    return LabError(f"{what}: {shown}", logs[silent[0]], written.get(silent[0]))
+
+
+def _of_ranks(ranks: list[int], since: str, place: str) -> str:
+    """Where ranks are that are in the same place, such as "ranks 0, 1 have ended"."""
+    if len(ranks) == 1:
+        verb = f"has {place}" if place == "not started" else place
+        return f"rank {ranks[0]}{since} {verb}"
+    plural = place.replace("is ", "are ", 1).replace("does not", "do not", 1)
+    plural = f"have {plural}" if place == "not started" else plural.replace("has ", "have ", 1)
+    return f"ranks {', '.join(map(str, ranks))}{since} {plural}"
 
 
 def _places(

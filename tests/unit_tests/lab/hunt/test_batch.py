@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
 from overlapkit.lab.events import FAILED, Event
-from overlapkit.lab.hunt.batch import _Places, kind_of
+from overlapkit.lab.hunt.batch import STARTS, _Places, kind_of, train
+from overlapkit.lab.launch.failure import LabError
+from overlapkit.lab.launch.start import Launch
+from overlapkit.lab.protocol import Variant
 
 NAMES = ["a", "b", "c"]
 
@@ -39,3 +47,39 @@ def test_the_same_error_with_other_values_is_the_same() -> None:
     one = kind_of("ValueError: 3 layers do not divide by 2\nmore")
     assert one == kind_of("ValueError: 5 layers do not divide by 4")
     assert one != kind_of("ValueError: 3 heads do not divide by 2")
+
+
+@pytest.mark.parametrize("failing", [1, STARTS])
+def test_ranks_that_do_not_start_are_started_again_once(
+    failing: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts: list[Launch] = []
+
+    def run_ranks(launch: Launch, hear: Callable[[Event], None]) -> None:
+        starts.append(launch)
+        if len(starts) > failing:
+            # A rank begins the case and raises: the case is at fault, not the start.
+            hear(Event(0, 1.0, {"event": "build", "block": "a", "variant": "a"}))
+            hear(Event(0, 2.0, {"event": FAILED, "error": "ValueError: no"}))
+        raise LabError("no rank has sent an event", None)
+
+    monkeypatch.setattr("overlapkit.lab.hunt.batch.run_ranks", run_ranks)
+    fates: dict[str, str | None] = {}
+    variants = [Variant(name="a", settings={})]
+
+    def start() -> None:
+        train(
+            variants,
+            2,
+            lambda one, observed: fates.update({one.variant: one.trouble}),
+            scratch=tmp_path,
+        )
+
+    if failing == STARTS:
+        with pytest.raises(LabError):
+            start()
+        assert not fates
+    else:
+        start()
+        assert fates == {"a": "crash"}
+    assert len(starts) == STARTS

@@ -22,6 +22,7 @@ from overlapkit.lab.hunt.generate import Generator, allowed
 from overlapkit.lab.hunt.hunt import Hunt
 from overlapkit.lab.hunt.judge import Fate
 from overlapkit.lab.hunt.tables import show_hunt
+from overlapkit.lab.launch.failure import LabError
 from overlapkit.lab.own.reduced import Reduced
 
 ASSERT = Fate("refused", "AssertionError: 3 is not 2", lines=('File "megatron/core/x.py"',))
@@ -205,13 +206,17 @@ def test_all_cases_of_a_hunt_have_the_ranks_that_are_asked_for() -> None:
     assert len(hunt.fates) == 10 and {case.ranks for case in hunt.fates} == {8}
 
 
-def test_ctrl_c_ends_a_hunt_with_what_was_tried(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), LabError("rank 0 has ended", None)])
+def test_a_hunt_that_is_ended_shows_what_was_tried(
+    end: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     class Ends(Laboratory):
         def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
             if self.asked:
-                raise KeyboardInterrupt
+                raise end
             return super().fates(cases, data)
 
     monkeypatch.setattr("overlapkit.lab.hunt.command.need_megatron", lambda: None)
@@ -220,7 +225,7 @@ def test_ctrl_c_ends_a_hunt_with_what_was_tried(
         lambda scratch, base: Ends(lambda case: Fate("equal")),
     )
     request = HuntRequest(seed=1, memory=str(tmp_path / "memory.json"), as_json=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(end)):
         run(request)
     found = json.loads(capsys.readouterr().out)
     assert found["cases"] == found["fates"]["equal"] > 0

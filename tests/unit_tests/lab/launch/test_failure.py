@@ -96,6 +96,20 @@ def test_a_rank_that_never_started_has_been_silent_longest(tmp_path: Path) -> No
     assert "rank 0 has ended" in error.summary
 
 
+def test_ranks_that_hang_in_the_same_place_are_named_together(tmp_path: Path) -> None:
+    error = hanging(
+        "no rank has sent an event for 9 s",
+        tmp_path,
+        ranks=5,
+        supervisor=os.getpid(),
+        pids={},
+        last_events={0: 1.0, 1: 1.0},
+    )
+    assert error.summary == (
+        "no rank has sent an event for 9 s: ranks 2, 3, 4 have not started; ranks 0, 1 have ended"
+    )
+
+
 def test_the_exception_of_a_rank_is_the_message_and_its_log_is_for_debugging(
     tmp_path: Path,
 ) -> None:
