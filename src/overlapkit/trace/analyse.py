@@ -38,7 +38,7 @@ from overlapkit.trace.measure.unrecognized import effects, remarks, unrecognized
 from overlapkit.trace.rank_report import Options, RankReport, middle_of
 from overlapkit.trace.read.byte_source import SQLITE_MAGIC, check_readable
 from overlapkit.trace.read.device_work import Work
-from overlapkit.trace.read.files.archives import locate
+from overlapkit.trace.read.files.archives import unpacked
 from overlapkit.trace.read.files.folders import REPORTS, room_for_exports
 from overlapkit.trace.read.parallel_read import Ahead
 from overlapkit.trace.read.recorded import Window
@@ -137,14 +137,12 @@ def read(
         path: the file, of any supported format.
         ahead: processes that already read it.
         stated: what the user says of kernels.
-        room: a temporary folder for an export.
+        room: a temporary folder for an export, or for a database in an archive.
 
     Raises:
         InputError: the format is not supported, or the file cannot be read.
     """
     is_database = check_readable(path).startswith(SQLITE_MAGIC)
-    if (is_database or path.endswith(REPORTS)) and locate(path)[1] is not None:
-        raise InputError(f"{path}: only JSON traces are read in an archive; unpack it first")
     if path.endswith(REPORTS):
         from overlapkit.trace.read.files.nsys_report import read_report
 
@@ -152,7 +150,11 @@ def read(
     if is_database:
         from overlapkit.trace.read.nsys import read_nsys
 
-        return read_nsys(path, stated)
+        with unpacked(path, room) as place:
+            works = read_nsys(place, stated)
+        for work in works:
+            work.path = path
+        return works
     from overlapkit.trace.read.kineto import read_kineto
 
     return read_kineto(path, ahead, stated)

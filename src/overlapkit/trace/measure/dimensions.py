@@ -176,7 +176,9 @@ def dimension_of(
         if ring:
             return "TP", "likely"
         return _by_framework(what, call, known, launch) or ("other", "unknown")
-    by_size = _by_size(what, call, known, proven=launch.point_to_point)
+    # Gloo's all-to-all has a range of its own, so its sends and receives are no part of one.
+    proven = launch.point_to_point or event.library == "gloo"
+    by_size = _by_size(what, call, known, proven=proven)
     return by_size or _by_framework(what, call, known, launch) or ("other", "unknown")
 
 

@@ -42,9 +42,9 @@ def read_kineto(
             operators.
     """
     reading = _read_device(path, ahead)
-    if tags := tags_of(path, reading):
-        return _of_ranks(path, tags, stated)
     if reading.devices:
+        if tags := tags_of(path, reading):
+            return _of_ranks(path, tags, stated)
         works = _finish(path, reading, stated)
         return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
     if not reading.host.names:
@@ -52,14 +52,10 @@ def read_kineto(
     if reading.devices:
         return _finish(path, reading, stated)
     if reading.host.names:
-        from overlapkit.trace.read.cpu import cpu_work
-
-        work = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
+        if tags := tags_of(path, reading):
+            return _of_cpu_ranks(path, tags)
+        work = _on_cpu(path, reading)
         if work is not None:
-            work.host_steps = reading.host_steps.windows()
-            work.frameworks = reading.marks.frameworks
-            work.data_waits = finish_marks(reading.marks, list(reading.names)).waiting_for_data()
-            _describe(work, reading)
             return [work]
     raise InputError(
         f"{path}: is {known}"
@@ -91,6 +87,30 @@ def _of_ranks(path: str, tags: Sequence[str], stated: Stated) -> list[Work]:
     for process, tag in enumerate(tags, start=1):
         for work in _finish(path, _read_here(path, tag=tag), stated):
             # The head of the file is that of one of them.
+            work.rank, work.process = rank_in(tag), process
+            works.append(work)
+    return works
+
+
+def _on_cpu(path: str, reading: Reading) -> Work | None:
+    """The work of a CPU rank; None where there is none."""
+    from overlapkit.trace.read.cpu import cpu_work
+
+    work = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
+    if work is not None:
+        work.host_steps = reading.host_steps.windows()
+        work.frameworks = reading.marks.frameworks
+        work.data_waits = finish_marks(reading.marks, list(reading.names)).waiting_for_data()
+        _describe(work, reading)
+    return work
+
+
+def _of_cpu_ranks(path: str, tags: Sequence[str]) -> list[Work]:
+    """The work in a file of several CPU ranks, each with its own steps."""
+    works = []
+    for process, tag in enumerate(tags, start=1):
+        work = _on_cpu(path, _read_here(path, want_host=True, tag=tag))
+        if work is not None:
             work.rank, work.process = rank_in(tag), process
             works.append(work)
     return works

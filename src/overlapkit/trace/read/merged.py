@@ -1,4 +1,4 @@
-"""Traces of several ranks that were put together in one file.
+"""Traces of several ranks that were put together in one file, of GPUs or of CPU ranks.
 
 Programs that merge traces for a viewer leave the numbers of devices, streams and launches as they
 are in each rank, where all of these begin anew. They only rewrite the process of each event: into
@@ -16,6 +16,7 @@ from overlapkit.trace.read.recorded import Reading
 
 _TAG = re.compile(r"\[?\s*(?P<tag>[A-Za-z]+[-_ ]?\d+)(?:\]\s*|\s+)-?\d+\]?\s*$")
 _MILLION = 1_000_000
+_OPERATORS = frozenset({"cpu_op", "Operator", "operator"})
 
 
 @cache
@@ -42,6 +43,8 @@ def tags_of(path: str, reading: Reading) -> list[str]:
     Raises:
         InputError: several ranks are in it, and nothing tells their launches apart.
     """
+    if not reading.devices:
+        return _tags_on_host(path, reading)
     tags = {tag_of(process) for process in reading.device_processes}
     launching = {tag_of(process) for process in reading.launch_processes}
     if None not in tags and len(tags) > 1 and launching <= tags:
@@ -54,4 +57,24 @@ def tags_of(path: str, reading: Reading) -> list[str]:
     raise InputError(
         f"{path}: contains traces of several processes that were put together, and does not tell "
         "which launched what; give the trace of each rank"
+    )
+
+
+def _tags_on_host(path: str, reading: Reading) -> list[str]:
+    """The tags of CPU ranks, by the processes of their operators."""
+    processes = {
+        process
+        for (process, _), category in zip(
+            reading.host.threads, reading.host.categories, strict=True
+        )
+        if category in _OPERATORS
+    }
+    if len(processes) < 2:
+        return []
+    tags = {tag_of(process) for process in processes}
+    if None not in tags and len(tags) == len(processes):
+        return sorted(filter(None, tags), key=lambda tag: (rank_in(tag), tag))
+    raise InputError(
+        f"{path}: contains traces of {len(processes)} processes that were put together, and does "
+        "not tell which rank each is; give the trace of each rank"
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from overlapkit.trace.analyse import analyse_file
+from overlapkit.trace.measure.dimensions import Known, dimension_of
 from overlapkit.trace.measure.group_names import described
 from overlapkit.trace.rank_report import Options
+from overlapkit.trace.read.kernel_names import classify
+from overlapkit.trace.read.recorded import Group
 from support import tiny_trace as tiny
 
 DEFAULT = {"pg_name": "0", "pg_desc": "default_pg", "pg_size": 8, "ranks": list(range(8))}
@@ -206,3 +209,17 @@ def test_nothing_is_guessed_of_a_communication_whose_launch_is_unknown(tmp_path)
     assert traffic(tmp_path, alone) == {("all_gather", "other", "unknown")}
     called = launched(tiny.ALL_GATHER, ["c10d::_allgather_base_"], **group)
     assert traffic(tmp_path, called) == {("all_gather", "DP", "guess")}
+
+
+def test_a_send_of_gloo_is_no_exchange_of_experts():
+    groups = (
+        Group("4", "PIPELINE_MODEL_PARALLEL_GROUP", 2),
+        Group("5", "EXPERT_MODEL_PARALLEL_GROUP", 2),
+    )
+    send, nccl = classify("gloo:send"), classify("ncclDevKernel_SendRecv()")
+    assert dimension_of(send, None, Known(groups)) == ("PP", "likely")
+    # The kernel of NCCL may be a part of an all-to-all.
+    assert dimension_of(nccl, None, Known(groups)) == ("other", "unknown")
+    # So may a ring of context parallelism send.
+    ring = (*groups, Group("6", "CONTEXT_PARALLEL_GROUP", 2))
+    assert dimension_of(send, None, Known(ring)) == ("other", "unknown")

@@ -140,15 +140,6 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
     assert "contains no rank0.json" in refusal(f"{archive}/rank0.json")
 
 
-def test_other_formats_in_an_archive_are_to_be_unpacked(tmp_path):
-    write_nsys(SCENARIOS["dp overlapped"].but(noise=0, steps=1), tmp_path)
-    for name in ("rank0.sqlite", "rank0.nsys-rep"):
-        archive = tmp_path / f"{name}.zip"
-        with zipfile.ZipFile(archive, "w") as packed:
-            packed.write(tmp_path / "rank0.sqlite", name)
-        assert "unpack it first" in refusal(archive)
-
-
 def test_an_encrypted_archive_is_one_line(tmp_path):
     archive = tmp_path / "run.zip"
     add(archive, rank0_json=TEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -72,3 +73,31 @@ def test_a_process_with_a_large_number_is_one_rank(paths, tmp_path):
     (report,) = analyse_file(one, Options())
     (own,) = analyse_file(paths[0], Options())
     assert (report.steps, report.rank) == (own.steps, own.rank)
+
+
+DATA = Path(__file__).parents[3] / "data/traces"
+CPU = [DATA / f"megatron-overlap.rank{rank}.json.gz" for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_cpu_ranks_are_told_apart(style, tmp_path):
+    plain = []
+    for rank, path in enumerate(CPU):
+        plain.append(tmp_path / f"rank{rank}.json")
+        plain[-1].write_bytes(gzip.decompress(path.read_bytes()))
+    one = together(plain, tmp_path / "merged.json", STYLES[style])
+    found = settle_ranks(analyse_file(one, Options()), None)
+    apart = settle_ranks([r for p in plain for r in analyse_file(str(p), Options())], None)
+    assert [(r.rank, r.source) for r in found] == [(0, "cpu"), (1, "cpu")]
+    for mine, own in zip(found, apart, strict=True):
+        assert (mine.steps, mine.whole) == (own.steps, own.whole)
+
+
+def test_cpu_ranks_that_cannot_be_told_apart_are_refused(tmp_path):
+    plain = []
+    for rank, path in enumerate(CPU):
+        plain.append(tmp_path / f"rank{rank}.json")
+        plain[-1].write_bytes(gzip.decompress(path.read_bytes()))
+    one = together(plain, tmp_path / "merged.json", lambda rank, process: process + rank)
+    with pytest.raises(InputError, match="give the trace of each rank"):
+        analyse_file(one, Options())

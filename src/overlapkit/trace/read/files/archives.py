@@ -1,4 +1,4 @@
-"""Traces in archives, read where they are: nothing is unpacked.
+"""Traces in archives. JSON is read where it is; a database is copied to a temporary file.
 
 A trace in an archive is named as if the archive were a folder: ``run.zip/rank0.json``.
 """
@@ -28,6 +28,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _TAR_MAGIC = b"ustar"
 _TAR_MAGIC_AT = 257
 _BLOCK = 512
+_COPIED = 1 << 20
 
 
 def locate(path: str) -> tuple[str, str | None]:
@@ -97,6 +98,48 @@ def opened(path: str) -> Iterator[BinaryIO]:
             raise InputError(f"{path}: {place} is a file, and no archive")
         with _member(file, place, member) as stream:
             yield cast(BinaryIO, stream)
+
+
+@contextmanager
+def unpacked(path: str, room: str | None = None) -> Iterator[str]:
+    """A file with the bytes of one in an archive, removed at the end; the same path for any other.
+
+    Args:
+        path: the file.
+        room: a temporary folder for it; by default one of its own.
+
+    Raises:
+        InputError: as `opened`; or there is no room for it.
+    """
+    member = locate(path)[1]
+    if member is None:
+        yield path
+        return
+    # Imported here: hardly any trace is in an archive.
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="overlapkit-", dir=room) as folder:
+        copy = os.path.join(folder, "unpacked" + os.path.splitext(member)[1])  # noqa: PTH118, PTH122
+        with opened(path) as stream:
+            try:
+                with open(copy, "wb") as file:  # noqa: PTH123
+                    shutil.copyfileobj(stream, file, _COPIED)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be unpacked: {error.strerror}") from None
+        try:
+            yield copy
+        except InputError as error:
+            raise InputError(str(error).replace(copy, path)) from None
+
+
+def unpack_command(path: str) -> str:
+    """The command that unpacks a file from its archive."""
+    from shlex import quote
+
+    place, member = locate(path)
+    program = "unzip" if place.endswith(".zip") else "tar -xf"
+    return f"{program} {quote(place)} {quote(member or '')}"
 
 
 @contextmanager

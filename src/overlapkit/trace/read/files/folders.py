@@ -71,12 +71,17 @@ def find_traces(files: Sequence[str]) -> Traces:
 
 @contextmanager
 def room_for_exports(paths: Sequence[str]) -> Iterator[str | None]:
-    """A temporary folder, removed at the end, where there are reports of Nsight Systems.
+    """A temporary folder, removed at the end, where there are reports of Nsight Systems, or
+    databases in archives.
 
     A worker that is ended cannot remove what it has written, so this is for the process that
     starts the workers.
     """
-    if not any(path.endswith(REPORTS) for path in paths):
+    needed = (
+        path.endswith(REPORTS) or (path.endswith(DATABASES) and locate(path)[1] is not None)
+        for path in paths
+    )
+    if not any(needed):
         yield None
         return
     from tempfile import TemporaryDirectory

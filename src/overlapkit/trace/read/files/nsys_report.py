@@ -11,9 +11,10 @@ from pathlib import Path
 from shlex import quote
 
 from overlapkit.errors import InputError
-from overlapkit.input_file import open_input
 from overlapkit.processes import die_with_parent
+from overlapkit.trace.read.byte_source import check_readable
 from overlapkit.trace.read.device_work import Work
+from overlapkit.trace.read.files.archives import locate, unpack_command, unpacked
 from overlapkit.trace.read.nsys import read_nsys
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
 
@@ -29,17 +30,19 @@ def read_report(path: str, stated: Stated = NOTHING_STATED, room: str | None = N
     Raises:
         InputError: it cannot be read, nsys is not installed or fails, or it has no device work.
     """
-    open_input(path, "trace").close()
+    check_readable(path)
     program = shutil.which("nsys")
-    output = f"{path.rpartition('.')[0]}.sqlite"
     if program is None:
         raise InputError(
             f"{path}: is a report of Nsight Systems, and nsys is not installed here; where it is: "
-            f"nsys export --type sqlite --output {quote(output)} {quote(path)}"
+            f"{_command(path)}"
         )
-    with tempfile.TemporaryDirectory(prefix="overlapkit-", dir=room) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="overlapkit-", dir=room) as folder,
+        unpacked(path, folder) as place,
+    ):
         exported = str(Path(folder, "export.sqlite"))
-        _export(program, path, exported)
+        _export(program, place, exported)
         try:
             works = read_nsys(exported, stated)
         except InputError as error:
@@ -47,6 +50,15 @@ def read_report(path: str, stated: Stated = NOTHING_STATED, room: str | None = N
     for work in works:
         work.path = path
     return works
+
+
+def _command(path: str) -> str:
+    """The command that exports a report, from its archive if it is in one."""
+    member = locate(path)[1]
+    report = path if member is None else member
+    output = f"{report.rpartition('.')[0]}.sqlite"
+    export = f"nsys export --type sqlite --output {quote(output)} {quote(report)}"
+    return export if member is None else f"{unpack_command(path)} && {export}"
 
 
 def _export(program: str, path: str, exported: str) -> None:
