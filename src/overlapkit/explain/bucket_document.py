@@ -11,6 +11,7 @@ from overlapkit.explain.buckets import (
     Buckets,
     ChunkExchange,
     HiddenBy,
+    StageExchange,
     bucket_summary,
 )
 
@@ -70,17 +71,38 @@ class ExplainChunkBuckets(Struct, frozen=True, kw_only=True):
     ]
 
 
+class ExplainStageBuckets(Struct, frozen=True, kw_only=True):
+    """What each GPU of some pipeline stages exchanges in a step, over all its model chunks."""
+
+    stages: Annotated[list[int], Meta(description="those that are alike, from 0")]
+    buckets: Annotated[int, Meta(description="of one GPU, over all its model chunks")]
+    parameters: Annotated[int, Meta(description="that one GPU holds")]
+    reduced_bytes: Annotated[
+        int, Meta(description="of gradients, with padding, that one GPU hands to the reduction")
+    ]
+    exposed_bytes: Annotated[
+        int, Meta(description="of the gradients whose reduction nothing is left to hide")
+    ]
+
+
 class ExplainBuckets(Struct, frozen=True, kw_only=True):
     """The gradient buckets of every pipeline stage and model chunk."""
 
     summary: Annotated[
         str,
-        Meta(description="the first chunk's in one line; or why there are none, or not known"),
+        Meta(description="the first stage's in one line; or why there are none, or not known"),
     ]
     chunks: Annotated[
         list[ExplainChunkBuckets] | None,
         Meta(description="equal chunks once; `null` where the buckets are not known or not used"),
     ]
+    stages: Annotated[
+        list[ExplainStageBuckets] | None,
+        Meta(
+            description="the totals of each pipeline stage, equal stages once; `null` where "
+            "`chunks` is"
+        ),
+    ] = None
 
 
 def buckets_document(buckets: Buckets | str) -> ExplainBuckets:
@@ -88,7 +110,19 @@ def buckets_document(buckets: Buckets | str) -> ExplainBuckets:
     if isinstance(buckets, str):
         return ExplainBuckets(summary=buckets, chunks=None)
     return ExplainBuckets(
-        summary=bucket_summary(buckets), chunks=[_chunk(chunk) for chunk in buckets.chunks]
+        summary=bucket_summary(buckets),
+        chunks=[_chunk(chunk) for chunk in buckets.chunks],
+        stages=[_stage(stage) for stage in buckets.by_stage],
+    )
+
+
+def _stage(stage: StageExchange) -> ExplainStageBuckets:
+    return ExplainStageBuckets(
+        stages=list(stage.stages),
+        buckets=stage.buckets,
+        parameters=stage.parameters,
+        reduced_bytes=stage.reduced_bytes,
+        exposed_bytes=stage.exposed_bytes,
     )
 
 

@@ -69,6 +69,11 @@ class ChunkExchange:
     buckets: tuple[BucketExchange, ...]
 
     @property
+    def parameters(self) -> int:
+        """Parameters of one of the chunks on one rank."""
+        return sum(bucket.parameters for bucket in self.buckets)
+
+    @property
     def reduced_bytes(self) -> int:
         """Bytes of gradients that one rank reduces for one of the chunks."""
         return sum(bucket.reduced_bytes for bucket in self.buckets)
@@ -77,6 +82,27 @@ class ChunkExchange:
     def exposed_bytes(self) -> int:
         """Bytes of gradients for which nothing is left that could hide their reduction."""
         return sum(b.reduced_bytes for b in self.buckets if b.hidden_by is None)
+
+
+@dataclass(frozen=True)
+class StageExchange:
+    """What each GPU of some pipeline stages exchanges in a step, over all its model chunks.
+
+    Attributes:
+        stages: those that are alike, from 0.
+        chunks: model chunks of each.
+        buckets: of one GPU.
+        parameters: that it holds.
+        reduced_bytes: of gradients, with padding, that it hands to the data-parallel reduction.
+        exposed_bytes: those of them for which nothing is left that could hide their reduction.
+    """
+
+    stages: tuple[int, ...]
+    chunks: int
+    buckets: int
+    parameters: int
+    reduced_bytes: int
+    exposed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +118,25 @@ class Buckets:
     chunks: tuple[ChunkExchange, ...]
     overlapped: bool
     tied: bool
+
+    @property
+    def by_stage(self) -> list[StageExchange]:
+        """The totals of each pipeline stage, equal stages once."""
+        chunks_of: dict[int, list[ChunkExchange]] = {}
+        for chunk in self.chunks:
+            for stage, _ in chunk.places:
+                chunks_of.setdefault(stage, []).append(chunk)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for stage, chunks in sorted(chunks_of.items()):
+            totals = (
+                len(chunks),
+                sum(len(chunk.buckets) for chunk in chunks),
+                sum(chunk.parameters for chunk in chunks),
+                sum(chunk.reduced_bytes for chunk in chunks),
+                sum(chunk.exposed_bytes for chunk in chunks),
+            )
+            alike.setdefault(totals, []).append(stage)
+        return [StageExchange(tuple(stages), *totals) for totals, stages in alike.items()]
 
 
 def buckets_of(run: Run, data_parallel_size: int) -> Buckets | str:
@@ -190,19 +235,23 @@ def _names(shape: ModelShape, model: Any, chunk: ChunkBuckets) -> Callable[[int]
 
 
 def bucket_summary(buckets: Buckets) -> str:
-    """The first chunk's buckets, and what of them stays exposed, in one line."""
+    """The first stage's buckets, and what of its first chunk stays exposed, in one line."""
     first, *rest = buckets.chunks
     sizes = [bucket.reduced_bytes for bucket in first.buckets]
+    several = _several_chunks(buckets)
     text = _count_text(sizes)
-    if len(first.places) > 1 or rest:
+    if several:
+        text = f"{text} in the first model chunk of the first pipeline stage, "
+        text += f"{buckets.by_stage[0].buckets} in all its chunks"
+    elif len(first.places) > 1 or rest:
         text += " on the first pipeline stage"
-        text += " (its first model chunk)" if _several_chunks(buckets) else ""
     if not buckets.overlapped:
         return f"{text}; none can be hidden: overlap_grad_reduce is off"
     exposed = [bucket for bucket in first.buckets if bucket.hidden_by is None]
     share = 100 * first.exposed_bytes / max(first.reduced_bytes, 1)
     which = "the last" if len(exposed) == 1 else f"{len(exposed)} that are reduced last"
-    which = "it" if len(sizes) == 1 else f"{which}, {share:.0f} % of the bytes,"
+    of = "that chunk's bytes" if several else "the bytes"
+    which = "it" if len(sizes) == 1 and not several else f"{which}, {share:.0f} % of {of},"
     return f"{text}; {which} cannot be hidden: {_why_last(exposed[-1], tied=buckets.tied)}"
 
 
@@ -221,6 +270,24 @@ def _count_text(sizes: Sequence[int]) -> str:
     if len(sizes) == 1:
         return f"1 bucket of {most} MB"
     return f"{len(sizes)} buckets of {least if least == most else f'{least} to {most}'} MB"
+
+
+def stage_text(stage: StageExchange) -> str:
+    """The totals of a pipeline stage in one line, without the stage."""
+    chunks = f" in {stage.chunks} model chunks" if stage.chunks > 1 else ""
+    hidden = f", {stage.exposed_bytes / 1e6:,.1f} MB of them with nothing to hide them"
+    return (
+        f"{stage.buckets:,} bucket{'s' if stage.buckets != 1 else ''}{chunks}; a GPU holds "
+        f"{stage.parameters:,} parameters and hands {stage.reduced_bytes / 1e6:,.1f} MB of "
+        f"gradients to the reduction in a step{hidden if stage.exposed_bytes else ''}"
+    )
+
+
+def stage_titles(buckets: Buckets) -> Iterator[tuple[str, StageExchange]]:
+    """The totals of each group of equal pipeline stages under its name: ``stages 1-3, each``."""
+    for stage in buckets.by_stage:
+        several = len(stage.stages) > 1
+        yield f"stage{'s' if several else ''} {_spans(stage.stages)}{', each' * several}", stage
 
 
 def places_text(chunk: ChunkExchange, *, several_chunks: bool) -> str:

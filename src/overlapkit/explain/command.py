@@ -142,7 +142,7 @@ def _show_difference(difference: Difference, page: Output | None, *, as_json: bo
 
         page.write(difference_page(difference))
     if as_json:
-        from overlapkit.explain.document import difference_document
+        from overlapkit.explain.difference_document import difference_document
 
         write_json(difference_document(difference))
     elif sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""The JSON documents of `overlapkit explain`: the report, and the difference of two runs."""
+"""The JSON document of `overlapkit explain`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outco
 from overlapkit.config.gaps import Gap
 from overlapkit.config.run import Framework
 from overlapkit.explain.bucket_document import ExplainBuckets, buckets_document
-from overlapkit.explain.difference import Change, Difference, Kind
 from overlapkit.explain.lint.fix_document import ExplainFix
 from overlapkit.explain.lint.place_document import ExplainUserPlace, place_document
 from overlapkit.explain.report import Report
+from overlapkit.explain.schedule import Pipeline
 from overlapkit.explain.stack_document import JobStack, stack_document
 from overlapkit.output.console import encodable
 from overlapkit.output.numbers import plain
@@ -135,6 +135,26 @@ class ExplainDecision(Struct, frozen=True, kw_only=True):
     ] = True
 
 
+class ExplainPipeline(Struct, frozen=True, kw_only=True):
+    """How long a pipeline stands idle while it fills and drains."""
+
+    bubble_share: Annotated[
+        float,
+        Meta(
+            description="idle time of a GPU over the time in which it computes: (PP - 1) / (VPP x "
+            "`microbatches`), with stages that take equally long (Narayanan et al. 2021, section "
+            "2.2)"
+        ),
+    ]
+    by_vpp: Annotated[
+        dict[str, float],
+        Meta(
+            description="the same for each virtual pipeline size that divides the layers; empty "
+            "where the pipeline is interleaved already"
+        ),
+    ]
+
+
 class ExplainDocument(Struct, frozen=True, kw_only=True):
     """Which communication overlap a run gets, and why."""
 
@@ -148,6 +168,20 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     stack: Annotated[JobStack, Meta(description="the versions whose rules were applied")]
     world_size: WorldSize
     data_parallel_size: Annotated[int, Meta(description="`world_size` / (TP x PP x CP)")]
+    microbatches: Annotated[
+        int | None,
+        Meta(
+            description="of a step on each replica, after a ramp-up of the batch; `null` where "
+            "the batch sizes are not known or do not divide"
+        ),
+    ] = None
+    pipeline: Annotated[
+        ExplainPipeline | None,
+        Meta(
+            description="how long the pipeline stands idle; `null` with one stage, or where "
+            "`microbatches` is"
+        ),
+    ] = None
     gpu: Annotated[ExplainGPU, Meta(description="the GPU that the rules assume")]
     transformer_engine: Annotated[
         str, Meta(description="what was assumed of Transformer Engine, or found here")
@@ -205,104 +239,6 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class ExplainSide(Struct, frozen=True, kw_only=True):
-    """One of the two runs."""
-
-    config: Config
-    stack: Annotated[JobStack, Meta(description="the versions whose rules were applied")]
-    world_size: WorldSize
-    findings: Findings
-    decisions: Annotated[
-        list[ExplainDecision], Meta(description="the decisions that `findings` counts")
-    ]
-    notes: Notes
-
-
-class ExplainCause(Struct, frozen=True, kw_only=True):
-    """A key that differs between the runs, and brought a change about."""
-
-    key: Annotated[
-        str,
-        Meta(
-            description="dotted; `comm_overlap` or `mixed_precision` where the entire section "
-            "differs; `--world-size`; `--core` for the versions"
-        ),
-    ]
-    before: Annotated[
-        Any,
-        Meta(
-            description="its value in the first run; its default where it is not written; `null` "
-            "for an absent section"
-        ),
-    ]
-    after: Annotated[Any, Meta(description="the same in the second run")]
-
-
-class ExplainChange(Struct, frozen=True, kw_only=True):
-    """One outcome that differs between the runs."""
-
-    kind: Annotated[
-        Kind,
-        Meta(
-            description="`knob`: a key of `effective`; `env`: a variable of `launch_env`; "
-            "`finding`: one that only one of the runs has; `buckets`: how many gradient buckets "
-            "the model gets"
-        ),
-    ]
-    knob: Annotated[
-        str,
-        Meta(description="dotted; `env.NAME` for a variable, `buckets` for their number"),
-    ]
-    rule: Annotated[
-        str | None, Meta(description="the rule of a finding; `null` for the other kinds")
-    ]
-    before: Annotated[
-        Any,
-        Meta(
-            description="the outcome in the first run; for a finding its `outcome`, `null` where "
-            "the run has none; for `buckets` a sentence"
-        ),
-    ]
-    after: Annotated[Any, Meta(description="the same in the second run")]
-    causes: Annotated[
-        list[ExplainCause],
-        Meta(
-            description="the key that alone brings the second outcome about; where none does, the "
-            "smallest set of keys found that does together; empty where no set was found"
-        ),
-    ]
-    reason: Annotated[
-        str | None, Meta(description="why the second run has its outcome, where a decision says so")
-    ]
-
-
-class ExplainWithoutEffect(Struct, frozen=True, kw_only=True):
-    """A key that differs between the runs, and changes nothing of the overlap."""
-
-    key: Annotated[str, Meta(description="dotted")]
-    before: Annotated[
-        Any, Meta(description="its value in the first run; its default where it is not written")
-    ]
-    after: Annotated[Any, Meta(description="the same in the second run")]
-    reason: Annotated[str, Meta(description="why nothing follows")]
-
-
-class ExplainDifferenceDocument(Struct, frozen=True, kw_only=True):
-    """What two runs decide differently, and which keys caused it."""
-
-    schema: Annotated[
-        Literal["overlapkit/explain-difference/v1"],
-        Meta(description="name and version of this document"),
-    ] = "overlapkit/explain-difference/v1"
-    before: Annotated[ExplainSide, Meta(description="the first run")]
-    after: Annotated[ExplainSide, Meta(description="the second run")]
-    changes: Annotated[list[ExplainChange], Meta(description="every outcome that differs")]
-    without_effect: Annotated[
-        list[ExplainWithoutEffect],
-        Meta(description="keys that differ without effect, as far as the reason is known"),
-    ]
-
-
 def explain_document(report: Report) -> ExplainDocument:
     """The report as the document `overlapkit/explain/v1`."""
     a = report.assumptions
@@ -312,6 +248,8 @@ def explain_document(report: Report) -> ExplainDocument:
         stack=stack_document(report.basis),
         world_size=report.world_size,
         data_parallel_size=report.data_parallel_size,
+        microbatches=report.microbatches,
+        pipeline=None if report.pipeline is None else _pipeline(report.pipeline),
         gpu=ExplainGPU(name=a.gpu_name, assumed=not a.gpu_given),
         transformer_engine=a.te,
         environment=a.environment_source,
@@ -324,6 +262,13 @@ def explain_document(report: Report) -> ExplainDocument:
         buckets=buckets_document(report.buckets),
         notes=[*report.notes, *report.remarks],
         not_known=[_gap(gap) for gap in report.gaps],
+    )
+
+
+def _pipeline(pipeline: Pipeline) -> ExplainPipeline:
+    return ExplainPipeline(
+        bubble_share=pipeline.bubble,
+        by_vpp={str(size): share for size, share in pipeline.interleaved.items()},
     )
 
 
@@ -345,21 +290,6 @@ def _job_env(report: Report) -> dict[str, JobVariable]:
         for name in names
         if (value := job.get(name)) is not None
     }
-
-
-def difference_document(difference: Difference) -> ExplainDifferenceDocument:
-    """The difference as the document `overlapkit/explain-difference/v1`."""
-    return ExplainDifferenceDocument(
-        before=_side(difference.before),
-        after=_side(difference.after),
-        changes=[_change(difference, change) for change in difference.changes],
-        without_effect=[
-            ExplainWithoutEffect(
-                key=each.key, before=plain(each.before), after=plain(each.after), reason=each.reason
-            )
-            for each in difference.without_effect
-        ],
-    )
 
 
 def source_of(rule_id: str) -> tuple[str, int]:
@@ -387,31 +317,4 @@ def decision_document(report: Report, decision: Decision) -> ExplainDecision:
         where=None if where is None else place_document(where),
         flag=report.words.flag(decision.knob),
         certain=decision.certain,
-    )
-
-
-def _side(report: Report) -> ExplainSide:
-    return ExplainSide(
-        config=report.source,
-        stack=stack_document(report.basis),
-        world_size=report.world_size,
-        findings=len(report.findings),
-        decisions=[decision_document(report, d) for d in report.findings],
-        notes=[*report.notes, *report.remarks],
-    )
-
-
-def _change(difference: Difference, change: Change) -> ExplainChange:
-    return ExplainChange(
-        kind=change.of.kind,
-        knob=change.of.knob,
-        rule=change.of.rule,
-        before=plain(change.before),
-        after=plain(change.after),
-        causes=[
-            ExplainCause(key=key, before=plain(old), after=plain(new))
-            for key in change.causes
-            for old, new in [difference.keys[key]]
-        ],
-        reason=change.reason,
     )

@@ -31,6 +31,7 @@ from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.explain.judge import Judged, judge, on_other_stacks
 from overlapkit.explain.launch import judge_environment
 from overlapkit.explain.places import decision_place
+from overlapkit.explain.schedule import Pipeline, microbatches_of, pipeline_of
 from overlapkit.hardware import Gpu
 
 CURRENT = "the current environment"
@@ -120,6 +121,8 @@ class Report:
         gaps: what of the launch script is not known, and may add to what was read.
         words: for its settings, in the language of its configuration.
         asked: the dotted keys that count as requested.
+        microbatches: of a step on each replica; None where that is not known.
+        pipeline: how long the pipeline stands idle; None without one, or where that is not known.
     """
 
     source: str
@@ -141,6 +144,8 @@ class Report:
     gaps: tuple[Gap, ...] = ()
     words: KeyWords = KEYS
     asked: frozenset[str] = frozenset()
+    microbatches: int | None = None
+    pipeline: Pipeline | None = None
 
     @property
     def not_certain(self) -> list[Decision]:
@@ -219,6 +224,7 @@ def explain(
     decisions = [d for d in decisions if not (d.outcome in chosen and d.knob in refused)]
     shown = [d for d in decisions if d.is_finding or _matters(d)]
     shown.sort(key=lambda d: DIMENSIONS.index(d.dimension))
+    microbatches = microbatches_of(run, update.data_parallel_size, settings.framework)
     return Report(
         settings.source,
         world_size,
@@ -239,6 +245,8 @@ def explain(
         unread(gaps),
         words_of(settings),
         settings.asked,
+        microbatches,
+        pipeline_of(run, microbatches),
     )
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import Decision, Outcome
-from overlapkit.explain.buckets import chunk_titles
+from overlapkit.explain.buckets import chunk_titles, stage_text, stage_titles
 from overlapkit.explain.difference import Difference
 from overlapkit.explain.difference_text import (
     WITHOUT_EFFECT,
@@ -87,6 +87,8 @@ def show_report(report: Report, console: Console, *, brief: bool = False) -> Non
             console.print(Text(f"default  {section.not_requested}", "dim"))
         if section.buckets:
             print_item(console, "buckets  ", Text(section.buckets))
+        if section.bubble:
+            print_item(console, "bubble  ", Text(section.bubble))
 
 
 def _show_leading(report: Report, d: Decision, console: Console) -> None:
@@ -101,13 +103,15 @@ def _show_leading(report: Report, d: Decision, console: Console) -> None:
 
 
 def show_buckets(report: Report, console: Console) -> None:
-    """Every bucket of every stage and chunk, under its summary."""
+    """The totals of each stage, then every bucket of every stage and chunk."""
     console.print(Text.assemble((report.source, "bold"), f"  {gpus_text(report)}"))
     console.print(layout_text(report))
     console.print()
     if isinstance(report.buckets, str):
         console.print(report.words.fact(report.buckets))
         return
+    for title, stage in stage_titles(report.buckets):
+        print_item(console, f"{title}: ", Text(stage_text(stage)))
     console.print(buckets_text(report))
     for title, chunk in chunk_titles(report.buckets):
         console.print(Text(f"\n{title}", "bold"))

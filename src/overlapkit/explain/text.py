@@ -17,10 +17,17 @@ from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outco
 from megatron.bridge.training.edits import listed
 from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.config.megatron_lm.doubt import not_known
-from overlapkit.explain.buckets import BucketExchange, bucket_summary, chunk_titles
+from overlapkit.explain.buckets import (
+    BucketExchange,
+    bucket_summary,
+    chunk_titles,
+    stage_text,
+    stage_titles,
+)
 from overlapkit.explain.document import source_of
 from overlapkit.explain.lint.order import Said, leading, notes_with_advice, said_once
 from overlapkit.explain.report import CURRENT, Report
+from overlapkit.explain.schedule import bubble_text
 from overlapkit.explain.stack_document import stack_text
 from overlapkit.output.numbers import imperative, setting_text
 
@@ -64,6 +71,7 @@ class Section:
         not_requested: the opt-in knobs that were not requested, with their values; empty without
             any.
         buckets: the gradient buckets in one line; empty but for data parallelism.
+        bubble: how long the pipeline stands idle, in one line; empty but for pipelines.
     """
 
     title: str
@@ -71,6 +79,7 @@ class Section:
     variables: tuple[EnvironmentVariable, ...]
     not_requested: str
     buckets: str = ""
+    bubble: str = ""
 
 
 def sections(report: Report) -> Iterator[Section]:
@@ -90,6 +99,7 @@ def sections(report: Report) -> Iterator[Section]:
             variables,
             f"opt-in, not requested: {names}" if names else "",
             buckets_text(report) if dimension is Dimension.DP else "",
+            idle_text(report) if dimension is Dimension.PP else "",
         )
 
 
@@ -97,6 +107,11 @@ def buckets_text(report: Report) -> str:
     """The gradient buckets in one line; empty where they are not known, or not used."""
     buckets = report.buckets
     return "" if isinstance(buckets, str) else report.words.fact(bucket_summary(buckets))
+
+
+def idle_text(report: Report) -> str:
+    """How long the pipeline stands idle, in one line; empty where there is none, or not known."""
+    return "" if report.pipeline is None else bubble_text(report.pipeline)
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -121,6 +136,8 @@ def report_lines(report: Report) -> Iterator[str]:
             yield f"default  {section.not_requested}"
         if section.buckets:
             yield f"buckets  {section.buckets}"
+        if section.bubble:
+            yield f"bubble  {section.bubble}"
 
 
 def brief_lines(report: Report) -> Iterator[str]:
@@ -135,13 +152,14 @@ def brief_lines(report: Report) -> Iterator[str]:
 
 
 def buckets_lines(report: Report) -> Iterator[str]:
-    """Every bucket of every stage and chunk, one line each, under its summary."""
+    """The totals of each stage, then every bucket of every stage and chunk, one line each."""
     yield f"{report.source}  {gpus_text(report)}"
     yield layout_text(report)
     yield ""
     if isinstance(report.buckets, str):
         yield report.words.fact(report.buckets)
         return
+    yield from (f"{title}: {stage_text(stage)}" for title, stage in stage_titles(report.buckets))
     yield buckets_text(report)
     for title, chunk in chunk_titles(report.buckets):
         yield ""
@@ -223,7 +241,10 @@ def gpus_text(report: Report) -> str:
 
 
 def layout_text(report: Report, gap: str = "  ") -> str:
-    """The sizes of the parallel dimensions, such as ``TP 4  PP 2  VPP none  CP 1  EP 1  DP 8``."""
+    """The sizes of the parallel dimensions, and the microbatches of a step where they are known.
+
+    Such as ``TP 4  PP 2  VPP none  CP 1  EP 1  DP 8, 64 microbatches``.
+    """
     e = report.effective
     sizes = {
         "TP": e["model.tensor_model_parallel_size"],
@@ -233,7 +254,9 @@ def layout_text(report: Report, gap: str = "  ") -> str:
         "EP": e["model.expert_model_parallel_size"],
         "DP": report.data_parallel_size,
     }
-    return gap.join(f"{name} {size}" for name, size in sizes.items())
+    text = gap.join(f"{name} {size}" for name, size in sizes.items())
+    count = report.microbatches
+    return text if count is None else f"{text}, {_count(count, 'microbatch')}"
 
 
 def run_text(report: Report) -> str:
@@ -276,7 +299,8 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
+    plural = "es" if what.endswith("ch") else "s"
+    return f"{number:,} {what}{plural if number != 1 else ''}"
 
 
 def finding_line(report: Report, d: Decision) -> str:

@@ -73,6 +73,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"
 
 
+def share_percent(share: float) -> str:
+    """A share as a percentage with three digits."""
+    return f"{_decimals(100 * share, 3)} %"
+
+
 def binary_bytes(count: int | None) -> str:
     """Bytes in binary units, such as 1.5 GiB."""
     if count is None:

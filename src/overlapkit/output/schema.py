@@ -26,7 +26,7 @@ from overlapkit.errors import InputError
 
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
-    "explain-difference": "overlapkit.explain.document:ExplainDifferenceDocument",
+    "explain-difference": "overlapkit.explain.difference_document:ExplainDifferenceDocument",
     "audit": "overlapkit.audit.document:AuditDocument",
     "translate": "overlapkit.translate.document:TranslateDocument",
     "rules": "overlapkit.explain.rules.document:RulesDocument",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.models.parameter_count import chunk_parameters
+from megatron.bridge.models.parameter_count import chunk_parameter_count, chunk_parameters
 from megatron.bridge.training.bucketing import bucketing
 from overlapkit.explain.buckets import bucket_summary, buckets_of
 
@@ -123,6 +123,44 @@ def test_later_stages_and_chunks_have_others_that_compute() -> None:
     }
 
 
+def test_the_totals_of_each_stage_count_every_chunk() -> None:
+    layout = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2}
+    buckets = known(layout, {"bucket_size": 20_000})
+    model = run_of(layout, {}).model
+    of_first = len(buckets.chunks[0].buckets)
+    assert of_first > 1
+    assert [(each.stages, each.chunks, each.buckets) for each in buckets.by_stage] == [
+        ((0,), 2, of_first + 1),
+        ((1, 2), 2, 2),
+        ((3,), 2, 2),
+    ]
+    for each in buckets.by_stage:
+        for stage in each.stages:
+            held = [chunk_parameter_count(model, pp_rank=stage, vp_stage=n) for n in (0, 1)]
+            assert each.parameters == sum(held)
+        assert each.reduced_bytes >= 2 * each.parameters
+    summary = bucket_summary(buckets)
+    assert summary.startswith(f"{of_first} buckets of ")
+    assert f"first pipeline stage, {of_first + 1} in all its chunks; the last," in summary
+
+
+def test_a_stage_holds_its_layers_and_its_embedding() -> None:
+    """By hand: two layers of a first stage of four, without tensor parallelism."""
+    width, ffn, vocabulary = 64, 256, 2048
+    layer = 4 * width * width + 3 * width * ffn + 2 * width
+    (first, *_) = known({"pipeline_model_parallel_size": 4}, {}).by_stage
+    assert first.parameters == 2 * layer + vocabulary * width
+
+
+def test_experts_of_one_rank_are_held_and_not_reduced() -> None:
+    layout = {"num_moe_experts": 4, "moe_grouped_gemm": True, "expert_model_parallel_size": 4}
+    buckets = known(layout, {})
+    (stage,) = buckets.by_stage
+    dense = [b for b in buckets.chunks[0].buckets if not b.expert]
+    assert stage.reduced_bytes == sum(b.reduced_bytes for b in dense)
+    assert stage.parameters > sum(b.parameters for b in dense)
+
+
 def test_buckets_that_share_a_collective_wait_for_its_last() -> None:
     """Weights that are not FP8 are reduced with the last FP8 bucket, wherever they come."""
     buckets = known({"fp8": "e4m3", "fp8_param": True}, {"fp8_param_gather": True})
@@ -166,6 +204,13 @@ def test_the_command_lists_every_bucket(overlapkit, config) -> None:
         [{"stage": 0, "chunk": 0}],
         [{"stage": 1, "chunk": 0}],
     ]
+    assert [each["stages"] for each in document["stages"]] == [[0], [1]]
+    first = document["stages"][0]
+    assert (
+        f"stage 0: {first['buckets']} buckets; a GPU holds {first['parameters']:,} parameters and "
+        f"hands {first['reduced_bytes'] / 1e6:,.1f} MB of gradients to the reduction in a step, "
+        f"{first['exposed_bytes'] / 1e6:,.1f} MB of them with nothing to hide them"
+    ) in lines
     listed = [line for line in lines if "hidden by:" in line]
     assert len(listed) == sum(len(chunk["buckets"]) for chunk in chunks) > 4
     assert any(line.startswith("stage 0: closed at 20,000 parameters") for line in lines)

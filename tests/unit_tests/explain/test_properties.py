@@ -23,11 +23,8 @@ from overlapkit.config.schema import known_keys, sections
 from overlapkit.config.yaml_file import Document, YamlProblem, load_yaml, read_yaml
 from overlapkit.errors import InputError
 from overlapkit.explain.difference import find_difference, outcomes
-from overlapkit.explain.document import (
-    ExplainDocument,
-    difference_document,
-    explain_document,
-)
+from overlapkit.explain.difference_document import difference_document
+from overlapkit.explain.document import ExplainDocument, explain_document
 from overlapkit.explain.report import EFFECTIVE_KNOBS, Assumptions, explain
 from overlapkit.hardware import find_gpu, gpus
 from support.documents import check_document

@@ -112,10 +112,10 @@ def _groups(c: Context, count: int, unit: int) -> Iterator[Decision]:
             edits=(Edit(_GROUP, pp),),
         )
         return
-    if _fills(count, group, pp):
+    if fills_pipeline(count, group, pp):
         return
-    below = next((n for n in range(count, 0, -1) if _fills(n, group, pp)), 0)
-    above = next(n for n in range(count + 1, count + group + 2) if _fills(n, group, pp))
+    below = next((n for n in range(count, 0, -1) if fills_pipeline(n, group, pp)), 0)
+    above = next(n for n in range(count + 1, count + group + 2) if fills_pipeline(n, group, pp))
     values = nearest(count * unit, (n * unit for n in (below, above) if n))
     edits = (Edit(_GLOBAL, values[0]),)
     yield MICROBATCHES_FILL.error(
@@ -129,7 +129,13 @@ def _groups(c: Context, count: int, unit: int) -> Iterator[Decision]:
     )
 
 
-def _fills(count: int, group: int, pp: int) -> bool:
-    """Whether the interleaved schedule accepts this number of microbatches."""
+def fills_pipeline(count: int, group: int, pp: int) -> bool:
+    """Whether the interleaved schedule accepts this number of microbatches.
+
+    Args:
+        count: microbatches of a step.
+        group: microbatch_group_size_per_vp_stage.
+        pp: pipeline stages.
+    """
     rest = count % group
     return count >= group and (rest == 0 or rest >= pp)
