@@ -24,6 +24,7 @@ from overlapkit.explain.lint.order import Said, leading
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
     LABELS,
+    OPT_IN,
     Tone,
     assumed_text,
     basis,
@@ -84,7 +85,7 @@ def show_report(report: Report, console: Console, *, brief: bool = False) -> Non
         if section.said:
             console.print(_decisions(report, section.said))
         if section.not_requested:
-            console.print(Text(f"default  {section.not_requested}", "dim"))
+            console.print(Text(f"default  {OPT_IN}{section.not_requested}", "dim"))
         if section.buckets:
             print_item(console, "buckets  ", Text(section.buckets))
         if section.bubble:

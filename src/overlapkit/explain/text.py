@@ -55,6 +55,7 @@ LABELS = {
 NOTHING = "/dev/null"
 """The environment file that says that nothing is set."""
 ALL_IN_EFFECT = "Everything that was requested is in effect."
+OPT_IN = "opt-in, not requested: "
 READ_IN_EFFECT = "Everything that was requested and read is in effect"
 ALL_THAT_WAS_READ = f"{READ_IN_EFFECT}; the notes name what was not read."
 
@@ -97,7 +98,7 @@ def sections(report: Report) -> Iterator[Section]:
             title,
             said_once([d for d in decisions if d not in opt_in], lead, before),
             variables,
-            f"opt-in, not requested: {names}" if names else "",
+            names,
             buckets_text(report) if dimension is Dimension.DP else "",
             idle_text(report) if dimension is Dimension.PP else "",
         )
@@ -115,7 +116,11 @@ def idle_text(report: Report) -> str:
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """The complete report: verdict, findings and advice, then what is in effect, one line each."""
+    """The complete report: verdict, findings and advice, then what is in effect, one line each.
+
+    Where nothing was found it is shorter: `overlapkit rules ID` has why a variable is needed and
+    where a rule is, and the opt-in knobs that were not requested stand in one line at the end.
+    """
     yield header(report)
     yield verdict(report)[0]
     lead = leading(report)
@@ -125,19 +130,37 @@ def report_lines(report: Report) -> Iterator[str]:
     yield run_text(report)
     yield from (f"assumed: {note}" for note in report.notes)
     yield from (f"note: {remark}" for remark in report.remarks)
+    is_well = not report.findings
+    not_requested: list[str] = []
     for section in sections(report):
+        if is_well and section.not_requested:
+            not_requested.append(section.not_requested)
+        lines = list(_section_lines(report, section, is_well=is_well))
+        if lines:
+            yield ""
+            yield section.title
+            yield from lines
+    if not_requested:
         yield ""
-        yield section.title
+        yield f"default  {OPT_IN}{', '.join(not_requested)}"
+
+
+def _section_lines(report: Report, section: Section, *, is_well: bool) -> Iterator[str]:
+    if is_well and section.variables:
+        needed = [f"{v.name}={v.value}" for v in section.variables]
+        rules = dict.fromkeys(v.rule for v in section.variables)
+        yield f"needs {' '.join(needed)} [{', '.join(rules)}]"
+    else:
         for names, variable in by_reason(section.variables):
             needs = f"needs {' '.join(names)}: {variable.reason.rstrip('.')}"
             yield f"{needs} [{variable.rule}, {place(variable.rule)}]"
-        yield from (_said_line(report, said) for said in section.said)
-        if section.not_requested:
-            yield f"default  {section.not_requested}"
-        if section.buckets:
-            yield f"buckets  {section.buckets}"
-        if section.bubble:
-            yield f"bubble  {section.bubble}"
+    yield from (_said_line(report, said, is_well=is_well) for said in section.said)
+    if section.not_requested and not is_well:
+        yield f"default  {OPT_IN}{section.not_requested}"
+    if section.buckets:
+        yield f"buckets  {section.buckets}"
+    if section.bubble:
+        yield f"bubble  {section.bubble}"
 
 
 def brief_lines(report: Report) -> Iterator[str]:
@@ -199,14 +222,15 @@ def assumed_text(report: Report) -> str:
     return f"{_count(len(report.notes), 'note')} on how it was read: see them without --brief"
 
 
-def _said_line(report: Report, said: Said) -> str:
+def _said_line(report: Report, said: Said, *, is_well: bool) -> str:
     d = said.first
     line = f"{LABELS[d.outcome]} {', '.join(said_value(report, x) for x in said.decisions)}"
     if said.leads:
         return f"{line}: see above"
     if not said.reason:
         return f"{line}: as above [{', '.join(said.rules)}]"
-    return f"{line}: {said.reason.rstrip('.')} [{said_rules(said)}]"
+    rules = ", ".join(said.rules) if is_well else said_rules(said)
+    return f"{line}: {said.reason.rstrip('.')} [{rules}]"
 
 
 def said_rules(said: Said) -> str:
