@@ -54,6 +54,7 @@ from overlapkit.errors import EXIT_BAD_INPUT, InputError
 from overlapkit.hardware import gpus
 from overlapkit.output.console import console, write_json
 from overlapkit.plan.estimate.constants import CONSTANTS, Constants
+from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.estimate.sureness import (
     TABLE,
     Errors,
@@ -62,6 +63,7 @@ from overlapkit.plan.estimate.sureness import (
     class_of,
     wider_class_of,
 )
+from overlapkit.plan.workload.precision import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT_ROWS = ROOT / "src/overlapkit/data/published_throughput.json"
@@ -71,8 +73,12 @@ ITERATIONS = 12
 DELTA = 0.05
 NOISE = 0.08
 """Spread of the errors of one class's layouts, as a logarithm."""
-PRIOR = 0.12
-"""Spread of the shares around 1: how far a class is believed before its rows."""
+OF_GPU, OF_PRECISION, OWN = 0.1, 0.1, 0.05
+"""How far a share is from 1, as a logarithm, before its rows are seen: it is the product of one
+factor of its GPU, one of its precision, and one of its own. A class with few rows thus takes after
+the other precisions of its GPU, and after its precision on other GPUs."""
+OF_ATTENTION = 0.12
+"""The same of attention's shares, which have no such factors."""
 OUTLIER = 0.15
 OTHER_FRAMEWORKS = ("torchtitan", "llm-foundry")
 """Origins whose rows were not measured with Megatron: nothing is fitted to them."""
@@ -102,12 +108,14 @@ class Fit:
     Attributes:
         rows: that are fitted to.
         keys: of the shares.
+        prior: inverse of the covariance of the shares' logarithms before any row is seen.
         slopes: of each row's log error by each share's logarithm, at shares of 1.
         off: the log errors there.
     """
 
     def __init__(self, rows: list[Row], keys: list[str]) -> None:
         self.rows, self.keys = rows, keys
+        self.prior = np.linalg.inv(covariance(keys))
         start = CONSTANTS._replace(shares=dict.fromkeys(keys, 1.0))
         self.off = np.array([np.log1p(error(row, start)) for row in rows])
         self.slopes = np.zeros((len(rows), len(keys)))
@@ -127,10 +135,25 @@ class Fit:
             # Beyond `OUTLIER` an error counts by its size rather than by its square.
             weight = kept * np.minimum(1, OUTLIER / np.maximum(np.abs(left), 1e-9)) / NOISE**2
             weighted = self.slopes.T * weight
-            precision = weighted @ self.slopes + np.eye(len(self.keys)) / PRIOR**2
-            at = np.linalg.solve(precision, -weighted @ self.off)
+            at = np.linalg.solve(weighted @ self.slopes + self.prior, -weighted @ self.off)
         shares = np.exp(at)
         return CONSTANTS._replace(shares=dict(zip(self.keys, map(float, shares), strict=True)))
+
+
+def covariance(keys: list[str]) -> np.ndarray:
+    """Of the shares' logarithms, before any row is seen."""
+    found = np.zeros((len(keys), len(keys)))
+    for i, one in enumerate(keys):
+        for j, other in enumerate(keys):
+            if "attention" in (one.split()[0], other.split()[0]):
+                found[i, j] = OF_ATTENTION**2 if i == j else 0
+                continue
+            (gpu, precision), (its_gpu, its_precision) = one.split(" ", 1), other.split(" ", 1)
+            found[i, j] = OF_GPU**2 * (gpu == its_gpu) + OF_PRECISION**2 * (
+                PRECISIONS[precision].rate == PRECISIONS[its_precision].rate
+            )
+            found[i, j] += OWN**2 * (i == j)
+    return found
 
 
 def shares_of(row: Row) -> set[str]:
@@ -300,7 +323,15 @@ def main() -> int:
 def fitted(rows: list[Row]) -> Fit:
     """The fit to the rows that are apt for it."""
     chosen = fit_rows_of(rows)
-    return Fit(chosen, sorted(set().union(*map(shares_of, chosen))))
+    seen = set[str]().union(*map(shares_of, chosen))
+    # Classes without a row take after their GPU and their precision.
+    known = {
+        f"{gpu} {precision.name}"
+        for gpu in {row.gpu for row in chosen}
+        for precision in PRECISIONS.values()
+        if precision.rate in machine_of(gpu).rates and precision.rate != "fp32"
+    }
+    return Fit(chosen, sorted(seen | known))
 
 
 def report(rows: list[Row], fit_rows: list[Row], refused: list[str]) -> dict[str, Any]:

@@ -57,29 +57,42 @@ class Constants(NamedTuple):
 SHARES: Mapping[str, float] = {
     "a100 bf16": 1.08,
     "attention ampere": 1.00,
-    "attention blackwell": 1.01,
-    "attention hopper": 0.81,
-    "b200 bf16": 0.86,
-    "b200 fp8 current": 0.98,
-    "b200 mxfp8": 1.09,
-    "b300 bf16": 1.01,
-    "b300 mxfp8": 1.10,
-    "gb200 bf16": 0.96,
+    "attention blackwell": 0.98,
+    "attention hopper": 0.79,
+    "b200 bf16": 0.89,
+    "b200 fp8 blockwise": 0.91,
+    "b200 fp8 current": 0.95,
+    "b200 fp8 delayed": 0.91,
+    "b200 mxfp8": 1.04,
+    "b200 nvfp4": 1.07,
+    "b300 bf16": 1.05,
+    "b300 fp8 blockwise": 1.01,
+    "b300 fp8 current": 1.01,
+    "b300 fp8 delayed": 1.01,
+    "b300 mxfp8": 1.13,
+    "b300 nvfp4": 1.18,
+    "gb200 bf16": 0.95,
+    "gb200 fp8 blockwise": 0.90,
     "gb200 fp8 current": 0.90,
-    "gb200 mxfp8": 0.94,
+    "gb200 fp8 delayed": 0.90,
+    "gb200 mxfp8": 0.97,
     "gb200 nvfp4": 1.07,
-    "gb300 bf16": 0.96,
+    "gb300 bf16": 1.07,
+    "gb300 fp8 blockwise": 1.05,
     "gb300 fp8 current": 1.06,
-    "gb300 mxfp8": 1.12,
-    "gb300 nvfp4": 1.19,
-    "h100 bf16": 1.11,
-    "h100 fp8 current": 1.03,
-    "h100 fp8 delayed": 0.88,
+    "gb300 fp8 delayed": 1.05,
+    "gb300 mxfp8": 1.18,
+    "gb300 nvfp4": 1.25,
+    "h100 bf16": 1.10,
+    "h100 fp8 blockwise": 0.99,
+    "h100 fp8 current": 1.02,
+    "h100 fp8 delayed": 0.90,
 }
 """By GPU and precision: the share of its rates that GEMMs and attention sustain in whole training
 steps, where clocks, software of its time and what lies between kernels count. 1 for others. By
 "attention" and generation: the share of attention's rate in addition. Fitted to published rows by
-`benchmarks/plan_vs_published.py --fit`, which keeps them near 1 where few layouts say otherwise."""
+`benchmarks/plan_vs_published.py --fit`. A class with few rows, or none, takes after the other
+precisions of its GPU, and after its precision on other GPUs."""
 
 SAME_CHIP: Mapping[str, str] = {"a800": "a100", "h200": "h100", "h800": "h100"}
 """GPUs that differ only in memory or NVLink from one whose shares are known: they compute alike."""
