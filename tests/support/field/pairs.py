@@ -80,6 +80,16 @@ def _outside() -> Machine:
     return ddp(m, steps=2)
 
 
+def gpus(count: int) -> Machine:
+    """A process with several GPUs."""
+    m = ddp_rank()
+    for event in [e for e in m.events if e["cat"] == "kernel"]:
+        for device in range(1, count):
+            args = {**event["args"], "device": device}
+            m.events.append({**event, "pid": device, "args": args})
+    return m
+
+
 PAIRS: dict[str, Callable[[Path], Answer]] = {
     "compare: same": lambda f: pair(f, ddp_rank(steps=8), ddp_rank(steps=8)),
     "compare: slower": lambda f: pair(f, ddp_rank(steps=8), ddp_rank(steps=8, bucket_us=2500)),
@@ -97,6 +107,8 @@ PAIRS: dict[str, Callable[[Path], Answer]] = {
         f, [ddp_rank()], [ddp_rank(), ddp_rank(1)], force=True
     ),
     "compare: gpus": lambda f: pair(f, ddp_rank(), _on_a100(ddp_rank()), force=True),
+    "compare: more gpus of a process": lambda f: pair(f, gpus(2), gpus(3), force=True),
+    "compare: a process or ranks": lambda f: pair(f, ddp_rank(), gpus(3), force=True),
     "compare: other ranks' steps": lambda f: folders(
         f, [ddp_rank(), ddp_rank(1)], [ddp_rank(), ddp_rank(1, first=12)]
     ),

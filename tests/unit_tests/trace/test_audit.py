@@ -241,6 +241,12 @@ OF_SENTENCES: dict[str, Pair] = {
     "one is a CPU trace, the other a GPU trace": Pair("compare: cpu", "compare: same"),
     "different world sizes (": Pair("compare: worlds", "compare: same"),
     "different numbers of profiled ranks (": Pair("compare: more ranks", "compare: same"),
+    "Profiled ranks": Pair("compare: more ranks", "compare: more gpus of a process"),
+    "Profiled GPUs": Pair("compare: more gpus of a process", "compare: more ranks"),
+    "different numbers of profiled GPUs (": Pair(
+        "compare: more gpus of a process", "compare: more ranks"
+    ),
+    "ranks or GPUs": Pair("compare: a process or ranks", "compare: more ranks"),
     "different GPUs (": Pair("compare: gpus", "compare: same"),
     "numbers of kernels per": Pair("compare: more kernels", "compare: same"),
     "differ by an order of magnitude (": Pair("compare: many kernels", "compare: more kernels"),

@@ -139,7 +139,8 @@ def why_not_comparable(base: Side, new: Side) -> list[str]:
     if (base.source == "cpu") != (new.source == "cpu"):
         reasons.append("one is a CPU trace, the other a GPU trace")
     if base.ranks != new.ranks:
-        reasons.append(f"different numbers of profiled ranks ({base.ranks} and {new.ranks})")
+        counted = base.counted if base.counted == new.counted else "ranks or GPUs"
+        reasons.append(f"different numbers of profiled {counted} ({base.ranks} and {new.ranks})")
     if (base.steps_from is None) != (new.steps_from is None):
         marked = base if base.steps_from else new
         reasons.append(f"only {marked.name} has {marked.unit}s")

@@ -16,7 +16,7 @@ from overlapkit.trace.compare.comparison import (
     DecisionKind,
     Explanation,
 )
-from overlapkit.trace.compare.side import Side
+from overlapkit.trace.compare.side import Counted, Side
 from overlapkit.trace.compare.verdict import Verdict
 from overlapkit.trace.measure.step_times import PARTS, Part
 from overlapkit.trace.measure.units import StepsFrom, Unit
@@ -36,7 +36,15 @@ class CompareSide(Struct, frozen=True, kw_only=True):
     """One of the two runs."""
 
     name: Annotated[str, Meta(description="the file or folder, as the command line names it")]
-    ranks: Annotated[int, Meta(description="number of ranks that were read")]
+    ranks: Annotated[
+        int,
+        Meta(
+            description="number of ranks that were read; of a process with several GPUs, of these"
+        ),
+    ]
+    counted: Annotated[
+        Counted, Meta(description="what `ranks` counts: `ranks`, or `GPUs` of one process")
+    ] = "ranks"
     steps: Annotated[int, Meta(description="number of steps that all ranks have; 1 without steps")]
     gpu: Annotated[str | None, Meta(description="name of the GPU; `null` where not recorded")]
     world_size: Annotated[
@@ -306,6 +314,7 @@ def _side(side: Side, data_parallel: int | None) -> CompareSide:
     return CompareSide(
         name=side.name,
         ranks=side.ranks,
+        counted=side.counted,
         steps=side.recorded,
         steps_from=side.steps_from,
         unit=side.unit,

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from overlapkit.trace.measure.step_times import PARTS, Part, followed_steps
 from overlapkit.trace.measure.units import StepsFrom, Unit
@@ -26,13 +27,18 @@ TWO_STEPS = 3
 """Multiple of the difference of two steps that the means of two such runs hardly differ by."""
 
 
+Counted = Literal["ranks", "GPUs"]
+"""What a run has several of: processes with a GPU each, or GPUs of one process."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One run, averaged over its ranks. Times are in nanoseconds.
 
     Attributes:
         name: the file or folder, as the user named it.
-        ranks: number of ranks that were read.
+        ranks: number of ranks that were read; of a process with several GPUs, of these.
+        counted: what `ranks` counts.
         gpu, world_size, source: as in `Work`.
         steps: the length of each step, or that of the whole trace. Where at least half of the steps
             are followed by another one, only those: the rest lack the time to its start.
@@ -53,6 +59,7 @@ class Side:
 
     name: str
     ranks: int
+    counted: Counted
     gpu: str | None
     world_size: int | None
     source: Source
@@ -102,6 +109,7 @@ def side_of(name: str, reports: Sequence[RankReport]) -> Side:
     return Side(
         name=name,
         ranks=ranks,
+        counted="GPUs" if any(r.gpus > 1 for r in reports) else "ranks",
         gpu=next((r.gpu for r in reports if r.gpu), None),
         world_size=next((r.world_size for r in reports if r.world_size), None),
         source=reports[0].source,

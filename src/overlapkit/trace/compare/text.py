@@ -61,13 +61,19 @@ def differences(document: CompareDocument) -> list[str]:
         ("GPU", base.gpu, new.gpu),
         ("World size", base.world_size, new.world_size),
         ("Data-parallel size", base.data_parallel_size, new.data_parallel_size),
-        ("Profiled ranks", base.ranks, new.ranks),
+        (f"Profiled {_counted(document)}", base.ranks, new.ranks),
     ):
         if before is not None and after is not None and before != after:
             found.append(f"{what} {before} -> {after}")
     if document.has_steps and base.steps != new.steps:
         found.append(f"{base.unit}s recorded: {base.steps} -> {new.steps}")
     return [f"{'; '.join(found)}."] if found else []
+
+
+def _counted(document: CompareDocument) -> str:
+    """What both runs have several of."""
+    base, new = document.base.counted, document.new.counted
+    return base if base == new else "ranks or GPUs"
 
 
 def percent(value: float | None) -> str:
