@@ -80,6 +80,16 @@ def _outside() -> Machine:
     return ddp(m, steps=2)
 
 
+def uneven() -> Machine:
+    """Steps that differ by a tenth."""
+    m = Machine(TORCH_2_6)
+    for number in range(9):
+        with step(m, number):
+            m.kernel(GEMM, 1000 + 50 * (number % 3))
+            m.wait(m.free())
+    return m
+
+
 def gpus(count: int) -> Machine:
     """A process with several GPUs."""
     m = ddp_rank()
@@ -91,6 +101,7 @@ def gpus(count: int) -> Machine:
 
 
 PAIRS: dict[str, Callable[[Path], Answer]] = {
+    "compare: uneven": lambda f: pair(f, uneven(), uneven()),
     "compare: same": lambda f: pair(f, ddp_rank(steps=8), ddp_rank(steps=8)),
     "compare: slower": lambda f: pair(f, ddp_rank(steps=8), ddp_rank(steps=8, bucket_us=2500)),
     "compare: faster": lambda f: pair(f, ddp_rank(steps=8, bucket_us=2500), ddp_rank(steps=8)),

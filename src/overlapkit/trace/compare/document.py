@@ -236,6 +236,12 @@ class CompareDocument(Struct, frozen=True, kw_only=True):
             "least 1 % of the base step, or 10 % where a run has fewer than three steps"
         ),
     ]
+    by_spread: Annotated[
+        bool,
+        Meta(
+            description="whether `spread_us` is what the steps differ by, and not the least share"
+        ),
+    ]
     parts: Annotated[list[ComparePart], Meta(description="the exclusive parts of the median step")]
     exposed_by_dimension: Annotated[
         dict[str, CompareDimension],
@@ -281,6 +287,7 @@ def compare_document(c: Comparison) -> CompareDocument:
             change_us=us_of_ns(c.change),
             change_pct=_percent(c.change, c.base.step),
             spread_us=us_of_ns(c.judgement.threshold),
+            by_spread=c.judgement.by_spread,
             parts=[_part(c, part) for part in PARTS],
             exposed_by_dimension={
                 d: CompareDimension(

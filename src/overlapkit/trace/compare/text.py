@@ -19,9 +19,9 @@ from overlapkit.trace.measure.units import A_UNIT
 from overlapkit.trace.text import PART_TITLES
 
 VERDICTS: dict[Verdict, str] = {
-    "slower": "Slower by more than the spread of the {unit}s",
-    "faster": "Faster by more than the spread of the {unit}s",
-    "same": "No change larger than the spread of the {unit}s",
+    "slower": "Slower by more than",
+    "faster": "Faster by more than",
+    "same": "No change larger than",
     "unknown": "No verdict",
 }
 
@@ -49,8 +49,11 @@ def verdict(document: CompareDocument) -> str:
         return f"{VERDICTS['unknown']}: {'; '.join(document.verdict_reasons)}."
     if not document.verdict_holds:
         return f"{document.verdict.title()}, but {'; '.join(document.verdict_reasons)}."
-    said = VERDICTS[document.verdict].format(unit=document.base.unit)
-    return f"{said} ({ms_of_us(document.spread_us)} ms)."
+    threshold = f"({ms_of_us(document.spread_us)} ms)"
+    said = f"{VERDICTS[document.verdict]} the spread of the {document.base.unit}s {threshold}."
+    if not document.by_spread:
+        said = f"{VERDICTS[document.verdict]} 1 % {threshold}, by which equal runs can differ."
+    return said
 
 
 def differences(document: CompareDocument) -> list[str]:

@@ -34,27 +34,35 @@ class Judgement:
         holds: whether enough steps of both runs stand behind it.
         threshold: what the change must exceed, in nanoseconds.
         reasons: why it is unknown or does not hold, in sentences without their full stop.
+        by_spread: whether the threshold is what the steps differ by; otherwise it is the least
+            share of the base step that counts as a change.
     """
 
     verdict: Verdict
     holds: bool
     threshold: float
     reasons: tuple[str, ...] = ()
+    by_spread: bool = True
 
 
 def judge(base: Side, new: Side) -> Judgement:
     """Whether the median step changed by more than the steps of either run differ by themselves."""
     change = new.step - base.step
-    threshold = max(base.noise, new.noise, LEAST_CHANGE * base.step)
     reasons = _without_basis(base, new)
+    few = [] if reasons else _few_steps(base, new)
+    noise = max(base.noise, new.noise)
+    least = (FEW_STEPS_CHANGE if few else LEAST_CHANGE) * base.step
+    threshold, by_spread = max(noise, least), noise >= least
+
+    def judged(verdict: Verdict) -> Judgement:
+        because = (*reasons, *few)
+        return Judgement(verdict, not because, threshold, because, by_spread)
+
     if reasons:
-        return Judgement("unknown", False, threshold, tuple(reasons))
-    few = _few_steps(base, new)
-    if few:
-        threshold = max(threshold, FEW_STEPS_CHANGE * base.step)
+        return judged("unknown")
     if abs(change) <= threshold:
-        return Judgement("unknown" if few else "same", not few, threshold, tuple(few))
-    return Judgement("slower" if change > 0 else "faster", not few, threshold, tuple(few))
+        return judged("unknown" if few else "same")
+    return judged("slower" if change > 0 else "faster")
 
 
 def _without_basis(base: Side, new: Side) -> list[str]:

@@ -79,8 +79,8 @@ def test_a_wait_for_requests_belongs_to_no_iteration(tmp_path):
 @pytest.mark.parametrize(
     ("requests", "all_reduce_us", "verdict", "says"),
     [
-        (64, 9, "same", "No change larger than the spread of the iterations"),
-        (64, 30, "slower", "Slower by more than the spread of the iterations"),
+        (64, 9, "same", "No change larger than 1 %"),
+        (64, 30, "slower", "Slower by more than 1 %"),
         (32, 30, "unknown", "decode, 64 requests; decode, 32 requests"),
     ],
 )
