@@ -69,6 +69,17 @@ PROGRAMS: dict[str, Program] = {
         training.torch_2_1_ddp_waiting_for_data,
         Truth("ddp", {"DP"}, {"waits-for-data"}, 4, says=["num_workers"]),
     ),
+    "ddp, buffers": Program(
+        training.ddp_with_buffers,
+        Truth(
+            "ddp",
+            {"DP"},
+            {"exposed-communication"},
+            4,
+            says=["broadcast_buffers=False"],
+            never=["bucket_cap_mb", *_MEGATRONS],
+        ),
+    ),
     "trainer": Program(
         training.trainer_without_steps,
         Truth("ddp", {"DP"}, set(), 3, says=["each repetition is a step"], never=_MEGATRONS),

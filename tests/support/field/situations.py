@@ -327,6 +327,7 @@ SITUATIONS: dict[str, Situation] = {
     "pageable": lambda f: copies(f, "Memcpy HtoD (Pageable -> Device)"),
     "pinned": lambda f: copies(f, "Memcpy HtoD (Pinned -> Device)"),
     "to host": lambda f: copies(f, "Memcpy DtoH (Device -> Pageable)"),
+    "to pinned memory": lambda f: copies(f, "Memcpy DtoH (Device -> Pinned)"),
     "on device": lambda f: copies(f, "Memcpy DtoD (Device -> Device)"),
     "plain copies": plain_copies,
     "bandwidth": lambda f: trace_of(ddp_rank(bucket_us=9000).write(f / "t.json")),

@@ -142,6 +142,26 @@ def rocm_ddp() -> Machine:
     return ddp(m, kernel="ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)")
 
 
+def ddp_with_buffers() -> Machine:
+    """DDP that broadcasts large buffers before each forward pass."""
+    group = ("0", "default_pg", list(range(8)))
+    m = Machine(TORCH_2_6, world=8, groups=[group])
+    kernel = "ncclDevKernel_Broadcast_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
+    for number in range(4):
+        with step(m, number):
+            with (
+                m.range("DistributedDataParallel.forward", "annotation"),
+                m.range("c10d::broadcast_"),
+            ):
+                label, after = "nccl:broadcast", [m.free()]
+                ready = m.collective(
+                    kernel, 900, COMM, "broadcast", group=group, after=after, label=label
+                )
+            m.kernel(GEMM, 3000, after=[ready])
+            m.wait(m.free())
+    return m
+
+
 def trainer_without_steps() -> Machine:
     """A Trainer that has no profiler schedule: no step is marked."""
     m = Machine(TORCH_2_6, world=8, groups=[("0", "default_pg", list(range(8)))])

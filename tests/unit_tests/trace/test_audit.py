@@ -190,6 +190,10 @@ OF_SENTENCES: dict[str, Pair] = {
     "computes": Pair("pinned", "pageable"),
     "copy results to the host less often (.item(), .cpu(), logging): each copy that the host waits "
     "for also stops the launching of work": Pair("to host", "pinned"),
+    "the copies go to pinned memory, as those of offloading do: begin them earlier, on a separate "
+    "stream, so that compute is left to hide them, or copy less": Pair(
+        "to pinned memory", "to host"
+    ),
     "avoid these copies and memsets, or run them on a separate stream beside compute": Pair(
         "on device", "to host"
     ),

@@ -19,6 +19,7 @@ EXPLAINED = 0.5
 
 _KINDS: dict[str, Problem] = {
     "DP all_reduce": "exposed between replicas",
+    "DP broadcast": "exposed buffers",
     "CP all_to_all": "exposed context exchange",
     "CP all_gather": "exposed context exchange",
 }

@@ -135,6 +135,11 @@ def _longest_copy(case: Case) -> str:
 
 def _for_copies(name: str) -> str:
     """What to try, by the name that the profiler gives a copy."""
+    if "DtoH" in name and "Pinned" in name:
+        return (
+            "the copies go to pinned memory, as those of offloading do: begin them earlier, on a "
+            "separate stream, so that compute is left to hide them, or copy less"
+        )
     if "DtoH" in name:
         return (
             "copy results to the host less often (.item(), .cpu(), logging): each copy that the "

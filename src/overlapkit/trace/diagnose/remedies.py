@@ -38,6 +38,7 @@ Problem = Literal[
     "exposed",
     "exposed elsewhere",
     "exposed between replicas",
+    "exposed buffers",
     "exposed context exchange",
 ]
 """What a diagnosis is about, as far as the remedy depends on the software."""
@@ -59,6 +60,7 @@ class Remedy(NamedTuple):
 
 _ELSE: dict[Problem, Problem] = {
     "exposed between replicas": "exposed",
+    "exposed buffers": "exposed",
     "exposed context exchange": "exposed elsewhere",
 }
 """Special cases of problems, for software that has no setting for them alone."""
@@ -149,6 +151,11 @@ _DDP: dict[Problem, Remedy] = {
         "communicate less: accumulate gradients under no_sync(), or compress them with a "
         "communication hook such as bf16_compress_hook; and check with NCCL_DEBUG=INFO that NCCL "
         "uses the fast network"
+    ),
+    "exposed buffers": Remedy(
+        "the model's buffers are broadcast before each forward pass: set broadcast_buffers=False of "
+        "DistributedDataParallel where each replica may keep its own (running statistics of "
+        "BatchNorm, for which SyncBatchNorm is another way)"
     ),
     "exposed": Remedy(
         "try another bucket_cap_mb, gradient_as_bucket_view=True and static_graph=True of "
