@@ -153,8 +153,8 @@ _DDP: dict[Problem, Remedy] = {
         "uses the fast network"
     ),
     "exposed buffers": Remedy(
-        "the model's buffers are broadcast before each forward pass: set broadcast_buffers=False of "
-        "DistributedDataParallel where each replica may keep its own (running statistics of "
+        "the model's buffers are broadcast before each forward pass: set broadcast_buffers=False "
+        "of DistributedDataParallel where each replica may keep its own (running statistics of "
         "BatchNorm, for which SyncBatchNorm is another way)"
     ),
     "exposed": Remedy(
