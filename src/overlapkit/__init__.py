@@ -10,10 +10,19 @@ from overlapkit.errors import InputError
 
 if TYPE_CHECKING:
     # At run time `explain`, `plan` and `trace` are subpackages: see callable_package.py.
-    from overlapkit.library import compare, explain, plan, trace, translate
+    from overlapkit.library import compare, explain, explain_versions, plan, trace, translate
 
 __version__ = "0.2.0.dev0"
-__all__ = ["InputError", "__version__", "compare", "explain", "plan", "trace", "translate"]
+__all__ = [
+    "InputError",
+    "__version__",
+    "compare",
+    "explain",
+    "explain_versions",
+    "plan",
+    "trace",
+    "translate",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +31,8 @@ def __getattr__(name: str) -> Any:
 
     if name in ("explain", "plan", "trace", "translate"):
         return import_module(f"overlapkit.{name}")
-    if name == "compare":
-        return import_module("overlapkit.library").compare
+    if name in ("compare", "explain_versions"):
+        return getattr(import_module("overlapkit.library"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -89,7 +89,7 @@ def cli(context: click.Context) -> None:
 @options.world_sizes
 @options.gpu
 @options.te("a recent one is assumed")
-@options.reading
+@options.readings
 @options.env_file
 @click.option(
     "--buckets",
@@ -119,7 +119,16 @@ def explain(**given: Any) -> int:
     --fix writes the remedies of the findings into CONFIG and leaves the rest of the file as it is.
     --diff, with --fix or without, writes nothing and prints what would change.
     """
+    from overlapkit.explain.versions.asked import asked_readings
+
+    cores, bridges = given.pop("core"), given.pop("bridge")
     given = _read_by(_formed(given))
+    package, readings = asked_readings(cores, bridges, given.pop("reading"))
+    if len(readings) > 1:
+        from overlapkit.explain.versions.command import run as run_versions
+
+        return run_versions(package=package, readings=readings, **given)
+    given["reading"] = readings[0]
     if given["fix"] or given["diff"]:
         from overlapkit.fix.command import run as run_fix
 

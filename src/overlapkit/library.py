@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from overlapkit.config.run import Settings
     from overlapkit.config.yaml_file import Document
     from overlapkit.explain.document import ExplainDocument
+    from overlapkit.explain.versions.document import ExplainVersionsDocument
     from overlapkit.plan.document import PlanDocument
     from overlapkit.trace.compare.document import CompareDocument
     from overlapkit.trace.document import TraceDocument
     from overlapkit.trace.read.stated import Stated
     from overlapkit.translate.document import TranslateDocument
 
-__all__ = ["compare", "explain", "plan", "trace", "translate"]
+__all__ = ["compare", "explain", "explain_versions", "plan", "trace", "translate"]
 
 File: TypeAlias = "str | os.PathLike[str]"
 Config: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Sequence[str]"
@@ -107,6 +108,57 @@ def explain(
     settings = _settings("explain", config, overrides, reading, from_megatron_lm=from_megatron_lm)
     size = world_size_of(settings, world_size)
     return explain_document(explain_settings(settings, size, assumptions))
+
+
+def explain_versions(
+    config: Config,
+    *,
+    core: str | Iterable[str] = (),
+    bridge: str | Iterable[str] = (),
+    overrides: Overrides = (),
+    world_size: int | None = None,
+    gpu: str | None = None,
+    te: str | None = None,
+    stack: File | None = None,
+    allow_unknown: bool = False,
+    env: Mapping[str, str] | File | None = None,
+    from_megatron_lm: bool = False,
+) -> ExplainVersionsDocument:
+    """Which versions accept a run, and what differs among them.
+
+    Args:
+        core: versions of megatron-core, or "all": every version that the rules were checked
+            against.
+        bridge: versions of Megatron-Bridge, likewise, instead; or the one that goes with `core`.
+        config, overrides, world_size, gpu, te, stack, allow_unknown, env, from_megatron_lm: as in
+            `explain`.
+
+    Returns:
+        The document `overlapkit/explain-versions/v1`.
+
+    Raises:
+        InputError: the configuration or an option is invalid, or no version is given.
+    """
+    from overlapkit.config.sources import world_size_of
+    from overlapkit.explain.assumptions import assume
+    from overlapkit.explain.versions.asked import asked_readings
+    from overlapkit.explain.versions.document import versions_document
+    from overlapkit.explain.versions.matrix import judge_versions
+
+    cores, bridges = ([each] if isinstance(each, str) else list(each) for each in (core, bridge))
+    reading = _reading(None, None, stack, allow_unknown)
+    if not cores and not bridges:
+        raise InputError("no version is given: name some in core or bridge, or all")
+    package, readings = asked_readings(cores, bridges, reading)
+    variables = dict(env) if isinstance(env, Mapping) else None
+    env_file = None if env is None or isinstance(env, Mapping) else os.fspath(env)
+    assumptions = assume(gpu, te, env_file, variables, reading.installation)
+
+    def read(each: Reading) -> tuple[Settings, int]:
+        settings = _settings("explain", config, overrides, each, from_megatron_lm=from_megatron_lm)
+        return settings, world_size_of(settings, world_size)
+
+    return versions_document(judge_versions(package, readings, read, assumptions))
 
 
 def translate(

@@ -77,6 +77,31 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_SEVERAL: tuple[Decorator, ...] = (
+    click.option(
+        "--core",
+        multiple=True,
+        metavar="VERSION",
+        help="The job's megatron-core, or the tag of Megatron-LM, such as 0.18.2 or main. By "
+        "default inferred from the configuration. Several (repeated, or 0.17.1,0.18.2) or all: "
+        "which of them accept CONFIG, and what differs.",
+    ),
+    click.option(
+        "--bridge",
+        multiple=True,
+        metavar="VERSION",
+        help="The job's Megatron-Bridge, such as 0.5.1 or main; several or all likewise.",
+    ),
+)
+
+
+def readings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`reading`, where --core and --bridge may name several versions."""
+    for option in reversed((*_SEVERAL, *_READING[2:])):
+        command = option(command)
+    return command
+
+
 def versions(command: Callable[..., Any]) -> Callable[..., Any]:
     """--core, --bridge and --stack, for a command that reads no configuration."""
     for option in reversed(_READING[:3]):

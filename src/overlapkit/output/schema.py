@@ -27,6 +27,7 @@ from overlapkit.errors import InputError
 DOCUMENTS = {
     "explain": "overlapkit.explain.document:ExplainDocument",
     "explain-difference": "overlapkit.explain.difference_document:ExplainDifferenceDocument",
+    "explain-versions": "overlapkit.explain.versions.document:ExplainVersionsDocument",
     "audit": "overlapkit.audit.document:AuditDocument",
     "translate": "overlapkit.translate.document:TranslateDocument",
     "rules": "overlapkit.explain.rules.document:RulesDocument",

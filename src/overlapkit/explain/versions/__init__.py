@@ -1,0 +1,1 @@
+"""The same configuration judged for several versions, and what differs among them."""
