@@ -346,6 +346,7 @@ def render(check: bool, root: str | None, against: str | None, out: str | None) 
     help="Compare promised numbers, such as '26 passed', with what pytest collects. This imports "
     "the tests of CHECKOUT.",
 )
+@click.option("--all", "everything", is_flag=True, help="Name what is right too, in the text.")
 @options.form("overlapkit/skill-check/v1")
 def check(**given: Any) -> int:
     """Check anchors and links of skills and docs against a checkout.

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from overlapkit.skill.check.address import At, examined
 from overlapkit.skill.check.checkout import Checkout
-from overlapkit.skill.check.finding import Edit, Finding, Place, State, lines_text
+from overlapkit.skill.check.finding import (
+    UNCOMPARED,
+    Edit,
+    Finding,
+    Place,
+    State,
+    lines_text,
+)
 from overlapkit.skill.check.history import History, Then, moved_to
 from overlapkit.skill.check.quote import (
     Quote,
@@ -253,7 +260,7 @@ class AnchorJudge:
             # A name without folders may be that of a file of another repository.
             state: State = "gone" if "/" in reference.path or reference.path == path else "unknown"
             return _finding(reference, state, f"{path} has {len(source.lines)} lines")
-        return _finding(reference, "right", "the lines exist; nothing says what they should show")
+        return _finding(reference, "right", UNCOMPARED)
 
     def _since(
         self,

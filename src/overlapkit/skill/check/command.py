@@ -11,7 +11,15 @@ from overlapkit.output.console import write_json, write_text
 from overlapkit.skill.check.check import Checked, check
 
 
-def run(*, paths: Sequence[str], root: str | None, fix: bool, collect: bool, form: Form) -> int:
+def run(
+    *,
+    paths: Sequence[str],
+    root: str | None,
+    fix: bool,
+    collect: bool,
+    form: Form,
+    everything: bool = False,
+) -> int:
     """Check pages against a checkout; returns the exit status.
 
     Args:
@@ -20,16 +28,17 @@ def run(*, paths: Sequence[str], root: str | None, fix: bool, collect: bool, for
         fix: whether anchors whose lines stand elsewhere are written anew.
         collect: whether promised numbers of tests are compared with what pytest collects.
         form: what is printed: text, the JSON document, GitHub's annotations, or SARIF.
+        everything: whether text names what is right too; the other forms have it anyway or never.
 
     Raises:
         InputError: see `overlapkit.skill.check.check.check`.
     """
     checked = check(paths, root, fix=fix, collect=collect)
-    _show(checked, form)
+    _show(checked, form, everything=everything)
     return EXIT_FINDING if checked.fails else 0
 
 
-def _show(checked: Checked, form: Form) -> None:
+def _show(checked: Checked, form: Form, *, everything: bool) -> None:
     if form == "json":
         from overlapkit.skill.check.document import check_document
 
@@ -46,9 +55,11 @@ def _show(checked: Checked, form: Form) -> None:
         from overlapkit.output.console import console
         from overlapkit.skill.check.tables import show_check
 
-        show_check(checked, console())
+        show_check(checked, console(), everything=everything)
     else:
         from overlapkit.output.console import encodable
         from overlapkit.skill.check.text import check_lines
 
-        write_text("".join(f"{encodable(line)}\n" for line in check_lines(checked)))
+        write_text(
+            "".join(f"{encodable(line)}\n" for line in check_lines(checked, everything=everything))
+        )

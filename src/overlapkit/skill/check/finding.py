@@ -11,6 +11,9 @@ Kind = Literal["anchor", "link", "frontmatter", "count"]
 State = Literal["right", "moved", "changed", "gone", "wrong", "note", "unknown"]
 """`wrong` and `note` are of frontmatter; `unknown` is what could not be examined."""
 
+UNCOMPARED = "the lines exist; nothing says what they should show"
+"""Message of an anchor that quotes nothing, and whose lines no commit tells."""
+
 DRIFT: tuple[State, ...] = ("moved", "changed", "gone", "wrong")
 """States that make a check fail."""
 

@@ -10,10 +10,11 @@ from overlapkit.skill.check.check import Checked
 from overlapkit.skill.check.text import message_text, summary, worth_saying
 
 
-def show_check(checked: Checked, console: Console) -> None:
-    """Each page with what is not right on it below, then how many things were looked at."""
+def show_check(checked: Checked, console: Console, *, everything: bool = False) -> None:
+    """Each page with what is not right on it below, or all of it, then how many things were looked
+    at."""
     for page in checked.pages:
-        shown = [finding for finding in page.findings if worth_saying(finding)]
+        shown = [one for one in page.findings if worth_saying(one, everything=everything)]
         if shown:
             console.print(Text(page.file, "bold"))
         for finding in shown:

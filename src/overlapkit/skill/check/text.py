@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from overlapkit.skill.check.check import Checked, CheckedPage
-from overlapkit.skill.check.finding import Finding, Kind, State
+from overlapkit.skill.check.finding import UNCOMPARED, Finding, Kind, State
 
 _NAMES: dict[Kind, tuple[str, str]] = {
     "anchor": ("anchor", "anchors"),
@@ -23,22 +23,22 @@ def message_text(finding: Finding) -> str:
     return f"{finding.kind} {finding.text}: {_WORDS.get(finding.state, finding.state)}{said}"
 
 
-def worth_saying(finding: Finding) -> bool:
-    """Whether the text has a line about it: what is right is only counted."""
-    return finding.state != "right" or finding.edit is not None
+def worth_saying(finding: Finding, *, everything: bool = False) -> bool:
+    """Whether the text has a line about it: what is right is only counted, unless asked for."""
+    return everything or finding.state != "right" or finding.edit is not None
 
 
-def page_lines(page: CheckedPage) -> Iterator[str]:
-    """A line for each thing on a page that is not right, or was put right."""
+def page_lines(page: CheckedPage, *, everything: bool = False) -> Iterator[str]:
+    """A line for each thing on a page that is not right, or was put right; or for each thing."""
     for finding in page.findings:
-        if worth_saying(finding):
+        if worth_saying(finding, everything=everything):
             yield f"{page.file}:{finding.line}: {message_text(finding)}"
 
 
-def check_lines(checked: Checked) -> Iterator[str]:
-    """What is not right, then how many things were looked at."""
+def check_lines(checked: Checked, *, everything: bool = False) -> Iterator[str]:
+    """What is not right, or everything, then how many things were looked at."""
     for page in checked.pages:
-        yield from page_lines(page)
+        yield from page_lines(page, everything=everything)
     yield summary(checked)
 
 
@@ -53,6 +53,13 @@ def summary(checked: Checked) -> str:
         if not looked_at:
             continue
         states = ", ".join(f"{n} {_WORDS.get(s, s)}" for s, n in counts.items() if n)
+        uncompared = sum(
+            finding.kind == kind and finding.message == UNCOMPARED
+            for page in checked.pages
+            for finding in page.findings
+        )
+        if uncompared:
+            states += f" ({uncompared} without anything to compare)"
         parts.append(f"{looked_at} {one if looked_at == 1 else several}: {states}")
     fixed = sum(page.fixed for page in checked.pages)
     put_right = f"; {fixed} written anew" if fixed else ""

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from overlapkit.output.schema import json_schema
+from overlapkit.skill.check.finding import UNCOMPARED
 from overlapkit.skill.render import SKILL, find_root
 from support.repository import CODE, Repository
 
@@ -59,6 +60,21 @@ def test_text(drifted: str, overlapkit: Command) -> None:
         f"{drifted}/page.md:1: link missing.md: gone: no such file",
         f"{drifted}/page.md:3: anchor 7:9:src/gate.py: moved: the lines stand at 6-8 now",
         "1 anchor: 1 moved; 1 relative link: 1 gone",
+    ]
+
+
+def test_everything_is_named_where_asked_and_what_was_not_compared_is_counted(
+    repository: Repository, overlapkit: Command
+) -> None:
+    repository.write("page.md", PAGE.replace("7:9:", "6:8:") + "\nSee src/gate.py:7.\n")
+    page = f"{repository.root}/page.md"
+    done = overlapkit("skill", "check", str(repository.root), "--all")
+    assert done.status == 1
+    assert done.out.splitlines() == [
+        f"{page}:1: link missing.md: gone: no such file",
+        f"{page}:3: anchor 6:8:src/gate.py: right",
+        f"{page}:9: anchor src/gate.py:7: right: {UNCOMPARED}",
+        "2 anchors: 2 right (1 without anything to compare); 1 relative link: 1 gone",
     ]
 
 
