@@ -21,6 +21,7 @@ from overlapkit.trace.text import (
     diagnosed,
     extent,
     headline,
+    longer_steps,
     slowed_sentence,
     waits,
 )
@@ -54,6 +55,8 @@ def show_trace(document: TraceDocument, console: Console, number: int | None = N
     _show_heat(document, console)
     if waits(rank.median):
         console.print(Text(f"{label}: {waits(rank.median)}"))
+    for line in longer_steps(rank):
+        print_item(console, f"{label}: ", Text(line))
     if rank.median.by_dimension:
         console.print(Text(f"\nCommunication by dimension, {label} (ms)", "bold"))
         console.print(_dimensions(rank))

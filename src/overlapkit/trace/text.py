@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
 from overlapkit.trace.diagnose.framework import TITLES
@@ -9,7 +11,12 @@ from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDoc
 from overlapkit.trace.labels import count_of
 from overlapkit.trace.measure.step_times import Part
 from overlapkit.trace.measure.units import A_UNIT
-from overlapkit.trace.rank_document import TraceMedian, TraceRank, TraceSlowedCompute
+from overlapkit.trace.rank_document import (
+    TraceMedian,
+    TraceRank,
+    TraceSlowedCompute,
+    TraceWindow,
+)
 
 PART_TITLES: dict[Part, str] = {
     "compute": "compute",
@@ -31,6 +38,12 @@ NOTABLE_SLOWDOWN = 1.02
 NOTABLE_SPREAD_PCT = 1.0
 """Difference between ranks, in percent of the shortest step, from which one is the slowest."""
 
+LONGER = 1.1
+"""Ratio to the median from which a step is named as longer than the others."""
+
+LONGER_SHOWN = 3
+"""Longer steps that are named."""
+
 NO_DIAGNOSES = "Nothing stands out."
 NO_VERDICT = "No diagnosis: see above."
 
@@ -48,6 +61,47 @@ def waits(row: TraceMedian) -> str:
     ]
     parts = [f"{ms_of_us(us)} ms {what}" for us, what in named if us > NOTABLE_WAIT * row.step_us]
     return f"Of {ms_of_us(row.idle_us)} ms idle: {', '.join(parts)}." if parts else ""
+
+
+def longer_steps(rank: TraceRank) -> list[str]:
+    """What filled the steps that are much longer than the median, the longest first.
+
+    The diagnoses are of the median step, which such a step does not change.
+    """
+    usual = rank.median.step_us
+    spread = median(abs(step.step_us - usual) for step in rank.steps) if rank.steps else 0.0
+    longer = [
+        step
+        for step in rank.steps
+        if step.step_us > LONGER * usual and step.step_us - usual > 3 * spread
+    ]
+    longer.sort(key=lambda step: -step.step_us)
+    lines = [_longer(step, rank.median) for step in longer[:LONGER_SHOWN]]
+    if len(longer) > LONGER_SHOWN:
+        lines.append(f"{len(longer) - LONGER_SHOWN} more are longer than the median by 10 %.")
+    return lines
+
+
+def _longer(step: TraceWindow, usual: TraceMedian) -> str:
+    """By how much a step is longer than the median one, and what filled the time."""
+    more = step.step_us - usual.step_us
+    waited = max(0.0, step.waiting_for_data_us - usual.waiting_for_data_us)
+    for_host = max(0.0, step.waiting_for_host_us - usual.waiting_for_host_us)
+    parts = [
+        (step.idle_us - usual.idle_us - waited - for_host, "idle"),
+        (waited, "waiting for data"),
+        (for_host, "waiting for the host"),
+        (step.compute_us - usual.compute_us, "compute"),
+        (step.exposed_comm_us - usual.exposed_comm_us, "exposed communication"),
+        (step.exposed_memory_us - usual.exposed_memory_us, "exposed memory"),
+    ]
+    # What makes a tenth of the difference is worth naming.
+    named = sorted((one for one in parts if one[0] > 0.1 * more), reverse=True)
+    filled = ", ".join(f"{ms_of_us(us)} ms more {what}" for us, what in named)
+    return (
+        f"{step.name} is {ms_of_us(more)} ms ({100 * more / usual.step_us:.0f} %) longer than the "
+        f"median: {filled}."
+    )
 
 
 def title(document: TraceDocument) -> str:

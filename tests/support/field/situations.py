@@ -44,6 +44,20 @@ def cut(folder: Path) -> Answer:
     return trace_of(m.write(folder / "cut.json"))
 
 
+def late_batch(folder: Path) -> Answer:
+    """One of the steps begins with a long wait for its batch."""
+    m = ddp_rank()
+    late = next(e for e in m.events if e["name"] == "ProfilerStep#12")
+    at, pause = late["ts"], 0.5 * late["dur"]
+    for event in m.events:
+        if event["ts"] > at:
+            event["ts"] += pause
+    late["dur"] += pause
+    wait = host_range("enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__", at, pause)
+    m.events.append(wait | {"pid": late["pid"], "tid": late["tid"]})
+    return trace_of(m.write(folder / "late.json"))
+
+
 def truncated(folder: Path) -> Answer:
     """The file ends in the middle of an event."""
     path = Path(ddp_rank().write(folder / "truncated.json"))
@@ -178,6 +192,20 @@ def at_once(folder: Path) -> Answer:
     return trace_of(m.write(folder / "t.json"))
 
 
+def nameless_exchange(folder: Path) -> Answer:
+    """An exposed all-to-all of which nothing says whose it is."""
+    m = Machine(TORCH_2_6, world=8)
+    name = "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)"
+    for number in range(4):
+        with step(m, number):
+            done = m.kernel(GEMM, 1000)
+            group = ("7", "undefined", list(range(8)))
+            done = m.collective(name, 400, 30, "all_to_allv", group=group, after=[done])
+            m.kernel(GEMM, 1000, after=[done])
+            m.wait(m.free())
+    return trace_of(m.write(folder / "t.json"))
+
+
 def group_by_size(folder: Path) -> Answer:
     """A number where the name of a group is expected."""
     return trace_of(ddp_rank().write(folder / "t.json"), group=["8=TP"])
@@ -304,6 +332,7 @@ SITUATIONS: dict[str, Situation] = {
     **{f"generated: {name}": _generated(name) for name in SCENARIOS},
     "cut": cut,
     "truncated": truncated,
+    "late batch": late_batch,
     "stray device": stray,
     "unknown kernels": unknown_kernels,
     "stated kernels": stated_kernels,
@@ -317,6 +346,7 @@ SITUATIONS: dict[str, Situation] = {
     "work outside": work_outside,
     "idle without launches": idle_without_launches,
     "exposed at once": at_once,
+    "nameless exchange": nameless_exchange,
     "group by size": group_by_size,
     "no operation": no_operation,
     "host late": host_late,

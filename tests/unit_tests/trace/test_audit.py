@@ -60,6 +60,13 @@ OF_SENTENCES: dict[str, Pair] = {
     "; other medians, and what diagnoses cost, are of all": Pair(
         "vllm, prefill and decode", "sglang"
     ),
+    "An all_to_all is no pipeline's exchange, although both run SendRecv kernels: experts "
+    "exchange tokens with it, and context parallelism or Ulysses heads.": Pair(
+        "nameless exchange", "no operation"
+    ),
+    "longer than the": Pair("late batch", "torch 2.8 ddp"),
+    "median:": Pair("late batch", "torch 2.8 ddp"),
+    "ms more": Pair("late batch", "torch 2.8 ddp"),
     "steps are ranges on the host:": Pair("without launches", "torch 2.8 ddp"),
     "the trace has no launches that connect work on the device to them": Pair(
         "without launches", "launched elsewhere"

@@ -89,6 +89,13 @@ def _reached(case: Case, top: Collective) -> str:
     return f"{text}; NVLink of this GPU has {link:.0f} GB/s."
 
 
+ALL_TO_ALL = (
+    " An all_to_all is no pipeline's exchange, although both run SendRecv kernels: experts "
+    "exchange tokens with it, and context parallelism or Ulysses heads."
+)
+"""Said where nothing tells which of these it is."""
+
+
 def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis | None:
     """What is exposed, where it is much and other diagnoses do not account for it."""
     exposed = sum(t.exposed_comm for t in case.times)
@@ -106,7 +113,8 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
         # Wrappers of data parallelism have no settings for other communication.
         _KINDS.get(most, "exposed elsewhere" if most and most[:3] != "DP " else "exposed"),
         f"{share:.0f} % of {case.the_whole} is exposed communication"
-        f"{f': {listed}' if listed else ''}{', some of it at once' if at_once else ''}.",
+        f"{f': {listed}' if listed else ''}{', some of it at once' if at_once else ''}."
+        f"{ALL_TO_ALL if any(what == 'other all_to_all' for what, _ in kinds[:3]) else ''}",
         exposed,
         {"exposed_us": total, "share_pct": round(share, 1)},
         confidence="possible",
