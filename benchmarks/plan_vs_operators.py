@@ -2,91 +2,104 @@
 
     uv run python benchmarks/plan_vs_operators.py [--json]
 
-The measurements are in `benchmarks/data/gemm_rates.json`, which names their source. Each is a
-share of the GPU's peak. The error is (estimated - measured) / measured rate. For each GPU and
-operator the median of its absolute values is printed, the median with its sign, and the 90th
-percentile. Attention is causal, but its measured rates count the scores that it skips, so that half
-of them is executed.
+The measurements are in `benchmarks/data/gemm_rates.json`, which names their source. The error is
+(estimated - measured) / measured rate. For each GPU and operator the median of its absolute values
+is printed, the median with its sign, and the 90th percentile: of the law alone, and as
+`plan --rates` foretells an operator from all others that were measured, this one being left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections import defaultdict
-from pathlib import Path
+from dataclasses import replace
 from statistics import median, quantiles
-from typing import Any
+from typing import NamedTuple
+
+from operator_rates import rates_of
 
 from overlapkit.output.console import console, write_json
 from overlapkit.plan.estimate.machine import Machine, machine_of
 from overlapkit.plan.estimate.roofline import attention_time, gemm_time
-from overlapkit.plan.figure import given, literal
-from overlapkit.plan.workload.attention import BACKWARD_PRODUCTS, Attention
-from overlapkit.plan.workload.gemms import Gemm
-from overlapkit.plan.workload.precision import BF16
+from overlapkit.plan.rates.document import RatesAttention, RatesGemm
+from overlapkit.plan.rates.nearest import Place, Ratios
+from overlapkit.plan.rates.tables import (
+    attention_of,
+    gemm_of,
+    place_of_attention,
+    place_of_gemm,
+    tables_of,
+)
 
-RATES = Path(__file__).resolve().parent / "data" / "gemm_rates.json"
-STAGES = {"fwd": "fprop", "bwd_grad_act": "dgrad", "bwd_grad_w": "wgrad"}
-
-
-def gemm_of(row: dict[str, Any]) -> Gemm | None:
-    """The product that a row measured; None for attention."""
-    told = dict(re.findall(r"(\w+)=(\w+)", row["case"]))
-    if row["op"] == "matmul":
-        m, n, k, batch = (int(told[axis]) for axis in ("m", "n", "k", "b"))
-        which = "wgrad" if told["accumulate"] == "True" else "fprop"
-    elif row["op"] == "group_matmul":
-        # M tokens of each of ng experts, whose weight is N x K.
-        tokens, outputs, inputs, batch = (int(told[axis]) for axis in ("M", "N", "K", "ng"))
-        which = STAGES[told["stage"]]
-        m, n, k = {
-            "fprop": (tokens, outputs, inputs),
-            "dgrad": (tokens, inputs, outputs),
-            "wgrad": (outputs, inputs, tokens),
-        }[which]
-    else:
-        return None
-    return Gemm(name=row["op"], which=which, m=m, n=n, k=k, batch=batch, precision=BF16)
+GPUS = ("a100", "b200")
 
 
-def attention_of(row: dict[str, Any]) -> Attention:
-    """The attention that a row measured, of one layer on one GPU."""
-    told = {name: int(size) for name, size in re.findall(r"(\w+)=(\d+)", row["case"])}
-    length, heads = told["seq_len"], told["head_num"]
-    head = told["qk_head_dim"] + told["v_head_dim"]
-    scores = given("scores", told["batch"] * heads * length**2 / 2, "", row["case"])
-    forward = literal(2 * head, "FLOP") * scores
-    rows = told["batch"] * heads * length
-    return Attention(
-        forward, BACKWARD_PRODUCTS * forward, 3 * forward, scores, rows=rows, head=head / 2
-    )
+class Operator(NamedTuple):
+    """A measured operator.
+
+    Attributes:
+        kind: GEMM, grouped GEMM of a pass, or attention's pass.
+        place: its sizes.
+        ratio: measured over modelled time.
+    """
+
+    kind: str
+    place: Place
+    ratio: float
 
 
-def rate_of(row: dict[str, Any], machine: Machine) -> tuple[str, float]:
-    """The kind of a row's operator, and FLOP/s as the plan estimates them."""
+def operators_of(gpu: str, machine: Machine) -> list[Operator]:
+    """The operators that were measured on a GPU, in the order of the file."""
+    rates = rates_of(gpu)
+    found = [of_gemm(row, machine) for row in rates.gemms]
+    return found + [of_attention(row, machine) for row in rates.attention]
+
+
+def of_gemm(row: RatesGemm, machine: Machine) -> Operator:
+    """A GEMM beside the time that a machine's law gives."""
     gemm = gemm_of(row)
-    if gemm is not None:
-        kind = f" {gemm.which}" if gemm.batch > 1 else ""
-        return f"{row['op']}{kind}", gemm.flops.value / gemm_time(gemm, machine).value
-    phase = "backward" if row["op"] == "sdp_bwd" else "forward"
+    assert row.tflops is not None
+    measured = gemm.flops.value / row.tflops / 1e12
+    kind = f"grouped GEMM {row.which}" if row.batch > 1 else "GEMM"
+    return Operator(kind, place_of_gemm(gemm, row.which), measured / gemm_time(gemm, machine).value)
+
+
+def of_attention(row: RatesAttention, machine: Machine) -> Operator:
+    """A pass of attention beside the time that a machine's law gives."""
     one = attention_of(row)
-    done = getattr(one, phase) / attention_time(one, machine, phase)
-    return f"attention {phase}", 2 * done.value
+    assert row.seconds is not None
+    modelled = attention_time(one, machine, row.phase).value
+    return Operator(f"attention {row.phase}", place_of_attention(one), row.seconds / modelled)
 
 
-def errors_by_operator() -> dict[str, dict[str, float]]:
-    """The errors of each GPU's GEMMs, grouped GEMMs and attention."""
-    machines: dict[str, Machine] = {}
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in json.loads(RATES.read_text(encoding="utf-8"))["rows"]:
-        gpu = row["gpu"].partition("-")[0]
-        machine = machines.setdefault(gpu, machine_of(gpu))
-        kind, rate = rate_of(row, machine)
-        measured = row["share_of_peak"] * row["peak_tflops"] * 1e12
-        found[f"{row['gpu']} {kind}"].append(rate / measured - 1)
-    return {name: _summary(errors) for name, errors in sorted(found.items())}
+def errors_by_operator() -> dict[str, dict[str, dict[str, float]]]:
+    """The errors of each GPU's GEMMs, grouped GEMMs and attention, by the law and by the others."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for gpu in GPUS:
+        machine = machine_of(gpu)
+        for one in operators_of(gpu, machine):
+            found[f"{gpu} {one.kind}"]["law"].append(one.ratio - 1)
+        for kind, error in foretold(gpu, machine):
+            found[f"{gpu} {kind}"]["others"].append(error)
+    return {
+        name: {how: _summary(errors) for how, errors in by.items()}
+        for name, by in sorted(found.items())
+    }
+
+
+def foretold(gpu: str, machine: Machine) -> list[tuple[str, float]]:
+    """The error of each operator's rate as the others foretell it, with its kind."""
+    law = replace(machine, shares={})
+    tables = tables_of(rates_of(gpu), law)
+    ratios: dict[str, Ratios] = {
+        f"attention {phase}": each for phase, each in tables.attention.items()
+    }
+    result = []
+    for one in operators_of(gpu, law):
+        own = ratios.get(one.kind) or tables.gemms["bf16", one.kind.startswith("grouped")]
+        expected = own.without(one.place).at(one.place).ratio
+        result.append((one.kind, one.ratio / expected - 1))
+    return result
 
 
 def _summary(errors: list[float]) -> dict[str, float]:
@@ -107,10 +120,12 @@ def main() -> None:
     if options.json:
         write_json({"errors": found})
         return
-    for name, of in found.items():
+    for name, by in found.items():
+        law, others = by["law"], by["others"]
         console().print(
-            f"{name}: {of['operators']} operators, median error {of['median']:.1%} "
-            f"(with sign {of['signed_median']:+.1%}), 90 % within {of['ninth_decile']:.1%}"
+            f"{name}: {law['operators']} operators, median error {law['median']:.1%} "
+            f"(with sign {law['signed_median']:+.1%}), 90 % within {law['ninth_decile']:.1%}; "
+            f"from the others {others['median']:.1%}, 90 % within {others['ninth_decile']:.1%}"
         )
 
 

@@ -28,6 +28,9 @@ SHAPES = DATA / "model_shapes.json"
 RECIPES = DATA / "recipes.json"
 OF_BRIDGE = ("", "bridge-moe", "bridge-llama-rerun")
 """Origins whose rows were measured with Megatron-Bridge's performance recipes."""
+CP_COMM = {"simumax-b200": "a2a"}
+"""cp_comm_type of an origin's rows, as its guide tells (MooreThreads/SimuMax 1b8ca90b,
+docs/b200/b200_real_repro_guide.md, section 7); p2p is Megatron-Core's default."""
 TOOLS = {"simumax_ms": "SimuMax", "calculon_ms": "Calculon"}
 """Keys of a row that state another tool's estimate of the step, in ms."""
 
@@ -332,6 +335,8 @@ def _model(row: Published) -> dict[str, Any]:
         model["account_for_loss_in_pipeline_split"] = True
     if row.etp:
         model["expert_tensor_parallel_size"] = row.etp
+    if row.cp > 1 and row.origin in CP_COMM:
+        model["cp_comm_type"] = CP_COMM[row.origin]
     if row.dispatcher:
         model["moe_token_dispatcher_type"] = row.dispatcher
     if row.recompute == "full":

@@ -184,6 +184,11 @@ def audit(**given: Any) -> int:
     metavar="KIND",
     help="infiniband (as assumed), roce, or tcp, which is Ethernet without RDMA.",
 )
+@click.option(
+    "--rates",
+    metavar="FILE",
+    help="Rates that were measured on such a machine, as calibrate writes them.",
+)
 @options.from_megatron_lm
 @click.option(
     "--emit",

@@ -215,6 +215,7 @@ def plan(
     network: float | None = None,
     network_per: Literal["gpu", "node"] | None = None,
     network_kind: Literal["infiniband", "roce", "tcp"] | None = None,
+    rates: File | None = None,
     sweep: str | Iterable[str] | None = None,
     show_work: bool = False,
     from_megatron_lm: bool = False,
@@ -233,6 +234,7 @@ def plan(
         network: Gbit/s of network; None takes that of the GPU's reference system.
         network_per: whether that is each GPU's, which None means, or a node's.
         network_kind: the transport; "tcp" is Ethernet without RDMA.
+        rates: a file of rates that were measured on such a machine (`overlapkit plan calibrate`).
         sweep: dimensions over which to rank the layouts that fit: some of tp, pp, vp, cp, ep, mbs.
         show_work: whether the document contains the derivation of every figure.
         from_megatron_lm: as in `explain`.
@@ -259,6 +261,7 @@ def plan(
         world_size=world_size,
         nodes=nodes,
         network=Network(network, network_per, network_kind),
+        rates=None if rates is None else os.fspath(rates),
         from_megatron_lm=from_megatron_lm,
         swept=sweep if sweep is None or isinstance(sweep, str) else ",".join(sweep),
     )

@@ -32,6 +32,7 @@ DOCUMENTS = {
     "translate": "overlapkit.translate.document:TranslateDocument",
     "rules": "overlapkit.explain.rules.document:RulesDocument",
     "plan": "overlapkit.plan.document:PlanDocument",
+    "rates": "overlapkit.plan.rates.document:RatesDocument",
     "doctor": "overlapkit.doctor.document:DoctorDocument",
     "trace": "overlapkit.trace.document:TraceDocument",
     "compare": "overlapkit.trace.compare.document:CompareDocument",

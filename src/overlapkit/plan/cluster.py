@@ -10,6 +10,8 @@ from overlapkit.explain.report import Assumptions
 from overlapkit.hardware import data_sheet, find_gpu
 from overlapkit.plan.estimate.machine import Machine, machine_of
 from overlapkit.plan.network import Network, gpus_of_node, tcp_link
+from overlapkit.plan.rates.measured import measured_machine
+from overlapkit.plan.rates.reading import check_gpu, read_rates
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def cluster_of(
     network: Network | None = None,
     te: str | None = None,
     installation: Installation | None = None,
+    rates: str | None = None,
 ) -> Cluster:
     """A cluster of one kind of GPU.
 
@@ -56,9 +59,11 @@ def cluster_of(
         gpus_per_node: None takes the GPU's reference system.
         network: between nodes, as stated; None takes the reference system's.
         te, installation: the job's Transformer Engine, as in `explain.assumptions.assume`.
+        rates: a file of rates that were measured on such a machine; None for none.
 
     Raises:
-        InputError: the GPU is not known, or the network is not as `Network.check` wants it.
+        InputError: the GPU is not known, the network is not as `Network.check` wants it, or the
+            rates cannot be read or are of another GPU.
     """
     network = network or Network()
     network.check()
@@ -70,6 +75,10 @@ def cluster_of(
     machine = machine_of(name, network_gbps=gbps, nvlink_domain=domain)
     if network.kind == "tcp":
         machine = replace(machine, links=(*machine.links[:-1], tcp_link(data, gbps)))
+    if rates is not None:
+        found = read_rates(rates)
+        check_gpu(found, name, f"--rates {rates}")
+        machine = measured_machine(machine, found, rates)
     assumptions = plan_assumptions(name, te, installation)
     return Cluster(world_size, machine, assumptions, network.notes(node))
 

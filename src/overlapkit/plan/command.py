@@ -33,6 +33,7 @@ def run(
     network: float | None,
     network_per: str | None,
     network_kind: str | None,
+    rates: str | None,
     from_megatron_lm: bool,
     form: str | None,
     swept: str | None,
@@ -61,6 +62,7 @@ def run(
         world_size=world_size,
         nodes=nodes,
         network=Network(network, network_per, network_kind),
+        rates=rates,
         from_megatron_lm=from_megatron_lm,
         swept=swept,
     )
@@ -88,6 +90,7 @@ def read_and_plan(
     world_size: int | None,
     nodes: int | None,
     network: Network,
+    rates: str | None = None,
     from_megatron_lm: bool,
     swept: str | None,
 ) -> Plan:
@@ -101,6 +104,7 @@ def read_and_plan(
         te: as in `overlapkit explain`.
         reading: for which versions and how strictly the configuration is read.
         network: between nodes, as stated.
+        rates: a file of measured rates, or None.
         swept: dimensions to sweep, such as ``tp,pp``; None for none.
 
     Raises:
@@ -128,6 +132,7 @@ def read_and_plan(
         network=network,
         te=te,
         installation=reading.installation,
+        rates=rates,
     )
     return make_plan(inputs, cluster, dimensions)
 

@@ -14,6 +14,7 @@ from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
 from overlapkit.plan.estimate.range_document import PlanRange, range_document
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.rates.measured_document import PlanMeasured, measured_document
 from overlapkit.plan.spoken import advice, recommended_flags, spoken
 from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.work_document import PlanDerivation, derivation_document
@@ -89,6 +90,9 @@ class PlanEstimate(Struct, frozen=True, kw_only=True):
     range: Annotated[
         PlanRange | None,
         Meta(description="`null` where nothing of this kind was ever compared with a measurement"),
+    ] = None
+    measured: Annotated[
+        PlanMeasured | None, Meta(description="with `--rates`: what rests on them")
     ] = None
 
 
@@ -310,7 +314,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         gpu=plan.gpu,
         precision=plan.precision,
         layout=_layout(plan),
-        estimate=_estimate(*plan.estimates) if plan.estimates else None,
+        estimate=_estimate(plan, *plan.estimates) if plan.estimates else None,
         not_estimated=r.not_estimated,
         memory_gb=None if plan.memory is None else _memory(plan.memory),
         dimensions=[_dimension(plan, d, r.gains.get(d.name)) for d in r.dimensions],
@@ -359,7 +363,7 @@ def _layout(plan: Plan) -> PlanLayout:
     )
 
 
-def _estimate(after: StepSummary, before: StepSummary) -> PlanEstimate:
+def _estimate(plan: Plan, after: StepSummary, before: StepSummary) -> PlanEstimate:
     return PlanEstimate(
         step_ms=_times(before.step_s, after.step_s),
         tokens_per_s_per_gpu=PlanThroughput(
@@ -371,6 +375,7 @@ def _estimate(after: StepSummary, before: StepSummary) -> PlanEstimate:
             if before.parts.get(name) or after.parts.get(name)
         },
         range=range_document(after),
+        measured=measured_document(plan.rates, plan.resting),
     )
 
 

@@ -11,7 +11,7 @@ from overlapkit.output.svg import WIDTH, Piece, stacked, ticks
 from overlapkit.plan.document import plan_document
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.sweep import Ranked, Ranking
-from overlapkit.plan.text import expectation, fit, part_rows, sureness, title, versions
+from overlapkit.plan.text import expectation, fit, part_rows, rests, sureness, title, versions
 
 HEIGHT = 420
 """Height of the plot, in its own units."""
@@ -61,7 +61,7 @@ def plan_page(plan: Plan) -> str:
             title=title(plan),
             versions=versions(plan),
             headline=expectation(plan) if plan.estimates else None,
-            sureness=sureness(plan) if plan.estimates else None,
+            sureness=". ".join([sureness(plan), *rests(plan)]) if plan.estimates else None,
             fit=fit(plan) if plan.memory is not None else None,
             bars=_bars(plan),
             colours=COLOURS,

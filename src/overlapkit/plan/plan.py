@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from megatron.bridge.training.decisions import Dimension
@@ -28,8 +29,11 @@ from overlapkit.plan.candidates import (
 from overlapkit.plan.checks import check_chunks, check_layout
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
+from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
+from overlapkit.plan.rates.measured import Kind
+from overlapkit.plan.rates.resting import resting
 from overlapkit.plan.sweep import RANKED, Ranking, remedy_of, sweep
 
 ESTIMATE_ERROR = 0.1
@@ -61,6 +65,8 @@ class Plan:
         memory: of the fullest GPU; None without estimate.
         ranking: the layouts that were compared; None where none were.
         notes: what was assumed or left open.
+        rates: the file of measured rates that the estimates rest on; None without one.
+        resting: the shares of the step with overlap that rest on it, by kind.
         words: for settings, in the language of the run that is planned.
         chosen_settings: what was chosen of the layout and what goes with it, as overrides.
     """
@@ -79,6 +85,8 @@ class Plan:
     notes: tuple[str, ...]
     words: KeyWords = KEYS
     chosen_settings: Mapping[str, Any] = field(default_factory=dict)
+    rates: str | None = None
+    resting: Mapping[Kind, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,10 +132,14 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
     costs, note = recommendation.costs, chosen.note
     estimates: tuple[StepSummary, ...] = ()
     memory = None
+    measured = cluster.machine.measured
+    shares: Mapping[Kind, float] = {}
     if costs is not None:
         memory = costs.memory()
         note = _doubt(settings, memory, cluster) or note
         estimates = costs.summary(recommendation.overlapped), costs.summary(frozenset())
+        if measured is not None:
+            shares = resting(measured, partial(_seconds, costs, recommendation.overlapped))
     proposal = recommendation.proposal
     return Plan(
         source=settings.source,
@@ -154,7 +166,14 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         chosen_settings=changed_keys(
             inputs.read, proposal.settings, layout=chosen.because is not None
         ),
+        rates=None if measured is None else measured.name,
+        resting=shares,
     )
+
+
+def _seconds(costs: Costs, overlapped: frozenset[str], machine: Machine) -> float:
+    """The step of a run on another machine."""
+    return replace(costs, machine=machine).seconds(overlapped)
 
 
 @dataclass(frozen=True)

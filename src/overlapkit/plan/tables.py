@@ -29,6 +29,7 @@ from overlapkit.plan.text import (
     gained,
     how,
     part_rows,
+    rests,
     sureness,
     sweep_header,
     title,
@@ -52,7 +53,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"No estimate: {r.not_estimated}", "yellow"))
     else:
         console.print(Text(expectation(plan), "bold green"))
-        console.print(Text(sureness(plan), "dim"))
+        for line in (sureness(plan), *rests(plan)):
+            console.print(Text(line, "dim"))
         memory = plan.memory
         console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
     console.print(Text(versions(plan), "dim"))

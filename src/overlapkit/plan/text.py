@@ -63,6 +63,7 @@ def header(plan: Plan) -> Iterator[str]:
     else:
         yield expectation(plan)
         yield sureness(plan)
+        yield from rests(plan)
         yield fit(plan)
     yield versions(plan)
 
@@ -100,6 +101,26 @@ def sureness(plan: Plan) -> str:
     return (
         f"Expect {least:,.0f} to {most:,.0f} tokens/s/GPU: {found.layouts} published layouts of "
         f"{found.compared}{own} measured {found.lower:.2f} to {found.upper:.2f} of their estimates"
+    )
+
+
+_KINDS = {
+    "gemms": "matrix products",
+    "attention": "attention",
+    "memory": "memory-bound kernels",
+    "collectives": "communication",
+}
+
+
+def rests(plan: Plan) -> Iterator[str]:
+    """How much of the step rests on measured rates; nothing without any."""
+    if plan.rates is None:
+        return
+    each = [f"{_KINDS[kind]} {share:.0%}" for kind, share in plan.resting.items()]
+    parts = f" ({', '.join(each)})" if each else ""
+    yield (
+        f"{sum(plan.resting.values()):.0%} of the step with overlap rests on rates measured in "
+        f"{plan.rates}{parts}"
     )
 
 

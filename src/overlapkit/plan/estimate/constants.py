@@ -110,6 +110,10 @@ CONSTANTS = Constants(
     shares=SHARES,
 )
 
+SUSTAINED = 0.94
+"""Share of the rate that an operator has alone which it keeps in a training step: the clock falls
+with the power of a whole step, and caches hold what other kernels left. Fitted to 13 steps of the
+B200 machine whose operators were measured (`benchmarks/plan_with_rates.py`)."""
 KERNEL_S = 4e-6
 """Seconds from the last thread block of a kernel to the first of the next, which is queued."""
 PASS_S = 20e-6

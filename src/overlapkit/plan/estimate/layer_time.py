@@ -178,7 +178,7 @@ def _compute(work: LayerWork, machine: Machine, phase: str, gemms: Mapping[str, 
         attention = attention_time(work.attention, machine, phase, work.precision).called(
             f"{work.name} attention, {phase}"
         )
-    moved = (traffic_time(one, machine, phase) for one in work.traffic)
+    moved = (traffic_time(one, machine, phase, work.precision) for one in work.traffic)
     return _Times(
         total(gemms.values(), "s").called(f"{work.name} GEMMs, {phase}", "s"),
         attention,

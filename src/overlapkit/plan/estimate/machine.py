@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
+from typing import TYPE_CHECKING
 
 from overlapkit.errors import InputError
 from overlapkit.hardware import DataSheet, data_sheet, find_gpu
@@ -26,6 +27,9 @@ from overlapkit.plan.estimate.constants import (
     constant,
 )
 from overlapkit.plan.figure import Figure, given, smallest
+
+if TYPE_CHECKING:
+    from overlapkit.plan.rates.measured import Measured
 
 ALL_RANKS = 2**31
 """A domain larger than any job."""
@@ -78,6 +82,8 @@ class Machine:
         tile: rows and columns of a GEMM's result that one of them computes.
         step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of the
             workload to estimate. All compute of a step is scaled to it. None: not measured.
+        measured: the times of operators that were measured on such a machine, which are asked
+            before the rates above; None where none were.
     """
 
     name: str
@@ -98,6 +104,7 @@ class Machine:
     processors: int = 1
     tile: tuple[int, int] = (1, 1)
     step_compute: Figure | None = None
+    measured: Measured | None = None
 
     @property
     def nvlink_domain(self) -> int:

@@ -22,6 +22,8 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     its gradient, is not hidden under the arithmetic of so few tiles: both take their time, as in
     SimuMax's measurements on B200 (`benchmarks/plan_vs_operators.py`).
     """
+    if machine.measured is not None and (found := machine.measured.gemm(gemm)) is not None:
+        return found
     at = f"{gemm.name} {gemm.which}"
     rate = _in_training(machine.rate(gemm.precision.rate), gemm.precision, machine)
     if machine.processors > 1:
@@ -55,6 +57,10 @@ def attention_time(
         phase: "forward" or "backward".
         precision: of the layer.
     """
+    if machine.measured is not None:
+        found = machine.measured.attention(attention, phase, precision)
+        if found is not None:
+            return found
     rate = _in_training(getattr(machine, f"attention_{phase}"), precision, machine)
     time: Figure = getattr(attention, phase) / rate
     if machine.processors == 1:
@@ -86,6 +92,8 @@ def host_time(work: LayerWork, machine: Machine, phase: str, compute: Figure) ->
     """
     name = f"{work.name} host, {phase}"
     launches = getattr(work.launches, phase)
+    if machine.measured is not None and machine.measured.starts_experts(work.precision):
+        launches -= getattr(work.launches, f"experts_{phase}")
     if not launches:
         return given(name, 0, "s", "the host runs ahead of the GPU")
     count = given(f"{work.name} kernels, {phase}", launches, "", LAUNCHED)
@@ -107,8 +115,21 @@ def chunking_time(gemm: Gemm, chunks: int, machine: Machine) -> Figure:
     return (gemm.flops / rate * more).called(f"{at} in chunks, longer by", "s")
 
 
-def traffic_time(traffic: MemoryTraffic, machine: Machine, phase: str) -> Figure:
-    """Seconds of memory-bound kernels in a phase: their bytes, and the start of each."""
+def traffic_time(
+    traffic: MemoryTraffic, machine: Machine, phase: str, precision: Precision = BF16
+) -> Figure:
+    """Seconds of memory-bound kernels in a phase: their bytes, and the start of each.
+
+    Args:
+        traffic: of a block.
+        machine: rates.
+        phase: "forward" or "backward".
+        precision: of the layer.
+    """
+    if machine.measured is not None:
+        found = machine.measured.traffic(traffic, phase, precision)
+        if found is not None:
+            return found
     moved: Figure = getattr(traffic, phase)
     name = moved.name.replace("bytes", "time")
     time = moved / machine.memory_bandwidth
@@ -138,6 +159,8 @@ def collective_time(one: Collective, machine: Machine) -> Figure:
 
     A message of the pipeline has no start of its own: both stages have long been waiting for it.
     """
+    if machine.measured is not None and (found := machine.measured.collective(one)) is not None:
+        return found
     sent = wire_bytes(one)
     name = f"{one.name} {one.kind} time"
     if one.kind == "send":

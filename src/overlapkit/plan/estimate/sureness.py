@@ -37,6 +37,13 @@ class Errors(msgspec.Struct, frozen=True):
     upper: float
 
 
+MEASURED_ON = "b200"
+MEASURED = Errors(layouts=6, lower=0.852, upper=1.037)
+"""Of layouts whose operators were measured on the machine that ran them, each estimated with a
+share of the operators' rates that the other layouts gave (`benchmarks/plan_with_rates.py`): the
+least and the most."""
+
+
 class Order(msgspec.Struct, frozen=True):
     """How far the estimate misjudges one layout of a model on a machine against another.
 
@@ -102,6 +109,10 @@ def range_of(work: Workload, machine: Machine) -> Range | None:
     """
     if machine.name not in gpus():
         return None
+    if machine.measured is not None and machine.measured.covers(work.precision):
+        compared = f"{MEASURED_ON} with its own rates"
+        own = machine.name == MEASURED_ON and machine.measured.rates.measured == "alone"
+        return Range(compared, own, MEASURED.layouts, MEASURED.lower, MEASURED.upper)
     table = error_table()
     names = class_of(work, machine.name), wider_class_of(work, machine.name)
     for own, name in zip((True, False), names, strict=True):

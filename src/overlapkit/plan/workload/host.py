@@ -15,10 +15,17 @@ from overlapkit.plan.workload.layout import Layout
 
 
 class Launches(NamedTuple):
-    """Kernels that are started one by one in a layer's forward and in its backward."""
+    """Kernels that are started one by one in a layer's forward and in its backward.
+
+    Attributes:
+        forward, backward: all of them.
+        experts_forward, experts_backward: those among them that belong to the grouped GEMMs.
+    """
 
     forward: float = 0
     backward: float = 0
+    experts_forward: float = 0
+    experts_backward: float = 0
 
 
 NO_LAUNCHES = Launches()
@@ -52,4 +59,6 @@ def launches_of(model: Any, experts: Experts, layout: Layout, *, bias: bool) -> 
     return Launches(
         rest.forward + own * (EXPERT.forward + bias * BIAS.forward),
         rest.backward + own * (EXPERT.backward + bias * BIAS.backward),
+        own * EXPERT.forward,
+        own * EXPERT.backward,
     )

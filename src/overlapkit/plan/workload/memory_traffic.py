@@ -29,11 +29,13 @@ class MemoryTraffic:
     Attributes:
         forward, backward: bytes.
         kernels: that read and write them, in each of the two.
+        kind: "permutation" of tokens to experts, "loss" (the cross entropy), or "stream".
     """
 
     forward: Figure
     backward: Figure
     kernels: int = 0
+    kind: str = "stream"
 
 
 def attention_traffic(
@@ -160,6 +162,7 @@ def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> Memory
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
         kernels=2,
+        kind="permutation",
     )
 
 
@@ -191,6 +194,7 @@ def loss_traffic(shape: ModelShape, layout: Layout) -> MemoryTraffic:
         forward.called("loss bytes, forward", "B"),
         (layout.tokens * vocab * literal(4, "B")).called("loss bytes, backward", "B"),
         kernels=2,
+        kind="loss",
     )
 
 

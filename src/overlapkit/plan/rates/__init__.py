@@ -1,0 +1,1 @@
+"""Rates that were measured on the user's own machine, in place of the law's."""
