@@ -82,7 +82,7 @@ class RatesMemory(Struct, frozen=True, kw_only=True):
 class RatesCollective(Struct, frozen=True, kw_only=True):
     """A message that was measured (`bytes`, `seconds`), or a law of its time (`bus_gb_s`)."""
 
-    kind: CollectiveKind
+    kind: Annotated[CollectiveKind, Meta(description="what is sent; a `send` is one message")]
     link: Annotated[
         Literal["node", "network"],
         Meta(description="whether the group is within an NVLink domain or spans several"),
