@@ -165,7 +165,7 @@ def audit(**given: Any) -> int:
     return run(**_read_by(_formed(given)))
 
 
-@cli.command()
+@cli.command(cls=_WithSubcommands)
 @options.overrides
 @click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
 @options.gpu
@@ -211,10 +211,42 @@ def plan(**given: Any) -> int:
     CONFIG is what explain reads. KEY=VALUE overrides a key. Short names exist for tp, pp, vp, cp,
     ep, etp, mbs, gbs, seq and precision (bf16, fp8, mxfp8 ...): tp=4 pp=8 vp=5. Where no
     layout is given, the fastest that fits is chosen.
+
+    overlapkit plan calibrate --help: rates of your own machine, for --rates.
     """
     from overlapkit.plan.command import run
 
     return run(**_read_by(given))
+
+
+@click.command(cls=_Command)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "--from-trace",
+    "traces",
+    multiple=True,
+    metavar="FILE",
+    help="A profile of torch.profiler, or a folder or an archive of them. Further ones can follow.",
+)
+@click.option(
+    "--gpu", metavar="NAME", help="What the profiles were recorded on, where they do not name it."
+)
+@click.option("--out", metavar="FILE", help="Write the rates to FILE; without, they are printed.")
+@options.as_json("overlapkit/rates/v1")
+def calibrate(**given: Any) -> int:
+    """Read rates of your own machine from profiles of training.
+
+    The profiles were recorded with record_shapes=True: matrix products and attention are read by
+    the shapes of their operators, collectives by their sizes and groups. What could not be read is
+    said. The file is for overlapkit plan --rates.
+    """
+    from overlapkit.calibrate.command import run
+
+    return run(given.pop("files"), **given)
+
+
+assert isinstance(plan, _WithSubcommands)
+plan.subcommands["calibrate"] = calibrate
 
 
 @cli.command()

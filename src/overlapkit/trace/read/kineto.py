@@ -45,12 +45,12 @@ def read_kineto(
     if reading.devices:
         if tags := tags_of(path, reading):
             return _of_ranks(path, tags, stated)
-        works = _finish(path, reading, stated)
+        works = works_of(path, reading, stated)
         return _with_gloo(path, reading, works) if _uses_gloo(reading) else works
     if not reading.host.names:
         reading = _read_here(path, want_host=True)
     if reading.devices:
-        return _finish(path, reading, stated)
+        return works_of(path, reading, stated)
     if reading.host.names:
         if tags := tags_of(path, reading):
             return _of_cpu_ranks(path, tags)
@@ -85,7 +85,7 @@ def _of_ranks(path: str, tags: Sequence[str], stated: Stated) -> list[Work]:
     """The work in a file of several ranks, each with its own launches and steps."""
     works = []
     for process, tag in enumerate(tags, start=1):
-        for work in _finish(path, _read_here(path, tag=tag), stated):
+        for work in works_of(path, _read_here(path, tag=tag), stated):
             # The head of the file is that of one of them.
             work.rank, work.process = rank_in(tag), process
             works.append(work)
@@ -145,7 +145,12 @@ def groups_of(metadata: Mapping[str, Any]) -> list[Group]:
     return groups
 
 
-def _finish(path: str, reading: Reading, stated: Stated) -> list[Work]:
+def works_of(path: str, reading: Reading, stated: Stated = NOTHING_STATED) -> list[Work]:
+    """The device work that was read, one `Work` for each device.
+
+    Raises:
+        InputError: no event has a usable time.
+    """
     recording = Recording(
         path, "kineto", list(reading.names), list(reading.calls), reading.problems, stated
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -155,6 +155,7 @@ def read_events(
     exact: bool = False,
     share: tuple[int, int] = (0, 1),
     tag: str | None = None,
+    also: Callable[[list[Event], Reading], None] | None = None,
 ) -> Reading:
     """What matters in a file.
 
@@ -165,6 +166,7 @@ def read_events(
         share: (i, n) to decode only every n-th chunk, from the i-th. The readings of all shares
             together are the reading of the file.
         tag: the rank to read of a file of several; see `merged`.
+        also: takes what else matters of the events of each chunk.
 
     Raises:
         InputError: it is not a trace, or too damaged.
@@ -192,6 +194,8 @@ def read_events(
             raise DigitsNeeded
         _take(chosen, reading, want_host)
         _take_marks([e for e in events if e.cat in _MARKS and names[e.name]], reading)
+        if also is not None:
+            also(events, reading)
     reading.problems.update(reader.problems)
     reading.lost = reader.lost
     reading.metadata, reading.cut = reader.metadata, reader.cut
