@@ -165,18 +165,20 @@ def traffic(kind: str = "stream") -> MemoryTraffic:
 def test_memory_bound_kernels_take_their_bytes_and_a_time_each() -> None:
     memory = [RatesMemory(kind="stream", gb_s=1000, kernel_us=10)]
     machine = with_rates(memory=memory, gemms=[gemm_row(seconds=1.0)])
-    assert traffic_time(traffic(), "forward", machine).value == pytest.approx(1e-3 + 30e-6)
-    assert traffic_time(traffic(), "backward", machine).value == pytest.approx(1e-3 + 40e-6)
+    assert traffic_time(traffic(), machine, "forward").value == pytest.approx(1e-3 + 30e-6)
     assert machine.memory_bandwidth.value == 1e12
     # Each kind of kernel by its own measurement.
-    untold = traffic_time(traffic("loss"), "forward", machine).value
-    assert untold == pytest.approx(1e9 / machine.memory_bandwidth.value)
+    untold = traffic_time(traffic("loss"), machine, "forward").value
+    pauses = 3 * machine.pass_start.value
+    assert untold == pytest.approx(1e9 / machine.memory_bandwidth.value + pauses)
 
 
 def test_kernels_of_layers_in_a_precision_that_was_not_measured_are_in_its_share() -> None:
     memory = [RatesMemory(kind="stream", gb_s=1000, kernel_us=1000)]
     machine = with_rates(memory=memory, gemms=[gemm_row(seconds=1.0)])
-    assert traffic_time(traffic(), "forward", machine, MXFP8).value == pytest.approx(1e-3)
+    plain = replace(machine, measured=None)
+    found = traffic_time(traffic(), machine, "forward", MXFP8).value
+    assert found == traffic_time(traffic(), plain, "forward").value < 3e-3
 
 
 def message(kind: str, size: float, ranks: int, stride: int = 1) -> Collective:
@@ -251,16 +253,16 @@ def test_grouped_gemms_that_were_timed_alone_contain_their_starts(how: str, fewe
     rows = [gemm_row(512, batch=4, seconds=1e-4), gemm_row(seconds=1e-3)]
     machine = with_rates(gemms=rows, measured=how)
     for phase in ("forward", "backward"):
-        times = [host_time(work, one, phase).value for one in (machine, machine_of("b200"))]
+        machines = machine, machine_of("b200")
+        times = [host_time(work, one, phase, literal(0, "s")).value for one in machines]
         assert (times[0] < times[1]) == fewer
         assert times[0] > 0
 
 
 def test_the_hosts_own_time_to_start_a_kernel_counts() -> None:
     work = work_of(8, **MIXTURE).layers[0]
-    machine = with_rates(launch_us=30.0)
-    expected = host_time(work, machine_of("b200"), "forward").value * 2
-    assert host_time(work, machine, "forward").value == pytest.approx(expected)
+    found = host_time(work, with_rates(launch_us=30.0), "forward", literal(0, "s")).value
+    assert found == pytest.approx(work.launches.forward * 30e-6)
 
 
 def machine_of_one_rank() -> Machine:
