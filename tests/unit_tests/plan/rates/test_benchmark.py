@@ -34,7 +34,6 @@ def test_errors_stay_within_the_goal(benchmark: Any, compared: Any) -> None:
     errors = benchmark.columns_of(compared)
     assert errors["left out"]["mean"] <= 0.08
     assert errors["left out"]["mean"] < errors["without rates"]["mean"]
-    assert errors["as measured"]["mean"] < errors["without rates"]["mean"]
 
 
 def test_the_steps_rest_on_the_measurements(compared: Any) -> None:
