@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import msgspec
 
 from overlapkit.calibrate.collect import rates_in
-from overlapkit.calibrate.text import rates_lines, unread_lines
 from overlapkit.errors import InputError
 from overlapkit.output.console import write_json, write_text
 from overlapkit.output.files import outputs
+from overlapkit.plan.rates.text import rates_lines, unread_lines
 
 
 def run(

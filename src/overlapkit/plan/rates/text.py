@@ -1,4 +1,4 @@
-"""What was read of profiles, as plain lines."""
+"""What a file of rates contains, as plain lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from overlapkit.plan.rates.document import RatesDocument
 
 
 def rates_lines(rates: RatesDocument, out: str) -> Iterator[str]:
-    """What a file of rates contains, and what could not be read.
+    """What a file of rates contains, and what could not be measured.
 
     Args:
         rates: the file.
@@ -22,6 +22,8 @@ def rates_lines(rates: RatesDocument, out: str) -> Iterator[str]:
     ):
         measured = sum(row.count for row in rows)
         yield f"{what}: {len(rows)} shapes, measured {measured} times"
+    if rates.memory:
+        yield f"memory-bound kernels: {len(rates.memory)} kinds"
     yield from unread_lines(rates)
     if rates.gpu == "cpu":
         yield "note: rates of a CPU are not rates of a GPU; plan takes only a GPU's"
@@ -30,6 +32,6 @@ def rates_lines(rates: RatesDocument, out: str) -> Iterator[str]:
 
 
 def unread_lines(rates: RatesDocument) -> Iterator[str]:
-    """What could not be read, the most frequent first."""
+    """What could not be measured."""
     for what, count in rates.unread.items():
-        yield f"not read: {count} x {what}"
+        yield f"not measured: {count} x {what}"
