@@ -24,6 +24,10 @@ class InputError(Exception):
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
+class DoesNotStart(InputError):
+    """A configuration that was understood, and that the framework itself refuses at start."""
+
+
 class NoConfiguration(InputError):
     """A file that can be read, and is no configuration of a run."""
 

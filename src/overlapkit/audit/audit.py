@@ -14,7 +14,7 @@ from overlapkit.config.megatron_lm.arguments import UnknownValue
 from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings
 from overlapkit.config.sources import Source, check_world_size, world_size_of
-from overlapkit.errors import InputError, NoConfiguration, SeveralLaunches
+from overlapkit.errors import DoesNotStart, InputError, NoConfiguration, SeveralLaunches
 from overlapkit.explain.lint.linted import Linted
 from overlapkit.explain.report import Assumptions, Report, explain
 from overlapkit.output.console import encodable
@@ -35,6 +35,7 @@ class Audited:
         world_size: GPUs of the job; None where nothing states them.
         problem: why it could not be judged, in one line without the file; empty where it was.
         line: of the problem, from 1; None where it is not known.
+        does_not_start: whether the framework itself refuses the file, as it was understood.
         is_wrong: whether it could not be judged since something in it is wrong; else a value is
             missing that the file alone does not have.
     """
@@ -45,6 +46,7 @@ class Audited:
     problem: str = ""
     is_wrong: bool = False
     line: int | None = None
+    does_not_start: bool = False
 
     @property
     def findings(self) -> int:
@@ -149,7 +151,15 @@ def _not_judged(file: str, error: InputError) -> Audited:
     told = re.fullmatch(rf"{re.escape(name)}(?::(\d+))?: (.*)", str(error))
     line = int(told[1]) if told and told[1] else None
     problem = told[2] if told else str(error)
-    return Audited(name, None, None, problem, not isinstance(error, UnknownValue), line)
+    return Audited(
+        name,
+        None,
+        None,
+        problem,
+        not isinstance(error, UnknownValue),
+        line,
+        isinstance(error, DoesNotStart),
+    )
 
 
 def _size_of(settings: Settings, given: int | None) -> int | None:

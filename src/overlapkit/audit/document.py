@@ -42,6 +42,13 @@ class AuditFile(Struct, frozen=True, kw_only=True):
     problem: Annotated[
         str | None, Meta(description="why it could not be judged; `null` where it was")
     ]
+    does_not_start: Annotated[
+        bool,
+        Meta(
+            description="whether `problem` is one for which the framework itself refuses to start: "
+            "a key that it does not have, or a layout that does not divide the GPUs"
+        ),
+    ] = False
 
 
 class AuditDocument(Struct, frozen=True, kw_only=True):
@@ -79,4 +86,5 @@ def _file(each: Audited) -> AuditFile:
         findings=each.findings,
         decisions=[] if report is None else [decision_document(report, d) for d in leading(report)],
         problem=each.problem or None,
+        does_not_start=each.does_not_start,
     )

@@ -29,7 +29,8 @@ def verdict_text(each: Audited) -> str:
     """The answer on a file in one line, without the file."""
     if each.report is None:
         at = f", line {each.line}" if each.line else ""
-        return f"{'wrong' if each.is_wrong else 'not judged'}{at}: {each.problem}"
+        judged = "wrong" if each.is_wrong else "not judged"
+        return f"{'does not start' if each.does_not_start else judged}{at}: {each.problem}"
     if each.world_size is not None:
         return verdict(each.report)[0]
     return _WITHOUT_SIZE + verdict(each.report, _NOTHING)[0]
@@ -43,9 +44,12 @@ def audit_lines(audit: Audit) -> Iterator[str]:
 
 def summary(audit: Audit) -> str:
     """How many files there are, and how many of them have which answer."""
-    states = [state(each) for each in audit.audited]
-    words: tuple[tuple[State, str], ...] = (
+    states: list[State | Literal["refused"]] = [
+        "refused" if each.does_not_start else state(each) for each in audit.audited
+    ]
+    words: tuple[tuple[State | Literal["refused"], str], ...] = (
         ("findings", "with findings"),
+        ("refused", f"that do{'es' if states.count('refused') == 1 else ''} not start"),
         ("wrong", "that cannot be read as they are"),
         ("not-judged", "that lack a value"),
         ("notes", "with notes alone"),

@@ -15,7 +15,7 @@ from overlapkit.config.schema import (
     section_fields,
     sections,
 )
-from overlapkit.errors import InputError
+from overlapkit.errors import DoesNotStart
 
 READ_SECTIONS = (*KNOB_SECTIONS, "train", "dist")
 """The sections whose keys rules read: an unknown key of another one changes no answer."""
@@ -29,18 +29,18 @@ def check_unknown_key(section: str, key: str, where: str) -> None:
     Other unknown keys are passed over: Megatron-Bridge has hundreds, and its releases differ.
 
     Raises:
-        InputError: with the place and the key that was probably meant.
+        DoesNotStart: with the place and the key that was probably meant.
     """
     if section not in READ_SECTIONS:
         return
     homes = [s for s in READ_SECTIONS if key in section_fields(s)]
     if key in OVERLAP_KNOBS and homes:
-        raise InputError(
+        raise DoesNotStart(
             f"{where}: {section}.{key} has no effect there; did you mean {homes[0]}.{key}?{_WAY_ON}"
         )
     meant = _misspelt(key, DECIDING_KEYS & known_keys(section))
     if meant is not None:
-        raise InputError(
+        raise DoesNotStart(
             f"{where}: unknown key {section}.{key}; did you mean {section}.{meant}?{_WAY_ON}"
         )
 
@@ -54,16 +54,16 @@ def check_unknown_section(section: str, present: Mapping[str, Any], where: str) 
         where: its place.
 
     Raises:
-        InputError: with the place and what was probably meant.
+        DoesNotStart: with the place and what was probably meant.
     """
     homes = [s for s in READ_SECTIONS if section in DECIDING_KEYS & frozenset(section_fields(s))]
     if homes:
-        raise InputError(
+        raise DoesNotStart(
             f"{where}: {section} is at the top level; did you mean {homes[0]}.{section}?{_WAY_ON}"
         )
     meant = _misspelt(section, [each for each in READ_SECTIONS if each not in present])
     if meant is not None:
-        raise InputError(f"{where}: unknown section {section!r}; did you mean {meant}?{_WAY_ON}")
+        raise DoesNotStart(f"{where}: unknown section {section!r}; did you mean {meant}?{_WAY_ON}")
 
 
 def _misspelt(name: str, known: Any) -> str | None:

@@ -26,10 +26,11 @@ from overlapkit.config.places import Place
 from overlapkit.config.reading import StackBasis
 from overlapkit.config.remarks import remarks
 from overlapkit.config.run import Framework, Run, Settings
-from overlapkit.errors import InputError
+from overlapkit.errors import DoesNotStart, InputError
 from overlapkit.explain.buckets import Buckets, buckets_of
 from overlapkit.explain.judge import Judged, judge, on_other_stacks
 from overlapkit.explain.launch import judge_environment
+from overlapkit.explain.misfit import misfit
 from overlapkit.explain.places import decision_place
 from overlapkit.explain.schedule import Pipeline, microbatches_of, pipeline_of
 from overlapkit.hardware import Gpu
@@ -191,13 +192,15 @@ def explain(
     try:
         judged = judge(settings, world_size, assumptions)
     except OverlapConfigError as error:
-        launch = settings.launch
+        launch, culprit = settings.launch, misfit(settings, world_size)
         if launch is not None and launch.world_size == world_size:
-            raise InputError(
+            raise DoesNotStart(
                 f"{settings.source}: it starts the job on {world_size} GPUs: {error}, or give "
-                "--world-size N where it is started on another number"
+                f"--world-size N where it is started on another number{culprit}"
             ) from None
-        raise InputError(f"{settings.source}: --world-size {world_size}: {error}") from None
+        raise DoesNotStart(
+            f"{settings.source}: --world-size {world_size}: {error}{culprit}"
+        ) from None
     run, update, decisions = judged.run, judged.update, list(judged.decisions)
     if other_versions:
         decisions += on_other_stacks(settings, world_size, assumptions, judged)
@@ -282,6 +285,7 @@ def _of_environment(
         known=judged.decisions,
     )
     words = words_of(settings)
+    decisions = [_changed_in_place(d, settings, required) for d in decisions]
     kept = [d for d in decisions if d.is_finding or not _may_be_set(d, environment, gaps)]
     required = tuple(replace(v, reason=words.fact(v.reason)) for v in required)
     # Where a variable is to be set, the remedy says: not every place takes an export.
@@ -289,6 +293,32 @@ def _of_environment(
         replace(d, reason=words.fact(d.reason), remedy=d.remedy and words.advice(d.remedy))
         for d in kept
     ]
+
+
+def _changed_in_place(
+    d: Decision, settings: Settings, required: Sequence[EnvironmentVariable]
+) -> Decision:
+    """A finding on a variable that the launch script sets, with a remedy at that very place.
+
+    Another export would be overridden there. A rule may need less than NVIDIA's own launch
+    environment sets: then the remedy says whose the two numbers are.
+    """
+    name = d.knob.removeprefix(ENV)
+    needed = next((edit.value for edit in d.edits if edit.key == d.knob), None)
+    if not d.is_finding or name == d.knob or not isinstance(needed, str):
+        return d
+    remedy = (d.remedy or "").rstrip(".")
+    where = settings.where.get(d.knob)
+    if d.effective is not None and where is not None and where.argument is None:
+        _, otherwise, rest = remedy.partition("; on ")
+        remedy = f"change {name}={d.effective} to {needed} at {where}{otherwise}{rest}"
+    own = next((v for v in required if v.name == name and v.value != needed), None)
+    if own is not None:
+        remedy += (
+            f"; {needed} is what {d.rule} needs, {own.value} what Megatron-Bridge's own launch "
+            f"environment sets ({own.rule})"
+        )
+    return replace(d, remedy=remedy)
 
 
 def _may_be_set(d: Decision, environment: JobEnvironment, gaps: Sequence[Gap]) -> bool:

@@ -20,10 +20,9 @@ from overlapkit.explain.difference_text import (
     restated,
     rules_text,
 )
-from overlapkit.explain.lint.order import Said, leading
+from overlapkit.explain.lint.order import Said, alike, faults, leading
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import (
-    LABELS,
     OPT_IN,
     Tone,
     assumed_text,
@@ -32,12 +31,14 @@ from overlapkit.explain.text import (
     by_reason,
     environment_text,
     gpus_text,
+    label,
     layout_text,
     place,
     run_text,
     said_rules,
     said_value,
     sections,
+    together,
     value_text,
     verdict,
 )
@@ -67,9 +68,9 @@ def show_report(report: Report, console: Console, *, brief: bool = False) -> Non
     console.print(Text(environment_text(report)))
     line, tone = verdict(report)
     console.print(Text(line, _TONES[tone]))
-    for d in report.findings if brief else leading(report):
+    for group in alike([*report.findings, *faults(report)] if brief else leading(report)):
         console.print()
-        _show_leading(report, d, console)
+        _show_leading(report, group, console)
     console.print()
     console.print(Text("; ".join(basis(report)) if brief else run_text(report)))
     for note in [] if brief else report.notes:
@@ -92,15 +93,18 @@ def show_report(report: Report, console: Console, *, brief: bool = False) -> Non
             print_item(console, "bubble  ", Text(section.bubble))
 
 
-def _show_leading(report: Report, d: Decision, console: Console) -> None:
+def _show_leading(report: Report, group: list[Decision], console: Console) -> None:
     """A finding or a note with advice: the user's place, then the outcome, why, and what to do."""
+    d = group[0]
     where = report.place(d)
     if where is not None:
         console.print(Text(str(where), "bold"))
-    console.print(Text.assemble(_label(d), f"  {said_value(report, d)}"))
-    print_item(console, "  ", _why(d.reason, d.rule))
-    if d.remedy:
-        print_item(console, "  -> ", Text(imperative(d.remedy), "green"))
+    values = ", ".join(said_value(report, each) for each in group)
+    console.print(Text.assemble(_label(d), f"  {values}"))
+    reason, remedy = together(*group)
+    print_item(console, "  ", _why(reason, d.rule))
+    if remedy:
+        print_item(console, "  -> ", Text(remedy, "green"))
 
 
 def show_buckets(report: Report, console: Console) -> None:
@@ -154,7 +158,7 @@ def _decisions(report: Report, said: list[Said]) -> Table:
 
 
 def _label(decision: Decision) -> Text:
-    return Text(LABELS[decision.outcome], _STYLES[decision.outcome])
+    return Text(label(decision), _STYLES[decision.outcome])
 
 
 def _environment(variables: tuple[EnvironmentVariable, ...]) -> Table:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from megatron.bridge.recipes.launch_env import EnvironmentVariable
 from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
-from megatron.bridge.training.edits import listed
+from megatron.bridge.training.edits import ENV, listed
 from overlapkit.config.effective import FRAMEWORKS
 from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.explain.buckets import (
@@ -25,7 +25,15 @@ from overlapkit.explain.buckets import (
     stage_titles,
 )
 from overlapkit.explain.document import source_of
-from overlapkit.explain.lint.order import Said, leading, notes_with_advice, said_once
+from overlapkit.explain.lint.order import (
+    Said,
+    alike,
+    faults,
+    is_fault,
+    leading,
+    notes_with_advice,
+    said_once,
+)
 from overlapkit.explain.report import CURRENT, Report
 from overlapkit.explain.schedule import bubble_text
 from overlapkit.explain.stack_document import stack_text
@@ -52,11 +60,14 @@ LABELS = {
     Outcome.ERROR: "ERROR",
     Outcome.NOTE: "note",
 }
+KNOWN_FAULT = "known fault"
 NOTHING = "/dev/null"
 """The environment file that says that nothing is set."""
 ALL_IN_EFFECT = "Everything that was requested is in effect."
 OPT_IN = "opt-in, not requested: "
 READ_IN_EFFECT = "Everything that was requested and read is in effect"
+NO_FINDING = "No finding"
+"""What is said instead beside a known fault."""
 ALL_THAT_WAS_READ = f"{READ_IN_EFFECT}; the notes name what was not read."
 
 
@@ -125,7 +136,7 @@ def report_lines(report: Report) -> Iterator[str]:
     yield verdict(report)[0]
     lead = leading(report)
     yield from ("",) if lead else ()
-    yield from (leading_line(report, d) for d in lead)
+    yield from (leading_line(report, *group) for group in alike(lead))
     yield ""
     yield run_text(report)
     yield from (f"assumed: {note}" for note in report.notes)
@@ -164,10 +175,10 @@ def _section_lines(report: Report, section: Section, *, is_well: bool) -> Iterat
 
 
 def brief_lines(report: Report) -> Iterator[str]:
-    """The verdict and the findings alone, and what was assumed for them."""
+    """The verdict, the findings and known faults alone, and what was assumed for them."""
     yield header(report)
     yield verdict(report)[0]
-    yield from (leading_line(report, d) for d in report.findings)
+    yield from (leading_line(report, d) for d in [*report.findings, *faults(report)])
     yield "; ".join(basis(report))
     if report.notes:
         yield assumed_text(report)
@@ -204,17 +215,42 @@ def bucket_cells(bucket: BucketExchange) -> tuple[str, str, str, str, str]:
     )
 
 
-def leading_line(report: Report, d: Decision) -> str:
-    """A finding or a note with advice: the user's place, then the outcome, why, and what to do."""
+def leading_line(report: Report, d: Decision, *same: Decision) -> str:
+    """A finding or a note with advice: the user's place, then the outcome, why, and what to do.
+
+    Args:
+        report: the report.
+        d: the finding or note.
+        same: others that say the same of other variables.
+    """
     where = report.place(d)
-    line = f"{LABELS[d.outcome]} {message_text(report, d)}"
+    line = f"{label(d)} {message_text(report, d, *same)}"
     return line if where is None else f"{where}: {line}"
 
 
-def message_text(report: Report, d: Decision) -> str:
+def label(d: Decision) -> str:
+    """The outcome of a decision in words."""
+    return KNOWN_FAULT if is_fault(d) else LABELS[d.outcome]
+
+
+def message_text(report: Report, d: Decision, *same: Decision) -> str:
     """A decision without its outcome and place: the knob, its value, why, and what to do."""
-    line = f"{said_value(report, d)}: {d.reason.rstrip('.')} [{d.rule}, {place(d.rule)}]"
-    return line + (f" -> {imperative(d.remedy)}" if d.remedy else "")
+    values = ", ".join(said_value(report, each) for each in (d, *same))
+    reason, remedy = together(d, *same)
+    line = f"{values}: {reason} [{d.rule}, {place(d.rule)}]"
+    return line + (f" -> {remedy}" if remedy else "")
+
+
+def together(d: Decision, *same: Decision) -> tuple[str, str]:
+    """The reason and the remedy of decisions that say the same of several variables."""
+    reason, remedy = d.reason.rstrip("."), imperative(d.remedy or "")
+    names = [each.knob.removeprefix(ENV) for each in (d, *same)]
+    if same:
+        reason = reason.replace(names[0], "them")
+        value = f"={d.requested}" if f"{names[0]}={d.requested}" in remedy else ""
+        all_of_them = " and ".join(f"{name}{value}" for name in names)
+        remedy = remedy.replace(f"{names[0]}{value}", all_of_them, 1)
+    return reason, remedy
 
 
 def assumed_text(report: Report) -> str:
@@ -302,23 +338,29 @@ def verdict(report: Report, well: str = ALL_IN_EFFECT) -> tuple[str, Tone]:
         well: that all is well, where everything was read.
     """
     findings = report.findings
-    notes = [d for d in notes_with_advice(report) if d.certain]
-    tone: Tone = "bad" if findings else "advice" if notes or report.not_read else "good"
-    advice = ""
-    if notes:
-        knobs = ", ".join(report.names(notes))
-        advice = f"{_count(len(notes), 'note')} with advice: {knobs}"
+    known = faults(report)
+    notes = [d for d in notes_with_advice(report) if d.certain and d not in known]
+    advised = known or notes or report.not_read
+    tone: Tone = "bad" if findings else "advice" if advised else "good"
+    counts = ((known, KNOWN_FAULT, ""), (notes, "note", " with advice"))
+    advice = "; ".join(
+        f"{_count(len(group), what)}{more}: {', '.join(report.names(group))}"
+        for group, what, more in counts
+        if group
+    )
     if findings:
         knobs = ", ".join(f"{LABELS[d.outcome]} {report.words.short(d.knob)}" for d in findings)
         said = f"{_count(len(findings), 'finding')}: {knobs}"
         return (f"{said}; {advice}" if advice else said), tone
     said = ALL_THAT_WAS_READ if report.not_read else well
+    if known:
+        said = said.replace(READ_IN_EFFECT, NO_FINDING) if report.not_read else f"{NO_FINDING}."
     unknown = not_known(report.gaps)
     if report.not_certain:
         knobs = listed(report.names(report.not_certain))
         said = f"Not certain: {'; '.join(filter(None, (knobs, unknown)))}."
     elif unknown:
-        said = f"{READ_IN_EFFECT}; {unknown}."
+        said = f"{NO_FINDING if known else READ_IN_EFFECT}; {unknown}."
     return (f"{said} {advice}" if advice else said), tone
 
 
@@ -334,10 +376,18 @@ def finding_line(report: Report, d: Decision) -> str:
 
 
 def value_text(report: Report, d: Decision) -> str:
-    """A decision's value; where a request was refused, from the requested one to the effective."""
+    """A decision's value; where a request was refused, from the requested one to the effective.
+
+    Where the job does not run like this, what was set: no other value is in effect then.
+    """
     old, new = (report.words.value(d.knob, value) for value in (d.requested, d.effective))
-    refused = d.outcome is Outcome.REFUSED and d.requested is not None
-    return change_text(old, new) if refused else setting_text(new)
+    if d.outcome is Outcome.REFUSED and d.requested is not None:
+        return change_text(old, new)
+    # Of an environment variable the effective value is the one that was set.
+    stops = d.outcome is Outcome.ERROR and not d.knob.startswith(ENV)
+    if stops and d.requested is not None and d.requested != d.effective:
+        return f"set: {setting_text(old)}"
+    return setting_text(new)
 
 
 def said_value(report: Report, d: Decision) -> str:

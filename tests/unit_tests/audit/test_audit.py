@@ -142,7 +142,7 @@ class TestWhatCannotBeJudged:
         result = overlapkit("audit", ".")
         lines = result.out.splitlines()
         assert result.status == 1 and len(lines) == 3
-        assert lines[0].startswith("a.yaml: wrong, line 3: ")
+        assert lines[0].startswith("a.yaml: does not start, line 3: ")
         assert "did you mean ddp.overlap_grad_reduce" in lines[0]
         assert lines[1].startswith("b.yaml: wrong")
 

@@ -42,7 +42,7 @@ def entry_point(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 class TestTheInstalledCommand:
     def test_a_sound_run(self) -> None:
-        done = entry_point("explain", DENSE, "--world-size", "64")
+        done = entry_point("explain", DENSE, "--core", "0.18.2", "--world-size", "64")
         assert (done.returncode, done.stderr) == (0, "")
         assert "TP 4" in done.stdout and "DP 2" in done.stdout
         assert "Everything that was requested is in effect." in done.stdout

@@ -10,7 +10,7 @@ from overlapkit.config.launchers.forks import is_of_a_fork
 from overlapkit.config.megatron_lm.flag_versions import versions_of
 from overlapkit.config.megatron_lm.flags import FLAGS, known_flag
 from overlapkit.config.shell.values import Field
-from overlapkit.errors import InputError
+from overlapkit.errors import DoesNotStart, InputError
 
 _DECIDES = re.compile(
     r"overlap|parallel|tp-comm|p2p|wgrad|bucket|distributed|gather|reduce|batch-size"
@@ -81,13 +81,13 @@ def refuse_misspelt(name: str, beside: Container[str], where: str) -> None:
     """
     meant = misspelt(name)
     if meant is not None and meant not in beside:
-        raise InputError(
+        raise DoesNotStart(
             f"{where}: {name}: unknown flag; did you mean {_spelt(meant, name)}? If it is right, "
             "as a fork's flag may be, add --allow-unknown"
         )
     whole = abbreviated(name)
     if whole is not None:
-        raise InputError(
+        raise DoesNotStart(
             f"{where}: {name}: Megatron-LM's parser takes no abbreviated flags; write "
             f"{_spelt(whole, name)}. If it is right, as a fork's flag may be, add --allow-unknown"
         )

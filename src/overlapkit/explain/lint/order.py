@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron.bridge.training.decisions import Decision, Dimension, Outcome
+from megatron.bridge.training.decisions import RULES, Decision, Dimension, Outcome
+from megatron.bridge.training.edits import ENV
 from overlapkit.explain.report import Report
 
 
@@ -40,8 +41,32 @@ def leading(report: Report) -> list[Decision]:
 
 
 def notes_with_advice(report: Report) -> list[Decision]:
-    """The notes that name something to do."""
-    return [d for d in report.decisions if d.outcome is Outcome.NOTE and advises(d)]
+    """The notes that name something to do: known faults first, the launch environment last."""
+    notes = [d for d in report.decisions if d.outcome is Outcome.NOTE and advises(d)]
+    return sorted(notes, key=lambda d: (not is_fault(d), d.dimension is Dimension.LAUNCH))
+
+
+def is_fault(decision: Decision) -> bool:
+    """Whether a decision is no finding, and about a known fault of its version all the same."""
+    return decision.outcome is Outcome.NOTE and RULES[decision.rule].is_bug
+
+
+def faults(report: Report) -> list[Decision]:
+    """The notes on known faults of the versions of a run."""
+    return [d for d in report.decisions if is_fault(d)]
+
+
+def alike(decisions: Iterable[Decision]) -> list[list[Decision]]:
+    """Decisions that say the same of several variables together: only the name differs."""
+    groups: dict[tuple[object, ...], list[Decision]] = {}
+    for number, d in enumerate(decisions):
+        name = d.knob.removeprefix(ENV)
+        key: tuple[object, ...] = (number,)
+        if d.outcome is Outcome.NOTE and name != d.knob:
+            texts = (text.replace(name, "") for text in (d.reason, d.remedy or ""))
+            key = (d.rule, *texts)
+        groups.setdefault(key, []).append(d)
+    return list(groups.values())
 
 
 def advises(decision: Decision) -> bool:

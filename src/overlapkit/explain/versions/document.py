@@ -17,7 +17,8 @@ from overlapkit.explain.document import (
     WorldSize,
     decision_document,
 )
-from overlapkit.explain.versions.matrix import Kind, Matrix, Row, Version, is_fault
+from overlapkit.explain.lint.order import faults
+from overlapkit.explain.versions.matrix import Kind, Matrix, Row, Version
 from overlapkit.explain.versions.text import version_names
 from overlapkit.output.numbers import plain
 
@@ -119,7 +120,6 @@ def versions_document(matrix: Matrix) -> ExplainVersionsDocument:
 
 def _version(version: Version, framework: Framework) -> ExplainedVersion:
     report, findings = version.report, version.findings
-    faults = [] if report is None else [d for d in report.decisions if is_fault(d)]
     return ExplainedVersion(
         core=version.stack.core,
         bridge=version.stack.bridge if framework == "megatron-bridge" else None,
@@ -129,7 +129,7 @@ def _version(version: Version, framework: Framework) -> ExplainedVersion:
         wrong_numbers=sum(d.outcome is Outcome.WRONG_NUMBERS for d in findings),
         decisions=[]
         if report is None
-        else [decision_document(report, d) for d in [*findings, *faults]],
+        else [decision_document(report, d) for d in [*findings, *faults(report)]],
         notes=[] if report is None else [*report.notes, *report.remarks],
     )
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from megatron.bridge.training.decisions import RULES, Decision, Outcome
+from megatron.bridge.training.decisions import Decision, Outcome
 from megatron.bridge.training.versions import Package, Stack
 from overlapkit.config.reading import Reading
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
 from overlapkit.explain.difference import outcomes
+from overlapkit.explain.lint.order import faults
 from overlapkit.explain.report import Assumptions, Report, explain
 
 Kind = Literal["finding", "fault", "knob", "env", "buckets", "bucket-size", "note"]
@@ -141,11 +142,6 @@ def judge_versions(
     )
 
 
-def is_fault(decision: Decision) -> bool:
-    """Whether a decision is no finding, and about a fault of its version all the same."""
-    return not decision.is_finding and RULES[decision.rule].is_bug
-
-
 def _rows(reports: Sequence[Report | None]) -> Iterator[Row]:
     """Every outcome of every version, findings first."""
     found: dict[tuple[Kind, str, str | None], dict[int, Any]] = {}
@@ -153,7 +149,7 @@ def _rows(reports: Sequence[Report | None]) -> Iterator[Row]:
     for number, report in enumerate(reports):
         if report is None:
             continue
-        for d in [*report.findings, *filter(is_fault, report.decisions)]:
+        for d in [*report.findings, *faults(report)]:
             kind: Kind = "finding" if d.is_finding else "fault"
             key: tuple[Kind, str, str | None] = kind, d.knob, d.rule
             found.setdefault(key, {})[number] = d.outcome.value

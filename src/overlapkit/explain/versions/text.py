@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from megatron.bridge.training.versions import NAMES, Package
+from overlapkit.explain.lint.order import faults
 from overlapkit.explain.report import Report
-from overlapkit.explain.text import LABELS, header, layout_text, message_text
-from overlapkit.explain.versions.matrix import Matrix, Row, Version, is_fault
+from overlapkit.explain.text import LABELS, header, label, layout_text, message_text
+from overlapkit.explain.versions.matrix import Matrix, Row, Version
 from overlapkit.output.numbers import setting_text
 
 NOTHING_DIFFERS = "Nothing differs: the answer is the same with each of them."
@@ -46,11 +47,7 @@ def state_text(version: Version) -> str:
     findings = version.findings
     state = "accepted" if version.starts else "refused"
     named = [f"{LABELS[d.outcome]} {report.words.short(d.knob)} [{d.rule}]" for d in findings]
-    named += [
-        f"known fault {report.words.short(d.knob)} [{d.rule}]"
-        for d in report.decisions
-        if is_fault(d)
-    ]
+    named += [f"known fault {report.words.short(d.knob)} [{d.rule}]" for d in faults(report)]
     count = f"{len(findings)} finding{'s' if len(findings) != 1 else ''}"
     return f"{state}, {count}{': ' if named else ''}{', '.join(named)}"
 
@@ -90,7 +87,7 @@ def _name(matrix: Matrix, version: Version) -> str:
 
 def _label(row: Row) -> str:
     assert row.decision is not None
-    return "known fault" if row.kind == "fault" else LABELS[row.decision.outcome]
+    return label(row.decision)
 
 
 def _message(row: Row) -> str:
