@@ -46,10 +46,13 @@ class Case:
 CASES = (
     Case("llama3_8b", 16, 128, enumerated=True),
     Case("llama3_70b", 64, 256, enumerated=True),
+    # Nothing fits without offloading.
+    Case("llama3_70b", 4, 64, enumerated=True),
     Case("llama3_405b", 1024, 2048),
     Case("Qwen3_30B_a3B", 16, 512, enumerated=True),
     Case("Qwen3_235B_a22B", 256, 2048),
     Case("GPT OSS 120B", 256, 2048),
+    Case("DeepSeekV3", 256, 2048),
 )
 
 

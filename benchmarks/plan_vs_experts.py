@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from published_rows import pipeline_split
+
 from megatron.bridge.recipes.launch_env import CONNECTIONS
 from megatron.bridge.training.tp_overlap_presets import (
     PRESETS,
@@ -259,9 +261,8 @@ def _performance() -> Iterator[Case]:
         }
         if r["backend"]:
             model["moe_flex_dispatcher_backend"] = r["backend"]
-        if model["num_layers"] % (r["pp"] * (r["vp"] or 1)):
-            model["account_for_embedding_in_pipeline_split"] = True
-            model["account_for_loss_in_pipeline_split"] = True
+        split = pipeline_split(r["model"], model, r["pp"], r["vp"] or 1)
+        model |= split
         data = {
             "model": model,
             "ddp": {"use_distributed_optimizer": True},
@@ -275,7 +276,7 @@ def _performance() -> Iterator[Case]:
             r["gpus"],
             r["gpu"],
             (None, None, None, r["ep_overlap"]),
-            complete=not r["own_split"],
+            complete=not r["own_split"] or "pipeline_model_parallel_layout" in split,
         )
 
 

@@ -91,10 +91,13 @@ APART = 0.01
 
 
 def fit_rows_of(rows: list[Row]) -> list[Row]:
-    """The rows that shares are fitted to: of Megatron, and the newest release of each layout."""
+    """The rows that shares are fitted to: of Megatron, and the newest release of each layout.
+
+    Hybrids are not among them: their GEMMs and attention are those of other models.
+    """
     newest: dict[tuple[object, ...], Row] = {}
     for row in rows:
-        if row.published.origin in OTHER_FRAMEWORKS:
+        if row.published.origin in OTHER_FRAMEWORKS or row.kind == "hybrid":
             continue
         key = *row.measured_layout, row.published.gpus, row.published.gbs, row.published.origin
         if key not in newest or row.release >= newest[key].release:

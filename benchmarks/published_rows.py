@@ -19,6 +19,7 @@ from overlapkit.plan.estimate.constants import CONSTANTS, Constants
 from overlapkit.plan.estimate.machine import machine_of
 from overlapkit.plan.estimate.overlap import NO_OVERLAP, Overlap, overlap_of
 from overlapkit.plan.estimate.step_time import Estimate, estimate
+from overlapkit.plan.estimate.sureness import kind_of
 from overlapkit.plan.inputs import PRECISIONS, recipe_of
 from overlapkit.plan.models import named_model
 from overlapkit.plan.workload.step import Workload, workload
@@ -115,8 +116,8 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Dense or MoE."""
-        return "MoE" if self.work.shape.experts else "dense"
+        """Dense, MoE or hybrid."""
+        return kind_of(self.work)
 
     @property
     def machine(self) -> tuple[object, ...]:
@@ -136,7 +137,7 @@ class Row:
         """The model by its sizes, since tables name it differently."""
         shape = self.work.shape
         experts = shape.experts.count if shape.experts else 0
-        return shape.hidden, shape.ffn, len(shape.moe_layers), shape.vocab, experts
+        return shape.hidden, shape.ffn, len(shape.blocks), shape.vocab, experts
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -160,7 +161,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         gpus, precision, since, mbs, ep: what the recipe is for; anything where not set. `since` is
             a release, and `precision` names mixed_precision.
         dispatcher: moe_token_dispatcher_type, in place of what the row assumes.
-        graph: "full" for CUDA graphs of the entire iteration, "parts" for some of a layer's.
+        graph: "full" for CUDA graphs of the entire iteration, "parts" for some of a layer's,
+            "mamba" for those of Mamba layers and attention.
         ep_overlap: overlap_moe_expert_parallel_comm.
         recompute: modules that are recomputed.
         full_layers: layers of each chunk that are recomputed entirely.
@@ -196,8 +198,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             model["moe_token_dispatcher_type"] = self.dispatcher
         if self.graph == "full":
             model |= {"cuda_graph_impl": "local", "cuda_graph_scope": ["full_iteration"]}
-        elif self.graph == "parts":
-            parts = ["attn", "moe_router", "moe_preprocess"]
+        elif self.graph:
+            experts = [] if self.graph == "mamba" else ["moe_router", "moe_preprocess"]
+            parts = ["attn", "mamba", *experts]
             model |= {"cuda_graph_impl": "transformer_engine", "cuda_graph_scope": parts}
         if self.recompute:
             model |= {"recompute_granularity": "selective", "recompute_modules": self.recompute}
@@ -210,13 +213,48 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         return model
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """How recipes divide a model over a pipeline.
+
+    Attributes:
+        model: start of the model's name, in lower case.
+        chunks: PP x VPP.
+        layout: pipeline_model_parallel_layout; "m" where multi-token prediction would be.
+    """
+
+    model: str
+    chunks: int
+    layout: str
+
+
 class _Recipes(msgspec.Struct, frozen=True):
     recipes: list[Recipe]
+    layouts: list[Split]
 
 
 @cache
-def _recipes() -> list[Recipe]:
-    return msgspec.json.decode(RECIPES.read_bytes(), type=_Recipes).recipes
+def _recipes() -> _Recipes:
+    return msgspec.json.decode(RECIPES.read_bytes(), type=_Recipes)
+
+
+def pipeline_split(name: str, model: dict[str, Any], pp: int, vp: int) -> dict[str, Any]:
+    """The settings that divide a model's layers over stages as recipes do; none for one stage.
+
+    Args:
+        name: of the model, as a table has it.
+        model: its settings.
+        pp, vp: stages, and chunks of each.
+    """
+    for split in _recipes().layouts:
+        if name.lower().startswith(split.model) and split.chunks == pp * vp:
+            layout = split.layout.replace("m", "m" * (model.get("mtp_num_layers") or 0))
+            return {"pipeline_model_parallel_layout": layout}
+    if model["num_layers"] % (pp * vp):
+        return {
+            "account_for_embedding_in_pipeline_split": True,
+            "account_for_loss_in_pipeline_split": True,
+        }
+    return {}
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -227,7 +265,7 @@ def _release(text: str) -> tuple[int, ...]:
 def recipe_for(row: Published, gpu: str, precision: str) -> Recipe:
     """The recipe that a row was measured with, as far as it is known."""
     if row.origin in OF_BRIDGE:
-        for one in _recipes():
+        for one in _recipes().recipes:
             if one.fits(row, gpu, precision):
                 return one
     return Recipe(model="")
@@ -330,9 +368,7 @@ def _model(row: Published) -> dict[str, Any]:
         "sequence_parallel": row.tp > 1,
         "seq_length": row.seq,
     }
-    if model["num_layers"] % (row.pp * (virtual or 1)):
-        model["account_for_embedding_in_pipeline_split"] = True
-        model["account_for_loss_in_pipeline_split"] = True
+    model |= pipeline_split(row.model, model, row.pp, virtual or 1)
     if row.etp:
         model["expert_tensor_parallel_size"] = row.etp
     if row.cp > 1 and row.origin in CP_COMM:

@@ -35,6 +35,8 @@ class DataSheet(msgspec.Struct, frozen=True):
         nic_gbps: bandwidth of the reference system's network adapter per GPU, in Gbit/s.
         tdp_watt: maximum power.
         memory_mib: memory as nvidia-smi shows it; None where that is not known.
+        host_link_gbps_per_dir: bandwidth to the host's memory in one direction, in GB/s.
+        host_memory_gbps: bandwidth of the host's memory for each GPU, in GB/s.
     """
 
     sm: int
@@ -50,6 +52,8 @@ class DataSheet(msgspec.Struct, frozen=True):
     fp8_tflops: float | None = None
     nvfp4_tflops: float | None = None
     memory_mib: int | None = None
+    host_link_gbps_per_dir: float | None = None
+    host_memory_gbps: float | None = None
 
     @property
     def memory_bytes(self) -> float:
@@ -97,6 +101,8 @@ class Gpu(msgspec.Struct, frozen=True):
     fp8_tflops: float | None = None
     nvfp4_tflops: float | None = None
     memory_mib: int | None = None
+    host_link_gbps_per_dir: float | None = None
+    host_memory_gbps: float | None = None
 
     @property
     def least_capability(self) -> str:

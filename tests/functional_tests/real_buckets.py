@@ -22,7 +22,10 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -73,22 +76,28 @@ def build(case: dict[str, Any], spec: str) -> list[dict[str, Any]]:
     for vp_stage in range(chunks):
         first = pp_rank == vp_stage == 0
         last = pp_rank == stages - 1 and vp_stage == chunks - 1
+        fused, stage = spec == "transformer_engine", vp_stage if chunks > 1 else None
+        layers = get_gpt_decoder_block_spec(
+            config,
+            use_transformer_engine=fused,
+            normalization=config.normalization,
+            qk_l2_norm=config.qk_l2_norm,
+            vp_stage=stage,
+        )
+        predicting = None
+        if config.mtp_num_layers and layers.layer_specs:
+            predicting = get_gpt_mtp_block_spec(config, layers, fused, vp_stage=stage)
         gpt = GPTModel(
             config=config,
-            transformer_layer_spec=get_gpt_decoder_block_spec(
-                config,
-                use_transformer_engine=spec == "transformer_engine",
-                normalization=config.normalization,
-                qk_l2_norm=config.qk_l2_norm,
-                vp_stage=vp_stage if chunks > 1 else None,
-            ),
+            transformer_layer_spec=layers,
+            mtp_block_spec=predicting,
             vocab_size=own["vocab_size"],
             max_sequence_length=own["seq_length"],
             pre_process=first,
             post_process=last,
             share_embeddings_and_output_weights=own["share_embeddings_and_output_weights"],
             position_embedding_type=own["position_embedding_type"],
-            vp_stage=vp_stage if chunks > 1 else None,
+            vp_stage=stage,
         )
         if config.bf16:
             # As Float16Module does before the model is wrapped.

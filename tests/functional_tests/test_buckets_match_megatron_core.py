@@ -145,6 +145,30 @@ PLAYED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         | {"account_for_loss_in_pipeline_split": True},
         sized(2000),
     ),
+    "prediction": (1, MOE | {"mtp_num_layers": 1}, sized(2000)),
+    "prediction-twice-tp2": (2, MOE | TP2 | {"mtp_num_layers": 2}, sized(2000)),
+    "prediction-tied-pp2": (4, LLAMA | TIED | PP2 | {"mtp_num_layers": 1}, sized(2000)),
+    "prediction-tied": (1, LLAMA | TIED | {"mtp_num_layers": 1}, sized(2000)),
+    "prediction-of-experts-pp2-vp2": (
+        2,
+        LLAMA
+        | {"num_moe_experts": 4, "moe_ffn_hidden_size": 12}
+        | PP2
+        | VP2
+        | {"mtp_num_layers": 1},
+        sized(2000),
+    ),
+    "layout": (4, LLAMA | PP4 | {"pipeline_model_parallel_layout": "Et|tt|t|L"}, sized(2000)),
+    "layout-vp2": (
+        2,
+        MOE | PP2 | VP2 | {"pipeline_model_parallel_layout": "E|tt|t|tL"},
+        sized(2000),
+    ),
+    "layout-with-prediction": (
+        2,
+        MOE | PP2 | {"mtp_num_layers": 1, "pipeline_model_parallel_layout": "Ettt|tmL"},
+        sized(2000),
+    ),
     "with-optimizer-step": (2, LLAMA | TIED | PP2 | VP2, sized(2000)),
     "bf16": (2, LLAMA | {"bf16": True}, sized(2000)),
     "bf16-reduced-in-fp32": (

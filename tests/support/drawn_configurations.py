@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from megatron.bridge.models.model_shape import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
+from megatron.bridge.models.model_fields import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
 from overlapkit.config.schema import known_keys, section_fields
 
 # Keys that rules look at are drawn far more often than the hundreds that none does.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-from megatron.bridge.models.model_shape import ModelShape, UncountableModel, read_shape
+from megatron.bridge.models.layer_blocks import UncountableModel
+from megatron.bridge.models.model_shape import ModelShape, read_shape
 from megatron.bridge.models.parameter_count import chunk_tensor_groups
 from megatron.bridge.training.bucketing import Bucket, ChunkBuckets, bucketing, reducing_ranks
 from megatron.bridge.training.exchanged_bytes import ElementBytes, element_bytes

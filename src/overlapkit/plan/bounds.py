@@ -88,7 +88,7 @@ class Bounds:
         kinds = [(work.layers[kind], count) for kind, count in layers.items()]
         return sum(
             count * layer_time(layer, machine, overlap, chunked=False).all.value
-            for layer, count in [*kinds, (work.vocabulary, 1)]
+            for layer, count in [*kinds, (work.vocabulary, work.heads)]
         )
 
     def _hides_experts(self, layout: LayoutChoice) -> bool:

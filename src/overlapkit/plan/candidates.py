@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+from megatron.bridge.models.layer_blocks import UncountableModel, hybrid_pattern
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
 from overlapkit.plan.measures import (
     NONE,
     RING,
+    allows,
     cp_comm_changes,
     cp_comm_choices,
     cp_comm_of,
     recompute_changes,
     recompute_choices,
     recompute_of_model,
+    saving_settings,
 )
 
-SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs", "recompute", "cp_comm")
-"""What `--sweep` takes, in the order in which layouts are shown."""
+SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs", "recompute", "cp_comm", "saving")
+"""What `--sweep` takes, in the order in which layouts are shown. "saving" is what is turned on only
+where nothing fits without: FSDP, offloading, a smaller precision."""
 
 _LARGEST = {"tp": 16, "cp": 64, "mbs": 4, "ep": 256}
 """Beyond published practice. TP is also bounded by the NVLink domain."""
@@ -39,6 +44,8 @@ class LayoutChoice:
         mbs: sequences of a microbatch.
         recompute: what the backward computes again: "none", "full", or the modules.
         cp_comm: how context-parallel ranks exchange keys and values (cp_comm_type).
+        saving: what else a search turned on since nothing fits without: names of
+            `measures.SAVINGS`, or a recipe of mixed_precision.
     """
 
     tp: int
@@ -49,6 +56,7 @@ class LayoutChoice:
     mbs: int
     recompute: str = NONE
     cp_comm: str = RING
+    saving: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -63,6 +71,7 @@ class LayoutChoice:
         parts.append(f"micro-batch {self.mbs}")
         parts += [f"cp_comm_type {self.cp_comm}"] if self.cp > 1 and self.cp_comm != RING else []
         parts += [f"recompute {self.recompute}"] if self.recompute != NONE else []
+        parts += self.saving
         return ", ".join(parts)
 
 
@@ -75,6 +84,8 @@ class ModelSizes:
         experts: 0 for a dense model.
         expert_tp: tensor-parallel ranks of an expert; None is the same as TP.
         batch: sequences of a step.
+        uneven: whether stages may have unequal numbers of layers, written as a
+            pipeline_model_parallel_layout.
         recompute: what may be recomputed, each as `LayoutChoice.recompute`.
     """
 
@@ -86,6 +97,7 @@ class ModelSizes:
     experts: int
     expert_tp: int | None
     batch: int
+    uneven: bool = False
     recompute: tuple[str, ...] = (NONE,)
 
 
@@ -96,11 +108,12 @@ def sizes_of(model: Any, train: Any) -> ModelSizes:
         InputError: a size that a sweep needs is not set.
     """
     for name in ("num_layers", "hidden_size", "num_attention_heads"):
-        if not getattr(model, name, None):
+        if not getattr(model, name, None) and not (name == "num_layers" and _pattern(model)):
             raise InputError(f"model.{name} is not set, but a sweep needs it; give model.{name}=N")
+    layers = len(_pattern(model)) or model.num_layers
     heads = model.num_attention_heads
     return ModelSizes(
-        layers=model.num_layers,
+        layers=layers,
         heads=heads,
         groups=model.num_query_groups or heads,
         ffn=model.ffn_hidden_size or 4 * model.hidden_size,
@@ -108,8 +121,19 @@ def sizes_of(model: Any, train: Any) -> ModelSizes:
         experts=model.num_moe_experts or 0,
         expert_tp=model.expert_tensor_parallel_size,
         batch=train.global_batch_size,
+        uneven=_uneven(layers) and not _pattern(model),
         recompute=recompute_choices(model),
     )
+
+
+def _pattern(model: Any) -> str:
+    """One symbol for each layer of a hybrid; empty for other models."""
+    try:
+        found = hybrid_pattern(model)
+    except UncountableModel:
+        # It is reported where the model is read.
+        return ""
+    return found.blocks if found else ""
 
 
 def parse_swept(text: str) -> tuple[str, ...]:
@@ -172,6 +196,8 @@ def _variants(
     if "cp_comm" in swept:
         kinds = cp_comm_choices(choice.cp, sizes.heads // choice.tp, sizes.groups / choice.tp)
     for recompute in sizes.recompute if "recompute" in swept else [choice.recompute]:
+        if not allows(choice.saving, pp=choice.pp, recompute=recompute):
+            continue
         for kind in kinds:
             yield replace(choice, recompute=recompute, cp_comm=kind)
 
@@ -179,14 +205,17 @@ def _variants(
 def _pipelines(
     sizes: ModelSizes, stages: int, fixed: LayoutChoice, swept: Collection[str]
 ) -> Iterator[tuple[int, int]]:
-    """PP and VPP whose chunks have equal numbers of layers."""
+    """PP and VPP whose chunks have equal numbers of layers, or nearly so in an odd model."""
     for pp in range(1, min(stages, sizes.layers) + 1) if "pp" in swept else [fixed.pp]:
         if stages % pp:
             continue
         for vp in range(1, _MOST_CHUNKS + 1) if "vp" in swept else [fixed.vp]:
             if vp > 1 and (pp == 1 or pp * vp > sizes.layers):
                 continue
-            if _even(sizes.layers, pp * vp) or not {"pp", "vp"} & set(swept):
+            even = _even(sizes.layers, pp * vp) or (
+                sizes.uneven and uneven_layout(sizes.layers, pp * vp) is not None
+            )
+            if even or not {"pp", "vp"} & set(swept):
                 yield pp, vp
 
 
@@ -197,6 +226,37 @@ def _even(layers: int, chunks: int) -> bool:
 def _even_with_ends(layers: int, chunks: int) -> bool:
     """Whether the chunks are equal if embedding and loss count as one layer each."""
     return chunks > 1 and (layers + 2) % chunks == 0 and (layers + 2) // chunks > 1
+
+
+MOST_BESIDE_NONE = 2
+"""Layers of a chunk beside a last one that has none, as in Megatron-Bridge's recipe on H100."""
+
+
+def _uneven(layers: int) -> bool:
+    """Whether hardly any pipeline divides the layers, with embedding and loss or without."""
+    return layers % 2 == 1
+
+
+def uneven_layout(layers: int, chunks: int, depths: int = 0) -> str | None:
+    """A pipeline_model_parallel_layout whose last chunk has room for the output layer and for
+    multi-token prediction, as Megatron-Bridge's recipes for DeepSeek-V3 have it; None where the
+    layers are too few.
+
+    Args:
+        layers: of the model.
+        chunks: PP x VPP.
+        depths: of multi-token prediction.
+    """
+    each = -(-(layers + 1) // chunks)
+    last = max(layers - each * (chunks - 1), 0)
+    first = layers - last - each * (chunks - 2)
+    # An end without a layer is out of balance, unless no chunk has many.
+    if chunks < 2 or first < 1 or (last == 0 and each > MOST_BESIDE_NONE):
+        return None
+    end = "t" * (last == 1) or (f"t*{last}" if last else "")
+    start = "t" if first == 1 else f"t*{first}"
+    middle = f"(t*{each}|)*{chunks - 2}" if chunks > 2 else ""
+    return f"E{start}|{middle}{end}{'m' * depths}L"
 
 
 _OWN_SPLIT = (
@@ -224,7 +284,8 @@ def model_changes(model: Mapping[str, Any], choice: LayoutChoice) -> Changes:
     """The changes that give a model section a layout.
 
     Its own pipeline split is dropped if PP or VPP changes. 126 layers, as in Llama 3 405B, divide
-    over 16 stages only with embedding and loss counted as one layer each.
+    over 16 stages only with embedding and loss counted as one layer each; 61 layers, as in
+    DeepSeek-V3, only with a layout of their own.
     """
     before = (
         model.get("pipeline_model_parallel_size") or 1,
@@ -240,10 +301,14 @@ def model_changes(model: Mapping[str, Any], choice: LayoutChoice) -> Changes:
     }
     dropped: list[str] = []
     if (choice.pp, choice.vp) != before:
-        chunks, layers = choice.pp * choice.vp, model["num_layers"]
+        chunks = choice.pp * choice.vp
+        layers = model.get("num_layers") or len(_pattern(SimpleNamespace(**model)))
         dropped += [name for name in (*_OWN_SPLIT, *_ENDS) if model.get(name)]
         if layers % chunks != 0 and _even_with_ends(layers, chunks):
             changed |= dict.fromkeys(_ENDS, True)
+        elif layers % chunks != 0 and _uneven(layers):
+            layout = uneven_layout(layers, chunks, model.get("mtp_num_layers") or 0)
+            changed |= {"pipeline_model_parallel_layout": layout} if layout else {}
     if choice.recompute != recompute_of_model(model):
         changed |= recompute_changes(choice.recompute)
     if choice.cp > 1 and choice.cp_comm != cp_comm_of(model):
@@ -287,7 +352,7 @@ def changed_keys(before: Settings, after: Settings, *, layout: bool) -> dict[str
 
 
 def measures(choice: LayoutChoice) -> dict[str, Any]:
-    """The keys of a model section for what a layout does beside dividing the model."""
+    """The keys of a model section for what a layout recomputes and how CP ranks exchange."""
     found = {} if choice.recompute == NONE else recompute_changes(choice.recompute)
     if choice.cp > 1 and choice.cp_comm != RING:
         found |= cp_comm_changes(choice.cp_comm)
@@ -306,7 +371,13 @@ def with_layout(settings: Settings, choice: LayoutChoice) -> Settings:
         "train": {**(settings.values.get("train") or {}), "micro_batch_size": choice.mbs},
     }
     keys = settings.asked | {f"model.{name}" for name in changes.set} | {"train.micro_batch_size"}
+    for key, value in saving_settings(choice.saving, model.get("num_layers") or 0).items():
+        section, _, name = key.partition(".")
+        content = {**(values.get(section) or {}), name: value} if name else {"_recipe": value}
+        values[section] = content
+        keys |= {key}
     present = {f"{s}.{key}" for s, content in values.items() for key in (content or {})}
+    present |= set(values)
     return replace(settings, values=values, asked=frozenset(k for k in keys if k in present))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron.bridge.models.model_shape import UncountableModel
+from megatron.bridge.models.layer_blocks import UncountableModel, hybrid_pattern
 from megatron.bridge.models.pipeline_layout import layers_by_chunk
 from overlapkit.config.megatron_lm.flags import CHUNK_LAYERS
 from overlapkit.config.places import in_messages
@@ -143,12 +143,18 @@ def _pipeline(m: Any, pp: int) -> Iterator[str]:
             "model.pipeline_model_parallel_size is 1; set VPP to null"
         )
         return
-    if getattr(m, "pipeline_model_parallel_layout", None) is not None:
+    try:
+        hybrid_pattern(m)
+    except UncountableModel:
+        # Its layers are counted, whatever they are; the estimate says that it does not know them.
         return
     try:
         layers_by_chunk(m)
     except UncountableModel as error:
         layers = m.num_layers
+        if getattr(m, "pipeline_model_parallel_layout", None) is not None:
+            yield f"model.{error}; make both agree"
+            return
         fits = [n for n in range(1, 65) if layers and layers % n == 0 and n <= layers]
         yield (
             f"model.pipeline_model_parallel_size={pp}, VPP {vp or 'none'}: {error}; "

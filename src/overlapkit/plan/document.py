@@ -33,6 +33,13 @@ Recompute = Annotated[
     Meta(description="what the backward computes again: `none`, `full`, or modules with commas"),
 ]
 CpComm = Annotated[str, Meta(description="how CP ranks exchange keys and values")]
+Saving = Annotated[
+    list[str],
+    Meta(
+        description="what is turned on since no layout fits without: FSDP, offloading to the host, "
+        "or a recipe of mixed_precision"
+    ),
+]
 MicroBatch = Annotated[int, Meta(description="sequences of a microbatch")]
 
 
@@ -53,6 +60,7 @@ class PlanLayout(Struct, frozen=True, kw_only=True):
     ]
     recompute: Recompute = "none"
     cp_comm_type: CpComm = "p2p"
+    saving: Saving = []
 
 
 class PlanTimes(Struct, frozen=True, kw_only=True):
@@ -187,6 +195,7 @@ class PlanSweptLayout(Struct, frozen=True, kw_only=True):
     memory_gb: Annotated[float, Meta(description="GB needed on the fullest GPU")]
     recompute: Recompute = "none"
     cp_comm_type: CpComm = "p2p"
+    saving: Saving = []
     told_from_fastest: Annotated[
         bool,
         Meta(
@@ -360,6 +369,7 @@ def _layout(plan: Plan) -> PlanLayout:
         chosen=plan.chosen_because,
         recompute=layout.recompute,
         cp_comm_type=layout.cp_comm,
+        saving=list(layout.saving),
     )
 
 
@@ -437,6 +447,7 @@ def _swept(each: Ranked, best: Ranked) -> PlanSweptLayout:
         memory_gb=_gb(each.memory.needed),
         recompute=layout.recompute,
         cp_comm_type=layout.cp_comm,
+        saving=list(layout.saving),
         told_from_fastest=each.summary.told_from(best.summary),
     )
 

@@ -1,8 +1,10 @@
-"""What a search may change beside the division: recomputation and the exchange of CP ranks."""
+"""What a search may change beside the division: recomputation, the exchange of CP ranks, and where
+memory needs it FSDP, offloading and the precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 NONE = "none"
@@ -96,3 +98,110 @@ def cp_comm_of(model: Mapping[str, Any]) -> str:
 def cp_comm_changes(choice: str) -> dict[str, Any]:
     """The keys of a model section for a kind of exchange."""
     return {"cp_comm_type": choice}
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A way of saving memory that costs time, and is tried where no layout fits without.
+
+    Attributes:
+        name: as it is shown.
+        settings: the keys that turn it on, dotted, with their values. A number of layers that is
+            None stands for all but one.
+        whole_layers: whether it needs a model without a pipeline.
+        recomputes: whether it allows recomputation.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    whole_layers: bool = False
+    recomputes: bool = True
+
+
+FSDP = Saving(
+    "FSDP",
+    {
+        "ddp.use_megatron_fsdp": True,
+        "ddp.data_parallel_sharding_strategy": "optim_grads_params",
+    },
+    # Published recipes have none with it.
+    whole_layers=True,
+)
+OPTIMIZER_OFFLOAD = Saving(
+    "optimizer on the host",
+    {
+        "optimizer.optimizer_cpu_offload": True,
+        "optimizer.optimizer_offload_fraction": 1.0,
+        "optimizer.overlap_cpu_optimizer_d2h_h2d": True,
+        # Megatron-LM's arguments demand it.
+        "optimizer.use_precision_aware_optimizer": True,
+    },
+)
+ACTIVATION_OFFLOAD = Saving(
+    "activations on the host",
+    {"model.cpu_offloading": True, "model.cpu_offloading_num_layers": None},
+    # Megatron-Core refuses both (core/transformer/transformer_config.py).
+    whole_layers=True,
+    recomputes=False,
+)
+SAVINGS = {one.name: one for one in (FSDP, OPTIMIZER_OFFLOAD, ACTIVATION_OFFLOAD)}
+"""By name. Whether FSDP works together with the others is not known: it is tried alone."""
+_TIERS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((FSDP.name,), (OPTIMIZER_OFFLOAD.name,), (ACTIVATION_OFFLOAD.name,)),
+    ((OPTIMIZER_OFFLOAD.name, ACTIVATION_OFFLOAD.name),),
+)
+
+
+def saving_tiers(
+    run: Any, asked: frozenset[str], gpu_has_host: bool, lower: str | None
+) -> list[list[tuple[str, ...]]]:
+    """What to try where memory is short: each list only if nothing of those before it fits.
+
+    Args:
+        run: whose settings are searched.
+        asked: keys that were set explicitly: what they say is not changed.
+        gpu_has_host: whether the time of offloading is known.
+        lower: a recipe of mixed_precision with smaller numbers, if the precision may be changed.
+    """
+    hosted = {OPTIMIZER_OFFLOAD.name, ACTIVATION_OFFLOAD.name}
+
+    def possible(names: tuple[str, ...]) -> bool:
+        keys = {key for name in names for key in SAVINGS[name].settings}
+        sharded = getattr(run.ddp, "use_distributed_optimizer", False)
+        return (
+            bool(sharded)
+            and not keys & asked
+            and (gpu_has_host or not hosted & set(names))
+            and not (FSDP.name in names and getattr(run.ddp, "use_megatron_fsdp", False))
+        )
+
+    tiers = [[names for names in tier if possible(names)] for tier in _TIERS]
+    if lower is not None:
+        every = [names for tier in tiers for names in tier]
+        tiers.append([(lower,), *((*names, lower) for names in every)])
+    return [tier for tier in tiers if tier]
+
+
+def allows(names: tuple[str, ...], *, pp: int, recompute: str) -> bool:
+    """Whether a layout with so many stages, that recomputes this, can save memory in these ways."""
+    found = [SAVINGS[name] for name in names if name in SAVINGS]
+    return not any(
+        (one.whole_layers and pp > 1) or (not one.recomputes and recompute != NONE) for one in found
+    )
+
+
+def saving_settings(names: tuple[str, ...], layers: int) -> dict[str, Any]:
+    """The keys, dotted, that save memory in these ways.
+
+    Args:
+        names: of `SAVINGS`, or a recipe of mixed_precision.
+        layers: of the model.
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        if name not in SAVINGS:
+            found["mixed_precision"] = name
+            continue
+        for key, value in SAVINGS[name].settings.items():
+            found[key] = max(layers - 1, 1) if value is None else value
+    return found

@@ -32,6 +32,7 @@ from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.inputs import Inputs
+from overlapkit.plan.measures import saving_settings
 from overlapkit.plan.rates.measured import Kind
 from overlapkit.plan.rates.resting import resting
 from overlapkit.plan.sweep import RANKED, Ranking, remedy_of, sweep
@@ -41,11 +42,7 @@ ESTIMATE_ERROR = 0.1
 running, so it is refused only where it needs more than the entire memory and this share."""
 
 
-_MIXTURE = (
-    "the estimate has been compared with published throughput of dense models only; a mixture of "
-    "experts is slower than estimated where tokens concentrate on a few experts or many small "
-    "kernels wait for the host"
-)
+_MIXTURE = "a mixture of experts is slower than estimated where tokens concentrate on a few experts"
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         source=settings.source,
         world_size=cluster.world_size,
         gpu=cluster.gpu,
-        layout=layout_in(proposal.run),
+        layout=replace(layout_in(proposal.run), saving=chosen.saving),
         data_parallel_size=proposal.report.data_parallel_size,
         precision=proposal.draft.precision,
         chosen_because=chosen.because,
@@ -163,11 +160,12 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
             *proposal.report.remarks,
         ),
         words=KEYS if inputs.original is None else words_of(inputs.original),
-        chosen_settings=changed_keys(
-            inputs.read, proposal.settings, layout=chosen.because is not None
-        ),
         rates=None if measured is None else measured.name,
         resting=shares,
+        chosen_settings={
+            **changed_keys(inputs.read, proposal.settings, layout=chosen.because is not None),
+            **saving_settings(chosen.saving, run.model.num_layers or 0),
+        },
     )
 
 
@@ -184,12 +182,14 @@ class _Chosen:
         settings: with the layout.
         ranking: the layouts that were compared; None where none were.
         because: how the layout was chosen; None where it was given.
+        saving: what was turned on since nothing fits without.
         note: about a given layout that is not the fastest of the sweep.
     """
 
     settings: Settings
     ranking: Ranking | None = None
     because: str | None = None
+    saving: tuple[str, ...] = ()
     note: str | None = None
 
 
@@ -201,8 +201,9 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
     ranking = _ranked(settings, cluster, swept)
     best = ranking.best
     if not inputs.layout_given or not _can_run(settings, cluster):
-        because = "The fastest layout of the sweep, by estimate"
-        return _Chosen(with_layout(settings, best.layout), ranking, because)
+        because = f"The fastest layout of the sweep, by estimate{_saved_by(best.layout)}"
+        chosen = with_layout(settings, best.layout)
+        return _Chosen(chosen, ranking, because, best.layout.saving)
     return _Chosen(
         settings,
         ranking,
@@ -225,12 +226,20 @@ def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
             raise InputError(f"{settings.source}: {ranking.why_none()}")
         note = f"no layout is given, and none could be chosen: {ranking.why_none()}"
         return _Chosen(settings, note=note)
+    best = ranking.best.layout
     return _Chosen(
-        with_layout(settings, ranking.best.layout),
+        with_layout(settings, best),
         ranking,
         f"No layout was given: this is the fastest that fits, by estimate, of {ranking.tried} that "
-        f"divide the model and the GPUs; --sweep {','.join(swept)} lists the others",
+        f"divide the model and the GPUs{_saved_by(best)}; --sweep {','.join(swept)} lists the "
+        "others",
+        best.saving,
     )
+
+
+def _saved_by(layout: LayoutChoice) -> str:
+    """What a layout turns on since nothing fits without, as a part of a sentence."""
+    return f"; none fits without {' and '.join(layout.saving)}" if layout.saving else ""
 
 
 CHOSEN_FROM = 5
@@ -308,21 +317,24 @@ def _does_not_fit(settings: Settings, memory: MemoryNeed, cluster: Cluster) -> s
     )
     try:
         best = _ranked(
-            settings, cluster, ("tp", "pp", "vp", "cp", "ep", "recompute"), 1
+            settings, cluster, ("tp", "pp", "vp", "cp", "ep", "recompute", "saving"), 1
         ).best.layout
     except InputError:
         either = f"no other layout on {cluster.world_size} GPUs fits either"
         return f"{need}; {either}: {remedy_of(memory, layout_in(build_run(settings)))}"
-    return f"{need}; {overrides(best)} fits (see --sweep {','.join(SWEPT)})"
+    layers = build_run(settings).model.num_layers or 0
+    return f"{need}; {overrides(best, layers)} fits (see --sweep {','.join(SWEPT)})"
 
 
-def overrides(layout: LayoutChoice) -> str:
-    """A layout as the overrides that request it."""
+def overrides(layout: LayoutChoice, layers: int) -> str:
+    """A layout of a model with so many layers as the overrides that request it."""
     parts = [f"tp={layout.tp}", f"pp={layout.pp}", f"vp={layout.vp}", f"cp={layout.cp}"]
     if layout.ep > 1:
         parts.append(f"ep={layout.ep}")
     parts.append(f"mbs={layout.mbs}")
     parts += [f"model.{key}={flow(value)}" for key, value in measures(layout).items()]
+    saving = saving_settings(layout.saving, layers)
+    parts += [f"{key}={flow(value)}" for key, value in saving.items()]
     return " ".join(parts)
 
 

@@ -16,11 +16,20 @@ from overlapkit.plan.advise.dimensions import overlapped
 from overlapkit.plan.advise.draft import EP_OVERLAP, draft, requests, run_in_precision
 from overlapkit.plan.advise.recommend import experts_not_worth
 from overlapkit.plan.bounds import Bounds
-from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of, with_layout
+from overlapkit.plan.candidates import (
+    LayoutChoice,
+    ModelSizes,
+    candidates,
+    layout_in,
+    sizes_of,
+    with_layout,
+)
 from overlapkit.plan.checks import faults
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
-from overlapkit.plan.measures import FULL
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.inputs import PRECISIONS
+from overlapkit.plan.measures import FULL, saving_tiers
 
 RANKED = 20
 """Layouts whose order is exact: as many as an answer lists."""
@@ -98,7 +107,7 @@ def remedy_of(memory: MemoryNeed, layout: LayoutChoice) -> str:
             f"weights, gradients and optimizer state alone take {memory.states / 1e9:.1f} GB; use "
             f"at least {memory.states / memory.usable:.1f} times as many GPUs"
         )
-    if layout.recompute == FULL:
+    if layout.recompute == FULL or layout.saving:
         return "use more GPUs, or a shorter model.seq_length"
     return (
         "use more GPUs, or set model.recompute_granularity=full with "
@@ -122,17 +131,51 @@ def sweep(
     """
     given = build_run(settings)
     sizes = sizes_of(given.model, given.train)
-    world_size, domain = cluster.world_size, cluster.nvlink_domain
-    layouts = list(candidates(sizes, world_size, domain, layout_in(given), swept))
     search = _Search(settings, cluster)
+    tried = _sweep_with((), search, sizes, swept, ranked)
+    if "saving" in swept and not search.fitting and search.least_over is not None:
+        machine = cluster.machine
+        lower = _smaller_precision(machine) if ASSUMED_PRECISION in settings.asked else None
+        for tier in saving_tiers(given, settings.asked, machine.host is not None, lower):
+            tried += sum(_sweep_with(one, search, sizes, swept, ranked) for one in tier)
+            if search.fitting:
+                break
+    return search.ranking(tried, ranked)
+
+
+def _sweep_with(
+    saving: tuple[str, ...],
+    search: _Search,
+    sizes: ModelSizes,
+    swept: tuple[str, ...],
+    ranked: int | None,
+) -> int:
+    """Try the layouts that save memory in these ways beside all that were tried; how many they are.
+
+    What was found before counts: a layout that must be slower than that is not estimated.
+    """
+    settings, cluster = search.settings, search.cluster
+    fixed = replace(layout_in(build_run(settings)), saving=saving)
+    layouts = list(candidates(sizes, cluster.world_size, cluster.nvlink_domain, fixed, swept))
     bounds = Bounds(settings, cluster, layouts)
     for number, (most, layout) in enumerate(bounds.fastest_first()):
         if ranked is not None and search.has_faster(ranked, most):
-            search.slower = len(layouts) - number
+            search.slower += len(layouts) - number
             break
         search.try_one(layout, bounds)
     search.look_for_the_closest(bounds)
-    return search.ranking(len(layouts), ranked)
+    return len(layouts)
+
+
+ASSUMED_PRECISION = "mixed_precision._recipe"
+"""Among the keys of settings whose precision nobody stated."""
+
+
+def _smaller_precision(machine: Machine) -> str | None:
+    """The recipe of mixed_precision with the smallest numbers that a GPU commonly trains in."""
+    if "mxfp8" in machine.rates:
+        return PRECISIONS["mxfp8"]
+    return PRECISIONS["fp8"] if "fp8" in machine.rates else None
 
 
 @dataclass
@@ -213,10 +256,11 @@ class _Search:
 
     def look_for_the_closest(self, bounds: Bounds) -> None:
         """Where nothing fits: the memory of what was skipped with the smallest micro-batch."""
-        if self.fitting or not self.skipped:
+        skipped, self.skipped = self.skipped, []
+        if self.fitting or not skipped:
             return
-        least = min((one.mbs, one.vp) for one in self.skipped)
-        for layout in self.skipped:
+        least = min((one.mbs, one.vp) for one in skipped)
+        for layout in skipped:
             if (layout.mbs, layout.vp) == least:
                 costs = bounds.costs(layout)
                 if not isinstance(costs, str):

@@ -144,6 +144,7 @@ def _layouts(ranked: Sequence[Ranked]) -> Table:
             f"{1e3 * each.summary.step_s:,.0f}",
             f"{each.summary.tokens_per_s_per_gpu:,.0f}",
             f"{each.memory.needed / 1e9:.1f}",
-            " ".join(f"{key}={flow(value)}" for key, value in measures(layout).items()),
+            " ".join(f"{key}={flow(value)}" for key, value in measures(layout).items())
+            + ", ".join(layout.saving),
         )
     return table

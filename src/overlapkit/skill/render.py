@@ -16,6 +16,7 @@ from overlapkit.errors import InputError
 from overlapkit.output.files import Output
 from overlapkit.output.numbers import imperative
 from overlapkit.output.schema import DOCUMENTS, reference_tables, schema_file, schema_text
+from overlapkit.plan.models import model_names
 from overlapkit.skill.anchors.checkout import own_anchors
 from overlapkit.skill.anchors.query import find_anchor
 from overlapkit.skill.evals.tasks import FILES, evals
@@ -66,6 +67,7 @@ def pages(root: Path) -> Iterator[Page]:
     environment.globals["against"] = None
     environment.globals["project"] = project(root)
     environment.globals["modules"] = modules
+    environment.globals["planned_models"] = model_names()
     environment.globals["anchor"] = lambda *query: find_anchor(root, *query)
     environment.globals["evals"] = lambda: evals(root, SKILL)
     environment.globals["reference_tables"] = reference_tables

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.bridge.models.model_shape import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
+from megatron.bridge.models.model_fields import DEFAULTS, MLA_DEFAULTS, PROVIDER_DEFAULTS
 from megatron.bridge.models.parameter_count import (
     UncountableModel,
     chunk_parameter_count,
@@ -339,8 +339,18 @@ def test_learned_positions_take_the_sequence_length() -> None:
             {"pipeline_model_parallel_size": 2, "num_layers_in_first_pipeline_stage": 9},
             "num_layers=8 does not fit",
         ),
-        ({"pipeline_model_parallel_layout": "Et*8L"}, "pipeline_model_parallel_layout"),
-        ({"mtp_num_layers": 1}, "mtp_num_layers=1"),
+        ({"pipeline_model_parallel_layout": "Et*7L"}, "7 decoder layers for num_layers=8"),
+        (
+            {"pipeline_model_parallel_layout": "Et*8|t|L", "pipeline_model_parallel_size": 2},
+            "3 chunks for pipeline_model_parallel_size=2",
+        ),
+        ({"pipeline_model_parallel_layout": "Et*8xL"}, "unknown part 'x'"),
+        ({"pipeline_model_parallel_layout": "t*8EL"}, "begin with the embedding"),
+        ({"pipeline_model_parallel_layout": "Et*8mL"}, "1 mtp layers in 1 chunks for 0"),
+        ({"pipeline_model_parallel_layout": 4}, "want a text"),
+        ({"mtp_num_layers": "1"}, "mtp_num_layers='1'"),
+        ({"hybrid_override_pattern": "M*-E" * 2}, "the order of a hybrid model's"),
+        ({"moe_latent_size": 8, "num_moe_experts": 4}, "moe_latent_size=8"),
         ({"vision_config": {"hidden_size": 8}}, "vision_config is set"),
         ({"experimental_attention_variant": "dsa"}, "dsa"),
         ({"num_moe_experts": 4, "moe_layer_freq": [1, 0]}, "2 entries for num_layers=8"),

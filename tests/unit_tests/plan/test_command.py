@@ -72,7 +72,9 @@ def test_what_is_left_open_is_not_switched_off(plan: Command) -> None:
 
 def test_the_estimate_of_a_mixture_is_called_uncertain(plan: Command) -> None:
     def uncertain(*arguments: str) -> bool:
-        return any("dense models only" in note for note in document(plan, *arguments)["notes"])
+        return any(
+            "concentrate on a few experts" in note for note in document(plan, *arguments)["notes"]
+        )
 
     assert uncertain(MIXTURE, "--gpu", "b200", "--world-size", "64")
     assert not uncertain(*NAMED)
@@ -258,13 +260,20 @@ def test_a_name_is_escaped_in_the_page(plan: Command, tmp_path: Path) -> None:
     assert "<b>x" not in page and "&lt;b&gt;x&amp;y.yaml" in page
 
 
-def test_a_model_that_cannot_be_estimated_still_gets_its_settings(plan: Command) -> None:
+def test_a_configuration_of_a_hybrid_is_estimated(plan: Command) -> None:
     config = ROOT / "tests/data/bridge_configs/nemotronh_8b_pretrain_config.yaml"
     shown = document(plan, str(config), "--gpu", "h100", "--world-size", "16")
-    assert shown["estimate"] is None and "Mamba" in shown["not_estimated"]
+    assert shown["estimate"] is not None and shown["not_estimated"] is None
+
+
+def test_a_model_that_cannot_be_estimated_still_gets_its_settings(plan: Command) -> None:
+    config = ROOT / "tests/data/bridge_configs/nemotronh_8b_pretrain_config.yaml"
+    other = "model.hybrid_override_pattern=" + "MGM*" * 13
+    shown = document(plan, str(config), other, "--gpu", "h100", "--world-size", "16")
+    assert shown["estimate"] is None and "layers 'G' are not known" in shown["not_estimated"]
     assert shown["settings"]["comm_overlap.tp_comm_overlap"] is True
     assert shown["preset"]["match"] == "none"
-    text = plan(str(config), "--gpu", "h100", "--world-size", "16").out
+    text = plan(str(config), other, "--gpu", "h100", "--world-size", "16").out
     assert "No estimate: " in text
 
 
@@ -292,8 +301,8 @@ BAD_INPUT = [
     ((*NAMED, "--nodes", "7"), "is not divisible by --nodes 7"),
     ((*NAMED, "--nodes", "2"), "32 GPUs per node; with 8 per node, use --nodes 8"),
     (("NO_SIZES", *CLUSTER), "model.num_layers is not set, and a plan needs"),
-    (("--model", "llama3_70b", "--gpu", "h100", "--world-size", "8"), "state alone take"),
-    (("--model", "llama3_8b", "--gpu", "h100", "--world-size", "1"), "state alone take"),
+    (("--model", "llama3_405b", "--gpu", "h100", "--world-size", "8"), "state alone take"),
+    (("--model", "llama3_70b", "--gpu", "h100", "--world-size", "1"), "state alone take"),
     ((*NAMED, "--sweep", "tp,dp"), "unknown dimension 'dp'"),
     ((*NAMED, "--emit", "toml"), "--emit toml: unknown form"),
     ((*NAMED, "--emit", "yaml", "--json"), "give one of them"),

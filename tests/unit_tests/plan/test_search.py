@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ import yaml
 
 from overlapkit.config.run import build_run
 from overlapkit.plan.bounds import Bounds
-from overlapkit.plan.candidates import LayoutChoice, candidates, layout_in, sizes_of
+from overlapkit.plan.candidates import (
+    LayoutChoice,
+    candidates,
+    layout_in,
+    sizes_of,
+    with_layout,
+)
 from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.inputs import Inputs, read_inputs
+from overlapkit.plan.measures import allows, saving_settings, saving_tiers
 from overlapkit.plan.plan import make_plan
 from overlapkit.plan.sweep import Ranking, sweep
 
@@ -194,3 +202,113 @@ def test_where_nothing_fits_the_closest_of_all_is_named(
     found = [bounds.costs(one) for one in layouts[:: max(len(layouts) // 40, 1)]]
     assert need.needed <= min(one.memory().needed for one in found if not isinstance(one, str))
     assert layout.mbs == 1
+
+
+def chosen(plan: Command, file: str, world_size: int, gpu: str, *more: str) -> dict[str, Any]:
+    return document(plan, file, "--gpu", gpu, "--world-size", str(world_size), *more)
+
+
+ON_THE_HOST = {
+    "optimizer.optimizer_cpu_offload": True,
+    "optimizer.optimizer_offload_fraction": 1.0,
+    "optimizer.overlap_cpu_optimizer_d2h_h2d": True,
+    "optimizer.use_precision_aware_optimizer": True,
+}
+SHARDED = {"use_distributed_optimizer": True}
+
+
+def test_where_nothing_fits_the_optimizer_goes_to_the_host(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    short = DENSE | {"seq_length": 8192}
+    file = written(short, ddp=SHARDED)
+    found = chosen(plan, file, 1, "h100")
+    assert found["layout"]["saving"] == ["optimizer on the host"]
+    assert found["settings"].items() >= ON_THE_HOST.items()
+    assert "none fits without optimizer on the host" in found["layout"]["chosen"]
+    # Nothing like it was ever compared with a measurement.
+    assert found["estimate"]["range"] is None
+    again = chosen(plan, file, 1, "h100", *(f"{k}={v}".lower() for k, v in ON_THE_HOST.items()))
+    assert again["estimate"]["step_ms"] == found["estimate"]["step_ms"]
+    # On more GPUs it fits as it is.
+    assert chosen(plan, file, 8, "h100")["layout"]["saving"] == []
+
+
+def test_what_is_stated_is_not_changed_to_save_memory(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    short = DENSE | {"seq_length": 8192}
+    file = written(short, ddp=SHARDED, optimizer={"optimizer_cpu_offload": False})
+    done = plan(file, "--gpu", "h100", "--world-size", "1")
+    assert done.status == 2 and "fits; the closest" in done.err
+
+
+def test_without_a_distributed_optimizer_nothing_is_turned_on(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    done = plan(written(DENSE), "--gpu", "h100", "--world-size", "1")
+    assert done.status == 2 and "on the host" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("names", "pp", "recompute", "possible"),
+    [
+        (("FSDP",), 1, "full", True),
+        (("FSDP",), 2, "none", False),
+        (("activations on the host",), 1, "none", True),
+        (("activations on the host",), 2, "none", False),
+        (("activations on the host",), 1, "mlp", False),
+        (("optimizer on the host", "activations on the host"), 1, "full", False),
+        (("optimizer on the host",), 4, "full", True),
+        (("bf16_with_mxfp8_mixed",), 4, "full", True),
+    ],
+)
+def test_what_megatron_core_refuses_is_not_tried(
+    names: tuple[str, ...], pp: int, recompute: str, possible: bool
+) -> None:
+    assert allows(names, pp=pp, recompute=recompute) is possible
+
+
+def test_a_smaller_precision_is_the_last_way(written: Callable[..., str]) -> None:
+    run = build_run(read(written(DENSE, ddp=SHARDED), 1).settings)
+    lower = "bf16_with_mxfp8_mixed"
+    *others, last = saving_tiers(run, frozenset(), True, lower)
+    assert all(lower in names for names in last)
+    assert not any(lower in names for tier in others for names in tier)
+    assert saving_tiers(run, frozenset(), True, None) == others
+    # Without the host's data sheet only FSDP is left.
+    assert saving_tiers(run, frozenset(), False, None) == [[("FSDP",)]]
+    stated = frozenset({"ddp.data_parallel_sharding_strategy"})
+    assert ("FSDP",) not in saving_tiers(run, stated, True, None)[0]
+    assert saving_settings(("activations on the host", lower), 32) == {
+        "model.cpu_offloading": True,
+        "model.cpu_offloading_num_layers": 31,
+        "mixed_precision": lower,
+    }
+
+
+@pytest.mark.parametrize("saving", [("FSDP",), ("activations on the host",)])
+def test_every_way_of_saving_memory_is_estimated_within_its_bound(
+    written: Callable[..., str], saving: tuple[str, ...]
+) -> None:
+    short = MIXTURE | {"num_layers": 4}
+    settings = read(written(short, ddp=SHARDED), 4).settings
+    cluster = cluster_of("h100", 4)
+    run = build_run(settings)
+    fixed = replace(layout_in(run), saving=saving)
+    swept = ("tp", "pp", "ep", "recompute")
+    layouts = list(candidates(sizes_of(run.model, run.train), 4, 8, fixed, swept))
+    assert layouts and all(one.pp == 1 for one in layouts)
+    bounds = Bounds(settings, cluster, layouts)
+    for layout in layouts[::3]:
+        plan = make_plan(_with(read(written(short, ddp=SHARDED), 4), layout), cluster)
+        assert plan.estimates
+        assert bounds.most(layout) >= plan.estimates[0].tokens_per_s_per_gpu
+        plain = bounds.costs(replace(layout, saving=()))
+        saved = bounds.costs(layout)
+        assert not isinstance(plain, str) and not isinstance(saved, str)
+
+
+def _with(inputs: Inputs, layout: LayoutChoice) -> Inputs:
+    """A run with a layout that was chosen for it."""
+    return replace(inputs, settings=with_layout(inputs.settings, layout), layout_given=True)

@@ -15,6 +15,7 @@ from overlapkit.plan.candidates import (
     layout_in,
     parse_swept,
     sizes_of,
+    uneven_layout,
     with_layout,
 )
 from overlapkit.plan.checks import faults
@@ -41,7 +42,13 @@ def planned(inputs: Inputs, *, dimensions: tuple[str, ...] | None = None) -> Pla
 
 @pytest.mark.parametrize(
     ("model", "world_size"),
-    [("llama3_8b", 8), ("llama3_70b", 96), ("llama3_405b", 512), ("gpt3_175b", 128)],
+    [
+        ("llama3_8b", 8),
+        ("llama3_70b", 96),
+        ("llama3_405b", 512),
+        ("gpt3_175b", 128),
+        ("deepseek_v3", 64),
+    ],
 )
 def test_every_candidate_divides(model: str, world_size: int) -> None:
     inputs = inputs_of(model=model, world_size=world_size)
@@ -65,6 +72,34 @@ def test_126_layers_divide_over_16_stages_with_embedding_and_loss_counted() -> N
         or {}
     )
     assert "account_for_embedding_in_pipeline_split" not in back
+
+
+@pytest.mark.parametrize(
+    ("chunks", "layout"),
+    [
+        (4, "Et*16|(t*16|)*2t*13mL"),
+        (8, "Et*8|(t*8|)*6t*5mL"),
+        (16, "Et*4|(t*4|)*14tmL"),
+        (32, "Et|(t*2|)*30mL"),
+        (12, None),
+    ],
+)
+def test_61_layers_are_laid_out_as_in_the_recipes_for_them(chunks: int, layout: str | None) -> None:
+    assert uneven_layout(61, chunks, 1) == layout
+
+
+def test_an_odd_model_is_divided_with_a_layout_of_its_own() -> None:
+    inputs = inputs_of(model="deepseek_v3", world_size=256)
+    choice = LayoutChoice(tp=1, pp=4, vp=4, cp=1, ep=64, mbs=1)
+    settings = with_layout(inputs.settings, choice)
+    model = settings.values["model"] or {}
+    assert model["pipeline_model_parallel_layout"] == "Et*4|(t*4|)*14tmL"
+    assert list(faults(build_run(settings), 256, 8)) == []
+    assert layout_in(build_run(settings)) == choice
+    other = LayoutChoice(tp=1, pp=1, vp=1, cp=1, ep=64, mbs=1)
+    assert "pipeline_model_parallel_layout" not in (
+        with_layout(settings, other).values["model"] or {}
+    )
 
 
 def test_only_what_is_swept_varies() -> None:

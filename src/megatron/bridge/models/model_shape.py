@@ -7,101 +7,47 @@ on a laptop. The meaning of each field and the possible combinations are those o
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron.bridge.models.layer_blocks import (
+    DENSE_LAYER,
+    EXPERTS,
+    MAMBA,
+    MOE_LAYER,
+    HybridPattern,
+    UncountableModel,
+    hybrid_pattern,
+    moe_layers_of,
+)
+from megatron.bridge.models.model_fields import divided, read, read_size
+
 LayerSpec = Literal["transformer_engine", "local"]
 
-
-class UncountableModel(ValueError):
-    """The configuration does not determine the parameters; the message says why."""
-
-
-DEFAULTS: dict[str, Any] = {
-    "num_layers": None,
-    "hidden_size": None,
-    "num_attention_heads": None,
-    "num_query_groups": None,
-    "ffn_hidden_size": None,
-    "kv_channels": None,
-    "gated_linear_unit": False,
-    "add_bias_linear": True,
-    "add_qkv_bias": False,
-    "attention_output_gate": False,
-    "qk_layernorm": False,
-    "qk_l2_norm": False,
-    "normalization": "LayerNorm",
-    "softmax_type": "vanilla",
-    "transformer_impl": "transformer_engine",
-    "multi_latent_attention": False,
-    "num_moe_experts": None,
-    "moe_ffn_hidden_size": None,
-    "moe_layer_freq": 1,
-    "moe_grouped_gemm": False,
-    "moe_use_legacy_grouped_gemm": False,
-    "moe_shared_expert_intermediate_size": None,
-    "moe_shared_expert_gate": False,
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "expert_model_parallel_size": 1,
-    "expert_tensor_parallel_size": None,
-    "num_layers_in_first_pipeline_stage": None,
-    "num_layers_in_last_pipeline_stage": None,
-    "account_for_embedding_in_pipeline_split": False,
-    "account_for_loss_in_pipeline_split": False,
-    "pipeline_model_parallel_layout": None,
-    "fp8": None,
-    "fp8_param": False,
-    "fp4": None,
-    "fp4_param": False,
-    "first_last_layers_bf16": False,
-    "num_layers_at_start_in_bf16": 1,
-    "num_layers_at_end_in_bf16": 1,
-}
-"""Values of attributes that a model lacks: `TransformerConfig`'s defaults."""
-
-MLA_DEFAULTS: dict[str, Any] = {
-    "q_lora_rank": 512,
-    "kv_lora_rank": 512,
-    "qk_head_dim": 128,
-    "qk_pos_emb_head_dim": 64,
-    "v_head_dim": 128,
-    "normalization": "RMSNorm",
-}
-"""The same for a model with multi_latent_attention: `MLATransformerConfig`'s defaults."""
-
-PROVIDER_DEFAULTS: dict[str, Any] = {
-    "share_embeddings_and_output_weights": True,
-    "position_embedding_type": "learned_absolute",
-    "seq_length": 1024,
-    "vocab_size": None,
-    "should_pad_vocab": False,
-    "make_vocab_size_divisible_by": 128,
-    "transformer_layer_spec": None,
-}
-"""The same for attributes that are not `TransformerConfig` fields: `GPTModelProvider`'s."""
 
 _OTHER_ARCHITECTURES: dict[str, str] = {
     "experimental_attention_variant": "its attention has other parameters than Megatron-Core's own",
     "freeze_language_model": "frozen parameters are in no gradient buffer",
     "heterogeneous_block_specs": "its layers differ from each other",
-    "hybrid_override_pattern": "a hybrid model has Mamba layers",
-    "is_hybrid_model": "a hybrid model has Mamba layers",
     "encoder_num_layers": "an encoder-decoder model has cross-attention",
     "seq_length_dec": "an encoder-decoder model has cross-attention",
-    "mamba_stack_spec": "a hybrid model has Mamba layers",
-    "moe_latent_size": "latent projections around the experts are not counted",
-    "mtp_num_layers": "multi-token prediction adds layers that are not counted",
     "restore_modelopt_state": "a ModelOpt layer spec has another order of parameters",
     "use_kitchen": "Kitchen's layers are not known here",
     "use_transformer_engine_full_layer_spec": "the full TE layer has another order of parameters",
     "vision_config": "a vision tower's parameters are not counted",
 }
 """Attributes that, when set, make a model that is not counted here, and why."""
+
+_ORDER_UNKNOWN: dict[str, str] = {
+    "hybrid_layer_pattern": "the order of a hybrid model's parameters is not known here",
+    "hybrid_override_pattern": "the order of a hybrid model's parameters is not known here",
+    "is_hybrid_model": "the order of a hybrid model's parameters is not known here",
+    "mamba_stack_spec": "the order of a hybrid model's parameters is not known here",
+    "moe_latent_size": "the order of the projections around the experts is not known here",
+}
+"""The same for models whose parameters are only added up: their kernels need a GPU to be built,
+so that no order of theirs was compared with the real one."""
 
 _LAYER_SPECS: dict[str, LayerSpec] = {
     "default_layer_spec": "transformer_engine",
@@ -129,6 +75,8 @@ class Experts:
     """A mixture of experts' sizes, over all ranks; `shared_ffn` is 0 without a shared expert.
 
     A grouped GEMM has a tensor for each expert, or `one_tensor` for all (the legacy grouped GEMM).
+    `latent` is the width that tokens are projected to before they go to their experts (LatentMoE);
+    0 where experts work on the entire width.
     """
 
     count: int
@@ -137,15 +85,58 @@ class Experts:
     shared_gate: bool
     grouped: bool
     one_tensor: bool
+    latent: int
+
+
+@dataclass(frozen=True)
+class Mamba:
+    """A Mamba-2 block's sizes, over all ranks (Megatron-Core's MambaMixer).
+
+    `conv` is the length of its causal convolution.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    conv: int = 4
+
+    @property
+    def inner(self) -> int:
+        """Width of its values."""
+        return self.heads * self.head_dim
+
+    @property
+    def projected(self) -> int:
+        """Width of its input projection: gate, values, both state matrices, and time steps."""
+        return 2 * self.inner + 2 * self.groups * self.state + self.heads
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Multi-token prediction: how many more tokens are predicted, and by which layers.
+
+    `blocks` has the layers of one depth, as `ModelShape.blocks`. Where `shared`, all depths have
+    the same weights (mtp_use_repeated_layer).
+    """
+
+    depths: int
+    shared: bool
+    blocks: tuple[str, ...]
+
+    @property
+    def modules(self) -> int:
+        """Depths with weights of their own."""
+        return 1 if self.shared else self.depths
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """Everything that determines parameter sizes, except the pipeline; sizes over all ranks.
 
-    `moe_layers` says for each layer whether it has experts, and `fp8_layers` whether its linear
-    weights are kept in FP8 or FP4. `positions` is 0 without a learned position embedding. `vocab`
-    is padded.
+    `blocks` has the blocks of each layer, as symbols of `layer_blocks`, and `fp8_layers` says
+    whether its linear weights are kept in FP8 or FP4. `positions` is 0 without a learned position
+    embedding. `vocab` is padded.
     """
 
     hidden: int
@@ -162,7 +153,9 @@ class ModelShape:
     softmax_offset: bool
     latent: LatentAttention | None
     experts: Experts | None
-    moe_layers: tuple[bool, ...]
+    mamba: Mamba | None
+    prediction: Prediction | None
+    blocks: tuple[str, ...]
     fp8_layers: tuple[bool, ...]
     vocab: int
     positions: int
@@ -172,16 +165,32 @@ class ModelShape:
     expert_tp: int
     layer_spec: LayerSpec
 
+    @property
+    def moe_layers(self) -> tuple[bool, ...]:
+        """Whether each layer has experts."""
+        return tuple(EXPERTS in blocks for blocks in self.blocks)
+
 
 def read_shape(
-    model: Any, *, vocab_size: int | None = None, layer_spec: LayerSpec | None = None
+    model: Any,
+    *,
+    vocab_size: int | None = None,
+    layer_spec: LayerSpec | None = None,
+    ordered: bool = True,
 ) -> ModelShape:
     """Read `model`, any object with `TransformerConfig`'s attribute names; see `chunk_parameters`.
+
+    Args:
+        model: the configuration.
+        vocab_size, layer_spec: see `chunk_parameters`.
+        ordered: whether the order of the parameters matters, as for buckets. If not, models are
+            read of which only the number of parameters is known.
 
     Raises:
         UncountableModel: a size is missing or not divisible, or the architecture is not known.
     """
-    for name, why in _OTHER_ARCHITECTURES.items():
+    unknown = _OTHER_ARCHITECTURES | (_ORDER_UNKNOWN if ordered else {})
+    for name, why in unknown.items():
         value = getattr(model, name, None)
         if value:
             shown = f"{name}={value!r}" if isinstance(value, (bool, int, str)) else f"{name} is set"
@@ -209,7 +218,9 @@ def read_shape(
     learned = read(model, "position_embedding_type") == "learned_absolute"
     ffn = read_size(model, "ffn_hidden_size", default=4 * hidden)
     experts = _experts(model, ffn, layer_spec)
-    layers = read_size(model, "num_layers")
+    pattern = hybrid_pattern(model)
+    layers = layer_count(model)
+    blocks = _blocks(model, pattern, layers, experts)
     return ModelShape(
         hidden=hidden,
         ffn=ffn,
@@ -225,9 +236,9 @@ def read_shape(
         softmax_offset=read(model, "softmax_type") == "learnable",
         latent=latent,
         experts=experts,
-        moe_layers=moe_layers_of(read(model, "moe_layer_freq"), layers)
-        if experts
-        else (False,) * layers,
+        mamba=_mamba(model, hidden, tp) if any(MAMBA in each for each in blocks) else None,
+        prediction=_prediction(model, pattern, blocks),
+        blocks=blocks,
         fp8_layers=_fp8_layers(model, layers),
         vocab=_padded_vocab(model, vocab_size, tp),
         positions=read_size(model, "seq_length") if learned else 0,
@@ -237,45 +248,6 @@ def read_shape(
         expert_tp=read_size(model, "expert_tensor_parallel_size", default=tp),
         layer_spec=layer_spec,
     )
-
-
-def read(model: Any, name: str) -> Any:
-    """The attribute, or its default where `model` lacks it."""
-    if name in MLA_DEFAULTS and getattr(model, "multi_latent_attention", False):
-        return getattr(model, name, MLA_DEFAULTS[name])
-    default = DEFAULTS[name] if name in DEFAULTS else PROVIDER_DEFAULTS.get(name)
-    return getattr(model, name, default)
-
-
-_UNSET_AS_ZERO = ("num_layers", "hidden_size", "num_attention_heads")
-"""Sizes of which `TransformerConfig`'s own default is 0."""
-
-
-def read_size(model: Any, name: str, *, default: int | None = None) -> int:
-    """The attribute as a positive whole number; `default` replaces a missing one and None.
-
-    Raises:
-        UncountableModel: it is not set, or is not a positive whole number.
-    """
-    value = read(model, name)
-    if value is None:
-        value = default
-    if value is None or (value == 0 and name in _UNSET_AS_ZERO):
-        raise UncountableModel(f"{name} is not set")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UncountableModel(f"{name}={value!r} is not a positive whole number")
-    return value
-
-
-def divided(total: int, ranks: int, what: str) -> int:
-    """`total / ranks`.
-
-    Raises:
-        UncountableModel: it leaves a remainder; Megatron-Core refuses such a model too.
-    """
-    if total % ranks:
-        raise UncountableModel(f"{what} = {total} cannot be divided over {ranks} ranks")
-    return total // ranks
 
 
 def _latent_attention(model: Any) -> LatentAttention:
@@ -309,59 +281,74 @@ def _experts(model: Any, ffn: int, layer_spec: LayerSpec) -> Experts | None:
         shared_gate=bool(read(model, "moe_shared_expert_gate")),
         grouped=grouped,
         one_tensor=one_tensor,
+        latent=getattr(model, "moe_latent_size", None) or 0,
     )
 
 
-def moe_layers_of(freq: Any, layers: int) -> tuple[bool, ...]:
-    """Whether each of a model's layers has experts.
-
-    Args:
-        freq: moe_layer_freq: a number, a list of 0 and 1, or a text such as ``[0]*3+[1]*58``.
-        layers: how many there are.
+def layer_count(model: Any) -> int:
+    """Layers of the model, without those of multi-token prediction.
 
     Raises:
-        UncountableModel: it is none of these, or has another number of layers.
+        UncountableModel: it is not set, or a hybrid's pattern has another number of layers.
     """
-    if isinstance(freq, str):
-        freq = _evaluated(freq)
-    if isinstance(freq, int) and not isinstance(freq, bool) and freq != 0:
-        return tuple(layer % freq == 0 for layer in range(layers))
-    if not isinstance(freq, Sequence) or any(entry not in (0, 1) for entry in freq):
+    pattern = hybrid_pattern(model)
+    if pattern is None:
+        return read_size(model, "num_layers")
+    count = len(pattern.blocks)
+    if read_size(model, "num_layers", default=count) != count:
         raise UncountableModel(
-            f"moe_layer_freq={freq!r} is neither a number other than 0 nor a list of 0 and 1"
+            f"num_layers={read(model, 'num_layers')}, but the hybrid pattern has {count} layers"
         )
-    if len(freq) != layers:
-        raise UncountableModel(f"moe_layer_freq has {len(freq)} entries for num_layers={layers}")
-    return tuple(entry == 1 for entry in freq)
+    return count
 
 
-def _evaluated(pattern: str) -> Any:
-    """The value of a pattern such as ``[0]*3+[1]*58``: only lists, sums and products."""
+def _blocks(
+    model: Any, pattern: HybridPattern | None, layers: int, experts: Experts | None
+) -> tuple[str, ...]:
+    if pattern is not None:
+        if EXPERTS in pattern.blocks + pattern.prediction and experts is None:
+            raise UncountableModel("the hybrid pattern has experts, but num_moe_experts is not set")
+        return tuple(pattern.blocks)
+    if experts is None:
+        return (DENSE_LAYER,) * layers
+    moe = moe_layers_of(read(model, "moe_layer_freq"), layers)
+    return tuple(MOE_LAYER if each else DENSE_LAYER for each in moe)
 
-    def value(node: ast.AST) -> Any:
-        if isinstance(node, ast.Expression):
-            return value(node.body)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.List):
-            return [value(entry) for entry in node.elts]
-        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
-            left, right = value(node.left), value(node.right)
-            if isinstance(node.op, ast.Add):
-                if isinstance(left, list) and isinstance(right, list):
-                    return left + right
-            elif isinstance(left, list) != isinstance(right, list):
-                entries, times = (left, right) if isinstance(left, list) else (right, left)
-                if len(entries) * times <= 100_000:
-                    return entries * times
-        raise ValueError
 
-    try:
-        return value(ast.parse(pattern.strip(), mode="eval"))
-    except (SyntaxError, ValueError, RecursionError):
-        raise UncountableModel(
-            f"moe_layer_freq={pattern!r} is not understood: write a list such as [0]*3+[1]*58"
-        ) from None
+def _mamba(model: Any, hidden: int, tp: int) -> Mamba:
+    head = read_size(model, "mamba_head_dim")
+    # Without a number of heads the width is twice the model's (Mamba-2, 2024, section 7.1).
+    heads = read_size(model, "mamba_num_heads", default=2 * hidden // head)
+    groups = read_size(model, "mamba_num_groups")
+    for what, size in (("mamba_num_heads", heads), ("mamba_num_groups", groups)):
+        divided(size, tp, what)
+    return Mamba(heads, head, groups, read_size(model, "mamba_state_dim"))
+
+
+def prediction_depths(model: Any) -> int:
+    """Depths of multi-token prediction; 0 without it.
+
+    Raises:
+        UncountableModel: mtp_num_layers is not a whole number.
+    """
+    pattern = hybrid_pattern(model)
+    depths = read(model, "mtp_num_layers") or (pattern.depths if pattern else 0)
+    if isinstance(depths, bool) or not isinstance(depths, int) or depths < 0:
+        raise UncountableModel(f"mtp_num_layers={depths!r} is not a whole number")
+    return depths
+
+
+def _prediction(
+    model: Any, pattern: HybridPattern | None, blocks: tuple[str, ...]
+) -> Prediction | None:
+    depths = prediction_depths(model)
+    if not depths:
+        return None
+    if pattern is not None and not pattern.prediction:
+        raise UncountableModel("mtp_num_layers is set, but mtp_hybrid_override_pattern is not")
+    # A transformer predicts with a layer like its last.
+    own = tuple(pattern.prediction) if pattern is not None else blocks[-1:]
+    return Prediction(depths, bool(getattr(model, "mtp_use_repeated_layer", False)), own)
 
 
 def _fp8_layers(model: Any, layers: int) -> tuple[bool, ...]:

@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from megatron.bridge.models.layer_blocks import ATTENTION, EXPERTS, MAMBA, MLP, UncountableModel
+from megatron.bridge.models.model_fields import divided
 from megatron.bridge.models.model_shape import (
     Experts,
     LatentAttention,
     LayerSpec,
+    Mamba,
     ModelShape,
-    UncountableModel,
-    divided,
     read_shape,
 )
-from megatron.bridge.models.pipeline_layout import layers_by_chunk
+from megatron.bridge.models.pipeline_layout import ModelPart, parts_by_chunk, whole_model
 
 __all__ = [
     "LayerSpec",
@@ -48,8 +49,9 @@ class ParameterTensor:
         expert: reduced over the expert-data-parallel group, separately from all others. This is so
             only with expert parallelism: at EP = 1 Megatron-Core treats experts like any other
             parameter.
-        shared_embedding: one of the two copies, on the first and the last pipeline stage, of tied
-            embedding weights. Without pipeline parallelism there is one tensor, without this mark.
+        shared_embedding: one of the copies of embedding weights that are tied, or that multi-token
+            prediction has on its stage. Without pipeline parallelism there is one tensor, without
+            this mark.
         fp8: the weight itself is kept in FP8 (`fp8_param`) or FP4, with a separate gradient buffer.
     """
 
@@ -123,56 +125,77 @@ def model_parameter_count(model: Any, vocab_size: int | None = None) -> int:
         UncountableModel: the configuration does not determine them; the message says why.
     """
     shape = replace(read_shape(model, vocab_size=vocab_size), tp=1, ep=1, expert_tp=1)
-    return _total(tensor_groups(shape, range(len(shape.moe_layers)), first=True, last=True))
+    predicts = shape.prediction is not None
+    return _total(tensor_groups(shape, whole_model(len(shape.blocks), predicts=predicts)))
 
 
 def chunk_tensor_groups(
     shape: ModelShape, model: Any, pp_rank: int, vp_stage: int
 ) -> list[TensorGroup]:
     """`chunk_parameters` in groups. Equal layers share their tensors; names lack the prefix."""
-    layout = layers_by_chunk(model)
-    if not (0 <= vp_stage < len(layout) and 0 <= pp_rank < len(layout[0])):
+    parts = parts_by_chunk(model)
+    if not (0 <= vp_stage < len(parts) and 0 <= pp_rank < len(parts[0])):
         raise UncountableModel(
             f"there is no chunk {vp_stage} on pipeline stage {pp_rank}: the model has "
-            f"{len(layout[0])} stage(s) of {len(layout)} chunk(s)"
+            f"{len(parts[0])} stage(s) of {len(parts)} chunk(s)"
         )
-    return tensor_groups(
-        shape,
-        layout[vp_stage][pp_rank],
-        first=pp_rank == vp_stage == 0,
-        last=pp_rank == len(layout[0]) - 1 and vp_stage == len(layout) - 1,
-    )
+    return tensor_groups(shape, parts[vp_stage][pp_rank])
 
 
-def tensor_groups(
-    shape: ModelShape, layers: range, *, first: bool, last: bool
-) -> list[TensorGroup]:
-    """The same for these layers, the embedding before the first and the output after the last.
+def tensor_groups(shape: ModelShape, part: ModelPart) -> list[TensorGroup]:
+    """The same for a part of the model.
 
     Groups of equal layers share one tuple of tensors, here and from call to call.
     """
-    whole = first and last
-    word = ParameterTensor(
-        "weight",
-        divided(shape.vocab, shape.tp, "vocabulary") * shape.hidden,
-        shared_embedding=shape.tied and not whole,
-    )
+    whole, predicts = part.first and part.last, part.predicts and shape.prediction is not None
+    copied = shape.tied or shape.prediction is not None
+    size = divided(shape.vocab, shape.tp, "vocabulary") * shape.hidden
     groups = []
-    if first:
+    # Prediction embeds the next tokens where its layers are.
+    if part.first or predicts:
+        word = ParameterTensor("weight", size, shared_embedding=copied and not whole)
         groups.append(TensorGroup("embedding.word_embeddings.", (word,)))
         if shape.positions:
             position = ParameterTensor("weight", shape.positions * shape.hidden)
             groups.append(TensorGroup("embedding.position_embeddings.", (position,)))
-    kinds = [(shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers]
-    tensors = {(moe, fp8): _layer_tensors(shape, moe, fp8) for moe, fp8 in set(kinds)}
+    kinds = [(shape.blocks[layer], shape.fp8_layers[layer]) for layer in part.layers]
+    tensors = {(blocks, fp8): _layer_tensors(shape, blocks, fp8) for blocks, fp8 in set(kinds)}
     for number, kind in enumerate(kinds):
         groups.append(TensorGroup(f"decoder.layers.{number}.", tensors[kind]))
-    if last:
+    if part.normalizes:
         groups.append(
             TensorGroup("decoder.", tuple(_norm("final_layernorm.", shape.hidden, shape)))
         )
-        if not (shape.tied and whole):
-            groups.append(TensorGroup("output_layer.", (word,)))
+    if predicts:
+        groups += _prediction_groups(shape)
+    if part.last and not (shape.tied and whole):
+        # The weight that is tied is the embedding's, where prediction has put one here.
+        tied = shape.tied and not predicts
+        weight = ParameterTensor("weight", size, shared_embedding=tied)
+        groups.append(TensorGroup("output_layer.", (weight,)))
+    return groups
+
+
+def _prediction_groups(shape: ModelShape) -> list[TensorGroup]:
+    """The layers of multi-token prediction (core/transformer/multi_token_prediction.py)."""
+    prediction = shape.prediction
+    assert prediction is not None
+    hidden = shape.hidden
+    # The norms of the embedding and of the hidden state, and the projection of both together.
+    joined = divided(hidden, shape.tp, "hidden_size") * 2 * hidden
+    before = _norm("enorm.", hidden, shape) + _norm("hnorm.", hidden, shape)
+    kept = bool(shape.fp8_layers) and all(shape.fp8_layers)
+    before += _linear("eh_proj.", joined, fp8=kept and shape.layer_spec != "local")
+    after = tuple(_norm("final_layernorm.", hidden, shape))
+    groups = []
+    for depth in range(prediction.modules):
+        at = f"mtp.layers.{depth}."
+        groups.append(TensorGroup(at, tuple(before)))
+        for blocks in prediction.blocks:
+            groups.append(
+                TensorGroup(f"{at}transformer_layer.", _layer_tensors(shape, blocks, kept))
+            )
+        groups.append(TensorGroup(at, after))
     return groups
 
 
@@ -183,30 +206,58 @@ def _total(groups: list[TensorGroup]) -> int:
 
 
 @lru_cache(maxsize=256)
-def _layer_tensors(shape: ModelShape, moe: bool, fp8: bool) -> tuple[ParameterTensor, ...]:
+def _layer_tensors(shape: ModelShape, blocks: str, fp8: bool) -> tuple[ParameterTensor, ...]:
     """Cached: a layer may have hundreds of experts, and a sweep needs it thousands of times."""
-    return tuple(_layer(shape, moe=moe, fp8=fp8))
+    return tuple(_layer(shape, blocks, fp8=fp8))
 
 
-def _layer(shape: ModelShape, *, moe: bool, fp8: bool) -> list[ParameterTensor]:
+def _layer(shape: ModelShape, blocks: str, *, fp8: bool) -> list[ParameterTensor]:
     local = shape.layer_spec == "local"
     fp8 = fp8 and not local
     tensors = []
-    if local or shape.latent:
-        tensors += _norm("input_layernorm.", shape.hidden, shape)
-    if shape.softmax_offset:
-        offset = "self_attention.core_attention.softmax_offset"
-        tensors.append(ParameterTensor(offset, shape.heads // shape.tp))
-    if shape.latent:
-        tensors += _latent_attention(shape, shape.latent, fp8=fp8)
-    else:
-        tensors += _self_attention(shape, fp8=fp8)
-    if local or moe:
+    if MAMBA in blocks and shape.mamba:
+        tensors += _mamba(shape, shape.mamba, fp8=fp8)
+    if ATTENTION in blocks:
+        if local or shape.latent:
+            tensors += _norm("input_layernorm.", shape.hidden, shape)
+        if shape.softmax_offset:
+            offset = "self_attention.core_attention.softmax_offset"
+            tensors.append(ParameterTensor(offset, shape.heads // shape.tp))
+        if shape.latent:
+            tensors += _latent_attention(shape, shape.latent, fp8=fp8)
+        else:
+            tensors += _self_attention(shape, fp8=fp8)
+    experts = shape.experts if EXPERTS in blocks else None
+    if experts or (local and MLP in blocks):
         tensors += _norm("pre_mlp_layernorm.", shape.hidden, shape)
-    if moe and shape.experts:
-        return tensors + _mixture(shape, shape.experts, fp8=fp8)
-    fused = [] if local else _norm("mlp.linear_fc1.layer_norm_", shape.hidden, shape)
-    return tensors + fused + _mlp("mlp.", shape, shape.ffn, shape.tp, fp8=fp8)
+    if experts:
+        tensors += _mixture(shape, experts, fp8=fp8)
+    elif MLP in blocks:
+        tensors += [] if local else _norm("mlp.linear_fc1.layer_norm_", shape.hidden, shape)
+        tensors += _mlp("mlp.", shape, shape.ffn, shape.tp, fp8=fp8)
+    return tensors
+
+
+def _mamba(shape: ModelShape, mamba: Mamba, *, fp8: bool) -> list[ParameterTensor]:
+    """A Mamba-2 block (core/ssm/mamba_mixer.py). The order is not that of the real one."""
+    at, tp = "mixer.", shape.tp
+    inner, heads = mamba.inner // tp, mamba.heads // tp
+    convolved = inner + 2 * mamba.groups // tp * mamba.state
+    projected = divided(mamba.projected, tp, "width of the Mamba projection")
+    own = {
+        "dt_bias": heads,
+        "A_log": heads,
+        "D": heads,
+        "conv1d.weight": convolved * mamba.conv,
+        "conv1d.bias": convolved,
+        "norm.weight": inner,
+    }
+    return [
+        *(ParameterTensor(at + name, numel) for name, numel in own.items()),
+        *_norm(at + "in_proj.layer_norm_", shape.hidden, shape),
+        *_linear(at + "in_proj.", shape.hidden * projected, fp8=fp8),
+        *_linear(at + "out_proj.", inner * shape.hidden, fp8=fp8),
+    ]
 
 
 def _self_attention(shape: ModelShape, *, fp8: bool) -> list[ParameterTensor]:
@@ -252,8 +303,13 @@ def _latent_attention(
 def _mixture(shape: ModelShape, experts: Experts, *, fp8: bool) -> list[ParameterTensor]:
     hidden, routed = shape.hidden, shape.ep > 1
     tensors = _linear("mlp.router.", experts.count * hidden, experts.count * shape.linear_bias)
+    if experts.latent:
+        # Complete on every TP rank.
+        hidden = experts.latent
+        tensors += _linear("mlp.fc1_latent_proj.", shape.hidden * hidden, fp8=fp8)
+        tensors += _linear("mlp.fc2_latent_proj.", shape.hidden * hidden, fp8=fp8)
     here = divided(experts.count, shape.ep, "num_moe_experts")
-    fc1, fc2, bias = _mlp_sizes(shape, experts.ffn, shape.expert_tp)
+    fc1, fc2, bias = _mlp_sizes(shape, experts.ffn, shape.expert_tp, hidden)
     if experts.one_tensor:
         for number, numel in enumerate((fc1, fc2), start=1):
             name = f"mlp.experts.weight{number}"
@@ -272,22 +328,22 @@ def _mixture(shape: ModelShape, experts: Experts, *, fp8: bool) -> list[Paramete
             tensors += _mlp(at, shape, experts.ffn, shape.expert_tp, expert=routed, fp8=fp8)
     if experts.shared_ffn:
         if experts.shared_gate:
-            tensors.append(ParameterTensor("mlp.shared_experts.gate_weight", hidden))
+            tensors.append(ParameterTensor("mlp.shared_experts.gate_weight", shape.hidden))
         tensors += _mlp("mlp.shared_experts.", shape, experts.shared_ffn, shape.tp, fp8=fp8)
     return tensors
 
 
-def _mlp_sizes(shape: ModelShape, ffn: int, ranks: int) -> tuple[int, int, int]:
+def _mlp_sizes(shape: ModelShape, ffn: int, ranks: int, hidden: int) -> tuple[int, int, int]:
     """One rank's elements of fc1's weight, of fc2's weight and of fc1's bias."""
     ffn = divided(ffn, ranks, "feed-forward width")
     width = ffn * (2 if shape.gated else 1)
-    return shape.hidden * width, ffn * shape.hidden, width
+    return hidden * width, ffn * hidden, width
 
 
 def _mlp(
     at: str, shape: ModelShape, ffn: int, ranks: int, *, expert: bool = False, fp8: bool = False
 ) -> list[ParameterTensor]:
-    fc1, fc2, bias = _mlp_sizes(shape, ffn, ranks)
+    fc1, fc2, bias = _mlp_sizes(shape, ffn, ranks, shape.hidden)
     return _linear(at + "linear_fc1.", fc1, bias * shape.linear_bias, expert, fp8) + _linear(
         at + "linear_fc2.", fc2, shape.hidden * shape.linear_bias, expert, fp8
     )

@@ -17,20 +17,16 @@ switches, so the number of buckets says more than the switches. The rules are th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 from typing import Any
 
-from megatron.bridge.models.model_shape import (
-    LayerSpec,
-    ModelShape,
-    UncountableModel,
-    read_shape,
-    read_size,
-)
+from megatron.bridge.models.layer_blocks import UncountableModel
+from megatron.bridge.models.model_fields import read_size
+from megatron.bridge.models.model_shape import LayerSpec, ModelShape, read_shape
 from megatron.bridge.models.parameter_count import ParameterTensor, tensor_groups
-from megatron.bridge.models.pipeline_layout import layers_by_chunk
+from megatron.bridge.models.pipeline_layout import ModelPart, parts_by_chunk
 
 _BUCKET_ALIGNMENT = 128
 _BUSBW_ALIGNMENT = 2**16
@@ -142,23 +138,21 @@ def bucketing(
         data_parallel_size=data_parallel_size,
         expert_data_parallel_size=expert_data_parallel_size,
     )
-    layout = layers_by_chunk(model)
+    layout = parts_by_chunk(model)
     chunks = []
     known: dict[Any, tuple[tuple[Bucket, ...], tuple[tuple[int, ...], ...]]] = {}
     for vp_stage, row in enumerate(layout):
-        for pp_rank, layers in enumerate(row):
+        for pp_rank, part in enumerate(row):
             bucket_size, uncut = _size_in_force(
                 ddp, data_parallel_size, pp_rank, vp_stage, overlap_param_gather_with_optimizer_step
             )
             disabled = vp_stage > 0 or overlap_param_gather_with_optimizer_step
-            ends = pp_rank + vp_stage == 0, vp_stage == len(layout) - 1 and pp_rank == len(row) - 1
-            kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
-            key = kinds, ends, bucket_size, disabled
+            kinds = tuple((shape.blocks[layer], shape.fp8_layers[layer]) for layer in part.layers)
+            key = kinds, replace(part, layers=range(0)), bucket_size, disabled
             if key not in known:
                 known[key] = _cut_chunk(
                     shape,
-                    layers,
-                    ends,
+                    part,
                     bucket_size,
                     disabled,
                     bool(getattr(ddp, "use_distributed_optimizer", False)),
@@ -300,8 +294,7 @@ def _cut(
 @lru_cache(maxsize=256)
 def _cut_chunk(
     shape: ModelShape,
-    layers: range,
-    ends: tuple[bool, bool],
+    part: ModelPart,
     bucket_size: int | None,
     disabled: bool,
     use_distributed_optimizer: bool,
@@ -313,10 +306,10 @@ def _cut_chunk(
     The result is cached, since several rules need it for one run.
 
     Args:
-        ends: whether the chunk is the model's first, and whether it is the last.
+        part: what the chunk has.
         ranks: as of `reducing_ranks`.
     """
-    groups = tensor_groups(shape, layers, first=ends[0], last=ends[1])
+    groups = tensor_groups(shape, part)
     buckets = cut_buckets(
         [tensor for group in groups for tensor in group.tensors],
         bucket_size,

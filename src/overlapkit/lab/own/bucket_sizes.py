@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from megatron.bridge.models.model_shape import UncountableModel
+from megatron.bridge.models.layer_blocks import UncountableModel
 from megatron.bridge.models.pipeline_layout import layers_by_chunk, unrolled
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.software import AssumedSoftware

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.bridge.models.model_shape import UncountableModel, moe_layers_of
+from megatron.bridge.models.layer_blocks import UncountableModel, moe_layers_of
 from megatron.bridge.models.pipeline_layout import (
     layers_by_chunk,
-    unrolled,
+    layout_rows,
     virtual_size_of_layout,
 )
 from overlapkit.errors import InputError
@@ -24,7 +24,6 @@ ALONE = 4
 EACH = 2
 """Most layers of a chunk, where all chunks have as many."""
 
-_LETTERS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
 _NEEDS_PIPELINE = (
     "virtual_pipeline_model_parallel_size",
     "num_layers_in_first_pipeline_stage",
@@ -107,10 +106,10 @@ def _chunks_of(model: Any, stages: int, source: str) -> Grid:
         except UncountableModel as cause:
             raise InputError(f"{source}: {cause}: make the layers fit the pipeline") from None
     size = virtual_size_of_layout(layout, stages)
-    rows = layout
-    if isinstance(layout, str):
-        rows = [[_LETTERS.get(c, c) for c in part] for part in unrolled(layout).split("|")]
-    parts = [[str(each).strip().lower() for each in row] for row in rows or ()]
+    try:
+        parts = layout_rows(layout)
+    except UncountableModel as cause:
+        raise InputError(f"{source}: model.{cause}") from None
     if size is None or sum(row.count("decoder") for row in parts) != model.num_layers:
         raise InputError(
             f"{source}: model.pipeline_model_parallel_layout does not have {stages} stages and "

@@ -7,10 +7,14 @@ the input of a quantized GEMM is kept in its small format, and there is no dropo
 
 from __future__ import annotations
 
+from megatron.bridge.models.layer_blocks import ATTENTION, MAMBA, MLP
 from overlapkit.plan.figure import Figure, given, literal, total
+from overlapkit.plan.workload.layers import LayerWork
+from overlapkit.plan.workload.mamba import mamba_kept
 from overlapkit.plan.workload.memory_traffic import (
     attention_output,
     attention_widths,
+    expert_input,
     shared_tokens,
 )
 from overlapkit.plan.workload.precision import Precision
@@ -25,23 +29,45 @@ def layer_input(workload: Workload) -> Figure:
     return (shared_tokens(workload.layout) * hidden * size).called("input of a layer", "B")
 
 
-def layer_activations(
-    workload: Workload, low: Precision, recompute: Recompute, *, moe: bool
-) -> Figure:
+def layer_activations(workload: Workload, work: LayerWork) -> Figure:
     """Bytes that one layer keeps of one microbatch, without full recomputation.
 
     Args:
         workload: of the run.
-        low: precision of the layer's linear layers.
-        recompute: what selective recomputation drops.
-        moe: whether the layer has experts.
+        work: the kind of layer.
     """
-    shape, layout, base = workload.shape, workload.layout, workload.base
-    modules = recompute.modules
-    shared, tokens = shared_tokens(layout), layout.tokens
+    shape, layout, base, low = workload.shape, workload.layout, workload.base, work.precision
+    modules = work.recompute.modules
+    shared = shared_tokens(layout)
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     size, small = base.operand_bytes, low.operand_bytes
     norms = 0 if "layernorm" in modules else small
+    if not work.blocks:
+        # Prediction: embedding and hidden state, normalized and together, and its output's norm.
+        return (shared * hidden * literal(3 * size + 2 * small + size, "B")).called(
+            "activations of a layer", "B"
+        )
+    # Of each block the residual sum, which its norm reads, and the normalized input of its GEMMs.
+    kept = [shared * hidden * literal(len(work.blocks) * (size + norms), "B")]
+    if ATTENTION in work.blocks:
+        kept.append(_attention(workload, low, modules))
+    if MAMBA in work.blocks and shape.mamba:
+        kept.append(mamba_kept(shape, shape.mamba, layout, base, low))
+    if work.moe and shape.experts:
+        if "moe" not in modules:
+            kept.append(_experts(workload, low, work.recompute))
+        if shape.experts.shared_ffn and not {"moe", "shared_experts"} & set(modules):
+            width = shape.experts.shared_ffn / shape.tp
+            kept.append(_mlp(workload, layout.tokens, width, low, ()))
+    elif MLP in work.blocks and "mlp" not in modules:
+        kept.append(_mlp(workload, layout.tokens, shape.ffn / shape.tp, low, modules))
+    return total(kept).called("activations of a layer", "B")
+
+
+def _attention(workload: Workload, low: Precision, modules: tuple[str, ...]) -> Figure:
+    """Queries, keys, values, the output, and the output projection's input."""
+    shape, tokens = workload.shape, workload.layout.tokens
+    size, small = workload.base.operand_bytes, low.operand_bytes
     queries, keys, values = attention_widths(shape)
     inside = given(
         "attention width per rank",
@@ -55,22 +81,11 @@ def layer_activations(
         "",
         "heads x head size / TP",
     )
-    # Two residual sums, which the norms read, and two normalized inputs of GEMMs.
-    kept = [shared * hidden * literal(2 * size + 2 * norms, "B")]
     if "core_attn" in modules:
-        kept.append(tokens * out * literal(small, "B"))
-    else:
-        own = 0 if low is base else small
-        both = tokens * (inside + out) * literal(size, "B")
-        kept.append(both + tokens * out * literal(own, "B"))
-    if moe and shape.experts:
-        if "moe" not in modules:
-            kept.append(_experts(workload, low, recompute))
-        if shape.experts.shared_ffn and not {"moe", "shared_experts"} & set(modules):
-            kept.append(_mlp(workload, tokens, shape.experts.shared_ffn / shape.tp, low, ()))
-    elif "mlp" not in modules:
-        kept.append(_mlp(workload, tokens, shape.ffn / shape.tp, low, modules))
-    return total(kept).called("activations of a layer", "B")
+        return tokens * out * literal(small, "B")
+    own = 0 if low is workload.base else small
+    both = tokens * (inside + out) * literal(size, "B")
+    return both + tokens * out * literal(own, "B")
 
 
 def _mlp(
@@ -90,19 +105,23 @@ def _experts(workload: Workload, low: Precision, recompute: Recompute) -> Figure
         "copies x expert TP", workload.copies * layout.expert_tp, "", "model.moe_router_topk"
     )
     rows = (shared_tokens(layout) * copies).called("token copies at a rank's experts", "tokens")
-    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     width = shape.experts.ffn / shape.expert_tp
-    return rows * hidden * literal(low.operand_bytes, "B") + _mlp(
+    kept = rows * expert_input(shape) * literal(low.operand_bytes, "B") + _mlp(
         workload, rows, width, low, recompute.modules
     )
+    if shape.experts.latent:
+        # The projection back keeps what it projects.
+        kept = kept + shared_tokens(layout) * expert_input(shape) * literal(low.operand_bytes, "B")
+    return kept
 
 
 def logits(workload: Workload) -> Figure:
-    """Bytes of the logits and their gradient, while the loss is computed."""
+    """Bytes of the logits and their gradient, while the loss is computed; with multi-token
+    prediction those of all depths, whose losses are added up before the backward."""
     shape = workload.shape
     vocab = given("vocabulary per rank", shape.vocab / shape.tp, "", "padded vocabulary / TP")
     size = workload.base.operand_bytes
     # The fp32 copy that the loss uses becomes the gradient.
-    return (workload.layout.tokens * vocab * literal(size + 4, "B")).called(
+    return workload.of_all_heads(workload.layout.tokens * vocab * literal(size + 4, "B")).called(
         "logits and their gradient", "B"
     )

@@ -15,6 +15,7 @@ from overlapkit.plan.estimate.step_time import Estimate, estimate
 from overlapkit.plan.estimate.sureness import Range, order_of, range_of
 from overlapkit.plan.figure import Figure
 from overlapkit.plan.workload.gradient_exchange import gradient_exchange
+from overlapkit.plan.workload.offload import offload_of
 from overlapkit.plan.workload.precision import base_precision, linear_precision
 from overlapkit.plan.workload.step import Workload, workload
 
@@ -170,8 +171,10 @@ def costs_of_run(run: Run, world_size: int, machine: Machine, *, cut: bool = Tru
         cut: False does not cut the gradients into buckets; `with_exchange_of` does.
 
     Raises:
-        InputError: the machine cannot compute in the run's precision.
+        InputError: the machine cannot compute in the run's precision, or the run offloads an
+            impossible share.
     """
+    offload_of(run)
     for precision in {linear_precision(run.model).rate, base_precision(run.model).rate}:
         machine.rate(precision)
     try:

@@ -129,7 +129,7 @@ def _layer_by_layer(
     passes = given("microbatches", layout.microbatches, "", "global batch / (micro-batch x DP)")
     chunks = [one for row in workload.exchange.chunks for one in row]
     stage = max(chunks, key=lambda one: sum(each.payload.value for each in one.gradients))
-    layers = max(len(row[0]) for row in layout.chunk_layers)
+    layers = max(len(row[0].layers) for row in layout.parts)
     edge = given("share of the first layer", 1 / max(layers, 1), "", "1 / layers")
     gather = total((collective_time(one, machine) for one in stage.parameters), "s").called(
         "parameters gathered once", "s"

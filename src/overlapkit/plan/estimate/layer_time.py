@@ -18,8 +18,8 @@ from overlapkit.plan.estimate.roofline import (
 )
 from overlapkit.plan.figure import Figure, given, largest, total
 from overlapkit.plan.workload.collectives import Collective
+from overlapkit.plan.workload.layers import LayerWork
 from overlapkit.plan.workload.recompute import Recompute
-from overlapkit.plan.workload.step import LayerWork
 
 FILLING = "PP / microbatches: while the pipeline fills and drains"
 

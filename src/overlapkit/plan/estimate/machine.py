@@ -57,6 +57,19 @@ class Link:
     hop: Figure
 
 
+@dataclass(frozen=True)
+class Host:
+    """The memory of a GPU's host.
+
+    Attributes:
+        link: bytes/s between GPU and host, in each direction.
+        memory: bytes/s of the host's memory that one GPU's share of its CPUs sustains.
+    """
+
+    link: Figure
+    memory: Figure
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """A cluster of equal GPUs (or other processors).
@@ -72,7 +85,9 @@ class Machine:
         exponentials: 1/s; None where they cost nothing.
         attention_rows: query positions that one block of attention works on.
         memory_bandwidth: bytes/s of a streaming kernel.
+        scan: bytes/s of the kernels of Mamba's scan; None where memory alone bounds them.
         memory: bytes.
+        host: its memory; None where that is not known.
         links: nearest first.
         communication_share: share of a rank's arithmetic that a running collective takes.
         kernel: seconds between one kernel and the next.
@@ -100,11 +115,13 @@ class Machine:
     collective_start: Figure = NO_START
     shares: Mapping[str, Figure] = field(default_factory=dict)
     exponentials: Figure | None = None
+    scan: Figure | None = None
     attention_rows: int = 1
     processors: int = 1
     tile: tuple[int, int] = (1, 1)
     step_compute: Figure | None = None
     measured: Measured | None = None
+    host: Host | None = None
 
     @property
     def nvlink_domain(self) -> int:
@@ -181,6 +198,7 @@ def machine_of(
         attention_backward=(peaks["bf16"] * backward * own).called("attention backward", "FLOP/s"),
         shares=_shares(name, constants),
         exponentials=_exponentials(data, peaks["bf16"]),
+        scan=_scan(data, peaks["bf16"], constants),
         attention_rows=BLACKWELL_ROWS if found.sm100_or_newer else ROWS,
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
@@ -202,6 +220,7 @@ def machine_of(
         collective_start=constant("start of a collective", COLLECTIVE_S, "s"),
         processors=data.sm,
         tile=TILE,
+        host=_host(data, sheet, constants),
     )
 
 
@@ -214,6 +233,21 @@ def _network(gbps: float | None, data: DataSheet, sheet: str, constants: Constan
         bandwidth=_bandwidth("network", (gbps or data.nic_gbps) / 8 * 1e9, source, constants),
         hop=constant("network hop", NETWORK_HOP_S, "s"),
     )
+
+
+def _host(data: DataSheet, sheet: str, constants: Constants) -> Host | None:
+    """The host's memory, as far as its data sheets tell."""
+    if data.host_link_gbps_per_dir is None or data.host_memory_gbps is None:
+        return None
+    memory = given("host memory peak", data.host_memory_gbps * 1e9, "B/s", sheet)
+    streaming = constant("memory efficiency", constants.memory)
+    return Host(
+        _bandwidth("host link", data.host_link_gbps_per_dir * 1e9, sheet, constants),
+        (memory * streaming).called("host memory sustained", "B/s"),
+    )
+
+
+_SHEETS = "overlapkit/data/hardware.json"
 
 
 def _peaks(data: DataSheet, sheet: str) -> dict[str, Figure]:
@@ -265,16 +299,26 @@ def _shares(gpu: str, constants: Constants) -> dict[str, Figure]:
 
 
 def _exponentials(gpu: DataSheet, peak: Figure) -> Figure:
-    """Exponentials per second of all special-function units.
+    """Exponentials per second of all special-function units."""
+    unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", _SHEETS)
+    return (_clocks(gpu, peak) * unit).called("exponentials", "1/s")
+
+
+def _scan(gpu: DataSheet, peak: Figure, constants: Constants) -> Figure:
+    """Bytes per second of the scan's kernels on all SMs."""
+    each = constant("bytes of a scan per SM and clock", constants.scan, "B")
+    return (_clocks(gpu, peak) * each).called("rate of a scan", "B/s")
+
+
+def _clocks(gpu: DataSheet, peak: Figure) -> Figure:
+    """Clocks per second of all SMs together.
 
     Args:
         gpu: the data sheet.
         peak: FLOP/s of the data sheet in BF16, which gives the clock.
     """
-    source = "overlapkit/data/hardware.json"
-    each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", source)
-    unit = given("exponentials per SM and clock", gpu.exp_per_clock, "", source)
-    return (peak / each * unit).called("exponentials", "1/s")
+    each = given("BF16 operations per SM and clock", gpu.bf16_flop_per_clock, "FLOP", _SHEETS)
+    return (peak / each).called("clocks of all SMs", "1/s")
 
 
 def _bandwidth(name: str, peak: float, source: str, constants: Constants) -> Figure:

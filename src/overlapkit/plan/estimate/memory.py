@@ -11,8 +11,9 @@ from overlapkit.plan.estimate.activations import layer_activations, layer_input,
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.estimate.optimizer_time import optimizer_shard
 from overlapkit.plan.figure import Figure, given, literal, smallest, total
+from overlapkit.plan.workload.layers import LayerWork
 from overlapkit.plan.workload.parameters import COUNTED
-from overlapkit.plan.workload.step import LayerWork, Workload
+from overlapkit.plan.workload.step import Workload
 
 MARGIN = 0.05
 """Share of the memory that is kept free for what is not counted: the CUDA context and loaded
@@ -57,7 +58,7 @@ def memory(run: Run, workload: Workload, machine: Machine) -> Memory:
         machine: the GPU's memory.
 
     Raises:
-        InputError: an unknown optimizer dtype, or an impossible share to offload.
+        InputError: an unknown optimizer dtype.
     """
     usable = (machine.memory * (1 - MARGIN)).called("usable memory", "B")
     # Of stages with the same parameters, the first has the most microbatches in flight.
@@ -74,7 +75,7 @@ def _of_stage(run: Run, workload: Workload, machine: Machine, usable: Figure, st
     weights = _weights(run, workload, stage)
     gradients = _gradients(workload, stage)
     optimizer = _optimizer(run, workload, stage)
-    activations = _activations(run, workload, stage)
+    activations = _activations(workload, stage)
     needed = (weights + gradients + optimizer + activations).called(
         f"memory needed on stage {stage}", "B"
     )
@@ -115,10 +116,13 @@ def _weights(run: Run, workload: Workload, stage: int) -> Figure:
 
 def _vocabulary(workload: Workload, stage: int) -> int:
     """Parameters of embedding and output layer, which no recipe quantizes."""
-    shape, last = workload.shape, workload.layout.pp - 1
+    shape = workload.shape
+    parts = [row[stage] for row in workload.layout.parts]
     one = shape.vocab // shape.tp * shape.hidden
-    count = (stage == 0) + (stage == last)
-    return one * (1 if shape.tied and last == 0 else count)
+    embeddings = sum(part.first or part.predicts for part in parts)
+    if shape.tied and workload.layout.pp == 1:
+        return one
+    return one * (embeddings + sum(part.last for part in parts))
 
 
 def _gradients(workload: Workload, stage: int) -> Figure:
@@ -152,12 +156,12 @@ def _optimizer(run: Run, workload: Workload, stage: int) -> Figure:
         sizes[0] = 2
     each = given("optimizer state bytes", sum(sizes), "B", "master weight and Adam's two moments")
     state = shard * each
-    offloaded = getattr(run.optimizer, "optimizer_offload_fraction", 0.0) or 0.0
-    if not 0 <= offloaded <= 1:
-        raise InputError(f"optimizer.optimizer_offload_fraction={offloaded}: must be from 0 to 1")
-    if getattr(run.optimizer, "optimizer_cpu_offload", False) and offloaded:
+    if workload.offload.optimizer:
         state = state * given(
-            "share on the GPU", 1 - float(offloaded), "", "optimizer.optimizer_offload_fraction"
+            "share on the GPU",
+            1 - workload.offload.optimizer,
+            "",
+            "optimizer.optimizer_offload_fraction",
         )
     return state.called("optimizer state", "B")
 
@@ -169,7 +173,7 @@ def _size(optimizer: Any, name: str) -> int:
     return _SIZES[dtype]
 
 
-def _activations(run: Run, workload: Workload, stage: int) -> Figure:
+def _activations(workload: Workload, stage: int) -> Figure:
     """The activations of all microbatches in flight on a stage.
 
     With one forward, one backward (1F1B), stage s has at most p - s microbatches in flight.
@@ -183,12 +187,9 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
         layers = given(f"{layer.name} layers of stage {stage}", count, "", "model.num_layers")
         of_kinds.append(layers * _kept(workload, layer))
     of_pass = total(of_kinds, "B").called("activations of a microbatch", "B")
-    if getattr(run.model, "cpu_offloading", False):
+    if workload.offload.layers:
         number = max(sum(workload.stages[stage].values()), 1)
-        requested = getattr(run.model, "cpu_offloading_num_layers", 0) or 0
-        if requested < 0:
-            raise InputError(f"model.cpu_offloading_num_layers={requested}: must be 0 or more")
-        moved = min(requested, number)
+        moved = min(workload.offload.layers, number)
         of_pass = of_pass * given(
             "share of layers not offloaded",
             1 - moved / number,
@@ -214,7 +215,7 @@ def _activations(run: Run, workload: Workload, stage: int) -> Figure:
 
 
 def _of_layer(workload: Workload, work: LayerWork) -> Figure:
-    return layer_activations(workload, work.precision, work.recompute, moe=work.moe)
+    return layer_activations(workload, work)
 
 
 def _kept(workload: Workload, work: LayerWork) -> Figure:

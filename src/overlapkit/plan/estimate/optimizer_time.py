@@ -25,6 +25,13 @@ def optimizer_time(workload: Workload, machine: Machine) -> Figure:
         "weight bytes written", workload.base.operand_bytes, "B", "mixed_precision.params_dtype"
     )
     moved = shard * (literal(STATE_BYTES + NORM_BYTES, "B") + weight)
+    if workload.offload.optimizer:
+        # The norm of all gradients is the GPU's; the host has its own estimate.
+        source = "optimizer.optimizer_offload_fraction"
+        kept = given("share on the GPU", 1 - workload.offload.optimizer, "", source)
+        moved = shard * literal(NORM_BYTES, "B") + kept * shard * (
+            literal(STATE_BYTES, "B") + weight
+        )
     if workload.layout.sharding in ("none", "optimizer"):
         moved = moved + all_params * literal(ZEROED_BYTES, "B")
     if workload.precision.quantize_bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from overlapkit.plan.estimate.constants import ATTENTION, HEAD, constant
 from overlapkit.plan.estimate.machine import Machine, filled, link_between, slowest_link
-from overlapkit.plan.figure import Figure, given, hypotenuse, largest
+from overlapkit.plan.figure import Figure, given, hypotenuse, largest, smallest
 from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.layers import LayerWork
 from overlapkit.plan.workload.memory_traffic import MemoryTraffic
 from overlapkit.plan.workload.precision import BF16, Precision
-from overlapkit.plan.workload.step import LayerWork
 
 LAUNCHED = "kernels that the host starts one by one after it has learned the experts' tokens"
 
@@ -132,7 +132,10 @@ def traffic_time(
             return found
     moved: Figure = getattr(traffic, phase)
     name = moved.name.replace("bytes", "time")
-    time = moved / machine.memory_bandwidth
+    rate = machine.memory_bandwidth
+    if traffic.kind == "scan" and machine.scan is not None:
+        rate = smallest(rate, machine.scan)
+    time = moved / rate
     if traffic.kernels and machine.pass_start.value:
         what = f"{moved.name.replace('bytes', 'kernels')}"
         time = time + given(what, traffic.kernels, "", "as fused") * machine.pass_start

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from overlapkit.plan.estimate.gradient_time import exchange_time
 from overlapkit.plan.estimate.layer_time import LayerTime, layer_time
 from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.estimate.offload_time import activation_copies, host_update
 from overlapkit.plan.estimate.optimizer_time import optimizer_time
 from overlapkit.plan.estimate.overlap import Overlap
 from overlapkit.plan.estimate.roofline import collective_time
@@ -28,6 +29,7 @@ PARTS = (
     "PP exposed",
     "DP exposed",
     "pipeline bubble",
+    "activation offload",
     "optimizer",
 )
 """What a step consists of. The parts of an estimate add up to its step."""
@@ -86,7 +88,8 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
     vocabulary = layer_time(workload.vocabulary, machine, overlap)
     stages = [_stage(workload, stage, layers, vocabulary) for stage in range(layout.pp)]
     times = [_stage_time(stage, layers_of) for stage, layers_of in enumerate(stages)]
-    slowest = stages[max(range(layout.pp), key=lambda stage: times[stage].value)]
+    slowest_stage = max(range(layout.pp), key=lambda stage: times[stage].value)
+    slowest = stages[slowest_stage]
     scale = _scale(workload, machine, slowest)
 
     parts = _compute(workload, slowest, scale)
@@ -99,7 +102,12 @@ def estimate(workload: Workload, machine: Machine, overlap: Overlap) -> Estimate
     parts["contention"] = total(contention).called("contention", "s")
     bubble = _scaled(_bubble(workload, times), scale).called("pipeline bubble", "s")
     parts["pipeline bubble"] = bubble
-    parts["optimizer"] = _scaled(optimizer_time(workload, machine), scale).called("optimizer", "s")
+    copies = activation_copies(workload, machine, slowest_stage, layers)
+    if copies is not None:
+        parts["activation offload"] = (copies * _passes(workload)).called("activation offload", "s")
+    on_gpu = _scaled(optimizer_time(workload, machine), scale).called("optimizer", "s")
+    on_host = host_update(workload, machine)
+    parts["optimizer"] = on_gpu if on_host is None else (on_gpu + on_host).called("optimizer", "s")
     parts = {name: parts[name] for name in PARTS if name in parts}
     step = total(parts.values()).called("step", "s")
     world = given("GPUs", layout.world, "", "--world-size")
@@ -167,7 +175,8 @@ def _stage(
         name = f"{workload.layers[kind].name} layers of stage {stage}"
         result.append((given(name, count, "", "model.num_layers"), layers[kind]))
     if stage == workload.layout.pp - 1:
-        result.append((given("output layers", 1, "", "on the last stage"), vocabulary))
+        heads = given("output layers", workload.heads, "", "on the last stage")
+        result.append((heads, vocabulary))
     return result
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from overlapkit.hardware import gpus
 from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.workload.offload import Offload
 from overlapkit.plan.workload.step import Workload
 
 TABLE = Path(__file__).resolve().parents[2] / "data" / "estimate_errors.json"
@@ -103,11 +104,11 @@ def error_table() -> ErrorTable:
 
 
 def range_of(work: Workload, machine: Machine) -> Range | None:
-    """The range of an estimate; None where nothing like it was ever compared.
+    """The range of an estimate; None where nothing like it was ever compared, as with offloading.
 
     A class with too few layouts takes the errors of its GPU generation, which are wider.
     """
-    if machine.name not in gpus():
+    if machine.name not in gpus() or work.offload != Offload():
         return None
     if machine.measured is not None and machine.measured.covers(work.precision):
         compared = f"{MEASURED_ON} with its own rates"
@@ -123,12 +124,15 @@ def range_of(work: Workload, machine: Machine) -> Range | None:
 
 
 def order_of(work: Workload) -> Order:
-    """How far the estimate orders layouts of this kind of model."""
-    return error_table().order["MoE" if work.shape.experts else "dense"]
+    """How far the estimate orders layouts of this kind of model.
+
+    Of hybrids no two layouts on one machine are published: theirs counts as that of mixtures.
+    """
+    return error_table().order["dense" if kind_of(work) == "dense" else "MoE"]
 
 
 def class_of(work: Workload, gpu: str) -> str:
-    """The class of an estimate: GPU, precision, dense or MoE, and long sequences apart."""
+    """The class of an estimate: GPU, precision, kind of model, and long sequences apart."""
     return f"{gpu} {work.precision.name} {_kind(work)}"
 
 
@@ -137,6 +141,13 @@ def wider_class_of(work: Workload, gpu: str) -> str:
     return f"{gpus()[gpu].arch} {_kind(work)}"
 
 
+def kind_of(work: Workload) -> str:
+    """Dense, MoE, or hybrid: with Mamba layers, whatever else."""
+    if work.shape.mamba:
+        return "hybrid"
+    return "MoE" if work.shape.experts else "dense"
+
+
 def _kind(work: Workload) -> str:
-    kind = "MoE" if work.shape.experts else "dense"
+    kind = kind_of(work)
     return f"{kind}, long sequences" if work.layout.sequence > LONG_SEQUENCE else kind

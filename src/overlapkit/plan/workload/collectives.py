@@ -12,6 +12,7 @@ from functools import partial
 from math import comb
 from typing import Any
 
+from megatron.bridge.models.layer_blocks import ATTENTION, EXPERTS, MAMBA, MLP
 from megatron.bridge.models.model_shape import Experts, ModelShape
 from overlapkit.errors import InputError
 from overlapkit.plan.figure import Figure, given, literal
@@ -19,6 +20,7 @@ from overlapkit.plan.workload.layout import Layout
 from overlapkit.plan.workload.memory_traffic import (
     attention_output,
     attention_widths,
+    expert_input,
     shared_tokens,
 )
 from overlapkit.plan.workload.precision import Precision
@@ -80,7 +82,7 @@ class Collective:
 
 
 def tensor_collectives(
-    shape: ModelShape, layout: Layout, base: Precision, low: Precision, *, mlp: bool
+    shape: ModelShape, layout: Layout, base: Precision, low: Precision, blocks: str
 ) -> list[Collective]:
     """Tensor-parallel communication of a layer.
 
@@ -95,7 +97,7 @@ def tensor_collectives(
         layout: ranks.
         base: precision of activations.
         low: precision of the linear layers.
-        mlp: whether the layer has a feed-forward block; False where experts take its place.
+        blocks: of the layer. Of experts only the shared one is divided over TP here.
     """
     if layout.tp == 1:
         return []
@@ -106,10 +108,14 @@ def tensor_collectives(
     )
     one = partial(Collective, dimension="TP", ranks=layout.tp, stride=1)
     result = []
-    for first, last, gathered in [
-        ("qkv", "proj", _latents(shape, tokens, base) or narrow),
-        *([("fc1", "fc2", narrow)] if mlp else []),
-    ]:
+    linears = {
+        ATTENTION: ("qkv", "proj", _latents(shape, tokens, base) or narrow),
+        MAMBA: ("in_proj", "out_proj", narrow),
+        MLP: ("fc1", "fc2", narrow),
+    }
+    if shape.experts and shape.experts.shared_ffn:
+        linears[EXPERTS] = "shared fc1", "shared fc2", narrow
+    for first, last, gathered in [linears[block] for block in blocks if block in linears]:
         forward = partial(one, phase="forward")
         backward = partial(one, phase="backward")
         own = partial(backward, always_hidden=True)
@@ -281,7 +287,7 @@ def expert_collectives(
     model: Any, shape: ModelShape, experts: Experts, layout: Layout, base: Precision
 ) -> list[Collective]:
     """Dispatch of tokens to their experts and combination of the results, both ways."""
-    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
+    hidden = expert_input(shape)
     size = literal(base.operand_bytes, "B")
     tokens = shared_tokens(layout)
     if getattr(model, "moe_token_dispatcher_type", "alltoall") == "allgather":

@@ -154,9 +154,22 @@ def expert_gemms(
     each = max(routed // count, 1)
     width = experts.ffn * (2 if shape.gated else 1) // shape.expert_tp
     ffn = experts.ffn // shape.expert_tp
+    hidden = experts.latent or shape.hidden
     return [
-        *linear("experts fc1", each, shape.hidden, width, precision, batch=count),
-        *linear("experts fc2", each, ffn, shape.hidden, precision, batch=count),
+        *linear("experts fc1", each, hidden, width, precision, batch=count),
+        *linear("experts fc2", each, ffn, hidden, precision, batch=count),
+    ]
+
+
+def latent_gemms(
+    shape: ModelShape, experts: Experts, tokens: int, precision: Precision
+) -> list[Gemm]:
+    """The projections of tokens to the width that experts work on, and back (LatentMoE)."""
+    if not experts.latent:
+        return []
+    return [
+        *linear("latent down", tokens, shape.hidden, experts.latent, precision),
+        *linear("latent up", tokens, experts.latent, shape.hidden, precision),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron.bridge.models.model_shape import UncountableModel
+from megatron.bridge.models.layer_blocks import UncountableModel
 from megatron.bridge.training.bucketing import bucketing
 from megatron.bridge.training.exchanged_bytes import ElementBytes, element_bytes
 from overlapkit.config.run import Run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from megatron.bridge.models.layer_blocks import ATTENTION
 from megatron.bridge.models.model_shape import Experts
 from megatron.bridge.utils.cuda_graph import cuda_graph_module_names, is_full_iteration_cuda_graph
 from overlapkit.plan.workload.layout import Layout
@@ -39,22 +40,32 @@ LAYER = Launches(60, 80)
 """Of the rest of the layer: norms, attention, router, permutation, dispatch and combine, in
 PyTorch's own kernels and Transformer Engine's."""
 GRAPHED_LAYER = Launches(30, 40)
-"""Of the rest of the layer where its attention or its router is captured in CUDA graphs."""
+"""Of the rest of the layer where its attention or its router is captured in CUDA graphs. A layer of
+a hybrid model that has experts and no attention has as many without graphs, and half with them."""
+_OF_LAYER = {"attn", "mlp", "moe", "moe_router", "moe_preprocess"}
+"""Modules whose graphs hold a part of a layer with experts."""
 
 
-def launches_of(model: Any, experts: Experts, layout: Layout, *, bias: bool) -> Launches:
+def launches_of(
+    model: Any, experts: Experts, layout: Layout, blocks: str, *, bias: bool
+) -> Launches:
     """The kernels of one layer with experts; none where a graph holds the entire iteration.
 
     Args:
-        model: what the run sets.
+        model: its configuration, effective.
         experts: of the model.
         layout: ranks.
+        blocks: of the layer.
         bias: whether linear layers have one.
     """
     if is_full_iteration_cuda_graph(model):
         return NO_LAUNCHES
     graphed = (getattr(model, "cuda_graph_impl", None) or "none") != "none"
-    rest = GRAPHED_LAYER if graphed and cuda_graph_module_names(model) else LAYER
+    names = set(cuda_graph_module_names(model)) if graphed else set()
+    rest = GRAPHED_LAYER if names & _OF_LAYER else LAYER
+    if ATTENTION not in blocks:
+        graphed = bool(names & (_OF_LAYER - {"attn", "mlp"}))
+        rest = Launches(*(each / 2 for each in (GRAPHED_LAYER if graphed else LAYER)))
     own = experts.count // layout.ep
     return Launches(
         rest.forward + own * (EXPERT.forward + bias * BIAS.forward),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron.bridge.models.model_shape import UncountableModel, read_size
-from megatron.bridge.models.pipeline_layout import layers_by_chunk
+from megatron.bridge.models.layer_blocks import UncountableModel
+from megatron.bridge.models.model_fields import read_size
+from megatron.bridge.models.pipeline_layout import ModelPart, parts_by_chunk
 from megatron.bridge.training.decisions import OverlapConfigError
 from megatron.bridge.training.runtime_update import data_parallel_size
 from overlapkit.config.run import Run
@@ -27,7 +28,7 @@ class Layout:
         sequence: tokens of a sequence, over all context-parallel ranks.
         sequence_parallel: whether TP ranks divide the tokens outside attention and MLP.
         sharding: "none", "optimizer" (distributed optimizer), "gradients" or "parameters" (FSDP).
-        chunk_layers: layers of every chunk as ``[vp_stage][pp_rank]``.
+        parts: what every chunk has, as ``[vp_stage][pp_rank]``.
     """
 
     world: int
@@ -44,7 +45,7 @@ class Layout:
     sequence: int
     sequence_parallel: bool
     sharding: str
-    chunk_layers: tuple[tuple[range, ...], ...]
+    parts: tuple[tuple[ModelPart, ...], ...]
 
     @property
     def global_batch(self) -> int:
@@ -86,11 +87,12 @@ def layout_of(run: Run, world_size: int) -> Layout:
     model = run.model
     try:
         tp = read_size(model, "tensor_model_parallel_size")
+        parts = tuple(tuple(row) for row in parts_by_chunk(model))
         layout = Layout(
             world=world_size,
             tp=tp,
             pp=read_size(model, "pipeline_model_parallel_size"),
-            vp=read_size(model, "virtual_pipeline_model_parallel_size", default=1),
+            vp=len(parts),
             cp=read_size(model, "context_parallel_size"),
             ep=read_size(model, "expert_model_parallel_size"),
             expert_tp=read_size(model, "expert_tensor_parallel_size", default=tp),
@@ -101,7 +103,7 @@ def layout_of(run: Run, world_size: int) -> Layout:
             sequence=read_size(model, "seq_length"),
             sequence_parallel=bool(getattr(model, "sequence_parallel", False)) and tp > 1,
             sharding=_sharding(run.ddp),
-            chunk_layers=tuple(tuple(row) for row in layers_by_chunk(model)),
+            parts=parts,
         )
     except (UncountableModel, OverlapConfigError) as error:
         raise InputError(f"the layout cannot be planned: {error}") from None

@@ -29,7 +29,8 @@ class MemoryTraffic:
     Attributes:
         forward, backward: bytes.
         kernels: that read and write them, in each of the two.
-        kind: "permutation" of tokens to experts, "loss" (the cross entropy), or "stream".
+        kind: "permutation" of tokens to experts, "loss" (the cross entropy), "scan"
+            (Mamba's kernels, which are slower than memory), or "stream".
     """
 
     forward: Figure
@@ -124,11 +125,13 @@ class MlpRows(NamedTuple):
         rows: tokens that pass through it on this rank.
         entering: tokens whose input this rank quantizes: its share of them where TP ranks gather
             what they have quantized, all copies where they come from a router.
+        inputs: width of what enters; None for the hidden size.
     """
 
     width: float
     rows: Figure
     entering: Figure
+    inputs: Figure | None = None
 
 
 def mlp_traffic(
@@ -138,14 +141,15 @@ def mlp_traffic(
     hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
     middle = given("feed-forward width per rank", passing.width, "", "feed-forward width / TP")
     wide = 2 if shape.gated else 1
+    inputs = passing.inputs or hidden
     shared, rows = shared_tokens(layout), passing.rows
     size, cast = literal(base.operand_bytes, "B"), literal(low.quantize_bytes, "B")
     forward = shared * hidden * (2 + 3) * size + rows * middle * (wide + 1) * size
     # The activation reads its input and its output's gradient, and writes its input's gradient.
     backward = shared * hidden * (3 + 3) * size + rows * middle * (1 + 2 * wide) * size
     if low.quantize_bytes:
-        forward = forward + (passing.entering * hidden + rows * middle) * cast
-        backward = backward + (passing.entering * hidden + rows * middle * wide) * cast
+        forward = forward + (passing.entering * inputs + rows * middle) * cast
+        backward = backward + (passing.entering * inputs + rows * middle * wide) * cast
     return MemoryTraffic(
         forward.called("feed-forward block bytes, forward", "B"),
         backward.called("feed-forward block bytes, backward", "B"),
@@ -156,8 +160,7 @@ def mlp_traffic(
 
 def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> MemoryTraffic:
     """Permuting token copies to their experts and back: each is read and written, both ways."""
-    hidden = given("hidden size", shape.hidden, "", "model.hidden_size")
-    moved = routed * hidden * (2 + 2) * literal(base.operand_bytes, "B")
+    moved = routed * expert_input(shape) * (2 + 2) * literal(base.operand_bytes, "B")
     return MemoryTraffic(
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
@@ -184,6 +187,14 @@ def expert_bias_traffic(shape: ModelShape, routed: Figure, base: Precision) -> M
         (routed * hidden * literal(forward, "B")).called("experts' bias bytes, forward", "B"),
         (routed * hidden * literal(backward, "B")).called("experts' bias bytes, backward", "B"),
     )
+
+
+def expert_input(shape: ModelShape) -> Figure:
+    """Width of a token as it goes to its experts."""
+    latent = shape.experts.latent if shape.experts else 0
+    if latent:
+        return given("width that experts work on", latent, "", "model.moe_latent_size")
+    return given("hidden size", shape.hidden, "", "model.hidden_size")
 
 
 def loss_traffic(shape: ModelShape, layout: Layout) -> MemoryTraffic:

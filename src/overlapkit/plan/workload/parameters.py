@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.bridge.models.model_shape import ModelShape
-from megatron.bridge.models.parameter_count import ParameterTensor, TensorGroup, chunk_tensor_groups
+from megatron.bridge.models.parameter_count import ParameterTensor, TensorGroup, tensor_groups
 from overlapkit.plan.workload.layout import Layout
 
 COUNTED = "counted tensor by tensor"
@@ -57,19 +57,18 @@ class StageParameters:
         return sum(self.chunks, Parameters())
 
 
-def stage_parameters(model: Any, shape: ModelShape, layout: Layout) -> list[StageParameters]:
+def stage_parameters(shape: ModelShape, layout: Layout) -> list[StageParameters]:
     """The parameters of every pipeline stage."""
     known: dict[Any, tuple[Parameters, Parameters]] = {}
     stages = []
     for stage in range(layout.pp):
         chunks = []
         for chunk in range(layout.vp):
-            ends = stage + chunk == 0, (stage, chunk) == (layout.pp - 1, layout.vp - 1)
-            layers = layout.chunk_layers[chunk][stage]
-            kinds = tuple((shape.moe_layers[layer], shape.fp8_layers[layer]) for layer in layers)
-            key = kinds, ends
+            part = layout.parts[chunk][stage]
+            kinds = tuple((shape.blocks[layer], shape.fp8_layers[layer]) for layer in part.layers)
+            key = kinds, replace(part, layers=range(0))
             if key not in known:
-                known[key] = _of_chunk(chunk_tensor_groups(shape, model, stage, chunk))
+                known[key] = _of_chunk(tensor_groups(shape, part))
             chunks.append(known[key])
         largest = max((layer for _, layer in chunks), key=lambda layer: layer.all)
         stages.append(StageParameters(tuple(params for params, _ in chunks), largest))
@@ -86,7 +85,7 @@ def _of_chunk(groups: Sequence[TensorGroup]) -> tuple[Parameters, Parameters]:
             counted[id(tensors)] = _count(tensors)
         each = counted[id(tensors)]
         params += each
-        if prefix.startswith("decoder.layers.") and each.all > largest.all:
+        if prefix.startswith(("decoder.layers.", "mtp.")) and each.all > largest.all:
             largest = each
     return params, largest
 

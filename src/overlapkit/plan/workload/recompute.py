@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.bridge.models.layer_blocks import ATTENTION, EXPERTS
 from overlapkit.errors import InputError
 from overlapkit.plan.workload.layout import Layout
 
@@ -38,8 +39,8 @@ class Recompute:
     modules: tuple[str, ...] = ()
 
 
-def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
-    """How a layer of a kind is recomputed.
+def recompute_of(model: Any, layout: Layout, blocks: str) -> Recompute:
+    """How a layer with these blocks is recomputed.
 
     Raises:
         InputError: an unknown granularity, method or module, or an impossible number of layers.
@@ -60,7 +61,7 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
         most = getattr(model, "recompute_num_layers", None) or 0
         if most < 0:
             raise InputError(f"model.recompute_num_layers={most}: must be 0 or more")
-        chunks = [len(chunk) for row in layout.chunk_layers for chunk in row]
+        chunks = [len(part.layers) for row in layout.parts for part in row]
         return Recompute(full_layers=sum(min(most, n) for n in chunks) / sum(chunks))
     if granularity != "selective":
         raise InputError(
@@ -74,9 +75,10 @@ def recompute_of(model: Any, layout: Layout, *, moe: bool) -> Recompute:
                 f"model.recompute_modules: unknown {module!r}; known are {', '.join(SELECTIVE)}"
             )
     # "mlp" means dense feed-forward blocks, "moe" experts.
-    own = [m for m in modules if m != ("mlp" if moe else "moe")]
+    other = "mlp" if EXPERTS in blocks else "moe"
+    own = [m for m in modules if m != other]
     return Recompute(
         gemms=tuple(dict.fromkeys(gemm for m in own for gemm in SELECTIVE[m])),
-        attention="core_attn" in modules,
+        attention="core_attn" in modules and ATTENTION in blocks,
         modules=tuple(modules),
     )

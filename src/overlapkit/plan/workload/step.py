@@ -7,80 +7,29 @@ them.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from megatron.bridge.models.model_shape import Experts, ModelShape, UncountableModel, read_shape
+from megatron.bridge.models.layer_blocks import UncountableModel
+from megatron.bridge.models.model_shape import ModelShape, read_shape
+from megatron.bridge.models.pipeline_layout import ModelPart
 from overlapkit.config.run import Run
 from overlapkit.errors import InputError
 from overlapkit.plan.figure import Figure, given, literal, total
-from overlapkit.plan.workload.attention import Attention, attention_of, window_of
-from overlapkit.plan.workload.collectives import (
-    Collective,
-    context_collectives,
-    context_kind,
-    expert_collectives,
-    routed_copies,
-    tensor_collectives,
-    vocabulary_collectives,
-)
-from overlapkit.plan.workload.gemms import (
-    Gemm,
-    attention_gemms,
-    expert_gemms,
-    mlp_gemms,
-    router_gemms,
-    vocabulary_gemms,
-)
+from overlapkit.plan.workload.collectives import Collective, routed_copies
 from overlapkit.plan.workload.gradient_exchange import GradientExchange, gradient_exchange
-from overlapkit.plan.workload.host import NO_LAUNCHES, Launches, launches_of
+from overlapkit.plan.workload.layers import (
+    Kinds,
+    LayerWork,
+    kinds_of_layers,
+    layer_flops,
+    vocabulary_work,
+)
 from overlapkit.plan.workload.layout import Layout, layout_of
-from overlapkit.plan.workload.memory_traffic import (
-    MemoryTraffic,
-    MlpRows,
-    attention_traffic,
-    expert_bias_traffic,
-    expert_traffic,
-    loss_traffic,
-    mlp_traffic,
-    ring_traffic,
-    shared_tokens,
-)
+from overlapkit.plan.workload.memory_traffic import shared_tokens
+from overlapkit.plan.workload.offload import Offload, offload_of
 from overlapkit.plan.workload.parameters import COUNTED, StageParameters, stage_parameters
-from overlapkit.plan.workload.precision import (
-    Precision,
-    base_precision,
-    layer_precisions,
-    linear_precision,
-)
-from overlapkit.plan.workload.recompute import Recompute, recompute_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerWork:
-    """What one rank does in one layer of a kind for one microbatch.
-
-    Attributes:
-        name: "dense", "moe" or "vocabulary", with the precision where a model has several.
-        gemms: of the forward and the backward.
-        attention: None for the vocabulary.
-        traffic: of the memory-bound kernels, block by block.
-        collectives: TP, CP and EP communication.
-        recompute: what the backward repeats.
-        moe: whether it has experts.
-        precision: of its linear layers.
-        launches: kernels that the GPU waits for the host to start.
-    """
-
-    name: str
-    gemms: tuple[Gemm, ...]
-    attention: Attention | None
-    traffic: tuple[MemoryTraffic, ...]
-    collectives: tuple[Collective, ...]
-    recompute: Recompute
-    moe: bool
-    precision: Precision
-    launches: Launches = NO_LAUNCHES
+from overlapkit.plan.workload.precision import Precision, base_precision, linear_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +43,14 @@ class Workload:
         layers: the kinds of layers that occur.
         stages: for each stage, how many layers of each kind it has (positions in `layers`).
         vocabulary: the output layer and the loss, on the last stage.
+        heads: how often a microbatch passes through them: once, and for each depth of multi-token
+            prediction.
         parameters: of each stage.
         exchange: the data-parallel communication of gradients and parameters.
         boundary: what a pipeline stage sends to the next for a microbatch; None without pipeline.
         shape: the model's sizes.
         copies: experts that each token goes to.
+        offload: what is kept in the host's memory.
     """
 
     layout: Layout
@@ -107,11 +59,13 @@ class Workload:
     layers: tuple[LayerWork, ...]
     stages: tuple[Counter[int], ...]
     vocabulary: LayerWork
+    heads: int
     parameters: tuple[StageParameters, ...]
     exchange: GradientExchange
     boundary: Collective | None
     shape: ModelShape
     copies: int
+    offload: Offload
 
     @property
     def worst_stage(self) -> int:
@@ -124,6 +78,12 @@ class Workload:
         count = self.parameters[self.worst_stage].all.all
         return given("parameters per rank", count, "", COUNTED)
 
+    def of_all_heads(self, of_one: Figure) -> Figure:
+        """What all output layers take where one takes `of_one`."""
+        if self.heads == 1:
+            return of_one
+        return given("output layers", self.heads, "", "1 + model.mtp_num_layers") * of_one
+
     @property
     def model_flops(self) -> Figure:
         """Model FLOPs of a step over all ranks: no recomputation, attention causal."""
@@ -135,21 +95,13 @@ class Workload:
             * layer_flops(self.layers[kind])
             for kind, number in sorted(counts.items())
         ]
-        of_pass = (total(terms) + layer_flops(self.vocabulary)).called(
+        of_pass = (total(terms) + self.of_all_heads(layer_flops(self.vocabulary))).called(
             "model FLOPs of a microbatch on a TP and CP rank", "FLOP"
         )
         layout = self.layout
         ranks = given("TP x CP x DP", layout.tp * layout.cp * layout.dp, "ranks", "layout")
         passes = given("microbatches", layout.microbatches, "", "global batch / (micro-batch x DP)")
         return (of_pass * ranks * passes).called("model FLOPs of a step", "FLOP")
-
-
-def layer_flops(work: LayerWork) -> Figure:
-    """Model FLOPs of one layer on a rank for a microbatch, forward and backward."""
-    terms = [gemm.flops for gemm in work.gemms]
-    if work.attention:
-        terms.append(work.attention.counted)
-    return total(terms).called(f"{work.name} layer model FLOPs", "FLOP")
 
 
 def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
@@ -167,8 +119,8 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
     layout = layout_of(run, world_size)
     model = run.model
     try:
-        shape = read_shape(model)
-        parameters = tuple(stage_parameters(model, shape, layout))
+        shape = read_shape(model, ordered=False)
+        parameters = tuple(stage_parameters(shape, layout))
     except UncountableModel as error:
         raise InputError(f"the model cannot be planned: {error}") from None
     for what, size in (("num_attention_heads", shape.heads), ("ffn_hidden_size", shape.ffn)):
@@ -177,136 +129,35 @@ def workload(run: Run, world_size: int, *, cut: bool = True) -> Workload:
                 f"model.{what}={size} is not divisible by "
                 f"model.tensor_model_parallel_size={layout.tp}; choose a TP that divides it"
             )
-    layers, kind_of_layer = _kinds_of_layers(model, shape, layout)
+    kinds = kinds_of_layers(model, shape, layout)
+    depths = shape.prediction.depths if shape.prediction else 0
     stages = tuple(
-        Counter(kind_of_layer[n] for row in layout.chunk_layers for n in row[stage])
-        for stage in range(layout.pp)
+        _of_stage(kinds, [row[stage] for row in layout.parts], depths) for stage in range(layout.pp)
     )
     base = base_precision(model)
     return Workload(
         layout=layout,
         precision=linear_precision(model),
         base=base,
-        layers=layers,
+        layers=kinds.works,
         stages=stages,
-        vocabulary=_vocabulary(shape, layout, base),
+        vocabulary=vocabulary_work(shape, layout, base),
+        heads=1 + depths,
         parameters=parameters,
         exchange=gradient_exchange(run, layout, parameters, cut=cut),
         boundary=_boundary(shape, layout, base),
         shape=shape,
         copies=routed_copies(model),
+        offload=offload_of(run),
     )
 
 
-def _kinds_of_layers(
-    model: Any, shape: ModelShape, layout: Layout
-) -> tuple[tuple[LayerWork, ...], list[int]]:
-    """The kinds of layers that occur, and the kind of each layer as a position among them."""
-    kinds: dict[Any, int] = {}
-    layers: list[LayerWork] = []
-    kind_of_layer = []
-    precisions = layer_precisions(model, len(shape.moe_layers))
-    # Only windows make attention differ between layers, and a sweep makes thousands of workloads.
-    attentions: dict[int | None, Attention] = {}
-    for number, (moe, low) in enumerate(zip(shape.moe_layers, precisions, strict=True)):
-        window = window_of(model, number)
-        attention = attentions.get(window) or attention_of(model, shape, layout, number)
-        attentions[window] = attention
-        key = moe, low.name, attention.forward.value
-        if key not in kinds:
-            kinds[key] = len(layers)
-            layers.append(_layer(model, shape, layout, low, attention, moe=moe, layer=number))
-        kind_of_layer.append(kinds[key])
-    return tuple(layers), kind_of_layer
-
-
-def _layer(
-    model: Any,
-    shape: ModelShape,
-    layout: Layout,
-    low: Precision,
-    attention: Attention,
-    *,
-    moe: bool,
-    layer: int,
-) -> LayerWork:
-    base = base_precision(model)
-    launches = NO_LAUNCHES
-    collectives = tensor_collectives(shape, layout, base, low, mlp=not moe)
-    collectives += context_collectives(model, shape, layout, base, layer)
-    if moe and shape.experts:
-        block = _experts(model, shape, shape.experts, layout, low)
-        launches = launches_of(model, shape.experts, layout, bias=shape.linear_bias)
-    else:
-        block = _feed_forward(shape, layout, base, low)
-    kind = "moe" if moe else "dense"
-    tokens = int(layout.tokens.value)
-    return LayerWork(
-        name=kind if low is linear_precision(model) else f"{kind} {low.name}",
-        gemms=(*attention_gemms(shape, tokens, low), *block.gemms),
-        attention=attention,
-        traffic=(
-            attention_traffic(shape, layout, base, low),
-            *ring_traffic(shape, layout, base, context_kind(model, layer)),
-            *block.traffic,
-        ),
-        collectives=(*collectives, *block.collectives),
-        recompute=recompute_of(model, layout, moe=moe),
-        moe=moe,
-        precision=low,
-        launches=launches,
-    )
-
-
-class _Block(NamedTuple):
-    """The part of a layer after attention."""
-
-    gemms: list[Gemm]
-    traffic: list[MemoryTraffic]
-    collectives: list[Collective]
-
-
-def _feed_forward(shape: ModelShape, layout: Layout, base: Precision, low: Precision) -> _Block:
-    gemms = mlp_gemms(shape, shape.ffn, int(layout.tokens.value), low)
-    passing = MlpRows(
-        width=shape.ffn / layout.tp, rows=layout.tokens, entering=shared_tokens(layout)
-    )
-    return _Block(gemms, [mlp_traffic(shape, layout, base, low, passing)], [])
-
-
-def _experts(
-    model: Any, shape: ModelShape, experts: Experts, layout: Layout, low: Precision
-) -> _Block:
-    base = base_precision(model)
-    shared = int(shared_tokens(layout).value)
-    arriving = shared * routed_copies(model) * layout.expert_tp
-    routed = given("token copies at a rank's experts", arriving, "tokens", "spread evenly")
-    gemms = router_gemms(shape, experts, shared, base)
-    gemms += expert_gemms(shape, experts, arriving, low)
-    if experts.shared_ffn:
-        tokens = int(layout.tokens.value)
-        gemms += mlp_gemms(shape, experts.shared_ffn, tokens, low, prefix="shared ")
-    passing = MlpRows(width=experts.ffn / layout.expert_tp, rows=routed, entering=routed)
-    traffic = [
-        mlp_traffic(shape, layout, base, low, passing),
-        expert_traffic(shape, routed, base),
-    ]
-    if shape.linear_bias:
-        traffic.append(expert_bias_traffic(shape, routed, base))
-    return _Block(gemms, traffic, expert_collectives(model, shape, experts, layout, base))
-
-
-def _vocabulary(shape: ModelShape, layout: Layout, base: Precision) -> LayerWork:
-    return LayerWork(
-        name="vocabulary",
-        gemms=tuple(vocabulary_gemms(shape, int(layout.tokens.value), base)),
-        attention=None,
-        traffic=(loss_traffic(shape, layout),),
-        collectives=tuple(vocabulary_collectives(shape, layout, base)),
-        recompute=Recompute(),
-        moe=False,
-        precision=base,
-    )
+def _of_stage(kinds: Kinds, parts: Sequence[ModelPart], depths: int) -> Counter[int]:
+    """How many layers of each kind the chunks of a stage have."""
+    counts = Counter(kinds.of_layers[n] for part in parts for n in part.layers)
+    if any(part.predicts for part in parts):
+        counts.update({kind: depths * n for kind, n in Counter(kinds.of_prediction).items()})
+    return counts
 
 
 def _boundary(shape: ModelShape, layout: Layout, base: Precision) -> Collective | None:

@@ -23,9 +23,9 @@ from overlapkit.plan.figure import given
 from overlapkit.plan.workload.attention import Attention
 from overlapkit.plan.workload.collectives import Collective
 from overlapkit.plan.workload.gemms import Gemm
+from overlapkit.plan.workload.layers import LayerWork
 from overlapkit.plan.workload.memory_traffic import MemoryTraffic
 from overlapkit.plan.workload.precision import BF16
-from overlapkit.plan.workload.step import LayerWork
 from support.plan_runs import plain_machine, work_of
 
 MOE = {

@@ -144,7 +144,8 @@ def test_flags_of_the_router_are_read() -> None:
         ({"recompute_num_layers": 5, "pipeline_model_parallel_size": 2}, 4),
         ({"recompute_num_layers": 2}, None),
         ({"recompute_num_layers": 3, "recompute_method": "block"}, None),
-        ({"recompute_num_layers": 3, "pipeline_model_parallel_layout": "Et*8L"}, None),
+        ({"recompute_num_layers": 3, "pipeline_model_parallel_layout": "Et*8L"}, 2),
+        ({"recompute_num_layers": 4, "pipeline_model_parallel_layout": "Et*8L"}, None),
     ],
 )
 def test_uniform_units_divide_the_layers_of_every_chunk(

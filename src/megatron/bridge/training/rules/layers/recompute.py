@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from megatron.bridge.models.model_shape import UncountableModel, moe_layers_of
+from megatron.bridge.models.layer_blocks import UncountableModel, moe_layers_of
 from megatron.bridge.models.pipeline_layout import layers_by_chunk
 from megatron.bridge.training.decisions import Dimension, rule
 from megatron.bridge.training.edits import Edit

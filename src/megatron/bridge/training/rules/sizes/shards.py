@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
-from megatron.bridge.models.model_shape import UncountableModel
+from megatron.bridge.models.layer_blocks import UncountableModel
 from megatron.bridge.training.bucketing import Bucket, bucketing
 from megatron.bridge.training.decisions import Decision, Dimension, rule
 from megatron.bridge.training.edits import Edit, either
