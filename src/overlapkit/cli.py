@@ -607,8 +607,51 @@ def hunt(**given: Any) -> int:
     return run_hunt(HuntRequest(around=given.pop("from"), **given))
 
 
+@click.command(cls=_Command)
+@options.overrides
+@click.option("--model", metavar="NAME", help="A published model, such as llama3_70b, as CONFIG.")
+@options.from_megatron_lm
+@options.world_size
+@options.reading
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What is measured.",
+)
+@click.option(
+    "--ranks",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes, one for each GPU of this machine; collectives take several.",
+)
+@click.option(
+    "--budget",
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="How long to measure, such as 90s or 10m.",
+)
+@click.option("--out", metavar="FILE", help="Write the rates to FILE; without, they are printed.")
+@options.as_json("overlapkit/rates/v1")
+def calibrate_here(**given: Any) -> int:
+    """Measure rates of this machine: matrix products, attention, memory, collectives.
+
+    CONFIG is what explain reads: the shapes are those of one of its ranks. Without it they are a
+    grid that others lie between. The file is for overlapkit plan --rates.
+    """
+    from overlapkit.lab.calibrate.command import CalibrateRequest
+    from overlapkit.lab.calibrate.command import run as run_calibrate
+
+    return run_calibrate(CalibrateRequest(**_read_by(given)))
+
+
 assert isinstance(lab, _WithSubcommands)
 lab.subcommands["hunt"] = hunt
+lab.subcommands["calibrate"] = calibrate_here
 
 
 def main() -> NoReturn:

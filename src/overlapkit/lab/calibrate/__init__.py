@@ -1,0 +1,1 @@
+"""`overlapkit lab calibrate`: rates that are measured on this machine."""
