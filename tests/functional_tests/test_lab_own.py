@@ -85,6 +85,37 @@ def test_a_run_of_64_gpus_has_the_numbers_of_the_unpartitioned_model() -> None:
     assert len(answer.compared("own-numbers")["steps"]) == 5
 
 
+def test_experts_gather_as_many_tokens_of_each_tensor_parallel_rank_as_it_has(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "experts.yaml"
+    path.write_text(
+        """\
+model:
+  num_layers: 1
+  hidden_size: 32
+  num_attention_heads: 4
+  seq_length: 16
+  vocab_size: 256
+  tensor_model_parallel_size: 2
+  sequence_parallel: true
+  expert_model_parallel_size: 2
+  add_bias_linear: false
+  num_moe_experts: 4
+  moe_router_topk: 2
+  moe_router_load_balancing_type: none
+  moe_token_dispatcher_type: alltoall
+  moe_ffn_hidden_size: 32
+train: {micro_batch_size: 1, global_batch_size: 4}
+comm_overlap: {tp_comm_overlap: false}
+"""
+    )
+    answer = lab(str(path), "--world-size", "4", "--ranks", "4")
+    assert answer.status == 0, answer.claims
+    equal = "The numbers equal those of the unpartitioned model in one process."
+    assert answer.claims[equal][0] == "confirmed", answer.claims[equal]
+
+
 def test_the_hazard_is_shown_as_written_and_ends_with_the_remedy(hazard: str) -> None:
     answer = lab(hazard, "--as-written")
     assert answer.status == 1

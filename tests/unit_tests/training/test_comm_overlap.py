@@ -397,8 +397,10 @@ class TestDataParallel:
         # Without a vocabulary the layers count; what cannot be counted is estimated by its layers.
         without = gpt(vocab_size=None)
         assert auto(without) == auto_bucket_size(held(without, vocab_size=1), 4)
-        other = gpt(mtp_num_layers=1, tensor_model_parallel_size=2)
+        other = gpt(heterogeneous_block_specs=True, tensor_model_parallel_size=2)
         assert auto(other) == auto_bucket_size(12 * 512 * 512 * 8 // 2, 4)
+        predicting = gpt(mtp_num_layers=1, tensor_model_parallel_size=2)
+        assert auto(predicting) == auto_bucket_size(held(predicting), 4)
 
     def test_ignored_without_the_distributed_optimizer(self) -> None:
         ddp = {"overlap_param_gather": True, "bucket_size": 7, "align_param_gather": True}

@@ -53,11 +53,13 @@ def run(folder: Path) -> None:
 
 def _connect_cpus() -> None:
     from overlapkit.lab.rank.cuda_stand_in import stand_in_for_cuda
+    from overlapkit.lab.rank.uneven import allow_uneven_sizes
 
     # One thread on every machine: another order of addition gives other bits.
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     stand_in_for_cuda()
+    allow_uneven_sizes()
 
 
 def _connect_gpus() -> None:

@@ -24,6 +24,7 @@ from overlapkit.lab.hunt.judge import Fate
 from overlapkit.lab.hunt.tables import show_hunt
 from overlapkit.lab.launch.failure import LabError
 from overlapkit.lab.own.reduced import Reduced
+from overlapkit.lab.scenario import TOLERANCE
 
 ASSERT = Fate("refused", "AssertionError: 3 is not 2", lines=('File "megatron/core/x.py"',))
 
@@ -78,6 +79,26 @@ def test_a_difference_on_one_part_of_the_data_alone_is_counted_and_is_no_finding
     hunt = hunted(wrong, once=True)
     assert hunt.once and all(hunt.fates[case].kind == "different" for case in hunt.once)
     assert [one.kind for one in hunt.findings] == ["refused with a reason"]
+
+
+@pytest.mark.parametrize(("relative", "found"), [(1.5 * TOLERANCE, 0), (0.5, 1)])
+def test_a_difference_of_rounding_that_repetitions_do_not_show_is_no_finding(
+    relative: float, found: int
+) -> None:
+    class Seldom(Laboratory):
+        def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
+            self.asked += len(cases)
+            # The first repetition on other data shows it again, the later ones do not.
+            calls = self.__dict__.setdefault("repeated", [])
+            calls += [data] if data else []
+            if len(calls) > 1:
+                return dict.fromkeys(cases, Fate("equal"))
+            return {case: Fate("different", "rounding", relative) for case in cases}
+
+    laboratory = Seldom(lambda case: Fate("equal"))
+    hunt = Hunt(laboratory, Generator(1, Counter()), allowed, 600.0, most=1, batch=1)
+    hunt.run()
+    assert len(hunt.findings) == found and len(hunt.once) == 1 - found
 
 
 def test_what_a_finding_shows_is_not_drawn_again() -> None:
