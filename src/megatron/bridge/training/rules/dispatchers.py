@@ -79,7 +79,8 @@ def _sm_counts(c: Context) -> str:
         return ""
     former = {name: c.of_model(name) for name in ("moe_deepep_num_sms", "moe_hybridep_num_sms")}
     given = {name: value for name, value in former.items() if value is not None}
-    if len(set(given.values())) < 2:
+    first = next(iter(given.values()), None)
+    if all(value == first for value in given.values()):
         return ""
     return " and ".join(f"{name} is {value}" for name, value in given.items())
 
