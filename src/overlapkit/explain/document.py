@@ -80,6 +80,15 @@ class ExplainGap(Struct, frozen=True, kw_only=True):
     ]
 
 
+NotKnown = Annotated[
+    list[ExplainGap],
+    Meta(
+        description="what of a launch script is not known: no finding rests on the absence of "
+        "what it may add"
+    ),
+]
+
+
 class ExplainDecision(Struct, frozen=True, kw_only=True):
     """What became of one knob.
 
@@ -216,13 +225,7 @@ class ExplainDocument(Struct, frozen=True, kw_only=True):
         ExplainBuckets, Meta(description="how the gradients are divided for their reduction")
     ]
     notes: Notes
-    not_known: Annotated[
-        list[ExplainGap],
-        Meta(
-            description="what of a launch script is not known: no finding rests on the absence of "
-            "what it may add"
-        ),
-    ] = []
+    not_known: NotKnown = []
     fixes: Annotated[
         list[ExplainFix],
         Meta(
@@ -261,7 +264,7 @@ def explain_document(report: Report) -> ExplainDocument:
         launch_env_reasons={v.name: v.reason for v in report.launch_env},
         buckets=buckets_document(report.buckets),
         notes=[*report.notes, *report.remarks],
-        not_known=[_gap(gap) for gap in report.gaps],
+        not_known=list(map(gap_document, report.gaps)),
     )
 
 
@@ -272,7 +275,8 @@ def _pipeline(pipeline: Pipeline) -> ExplainPipeline:
     )
 
 
-def _gap(gap: Gap) -> ExplainGap:
+def gap_document(gap: Gap) -> ExplainGap:
+    """Something of a launch script that is not known, in the document."""
     return ExplainGap(
         what=gap.what,
         place=gap.place,

@@ -117,6 +117,14 @@ def test_wrong_numbers_of_a_script_are_counted(explained) -> None:
     )
 
 
+def test_what_a_script_may_add_unseen_is_said_beside_the_versions(explained) -> None:
+    text = "source /opt/cluster/env.sh\n" + FP8
+    out = explained("--core", "0.16.1,0.18.2", text=text, name="run.sh").out
+    assert "Not known: what /opt/cluster/env.sh" in out
+    (gap,) = explained("--core", "all", "--json", text=text, name="run.sh").document["not_known"]
+    assert "/opt/cluster/env.sh" in gap["what"]
+
+
 def test_nothing_differs_and_no_finding(explained) -> None:
     text = MIXTURE.replace(", mtp_num_layers: 0", "").replace("true}\nmixed", "false}\nmixed")
     result = explained("--bridge", "0.4.2,0.5.1", text=text)

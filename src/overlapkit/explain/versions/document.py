@@ -14,8 +14,10 @@ from overlapkit.explain.document import (
     ExplainGPU,
     Findings,
     Notes,
+    NotKnown,
     WorldSize,
     decision_document,
+    gap_document,
 )
 from overlapkit.explain.lint.order import faults
 from overlapkit.explain.versions.matrix import Kind, Matrix, Row, Version
@@ -101,6 +103,7 @@ class ExplainVersionsDocument(Struct, frozen=True, kw_only=True):
     differs: Annotated[
         list[ExplainedRow], Meta(description="every outcome that is not the same with all of them")
     ]
+    not_known: NotKnown = []
 
 
 def versions_document(matrix: Matrix) -> ExplainVersionsDocument:
@@ -115,6 +118,7 @@ def versions_document(matrix: Matrix) -> ExplainVersionsDocument:
         by="bridge" if matrix.package == "bridge" else "core",
         versions=[_version(version, report.framework) for version in matrix.versions],
         differs=[_row(matrix, row) for row in matrix.differs],
+        not_known=list(map(gap_document, report.gaps)),
     )
 
 

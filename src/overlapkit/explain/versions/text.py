@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from megatron.bridge.training.versions import NAMES, Package
+from overlapkit.config.megatron_lm.doubt import not_known
 from overlapkit.explain.lint.order import faults
 from overlapkit.explain.report import Report
 from overlapkit.explain.text import LABELS, header, label, layout_text, message_text
@@ -21,6 +22,8 @@ def matrix_lines(matrix: Matrix) -> Iterator[str]:
     report = matrix.any_report
     yield header(report)
     yield layout_text(report)
+    if unknown := not_known(report.gaps):
+        yield f"{unknown[0].upper()}{unknown[1:]}."
     yield ""
     yield from (version_line(matrix, version) for version in matrix.versions)
     yield ""
@@ -49,7 +52,10 @@ def state_text(version: Version) -> str:
     named = [f"{LABELS[d.outcome]} {report.words.short(d.knob)} [{d.rule}]" for d in findings]
     named += [f"known fault {report.words.short(d.knob)} [{d.rule}]" for d in faults(report)]
     count = f"{len(findings)} finding{'s' if len(findings) != 1 else ''}"
-    return f"{state}, {count}{': ' if named else ''}{', '.join(named)}"
+    unsure = [f"{len(report.not_certain)} not certain"] if report.not_certain else []
+    unsure += ["not all was read"] if report.not_read else []
+    said = ", ".join([state, count, *unsure])
+    return f"{said}{': ' if named else ''}{', '.join(named)}"
 
 
 def row_line(matrix: Matrix, row: Row) -> str:
