@@ -78,7 +78,9 @@ def longer_steps(rank: TraceRank) -> list[str]:
     longer.sort(key=lambda step: -step.step_us)
     lines = [_longer(step, rank.median) for step in longer[:LONGER_SHOWN]]
     if len(longer) > LONGER_SHOWN:
-        lines.append(f"{len(longer) - LONGER_SHOWN} more are longer than the median by 10 %.")
+        others = len(longer) - LONGER_SHOWN
+        share = f"{100 * (LONGER - 1):.0f} %"
+        lines.append(f"Others longer than the median by more than {share}: {others}.")
     return lines
 
 

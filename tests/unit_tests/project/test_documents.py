@@ -68,3 +68,20 @@ def test_the_readme_quotes_the_recorded_run_of_the_lab() -> None:
     section = _text("README.md").partition("## What the lab shows\n")[2]
     (quoted,) = re.findall(r"```text\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
     assert quoted in _text("docs/evidence/lab-default.txt")
+
+
+def test_the_errors_of_plan_in_the_readme_are_those_of_the_recorded_benchmark() -> None:
+    recorded = {}
+    for line in _text("docs/evidence/benchmarks.md").splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if len(cells) == 6 and cells[0].endswith("tables"):
+            name, rows, mean, median, _, worst = cells
+            recorded[name] = [rows, mean, median, worst]
+    kinds = {"dense": "dense", "mixture of experts": "MoE", "hybrid with Mamba layers": "hybrid"}
+    table = _text("README.md").partition("| published by | model |")[2].partition("\n\n")[0]
+    stated = {}
+    for line in table.splitlines()[2:]:
+        whose, model, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+        tables = "NVIDIA's tables" if whose == "NVIDIA" else "others' tables"
+        stated[f"{kinds[model]}, {tables}"] = [figure.replace(" %", "%") for figure in figures]
+    assert stated == recorded and len(stated) == 5

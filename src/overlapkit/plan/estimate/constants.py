@@ -132,7 +132,8 @@ COLLECTIVE_S = 20e-6
 them. SimuMax measured 22 to 26 us in training on 8 B200 (the same file)."""
 LAUNCH_S = 27e-6
 """Seconds that the host needs to start one operation of a layer: Python, the module's own checks,
-PyTorch's dispatcher and autograd, and the driver."""
+PyTorch's dispatcher and autograd, and the driver. Chosen, together with the sum of squares in
+`overlapkit.plan.estimate.roofline.host_time`, on the mixtures of benchmarks/data."""
 NVLINK_HOP_S = 2e-6
 """Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
 memory."""

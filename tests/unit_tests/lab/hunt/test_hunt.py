@@ -86,12 +86,12 @@ def test_a_difference_of_rounding_that_repetitions_do_not_show_is_no_finding(
     relative: float, found: int
 ) -> None:
     class Seldom(Laboratory):
+        repeated = 0
+
         def fates(self, cases: Sequence[Case], data: int = 0) -> dict[Case, Fate]:
-            self.asked += len(cases)
             # The first repetition on other data shows it again, the later ones do not.
-            calls = self.__dict__.setdefault("repeated", [])
-            calls += [data] if data else []
-            if len(calls) > 1:
+            self.repeated += data > 0
+            if self.repeated > 1:
                 return dict.fromkeys(cases, Fate("equal"))
             return {case: Fate("different", "rounding", relative) for case in cases}
 

@@ -161,6 +161,14 @@ def test_an_activation_that_is_freed_too_early_is_wrong_over_gloo_alone() -> Non
     assert untested.outcome is Outcome.NOTE and "not tried here" in untested.reason
 
 
+@pytest.mark.parametrize(("new", "contradicts"), [([], False), ([16], True)])
+def test_values_that_cannot_be_hashed_are_compared(new: Any, contradicts: bool) -> None:
+    name = "core.flex-sm-counts"
+    case = {"model": {"moe_deepep_num_sms": [], "moe_hybridep_num_sms": new}}
+    rules = {d.rule for d in decisions_of(**on_stack(name, case))}
+    assert (name in rules) is contradicts
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_choice_says_why(name: str) -> None:
     told = [d for d in decisions_of(**on_stack(name, CHOSEN[name])) if d.rule == name]
