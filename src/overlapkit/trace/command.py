@@ -14,6 +14,7 @@ from overlapkit.trace.read.files.folders import SUFFIXES, find_traces
 from overlapkit.trace.read.parallel_read import read_ahead
 
 if TYPE_CHECKING:
+    from overlapkit.config.run import Settings
     from overlapkit.trace.document import TraceDocument
 
 
@@ -54,14 +55,13 @@ def run(
         raise InputError("--annotate: takes one trace file at a time")
     ahead = read_ahead(paths[0]) if len(paths) == 1 else None
     # Imported here: numpy takes as long as reading a small file, which goes on beside it.
-    from overlapkit.config.sources import read_configuration
     from overlapkit.trace.analyse import analyse, layout_of
     from overlapkit.trace.document import trace_document
     from overlapkit.trace.rank_report import Options
     from overlapkit.trace.ranks import settle_ranks
     from overlapkit.trace.read.stated import read_stated
 
-    settings = read_configuration(config, reading) if config is not None else None
+    settings = _configuration(config, reading) if config is not None else None
     layout = layout_of(settings) if settings is not None else None
     options = Options(
         steps=steps,
@@ -79,6 +79,13 @@ def run(
         page.write(trace_page(document, [r.timeline for r in reports], rank))
     _show(document, rank, as_json=as_json)
     return 0
+
+
+def _configuration(config: str, reading: Reading) -> Settings:
+    # Imported here: a profile alone does not need what reads configurations.
+    from overlapkit.config.sources import read_configuration
+
+    return read_configuration(config, reading)
 
 
 def _show(document: TraceDocument, rank: int | None, *, as_json: bool) -> None:
