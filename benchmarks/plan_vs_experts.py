@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from published_rows import pipeline_split
+from published_recipes import pipeline_split
 
 from megatron.bridge.recipes.launch_env import CONNECTIONS
 from megatron.bridge.training.tp_overlap_presets import (

@@ -21,9 +21,9 @@ sequence. Of a layout that was measured in several releases the best counts. Pri
 of pairs in the right order, of those more than 1 % apart, and the loss of the layout that the
 estimate prefers against the best that was measured.
 
-What a row does not say is assumed as NVIDIA's performance recipes set it
-(`benchmarks/data/recipes.json`: CUDA graphs, dispatcher, overlap of experts, recomputation). Else
-FP8 is current scaling, without BF16 layers; the overlap is comm_overlap's default, with
+What a row does not say is assumed as NVIDIA's performance recipes of its release set it
+(`benchmarks/data/recipes.json`: CUDA graphs, dispatcher, overlap, what is recomputed or offloaded).
+Else FP8 is current scaling, without BF16 layers; the overlap is comm_overlap's default, with
 tp_comm_overlap where TP > 1; FSDP shards optimizer state, gradients and parameters; layers that do
 not divide evenly count embedding and loss as one each; gradients are reduced in BF16, since with
 fp32 four layouts would not fit into memory; nothing is recomputed or offloaded.
@@ -32,7 +32,8 @@ Two rows contradict their neighbours. Llama 3 70B with MXFP8 on GB300, PP 4 with
 and 8 microbatches: the bubble would be 3/8 of the work, so that its GPUs would have to compute a
 quarter faster than those of the FSDP row, and the micro-batch of 2 would need 1.4 times a GPU's
 memory. GPT-OSS 120B on GB300 in release 26.06.01 is 39 % slower than the same layout in 26.06 and
-in 26.08. Both are estimated as published.
+in 26.08: its fused kernels had a known fault (release notes of Megatron-Bridge 0.5.1). Both are
+estimated as published.
 """
 
 from __future__ import annotations

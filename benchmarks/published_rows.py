@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from published_recipes import pipeline_split, recipe_for, release_of
 
 from megatron.bridge.training.runtime_update import update_runtime
 from megatron.bridge.training.software import AssumedSoftware
@@ -26,9 +27,6 @@ from overlapkit.plan.workload.step import Workload, workload
 
 DATA = Path(__file__).resolve().parent / "data"
 SHAPES = DATA / "model_shapes.json"
-RECIPES = DATA / "recipes.json"
-OF_BRIDGE = ("", "bridge-moe", "bridge-llama-rerun")
-"""Origins whose rows were measured with Megatron-Bridge's performance recipes."""
 CP_COMM = {"simumax-b200": "a2a"}
 """cp_comm_type of an origin's rows, as its guide tells (MooreThreads/SimuMax 1b8ca90b,
 docs/b200/b200_real_repro_guide.md, section 7); p2p is Megatron-Core's default."""
@@ -112,7 +110,7 @@ class Row:
     @property
     def release(self) -> tuple[int, ...]:
         """Numbers of the release that was measured; none where the table names none."""
-        return _release(self.published.release)
+        return release_of(self.published.release)
 
     @property
     def kind(self) -> str:
@@ -151,124 +149,6 @@ class Row:
     def measured_layout(self) -> tuple[object, ...]:
         """A layout of a model on a GPU, whatever the release, the batch and the table."""
         return *self.model, self.gpu, self.work.precision.rate, *self.layout
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a performance recipe sets and a table does not tell.
-
-    Attributes:
-        model: start of the model's name, in lower case.
-        gpus, precision, since, mbs, ep: what the recipe is for; anything where not set. `since` is
-            a release, and `precision` names mixed_precision.
-        dispatcher: moe_token_dispatcher_type, in place of what the row assumes.
-        graph: "full" for CUDA graphs of the entire iteration, "parts" for some of a layer's,
-            "mamba" for those of Mamba layers and attention.
-        ep_overlap: overlap_moe_expert_parallel_comm.
-        recompute: modules that are recomputed.
-        full_layers: layers of each chunk that are recomputed entirely.
-    """
-
-    model: str
-    gpus: list[str] = []
-    precision: str | None = None
-    since: str = ""
-    mbs: int | None = None
-    ep: int | None = None
-    dispatcher: str = ""
-    graph: str = ""
-    ep_overlap: bool = False
-    recompute: list[str] = []
-    full_layers: int | None = None
-
-    def fits(self, row: Published, gpu: str, precision: str) -> bool:
-        """Whether it is the recipe of a row."""
-        return (
-            row.model.lower().startswith(self.model)
-            and (not self.gpus or gpu in self.gpus)
-            and self.precision in (None, precision)
-            and _release(row.release) >= _release(self.since)
-            and self.mbs in (None, row.mbs)
-            and self.ep in (None, row.ep)
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """The settings of the model section."""
-        model: dict[str, Any] = {}
-        if self.dispatcher:
-            model["moe_token_dispatcher_type"] = self.dispatcher
-        if self.graph == "full":
-            model |= {"cuda_graph_impl": "local", "cuda_graph_scope": ["full_iteration"]}
-        elif self.graph:
-            experts = [] if self.graph == "mamba" else ["moe_router", "moe_preprocess"]
-            parts = ["attn", "mamba", *experts]
-            model |= {"cuda_graph_impl": "transformer_engine", "cuda_graph_scope": parts}
-        if self.recompute:
-            model |= {"recompute_granularity": "selective", "recompute_modules": self.recompute}
-        if self.full_layers:
-            model |= {
-                "recompute_granularity": "full",
-                "recompute_method": "block",
-                "recompute_num_layers": self.full_layers,
-            }
-        return model
-
-
-class Split(msgspec.Struct, frozen=True, kw_only=True):
-    """How recipes divide a model over a pipeline.
-
-    Attributes:
-        model: start of the model's name, in lower case.
-        chunks: PP x VPP.
-        layout: pipeline_model_parallel_layout; "m" where multi-token prediction would be.
-    """
-
-    model: str
-    chunks: int
-    layout: str
-
-
-class _Recipes(msgspec.Struct, frozen=True):
-    recipes: list[Recipe]
-    layouts: list[Split]
-
-
-@cache
-def _recipes() -> _Recipes:
-    return msgspec.json.decode(RECIPES.read_bytes(), type=_Recipes)
-
-
-def pipeline_split(name: str, model: dict[str, Any], pp: int, vp: int) -> dict[str, Any]:
-    """The settings that divide a model's layers over stages as recipes do; none for one stage.
-
-    Args:
-        name: of the model, as a table has it.
-        model: its settings.
-        pp, vp: stages, and chunks of each.
-    """
-    for split in _recipes().layouts:
-        if name.lower().startswith(split.model) and split.chunks == pp * vp:
-            layout = split.layout.replace("m", "m" * (model.get("mtp_num_layers") or 0))
-            return {"pipeline_model_parallel_layout": layout}
-    if model["num_layers"] % (pp * vp):
-        return {
-            "account_for_embedding_in_pipeline_split": True,
-            "account_for_loss_in_pipeline_split": True,
-        }
-    return {}
-
-
-def _release(text: str) -> tuple[int, ...]:
-    words = text.split()
-    return tuple(int(part) for part in words[0].split(".")) if words else ()
-
-
-def recipe_for(row: Published, gpu: str, precision: str) -> Recipe:
-    """The recipe that a row was measured with, as far as it is known."""
-    if row.origin in OF_BRIDGE:
-        for one in _recipes().recipes:
-            if one.fits(row, gpu, precision):
-                return one
-    return Recipe(model="")
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -331,18 +211,15 @@ def read_row(row: Published) -> Row:
         "ddp": {"use_distributed_optimizer": row.dist_opt},
         "optimizer": {"use_distributed_optimizer": row.dist_opt},
         "train": {"micro_batch_size": row.mbs, "global_batch_size": row.gbs},
-        "mixed_precision": recipe,
-        "comm_overlap": {
-            "tp_comm_overlap": row.tp > 1,
-            "overlap_moe_expert_parallel_comm": unknown.ep_overlap,
-        },
+        "mixed_precision": unknown.mixed_precision or recipe,
+        "comm_overlap": unknown.overlap(row.tp),
     }
     if row.fsdp:
         data["ddp"] |= {
             "use_megatron_fsdp": True,
             "data_parallel_sharding_strategy": "optim_grads_params",
         }
-    changes = ["first_last_layers_bf16=false"]
+    changes = [] if unknown.mixed_precision else ["first_last_layers_bf16=false"]
     changes += [f"grad_reduce_in_fp32={str(row.grad_fp32).lower()}"]
     overrides = [parse_override(f"mixed_precision.{text}", data) for text in changes]
     run = build_run(read_settings(Document("published", data, {}), overrides))
