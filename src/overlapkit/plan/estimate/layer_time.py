@@ -136,7 +136,7 @@ def _phase(
     compute = (times.gemms + times.attention + times.traffic).called(
         f"{work.name} compute, {phase}", "s"
     )
-    beside = _Beside(gemms, times.attention, compute, overlap, alone)
+    beside = _Beside(gemms, times.attention, compute, overlap, alone, machine.makes_room)
     repeated = [] if forward is None else _repeated(work.recompute, forward)
     communication = tuple(_communication(work, machine, phase, beside, repeated))
     hidden = total((one.total - one.exposed for one in communication), "s")
@@ -158,7 +158,7 @@ def _chunked(work: LayerWork, machine: Machine, phase: str) -> list[Figure]:
     cut = {
         one.beside: one.ranks
         for one in work.collectives
-        if one.dimension == "TP" and one.phase == phase and one.beside and not one.always_hidden
+        if one.dimension == "TP" and one.phase == phase and one.beside and not one.asynchronous
     }
     at = ((gemm, cut.get(f"{gemm.name} {gemm.which}")) for gemm in work.gemms)
     return [chunking_time(gemm, chunks, machine) for gemm, chunks in at if chunks]
@@ -235,6 +235,7 @@ class _Beside:
         compute: seconds of all compute.
         overlap: what is hidden.
         alone: share of the microbatches that have no other's pass beside them.
+        makes_room: whether a GEMM leaves SMs to a collective that was started before it.
     """
 
     gemms: Mapping[str, Figure]
@@ -242,6 +243,7 @@ class _Beside:
     compute: Figure
     overlap: Overlap
     alone: float
+    makes_room: bool
 
     def exposed(self, dimension: str, timed: Sequence[tuple[Collective, Figure]]) -> list[Figure]:
         """What is left of a dimension's collectives, given with their times."""
@@ -261,12 +263,13 @@ class _Beside:
 
         tp_comm_overlap cuts both into as many chunks as there are ranks, and sends each chunk while
         another is multiplied. One chunk at the start or the end has nothing to hide under. What the
-        linear layer starts by itself is independent of the GEMM that it runs beside.
+        linear layer starts by itself is independent of the GEMM that it runs beside: userbuffers
+        send all of it beside the GEMM, NCCL where the GEMM makes room.
         """
         gemm = self.gemms.get(one.beside)
         if gemm is None:
             return time
-        if one.always_hidden:
+        if one.asynchronous and (self.overlap.tp or self.makes_room):
             return largest(time - gemm, 0)
         if not self.overlap.tp:
             return time

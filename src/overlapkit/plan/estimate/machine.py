@@ -93,6 +93,12 @@ class Machine:
         kernel: seconds between one kernel and the next.
         pass_start: seconds of a memory-bound kernel beyond its bytes over the bandwidth.
         collective_start: seconds until all members of a collective run its kernel.
+        makes_room: whether a GEMM leaves SMs to a collective that its layer starts before it,
+            without userbuffers. With CUDA_DEVICE_MAX_CONNECTIONS=1 the collective gets its SMs
+            first (github.com/NVIDIA/Megatron-LM/issues/533), and Megatron-LM asks for that on
+            Hopper and older. On Blackwell it does not, the recipes set 32, and steps on B200 with
+            TP 8 and no userbuffers took as long as if nothing were hidden, even with one connection
+            (origin simumax-b200 in `benchmarks/plan_vs_published.py`).
         processors: SMs that a GEMM's tiles are spread over; 1 where that does not matter.
         tile: rows and columns of a GEMM's result that one of them computes.
         step_compute: measured seconds of a step's arithmetic and memory traffic on one rank of the
@@ -117,6 +123,7 @@ class Machine:
     exponentials: Figure | None = None
     scan: Figure | None = None
     attention_rows: int = 1
+    makes_room: bool = True
     processors: int = 1
     tile: tuple[int, int] = (1, 1)
     step_compute: Figure | None = None
@@ -200,6 +207,7 @@ def machine_of(
         exponentials=_exponentials(data, peaks["bf16"]),
         scan=_scan(data, peaks["bf16"], constants),
         attention_rows=BLACKWELL_ROWS if found.sm100_or_newer else ROWS,
+        makes_room=not found.sm100_or_newer,
         memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
         links=(

@@ -64,7 +64,7 @@ class Collective:
         phase: "forward", "backward" or "step".
         count: how often, per layer and microbatch (per step for phase "step").
         beside: the GEMM that it can hide under, as ``name which``; empty for none.
-        always_hidden: whether the layer starts it asynchronously, whatever the overlap switches.
+        asynchronous: whether the layer starts it before that GEMM, which it does not depend on.
         routing: of an all-to-all that sends a token once to each domain; None for others.
     """
 
@@ -77,7 +77,7 @@ class Collective:
     phase: str
     count: int = 1
     beside: str = ""
-    always_hidden: bool = False
+    asynchronous: bool = False
     routing: Routing | None = None
 
 
@@ -88,9 +88,9 @@ def tensor_collectives(
 
     With sequence parallelism the input of qkv and fc1 is gathered and the output of proj and fc2
     reduce-scattered; the backward does the reverse and gathers the input again for wgrad. That
-    gather runs beside dgrad, and the reduce-scatter of the input's gradient beside wgrad, with or
-    without tp_comm_overlap (Megatron-Core's and Transformer Engine's linear layers). Without
-    sequence parallelism the output and the input's gradient are all-reduced.
+    gather is started before dgrad, and the reduce-scatter of the input's gradient before wgrad,
+    with or without tp_comm_overlap (Megatron-Core's and Transformer Engine's linear layers).
+    Without sequence parallelism the output and the input's gradient are all-reduced.
 
     Args:
         shape: of the model.
@@ -118,7 +118,7 @@ def tensor_collectives(
     for first, last, gathered in [linears[block] for block in blocks if block in linears]:
         forward = partial(one, phase="forward")
         backward = partial(one, phase="backward")
-        own = partial(backward, always_hidden=True)
+        own = partial(backward, asynchronous=True)
         if layout.sequence_parallel:
             gather, scatter = "all-gather", "reduce-scatter"
             result += [

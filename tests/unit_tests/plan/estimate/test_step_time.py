@@ -123,6 +123,23 @@ def test_tensor_parallel_overlap_leaves_one_chunk_of_each() -> None:
     assert on == pytest.approx(16 * (8 * 6 / 4 + 3) * each)
 
 
+def test_what_a_layer_starts_by_itself_hides_where_gemms_make_room() -> None:
+    work = work_of(8, tensor_model_parallel_size=8, sequence_parallel=True)
+    roomy, full = plain_machine(), plain_machine(makes_room=False)
+    beside = estimate(work, roomy, NO_OVERLAP).communication["TP"]
+    alone = estimate(work, full, NO_OVERLAP).communication["TP"]
+    assert 0 < beside.hidden.value
+    assert alone.exposed.value == pytest.approx(beside.total.value)
+    # Userbuffers send it beside the GEMM on both.
+    on = [estimate(work, machine, ALL).step.value for machine in (roomy, full)]
+    assert on[0] == on[1]
+
+
+@pytest.mark.parametrize(("gpu", "room"), [("a100", True), ("h100", True), ("gb200", False)])
+def test_gemms_of_blackwell_make_no_room(gpu: str, room: bool) -> None:
+    assert machine_of(gpu).makes_room is room
+
+
 def test_a_ring_hides_as_long_as_attention_takes() -> None:
     work = work_of(4, cp=4)
     step = estimate(work, plain_machine(), NO_OVERLAP)
