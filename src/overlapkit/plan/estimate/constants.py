@@ -134,9 +134,10 @@ LAUNCH_S = 27e-6
 """Seconds that the host needs to start one operation of a layer: Python, the module's own checks,
 PyTorch's dispatcher and autograd, and the driver. Chosen, together with the sum of squares in
 `overlapkit.plan.estimate.roofline.host_time`, on the mixtures of benchmarks/data."""
-NVLINK_HOP_S = 2e-6
+NVLINK_HOP_S = 8e-6
 """Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
-memory."""
+memory, and the start of its pipeline. SimuMax measured 5.5 us a step (all-reduce), 8.0
+(reduce-scatter), 9.2 (all-gather) and 7.3 (all-to-all) on 8 B200 (the same file)."""
 NETWORK_HOP_S = 10e-6
 """Seconds for one step of a ring between nodes: a network adapter's round trip and the proxy that
 starts it, as in `megatron.bridge.training.bucket_size`."""
