@@ -19,7 +19,8 @@ error and counted. Exit status 2: none can be.
 Layouts are compared where a table has several for one model, GPU, number of GPUs, precision and
 sequence. Of a layout that was measured in several releases the best counts. Printed are the share
 of pairs in the right order, of those more than 1 % apart, and the loss of the layout that the
-estimate prefers against the best that was measured.
+estimate prefers against the best that was measured; then both for layouts of one release, since
+between releases the software differs too.
 
 What a row does not say is assumed as NVIDIA's performance recipes of its release set it
 (`benchmarks/data/recipes.json`: CUDA graphs, dispatcher, overlap, what is recomputed or offloaded).
@@ -273,9 +274,29 @@ def _by_machine(
 
 
 def order(rows: list[Row], errors: list[float]) -> dict[str, Any]:
-    """How well the estimate orders the layouts of one model on one machine."""
+    """How well the estimate orders the layouts of one model on one machine.
+
+    `one_release` are the same figures where only layouts of one release are compared: between
+    releases the software differs too.
+    """
+    apart = defaultdict[tuple[int, ...], list[int]](list)
+    for number, row in enumerate(rows):
+        apart[row.release].append(number)
+    machines = [
+        layouts
+        for members in apart.values()
+        for layouts in _by_machine(
+            [rows[n] for n in members], [errors[n] for n in members]
+        ).values()
+    ]
+    return _order_in(list(_by_machine(rows, errors).values())) | {
+        "one_release": _order_in(machines)
+    }
+
+
+def _order_in(machines: list[dict[tuple[object, ...], _Measured]]) -> dict[str, Any]:
     pairs, losses = [], []
-    for layouts in _by_machine(rows, errors).values():
+    for layouts in machines:
         if len(layouts) < 2:
             continue
         for (a, a_estimate), (b, b_estimate) in combinations(layouts.values(), 2):
@@ -407,14 +428,15 @@ def _show(document: dict[str, Any], *, each: bool) -> None:
     if not any(row["error_of_other_tools"].get("Calculon") for row in document["rows"]):
         out.print("Calculon: no row states its estimate")
     found = document["order"]
-    if found["pairs"]:
-        out.print(
-            f"order of layouts: {found['right']:.0%} of {found['pairs']} pairs are right; the pick "
-            f"loses {found['mean_loss']:.1%} on average and {found['worst_loss']:.1%} at worst "
-            f"on {found['machines']} machines"
-        )
-    else:
-        out.print("order of layouts: no machine has several")
+    for what, of in (("", found), (" in one release", found["one_release"])):
+        if of["pairs"]:
+            out.print(
+                f"order of layouts{what}: {of['right']:.0%} of {of['pairs']} pairs are right; the "
+                f"pick loses {of['mean_loss']:.1%} on average and {of['worst_loss']:.1%} at worst "
+                f"on {of['machines']} machines"
+            )
+        else:
+            out.print(f"order of layouts{what}: no machine has several")
     if document["refused"]:
         out.print(f"not estimated: {len(document['refused'])} rows")
 
