@@ -134,6 +134,12 @@ LAUNCH_S = 27e-6
 """Seconds that the host needs to start one operation of a layer: Python, the module's own checks,
 PyTorch's dispatcher and autograd, and the driver. Chosen, together with the sum of squares in
 `overlapkit.plan.estimate.roofline.host_time`, on the mixtures of benchmarks/data."""
+OVERLAPPED_HOST = 1.5
+"""How much longer the host needs for a layer with overlap_moe_expert_parallel_comm: the layer is
+cut into nodes, each with an autograd graph of its own, which wait for each other's events
+(Megatron-Core's combined_1f1b schedule). Recipes of Qwen3 turned it off for that: 20.1 became
+16.9 s (github.com/NVIDIA-NeMo/Megatron-Bridge/pull/1760). Chosen on the mixtures of
+benchmarks/data."""
 NVLINK_HOP_S = 8e-6
 """Seconds for one step of a ring within an NVLink domain: a synchronisation through the peer's
 memory, and the start of its pipeline. SimuMax measured 5.5 us a step (all-reduce), 8.0

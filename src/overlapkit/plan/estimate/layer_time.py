@@ -149,7 +149,7 @@ def _phase(
         traffic=times.traffic,
         communication=communication,
         contention=contention,
-        host=host_time(work, machine, phase, compute),
+        host=host_time(work, machine, phase, compute, overlapped=overlap.ep),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlapkit.plan.estimate.constants import ATTENTION, HEAD, constant
+from overlapkit.plan.estimate.constants import ATTENTION, HEAD, OVERLAPPED_HOST, constant
 from overlapkit.plan.estimate.machine import Machine, filled, link_between, slowest_link
 from overlapkit.plan.figure import Figure, given, hypotenuse, largest, smallest
 from overlapkit.plan.workload.attention import Attention
@@ -77,7 +77,9 @@ def attention_time(
     return (time / filled_share + machine.kernel).called(f"attention, {phase}", "s")
 
 
-def host_time(work: LayerWork, machine: Machine, phase: str, compute: Figure) -> Figure:
+def host_time(
+    work: LayerWork, machine: Machine, phase: str, compute: Figure, *, overlapped: bool
+) -> Figure:
     """Seconds in which the GPU waits for the host to start the kernels of a layer's phase.
 
     The host starts the next kernel while the GPU runs one. Of each pair the slower counts, and a
@@ -89,6 +91,7 @@ def host_time(work: LayerWork, machine: Machine, phase: str, compute: Figure) ->
         machine: rates.
         phase: "forward" or "backward".
         compute: seconds of the kernels.
+        overlapped: whether overlap_moe_expert_parallel_comm is on.
     """
     name = f"{work.name} host, {phase}"
     launches = getattr(work.launches, phase)
@@ -97,7 +100,10 @@ def host_time(work: LayerWork, machine: Machine, phase: str, compute: Figure) ->
     if not launches:
         return given(name, 0, "s", "the host runs ahead of the GPU")
     count = given(f"{work.name} kernels, {phase}", launches, "", LAUNCHED)
-    starting = (count * machine.launch).called(f"{work.name} starts of kernels, {phase}", "s")
+    starting = count * machine.launch
+    if overlapped:
+        starting = starting * constant("host's time with EP overlap", OVERLAPPED_HOST)
+    starting = starting.called(f"{work.name} starts of kernels, {phase}", "s")
     return (hypotenuse(starting, compute) - compute).called(name, "s")
 
 

@@ -30,18 +30,20 @@ class Launches(NamedTuple):
 
 
 NO_LAUNCHES = Launches()
-EXPERT = Launches(4, 8)
-"""For each expert of a rank: the GEMMs of two linear layers, and the activation and quantization
-between them; the backward has two GEMMs for each of the forward."""
+EXPERT = Launches(2, 4)
+"""For each expert of a rank: the GEMMs of two linear layers; the backward has two for each of the
+forward. Activation and quantization are one kernel for all experts."""
 BIAS = Launches(2, 6)
 """For each expert of a rank with a bias: product and sum; the backward casts and sums each of their
 gradients (`TEGroupedMLP._apply_bias`)."""
-LAYER = Launches(60, 80)
+LAYER = Launches(90, 120)
 """Of the rest of the layer: norms, attention, router, permutation, dispatch and combine, in
 PyTorch's own kernels and Transformer Engine's."""
-GRAPHED_LAYER = Launches(30, 40)
-"""Of the rest of the layer where its attention or its router is captured in CUDA graphs. A layer of
-a hybrid model that has experts and no attention has as many without graphs, and half with them."""
+GRAPHED_LAYER = Launches(70, 95)
+"""Of the rest of the layer where its attention or its router is captured in CUDA graphs, each of
+which is started by itself, after its inputs were copied. A layer of a hybrid model that has experts
+and no attention has half as many, with graphs or without. Chosen with `LAYER`, `EXPERT` and
+`LAUNCH_S` on the mixtures of benchmarks/data."""
 _OF_LAYER = {"attn", "mlp", "moe", "moe_router", "moe_preprocess"}
 """Modules whose graphs hold a part of a layer with experts."""
 
