@@ -87,7 +87,7 @@ class Bounds:
 
         kinds = [(work.layers[kind], count) for kind, count in layers.items()]
         return sum(
-            count * layer_time(layer, machine, overlap, chunked=False).all.value
+            count * layer_time(layer, machine, overlap, priced=False).all.value
             for layer, count in [*kinds, (work.vocabulary, work.heads)]
         )
 

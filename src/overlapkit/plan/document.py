@@ -125,8 +125,9 @@ class PlanDimension(Struct, frozen=True, kw_only=True):
     gain_ms: Annotated[
         float | None,
         Meta(
-            description="ms that this overlap saves, all others being as recommended; `null` where "
-            "it is off, has no switch, or there is no estimate"
+            description="ms that this overlap saves, all others being as recommended; below 0 "
+            "where it costs more than it hides, `null` where it is off, has no switch, or there "
+            "is no estimate"
         ),
     ]
     gain_pct: Annotated[
@@ -135,7 +136,9 @@ class PlanDimension(Struct, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(description="why, in one sentence")]
     remedy: Annotated[
         str | None,
-        Meta(description="what would turn it on; `null` where nothing would, or it is on"),
+        Meta(
+            description="what would turn it on, or off where it costs more than it hides, or `null`"
+        ),
     ]
 
 

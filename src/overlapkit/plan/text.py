@@ -168,8 +168,9 @@ def dimension_line(d: DimensionAdvice, gain: Gain | None) -> str:
 
 
 def gained(gain: Gain) -> str:
-    """What an overlap saves, by estimate."""
-    return f"saves ~{ms_of_s(gain.seconds)} ms ({gain.share:.1%})"
+    """What an overlap saves, or costs, by estimate."""
+    verb = "saves" if gain.seconds >= 0 else "costs"
+    return f"{verb} ~{ms_of_s(abs(gain.seconds))} ms ({abs(gain.share):.1%})"
 
 
 def how(plan: Plan) -> Iterator[str]:

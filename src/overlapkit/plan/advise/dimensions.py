@@ -24,7 +24,7 @@ class DimensionAdvice:
         on: whether the recommended run overlaps its communication, as the rules grant it.
         knob: the effective setting that decides; empty where there is no switch.
         reason: why, in one sentence.
-        remedy: what would turn it on; None where nothing would, or it is on.
+        remedy: what would turn it on, or off where it costs more than it hides; else None.
     """
 
     name: str

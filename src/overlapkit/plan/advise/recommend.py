@@ -31,8 +31,8 @@ class Gain:
     """What one dimension's overlap saves, by estimate, all others being as recommended.
 
     Attributes:
-        seconds: of a step.
-        share: of the step without this overlap, from 0 to 1.
+        seconds: of a step; below 0 where it costs more than it hides.
+        share: of the step without this overlap, at most 1.
     """
 
     seconds: float
@@ -121,6 +121,8 @@ def experts_not_worth(run: Run, costs: Costs | None, cluster: Cluster) -> str | 
         return f"{kept_off}; Megatron-Bridge's recipes keep the overlap off there{saves}"
     if share is None or share >= WORTH_SHARE:
         return None
+    if share == 0:
+        return f"{_where(run, cluster)}; hiding it would keep the host longer than it saves"
     return (
         f"{_where(run, cluster)}; hiding it would save ~{share:.1%} of the step, but needs memory "
         f"for another microbatch and smaller kernels: worthwhile from {WORTH_SHARE:.0%}"
@@ -251,15 +253,20 @@ def recommend(
     on = overlapped(proposal.run)
     found = costs_of(proposal)
     costs, not_estimated = (None, found) if isinstance(found, str) else (found, None)
+    gains = {} if costs is None else _gains(costs, on)
     if costs is not None:
         other = _Alternatives(settings, cluster, costs, costs_of)
         remedies = {TP: other.sequence_parallel(), PP: other.interleaving()}
+        if EP in gains and gains[EP].seconds < 0:
+            remedies[EP] = (
+                f"set comm_overlap.{EP_OVERLAP}=false: it keeps the host longer than it saves"
+            )
         advice = tuple(replace(d, remedy=remedies.get(d.name) or d.remedy) for d in advice)
     return Recommendation(
         proposal=proposal,
         dimensions=advice,
         overlapped=on,
-        gains={} if costs is None else _gains(costs, on),
+        gains=gains,
         costs=costs,
         not_estimated=not_estimated,
         reduction=_reduction(proposal, costs, on),

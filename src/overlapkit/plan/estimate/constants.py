@@ -35,11 +35,15 @@ class Constants(NamedTuple):
             flash-attention forward sustain where its blocks fill the GPU.
         attention_backward: the same of a backward: five products share registers and shared memory,
             and gradients are added atomically.
-        memory: share of the memory's bandwidth that a streaming kernel sustains: refresh,
-            read-write turnarounds, start and end of the kernel.
+        memory: share of the memory's bandwidth at which a GEMM's operands are read, or the host's
+            memory: refresh, and read-write turnarounds.
+        passes: share of the memory's bandwidth that kernels sustain which pass over several tensors
+            and do little else (norms, activations, additions, the optimizer): reads and writes
+            alternate, and few bytes are in flight. SimuMax measured 0.666 on B200
+            (github.com/MooreThreads/SimuMax, configs/system/b200_bf16_ceperm.json, 2026).
         scan: bytes that the kernels of Mamba's scan move for each SM and clock. They are written in
             Triton for small products of matrices and wait for these rather than for memory, which
-            could deliver 14 on Hopper and 28 on Blackwell. Chosen on the published rows of Nemotron
+            could deliver 11 on Hopper and 22 on Blackwell. Chosen on the published rows of Nemotron
             3 (eight layouts on H100, B200, B300, GB200 and GB300), and the same for all.
         link: share of a link's bandwidth that large collectives sustain: headers and flags.
         processors: SMs (not a share) that a running collective occupies.
@@ -53,6 +57,7 @@ class Constants(NamedTuple):
     attention_forward: float
     attention_backward: float
     memory: float
+    passes: float
     scan: float
     link: float
     processors: float
@@ -60,38 +65,38 @@ class Constants(NamedTuple):
 
 
 SHARES: Mapping[str, float] = {
-    "a100 bf16": 1.08,
+    "a100 bf16": 1.09,
     "attention ampere": 1.00,
-    "attention blackwell": 0.97,
-    "attention hopper": 0.79,
-    "b200 bf16": 0.89,
-    "b200 fp8 blockwise": 0.92,
-    "b200 fp8 current": 0.95,
-    "b200 fp8 delayed": 0.92,
-    "b200 mxfp8": 1.04,
-    "b200 nvfp4": 1.08,
-    "b300 bf16": 1.08,
+    "attention blackwell": 0.94,
+    "attention hopper": 0.78,
+    "b200 bf16": 0.94,
+    "b200 fp8 blockwise": 0.96,
+    "b200 fp8 current": 1.00,
+    "b200 fp8 delayed": 0.96,
+    "b200 mxfp8": 1.07,
+    "b200 nvfp4": 1.10,
+    "b300 bf16": 1.09,
     "b300 fp8 blockwise": 1.03,
     "b300 fp8 current": 1.03,
     "b300 fp8 delayed": 1.03,
-    "b300 mxfp8": 1.15,
-    "b300 nvfp4": 1.21,
-    "gb200 bf16": 0.95,
-    "gb200 fp8 blockwise": 0.90,
-    "gb200 fp8 current": 0.90,
-    "gb200 fp8 delayed": 0.90,
-    "gb200 mxfp8": 0.97,
-    "gb200 nvfp4": 1.07,
-    "gb300 bf16": 1.07,
-    "gb300 fp8 blockwise": 1.04,
-    "gb300 fp8 current": 1.06,
-    "gb300 fp8 delayed": 1.04,
-    "gb300 mxfp8": 1.16,
-    "gb300 nvfp4": 1.25,
-    "h100 bf16": 1.10,
-    "h100 fp8 blockwise": 0.99,
-    "h100 fp8 current": 1.02,
-    "h100 fp8 delayed": 0.90,
+    "b300 mxfp8": 1.12,
+    "b300 nvfp4": 1.18,
+    "gb200 bf16": 1.00,
+    "gb200 fp8 blockwise": 0.95,
+    "gb200 fp8 current": 0.95,
+    "gb200 fp8 delayed": 0.95,
+    "gb200 mxfp8": 0.98,
+    "gb200 nvfp4": 1.10,
+    "gb300 bf16": 1.17,
+    "gb300 fp8 blockwise": 1.13,
+    "gb300 fp8 current": 1.13,
+    "gb300 fp8 delayed": 1.13,
+    "gb300 mxfp8": 1.25,
+    "gb300 nvfp4": 1.31,
+    "h100 bf16": 1.13,
+    "h100 fp8 blockwise": 1.01,
+    "h100 fp8 current": 1.06,
+    "h100 fp8 delayed": 0.93,
 }
 """By GPU and precision: the share of its rates that GEMMs and attention sustain in whole training
 steps, where clocks, software of its time and what lies between kernels count. 1 for others. By
@@ -110,7 +115,8 @@ CONSTANTS = Constants(
     attention_forward=0.57,
     attention_backward=0.47,
     memory=0.85,
-    scan=4.0,
+    passes=0.67,
+    scan=4.6,
     link=0.8,
     processors=16,
     shares=SHARES,
@@ -124,9 +130,8 @@ KERNEL_S = 4e-6
 """Seconds from the last thread block of a kernel to the first of the next, which is queued."""
 PASS_S = 20e-6
 """Seconds of a memory-bound kernel beyond its bytes over the bandwidth: the gap before it, and the
-start and end in which it does not fill the memory. SimuMax fitted 30 us, with 0.67 of the
-bandwidth, to kernels on B200 (github.com/MooreThreads/SimuMax, configs/system/
-b200_bf16_ceperm.json, 2026); 20 us goes with the larger share above."""
+start and end in which it does not fill the memory. SimuMax takes 30 us for a kernel alone on B200
+(the same file); in a layer the next one is queued."""
 COLLECTIVE_S = 20e-6
 """Seconds until all members of a collective run its kernel: its start, and the wait for the last of
 them. SimuMax measured 22 to 26 us in training on 8 B200 (the same file)."""

@@ -83,7 +83,7 @@ def layer_time(
     overlap: Overlap,
     *,
     alone: float = 0,
-    chunked: bool = True,
+    priced: bool = True,
 ) -> LayerTime:
     """The time of a layer whose kind is `work`.
 
@@ -92,12 +92,13 @@ def layer_time(
         machine: rates and links.
         overlap: what is hidden.
         alone: share of the microbatches that have no other's pass beside them.
-        chunked: whether the chunks of tensor parallelism's overlap cost what they do.
+        priced: whether overlap costs what it does: TP's cuts GEMMs into chunks, EP's keeps the host
+            longer. Without, a time with overlap is never above one without.
     """
 
     def phase(name: str, before: PhaseTime | None) -> PhaseTime:
-        found = _phase(work, machine, overlap, name, before, alone)
-        if not (chunked and overlap.tp):
+        found = _phase(work, machine, overlap, name, before, alone, priced=priced)
+        if not (priced and overlap.tp):
             return found
         longer = _chunked(work, machine, name)
         together = total([found.contention, *longer]).called(found.contention.name, "s")
@@ -114,6 +115,8 @@ def _phase(
     phase: str,
     forward: PhaseTime | None,
     alone: float,
+    *,
+    priced: bool,
 ) -> PhaseTime:
     """One phase.
 
@@ -124,6 +127,7 @@ def _phase(
         phase: "forward" or "backward".
         forward: for the backward, what it may repeat.
         alone: share of the microbatches that have no other's pass beside them.
+        priced: whether overlap costs what it does.
     """
     gemms = {
         f"{gemm.name} {gemm.which}": gemm_time(gemm, machine)
@@ -149,7 +153,7 @@ def _phase(
         traffic=times.traffic,
         communication=communication,
         contention=contention,
-        host=host_time(work, machine, phase, compute, overlapped=overlap.ep),
+        host=host_time(work, machine, phase, compute, overlapped=priced and overlap.ep),
     )
 
 

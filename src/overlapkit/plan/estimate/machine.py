@@ -84,7 +84,8 @@ class Machine:
         launch: seconds that the host needs to start a kernel.
         exponentials: 1/s; None where they cost nothing.
         attention_rows: query positions that one block of attention works on.
-        memory_bandwidth: bytes/s of a streaming kernel.
+        memory_bandwidth: bytes/s of a memory-bound kernel.
+        operand_bandwidth: bytes/s at which GEMMs read; None where it is the same.
         scan: bytes/s of the kernels of Mamba's scan; None where memory alone bounds them.
         memory: bytes.
         host: its memory; None where that is not known.
@@ -121,6 +122,7 @@ class Machine:
     collective_start: Figure = NO_START
     shares: Mapping[str, Figure] = field(default_factory=dict)
     exponentials: Figure | None = None
+    operand_bandwidth: Figure | None = None
     scan: Figure | None = None
     attention_rows: int = 1
     makes_room: bool = True
@@ -194,7 +196,8 @@ def machine_of(
         f"attention's share, {found.arch}", constants.shares.get(f"attention {found.arch}", 1.0)
     )
     memory = given("memory bandwidth peak", data.hbm_tbps * 1e12, "B/s", sheet)
-    streaming = constant("memory efficiency", constants.memory)
+    reading = constant("share of the memory's bandwidth that GEMMs read at", constants.memory)
+    passing = constant("memory efficiency", constants.passes)
     taken = constant("SMs that a collective takes", constants.processors)
     return Machine(
         name=name,
@@ -208,7 +211,8 @@ def machine_of(
         scan=_scan(data, peaks["bf16"], constants),
         attention_rows=BLACKWELL_ROWS if found.sm100_or_newer else ROWS,
         makes_room=not found.sm100_or_newer,
-        memory_bandwidth=(memory * streaming).called("memory bandwidth sustained", "B/s"),
+        memory_bandwidth=(memory * passing).called("memory bandwidth sustained", "B/s"),
+        operand_bandwidth=(memory * reading).called("bandwidth of operands", "B/s"),
         memory=given("memory", data.memory_bytes, "B", sheet),
         links=(
             Link(

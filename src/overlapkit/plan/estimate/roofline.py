@@ -31,7 +31,8 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
         rows, columns = machine.tile
         source = f"{rows} x {columns} tiles over {machine.processors} SMs"
         rate = rate * given(f"{at} tiles' use of the SMs", share, "", source)
-    arithmetic, memory = gemm.flops / rate, gemm.moved / machine.memory_bandwidth
+    reading = machine.operand_bandwidth or machine.memory_bandwidth
+    arithmetic, memory = gemm.flops / rate, gemm.moved / reading
     time = arithmetic + memory if gemm.batch > 1 else largest(arithmetic, memory)
     time = time + machine.kernel
     return time.called(f"{at} time", "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from overlapkit.config.run import Settings, read_settings
 from overlapkit.config.yaml_file import Document, read_yaml
 from overlapkit.explain.report import explain
 from overlapkit.plan.advise.proposal import Proposal
-from overlapkit.plan.advise.recommend import recommend_settings
-from overlapkit.plan.cluster import cluster_of
+from overlapkit.plan.advise.recommend import recommend, recommend_settings
+from overlapkit.plan.cluster import Cluster, cluster_of
 from overlapkit.plan.estimate.costs import Costs, costs_of_run
+from overlapkit.plan.estimate.overlap import EP
+from overlapkit.plan.text import gained
 
 DATA = Path(__file__).parents[3] / "data"
 CONFIGS = sorted((DATA / "bridge_configs").glob("*.yaml"))
@@ -147,11 +150,7 @@ def test_the_experts_exchange_is_hidden_where_recipes_hide_it(
 ) -> None:
     settings = mixture(**model)
     cluster = cluster_of(gpu, 256)
-
-    def costs_of(proposal: Proposal) -> Costs | str:
-        return costs_of_run(proposal.run, cluster.world_size, cluster.machine)
-
-    proposal, reason = recommend_settings(settings, cluster, costs_of)
+    proposal, reason = recommend_settings(settings, cluster, costs_with(cluster))
     assert proposal.effective("model.overlap_moe_expert_parallel_comm") is (why_not is None)
     if why_not is None:
         assert reason is None
@@ -165,6 +164,39 @@ def test_what_the_configuration_hides_stays_hidden() -> None:
     requested = mixture(comm, expert_model_parallel_size=8)
     proposal, reason = recommend_settings(requested, cluster_of("h100", 256))
     assert reason is None and proposal.effective("model.overlap_moe_expert_parallel_comm")
+
+
+SMALL = {
+    "tensor_model_parallel_size": 1,
+    "sequence_parallel": False,
+    "pipeline_model_parallel_size": 2,
+    "virtual_pipeline_model_parallel_size": 2,
+    "expert_model_parallel_size": 8,
+    "hidden_size": 512,
+    "moe_ffn_hidden_size": 64,
+}
+"""Layers whose kernels are shorter than the host needs to start them."""
+
+
+def test_an_overlap_that_costs_more_than_it_hides_is_to_be_turned_off() -> None:
+    comm = {"tp_comm_overlap": False, "overlap_moe_expert_parallel_comm": True}
+    cluster = cluster_of("h100", 16)
+    full, short = (
+        recommend(mixture(comm, **model), None, cluster, costs_with(cluster))
+        for model in (SMALL | {"hidden_size": 8192, "moe_ffn_hidden_size": 8192}, SMALL)
+    )
+    (kept,), (off,) = ([d for d in r.dimensions if d.name == EP] for r in (full, short))
+    assert full.gains[EP].seconds > 0 and kept.remedy is None
+    assert short.gains[EP].seconds < 0 and off.on
+    assert off.remedy is not None and "overlap_moe_expert_parallel_comm=false" in off.remedy
+    assert gained(short.gains[EP]).startswith("costs ~") and "-" not in gained(short.gains[EP])
+
+
+def costs_with(cluster: Cluster) -> Callable[[Proposal], Costs | str]:
+    def costs_of(proposal: Proposal) -> Costs | str:
+        return costs_of_run(proposal.run, cluster.world_size, cluster.machine)
+
+    return costs_of
 
 
 @pytest.mark.parametrize(("cp", "on"), [(1, True), (2, False), (8, False)])

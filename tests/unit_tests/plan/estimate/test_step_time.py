@@ -10,7 +10,14 @@ from hypothesis import given as sample
 from hypothesis import strategies as st
 
 from overlapkit.errors import InputError
-from overlapkit.plan.estimate.machine import Link, Machine, filled, link_between, machine_of
+from overlapkit.plan.estimate.machine import (
+    NO_LAUNCH,
+    Link,
+    Machine,
+    filled,
+    link_between,
+    machine_of,
+)
 from overlapkit.plan.estimate.overlap import NO_OVERLAP, Overlap, overlap_of
 from overlapkit.plan.estimate.roofline import collective_time, gemm_time
 from overlapkit.plan.estimate.step_time import Estimate, estimate
@@ -284,7 +291,10 @@ def test_what_always_holds(
         with_overlap.step.value
     )
     assert all(part.value >= 0 for part in with_overlap.parts.values())
-    assert with_overlap.step.value <= without.step.value * (1 + 1e-9)
+    # Overlap of experts may keep the host longer than it saves.
+    free = replace(machine, launch=NO_LAUNCH)
+    most = estimate(work, free, none).step.value
+    assert estimate(work, free, overlap).step.value <= most * (1 + 1e-9)
     for dimension, found in with_overlap.communication.items():
         assert 0 <= found.exposed.value <= found.total.value * (1 + 1e-12)
         assert found.exposed.value + found.hidden.value == pytest.approx(found.total.value)
@@ -301,9 +311,11 @@ def test_what_always_holds(
 
 @examples(15, 150)
 @sample(LAYOUTS, st.sampled_from(sorted(asdict(NO_OVERLAP))))
-def test_each_switch_alone_never_costs(layout: dict[str, Any], switch: str) -> None:
+def test_each_switch_alone_costs_the_host_at_most(layout: dict[str, Any], switch: str) -> None:
     work, machine = built(layout), machine_of("h200" if "mx" not in layout["precision"] else "b200")
     on = replace(NO_OVERLAP, **{switch: True})
+    if switch == "ep":
+        machine = replace(machine, launch=NO_LAUNCH)
     off = estimate(work, machine, NO_OVERLAP).step.value
     assert estimate(work, machine, on).step.value <= off * (1 + 1e-9)
 

@@ -33,7 +33,7 @@ def test_errors_stay_within_the_goal(benchmark: Any, compared: Any) -> None:
     """Each layout estimated with a share that it was not fitted to."""
     errors = benchmark.columns_of(compared)
     assert errors["left out"]["mean"] <= 0.08
-    assert errors["left out"]["mean"] < errors["without rates"]["mean"]
+    assert errors["left out"]["mean"] < errors["SimuMax"]["mean"]
 
 
 def test_the_steps_rest_on_the_measurements(compared: Any) -> None:

@@ -254,14 +254,18 @@ def test_grouped_gemms_that_were_timed_alone_contain_their_starts(how: str, fewe
     machine = with_rates(gemms=rows, measured=how)
     for phase in ("forward", "backward"):
         machines = machine, machine_of("b200")
-        times = [host_time(work, one, phase, literal(0, "s"), overlapped=False).value for one in machines]
+        times = [
+            host_time(work, one, phase, literal(0, "s"), overlapped=False).value for one in machines
+        ]
         assert (times[0] < times[1]) == fewer
         assert times[0] > 0
 
 
 def test_the_hosts_own_time_to_start_a_kernel_counts() -> None:
     work = work_of(8, **MIXTURE).layers[0]
-    found = host_time(work, with_rates(launch_us=30.0), "forward", literal(0, "s"), overlapped=False).value
+    found = host_time(
+        work, with_rates(launch_us=30.0), "forward", literal(0, "s"), overlapped=False
+    ).value
     assert found == pytest.approx(work.launches.forward * 30e-6)
 
 
