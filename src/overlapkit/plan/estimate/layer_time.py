@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from overlapkit.plan.estimate.machine import Machine
@@ -96,16 +96,9 @@ def layer_time(
             longer. Without, a time with overlap is never above one without.
     """
 
-    def phase(name: str, before: PhaseTime | None) -> PhaseTime:
-        found = _phase(work, machine, overlap, name, before, alone, priced=priced)
-        if not (priced and overlap.tp):
-            return found
-        longer = _chunked(work, machine, name)
-        together = total([found.contention, *longer]).called(found.contention.name, "s")
-        return replace(found, contention=together) if longer else found
-
-    forward = phase("forward", None)
-    return LayerTime(forward, phase("backward", forward))
+    forward = _phase(work, machine, overlap, "forward", None, alone, priced=priced)
+    backward = _phase(work, machine, overlap, "backward", forward, alone, priced=priced)
+    return LayerTime(forward, backward)
 
 
 def _phase(
@@ -144,8 +137,14 @@ def _phase(
     repeated = [] if forward is None else _repeated(work.recompute, forward)
     communication = tuple(_communication(work, machine, phase, beside, repeated))
     hidden = total((one.total - one.exposed for one in communication), "s")
-    contention = (hidden * machine.communication_share).called(
+    longer = _chunked(work, machine, phase) if priced and overlap.tp else []
+    contention = total([hidden * machine.communication_share, *longer]).called(
         f"{work.name} contention, {phase}", "s"
+    )
+    # What is exposed keeps the GPU's queue as busy as compute does.
+    exposed = (one.exposed for one in communication)
+    busy = total([compute, contention, *exposed]).called(
+        f"{work.name} kernels and exchanges, {phase}", "s"
     )
     return PhaseTime(
         gemms=times.gemms,
@@ -153,7 +152,7 @@ def _phase(
         traffic=times.traffic,
         communication=communication,
         contention=contention,
-        host=host_time(work, machine, phase, compute, overlapped=priced and overlap.ep),
+        host=host_time(work, machine, phase, busy, overlapped=priced and overlap.ep),
     )
 
 
