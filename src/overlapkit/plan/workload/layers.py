@@ -281,9 +281,12 @@ def _experts(
         entering=routed,
         inputs=expert_input(shape),
     )
+    own = experts.count // layout.ep
+    dispatcher = getattr(model, "moe_token_dispatcher_type", "alltoall")
+    sorted_again = dispatcher == "alltoall" and layout.ep * layout.expert_tp > 1 and own > 1
     traffic = [
         mlp_traffic(shape, layout, base, low, passing),
-        expert_traffic(shape, routed, base),
+        expert_traffic(shape, routed, base, sorted_again=sorted_again),
     ]
     if shape.linear_bias:
         traffic.append(expert_bias_traffic(shape, routed, base))

@@ -158,13 +158,27 @@ def mlp_traffic(
     )
 
 
-def expert_traffic(shape: ModelShape, routed: Figure, base: Precision) -> MemoryTraffic:
-    """Permuting token copies to their experts and back: each is read and written, both ways."""
-    moved = routed * expert_input(shape) * (2 + 2) * literal(base.operand_bytes, "B")
+def expert_traffic(
+    shape: ModelShape, routed: Figure, base: Precision, *, sorted_again: bool
+) -> MemoryTraffic:
+    """Permuting token copies to their experts and back: each is read and written, both ways.
+
+    Args:
+        shape: of the model.
+        routed: copies of tokens on this rank.
+        base: precision of activations.
+        sorted_again: whether what arrives is put in the order of this rank's experts by a pass of
+            its own, and back afterwards, as Megatron-Core's all-to-all dispatcher does with several
+            experts on a rank (`MoEAlltoAllTokenDispatcher.dispatch_postprocess`).
+    """
+    passes = given(
+        "passes over the tokens", 4 if sorted_again else 2, "", "model.moe_token_dispatcher_type"
+    )
+    moved = passes * routed * expert_input(shape) * literal(2 * base.operand_bytes, "B")
     return MemoryTraffic(
         moved.called("permutation bytes, forward", "B"),
         moved.called("permutation bytes, backward", "B"),
-        kernels=2,
+        kernels=4 if sorted_again else 2,
         kind="permutation",
     )
 

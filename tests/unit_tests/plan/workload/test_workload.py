@@ -182,6 +182,20 @@ def test_every_copy_of_a_token_is_quantized_for_its_expert() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dispatcher", "ep", "passes"),
+    # Two passes permute and undo it; two more sort what arrives for several experts of a rank.
+    [("alltoall", 4, 4), ("alltoall", 8, 2), ("alltoall", 1, 2), ("flex", 4, 2)],
+)
+def test_what_an_all_to_all_brings_is_sorted_again(dispatcher: str, ep: int, passes: int) -> None:
+    settings = MOE | {"moe_token_dispatcher_type": dispatcher}
+    (moved,) = (
+        one for one in work_of(8, ep=ep, **settings).layers[-1].traffic if one.kind == "permutation"
+    )
+    assert moved.kernels == passes
+    assert moved.forward.value == moved.backward.value == TOKENS * 2 * HIDDEN * 2 * 2 * passes
+
+
 def test_expert_gradients_have_their_own_group() -> None:
     work = work_of(8, ep=4, **MOE)
     dense, expert = work.exchange.chunks[0][0].gradients
