@@ -150,8 +150,8 @@ _STATED: tuple[Decorator, ...] = (
         "--group",
         multiple=True,
         metavar="NAME=DIMENSION",
-        help="Process groups with this description or name (or size:N, of N ranks) are TP, DP, PP, "
-        "CP, EP, embedding or other. Can be repeated.",
+        help="Process groups with this description or name (or size:N, of N ranks; or the id of a "
+        "communicator of NCCL) are TP, DP, PP, CP, EP, embedding or other. Can be repeated.",
     ),
 )
 

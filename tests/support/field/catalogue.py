@@ -281,6 +281,24 @@ PROGRAMS: dict[str, Program] = {
         ),
         (nsight_programs.TP, nsight_programs.DP, nsight_programs.PP),
     ),
+    # The backward pass and the optimizer launch without ranges in the same communicators.
+    "nsys megatron, transformer engine": Program(
+        lambda: nsight_programs.megatron(layers="te"),
+        Truth(
+            "megatron", {"PP", "TP", "other"}, {"tp-overlap-off", "exposed-communication"}, 3
+        ),
+        (nsight_programs.TP, nsight_programs.DP, nsight_programs.PP),
+    ),
+    "nsys megatron, operators of pytorch": Program(
+        lambda: nsight_programs.megatron(layers="pytorch"),
+        Truth(
+            "megatron",
+            {"PP", "TP", "DP"},
+            {"tp-overlap-off", "grad-reduce-after-backward"},
+            3,
+        ),
+        (nsight_programs.TP, nsight_programs.DP, nsight_programs.PP),
+    ),
     "nsys megatron, no ranges": Program(
         lambda: nsight_programs.megatron(ranges=False),
         Truth(None, {"other"}, {"exposed-communication"}, 3, never=_MEGATRONS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,11 +32,15 @@ def nccl(
         return m.kernel(kernel, us, stream, [after])
 
 
-def megatron(*, ranges: bool = True, steps: int = 4, microbatches: int = 4) -> Machine:
+def megatron(
+    *, ranges: bool = True, layers: str | None = None, steps: int = 4, microbatches: int = 4
+) -> Machine:
     """Megatron-Core with --profile: TP 8, PP 2, DP 4; no step is marked.
 
     Args:
         ranges: whether Megatron's own NVTX ranges are on (--nvtx-ranges).
+        layers: what else has ranges: "te", Transformer Engine (NVTE_NVTX_ENABLED=1); "pytorch",
+            its operators (emit_nvtx), of Megatron's own layers.
         steps: iterations.
         microbatches: of each.
     """
@@ -52,16 +57,36 @@ def megatron(*, ranges: bool = True, steps: int = 4, microbatches: int = 4) -> M
         with own(name):
             return nccl(m, SEND_RECV, us, 60, called, PP, after)
 
+    numbers = itertools.count(100)
+
+    def operator(name: str) -> Any:
+        if layers != "pytorch":
+            return nullcontext()
+        return m.range(f"{name}, seq = {next(numbers)}, op_id = {next(numbers)}, sizes = [[8, 2]]")
+
+    def linear(name: str, function: str) -> Any:
+        if layers == "te":
+            return m.range(f"transformer_engine.{name}")
+        return operator(function)
+
     for _ in range(steps):
         for _ in range(microbatches):
             ready = p2p(90, "ncclRecv", 0.0, "recv_forward")
             with own("transformer.transformer_layer.TransformerLayer._forward_attention"):
                 m.kernel(NORM, 10, after=[ready])
                 for _ in range(4):
-                    done = nccl(m, ALL_GATHER, 60, 30, "ncclAllGather", TP, m.free())
+                    with linear(
+                        "_LayerNormLinear.forward.qkv.gemm_input_cast_comm",
+                        "LinearWithGradAccumulationAndAsyncCommunication",
+                    ):
+                        done = nccl(m, ALL_GATHER, 60, 30, "ncclAllGather", TP, m.free())
                     m.kernel(GEMM, 5, after=[done])
                     layer(m, 400)
-                    done = nccl(m, REDUCE_SCATTER, 60, 30, "ncclReduceScatter", TP, m.free())
+                    with linear(
+                        "_Linear.forward.proj.row_parallel_comm",
+                        "_ReduceScatterToSequenceParallelRegion",
+                    ):
+                        done = nccl(m, REDUCE_SCATTER, 60, 30, "ncclReduceScatter", TP, m.free())
                     m.kernel(GELU, 5, after=[done])
             p2p(50, "ncclSend", m.free(), "send_forward")
         reduced = []
@@ -72,7 +97,9 @@ def megatron(*, ranges: bool = True, steps: int = 4, microbatches: int = 4) -> M
                     m.kernel(GEMM, 5, after=[done])
                     done = layer(m, 800)
             for _ in range(4):
-                reduced.append(nccl(m, REDUCE_SCATTER, 500, 82, "ncclReduceScatter", DP, done))
+                node = "autograd::engine::evaluate_function: torch::autograd::AccumulateGrad"
+                with operator(node):
+                    reduced.append(nccl(m, REDUCE_SCATTER, 500, 82, "ncclReduceScatter", DP, done))
         m.kernel(ADAM, 300, after=reduced)
         for _ in range(2):
             done = nccl(m, ALL_GATHER, 300, 80, "ncclAllGather", DP, m.free())

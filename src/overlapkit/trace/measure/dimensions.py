@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.trace.measure.evidence import NOTHING, POINT_TO_POINT, Evidence
+from overlapkit.trace.measure.group_evidence import group_key
 from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.read.device_work import DIMENSIONS
 from overlapkit.trace.read.kernel_names import EventClass, operation
@@ -102,6 +103,7 @@ class Known:
         world_size: the number of ranks; None where it is not recorded.
         frameworks: what the names in the file speak of; see `Framework`.
         libraries: the communication libraries whose kernels run.
+        of_groups: the dimensions of groups that some launches in them tell.
         stated: what the user says of kernels and process groups.
     """
 
@@ -111,6 +113,7 @@ class Known:
     world_size: int | None = None
     frameworks: Collection[str] = field(default=frozenset())
     libraries: Collection[str] = field(default=frozenset())
+    of_groups: Mapping[str, str] = field(default_factory=dict)
     stated: Stated = NOTHING_STATED
 
     def named(self, name: str | None) -> Group | None:
@@ -169,6 +172,9 @@ def dimension_of(
     if event.likely_dimension is not None:
         return event.likely_dimension, "likely"
     what = operation_of(event, call, launch)
+    of_group = known.of_groups.get(group_key(call) or "")
+    if of_group is not None and what != "barrier":
+        return of_group, "likely"
     if event.library == "peer copy" and what == "peer copy":
         # The ring exchange of userbuffers moves its chunks with copy engines; NCCL uses kernels.
         # Other programs copy between devices too.

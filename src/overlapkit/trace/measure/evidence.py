@@ -123,6 +123,47 @@ _SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("DP", re.compile(r"autograd::engine::evaluate_function: torch::autograd::AccumulateGrad")),
     ("TP", re.compile(r"torch/distributed/tensor/parallel/")),
     ("TP", re.compile(r"megatron[./]core[./]tensor_parallel[./]layers\.")),
+    # Ranges of Transformer Engine (NVTE_NVTX_ENABLED=1): what its layers communicate, and its
+    # attention over a sequence that is divided.
+    (
+        "TP",
+        re.compile(
+            r"^transformer_engine\._\w+\.(?:for|back)ward\.(?:\S+\.)?"
+            r"(?:\w*_parallel_comm\w*|\w*input_cast_comm|grad_output_preprocess)$"
+        ),
+    ),
+    ("CP", re.compile(r"^transformer_engine\.AttnFuncWithCP\w*\.|^AttnFuncWithCP\w+$")),
+    # Functions of Megatron-Core by their class, as PyTorch names their operators. Those with
+    # sequence in their name also serve experts.
+    (
+        "TP",
+        re.compile(
+            r"^(?:_(?:CopyTo|ReduceFrom|ScatterTo|GatherFrom)ModelParallelRegion|"
+            r"LinearWithGradAccumulationAndAsyncCommunication|LinearWithFrozenWeight|"
+            r"_VocabParallelCrossEntropy)(?:Backward)?$"
+        ),
+    ),
+)
+# Layers that communicate over tensor-parallel ranks, where nothing else does with one of these
+# operations: hooks also gather parameters there, and backward passes reduce the scales of FP8.
+_LAYERS = (
+    # Transformer Engine's functions, as PyTorch names their operators.
+    (
+        re.compile(r"^_(?:Linear|LayerNormLinear|LayerNormMLP)$"),
+        ("all_gather", "reduce_scatter", "all_reduce"),
+    ),
+    (
+        re.compile(r"^_(?:Linear|LayerNormLinear|LayerNormMLP)Backward$"),
+        ("all_gather", "reduce_scatter"),
+    ),
+    # Megatron-Core's ranges (nvtx_range_push).
+    (
+        re.compile(
+            r"^megatron\.core\.transformer\.(?:mlp|attention)\.(?:\w+\.)*"
+            r"(?:linear_fc1|linear_fc2|qkv|linear_proj)$"
+        ),
+        ("reduce_scatter", "all_reduce"),
+    ),
 )
 # DDP broadcasts the model's buffers before the forward pass, which may communicate otherwise.
 _OF_BUFFERS = re.compile(r"DistributedDataParallel\.forward")
@@ -156,4 +197,7 @@ def _served(ranges: tuple[str, ...], called: str | None) -> str | None:
         for dimension, pattern in _SERVES:
             if pattern.search(name):
                 return dimension
+        for pattern, operations in _LAYERS:
+            if pattern.search(name):
+                return "TP" if called in operations else None
     return None

@@ -19,6 +19,7 @@ from overlapkit.trace.measure.dimensions import (
     operation_of,
 )
 from overlapkit.trace.measure.evidence import NOTHING, Evidence, evidence
+from overlapkit.trace.measure.group_evidence import dimensions_of_groups
 from overlapkit.trace.measure.waiting import Waiting, waiting
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
@@ -242,14 +243,12 @@ def _traffic(
         keys = work.name[events].astype(np.int64) * calls + work.call[events] + 1
         keys = keys * origins + work.origin[events] + 1
         unique, inverse = distinct(keys)
+        found = [_launched(work, key, origins, calls) for key in unique.tolist()]
+        known = replace(known, of_groups=dimensions_of_groups((c, e) for _, c, e in found))
         numbers = []
         # Calls differ in their message sizes, which do not matter here.
         classified: dict[tuple[Any, ...], int] = {}
-        for key in unique.tolist():
-            rest, origin = divmod(key, origins)
-            name, number_of_call = divmod(rest, calls)
-            call = work.calls[number_of_call - 1] if number_of_call else None
-            launch = evidence(work.origins[origin - 1]) if origin else NOTHING
+        for name, call, launch in found:
             facts = call and (call.name, call.group_size, call.group, call.description, call.ranks)
             number = classified.get((name, facts, launch))
             if number is None:
@@ -259,6 +258,14 @@ def _traffic(
             numbers.append(number)
         traffic_of[events] = np.asarray(numbers, dtype=np.int32)[inverse]
     return list(kinds), traffic_of
+
+
+def _launched(work: Work, key: int, origins: int, calls: int) -> tuple[int, Call | None, Evidence]:
+    """The name, the call and the launch that a key stands for."""
+    rest, origin = divmod(key, origins)
+    name, number_of_call = divmod(rest, calls)
+    call = work.calls[number_of_call - 1] if number_of_call else None
+    return name, call, evidence(work.origins[origin - 1]) if origin else NOTHING
 
 
 def _traffic_of(name: str, call: Call | None, known: Known, launch: Evidence) -> Traffic:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overlapkit.trace.read.recorded import Call
+from overlapkit.trace.read.stated import COMMUNICATOR
 
 _HEADER = struct.Struct("<IIIIQQ")
 _FORMATS = {5: "<i", 6: "<I", 15: "<i", 16: "<I", 17: "<q", 18: "<Q", 22: "<Q"}
@@ -102,7 +103,7 @@ def _call(one: NcclRange, sizes: Mapping[int, int]) -> Call:
         elements_in=message,
         dtype=None if message is None else "byte",
         group_size=ranks,
-        group=f"communicator {communicator & (1 << 64) - 1:x}",
+        group=f"{COMMUNICATOR}{communicator & (1 << 64) - 1:x}",
     )
 
 

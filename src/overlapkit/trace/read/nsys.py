@@ -51,6 +51,10 @@ _STEP = re.compile(
 _PLAIN_STEP = re.compile(
     r"(?:train(?:ing)?[ _]?)?(?:step|iteration|train_batch|run_training_batch)$", re.IGNORECASE
 )
+_OF_PYTORCH = re.compile(r", (?:seq|op_id|sizes|input_op_ids) = [\d\[].*")
+"""What torch.autograd.profiler.emit_nvtx adds to an operator's name: getNvtxStr in
+torch/csrc/profiler/util.cpp."""
+
 _ROWS = 50_000
 
 FoundT = TypeVar("FoundT")
@@ -245,6 +249,7 @@ class _Export:
             if not isinstance(name, str) or not isinstance(start, int) or not isinstance(end, int):
                 continue
             process = _integer(thread, 0) >> 24
+            name = _OF_PYTORCH.sub("", name)
             if names[name]:
                 if name.startswith("nccl"):
                     found = NcclRange(name, thread, start, payloads.read(data))

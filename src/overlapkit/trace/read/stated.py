@@ -11,6 +11,9 @@ from overlapkit.trace.read.device_work import COMMUNICATION, DIMENSIONS
 from overlapkit.trace.read.kernel_names import OPERATIONS, EventClass, classify, operation
 from overlapkit.trace.read.recorded import Call
 
+COMMUNICATOR = "communicator "
+"""What stands before the id in the name of a communicator of NCCL, which has no other name."""
+
 _SIZE = re.compile(r"size:(\d{1,9})", re.IGNORECASE)
 _KERNELS = re.compile(r"(?P<regex>.+)=(?P<operation>[A-Za-z_]+)(?::(?P<dimension>\w+))?")
 
@@ -43,7 +46,8 @@ class NamedGroup:
 
     Attributes:
         text: as the user wrote it.
-        name: their description or name, in lower case; "" where they are told by their size.
+        name: their description or name, in lower case; "" where they are told by their size. The
+            name of a communicator of NCCL can be its id alone.
         size: their number of ranks; None where they are told by their name.
         dimension: one of `DIMENSIONS`.
     """
@@ -57,7 +61,9 @@ class NamedGroup:
         """Whether a group with these names and this size is one of them."""
         if self.size is not None:
             return size == self.size
-        return self.name in [name.strip().lower() for name in names if name is not None]
+        plain = [name.strip().lower() for name in names if name is not None]
+        ids = [name.removeprefix(COMMUNICATOR) for name in plain if name.startswith(COMMUNICATOR)]
+        return self.name in plain or self.name.removeprefix("0x") in ids
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,14 @@ _FRAMES = re.compile(
     # The same in Nsight Systems.
     r"|^megatron\.core\.(?:tensor_parallel|pipeline_parallel\.p2p_communication|distributed|"
     r"optimizer|transformer\.moe)\."
+    r"|^megatron\.core\.transformer\.(?:mlp|attention)\.\S*(?:linear_\w+|qkv)$"
+    r"|^transformer_engine\.(?:AttnFuncWithCP\w*\.|\S+(?:comm\w*|grad_output_preprocess)$)"
     r"|^(?:DeepSpeedZero\w*|PartitionedParameterCoordinator)\."
+    # Functions of Megatron-Core and Transformer Engine, as PyTorch names their operators.
+    r"|^_(?:(?:CopyTo|ReduceFrom|ScatterTo|GatherFrom)ModelParallelRegion|"
+    r"VocabParallelCrossEntropy|Linear|LayerNormLinear|LayerNormMLP)(?:Backward)?$"
+    r"|^LinearWith(?:GradAccumulationAndAsyncCommunication|FrozenWeight)(?:Backward)?$"
+    r"|^AttnFuncWithCP\w+$"
 )
 # torch/distributed's own helpers run for every module and do not communicate.
 _IDLE_FRAMES = re.compile(
