@@ -97,6 +97,13 @@ class TraceDiagnosis(Struct, frozen=True, kw_only=True):
             "empty otherwise"
         ),
     ] = []
+    shared_us: Annotated[
+        dict[str, float],
+        Meta(
+            description="other diagnoses that count some of this time too, by `id`, and how much "
+            "at most: the costs of diagnoses do not add up where this is not empty"
+        ),
+    ] = {}
 
 
 class TraceFramework(Struct, frozen=True, kw_only=True):
@@ -348,4 +355,5 @@ def _diagnosis(d: Diagnosis) -> TraceDiagnosis:
         confidence=d.confidence,
         ranks=d.ranks,
         devices=d.devices,
+        shared_us=d.shared_us,
     )

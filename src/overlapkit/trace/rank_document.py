@@ -288,8 +288,8 @@ class TraceRank(Struct, frozen=True, kw_only=True):
     unit: Annotated[
         Unit,
         Meta(
-            description="what the steps are: `step`; or `iteration`, of an inference engine, which "
-            "has no steps"
+            description="what each of `steps` is, and what step means in other keys: `step`, of "
+            "training; or `iteration`, of an inference engine, which has no steps"
         ),
     ] = "step"
     self_check: Annotated[TraceSelfCheck, Meta(description="how far this report can be relied on")]

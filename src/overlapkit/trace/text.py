@@ -177,4 +177,8 @@ def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     devices = {r.device for r in document.ranks if r.gpus > 1}
     if diagnosis.devices and set(diagnosis.devices) != devices:
         text += f", GPU {', '.join(map(str, diagnosis.devices))}"
+    if diagnosis.shared_us:
+        others = sorted(diagnosis.shared_us.items(), key=lambda other: -other[1])
+        named = " and ".join(f"{ms_of_us(us)} ms in {id}" for id, us in others)
+        text += f", of which other diagnoses count up to {named} too"
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"

@@ -214,6 +214,7 @@ OF_SENTENCES: dict[str, Pair] = {
     ),
     "Compute beside communication takes": Pair("generated: slowed compute", "torch 2.8 ddp"),
     "times as long as alone (": Pair("generated: slowed compute", "torch 2.8 ddp"),
+    ", of which other diagnoses count up to": Pair("nsys megatron, transformer engine", "megatron"),
     "ms lost over": Pair("generated: slowed compute", "torch 2.8 ddp"),
     # Several ranks.
     "is the slowest; the ranks differ by": Pair("slow rank", "two ranks"),

@@ -222,10 +222,10 @@ def test_a_rank_that_waits_for_a_late_one_is_not_bandwidth_bound(overlapkit, tmp
 def test_a_diagnosis_of_some_ranks_names_them(overlapkit, tmp_path):
     paths = [waiting(tmp_path, 0, 7500), waiting(tmp_path, 1, 8000)]
     shared = overlapkit("trace", *paths).out
-    assert "ms a step)" in shared and "rank 0, 1" not in shared
+    assert "ms a step, of which" in shared and "rank 0, 1" not in shared
     # Rank 2 computes all the time.
     busy = [tiny.kernel(tiny.GEMM, 20_000 * n, 9_900) for n in range(3)]
     ranges = [tiny.step(n, 20_000 * n, 10_000) for n in range(3)]
     info = {"distributedInfo": {"rank": 2, "world_size": 3}}
     third = tiny.write(tmp_path / "rank2.json", [*busy, *ranges], **info)
-    assert "a step, rank 0, 1)" in overlapkit("trace", *paths, third).out
+    assert "a step, rank 0, 1, of which" in overlapkit("trace", *paths, third).out

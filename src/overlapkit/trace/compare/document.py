@@ -62,7 +62,11 @@ class CompareSide(Struct, frozen=True, kw_only=True):
         ),
     ]
     unit: Annotated[
-        Unit, Meta(description="what the steps are: `step`, or `iteration` of an inference engine")
+        Unit,
+        Meta(
+            description="what step means in other keys: a `step` of training, or an `iteration` of "
+            "an inference engine"
+        ),
     ] = "step"
     step_us: Annotated[float, Meta(description="the median step")]
     spread_us: Annotated[

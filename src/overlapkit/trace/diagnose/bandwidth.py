@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from overlapkit.errors import InputError
 from overlapkit.hardware import find_gpu
 from overlapkit.output.numbers import ms_of_us, us_of_ns
-from overlapkit.trace.diagnose.diagnosis import Case, Diagnosis
+from overlapkit.trace.diagnose.diagnosis import Case, Counted, Diagnosis
 from overlapkit.trace.diagnose.remedies import Problem
+from overlapkit.trace.intervals import both, either
 from overlapkit.trace.measure.collectives import Collective, collectives
 
 LARGE = 0.1
@@ -25,7 +26,7 @@ _KINDS: dict[str, Problem] = {
 }
 """Kinds of exposed communication that some software has settings for."""
 
-_OF_COMMUNICATION = frozenset(
+OF_COMMUNICATION = frozenset(
     {
         "single-bucket",
         "grad-reduce-after-backward",
@@ -38,6 +39,7 @@ _OF_COMMUNICATION = frozenset(
         "one-queue",
     }
 )
+"""Diagnoses of exposed communication."""
 
 
 def bandwidth_bound(case: Case) -> Diagnosis | None:
@@ -64,6 +66,7 @@ def bandwidth_bound(case: Case) -> Diagnosis | None:
             "overlap_saves_at_most_us": case.per_step_us(exposed - least),
             "bus_gb_per_s": None if top is None or top.bus_gb_s is None else round(top.bus_gb_s, 1),
         },
+        time=both(case.m.exposed, case.scope),
     )
 
 
@@ -98,9 +101,10 @@ ALL_TO_ALL = (
 
 def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis | None:
     """What is exposed, where it is much and other diagnoses do not account for it."""
-    exposed = sum(t.exposed_comm for t in case.times)
-    explained = sum(d.cost_us for d in found if d.id in _OF_COMMUNICATION)
+    time = both(case.m.exposed, case.scope)
+    exposed = time.total
     total = case.per_step_us(exposed)
+    explained = _explained(case, [d for d in found if isinstance(d, Counted)])
     if not case.notable(exposed, LARGE) or explained >= EXPLAINED * total:
         return None
     kinds = _exposed_kinds(case)
@@ -117,8 +121,20 @@ def exposed_communication(case: Case, found: Sequence[Diagnosis]) -> Diagnosis |
         f"{ALL_TO_ALL if any(what == 'other all_to_all' for what, _ in kinds[:3]) else ''}",
         exposed,
         {"exposed_us": total, "share_pct": round(share, 1)},
+        time=time,
         confidence="possible",
     )
+
+
+def _explained(case: Case, found: Sequence[Counted]) -> float:
+    """The exposed time that other diagnoses account for, in microseconds per step, each time once.
+
+    A cost that is an estimate is only a part of the time that it was estimated from.
+    """
+    found = [d for d in found if d.id in OF_COMMUNICATION]
+    exact = [d.time for d in found if d.cost_us >= case.per_step_us(d.time.total)]
+    explained = case.per_step_us(either(*exact).total) if exact else 0.0
+    return max([explained, *(d.cost_us for d in found)])
 
 
 def _exposed_kinds(case: Case) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.diagnose.framework import Detected
 from overlapkit.trace.diagnose.remedies import Problem, remedy
-from overlapkit.trace.intervals import Spans, both, union
+from overlapkit.trace.intervals import NOTHING, Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
 from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
@@ -59,6 +59,7 @@ class Diagnosis:
         confidence: "likely" or "possible".
         ranks: the ranks whose profiles show it.
         devices: where one process uses several GPUs, those whose work shows it; empty otherwise.
+        shared_us: other diagnoses that count some of this time too, by id, and how much at most.
     """
 
     id: str
@@ -71,11 +72,25 @@ class Diagnosis:
     ranks: list[int] = field(default_factory=list)
     flags: str = ""
     devices: list[int] = field(default_factory=list)
+    shared_us: dict[str, float] = field(default_factory=dict)
 
     @property
     def advice(self) -> str:
         """What to try, also in flags where it is not known that the run takes none."""
         return f"{self.remedy}; in Megatron-LM: {self.flags}" if self.flags else self.remedy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Diagnosis):
+    """A diagnosis with the time that it counts, which others may count too.
+
+    Attributes:
+        time: exposed communication that the cost is, or is a part of.
+        slowed_us: the part of the cost that is lost in kernels that run, and so not in `time`.
+    """
+
+    time: Spans = field(default=NOTHING, repr=False, compare=False)
+    slowed_us: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +154,12 @@ class Case:
         cost_ns: float,
         evidence: dict[str, Any],
         *,
+        time: Spans,
         confidence: Literal["likely", "possible"] = "likely",
-    ) -> Diagnosis:
+    ) -> Counted:
         """A diagnosis with the remedy of the software that ran; `cost_ns` is of all steps."""
         found = remedy(problem, self.framework.name)
-        return Diagnosis(
+        return Counted(
             id=id,
             rule=found.rule,
             message=message,
@@ -152,6 +168,7 @@ class Case:
             remedy=found.text,
             flags=found.flags,
             confidence=confidence,
+            time=time,
         )
 
     @property
@@ -196,10 +213,9 @@ class Case:
         work = self.m.work
         return both(both(union(work.start[events], work.end[events]), self.m.exposed), self.scope)
 
-    def dimension_exposed(self, dimension: str) -> int:
-        return sum(
-            t.by_dimension[dimension].exposed for t in self.times if dimension in t.by_dimension
-        )
+    def dimension_exposed(self, dimension: str) -> Spans:
+        """The exposed communication of a dimension in the steps."""
+        return both(self.m.dimension_exposed.get(dimension, NOTHING), self.scope)
 
     def beside_comm(self, event: int) -> bool:
         """Whether communication runs during a tenth of the event or more."""

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 from numpy.typing import NDArray
 
-from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
+from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Counted, Diagnosis
 from overlapkit.trace.intervals import Spans, both, union
 from overlapkit.trace.read.device_work import COMPUTE
 
@@ -51,7 +51,8 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
     if not case.marked or not case.trains:
         return None
     events = _gradient_reductions(case)
-    exposed = case.exposed_of(events).total
+    time = case.exposed_of(events)
+    exposed = time.total
     if not len(events) or not case.notable(exposed):
         return None
     large = events[(work.end - work.start)[events] > 0.005 * case.step_ns]
@@ -74,6 +75,7 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
             "hide the reduction" + case.megatrons(ONE_BUCKET),
             exposed,
             evidence,
+            time=time,
         )
     return case.diagnosis(
         "grad-reduce-after-backward",
@@ -82,6 +84,7 @@ def gradient_reduction(case: Case) -> Diagnosis | None:
         "the backward pass" + case.megatrons(REDUCE_OFF),
         exposed,
         evidence,
+        time=time,
     )
 
 
@@ -147,7 +150,7 @@ def one_queue(case: Case) -> Diagnosis | None:
     events = np.asarray(sorted(reductions | set(case.events(("DP",)).tolist())), dtype=np.intp)
     starts, ends = work.start[events], work.end[events]
     launch = work.correlation[events]
-    cost, times, gathers = 0, 0, 0
+    stalls, gathers = [], 0
     for start, end, kernel in _resumptions(case, events):
         # The kernel starts together with a collective that was launched before it, and that had to
         # wait for earlier collectives on its own stream.
@@ -169,11 +172,12 @@ def one_queue(case: Case) -> Diagnosis | None:
         elif awaited == 1:
             # So it does where gathers and reductions share a stream, as in FSDP1.
             continue
-        cost += end - start
-        times += 1
+        stalls.append((start, end))
+    time, times = _gaps(stalls), len(stalls)
+    cost = time.total
     if times < 2 or not case.notable(cost, NOTABLE / 2):
         return None
-    return Diagnosis(
+    return Counted(
         id="one-queue",
         rule="launch.env-one-queue" if case.is_megatron else None,
         message="Compute stalls until a queued collective has started. Kernels start only in "
@@ -187,7 +191,14 @@ def one_queue(case: Case) -> Diagnosis | None:
         remedy="unset CUDA_DEVICE_MAX_CONNECTIONS"
         + case.megatrons(", or set it to what overlapkit explain shows for this run", end=""),
         confidence="likely" if 2 * gathers < times else "possible",
+        time=time,
     )
+
+
+def _gaps(found: list[tuple[int, int]]) -> Spans:
+    """Gaps between kernels, as a set of time."""
+    pairs = np.asarray(found, dtype=np.int64).reshape(-1, 2)
+    return union(pairs[:, 0], pairs[:, 1])
 
 
 def layernorm_waits(case: Case) -> Diagnosis | None:
@@ -197,7 +208,7 @@ def layernorm_waits(case: Case) -> Diagnosis | None:
         return None
     reductions = _gradient_reductions(case)
     ends = work.end[reductions]
-    cost, times, others = 0, 0, 0
+    gaps, others = [], 0
     for start, end, kernel in _resumptions(case, reductions):
         if not bool(((ends <= end) & (end - ends < AT_ONCE_NS)).any()):
             continue
@@ -205,28 +216,30 @@ def layernorm_waits(case: Case) -> Diagnosis | None:
             # It runs beside a collective, so it did not wait for SMs.
             continue
         if _NORM.search(work.names[int(work.name[kernel])]):
-            cost += end - start
-            times += 1
+            gaps.append((start, end))
         else:
             others += 1
     slowed = [k for k in case.slowed.kernels if _NORM.search(k.name) and k.ratio > 2]
     lost = sum(k.lost_ns for k in slowed)
-    waits = times >= 2 and times > others
-    if not (waits or slowed) or not case.notable(cost * waits + lost, NOTABLE / 2):
+    times = len(gaps)
+    time = _gaps(gaps if times >= 2 and times > others else [])
+    total = time.total + lost
+    if not (len(time) or slowed) or not case.notable(total, NOTABLE / 2):
         return None
-    total = cost * waits + lost
-    return Diagnosis(
+    return Counted(
         id="layernorm-waits",
         rule="launch.layernorm-margin",
         message="LayerNorm kernels wait for a running gradient reduction to end: they need every "
         "SM, and the collective occupies some.",
         evidence={
             "waits_per_step": round(times / case.steps, 1),
-            "waiting_us": case.per_step_us(cost * waits),
+            "waiting_us": case.per_step_us(time.total),
             "slowed_kernels": [k.name for k in slowed],
         },
         cost_us=case.per_step_us(total),
         remedy="set NVTE_FWD_LAYERNORM_SM_MARGIN and NVTE_BWD_LAYERNORM_SM_MARGIN to 16",
+        time=time,
+        slowed_us=case.per_step_us(lost),
     )
 
 
@@ -236,7 +249,8 @@ def parameter_gather(case: Case) -> Diagnosis | None:
     events = case.events(("DP",), ("all_gather",))
     if not len(events) or not case.trains:
         return None
-    exposed = case.exposed_of(events).total
+    time = case.exposed_of(events)
+    exposed = time.total
     total = both(union(work.start[events], work.end[events]), case.scope).total
     if not case.notable(exposed, 2 * NOTABLE) or exposed < MOSTLY * total:
         return None
@@ -250,4 +264,5 @@ def parameter_gather(case: Case) -> Diagnosis | None:
             "exposed_us": case.per_step_us(exposed),
             "hidden_pct": round(100 * (1 - exposed / total), 1),
         },
+        time=time,
     )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
-from overlapkit.trace.intervals import Spans, both, union
+from overlapkit.trace.intervals import Spans, both, minus, union
 
 BUBBLE = 0.05
 """Share of the step from which a bubble is told: every schedule has one."""
@@ -42,9 +42,10 @@ def _split(case: Case, events: NDArray[np.intp]) -> tuple[float, float]:
 def pipeline_exposed(case: Case) -> Diagnosis | None:
     """Sends and receives that nothing hides while the pipeline is full."""
     events = _transfers(case)
-    steady, _ = _split(case, events)
+    steady, bubble = _split(case, events)
     if not len(events) or not case.notable(steady, NOTABLE):
         return None
+    exposed = case.exposed_of(events)
     interleaved = case.layout is not None and (case.layout.vpp or 1) > 1
     message = "Send and receive are exposed in the steady state of the pipeline"
     if interleaved:
@@ -59,9 +60,10 @@ def pipeline_exposed(case: Case) -> Diagnosis | None:
         steady,
         {
             "transfers_per_step": round(len(events) / case.steps, 1),
-            "exposed_us": case.per_step_us(case.exposed_of(events).total),
+            "exposed_us": case.per_step_us(exposed.total),
             "steady_us": case.per_step_us(steady),
         },
+        time=both(exposed, _steady(case)) if case.notable(bubble, BUBBLE) else exposed,
     )
 
 
@@ -83,5 +85,6 @@ def pipeline_bubble(case: Case) -> Diagnosis | None:
         f"receives run while nothing computes, for {share:.0f} % of the step more than between.",
         bubble,
         {"exposed_us": case.per_step_us(bubble), "share_pct": round(share, 1)},
+        time=minus(case.exposed_of(events), _steady(case)),
         confidence="possible",
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from overlapkit.trace.diagnose.bandwidth import bandwidth_bound, exposed_communication
-from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Diagnosis
+from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Counted, Diagnosis
 from overlapkit.trace.diagnose.gradients import (
     gradient_reduction,
     layernorm_waits,
@@ -16,6 +16,7 @@ from overlapkit.trace.diagnose.gradients import (
 )
 from overlapkit.trace.diagnose.idle import device_idle, waits_for_data, waits_for_host
 from overlapkit.trace.diagnose.pipeline import pipeline_bubble, pipeline_exposed
+from overlapkit.trace.diagnose.shared_time import with_shared
 from overlapkit.trace.intervals import both, distinct
 from overlapkit.trace.read.device_work import MEMORY
 
@@ -40,13 +41,15 @@ def diagnose(case: Case) -> list[Diagnosis]:
     asked = [*(check(case) for check in checks), *(check(whole) for check in of_idle)]
     found = [diagnosis for diagnosis in asked if diagnosis is not None]
     rest = exposed_communication(case, found)
-    return sorted([*found, *([rest] if rest else [])], key=lambda f: -f.cost_us)
+    told = with_shared([*found, *([rest] if rest else [])], case)
+    return sorted(told, key=lambda f: -f.cost_us)
 
 
 def _tensor_parallel(case: Case) -> Diagnosis | None:
     if _has_userbuffers(case):
         return None
-    exposed = case.dimension_exposed("TP")
+    time = case.dimension_exposed("TP")
+    exposed = time.total
     if not case.notable(exposed) or not case.trains or case.is_guess("TP"):
         return None
     operations = {t.operation for t in case.m.traffic if t.dimension == "TP"}
@@ -62,6 +65,7 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
         f"{message}.",
         exposed,
         {"exposed_us": case.per_step_us(exposed), "operations": sorted(operations)},
+        time=time,
     )
 
 
@@ -72,7 +76,8 @@ def _has_userbuffers(case: Case) -> bool:
 
 
 def _experts(case: Case) -> Diagnosis | None:
-    exposed = case.dimension_exposed("EP")
+    time = case.dimension_exposed("EP")
+    exposed = time.total
     if not case.notable(exposed, 2 * NOTABLE) or case.is_guess("EP"):
         return None
     return case.diagnosis(
@@ -81,6 +86,7 @@ def _experts(case: Case) -> Diagnosis | None:
         "The token exchange between experts is exposed.",
         exposed,
         {"exposed_us": case.per_step_us(exposed)},
+        time=time,
         confidence="possible",
     )
 
@@ -89,7 +95,7 @@ def _slowed_compute(case: Case) -> Diagnosis | None:
     slowed = case.slowed
     if slowed.ratio is None or slowed.ratio < 1.05 or not case.notable(slowed.lost_ns):
         return None
-    return Diagnosis(
+    return Counted(
         id="compute-slowed",
         rule=None,
         message=f"Kernels take {slowed.ratio:.2f} times as long while communication runs: they "
@@ -99,6 +105,7 @@ def _slowed_compute(case: Case) -> Diagnosis | None:
             "kernels": [k.name for k in slowed.kernels[:3]],
         },
         cost_us=case.per_step_us(slowed.lost_ns),
+        slowed_us=case.per_step_us(slowed.lost_ns),
         remedy="give communication fewer SMs ("
         + "num_sm of userbuffers, " * _has_userbuffers(case)
         + "NCCL_MAX_CTAS); hidden communication is not free",

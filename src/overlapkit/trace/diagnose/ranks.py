@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from overlapkit.output.numbers import us_of_ns
+from overlapkit.trace.diagnose.bandwidth import OF_COMMUNICATION
 from overlapkit.trace.diagnose.diagnosis import Diagnosis
+from overlapkit.trace.diagnose.shared_time import note_shared
 from overlapkit.trace.rank_report import RankReport
 from overlapkit.trace.ranks import Across, steps_by_rank
 
 MOSTLY = 0.5
 """Share of what collectives take too long that is waiting, from which the link is not the cause."""
+
+EXPOSED = OF_COMMUNICATION | {"exposed-communication"}
+"""Diagnoses whose time can be waiting for another rank."""
 
 
 def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[Diagnosis]:
@@ -33,8 +38,24 @@ def diagnoses_of(reports: Sequence[RankReport], across: Across | None) -> list[D
         ranks = sorted({r.rank or 0 for r, _ in found})
         merged.append(replace(worst, ranks=ranks, devices=devices))
     if across is not None and across.late_rank is not None:
-        merged.append(_late_rank(reports, across, across.late_rank))
+        merged = _with_late(merged, _late_rank(reports, across, across.late_rank))
+    ids = {d.id for d in merged}
+    merged = [
+        replace(d, shared_us={i: us for i, us in d.shared_us.items() if i in ids}) for d in merged
+    ]
     return sorted(merged, key=lambda d: -d.cost_us)
+
+
+def _with_late(merged: Sequence[Diagnosis], late: Diagnosis) -> list[Diagnosis]:
+    """The diagnoses with that of a late rank: waiting for it is exposed communication too.
+
+    Which of a collective's time is waiting is not known, so all that fits can be shared.
+    """
+    shared = {d.id: dict(d.shared_us) for d in [*merged, late]}
+    for d in merged:
+        if d.id in EXPOSED and set(d.ranks) & set(late.ranks):
+            note_shared(shared, d, late, late.cost_us)
+    return [replace(d, shared_us=shared[d.id]) for d in [*merged, late]]
 
 
 def _waits(report: RankReport, diagnosis: Diagnosis, across: Across | None) -> bool:
