@@ -66,6 +66,8 @@ def _of_profile(diagnosis: TraceDiagnosis, causes: Sequence[Finding]) -> Finding
 
 def _figures(diagnosis: TraceDiagnosis) -> str:
     """The figures of a diagnosis, in one line."""
+    from overlapkit.trace.text import shared
+
     figures = []
     for name, value in diagnosis.evidence.items():
         if isinstance(value, dict) or value in ([], None):
@@ -80,4 +82,5 @@ def _figures(diagnosis: TraceDiagnosis) -> str:
             figures.append(f"{name.replace('_', ' ')} {shown}")
     ranks = ", ".join(map(str, diagnosis.ranks))
     where = f" (rank{'s' if ',' in ranks else ''} {ranks})" if ranks else ""
-    return f"{ms_of_us(diagnosis.cost_us)} ms per step{where}: {'; '.join(figures)}"
+    cost = f"{ms_of_us(diagnosis.cost_us)} ms per step{shared(diagnosis)}{where}"
+    return f"{cost}: {'; '.join(figures)}"

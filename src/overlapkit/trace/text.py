@@ -165,6 +165,13 @@ def across_sentence(across: TraceAcrossRanks) -> str:
     return text
 
 
+def shared(diagnosis: TraceDiagnosis) -> str:
+    """Which other diagnoses count some of its time too; empty where none does."""
+    others = sorted(diagnosis.shared_us.items(), key=lambda other: -other[1])
+    named = " and ".join(f"{ms_of_us(us)} ms in {id}" for id, us in others)
+    return f", of which other diagnoses count up to {named} too" if named else ""
+
+
 def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     """What a diagnosis costs, and how certain it is where that is less than likely."""
     each = f" {A_UNIT[document.unit]}" if document.has_steps else ""
@@ -177,8 +184,5 @@ def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     devices = {r.device for r in document.ranks if r.gpus > 1}
     if diagnosis.devices and set(diagnosis.devices) != devices:
         text += f", GPU {', '.join(map(str, diagnosis.devices))}"
-    if diagnosis.shared_us:
-        others = sorted(diagnosis.shared_us.items(), key=lambda other: -other[1])
-        named = " and ".join(f"{ms_of_us(us)} ms in {id}" for id, us in others)
-        text += f", of which other diagnoses count up to {named} too"
+    text += shared(diagnosis)
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"
