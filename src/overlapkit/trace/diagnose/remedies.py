@@ -282,6 +282,7 @@ _TORCHTITAN: dict[Problem, Remedy] = {
 
 _BESIDE = Remedy("run this communication beside compute that does not need its result")
 
+# An interleaved schedule is known from a configuration alone, and so of Megatron alone.
 _GENERAL: dict[Problem, Remedy] = {
     "one reduction": Remedy(
         "divide the gradients into several buckets, and reduce each as soon as it is complete"
@@ -297,7 +298,6 @@ _GENERAL: dict[Problem, Remedy] = {
         "divide each collective, and run its parts beside the matrix products that they feed"
     ),
     "pipeline": Remedy("use an interleaved schedule, with more microbatches"),
-    "interleaved pipeline": Remedy("send and receive while another microbatch computes"),
     "pipeline bubble": Remedy(
         "run more microbatches in a step, or use a schedule with a smaller bubble (interleaved, "
         "zero bubble)"
