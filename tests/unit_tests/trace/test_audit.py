@@ -5,18 +5,15 @@ A sentence of the source that no row speaks of fails the last test.
 
 from __future__ import annotations
 
-import ast
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from overlapkit.trace.diagnose.diagnosis import DIAGNOSES
 from support.field.situations import SITUATIONS
+from support.sentences import unknown
 from support.trace_answers import Answer
-
-ROOM = Path(__file__).parents[3] / "src/overlapkit/trace"
 
 
 class Pair(NamedTuple):
@@ -336,7 +333,7 @@ SOURCES = (
     "read/kineto.py",
     "read/host/steps.py",
 )
-"""What says sentences. Contradictions, remedies and what is repaired have tests of their own."""
+"""What says sentences. Sentences about configurations, remedies and damage are in `test_audit_*`."""
 
 NO_SENTENCES = frozenset(
     {
@@ -352,35 +349,8 @@ NO_SENTENCES = frozenset(
         "it has steps",
     }
 )
-_SAY_NOTHING = {"InputError", "Meta", "compile"}
-
-
-def _sentences(path: Path) -> list[str]:
-    """The constant texts of at least three words in the code of a file."""
-    tree = ast.parse(path.read_text())
-    left_out: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr):
-            left_out.add(id(node.value))
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            left_out |= {id(part) for part in ast.walk(node)} if name in _SAY_NOTHING else set()
-    texts = (
-        node.value.strip()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and id(node) not in left_out
-    )
-    return [t for t in texts if sum(word.isalpha() for word in t.split()) >= 3]
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_sentence_of_the_source_has_its_pair(source):
-    known = [*OF_SENTENCES, *NO_SENTENCES]
-
-    def is_known(text: str) -> bool:
-        plain = text.strip()
-        return any(plain in one or one in plain for one in known if len(one) > 8)
-
-    assert [text for text in _sentences(ROOM / source) if not is_known(text)] == []
+    assert unknown(source, [*OF_SENTENCES, *NO_SENTENCES]) == []
