@@ -333,7 +333,7 @@ SOURCES = (
     "read/kineto.py",
     "read/host/steps.py",
 )
-"""What says sentences. Sentences about configurations, remedies and damage are in `test_audit_*`."""
+"""What says sentences. The other `test_audit_*` have those on configurations, remedies and damage."""
 
 NO_SENTENCES = frozenset(
     {
