@@ -333,7 +333,7 @@ SOURCES = (
     "read/kineto.py",
     "read/host/steps.py",
 )
-"""What says sentences. The other `test_audit_*` have those on configurations, remedies and damage."""
+"""What says sentences; those on configurations, remedies and damage are in other `test_audit_*`."""
 
 NO_SENTENCES = frozenset(
     {
