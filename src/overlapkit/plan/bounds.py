@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from heapq import heapify, heappop, heapreplace
 
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings
@@ -20,6 +21,7 @@ from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, costs_of_run, overlap_in
 from overlapkit.plan.estimate.layer_time import layer_time
 from overlapkit.plan.estimate.overlap import DIMENSIONS, EP, Overlap
+from overlapkit.plan.measures import NONE
 
 _ALL = frozenset(DIMENSIONS)
 """Every overlap. None makes a layer take longer: what it hides costs at most a share of its time in
@@ -46,16 +48,41 @@ class Bounds:
         self._granted: dict[tuple[bool, bool, str], bool] = {}
 
     def fastest_first(self) -> Iterator[tuple[float, LayoutChoice]]:
-        """Tokens/s/GPU that a layout reaches at most, and the layout, in decreasing order."""
-        found = [(self.most(layout), layout) for layout in self._layouts]
+        """Tokens/s/GPU that a layout reaches at most, and the layout, in decreasing order.
+
+        A layout that recomputes is no faster than the same without. Its own bound is found only
+        where none of those before it, by that of the same without, end the search.
+        """
         kinds = dict.fromkeys(layout.recompute for layout in self._layouts)
         order = {each: number for number, each in enumerate(kinds)}
         # Of variants that are as fast, the one that recomputes less comes first.
-        return iter(sorted(found, key=lambda x: (-x[0], order[x[1].recompute], x[1])))
+        waiting = [
+            (-self._most(layout, lighter), order[layout.recompute], layout, lighter.recompute)
+            for layout in self._layouts
+            for lighter in [replace(layout, recompute=NONE) if NONE in order else layout]
+        ]
+        heapify(waiting)
+        while waiting:
+            most, number, layout, bounded_as = waiting[0]
+            if bounded_as == layout.recompute:
+                heappop(waiting)
+                yield -most, layout
+            else:
+                own = max(most, -self.most(layout))
+                heapreplace(waiting, (own, number, layout, layout.recompute))
 
     def most(self, layout: LayoutChoice) -> float:
         """Tokens/s/GPU that a layout cannot exceed; infinite where it cannot be estimated."""
-        seconds = self._of_microbatch(layout)
+        return self._most(layout, layout)
+
+    def _most(self, layout: LayoutChoice, lighter: LayoutChoice) -> float:
+        """`most` of a layout, where its layers take as long as those of another.
+
+        Args:
+            layout: that is bounded.
+            lighter: the same, which may recompute less.
+        """
+        seconds = self._of_microbatch(lighter, hides=self._hides_experts(layout))
         if seconds is None:
             return float("inf")
         world_size = self._cluster.world_size
@@ -70,11 +97,16 @@ class Bounds:
             self._with(layout), self._cluster.world_size, self._cluster.machine, cut=False
         )
 
-    def _of_microbatch(self, layout: LayoutChoice) -> float | None:
-        """Seconds of one microbatch through all layers, at least."""
-        shared = replace(layout, pp=1, vp=1), self._hides_experts(layout)
+    def _of_microbatch(self, layout: LayoutChoice, *, hides: bool) -> float | None:
+        """Seconds of one microbatch through all layers, at least.
+
+        Args:
+            layout: whose layers they are.
+            hides: whether the experts' exchange may be overlapped.
+        """
+        shared = replace(layout, pp=1, vp=1), hides
         if shared not in self._seconds:
-            overlap = _ALL if shared[1] else _ALL - {EP}
+            overlap = _ALL if hides else _ALL - {EP}
             self._seconds[shared] = self._least(layout, overlap_in(overlap))
         return self._seconds[shared]
 

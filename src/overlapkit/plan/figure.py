@@ -242,21 +242,25 @@ def _unit(*operands: Operand) -> str:
 
 
 def _sum(left: Operand, right: Operand, sign: str) -> Figure:
-    unit = _unit(left, right)
-    a, b = _figure(left, unit), _figure(right, unit)
+    if isinstance(left, Figure) and isinstance(right, Figure):
+        a, b = left, right
+        unit = a.unit or b.unit
+    else:
+        unit = _unit(left, right)
+        a, b = _figure(left, unit), _figure(right, unit)
     if a.unit != b.unit and not compatible(a.unit, b.unit):
         raise _incompatible(a, b, sign)
     # a - (b + c) needs brackets where a + (b + c) does not.
     formula = f"{_term(a, _SUM)} {sign} {_term(b, _SUM + (sign == '-'))}"
     value = a.value + b.value if sign == "+" else a.value - b.value
-    return Figure(value, unit, "", formula, _merged((a, b)), binding=_SUM)
+    return Figure(value, unit, "", formula, _together(a, b), binding=_SUM)
 
 
 def _product(left: Operand, right: Operand) -> Figure:
     a, b = _figure(left), _figure(right)
     unit = product(a.unit, b.unit) if a.unit and b.unit else a.unit or b.unit
     formula = f"{_term(a, _PRODUCT)} * {_term(b, _PRODUCT)}"
-    return Figure(a.value * b.value, unit, "", formula, _merged((a, b)), binding=_PRODUCT)
+    return Figure(a.value * b.value, unit, "", formula, _together(a, b), binding=_PRODUCT)
 
 
 def _quotient(left: Operand, right: Operand) -> Figure:
@@ -264,7 +268,7 @@ def _quotient(left: Operand, right: Operand) -> Figure:
     unit = quotient(a.unit, b.unit) if b.unit else a.unit
     # a / (b * c) needs brackets where a * (b * c) does not.
     formula = f"{_term(a, _PRODUCT)} / {_term(b, _PRODUCT + 1)}"
-    return Figure(a.value / b.value, unit, "", formula, _merged((a, b)), binding=_PRODUCT)
+    return Figure(a.value / b.value, unit, "", formula, _together(a, b), binding=_PRODUCT)
 
 
 def _compared(left: Figure, right: Operand, sign: str) -> float:
@@ -301,6 +305,21 @@ def _function(name: str, operands: Iterable[Operand], value: float) -> Figure:
             raise _incompatible(figures[0], one, "and")
     terms = ", ".join(_term(figure, _SUM) for figure in figures)
     return Figure(float(value), unit, "", f"{name}({terms})", _merged(figures))
+
+
+def _together(left: Figure, right: Figure) -> tuple[Figure, ...]:
+    """`_merged` of two figures; most operations are on two, and add one input or none."""
+    first = (left,) if left.name else left.inputs
+    second = (right,) if right.name else right.inputs
+    if not second or not first:
+        return first or second
+    if len(second) > 1:
+        return _merged((left, right))
+    new = second[0]
+    for one in first:
+        if one is new:
+            return first
+    return first + second
 
 
 def _merged(figures: Iterable[Figure]) -> tuple[Figure, ...]:

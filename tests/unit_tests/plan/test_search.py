@@ -106,6 +106,26 @@ def test_the_pruned_search_finds_what_the_full_enumeration_finds(
         assert bounds.most(one.layout) >= one.summary.tokens_per_s_per_gpu
 
 
+@pytest.mark.parametrize(("model", "gpu", "world_size", "swept"), CASES)
+def test_bounds_that_are_found_late_have_the_order_of_those_that_are_found_at_once(
+    written: Callable[..., str],
+    model: dict[str, Any],
+    gpu: str,
+    world_size: int,
+    swept: tuple[str, ...],
+) -> None:
+    settings, cluster = read(written(model), world_size).settings, cluster_of(gpu, world_size)
+    run = build_run(settings)
+    fixed = layout_in(run)
+    sizes = sizes_of(run.model, run.train)
+    layouts = list(candidates(sizes, world_size, 8, fixed, swept))
+    bounds = Bounds(settings, cluster, layouts)
+    found = list(bounds.fastest_first())
+    order = list(dict.fromkeys(each.recompute for each in layouts))
+    at_once = [(bounds.most(each), each) for each in layouts]
+    assert found == sorted(at_once, key=lambda x: (-x[0], order.index(x[1].recompute), x[1]))
+
+
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 def test_a_mixtures_layout_in_a_sweep_has_the_estimate_of_its_plan(
     written: Callable[..., str], gpu: str

@@ -30,6 +30,7 @@ from overlapkit.plan.figure import Figure, given, smallest
 
 if TYPE_CHECKING:
     from overlapkit.plan.rates.measured import Measured
+    from overlapkit.plan.workload.gemms import Gemm
 
 ALL_RANKS = 2**31
 """A domain larger than any job."""
@@ -106,6 +107,8 @@ class Machine:
             workload to estimate. All compute of a step is scaled to it. None: not measured.
         measured: the times of operators that were measured on such a machine, which are asked
             before the rates above; None where none were.
+        known: the times of GEMMs that were already asked for, which a sweep's layouts share. A
+            machine made with `replace` starts anew.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Machine:
     step_compute: Figure | None = None
     measured: Measured | None = None
     host: Host | None = None
+    known: dict[Gemm, Figure] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def nvlink_domain(self) -> int:

@@ -22,6 +22,13 @@ def gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     its gradient, is not hidden under the arithmetic of so few tiles: both take their time, as in
     SimuMax's measurements on B200 (`benchmarks/plan_vs_operators.py`).
     """
+    known = machine.known.get(gemm)
+    if known is None:
+        known = machine.known[gemm] = _gemm_time(gemm, machine)
+    return known
+
+
+def _gemm_time(gemm: Gemm, machine: Machine) -> Figure:
     if machine.measured is not None and (found := machine.measured.gemm(gemm)) is not None:
         return found
     at = f"{gemm.name} {gemm.which}"
