@@ -30,7 +30,10 @@ from megatron.bridge.training.comm_overlap import (
     userbuffers_fp8_h100_h8192_tp2_mbs1_seqlen4096_lora,
 )
 from megatron.bridge.training.decisions import Decision, Outcome
-from megatron.bridge.training.versions import NEWEST
+from megatron.bridge.training.edits import Edit
+from megatron.bridge.training.rules.context import Gpu
+from megatron.bridge.training.software import AssumedSoftware
+from megatron.bridge.training.versions import KNOWN, NEWEST
 from support.late import Late
 
 real = Late("megatron.bridge.training.config")
@@ -207,6 +210,14 @@ class TestTensorParallel:
                 tp_model(**{**sizes, **other}),
             )
             assert "tp.preset-fit" in run.notes, other
+        # Where presets fit, the first is an edit: that of the run's GPU.
+        config = asking(tp_comm_overlap=True, tp_comm_overlap_cfg=lora)
+        for name in ("b200", "h100"):
+            fitting = f"userbuffers_bf16_{name}_h12288_tp4_mbs1_seqlen2048"
+            found = config.resolve(tp_model(hidden_size=12288), None, gpu=Gpu(name, 9.0))
+            (note,) = (d for d in found.decisions if d.rule == "tp.preset-fit")
+            assert note.edits == (Edit("comm_overlap.tp_comm_overlap_cfg", fitting),)
+            assert fitting in (note.remedy or "")
         # Only findings, and settings that nobody chose, are warned of.
         assert "tp.preset-fit" not in caplog.text
 
@@ -424,9 +435,13 @@ class TestDataParallel:
             holder = run.optimizer if "step" in knob else run.ddp_config
             assert (decision.requested, decision.effective) == (requested, present), knob
             assert (decision.outcome, getattr(holder, knob)) == (outcome, present), knob
+            # What is not as comm_overlap would have it can be mended.
+            mended = outcome is Outcome.REFUSED
+            assert bool(decision.edits) is bool(decision.remedy) is mended, knob
         # Nothing asked and nothing there: a note for the two that would have been turned on.
         noted = Run(asking(), gpt(), {}).notes
         assert set(noted) == {"dp.needs-distributed-optimizer"}
+        assert noted["dp.needs-distributed-optimizer"].edits
         run = Run(asking(bucket_size=5, align_param_gather=False), gpt(), {})
         assert [(d.knob, d.outcome) for d in run.config.decisions if d.rule[:3] == "dp."] == [
             ("ddp.overlap_grad_reduce", Outcome.NOTE),
@@ -434,6 +449,31 @@ class TestDataParallel:
             ("ddp.bucket_size", Outcome.REFUSED),
             ("ddp.align_param_gather", Outcome.GRANTED),
         ]
+        # With Muon a knob works on ddp itself, as far as its optimizer does what the knob says.
+        asked: dict[str, Any] = {"overlap_param_gather": True, "bucket_size": 5}
+        asked["overlap_param_gather_with_optimizer_step"] = True
+        reduce, gather, step, size = (
+            Edit("ddp.overlap_grad_reduce", True),
+            Edit("ddp.overlap_param_gather", True),
+            Edit("comm_overlap.overlap_param_gather_with_optimizer_step", False),
+            Edit("ddp.bucket_size", 5),
+        )
+        ignored = Edit("comm_overlap.overlap_param_gather", False)
+        oldest = AssumedSoftware(stack=KNOWN[0])
+        for knobs, software, reduces, edits in (
+            ({}, None, False, [(reduce,), (reduce, gather)]),
+            (asked, None, False, [(reduce,), (reduce, gather), (reduce, size), (step,)]),
+            (asked, None, True, [(gather,), (size,), (step,)]),
+            ({"overlap_grad_reduce": True}, None, False, [(reduce,), (reduce, gather)]),
+            (asked, oldest, False, [(reduce,), (ignored,), (reduce, size), (step,)]),
+            ({}, oldest, False, [(reduce,), ()]),
+        ):
+            held = SimpleNamespace(overlap_grad_reduce=reduces)
+            muon = SimpleNamespace(optimizer="dist_muon")
+            found = asking(**knobs).resolve(gpt(), held, software, muon)
+            by_muon = [d for d in found.decisions if d.rule == "dp.muon-by-name"]
+            mended = (Outcome.NOTE, Outcome.REFUSED)
+            assert [d.edits for d in by_muon if d.outcome in mended] == edits, knobs
         # No optimizer at all holds nothing either.
         config = asking(overlap_param_gather_with_optimizer_step=False)
         config.setup(gpt(), None, real.DistributedDataParallelConfig())
@@ -459,11 +499,19 @@ class TestExpertParallel:
             assert model.overlap_moe_expert_parallel_comm is True, fields
             assert model.delay_wgrad_compute is False
             assert run.decision("model.overlap_moe_expert_parallel_comm").effective is True
-        # Off unless requested, whatever the model had, and whatever it lacks.
-        for knobs in ({}, dict.fromkeys(DELAY, False)):
-            model = gpt(overlap_moe_expert_parallel_comm=True, delay_wgrad_compute=True)
-            Run(asking(**knobs), model)
+        # Off unless requested, whatever the model had, and whatever it lacks. What it had and loses
+        # can be had by request, or given up where a need is not met.
+        knob = "overlap_moe_expert_parallel_comm"
+        for make, knobs, edits in (
+            (moe, {}, (Edit(f"comm_overlap.{knob}", True),)),
+            (gpt, {}, (Edit(f"model.{knob}", False),)),
+            (gpt, dict.fromkeys(DELAY, False), ()),
+        ):
+            model = make(overlap_moe_expert_parallel_comm=True, delay_wgrad_compute=True)
+            run = Run(asking(**knobs), model)
             assert model.overlap_moe_expert_parallel_comm is model.delay_wgrad_compute is False
+            assert run.decision(f"model.{knob}").edits == edits
+        assert not Run(asking(), moe()).decision(f"model.{knob}").edits
 
     def test_a_broken_need_is_an_error(self, installed: Installed) -> None:
         for fields, words in (
