@@ -120,6 +120,17 @@ class TraceWindow(Struct, frozen=True, kw_only=True):
     waiting_for_data_us: WaitingForDataUs
     waiting_for_host_us: WaitingForHostUs
     by_dimension: ByDimension
+    data_of_next_us: Annotated[
+        float,
+        Meta(
+            description="the part of `waiting_for_data_us` in the next step's range on the host: "
+            "the wait for that step's batch, which its first work on the device ends"
+        ),
+    ] = 0.0
+    host_of_next_us: Annotated[
+        float,
+        Meta(description="the same of `waiting_for_host_us`: before the next step's launches"),
+    ] = 0.0
 
 
 class TraceMedian(Struct, frozen=True, kw_only=True):
@@ -371,6 +382,8 @@ def _window(times: Times, zero: int) -> TraceWindow:
         waiting_for_data_us=us_of_ns(times.waiting_for_data),
         waiting_for_host_us=us_of_ns(times.waiting_for_host),
         by_dimension={d: _dimension(t) for d, t in times.by_dimension.items()},
+        data_of_next_us=us_of_ns(times.data_of_next),
+        host_of_next_us=us_of_ns(times.host_of_next),
     )
 
 

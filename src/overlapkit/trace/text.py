@@ -10,7 +10,7 @@ from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.labels import count_of
 from overlapkit.trace.measure.step_times import Part
-from overlapkit.trace.measure.units import A_UNIT
+from overlapkit.trace.measure.units import A_UNIT, Unit
 from overlapkit.trace.rank_document import (
     TraceMedian,
     TraceRank,
@@ -76,7 +76,7 @@ def longer_steps(rank: TraceRank) -> list[str]:
         if step.step_us > LONGER * usual and step.step_us - usual > 3 * spread
     ]
     longer.sort(key=lambda step: -step.step_us)
-    lines = [_longer(step, rank.median) for step in longer[:LONGER_SHOWN]]
+    lines = [_longer(step, rank.median, rank.unit) for step in longer[:LONGER_SHOWN]]
     if len(longer) > LONGER_SHOWN:
         others = len(longer) - LONGER_SHOWN
         share = f"{100 * (LONGER - 1):.0f} %"
@@ -84,15 +84,19 @@ def longer_steps(rank: TraceRank) -> list[str]:
     return lines
 
 
-def _longer(step: TraceWindow, usual: TraceMedian) -> str:
+def _longer(step: TraceWindow, usual: TraceMedian, unit: Unit) -> str:
     """By how much a step is longer than the median one, and what filled the time."""
     more = step.step_us - usual.step_us
     waited = max(0.0, step.waiting_for_data_us - usual.waiting_for_data_us)
     for_host = max(0.0, step.waiting_for_host_us - usual.waiting_for_host_us)
+    # On the device a step lasts until the next one's first work.
+    late = f" at the start of the next {unit} on the host"
+    of_data = late * (2 * step.data_of_next_us > step.waiting_for_data_us)
+    of_host = late * (2 * step.host_of_next_us > step.waiting_for_host_us)
     parts = [
         (step.idle_us - usual.idle_us - waited - for_host, "idle"),
-        (waited, "waiting for data"),
-        (for_host, "waiting for the host"),
+        (waited, f"waiting for data{of_data}"),
+        (for_host, f"waiting for the host{of_host}"),
         (step.compute_us - usual.compute_us, "compute"),
         (step.exposed_comm_us - usual.exposed_comm_us, "exposed communication"),
         (step.exposed_memory_us - usual.exposed_memory_us, "exposed memory"),

@@ -44,16 +44,28 @@ def cut(folder: Path) -> Answer:
     return trace_of(m.write(folder / "cut.json"))
 
 
-def late_batch(folder: Path) -> Answer:
-    """One of the steps begins with a long wait for its batch."""
+def late_batch(
+    folder: Path,
+    *,
+    ahead: bool = False,
+    name: str = "enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__",
+) -> Answer:
+    """One of the steps begins with a long wait for its batch, or ends with that for the next.
+
+    Args:
+        folder: where the profile is written.
+        ahead: whether the loop takes the next batch at the end of a step.
+        name: the range on the host meanwhile.
+    """
     m = ddp_rank()
     late = next(e for e in m.events if e["name"] == "ProfilerStep#12")
-    at, pause = late["ts"], 0.5 * late["dur"]
+    pause = 0.5 * late["dur"]
+    at = late["ts"] + (late["dur"] - 1 if ahead else 0)
     for event in m.events:
         if event["ts"] > at:
             event["ts"] += pause
     late["dur"] += pause
-    wait = host_range("enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__", at, pause)
+    wait = host_range(name, at, pause)
     m.events.append(wait | {"pid": late["pid"], "tid": late["tid"]})
     return trace_of(m.write(folder / "late.json"))
 
@@ -333,6 +345,8 @@ SITUATIONS: dict[str, Situation] = {
     "cut": cut,
     "truncated": truncated,
     "late batch": late_batch,
+    "late batch, taken ahead": lambda f: late_batch(f, ahead=True),
+    "late host": lambda f: late_batch(f, name="save_checkpoint"),
     "stray device": stray,
     "unknown kernels": unknown_kernels,
     "stated kernels": stated_kernels,

@@ -64,6 +64,12 @@ OF_SENTENCES: dict[str, Pair] = {
     "longer than the": Pair("late batch", "torch 2.8 ddp"),
     "median:": Pair("late batch", "torch 2.8 ddp"),
     "ms more": Pair("late batch", "torch 2.8 ddp"),
+    "waiting for data at the start of the next step on the host": Pair(
+        "late batch", "late batch, taken ahead"
+    ),
+    "waiting for the host at the start of the next step on the host": Pair(
+        "late host", "late batch"
+    ),
     "steps are ranges on the host:": Pair("without launches", "torch 2.8 ddp"),
     "the trace has no launches that connect work on the device to them": Pair(
         "without launches", "launched elsewhere"

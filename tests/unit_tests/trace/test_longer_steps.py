@@ -41,3 +41,21 @@ def test_a_few_are_named_and_the_others_counted(tmp_path: Path) -> None:
     lines = longer_steps(rank(tmp_path, *((n, "idle_us", 20.0 + n) for n in range(4))))
     assert len(lines) == LONGER_SHOWN + 1
     assert lines[-1] == "Others longer than the median by more than 10 %: 1."
+
+
+def test_a_wait_before_the_next_steps_first_work_is_of_that_step(tmp_path: Path) -> None:
+    (rank,) = SITUATIONS["late batch"](tmp_path).document["ranks"]
+    for step in rank["steps"]:
+        late = step["name"] == "ProfilerStep#11"
+        assert (step["data_of_next_us"] > 5 * MS) == late
+        assert step["data_of_next_us"] <= step["waiting_for_data_us"]
+    (rank,) = SITUATIONS["late batch, taken ahead"](tmp_path).document["ranks"]
+    (late,) = [step for step in rank["steps"] if step["waiting_for_data_us"] > 5 * MS]
+    assert late["name"] == "ProfilerStep#12" and late["data_of_next_us"] < 0.1 * MS
+
+
+def test_a_host_that_is_late_in_the_next_step_is_of_that_step(tmp_path: Path) -> None:
+    (rank,) = SITUATIONS["late host"](tmp_path).document["ranks"]
+    found = {step["name"]: step["host_of_next_us"] for step in rank["steps"]}
+    assert found.pop("ProfilerStep#11") > 5 * MS
+    assert max(found.values()) < 0.1 * MS

@@ -20,7 +20,7 @@ from overlapkit.trace.measure.dimensions import (
 )
 from overlapkit.trace.measure.evidence import NOTHING, Evidence, evidence
 from overlapkit.trace.measure.group_evidence import dimensions_of_groups
-from overlapkit.trace.measure.waiting import Waiting, waiting
+from overlapkit.trace.measure.waiting import Waiting, of_next, waiting
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
     COMPUTE,
@@ -70,6 +70,7 @@ class Times:
         waiting_for_data: the part of idle while the host waits for the next batch.
         waiting_for_host: the part of idle until the host launches the next work.
         by_dimension: the dimensions that communicate in these windows. Two can be exposed at once.
+        data_of_next, host_of_next: the parts of waiting in the next step's range on the host.
     """
 
     window: Window
@@ -82,6 +83,8 @@ class Times:
     waiting_for_data: int
     waiting_for_host: int
     by_dimension: dict[str, DimensionTime]
+    data_of_next: int = 0
+    host_of_next: int = 0
 
     @property
     def step(self) -> int:
@@ -175,6 +178,8 @@ class WorkSpans:
         }
         data = self.waiting.data.within(start, end)
         host = self.waiting.host.within(start, end)
+        data_of_next = of_next(self.work, self.waiting.data, windows)
+        host_of_next = of_next(self.work, self.waiting.host, windows)
         comm = {d: s.within(start, end) for d, s in self.dimension_comm.items()}
         # What communicates only outside, as initialization does, is no part of the windows.
         comm = {d: ns for d, ns in comm.items() if ns.any()}
@@ -191,6 +196,8 @@ class WorkSpans:
                 waiting_for_data=int(data[i]),
                 waiting_for_host=int(host[i]),
                 by_dimension={d: DimensionTime(int(comm[d][i]), int(exposed[d][i])) for d in comm},
+                data_of_next=data_of_next[i],
+                host_of_next=host_of_next[i],
             )
             for i, window in enumerate(windows)
         ]

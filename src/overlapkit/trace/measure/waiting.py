@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,6 +68,25 @@ def data_before(work: Work, busy: Spans, windows: Sequence[Window]) -> int:
     steps = np.asarray([(w.start, w.end) for w in work.steps], np.int64).reshape(-1, 2)
     other = either(busy, union(steps[:, 0], steps[:, 1]))
     return minus(both(union(pairs[:, 0], pairs[:, 1]), work.data_waits), other).total
+
+
+def of_next(work: Work, waits: Spans, windows: Sequence[Window]) -> list[int]:
+    """The part of each step's waiting that is in the next step's range on the host.
+
+    On the device a step lasts until the next one's first work, and with it what that one waits for
+    before.
+
+    Args:
+        work: the work of the device; without ranges of steps on the host nothing is known.
+        waits: the time of waiting.
+        windows: the steps.
+    """
+    hosts = work.host_steps
+    following = {(a.name, a.number): b.start for a, b in pairwise(hosts)}
+    end = np.asarray([w.end for w in windows], np.int64)
+    begin = [following.get((w.name, w.number), w.end) for w in windows]
+    start = np.maximum(begin, np.asarray([w.start for w in windows], np.int64))
+    return [int(ns) for ns in waits.within(np.minimum(start, end), end)]
 
 
 def _after(work: Work) -> Spans:
