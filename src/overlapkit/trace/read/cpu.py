@@ -24,8 +24,14 @@ _KERNEL_NAMESPACES = ("aten::", "mkldnn::", "quantized::", "prims::")
 """Operators that only compute. The autograd functions around them can also wait."""
 
 
-def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]) -> Work | None:
-    """The work in the trace; None where it contains neither gloo ranges nor operators."""
+def cpu_work(
+    path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
+) -> tuple[Work, dict[int, int]] | None:
+    """The work in the trace; None where it contains neither gloo ranges nor operators.
+
+    Returns:
+        The work, and for each event that is a range of gloo its index in `host`.
+    """
     threads: dict[tuple[Any, Any], list[int]] = defaultdict(list)
     gloo: list[int] = []
     for index, (name, category) in enumerate(zip(host.names, host.categories, strict=True)):
@@ -64,7 +70,7 @@ def cpu_work(path: str, host: HostRanges, steps: StepRanges, groups: list[Group]
         "no device work: gloo's ranges are measured as communication, and the outermost operators "
         "of the trainer's threads as compute"
     )
-    return work
+    return work, {n: event[4] for n, event in enumerate(events) if event[3] == COMMUNICATION}
 
 
 def _trainer_threads(

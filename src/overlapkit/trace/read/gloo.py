@@ -18,15 +18,19 @@ from overlapkit.trace.read.recorded import HostRanges
 PREFIX = "gloo:"
 
 
-def with_gloo(work: Work, host: HostRanges) -> Work:
-    """The work of the device and the gloo ranges of the host, a stream for each host thread."""
+def with_gloo(work: Work, host: HostRanges) -> tuple[Work, dict[int, int]]:
+    """The work of the device and the gloo ranges of the host, a stream for each host thread.
+
+    Returns:
+        The work, and for each event that is a range of gloo its index in `host`.
+    """
     ranges = [
         index
         for index, name in enumerate(host.names)
         if name.startswith(PREFIX) and host.end[index] > host.start[index]
     ]
     if not ranges:
-        return work
+        return work, {}
     names = list(work.names)
     number = {name: place for place, name in enumerate(names)}
     for index in ranges:
@@ -45,7 +49,8 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
         both: NDArray[Any] = np.concatenate([column, np.asarray(more, column.dtype)])[order]
         return both
 
-    return replace(
+    events = {n: ranges[at - len(work)] for n, at in enumerate(order.tolist()) if at >= len(work)}
+    result = replace(
         work,
         start=start[order],
         end=end[order],
@@ -63,3 +68,4 @@ def with_gloo(work: Work, host: HostRanges) -> Work:
             "communication",
         ],
     )
+    return result, events

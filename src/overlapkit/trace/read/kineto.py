@@ -13,6 +13,7 @@ from overlapkit.trace.read.clean_columns import Recording, finish_columns
 from overlapkit.trace.read.device_work import COMMUNICATION, Launches, Work, sorted_launches
 from overlapkit.trace.read.files.foreign import name_of_tracks
 from overlapkit.trace.read.gloo import with_gloo
+from overlapkit.trace.read.gloo_launches import add_gloo_origins
 from overlapkit.trace.read.host.launched import add_origins, finish_marks
 from overlapkit.trace.read.host.steps import iterations_on, project
 from overlapkit.trace.read.kineto_events import DigitsNeeded, ranks_of, read_events
@@ -96,12 +97,17 @@ def _on_cpu(path: str, reading: Reading) -> Work | None:
     """The work of a CPU rank; None where there is none."""
     from overlapkit.trace.read.cpu import cpu_work
 
-    work = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
-    if work is not None:
-        work.host_steps = reading.host_steps.windows()
-        work.frameworks = reading.marks.frameworks
-        work.data_waits = finish_marks(reading.marks, list(reading.names)).waiting_for_data()
-        _describe(work, reading)
+    found = cpu_work(path, reading.host, reading.host_steps, groups_of(reading.metadata))
+    if found is None:
+        return None
+    work, ranges = found
+    marks = finish_marks(reading.marks, list(reading.names), reading.threads)
+    work.host_steps = reading.host_steps.windows()
+    work.frameworks = reading.marks.frameworks
+    work.data_waits = marks.waiting_for_data()
+    work.calls = list(reading.calls)
+    add_gloo_origins(work, ranges, reading.host, marks, reading.threads)
+    _describe(work, reading)
     return work
 
 
@@ -125,8 +131,12 @@ def _with_gloo(path: str, reading: Reading, works: list[Work]) -> list[Work]:
     """The work, with gloo's ranges added where the device shows no communication."""
     if len(works) != 1 or (works[0].kind == COMMUNICATION).any():
         return works
-    host = reading.host if reading.host.names else _read_here(path, want_host=True).host
-    return [with_gloo(works[0], host)]
+    read = reading if reading.host.names else _read_here(path, want_host=True)
+    work, ranges = with_gloo(works[0], read.host)
+    marks = finish_marks(read.marks, list(read.names), read.threads)
+    work.calls = list(read.calls)
+    add_gloo_origins(work, ranges, read.host, marks, read.threads)
+    return [work]
 
 
 def groups_of(metadata: Mapping[str, Any]) -> list[Group]:

@@ -119,6 +119,21 @@ def origins(work: Work, marks: Marks, chosen: NDArray[np.intp]) -> Origins:
     return result
 
 
+def open_at(marks: Marks, time: Ints, thread: NDArray[np.int32]) -> Origins:
+    """The ranges that were open at times on threads.
+
+    Args:
+        marks: the ranges.
+        time: the times.
+        thread: the number of the thread of each.
+    """
+    result = Origins(np.full(len(time), -1, np.int32), [], np.full(len(time), -1, np.int32))
+    numbers: dict[tuple[int, ...], int] = {}
+    _open_at(marks, np.arange(len(time)), time, thread, result, numbers)
+    result.ranges = [tuple(marks.names[n] for n in stack) for stack in numbers]
+    return result
+
+
 def _in_graphs(work: Work, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Which of the events share their launch with others, as the work of a CUDA graph does.
 
