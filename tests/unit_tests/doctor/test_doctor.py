@@ -28,6 +28,12 @@ model: {{{SIZES}}}
 ddp: {{use_distributed_optimizer: false}}
 comm_overlap: {{tp_comm_overlap: false, overlap_grad_reduce: true}}
 """
+# As the recorded profile without overlap.
+ONE_REDUCTION = f"""\
+model: {{{SIZES}}}
+ddp: {{use_distributed_optimizer: true, overlap_grad_reduce: false}}
+comm_overlap: {{tp_comm_overlap: false, overlap_grad_reduce: false}}
+"""
 
 
 def ids(document: dict[str, Any]) -> list[str]:
@@ -86,18 +92,26 @@ def test_at_most_five_are_shown(doctor: Any, config: Any) -> None:
 
 def test_one_cause_in_profile_and_configuration_is_one_finding(doctor: Any, config: Any) -> None:
     traces = profile("megatron-no-overlap")
-    document = doctor(config(NOT_HIDDEN), *traces, "--json").document
-    assert document["world_size"] == 2
+    document = doctor(config(ONE_REDUCTION), *traces, "--json").document
+    assert document["world_size"] == 2 and not document["profile"]["contradictions"]
     first = document["findings"][0]
-    assert first["id"] == "grad-reduce-after-backward" and first["kind"] == "exposed"
+    assert first["id"] == "single-bucket" and first["kind"] == "exposed"
     assert {e["source"] for e in first["evidence"]} == {"profile", "configuration"}
-    assert first["rules"] == ["dp.defaults", "dp.needs-distributed-optimizer"]
-    assert first["remedy"] == "set ddp.use_distributed_optimizer=true"
-    assert first["cost_us"] == pytest.approx(25_255, rel=0.01)
-    # The decision is part of the first finding, and not a finding beside it.
-    assert ids(document).count("dp.needs-distributed-optimizer") == 0
+    assert first["knobs"] == ["ddp.overlap_grad_reduce"]
+    assert first["cost_us"] == pytest.approx(19_000, rel=0.01)
+    # The setting is part of the first finding, and not a finding beside it.
+    assert ids(document).count("off.overlap_grad_reduce") == 0
     # Idle time is longer, but no communication that could be hidden.
-    assert ids(document)[1] == "device-idle"
+    assert ids(document)[-1] == "device-idle"
+
+
+def test_a_recorded_profile_contradicts_a_configuration_of_another_run(
+    doctor: Any, config: Any
+) -> None:
+    """Gloo runs the profile's reduce-scatters as all_reduce."""
+    document = doctor(config(NOT_HIDDEN), *profile("megatron-no-overlap"), "--json").document
+    (told,) = document["profile"]["contradictions"]
+    assert "distributed optimizer off" in told
 
 
 def test_a_profile_alone_is_diagnosed(doctor: Any) -> None:

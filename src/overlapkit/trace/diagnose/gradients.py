@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from overlapkit.trace.diagnose.diagnosis import NOTABLE, Case, Counted, Diagnosis
 from overlapkit.trace.intervals import Spans, both, union
+from overlapkit.trace.measure.collectives import message_bytes
 from overlapkit.trace.read.device_work import COMPUTE
 
 AT_ONCE_NS = 10_000
@@ -18,6 +19,9 @@ AT_ONCE_NS = 10_000
 AMONG = 0.25
 """Share of the time between the first and the last reduction in which the device computes, from
 which the backward pass goes on there: after it, only the gradients are scaled and copied."""
+
+SMALL = 4096
+"""Bytes of a message below which it is no bucket of gradients, but a loss, a norm or a counter."""
 
 MOSTLY = 0.4
 """Share of the gathers that is exposed, from which they are not hidden. The first one of a step is
@@ -36,10 +40,32 @@ _REDUCTIONS = ("reduce_scatter", "all_reduce")
 
 
 def _gradient_reductions(case: Case) -> NDArray[np.intp]:
-    """Data-parallel reductions."""
+    """Data-parallel reductions, without those of losses, norms and counters.
+
+    Where gradients are reduced and scattered, an all-reduce in the same group is not of gradients.
+    In another group it is, between replicas of what is sharded.
+    """
     # ZeRO 2 reduces each gradient to the rank that keeps it.
     also = ("reduce",) if case.framework.name == "deepspeed" else ()
-    return case.events(("DP",), _REDUCTIONS + also)
+    scattered = {
+        t.group
+        for t in case.m.traffic
+        if t.dimension == "DP" and t.operation == "reduce_scatter" and t.confidence != "guess"
+    }
+    events = case.events(("DP",), _REDUCTIONS + also)
+    of_gradients = np.asarray(
+        [
+            t.operation != "all_reduce"
+            or not scattered
+            or (t.group is not None and t.group not in scattered)
+            for t in case.m.traffic
+        ],
+        dtype=np.bool_,
+    )
+    events = events[of_gradients[case.m.traffic_of[events]]]
+    sizes = [message_bytes(call) for call in case.m.work.calls]
+    small = np.asarray([size is not None and size < SMALL for size in [*sizes, None]], np.bool_)
+    return events[~small[case.m.work.call[events]]]
 
 
 def gradient_reduction(case: Case) -> Diagnosis | None:
