@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.field import engines, megatron, nsight, nsight_programs, training, zero
+from support.field import engines, megatron, newer, nsight, nsight_programs, training, zero
 from support.field.machine import Machine
 
 
@@ -268,6 +268,51 @@ PROGRAMS: dict[str, Program] = {
     ),
     "one gpu": Program(
         engines.one_gpu, Truth(None, set(), set(), None, never=("a step", "the step"))
+    ),
+    # Newer libraries.
+    "fsdp2, copy engines": Program(
+        newer.fsdp2_copy_engine, Truth("fsdp2", {"DP"}, set(), 3, never=_MEGATRONS)
+    ),
+    "fsdp2, copy engines, no prefetch": Program(
+        lambda: newer.fsdp2_copy_engine(prefetch=False, copy_us=60),
+        Truth(
+            "fsdp2",
+            {"DP"},
+            {"param-gather-exposed"},
+            3,
+            # A collective's size is that of seven copies together.
+            says=["DP all_gather 336 - 10.08 -", "set_modules_to_forward_prefetch"],
+        ),
+    ),
+    "megatron, nccl ep": Program(
+        newer.megatron_nccl_ep,
+        Truth(
+            "megatron",
+            {"DP", "EP"},
+            {"expert-exchange-exposed", "grad-reduce-after-backward"},
+            3,
+            never=["nccl_ep_jit_ht_scan"],
+        ),
+    ),
+    "rocm ddp, direct": Program(
+        newer.rocm_ddp_direct, Truth("ddp", {"DP"}, set(), 4, never=_MEGATRONS)
+    ),
+    "nvls ddp": Program(newer.nvls_ddp, Truth("ddp", {"DP"}, set(), 4, never=_MEGATRONS)),
+    "vllm, two stages": Program(
+        lambda: newer.vllm_graphs(symmetric=False),
+        Truth("vllm", {"TP"}, {"exposed-communication"}, 6, "iteration", never=_ENGINE),
+    ),
+    "vllm, symmetric": Program(
+        lambda: newer.vllm_graphs(symmetric=True),
+        Truth("vllm", {"TP"}, {"exposed-communication"}, 6, "iteration", never=_ENGINE),
+    ),
+    "vllm, two cycles": Program(
+        lambda: newer.vllm_graphs(symmetric=False, cycles=2),
+        Truth("vllm", {"TP"}, {"exposed-communication"}, 12, "iteration", never=_ENGINE),
+    ),
+    "a step that only evaluates": Program(
+        newer.loss_only_steps,
+        Truth(None, {"PP"}, set(), 4, says=["ProfilerStep#2 is 2.700 ms"], never=_MEGATRONS),
     ),
     # Nsight Systems.
     "nsys megatron": Program(

@@ -50,6 +50,14 @@ LIBRARIES: tuple[Library, ...] = (
         ),
         dimension="EP",
     ),
+    # NCCL EP (NVIDIA/nccl, contrib/nccl_ep); its other kernels scan, permute and convert in place.
+    Library(
+        "nccl_ep",
+        re.compile(
+            r"nccl_?ep\w*?(?:::\w+)*?(?:::|_)?(?:dispatch|combine|device_sync|barrier)", re.I
+        ),
+        dimension="EP",
+    ),
     # MORI-EP (ROCm/mori, src/ops/dispatch_combine).
     Library("mori", _any(r"\bEp(?:Dispatch|Combine)\w*", r"mori::moe::"), dimension="EP"),
     # TensorRT-LLM and FlashInfer, communicationKernels/moeAlltoAllKernels, fusedMoeCommKernels.
@@ -107,11 +115,20 @@ LIBRARIES: tuple[Library, ...] = (
     Library(
         "nccl",
         re.compile(
-            r"nccl|rccl|msccl(?:kernel|pp|::)|\bctran|[a-z]ccl(?:Dev)?Kernel", re.IGNORECASE
+            r"nccl(?!_?ep)|rccl|msccl(?:kernel|pp|::)|\bctran|[a-z]ccl(?:Dev)?Kernel|"
+            # RCCL 2.30 and ctran over direct access to peers (src/include/algorithms).
+            r"(?:^|::)dda(?:All(?:Reduce|Gather|ToAll)|ReduceScatter)",
+            re.IGNORECASE,
         ),
     ),
     Library("hccl", _any(r"^hcom_", r"\bhccl", r"Hccl")),
     Library("oneccl", _any(r"\boneccl", r"oneapi::ccl::", r"\bxccl", r"(?:^|::)ccl::")),
+    # All-to-alls of torch.distributed._symmetric_memory over NVSHMEM (nvshmem_extension.cu).
+    Library(
+        "symmetric memory",
+        _any(r"(?:^|::)(?:exchangeSplitAndOffset|allToAllV)(?:Kernel)?(?:_\w+)?$"),
+        "all_to_all",
+    ),
     # torch.distributed._symmetric_memory (CUDASymmetricMemoryOps.cu), and kernels in Triton over
     # symmetric memory.
     Library(

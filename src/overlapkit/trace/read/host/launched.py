@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,13 @@ class Origins:
         ranges: names of the open ranges, the outermost first.
         call: index into the calls by event, from the innermost range that describes a collective;
             -1 where none does.
+        described: that range, by event; -1 where there is none.
     """
 
     of_event: NDArray[np.int32]
     ranges: list[tuple[str, ...]] = field(default_factory=list)
     call: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    described: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def origins(work: Work, marks: Marks, chosen: NDArray[np.intp]) -> Origins:
@@ -98,7 +100,8 @@ def origins(work: Work, marks: Marks, chosen: NDArray[np.intp]) -> Origins:
         marks: the ranges.
         chosen: the events that matter.
     """
-    result = Origins(np.full(len(work), -1, np.int32), [], np.full(len(work), -1, np.int32))
+    nothing = np.full(len(work), -1, np.int32)
+    result = Origins(nothing, [], nothing.copy(), nothing.astype(np.int64))
     if not len(marks.start) or not len(chosen):
         return result
     numbers: dict[tuple[int, ...], int] = {}
@@ -201,9 +204,10 @@ def _open_ranges(
         if open_now:
             key = tuple(name[r] for r in open_now)
             result.of_event[event] = numbers.setdefault(key, len(numbers))
-            described = [call[r] for r in open_now if call[r] >= 0]
+            described = [r for r in open_now if call[r] >= 0]
             if described:
-                result.call[event] = described[-1]
+                result.call[event] = call[described[-1]]
+                result.described[event] = ranges[described[-1]]
 
 
 def add_origins(work: Work, marks: Marks) -> None:
@@ -215,4 +219,26 @@ def add_origins(work: Work, marks: Marks) -> None:
     found = origins(work, marks, np.flatnonzero(work.kind == COMMUNICATION))
     work.origin, work.origins = found.of_event, found.ranges
     work.call = np.where(work.call >= 0, work.call, found.call).astype(np.int32)
+    _without_size(work, found.described)
     work.data_waits = marks.waiting_for_data()
+
+
+def _without_size(work: Work, described: NDArray[np.int64]) -> None:
+    """Take the size of a collective away from events that share it.
+
+    A collective of copy engines is many copies, and some libraries run a second kernel: the size is
+    of all of them together.
+    """
+    known = np.flatnonzero(described >= 0)
+    _, place = distinct(described[known])
+    shared = known[np.bincount(place)[place] > 1] if len(known) else known
+    if not len(shared):
+        return
+    work.calls = list(work.calls)
+    numbers: dict[int, int] = {}
+    for event in shared.tolist():
+        call = int(work.call[event])
+        if call not in numbers:
+            numbers[call] = len(work.calls)
+            work.calls.append(replace(work.calls[call], elements_in=None, elements_out=None))
+        work.call[event] = numbers[call]
