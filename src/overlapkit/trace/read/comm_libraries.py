@@ -108,6 +108,12 @@ LIBRARIES: tuple[Library, ...] = (
         "all_reduce",
         likely="TP",
     ),
+    # All-to-alls of torch.distributed._symmetric_memory over NVSHMEM (nvshmem_extension.cu).
+    Library(
+        "symmetric memory",
+        _any(r"(?:^|::)(?:exchangeSplitAndOffset|allToAllV)(?:Kernel)?(?:_\w+)?$"),
+        "all_to_all",
+    ),
     # NVSHMEM's own kernels, and those of programs that call it (cuDecomp's all-to-all).
     Library("nvshmem", _any(r"nvshmem")),
     # NCCL and RCCL of all generations (ncclKernel_, ncclDevKernel_, ncclSymkDevKernel_), MSCCL,
@@ -123,12 +129,6 @@ LIBRARIES: tuple[Library, ...] = (
     ),
     Library("hccl", _any(r"^hcom_", r"\bhccl", r"Hccl")),
     Library("oneccl", _any(r"\boneccl", r"oneapi::ccl::", r"\bxccl", r"(?:^|::)ccl::")),
-    # All-to-alls of torch.distributed._symmetric_memory over NVSHMEM (nvshmem_extension.cu).
-    Library(
-        "symmetric memory",
-        _any(r"(?:^|::)(?:exchangeSplitAndOffset|allToAllV)(?:Kernel)?(?:_\w+)?$"),
-        "all_to_all",
-    ),
     # torch.distributed._symmetric_memory (CUDASymmetricMemoryOps.cu), and kernels in Triton over
     # symmetric memory.
     Library(
