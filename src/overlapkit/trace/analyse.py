@@ -24,6 +24,7 @@ from overlapkit.trace.measure.collectives import (
 from overlapkit.trace.measure.cut_step import ends_in_step
 from overlapkit.trace.measure.dimensions import Confidence, Known, Layout
 from overlapkit.trace.measure.found_steps import find_steps
+from overlapkit.trace.measure.group_evidence import communicators_of
 from overlapkit.trace.measure.self_check import self_check
 from overlapkit.trace.measure.step_times import (
     WorkSpans,
@@ -183,10 +184,13 @@ def analyse_file(path: str, options: Options, ahead: Ahead | None = None) -> lis
             gc.enable()
     reports = []
     measured = []
+    told = communicators_of(works)
     for work in works:
         steps_from, kernels = find_steps(work)
         layout = options.layout and options.layout.on(work.world_size, path)
-        m = measure(work, Known(tuple(work.groups), layout, work.rank, stated=options.stated))
+        groups = tuple(work.groups)
+        known = Known(groups, layout, work.rank, stated=options.stated, groups_told=told)
+        m = measure(work, known)
         measured.append(m)
         gpus = sum(w.process == work.process for w in works) if work.process is not None else 1
         if kernels:

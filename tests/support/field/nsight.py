@@ -35,7 +35,7 @@ CREATE TABLE NVTX_PAYLOAD_SCHEMA_ENTRIES (domainId INTEGER, schemaId INTEGER, id
   offset INTEGER);
 """
 _COPIES = {"HtoD": 1, "DtoH": 2, "DtoD": 8, "PtoP": 10}
-_NCCL_DOMAIN, _INIT, _COLLECTIVE = 7, 101, 102
+NCCL_DOMAIN, _INIT, _COLLECTIVE = 7, 101, 102
 # Types of payload entries: uint32, uint64 and a size in bytes.
 _UINT32, _UINT64, _SIZE = 5, 18, 22
 
@@ -51,7 +51,7 @@ class Communicator:
 
 def payload(schema: int, body: bytes) -> bytes:
     """A payload with its header."""
-    return struct.pack("<IIIIQQ", _NCCL_DOMAIN, 0, schema, 0, len(body), 32 + len(body)) + body
+    return struct.pack("<IIIIQQ", NCCL_DOMAIN, 0, schema, 0, len(body), 32 + len(body)) + body
 
 
 def write(
@@ -81,7 +81,7 @@ def write(
         body = struct.pack("<QIIII", c.id, c.ranks, c.rank, 0, 0)
         insert(
             "NVTX_EVENTS", 10, 900, 59, None, process + 4001, text("ncclCommInitRankConfig"),
-            _NCCL_DOMAIN, payload(_INIT, body),
+            NCCL_DOMAIN, payload(_INIT, body),
         )  # fmt: skip
     for event in m.events:
         start = round((event["ts"] - base) * 1000) + 1_000_000
@@ -108,7 +108,7 @@ def write(
             if "comm" in args:
                 body = struct.pack("<QQII", args["comm"], args["bytes"], 0, 0)
                 blob = payload(_COLLECTIVE, body)
-            domain = _NCCL_DOMAIN if name.startswith("nccl") and name[4:5].isupper() else 0
+            domain = NCCL_DOMAIN if name.startswith("nccl") and name[4:5].isupper() else 0
             insert("NVTX_EVENTS", start, end, 59, name, thread, None, domain, blob)
     for schema, size, entries in (
         (_INIT, 24, ((_UINT64, "NCCL communicator ID", None), (_UINT32, "No. of ranks", 8),
@@ -116,11 +116,9 @@ def write(
         (_COLLECTIVE, 24, ((_UINT64, "NCCL communicator ID", None),
                            (_SIZE, "Message size [bytes]", 8))),
     ):  # fmt: skip
-        insert(
-            "NVTX_PAYLOAD_SCHEMAS", _NCCL_DOMAIN, schema, None, 1, None, len(entries), size, None
-        )
+        insert("NVTX_PAYLOAD_SCHEMAS", NCCL_DOMAIN, schema, None, 1, None, len(entries), size, None)
         for index, (kind, label, offset) in enumerate(entries):
-            row = (_NCCL_DOMAIN, schema, index, None, kind, label, None, None, offset)
+            row = (NCCL_DOMAIN, schema, index, None, kind, label, None, None, offset)
             insert("NVTX_PAYLOAD_SCHEMA_ENTRIES", *row)
     insert("TARGET_INFO_GPU", 0, m.gpu)
     for value, number in strings.items():

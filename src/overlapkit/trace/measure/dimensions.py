@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from overlapkit.errors import InputError
 from overlapkit.trace.measure.evidence import NOTHING, POINT_TO_POINT, Evidence
-from overlapkit.trace.measure.group_evidence import group_key
+from overlapkit.trace.measure.group_evidence import NO_GROUPS, Groups
 from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.read.device_work import DIMENSIONS
 from overlapkit.trace.read.kernel_names import EventClass, operation
@@ -103,7 +103,7 @@ class Known:
         world_size: the number of ranks; None where it is not recorded.
         frameworks: what the names in the file speak of; see `Framework`.
         libraries: the communication libraries whose kernels run.
-        of_groups: the dimensions of groups that some launches in them tell.
+        groups_told: what launches say of groups.
         stated: what the user says of kernels and process groups.
     """
 
@@ -113,7 +113,7 @@ class Known:
     world_size: int | None = None
     frameworks: Collection[str] = field(default=frozenset())
     libraries: Collection[str] = field(default=frozenset())
-    of_groups: Mapping[str, str] = field(default_factory=dict)
+    groups_told: Groups = NO_GROUPS
     stated: Stated = NOTHING_STATED
 
     def named(self, name: str | None) -> Group | None:
@@ -167,12 +167,13 @@ def dimension_of(
             dimension = described(text)
             if dimension is not None:
                 return dimension, "certain"
-    if launch.dimension is not None:
+    group = (call.group if call is not None else None) or ""
+    if launch.dimension is not None and not (launch.general and group in known.groups_told.mixed):
         return launch.dimension, "likely"
     if event.likely_dimension is not None:
         return event.likely_dimension, "likely"
     what = operation_of(event, call, launch)
-    of_group = known.of_groups.get(group_key(call) or "")
+    of_group = known.groups_told.dimension.get(group)
     if of_group is not None and what != "barrier":
         return of_group, "likely"
     if event.library == "peer copy" and what == "peer copy":

@@ -34,12 +34,16 @@ class Evidence:
         dimension: the parallel dimension that the calling code serves.
         point_to_point: whether sends and receives were grouped.
         functional: whether a functional collective was called, as by DTensor.
+        general: whether the dimension is that of functions which take any group.
+        mixed: whether code for a group over several dimensions called.
     """
 
     operation: str | None = None
     dimension: str | None = None
     point_to_point: bool = False
     functional: bool = False
+    general: bool = False
+    mixed: bool = False
 
 
 NOTHING = Evidence()
@@ -54,11 +58,15 @@ def evidence(ranges: tuple[str, ...]) -> Evidence:
         ranges: their names, the outermost first.
     """
     called = _called(ranges)
+    of_experts = any(_DISPATCHER.search(name) for name in ranges)
     return Evidence(
         operation=called,
         dimension=_served(ranges, called),
         point_to_point=any(_COALESCED.search(name) for name in ranges),
         functional=any(_FUNCTIONAL.match(name) for name in ranges),
+        general=any(_MAPPING.search(name) for name in ranges),
+        # Experts are gathered over the tensor-parallel ranks too.
+        mixed=of_experts and called not in _EXPERTS,
     )
 
 

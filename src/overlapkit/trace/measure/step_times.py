@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from overlapkit.trace.intervals import Ints, Spans, both, distinct, either, minus, shares, union
+from overlapkit.trace.intervals import Ints, Spans, both, either, minus, shares, union
 from overlapkit.trace.measure.dimensions import (
     CONFIDENCE,
     Confidence,
@@ -18,8 +18,8 @@ from overlapkit.trace.measure.dimensions import (
     dimension_of,
     operation_of,
 )
-from overlapkit.trace.measure.evidence import NOTHING, Evidence, evidence
-from overlapkit.trace.measure.group_evidence import dimensions_of_groups
+from overlapkit.trace.measure.evidence import Evidence
+from overlapkit.trace.measure.group_evidence import Groups, groups_of, launches
 from overlapkit.trace.measure.waiting import Waiting, of_next, waiting
 from overlapkit.trace.read.device_work import (
     COMMUNICATION,
@@ -246,12 +246,8 @@ def _traffic(
     traffic_of = np.full(len(work), -1, dtype=np.int32)
     kinds: dict[Traffic, int] = {}
     if len(events):
-        calls, origins = len(work.calls) + 1, len(work.origins) + 1
-        keys = work.name[events].astype(np.int64) * calls + work.call[events] + 1
-        keys = keys * origins + work.origin[events] + 1
-        unique, inverse = distinct(keys)
-        found = [_launched(work, key, origins, calls) for key in unique.tolist()]
-        known = replace(known, of_groups=dimensions_of_groups((c, e) for _, c, e in found))
+        found, inverse = launches(work, events)
+        known = replace(known, groups_told=_told(known.groups_told, groups_of(found)))
         numbers = []
         # Calls differ in their message sizes, which do not matter here.
         classified: dict[tuple[Any, ...], int] = {}
@@ -267,12 +263,11 @@ def _traffic(
     return list(kinds), traffic_of
 
 
-def _launched(work: Work, key: int, origins: int, calls: int) -> tuple[int, Call | None, Evidence]:
-    """The name, the call and the launch that a key stands for."""
-    rest, origin = divmod(key, origins)
-    name, number_of_call = divmod(rest, calls)
-    call = work.calls[number_of_call - 1] if number_of_call else None
-    return name, call, evidence(work.origins[origin - 1]) if origin else NOTHING
+def _told(in_file: Groups, here: Groups) -> Groups:
+    """What launches say of groups: of communicators, those of all processes."""
+    mixed = in_file.mixed | here.mixed
+    said = here.dimension | in_file.dimension
+    return Groups({g: d for g, d in said.items() if g not in mixed}, mixed)
 
 
 def _traffic_of(name: str, call: Call | None, known: Known, launch: Evidence) -> Traffic:

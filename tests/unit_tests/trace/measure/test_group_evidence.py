@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 
 from overlapkit.trace.measure.evidence import Evidence, evidence
-from overlapkit.trace.measure.group_evidence import dimensions_of_groups
+from overlapkit.trace.measure.group_evidence import Launched, groups_of
 from overlapkit.trace.read.recorded import Call
 from support.field import nsight, nsight_programs
 from support.field.machine import TORCH_2_6, Machine
@@ -54,17 +56,20 @@ def test_what_ranges_of_layers_serve(ranges, dimension):
 
 
 def test_a_group_has_the_dimension_that_all_its_launches_say():
-    tensor, data, both = Call(group="1"), Call(group="2"), Call(group="3")
+    tensor, data, both, experts = (Call(group=name) for name in "1234")
     launched = [
         (tensor, Evidence(dimension="TP")),
         (tensor, Evidence()),
         (data, Evidence(dimension="DP")),
         (both, Evidence(dimension="DP")),
         (both, Evidence(dimension="EP")),
+        (experts, Evidence(mixed=True)),
+        (experts, Evidence(dimension="TP", general=True)),
         (Call(), Evidence(dimension="PP")),
         (None, Evidence(dimension="PP")),
     ]
-    assert dimensions_of_groups(launched) == {"1": "TP", "2": "DP"}
+    told = groups_of(Launched(0, call, launch) for call, launch in launched)
+    assert told.dimension == {"1": "TP", "2": "DP"} and told.mixed == {"4"}
 
 
 def _program(*ranges: str) -> Machine:
@@ -114,3 +119,52 @@ def test_another_id_matches_nothing(tmp_path):
     path = nsight.write(_program("forward"), tmp_path / "t.sqlite", [nsight_programs.TP])
     answer = trace_of(path, group=["b1=CP"])
     assert "--group b1=CP: no process group has this name or size" in answer.text
+
+
+MAPPING = "megatron/core/tensor_parallel/mappings.py(150): _gather_along_first_dim"
+DISPATCHER = "megatron/core/transformer/moe/token_dispatcher.py(270): token_dispatch"
+
+
+def test_functions_for_any_group_say_nothing_where_experts_gather_in_it(tmp_path):
+    """Megatron-Core's allgather dispatcher; the backward pass has no frame of it."""
+    m = Machine(TORCH_2_6)
+    for _ in range(3):
+        for frames in ((DISPATCHER, MAPPING), (MAPPING,)):
+            with m.frames(*frames):
+                nsight_programs.nccl(m, ALL_GATHER, 100, 30, GATHER, nsight_programs.TP, m.free())
+            m.kernel(GEMM, 500)
+    path = nsight.write(m, tmp_path / "t.sqlite", [nsight_programs.TP], python=True)
+    (rank,) = trace_of(path).document["ranks"]
+    assert {c["dimension"] for c in rank["exposed_collectives"]} == {"other"}
+
+
+def test_a_communicator_is_of_the_same_dimension_in_all_processes(tmp_path):
+    """Only one process records ranges, as with Megatron's --profile-ranks."""
+    path = nsight.write(
+        _program(f"{TE}_LayerNormLinear.forward.gemm_input_cast_comm"),
+        tmp_path / "t.sqlite",
+        [nsight_programs.TP],
+    )
+    _add_process(path)
+    ranks = trace_of(path).document["ranks"]
+    assert len(ranks) == 2
+    for rank in ranks:
+        assert {c["dimension"] for c in rank["exposed_collectives"]} == {"TP"}
+
+
+def _add_process(path: str) -> None:
+    """Another process on another device that did the same, without ranges of its own."""
+    with sqlite3.connect(path) as db:
+        for table, process in (
+            ("CUPTI_ACTIVITY_KIND_KERNEL", "globalPid"),
+            ("CUPTI_ACTIVITY_KIND_RUNTIME", "globalTid"),
+            ("NVTX_EVENTS", "globalTid"),
+        ):
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+            chosen = [
+                f"{c} + {1 << 24}" if c == process else "1" if c == "deviceId" else c
+                for c in columns
+            ]
+            ours = f" WHERE domainId = {nsight.NCCL_DOMAIN}" * (table == "NVTX_EVENTS")
+            db.execute(f"INSERT INTO {table} SELECT {', '.join(chosen)} FROM {table}{ours}")
+    db.close()
