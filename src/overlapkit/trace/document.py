@@ -104,6 +104,13 @@ class TraceDiagnosis(Struct, frozen=True, kw_only=True):
             "at most: the costs of diagnoses do not add up where this is not empty"
         ),
     ] = {}
+    longer_steps: Annotated[
+        list[str],
+        Meta(
+            description="steps that are longer than the others, by their names, where the others "
+            "alone would not show it; empty otherwise"
+        ),
+    ] = []
 
 
 class TraceFramework(Struct, frozen=True, kw_only=True):
@@ -356,4 +363,5 @@ def _diagnosis(d: Diagnosis) -> TraceDiagnosis:
         ranks=d.ranks,
         devices=d.devices,
         shared_us=d.shared_us,
+        longer_steps=d.longer_steps,
     )

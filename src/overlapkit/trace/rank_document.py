@@ -398,9 +398,11 @@ def _dimension(time: DimensionTime) -> TraceDimensionTimes:
 def _median(windows: Sequence[TraceWindow]) -> TraceMedian:
     overlap = [w.overlap_pct for w in windows if w.overlap_pct is not None]
     times = [field for field in TraceMedian.__struct_fields__ if field.endswith("_us")]
+    # Where most steps do not communicate, the medians of what is exposed and hidden are 0.
+    communicates = 2 * len(overlap) > len(windows)
     return TraceMedian(
         steps=len(windows),
-        overlap_pct=round(median(overlap), 4) if overlap else None,
+        overlap_pct=round(median(overlap), 4) if communicates else None,
         by_dimension={
             d: TraceDimensionTimes(
                 **_medians(

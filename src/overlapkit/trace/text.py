@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from statistics import median
+from collections.abc import Sequence
 
 from overlapkit.explain.stack_document import configured_for
 from overlapkit.output.numbers import ms_of_us
 from overlapkit.trace.diagnose.framework import TITLES
 from overlapkit.trace.document import TraceAcrossRanks, TraceDiagnosis, TraceDocument
 from overlapkit.trace.labels import count_of
+from overlapkit.trace.measure.longer_steps import LONGER, longer_than_others
 from overlapkit.trace.measure.step_times import Part
 from overlapkit.trace.measure.units import A_UNIT, Unit
 from overlapkit.trace.rank_document import (
@@ -38,9 +39,6 @@ NOTABLE_SLOWDOWN = 1.02
 NOTABLE_SPREAD_PCT = 1.0
 """Difference between ranks, in percent of the shortest step, from which one is the slowest."""
 
-LONGER = 1.1
-"""Ratio to the median from which a step is named as longer than the others."""
-
 LONGER_SHOWN = 3
 """Longer steps that are named."""
 
@@ -64,17 +62,9 @@ def waits(row: TraceMedian) -> str:
 
 
 def longer_steps(rank: TraceRank) -> list[str]:
-    """What filled the steps that are much longer than the median, the longest first.
-
-    The diagnoses are of the median step, which such a step does not change.
-    """
-    usual = rank.median.step_us
-    spread = median(abs(step.step_us - usual) for step in rank.steps) if rank.steps else 0.0
-    longer = [
-        step
-        for step in rank.steps
-        if step.step_us > LONGER * usual and step.step_us - usual > 3 * spread
-    ]
+    """What filled the steps that are much longer than the median, the longest first."""
+    places = longer_than_others([step.step_us for step in rank.steps])
+    longer = [rank.steps[place] for place in places]
     longer.sort(key=lambda step: -step.step_us)
     lines = [_longer(step, rank.median, rank.unit) for step in longer[:LONGER_SHOWN]]
     if len(longer) > LONGER_SHOWN:
@@ -176,10 +166,15 @@ def shared(diagnosis: TraceDiagnosis) -> str:
     return f", of which other diagnoses count up to {named} too" if named else ""
 
 
+def _some(names: Sequence[str]) -> str:
+    others = len(names) - LONGER_SHOWN
+    return ", ".join(names[:LONGER_SHOWN]) + f" and {others} others" * (others > 0)
+
+
 def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     """What a diagnosis costs, and how certain it is where that is less than likely."""
     each = f" {A_UNIT[document.unit]}" if document.has_steps else ""
-    text = f"{ms_of_us(diagnosis.cost_us)} ms{each}"
+    text = f"{ms_of_us(diagnosis.cost_us)} ms{each}{' on average' * bool(diagnosis.longer_steps)}"
     ranks = {r.rank for r in document.ranks}
     if len(ranks) > 1 and diagnosis.id != "late-rank" and set(diagnosis.ranks) != ranks:
         named = ", ".join(map(str, diagnosis.ranks[:NAMED]))
@@ -188,5 +183,7 @@ def cost(diagnosis: TraceDiagnosis, document: TraceDocument) -> str:
     devices = {r.device for r in document.ranks if r.gpus > 1}
     if diagnosis.devices and set(diagnosis.devices) != devices:
         text += f", GPU {', '.join(map(str, diagnosis.devices))}"
+    if diagnosis.longer_steps:
+        text += f", too little to tell without {_some(diagnosis.longer_steps)}"
     text += shared(diagnosis)
     return text if diagnosis.confidence == "likely" else f"{text}, {diagnosis.confidence}"

@@ -25,6 +25,7 @@ from support.field.training import (
     step,
     torchtitan_pipeline,
 )
+from support.field.uneven import accumulation, checkpoint, late_batch
 from support.trace_answers import Answer, trace_of
 from support.trace_generator import SCENARIOS, write_kineto
 from support.trace_reports import quick
@@ -42,32 +43,6 @@ def cut(folder: Path) -> Answer:
     end = last["ts"] + 0.6 * last["dur"]
     m.events = [e for e in m.events if e["ts"] < end]
     return trace_of(m.write(folder / "cut.json"))
-
-
-def late_batch(
-    folder: Path,
-    *,
-    ahead: bool = False,
-    name: str = "enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__",
-) -> Answer:
-    """One of the steps begins with a long wait for its batch, or ends with that for the next.
-
-    Args:
-        folder: where the profile is written.
-        ahead: whether the loop takes the next batch at the end of a step.
-        name: the range on the host meanwhile.
-    """
-    m = ddp_rank()
-    late = next(e for e in m.events if e["name"] == "ProfilerStep#12")
-    pause = 0.5 * late["dur"]
-    at = late["ts"] + (late["dur"] - 1 if ahead else 0)
-    for event in m.events:
-        if event["ts"] > at:
-            event["ts"] += pause
-    late["dur"] += pause
-    wait = host_range(name, at, pause)
-    m.events.append(wait | {"pid": late["pid"], "tid": late["tid"]})
-    return trace_of(m.write(folder / "late.json"))
 
 
 def truncated(folder: Path) -> Answer:
@@ -358,6 +333,8 @@ SITUATIONS: dict[str, Situation] = {
     "empty step": empty_step,
     "short ranges": short_ranges,
     "work outside": work_outside,
+    "checkpoint": checkpoint,
+    "accumulation": accumulation,
     "idle without launches": idle_without_launches,
     "exposed at once": at_once,
     "nameless exchange": nameless_exchange,

@@ -61,6 +61,7 @@ OF_SENTENCES: dict[str, Pair] = {
     "exchange tokens with it, and context parallelism or Ulysses heads.": Pair(
         "nameless exchange", "no operation"
     ),
+    ", too little to tell without ProfilerStep#13": Pair("checkpoint", "host late"),
     "longer than the": Pair("late batch", "torch 2.8 ddp"),
     "median:": Pair("late batch", "torch 2.8 ddp"),
     "ms more": Pair("late batch", "torch 2.8 ddp"),

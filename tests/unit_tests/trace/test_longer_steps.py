@@ -59,3 +59,20 @@ def test_a_host_that_is_late_in_the_next_step_is_of_that_step(tmp_path: Path) ->
     found = {step["name"]: step["host_of_next_us"] for step in rank["steps"]}
     assert found.pop("ProfilerStep#11") > 5 * MS
     assert max(found.values()) < 0.1 * MS
+
+
+def test_a_diagnosis_of_one_step_alone_says_so(tmp_path: Path) -> None:
+    found = {d["id"]: d for d in SITUATIONS["checkpoint"](tmp_path).document["diagnoses"]}
+    assert set(found) == {"waits-for-host", "copies-exposed"}
+    assert all(d["longer_steps"] == ["ProfilerStep#13"] for d in found.values())
+
+
+def test_a_diagnosis_of_all_steps_names_none(tmp_path: Path) -> None:
+    found = SITUATIONS["host late"](tmp_path).document["diagnoses"]
+    assert found and all(d["longer_steps"] == [] for d in found)
+
+
+def test_most_steps_without_communication_have_no_share_of_it(tmp_path: Path) -> None:
+    (rank,) = SITUATIONS["accumulation"](tmp_path).document["ranks"]
+    assert [step["overlap_pct"] is not None for step in rank["steps"]] == 2 * [*3 * [False], True]
+    assert (rank["median"]["comm_us"], rank["median"]["overlap_pct"]) == (0.0, None)

@@ -14,6 +14,7 @@ from overlapkit.trace.diagnose.remedies import Problem, remedy
 from overlapkit.trace.intervals import NOTHING, Spans, both, union
 from overlapkit.trace.measure.collectives import SlowedCompute
 from overlapkit.trace.measure.dimensions import Layout
+from overlapkit.trace.measure.longer_steps import longer_than_others
 from overlapkit.trace.measure.step_times import Times, WorkSpans, span_of
 from overlapkit.trace.measure.units import A_UNIT, Unit
 from overlapkit.trace.read.recorded import Window
@@ -60,6 +61,7 @@ class Diagnosis:
         ranks: the ranks whose profiles show it.
         devices: where one process uses several GPUs, those whose work shows it; empty otherwise.
         shared_us: other diagnoses that count some of this time too, by id, and how much at most.
+        longer_steps: the names of steps longer than the others, without which it would not be made.
     """
 
     id: str
@@ -73,6 +75,7 @@ class Diagnosis:
     flags: str = ""
     devices: list[int] = field(default_factory=list)
     shared_us: dict[str, float] = field(default_factory=dict)
+    longer_steps: list[str] = field(default_factory=list)
 
     @property
     def advice(self) -> str:
@@ -181,13 +184,28 @@ class Case:
 
     def of_followed(self) -> Case:
         """The steps whose idle time is whole: of the others, that before the next step is not."""
-        windows = [self.windows[i] for i in self.followed]
+        return self._of_steps(self.followed)
+
+    def of_usual(self) -> tuple[Case | None, list[str]]:
+        """The steps that are not longer than the others, and the names of those that are.
+
+        Returns:
+            None where all are alike.
+        """
+        longer = longer_than_others([t.step for t in self.times]) if self.marked else []
+        if not longer:
+            return None, []
+        usual = [i for i in range(self.steps) if i not in longer]
+        return self._of_steps(usual), [self.windows[i].name for i in longer]
+
+    def _of_steps(self, indices: Sequence[int]) -> Case:
+        windows = [self.windows[i] for i in indices]
         return replace(
             self,
             windows=windows,
-            times=[self.times[i] for i in self.followed],
+            times=[self.times[i] for i in indices],
             scope=span_of(windows),
-            followed=range(len(windows)),
+            followed=[n for n, i in enumerate(indices) if i in self.followed],
         )
 
     def per_step_us(self, total_ns: float) -> float:

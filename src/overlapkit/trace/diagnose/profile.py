@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from overlapkit.trace.diagnose.shared_time import with_shared
 from overlapkit.trace.intervals import both, distinct
 from overlapkit.trace.read.device_work import MEMORY
 
+_OF_IDLE = (waits_for_data, waits_for_host, device_idle)
+
 
 def diagnose(case: Case) -> list[Diagnosis]:
     """Everything that one rank's profile shows, the costliest first."""
@@ -36,13 +39,35 @@ def diagnose(case: Case) -> list[Diagnosis]:
         _slowed_compute,
         _copies,
     ]
-    of_idle = [waits_for_data, waits_for_host, device_idle]
-    whole = case.of_followed()
-    asked = [*(check(case) for check in checks), *(check(whole) for check in of_idle)]
-    found = [diagnosis for diagnosis in asked if diagnosis is not None]
-    rest = exposed_communication(case, found)
-    told = with_shared([*found, *([rest] if rest else [])], case)
-    return sorted(told, key=lambda f: -f.cost_us)
+
+    def of_work(some: Case) -> list[Diagnosis]:
+        found = _made(checks, some)
+        rest = exposed_communication(some, found)
+        return [*found, rest] if rest is not None else found
+
+    told = [
+        *_with_longer_steps(of_work, case),
+        *_with_longer_steps(lambda some: _made(_OF_IDLE, some), case.of_followed()),
+    ]
+    return sorted(with_shared(told, case), key=lambda f: -f.cost_us)
+
+
+def _made(checks: Iterable[Callable[[Case], Diagnosis | None]], case: Case) -> list[Diagnosis]:
+    asked = (check(case) for check in checks)
+    return [diagnosis for diagnosis in asked if diagnosis is not None]
+
+
+def _with_longer_steps(find: Callable[[Case], list[Diagnosis]], case: Case) -> list[Diagnosis]:
+    """The diagnoses of a case; those that its usual steps do not show name the longer ones.
+
+    A cost is a mean over the steps, which one step with a checkpoint or an evaluation can raise.
+    """
+    found = find(case)
+    usual, longer = case.of_usual() if found else (None, [])
+    if usual is None:
+        return found
+    shown = {diagnosis.id for diagnosis in find(usual)}
+    return [d if d.id in shown else replace(d, longer_steps=longer) for d in found]
 
 
 def _tensor_parallel(case: Case) -> Diagnosis | None:
