@@ -83,8 +83,9 @@ def unused_overlap(report: Report) -> Iterator[Finding]:
                 f"Gradients of {replicas} replicas are reduced after the backward pass",
                 words.give("--use-distributed-optimizer", "--overlap-grad-reduce")
                 if lm
-                else "set ddp.use_distributed_optimizer=true, and omit "
-                "comm_overlap.overlap_grad_reduce",
+                else "set ddp.use_distributed_optimizer=true, and "
+                * (not e["ddp.use_distributed_optimizer"])
+                + "omit comm_overlap.overlap_grad_reduce",
             )
         elif e["ddp.use_distributed_optimizer"] and not e["ddp.overlap_param_gather"]:
             yield off(

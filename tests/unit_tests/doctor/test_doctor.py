@@ -98,6 +98,8 @@ def test_one_cause_in_profile_and_configuration_is_one_finding(doctor: Any, conf
     assert first["id"] == "single-bucket" and first["kind"] == "exposed"
     assert {e["source"] for e in first["evidence"]} == {"profile", "configuration"}
     assert first["knobs"] == ["ddp.overlap_grad_reduce"]
+    # The distributed optimizer is on already.
+    assert first["remedy"] == "omit comm_overlap.overlap_grad_reduce"
     assert first["cost_us"] == pytest.approx(19_000, rel=0.01)
     # The setting is part of the first finding, and not a finding beside it.
     assert ids(document).count("off.overlap_grad_reduce") == 0
