@@ -31,13 +31,17 @@ OF_ONE_RANK = [name for name in SITUATIONS if not name.startswith("compare")]
 @pytest.mark.parametrize("name", OF_ONE_RANK)
 def test_costs_less_what_they_share_are_no_more_than_what_is_exposed(name, tmp_path):
     document = SITUATIONS[name](tmp_path).document
-    if len(document["ranks"]) > 1:
-        pytest.skip("costs are of the rank that each diagnosis costs most")
-    (rank,) = document["ranks"]
     found = [d for d in document["diagnoses"] if d["id"] in EXPOSED]
     costs = sum(d["cost_us"] for d in found)
     shared = sum(one["shared_us"].get(other["id"], 0.0) for one, other in combinations(found, 2))
-    exposed = fmean(w["exposed_comm_us"] for w in rank["steps"] or [rank["whole"]])
+    exposed = max(
+        fmean(w["exposed_comm_us"] for w in rank["steps"] or [rank["whole"]])
+        for rank in document["ranks"]
+    )
+    if len(document["ranks"]) > 1:
+        # Each diagnosis is of the rank that it costs most.
+        assert max((d["cost_us"] for d in found), default=0.0) <= exposed + 0.01
+        return
     # What two share is not said where it is less than 1 % of the cheaper.
     assert costs - shared <= exposed + 0.01 * costs + 0.01
 
