@@ -294,6 +294,20 @@ PROGRAMS: dict[str, Program] = {
             never=["nccl_ep_jit_ht_scan"],
         ),
     ),
+    "asynchronous tp": Program(
+        newer.asynchronous_tp, Truth("torchtitan", {"TP"}, set(), 3, never=_MEGATRONS)
+    ),
+    "asynchronous tp, slow link": Program(
+        lambda: newer.asynchronous_tp(copy_us=60),
+        Truth(
+            "torchtitan",
+            {"TP"},
+            {"exposed-communication"},
+            3,
+            # It is on already.
+            never=["enable_async_tensor_parallel", *_MEGATRONS],
+        ),
+    ),
     "rocm ddp, direct": Program(
         newer.rocm_ddp_direct, Truth("ddp", {"DP"}, set(), 4, never=_MEGATRONS)
     ),

@@ -232,3 +232,30 @@ def nvls_ddp() -> Machine:
     """DDP within an NVLink domain: NVLS kernels."""
     m = Machine(TORCH_2_6, world=8, groups=[("0", "default_pg", list(range(8)))])
     return ddp(m, kernel=ALL_REDUCE.replace("RING_LL", "NVLS"))
+
+
+def asynchronous_tp(*, copy_us: float = 20.0) -> Machine:
+    """torchtitan with asynchronous tensor parallelism: chunks are copied beside products."""
+    groups = [("5", "mesh_tp", list(range(8))), ("3", "mesh_dp_shard", [0, 8])]
+    m = Machine(TORCH_2_6, world=16, groups=[("0", "default_pg", list(range(16))), *groups])
+    for number in range(5, 8):
+        with step(m, number), m.frames("/opt/torchtitan/torchtitan/train.py(300): train_step"):
+            load_batch(m)
+            for _ in range(12):
+                m.kernel(NORM, 20)
+                with m.range("symm_mem::fused_all_gather_matmul"):
+                    begin, ready = m.free(), 0.0
+                    for chunk in range(8):
+                        if chunk:
+                            ready = m.copy(PEER_COPY, copy_us, 50, after=[begin])
+                        m.kernel(GEMM, 40, after=[ready])
+                m.kernel(ATTENTION, 200)
+                with m.range("symm_mem::fused_matmul_reduce_scatter"):
+                    for chunk in range(8):
+                        done = m.kernel(GEMM, 40)
+                        if chunk:
+                            ready = m.copy(PEER_COPY, copy_us, 51, after=[done])
+                    m.kernel(NORM, 20, after=[ready])
+            optimizer(m, 300, [m.free()])
+            m.wait(m.free())
+    return m

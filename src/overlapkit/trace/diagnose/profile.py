@@ -71,7 +71,7 @@ def _with_longer_steps(find: Callable[[Case], list[Diagnosis]], case: Case) -> l
 
 
 def _tensor_parallel(case: Case) -> Diagnosis | None:
-    if _has_userbuffers(case):
+    if _has_userbuffers(case) or _has_chunks(case):
         return None
     time = case.dimension_exposed("TP")
     exposed = time.total
@@ -96,8 +96,21 @@ def _tensor_parallel(case: Case) -> Diagnosis | None:
 
 def _has_userbuffers(case: Case) -> bool:
     """Whether tensor-parallel communication runs in userbuffers, or in their peer copies."""
-    names = (t.name.lower() for t in case.m.traffic if t.dimension == "TP")
-    return any("userbuffers" in name or "ptop" in name for name in names)
+    traffic = [t for t in case.m.traffic if t.dimension == "TP"]
+    return any(
+        "userbuffers" in t.name.lower() or ("ptop" in t.name.lower() and t.operation == "peer copy")
+        for t in traffic
+    )
+
+
+def _has_chunks(case: Case) -> bool:
+    """Whether chunks are copied between peers beside the products of others.
+
+    Asynchronous tensor parallelism does so; a collective of copy engines belongs to a group.
+    """
+    return any(
+        t.dimension == "TP" and t.group is None and "ptop" in t.name.lower() for t in case.m.traffic
+    )
 
 
 def _experts(case: Case) -> Diagnosis | None:

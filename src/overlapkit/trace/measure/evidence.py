@@ -130,6 +130,9 @@ _SERVES: tuple[tuple[str, re.Pattern[str]], ...] = (
     # Gradients are accumulated in parameters, and hooks on that reduce them.
     ("DP", re.compile(r"autograd::engine::evaluate_function: torch::autograd::AccumulateGrad")),
     ("TP", re.compile(r"torch/distributed/tensor/parallel/")),
+    # Asynchronous tensor parallelism (torch/distributed/_symmetric_memory): chunks are gathered
+    # before products, or reduced after them.
+    ("TP", re.compile(r"^symm_mem::fused_(?:scaled_)?(?:all_gather|matmul)_")),
     ("TP", re.compile(r"megatron[./]core[./]tensor_parallel[./]layers\.")),
     # Ranges of Transformer Engine (NVTE_NVTX_ENABLED=1): what its layers communicate, and its
     # attention over a sequence that is divided.
