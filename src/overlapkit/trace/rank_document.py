@@ -208,8 +208,8 @@ class TraceSlowedKernel(Struct, frozen=True, kw_only=True):
 class TraceSlowedCompute(Struct, frozen=True, kw_only=True):
     """What compute loses by running beside communication.
 
-    Kernels of the same name, launch grid and launching thread are compared with themselves. Only
-    those that ran both beside communication and alone count.
+    Kernels of the same name, launch grid, launching thread and neighbours on their stream are
+    compared with themselves. Only those that ran both beside communication and alone count.
     """
 
     ratio: Annotated[

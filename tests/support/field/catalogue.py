@@ -294,6 +294,9 @@ PROGRAMS: dict[str, Program] = {
             never=["nccl_ep_jit_ht_scan"],
         ),
     ),
+    "compiled fsdp": Program(
+        newer.compiled_step, Truth(None, {"DP"}, set(), 3, never=["share SMs", "times as long"])
+    ),
     "asynchronous tp": Program(
         newer.asynchronous_tp, Truth("torchtitan", {"TP"}, set(), 3, never=_MEGATRONS)
     ),

@@ -259,3 +259,37 @@ def asynchronous_tp(*, copy_us: float = 20.0) -> Machine:
             optimizer(m, 300, [m.free()])
             m.wait(m.free())
     return m
+
+
+def compiled_step() -> Machine:
+    """FSDP compiled as one graph: one thread, and a persistent kernel of one grid for all sizes.
+
+    Only the backward pass, whose products are twice as large, communicates.
+    """
+    m = Machine(TORCH_2_6, world=8, groups=[("0", "default_pg", list(range(8))), SHARD])
+    for number in range(3):
+        with step(m, number), m.range("Torch-Compiled Region: 0/0", "annotation"):
+            for _ in range(8):
+                m.kernel("triton_red_fused_native_layer_norm_0", 30)
+                m.kernel(GEMM, 400)
+                m.kernel(ATTENTION, 150)
+            scattered = []
+            for _ in range(8):
+                m.kernel("triton_poi_fused_gelu_backward_1", 40)
+                done = m.kernel(GEMM, 800)
+                m.kernel("triton_red_fused_native_layer_norm_backward_2", 40)
+                with m.range("_c10d_functional::reduce_scatter_tensor"):
+                    scattered.append(
+                        m.collective(
+                            SYMMETRIC_RS,
+                            850,
+                            28,
+                            "_reduce_scatter_base",
+                            group=SHARD,
+                            after=[done],
+                            label="nccl:_reduce_scatter_base",
+                        )
+                    )
+            m.kernel(ADAM, 300, after=scattered)
+            m.wait(m.free())
+    return m

@@ -161,9 +161,9 @@ def _inside(scope: Spans, when: Ints) -> NDArray[np.bool_]:
 def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute:
     """Kernels beside communication, compared with the same kernels alone.
 
-    Kernels are the same if their name, launch grid and launching thread are. A kernel is beside
-    communication if that covers at least half of it, and alone if none overlaps it. Kernels in
-    between are ignored, and so are those that did not run at least twice both ways.
+    Kernels are the same if their name, launch grid, launching thread and neighbours are. A kernel
+    is beside communication if that covers at least half of it, and alone if none overlaps it.
+    Kernels in between are ignored, and so are those that did not run at least twice both ways.
     """
     work = m.work
     chosen = np.flatnonzero(work.kind == COMPUTE)
@@ -198,20 +198,38 @@ def slowed_compute(m: WorkSpans, scope: Spans, limit: int = 10) -> SlowedCompute
 
 
 def _same_work(m: WorkSpans, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Places in `chosen`, grouped by the name, launch grid and launching thread of the kernel."""
+    """Places in `chosen`, grouped by what tells kernels of the same work.
+
+    That is the name and launch grid of the kernel, the thread that launches it, and the names of
+    the kernels before and after it on its stream.
+    """
     work = m.work
-    width = int(work.grid.max(initial=-1)) + 2
-    keys = work.name[chosen].astype(np.int64) * width + work.grid[chosen] + 1
+    name = work.name[chosen].astype(np.int64)
+    keys = _numbered(name, work.grid[chosen].astype(np.int64))
     if work.launches is not None and len(work.launches.correlation):
         # Forward and backward launch kernels of one name and grid for different sizes, but from
         # different threads.
         place, known = work.launches.find(work.correlation[chosen])
-        thread = np.where(known, work.launches.thread[place] + 1, 0)
-        keys = keys * (int(thread.max(initial=0)) + 1) + thread
+        thread = np.where(known, work.launches.thread[place].astype(np.int64), -1)
+        keys = _numbered(keys, thread)
+    # A compiled step has one thread, and persistent kernels have one grid for all sizes.
+    along = np.argsort(work.stream[chosen], kind="stable")
+    stream = work.stream[chosen][along]
+    same = np.append(stream[1:] == stream[:-1], False)
+    after, before = np.full(len(chosen), -1), np.full(len(chosen), -1)
+    after[along[:-1][same[:-1]]] = name[along[1:][same[:-1]]]
+    before[along[1:][same[:-1]]] = name[along[:-1][same[:-1]]]
+    keys = _numbered(_numbered(keys, before), after)
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.diff(keys[order], prepend=-1))
     for first, last in zip(bounds, [*bounds[1:], len(order)], strict=True):
         yield order[first:last]
+
+
+def _numbered(one: Ints, other: Ints) -> Ints:
+    """A number for each pair of numbers, of which the others are -1 or more."""
+    width = int(other.max(initial=-1)) + 2
+    return np.asarray(distinct(one * width + other + 1)[1], np.int64)
 
 
 def _together(kinds: Sequence[Slowed]) -> Slowed:
