@@ -155,6 +155,9 @@ PROGRAMS: dict[str, Program] = {
             never=_MEGATRONS,
         ),
     ),
+    "zero 3, prefetched": Program(
+        lambda: zero.deepspeed(3, prefetch=2), Truth("deepspeed", {"DP"}, set(), 3)
+    ),
     "zero 3, nothing names it": Program(
         lambda: zero.deepspeed(3, stacks=False),
         Truth(

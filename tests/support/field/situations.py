@@ -352,6 +352,9 @@ SITUATIONS: dict[str, Situation] = {
     "on device": lambda f: copies(f, "Memcpy DtoD (Device -> Device)"),
     "plain copies": plain_copies,
     "bandwidth": lambda f: trace_of(ddp_rank(bucket_us=9000).write(f / "t.json")),
+    "bandwidth, in the switch": lambda f: trace_of(
+        ddp_rank(bucket_us=9000, kernel=ALL_REDUCE.replace("RING_LL", "NVLS")).write(f / "t.json")
+    ),
     "bandwidth over nodes": lambda f: trace_of(
         ddp_rank(world=64, bucket_us=9000).write(f / "t.json")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,9 +23,18 @@ from support.field.training import (
 
 
 def deepspeed(
-    stage: int, *, stacks: bool = True, overlap: bool = True, steps: int = 3, layers: int = 8
+    stage: int,
+    *,
+    stacks: bool = True,
+    overlap: bool = True,
+    prefetch: int = 0,
+    steps: int = 3,
+    layers: int = 8,
 ) -> Machine:
-    """DeepSpeed: with `stacks`, Python functions are recorded, which alone name it."""
+    """DeepSpeed: with `stacks`, Python functions are recorded, which alone name it.
+
+    With `prefetch`, parameters of as many layers are gathered ahead.
+    """
     world = list(range(8))
     group = ("0", "default_pg", world)
     m = Machine(TORCH_2_6, world=8, groups=[group], gpu="NVIDIA A100-SXM4-80GB")
@@ -45,6 +55,14 @@ def deepspeed(
         with frames(fetch, where):
             return call(ALL_GATHER, us, "_allgather_base_", "_allgather_base", after)
 
+    def gathers() -> Iterator[float]:
+        """When the parameters of each layer are there; asking for one gathers others ahead."""
+        ahead = [gather(150) for _ in range(prefetch)] if stage == 3 else []
+        for index in range(layers):
+            if stage == 3 and index + prefetch < layers:
+                ahead.append(gather(150))
+            yield ahead[index] if stage == 3 else 0.0
+
     def reduce(us: float, after: float) -> float:
         where = "zero/stage3.py(1200): reduce_partition_and_remove_grads"
         if stage < 3:
@@ -61,14 +79,12 @@ def deepspeed(
     for number in range(1, 1 + steps):
         with step(m, number), frames("engine.py(1800): forward"):
             load_batch(m)
-            for _ in range(layers):
-                ready = gather(150) if stage == 3 else 0.0
+            for ready in gathers():
                 m.kernel(NORM, 10, after=[ready])
                 layer(m, 400)
             reduced: list[float] = []
             with m.on(BACKWARD_THREAD):
-                for _ in range(layers):
-                    ready = gather(150) if stage == 3 else 0.0
+                for ready in gathers():
                     m.kernel(NORM, 10, after=[ready])
                     done = layer(m, 800, "AddmmBackward0")
                     if overlap:

@@ -153,6 +153,9 @@ OF_SENTENCES: dict[str, Pair] = {
     "ms of compute could hide it: overlap can save": Pair("bandwidth", "torch 2.8 ddp"),
     "GB/s of bus bandwidth": Pair("bandwidth", "torch 2.8 ddp"),
     ", waits for late ranks included": Pair("bandwidth", "torch 2.8 ddp"),
+    "; the switch reduces, so this is not what a link carries": Pair(
+        "bandwidth, in the switch", "bandwidth"
+    ),
     "; NVLink of this GPU has": Pair("bandwidth", "bandwidth over nodes"),
     "is exposed communication": Pair("fsdp1", "torch 2.8 ddp"),
     ", some of it at once": Pair("exposed at once", "fsdp1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from overlapkit.errors import InputError
@@ -17,6 +18,10 @@ LARGE = 0.1
 
 EXPLAINED = 0.5
 """Share of the exposed communication that other diagnoses must account for."""
+
+_IN_SWITCH = re.compile(r"NVLS|LDMC|multimem", re.IGNORECASE)
+"""Kernels that let the switch add: each link carries the message about once, and not twice as the
+definition of bus bandwidth has it (nccl-tests, doc/PERFORMANCE.md)."""
 
 _KINDS: dict[str, Problem] = {
     "DP all_reduce": "exposed between replicas",
@@ -81,6 +86,8 @@ def _reached(case: Case, top: Collective) -> str:
         f" {top.traffic.operation} reaches {top.bus_gb_s:.1f} GB/s of bus bandwidth"
         f"{', waits for late ranks included' if top.traffic.operation != 'send_recv' else ''}"
     )
+    if top.traffic.operation == "all_reduce" and _IN_SWITCH.search(top.traffic.name):
+        return f"{text}; the switch reduces, so this is not what a link carries."
     try:
         gpu = find_gpu(case.m.work.gpu or "")[1]
     except InputError:
