@@ -297,6 +297,16 @@ PROGRAMS: dict[str, Program] = {
             never=["nccl_ep_jit_ht_scan"],
         ),
     ),
+    "generate and train": Program(
+        newer.generate_and_train,
+        Truth(
+            None,
+            {"TP", "DP"},
+            {"param-gather-exposed"},
+            3,
+            never=["inference engine", "settings of training", *_MEGATRONS],
+        ),
+    ),
     "compiled fsdp": Program(
         newer.compiled_step, Truth(None, {"DP"}, set(), 3, never=["share SMs", "times as long"])
     ),

@@ -293,3 +293,39 @@ def compiled_step() -> Machine:
             m.kernel(ADAM, 300, after=scattered)
             m.wait(m.free())
     return m
+
+
+def generate_and_train() -> Machine:
+    """Reinforcement learning in one process: vLLM generates, then FSDP2 trains."""
+    tp = ("9", "tp:0", [0, 1])
+    groups = [("0", "default_pg", list(range(8))), tp, SHARD]
+    m = Machine(TORCH_2_6, world=8, groups=groups)
+    custom = "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(vllm::RankData*)"
+    for number in range(3):
+        with step(m, number):
+            for _ in range(20):
+                with m.frames("/opt/vllm/v1/worker/gpu_model_runner.py(3000): execute_model"):
+                    m.kernel(ATTENTION, 60)
+                    m.kernel(custom, 5)
+            for _ in range(8):
+                with (
+                    m.range("FSDP::all_gather (l)", "annotation"),
+                    m.range("c10d::_allgather_base_"),
+                ):
+                    ready = m.collective(
+                        "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)",
+                        300,
+                        28,
+                        "_allgather_base",
+                        group=SHARD,
+                        after=[m.free()],
+                        label="nccl:_all_gather_base",
+                    )
+                with (
+                    m.on(BACKWARD_THREAD),
+                    m.range("autograd::engine::evaluate_function: AddmmBackward0"),
+                ):
+                    m.kernel(GEMM, 600, after=[ready])
+            optimizer(m, 300)
+            m.wait(m.free())
+    return m

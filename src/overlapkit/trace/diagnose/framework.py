@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from overlapkit.trace.measure.step_times import Traffic
 from overlapkit.trace.read.device_work import Work
-from overlapkit.trace.read.host.marks import Framework
+from overlapkit.trace.read.host.marks import TRAINING, Framework
 
 TITLES: dict[Framework, str] = {
     "vllm": "vLLM",
@@ -83,11 +83,16 @@ def detect(work: Work, traffic: Iterable[Traffic], *, configured: bool) -> Detec
     described = sorted(g for g in groups if _MEGATRON_GROUP.match(g))
     if described:
         note("megatron", f"process group {described[0]}")
-    for name, pattern in _ENGINE_KERNELS:
+    trains = bool(work.frameworks[TRAINING])
+    if trains and found.keys() & ENGINES:
+        # A trainer that generates too, as for reinforcement learning: no one's settings hold for
+        # all of it.
+        return Detected("megatron" if configured else None, ("ranges of training and an engine",))
+    for name, pattern in () if trains else _ENGINE_KERNELS:
         # Engines use each other's kernels: vLLM's run in SGLang too.
         if not found.keys() & ENGINES and any(pattern.search(k) for k in work.names):
             note(name, "names of kernels")
-    if any(_ENGINE_GROUP.match(g) for g in groups) and not found:
+    if any(_ENGINE_GROUP.match(g) for g in groups) and not found and not trains:
         # SGLang's groups have vLLM's names.
         note("engine", "names of process groups")
     if configured:

@@ -11,6 +11,7 @@ from overlapkit.trace.measure.evidence import NOTHING, POINT_TO_POINT, Evidence
 from overlapkit.trace.measure.group_evidence import NO_GROUPS, Groups
 from overlapkit.trace.measure.group_names import described, undescribed
 from overlapkit.trace.read.device_work import DIMENSIONS
+from overlapkit.trace.read.host.marks import TRAINING
 from overlapkit.trace.read.kernel_names import EventClass, operation
 from overlapkit.trace.read.recorded import Call, Group
 from overlapkit.trace.read.stated import NOTHING_STATED, Stated
@@ -150,7 +151,7 @@ class Known:
 
 _ENGINES = frozenset({"vllm", "sglang", "tensorrt_llm"})
 _TRAINS = frozenset(
-    {"megatron", "deepspeed", "torchtitan", "fsdp1", "fsdp2", "ddp", "data-parallel"}
+    {"megatron", "deepspeed", "torchtitan", "fsdp1", "fsdp2", "ddp", "data-parallel", TRAINING}
 )
 
 
@@ -284,7 +285,7 @@ def _by_framework(
 
 
 def _only(known: Known, framework: str) -> bool:
-    return set(known.frameworks) & (_ENGINES | _TRAINS) == {framework}
+    return set(known.frameworks) & (_ENGINES | _TRAINS) - {TRAINING} == {framework}
 
 
 def _among_all(call: Call | None, known: Known) -> bool:

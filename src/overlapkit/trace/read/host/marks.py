@@ -105,6 +105,15 @@ _FRAMEWORK: tuple[tuple[Framework, re.Pattern[str]], ...] = (
 )
 
 
+TRAINING = "training"
+"""What is counted beside the frameworks: names of backward passes and optimizers."""
+
+_TRAINS = re.compile(
+    r"^autograd::engine::evaluate_function|^Optimizer\.step#|^FSDP::post_backward|"
+    r"^FullyShardedDataParallel\._post_backward"
+)
+
+
 def is_waiting_for_data(name: str) -> bool:
     """Whether a range on the host waits for the next batch."""
     return _WAITING.search(name) is not None
@@ -114,7 +123,7 @@ class Names(dict[str | None, bool]):
     """Whether to keep ranges of a name; and the frameworks that the names speak of.
 
     Attributes:
-        frameworks: how many different names speak of each.
+        frameworks: how many different names speak of each, and of `TRAINING`.
     """
 
     def __init__(self) -> None:
@@ -127,6 +136,8 @@ class Names(dict[str | None, bool]):
             if pattern.search(text):
                 self.frameworks[framework] += 1
                 break
+        if _TRAINS.match(text):
+            self.frameworks[TRAINING] += 1
         kept = _OPERATORS.match(text) is not None or (
             _FRAMES.search(text) is not None and _IDLE_FRAMES.search(text) is None
         )
