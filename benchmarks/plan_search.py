@@ -21,7 +21,8 @@ from overlapkit.config.yaml_file import Document
 from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.inputs import read_inputs
 from overlapkit.plan.plan import CHOSEN_FROM, free_dimensions
-from overlapkit.plan.sweep import Ranking, sweep
+from overlapkit.plan.search.ranking import Ranking
+from overlapkit.plan.search.sweep import sweep
 
 SHAPES = Path(__file__).resolve().parent / "data" / "model_shapes.json"
 

@@ -95,6 +95,17 @@ def thousands(value: float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def rounded_ms(seconds: float) -> float:
+    """Seconds as milliseconds, with four digits below a second: estimates in JSON documents."""
+    value = 1e3 * seconds
+    return round(value, 1) if value >= 1000 else float(f"{value:.4g}")
+
+
+def rounded_gb(count: float) -> float:
+    """Bytes as GB of 10^9 bytes: estimates in JSON documents."""
+    return round(count / 1e9, 1)
+
+
 def us_of_ns(ns: float) -> float:
     """Nanoseconds as microseconds, to the nanosecond: times in the JSON documents."""
     return round(ns / 1000, 3)

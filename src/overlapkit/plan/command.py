@@ -13,12 +13,12 @@ from overlapkit.errors import EXIT_FINDING, InputError
 from overlapkit.hardware import data_sheet, gpus
 from overlapkit.output.console import write_json, write_text
 from overlapkit.output.files import outputs
-from overlapkit.plan.candidates import parse_swept
 from overlapkit.plan.cluster import cluster_of
 from overlapkit.plan.document import plan_document
 from overlapkit.plan.inputs import read_inputs
 from overlapkit.plan.network import Network
 from overlapkit.plan.plan import Plan, make_plan
+from overlapkit.plan.search.candidates import parse_swept
 
 
 def run(

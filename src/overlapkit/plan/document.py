@@ -7,60 +7,23 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from overlapkit.explain.stack_document import JobStack, stack_document
+from overlapkit.output.numbers import rounded_gb, rounded_ms
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
 from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.estimate.costs import MemoryNeed, StepSummary
 from overlapkit.plan.estimate.range_document import PlanRange, range_document
+from overlapkit.plan.layout_document import (
+    PlanLayout,
+    PlanSweep,
+    layout_document,
+    sweep_document,
+)
 from overlapkit.plan.plan import Plan
 from overlapkit.plan.rates.measured_document import PlanMeasured, measured_document
 from overlapkit.plan.spoken import advice, recommended_flags, spoken
-from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.work_document import PlanDerivation, derivation_document
-
-LISTED = 20
-"""Layouts of a sweep that the document contains: the fastest."""
-
-TP = Annotated[int, Meta(description="tensor-parallel ranks")]
-PP = Annotated[int, Meta(description="pipeline-parallel ranks")]
-VP = Annotated[int, Meta(description="virtual stages on each pipeline rank; 1 if not interleaved")]
-CP = Annotated[int, Meta(description="context-parallel ranks")]
-EP = Annotated[int, Meta(description="expert-parallel ranks")]
-DP = Annotated[int, Meta(description="data-parallel ranks: `world_size` / (TP x PP x CP)")]
-Recompute = Annotated[
-    str,
-    Meta(description="what the backward computes again: `none`, `full`, or modules with commas"),
-]
-CpComm = Annotated[str, Meta(description="how CP ranks exchange keys and values")]
-Saving = Annotated[
-    list[str],
-    Meta(
-        description="what is turned on since no layout fits without: FSDP, offloading to the host, "
-        "or a recipe of mixed_precision"
-    ),
-]
-MicroBatch = Annotated[int, Meta(description="sequences of a microbatch")]
-
-
-class PlanLayout(Struct, frozen=True, kw_only=True):
-    """How the model and the batch are divided over the GPUs. Ranks are 1 where not divided."""
-
-    tp: TP
-    pp: PP
-    vp: VP
-    cp: CP
-    ep: EP
-    dp: DP
-    micro_batch: MicroBatch
-    global_batch: Annotated[int, Meta(description="sequences of a step, over all ranks")]
-    sequence: Annotated[int | None, Meta(description="tokens of a sequence")]
-    chosen: Annotated[
-        str | None, Meta(description="how the layout was chosen; `null` where it was given")
-    ]
-    recompute: Recompute = "none"
-    cp_comm_type: CpComm = "p2p"
-    saving: Saving = []
 
 
 class PlanTimes(Struct, frozen=True, kw_only=True):
@@ -183,49 +146,6 @@ class PlanNextStep(Struct, frozen=True, kw_only=True):
     change: Annotated[str, Meta(description="what to set then, and why it helps")]
 
 
-class PlanSweptLayout(Struct, frozen=True, kw_only=True):
-    """One layout of a sweep, with its estimate."""
-
-    tp: TP
-    pp: PP
-    vp: VP
-    cp: CP
-    ep: EP
-    dp: DP
-    micro_batch: MicroBatch
-    step_ms: Annotated[float, Meta(description="ms of a step with the overlap that rules grant")]
-    tokens_per_s_per_gpu: Annotated[int, Meta(description="tokens trained per second by each GPU")]
-    memory_gb: Annotated[float, Meta(description="GB needed on the fullest GPU")]
-    recompute: Recompute = "none"
-    cp_comm_type: CpComm = "p2p"
-    saving: Saving = []
-    told_from_fastest: Annotated[
-        bool,
-        Meta(
-            description="`false` where it counts as equally fast: published pairs of layouts are "
-            "misjudged by as much"
-        ),
-    ] = True
-
-
-class PlanSweep(Struct, frozen=True, kw_only=True):
-    """The layouts that were compared."""
-
-    tried: Annotated[int, Meta(description="how many layouts divide the model and the GPUs")]
-    fit: Annotated[int, Meta(description="how many of them were estimated and fit into memory")]
-    layouts: Annotated[
-        list[PlanSweptLayout],
-        Meta(description=f"the fastest that fit, by estimate, at most {LISTED}"),
-    ]
-    slower: Annotated[
-        int,
-        Meta(
-            description="how many were not estimated: a bound shows that they cannot be among the "
-            "fastest"
-        ),
-    ] = 0
-
-
 class PlanDocument(Struct, frozen=True, kw_only=True):
     """What to set for a model on a cluster, why, and what to expect."""
 
@@ -325,7 +245,7 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
         world_size=plan.world_size,
         gpu=plan.gpu,
         precision=plan.precision,
-        layout=_layout(plan),
+        layout=layout_document(plan),
         estimate=_estimate(plan, *plan.estimates) if plan.estimates else None,
         not_estimated=r.not_estimated,
         memory_gb=None if plan.memory is None else _memory(plan.memory),
@@ -352,27 +272,8 @@ def plan_document(plan: Plan, *, show_work: bool = False) -> PlanDocument:
             PlanNextStep(shows=s.shows, change=spoken(plan, s.change)) for s in next_steps(p)
         ],
         notes=[spoken(plan, note) for note in plan.notes],
-        sweep=None if plan.ranking is None else _sweep(plan.ranking),
+        sweep=None if plan.ranking is None else sweep_document(plan.ranking),
         work=[derivation_document(figure) for figure in plan.figures()] if show_work else None,
-    )
-
-
-def _layout(plan: Plan) -> PlanLayout:
-    layout, run = plan.layout, plan.recommendation.proposal.run
-    return PlanLayout(
-        tp=layout.tp,
-        pp=layout.pp,
-        vp=layout.vp,
-        cp=layout.cp,
-        ep=layout.ep,
-        dp=plan.data_parallel_size,
-        micro_batch=layout.mbs,
-        global_batch=run.train.global_batch_size,
-        sequence=run.model.seq_length,
-        chosen=plan.chosen_because,
-        recompute=layout.recompute,
-        cp_comm_type=layout.cp_comm,
-        saving=list(layout.saving),
     )
 
 
@@ -393,12 +294,14 @@ def _estimate(plan: Plan, after: StepSummary, before: StepSummary) -> PlanEstima
 
 
 def _times(before_s: float, after_s: float) -> PlanTimes:
-    return PlanTimes(without=_ms(before_s), with_=_ms(after_s))
+    return PlanTimes(without=rounded_ms(before_s), with_=rounded_ms(after_s))
 
 
 def _memory(memory: MemoryNeed) -> PlanMemory:
     return PlanMemory(
-        needed=_gb(memory.needed), usable=_gb(memory.usable), capacity=_gb(memory.capacity)
+        needed=rounded_gb(memory.needed),
+        usable=rounded_gb(memory.usable),
+        capacity=rounded_gb(memory.capacity),
     )
 
 
@@ -408,7 +311,7 @@ def _dimension(plan: Plan, d: DimensionAdvice, gain: Gain | None) -> PlanDimensi
         dimension=d.name,
         ranks=d.ranks,
         on=d.on,
-        gain_ms=None if gain is None else _ms(gain.seconds),
+        gain_ms=None if gain is None else rounded_ms(gain.seconds),
         gain_pct=None if gain is None else round(100 * gain.share, 1),
         reason=said.reason,
         remedy=said.remedy,
@@ -424,41 +327,3 @@ def _bucket(p: Proposal) -> PlanBucket | None:
         reason=p.bucket.reason if p.bucket is not None else "given on the command line",
         count=bucket_count(p),
     )
-
-
-def _sweep(ranking: Ranking) -> PlanSweep:
-    return PlanSweep(
-        tried=ranking.tried,
-        fit=len(ranking.fitting),
-        layouts=[_swept(each, ranking.best) for each in ranking.fastest[:LISTED]],
-        slower=ranking.slower,
-    )
-
-
-def _swept(each: Ranked, best: Ranked) -> PlanSweptLayout:
-    layout = each.layout
-    return PlanSweptLayout(
-        tp=layout.tp,
-        pp=layout.pp,
-        vp=layout.vp,
-        cp=layout.cp,
-        ep=layout.ep,
-        dp=each.data_parallel_size,
-        micro_batch=layout.mbs,
-        step_ms=_ms(each.summary.step_s),
-        tokens_per_s_per_gpu=round(each.summary.tokens_per_s_per_gpu),
-        memory_gb=_gb(each.memory.needed),
-        recompute=layout.recompute,
-        cp_comm_type=layout.cp_comm,
-        saving=list(layout.saving),
-        told_from_fastest=each.summary.told_from(best.summary),
-    )
-
-
-def _ms(seconds: float) -> float:
-    value = 1e3 * seconds
-    return round(value, 1) if value >= 1000 else float(f"{value:.4g}")
-
-
-def _gb(count: float) -> float:
-    return round(count / 1e9, 1)

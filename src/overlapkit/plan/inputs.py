@@ -22,9 +22,9 @@ from overlapkit.config.sources import (
 from overlapkit.config.text_file import exists
 from overlapkit.config.yaml_file import Document
 from overlapkit.errors import InputError
-from overlapkit.plan.candidates import DISPATCHER
 from overlapkit.plan.models import named_model
 from overlapkit.plan.network import gpus_of_node
+from overlapkit.plan.search.candidates import DISPATCHER
 
 SHORT = {
     "tp": "model.tensor_model_parallel_size",

@@ -10,8 +10,17 @@ from overlapkit.output.numbers import ms_of_s
 from overlapkit.output.svg import WIDTH, Piece, stacked, ticks
 from overlapkit.plan.document import plan_document
 from overlapkit.plan.plan import Plan
-from overlapkit.plan.sweep import Ranked, Ranking
-from overlapkit.plan.text import expectation, fit, part_rows, rests, sureness, title, versions
+from overlapkit.plan.search.ranking import Ranked, Ranking
+from overlapkit.plan.text import (
+    bubble,
+    expectation,
+    fit,
+    part_rows,
+    rests,
+    sureness,
+    title,
+    versions,
+)
 
 HEIGHT = 420
 """Height of the plot, in its own units."""
@@ -63,6 +72,7 @@ def plan_page(plan: Plan) -> str:
             headline=expectation(plan) if plan.estimates else None,
             sureness=". ".join([sureness(plan), *rests(plan)]) if plan.estimates else None,
             fit=fit(plan) if plan.memory is not None else None,
+            bubble=list(bubble(plan)),
             bars=_bars(plan),
             colours=COLOURS,
             parts=list(part_rows(plan)) if plan.estimates else [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,15 @@ from overlapkit.errors import InputError
 from overlapkit.plan.advise.draft import draft
 from overlapkit.plan.advise.proposal import Proposal
 from overlapkit.plan.advise.recommend import Recommendation, recommend
-from overlapkit.plan.candidates import (
+from overlapkit.plan.checks import check_chunks, check_layout
+from overlapkit.plan.cluster import Cluster
+from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
+from overlapkit.plan.estimate.machine import Machine
+from overlapkit.plan.figure import Figure
+from overlapkit.plan.inputs import Inputs
+from overlapkit.plan.rates.measured import Kind
+from overlapkit.plan.rates.resting import resting
+from overlapkit.plan.search.candidates import (
     SWEPT,
     LayoutChoice,
     changed_keys,
@@ -26,16 +35,9 @@ from overlapkit.plan.candidates import (
     sizes_of,
     with_layout,
 )
-from overlapkit.plan.checks import check_chunks, check_layout
-from overlapkit.plan.cluster import Cluster
-from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
-from overlapkit.plan.estimate.machine import Machine
-from overlapkit.plan.figure import Figure
-from overlapkit.plan.inputs import Inputs
-from overlapkit.plan.measures import saving_settings
-from overlapkit.plan.rates.measured import Kind
-from overlapkit.plan.rates.resting import resting
-from overlapkit.plan.sweep import RANKED, Ranking, remedy_of, sweep
+from overlapkit.plan.search.measures import saving_settings
+from overlapkit.plan.search.ranking import Ranking, remedy_of
+from overlapkit.plan.search.sweep import RANKED, sweep
 
 ESTIMATE_ERROR = 0.1
 """Share of the GPU's memory by which an estimate may be wrong. A given layout may already be
@@ -126,14 +128,15 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         cluster,
         lambda proposal: _costs_of(proposal, cluster),
     )
-    costs, note = recommendation.costs, chosen.note
+    costs, notes = recommendation.costs, chosen.notes
     estimates: tuple[StepSummary, ...] = ()
     memory = None
     measured = cluster.machine.measured
     shares: Mapping[Kind, float] = {}
     if costs is not None:
         memory = costs.memory()
-        note = _doubt(settings, memory, cluster) or note
+        doubt = _doubt(settings, memory, cluster)
+        notes = (doubt,) if doubt else notes
         estimates = costs.summary(recommendation.overlapped), costs.summary(frozenset())
         if measured is not None:
             shares = resting(measured, partial(_seconds, costs, recommendation.overlapped))
@@ -153,7 +156,7 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         notes=(
             *inputs.assumed,
             *cluster.notes,
-            *([note] if note else []),
+            *notes,
             *([_MIXTURE] if estimates and run.model.num_moe_experts else []),
             *_not_granted(proposal),
             *_on_other_versions(proposal),
@@ -183,14 +186,15 @@ class _Chosen:
         ranking: the layouts that were compared; None where none were.
         because: how the layout was chosen; None where it was given.
         saving: what was turned on since nothing fits without.
-        note: about a given layout that is not the fastest of the sweep.
+        notes: about a given layout that is not the fastest of the sweep, and about one that saves
+            memory without need and is faster.
     """
 
     settings: Settings
     ranking: Ranking | None = None
     because: str | None = None
     saving: tuple[str, ...] = ()
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> _Chosen:
@@ -198,20 +202,18 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
     settings = inputs.settings
     if swept is None:
         return _Chosen(settings) if inputs.layout_given else _fastest(inputs, cluster)
-    ranking = _ranked(settings, cluster, swept)
+    ranking = _ranked(settings, cluster, swept, offering=True)
     best = ranking.best
+    offer = _offer(ranking, settings)
     if not inputs.layout_given or not _can_run(settings, cluster):
         because = f"The fastest layout of the sweep, by estimate{_saved_by(best.layout)}"
         chosen = with_layout(settings, best.layout)
-        return _Chosen(chosen, ranking, because, best.layout.saving)
-    return _Chosen(
-        settings,
-        ranking,
-        note=(
-            f"this plan is for the given layout; the fastest of the sweep, {best.layout}, would "
-            f"reach {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
-        ),
+        return _Chosen(chosen, ranking, because, best.layout.saving, offer)
+    note = (
+        f"this plan is for the given layout; the fastest of the sweep, {best.layout}, would "
+        f"reach {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
     )
+    return _Chosen(settings, ranking, notes=(note, *offer))
 
 
 def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
@@ -220,26 +222,55 @@ def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
     if inputs.original is not None and not _has_sizes(settings):
         # What is missing is reported with the layout.
         return _Chosen(settings)
-    ranking = sweep(settings, cluster, swept, ranked=CHOSEN_FROM)
+    ranking = sweep(settings, cluster, swept, ranked=CHOSEN_FROM, offering=True)
     if not ranking.fitting:
         if inputs.original is None or ranking.least_over is not None:
             raise InputError(f"{settings.source}: {ranking.why_none()}")
         note = f"no layout is given, and none could be chosen: {ranking.why_none()}"
-        return _Chosen(settings, note=note)
+        return _Chosen(settings, notes=(note,))
     best = ranking.best.layout
     return _Chosen(
         with_layout(settings, best),
         ranking,
         f"No layout was given: this is the fastest that fits, by estimate, of {ranking.tried} that "
-        f"divide the model and the GPUs{_saved_by(best)}; --sweep {','.join(swept)} lists the "
-        "others",
+        f"divide the model and the GPUs{_saved_by(best)}{_told_apart(ranking)}; "
+        f"--sweep {','.join(swept)} lists the others",
         best.saving,
+        _offer(ranking, settings),
     )
 
 
 def _saved_by(layout: LayoutChoice) -> str:
     """What a layout turns on since nothing fits without, as a part of a sentence."""
     return f"; none fits without {' and '.join(layout.saving)}" if layout.saving else ""
+
+
+def _told_apart(ranking: Ranking) -> str:
+    """Whether the estimate can tell the fastest from the others, as a part of a sentence."""
+    if len(ranking.fitting) == 1 and not ranking.slower:
+        return ""
+    others = len(ranking.equal) - 1
+    misjudged = f"published pairs of layouts are misjudged by up to {ranking.misjudged:.0%}"
+    if not others:
+        return f"; the next is slower by more than the estimate errs ({misjudged})"
+    least = "at least " if ranking.more_may_be_equal else ""
+    one = "1 other counts" if others == 1 else f"{others} others count"
+    return f"; {least}{one} as equally fast ({misjudged})"
+
+
+def _offer(ranking: Ranking, settings: Settings) -> tuple[str, ...]:
+    """A layout that saves memory without need and is faster, as a note; empty without one."""
+    if ranking.offered is None:
+        return ()
+    layout, summary = ranking.offered.layout, ranking.offered.summary
+    more = summary.tokens_per_s_per_gpu / ranking.best.summary.tokens_per_s_per_gpu - 1
+    layers = build_run(settings).model.num_layers or 0
+    known = "" if summary.range else ", though nothing of this kind was ever measured"
+    return (
+        f"not needed, but faster by estimate: {' and '.join(layout.saving)} allows "
+        f"{replace(layout, saving=())}, {summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU "
+        f"({more:+.0%}){known} -> try {overrides(layout, layers)}",
+    )
 
 
 CHOSEN_FROM = 5
@@ -266,9 +297,14 @@ def free_dimensions(inputs: Inputs) -> tuple[str, ...]:
 
 
 def _ranked(
-    settings: Settings, cluster: Cluster, swept: tuple[str, ...], ranked: int = RANKED
+    settings: Settings,
+    cluster: Cluster,
+    swept: tuple[str, ...],
+    ranked: int = RANKED,
+    *,
+    offering: bool = False,
 ) -> Ranking:
-    ranking = sweep(settings, cluster, swept, ranked=ranked)
+    ranking = sweep(settings, cluster, swept, ranked=ranked, offering=offering)
     if not ranking.fitting:
         raise InputError(f"{settings.source}: {ranking.why_none()}")
     return ranking
@@ -335,7 +371,7 @@ def overrides(layout: LayoutChoice, layers: int) -> str:
     parts += [f"model.{key}={flow(value)}" for key, value in measures(layout).items()]
     saving = saving_settings(layout.saving, layers)
     parts += [f"{key}={flow(value)}" for key, value in saving.items()]
-    return " ".join(parts)
+    return shlex.join(parts)
 
 
 def _on_other_versions(proposal: Proposal) -> Iterator[str]:

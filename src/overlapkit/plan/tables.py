@@ -14,13 +14,14 @@ from overlapkit.output.numbers import sentence
 from overlapkit.output.tables import add_numbers, borderless
 from overlapkit.plan.advise.dimensions import DimensionAdvice
 from overlapkit.plan.advise.next_steps import next_steps
-from overlapkit.plan.candidates import measures
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.search.candidates import measures
+from overlapkit.plan.search.ranking import Ranked, Ranking
 from overlapkit.plan.spoken import advice, spoken
-from overlapkit.plan.sweep import Ranked, Ranking
 from overlapkit.plan.text import (
     CHANGES,
     CONTRADICTED,
+    bubble,
     changed,
     environment,
     equally_fast,
@@ -57,7 +58,8 @@ def show_plan(plan: Plan, console: Console) -> None:
             console.print(Text(line, "dim"))
         memory = plan.memory
         console.print(Text(fit(plan), "" if memory is None or memory.fits else "yellow"))
-    console.print(Text(versions(plan), "dim"))
+    for line in (*bubble(plan), versions(plan)):
+        console.print(Text(line, "dim"))
     settings, _, paste = to_set(plan).partition(" (")
     console.print(Text.assemble((settings, "cyan"), (f" ({paste}", "dim")))
     console.print()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from overlapkit.config.emit.forms import FORMS
 from overlapkit.config.emit.yaml_text import flow
+from overlapkit.explain.schedule import bubble_text
 from overlapkit.explain.text import basis, by_reason
 from overlapkit.output.numbers import ms_of_s, sentence, setting_text
 from overlapkit.plan.advise.dimensions import DimensionAdvice, bucket_count
@@ -14,8 +15,8 @@ from overlapkit.plan.advise.next_steps import next_steps
 from overlapkit.plan.advise.recommend import Gain
 from overlapkit.plan.figure import work
 from overlapkit.plan.plan import Plan
+from overlapkit.plan.search.ranking import Ranking
 from overlapkit.plan.spoken import advice, recommended_flags, spoken
-from overlapkit.plan.sweep import Ranking
 
 STEP = "Estimated parts of the step, ms without -> with overlap"
 CHANGES = "Changes to the configuration"
@@ -65,13 +66,25 @@ def header(plan: Plan) -> Iterator[str]:
         yield sureness(plan)
         yield from rests(plan)
         yield fit(plan)
+    yield from bubble(plan)
     yield versions(plan)
 
 
 def title(plan: Plan) -> tuple[str, str]:
     """What is planned, and on what."""
-    layout = f"{plan.layout}, DP {plan.data_parallel_size}, {plan.precision}"
-    return plan.name, f"on {plan.world_size} x {plan.gpu}: {layout}"
+    parts = [str(plan.layout), f"DP {plan.data_parallel_size}"]
+    count = plan.recommendation.proposal.report.microbatches
+    if count is not None:
+        parts.append("1 microbatch" if count == 1 else f"{count:,} microbatches")
+    parts.append(plan.precision)
+    return plan.name, f"on {plan.world_size} x {plan.gpu}: {', '.join(parts)}"
+
+
+def bubble(plan: Plan) -> Iterator[str]:
+    """How long the pipeline stands idle; nothing without one."""
+    pipeline = plan.recommendation.proposal.report.pipeline
+    if pipeline is not None:
+        yield f"Bubble {bubble_text(pipeline)}"
 
 
 def versions(plan: Plan) -> str:
@@ -126,12 +139,11 @@ def rests(plan: Plan) -> Iterator[str]:
 
 def equally_fast(ranking: Ranking) -> str:
     """Which of a sweep's layouts the estimate cannot tell from the fastest."""
-    best = ranking.best.summary
-    count = sum(not each.summary.told_from(best) for each in ranking.fastest)
-    misjudged = f"published pairs of layouts are misjudged by up to {best.apart - 1:.0%}"
+    count = len(ranking.equal)
+    misjudged = f"published pairs of layouts are misjudged by up to {ranking.misjudged:.0%}"
     if count == 1:
         return f"The first is the fastest by more than the estimate errs: {misjudged}"
-    least = "At least the" if ranking.slower and count == len(ranking.fastest) else "The"
+    least = "At least the" if ranking.more_may_be_equal else "The"
     return f"{least} first {count} count as equally fast: {misjudged}"
 
 

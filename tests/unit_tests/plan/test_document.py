@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from overlapkit.plan.document import LISTED
 from overlapkit.plan.figure import given
+from overlapkit.plan.layout_document import LISTED
 from overlapkit.plan.plan import CHOSEN_FROM
 from overlapkit.plan.work_document import derivation_document
 from support.documents import check_document
@@ -53,6 +53,17 @@ def test_a_sweep_lists_the_fastest(plan: Callable[..., Any]) -> None:
         assert found["fit"] + found["slower"] <= found["tried"]
         rates = [layout["tokens_per_s_per_gpu"] for layout in found["layouts"]]
         assert rates == sorted(rates, reverse=True)
+
+
+def test_the_microbatches_of_each_pipeline_are_told(plan: Callable[..., Any]) -> None:
+    layout = plan(*NAMED, "gbs=96", "--json").document["layout"]
+    assert layout["microbatches"] == 96 // layout["dp"] == 48
+    assert layout["bubble_share"] == pytest.approx(3 / (5 * 48))
+    head, _, rest = plan(*NAMED, "gbs=96").out.partition("\n")
+    assert head.endswith("DP 2, 48 microbatches, bf16")
+    assert "(PP - 1) / (VPP x microbatches) = 3 / (5 x 48)" in rest
+    flat = plan(*NAMED, "pp=1", "vp=null", "tp=8", "gbs=4", "--json").document["layout"]
+    assert (flat["microbatches"], flat["bubble_share"]) == (1, None)
 
 
 def test_a_derivation_names_every_input() -> None:

@@ -13,10 +13,10 @@ from overlapkit.output.numbers import ms_of_s, plain
 from overlapkit.plan.advise.dimensions import DimensionAdvice, dimensions, overlapped
 from overlapkit.plan.advise.draft import EP_OVERLAP, requests, states_no_sequence_parallel
 from overlapkit.plan.advise.proposal import Proposal, propose
-from overlapkit.plan.candidates import candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs
 from overlapkit.plan.estimate.overlap import CP, DP_GRADIENTS, EP, PP, TP
+from overlapkit.plan.search.candidates import candidates, layout_in, sizes_of, with_layout
 
 WORTH_SHARE = 0.02
 """Share of the step that the experts' overlap must save. It needs memory for a second microbatch

@@ -18,8 +18,8 @@ from overlapkit.explain.assumptions import assume
 from overlapkit.explain.report import Assumptions, explain
 from overlapkit.plan.advise.dimensions import dimensions
 from overlapkit.plan.advise.proposal import Proposal, propose
-from overlapkit.plan.candidates import SWEPT, candidates, layout_in, sizes_of, with_layout
 from overlapkit.plan.inputs import PRECISIONS, read_inputs
+from overlapkit.plan.search.candidates import SWEPT, candidates, layout_in, sizes_of, with_layout
 
 MIXTURE = {
     "num_layers": 48,

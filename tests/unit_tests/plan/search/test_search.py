@@ -13,19 +13,21 @@ import pytest
 import yaml
 
 from overlapkit.config.run import build_run
-from overlapkit.plan.bounds import Bounds
-from overlapkit.plan.candidates import (
+from overlapkit.plan.cluster import cluster_of
+from overlapkit.plan.inputs import Inputs, read_inputs
+from overlapkit.plan.plan import make_plan
+from overlapkit.plan.search.bounds import Bounds
+from overlapkit.plan.search.candidates import (
     LayoutChoice,
     candidates,
     layout_in,
     sizes_of,
     with_layout,
 )
-from overlapkit.plan.cluster import cluster_of
-from overlapkit.plan.inputs import Inputs, read_inputs
-from overlapkit.plan.measures import allows, saving_settings, saving_tiers
-from overlapkit.plan.plan import make_plan
-from overlapkit.plan.sweep import Ranking, sweep
+from overlapkit.plan.search.measures import allows, saving_settings, saving_tiers
+from overlapkit.plan.search.ranking import Ranking
+from overlapkit.plan.search.sweep import sweep
+from overlapkit.plan.search.trials import Trials
 
 Command = Callable[..., Any]
 MIXTURE = {
@@ -327,6 +329,67 @@ def test_every_way_of_saving_memory_is_estimated_within_its_bound(
         plain = bounds.costs(replace(layout, saving=()))
         saved = bounds.costs(layout)
         assert not isinstance(plain, str) and not isinstance(saved, str)
+
+
+SHORT_OF_MEMORY = DENSE | {"num_layers": 64, "hidden_size": 8192, "ffn_hidden_size": 28672}
+OFFERS = [
+    # Less is recomputed or exchanged with the optimizer on the host.
+    pytest.param(SHORT_OF_MEMORY | {"seq_length": 8192}, "h100", 16, id="offered"),
+    pytest.param(DENSE | {"seq_length": 8192}, "h100", 8, id="not-needed"),
+    pytest.param(MIXTURE, "b200", 4, id="mixture"),
+]
+
+
+@pytest.mark.parametrize(("model", "gpu", "world_size"), OFFERS)
+def test_what_is_offered_is_what_the_full_enumeration_finds(
+    written: Callable[..., str], model: dict[str, Any], gpu: str, world_size: int
+) -> None:
+    settings = read(written(model, ddp=SHARDED), world_size).settings
+    cluster, run = cluster_of(gpu, world_size), build_run(settings)
+    swept = ("tp", "pp", "vp", "ep", "mbs", "recompute")
+    found = sweep(settings, cluster, (*swept, "saving"), ranked=5, offering=True)
+    plain = sweep(settings, cluster, swept, ranked=None)
+    assert named(found, 5) == named(plain, 5)
+    sizes, every = sizes_of(run.model, run.train), Trials(settings, cluster)
+    for saving in [names for tier in saving_tiers(run, frozenset(), True, None) for names in tier]:
+        fixed = replace(layout_in(run), saving=saving)
+        layouts = list(candidates(sizes, world_size, 8, fixed, swept))
+        bounds = Bounds(settings, cluster, layouts)
+        for _, layout in bounds.fastest_first():
+            every.try_one(layout, bounds)
+    fastest = every.ranking(0, None).best
+    best = plain.best.summary
+    told = fastest.summary.tokens_per_s_per_gpu > best.tokens_per_s_per_gpu * best.apart
+    assert (found.offered and found.offered.layout) == (fastest.layout if told else None)
+
+
+def test_an_offer_is_a_note_whose_overrides_plan_it(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    model = SHORT_OF_MEMORY | {"seq_length": 8192}
+    file = written(model, ddp=SHARDED)
+    found = chosen(plan, file, 16, "h100")
+    offered = found["sweep"]["offered"]
+    assert found["layout"]["saving"] == [] and offered["saving"] == ["optimizer on the host"]
+    assert offered["told_from_fastest"]
+    note = next(each for each in found["notes"] if each.startswith("not needed, but faster"))
+    overrides = shlex.split(note.partition(" -> try ")[2])
+    again = chosen(plan, file, 16, "h100", *overrides)
+    assert again["estimate"]["tokens_per_s_per_gpu"]["with"] == offered["tokens_per_s_per_gpu"]
+    # A layout that is given is not compared with others.
+    assert again["sweep"] is None and not any("not needed" in each for each in again["notes"])
+    # Where what saves memory was stated, it is part of every layout.
+    stated = written(model, ddp=SHARDED, optimizer={"optimizer_cpu_offload": False})
+    assert chosen(plan, stated, 16, "h100")["sweep"]["offered"] is None
+
+
+def test_a_chosen_layout_says_how_many_others_count_as_equally_fast(
+    plan: Command, written: Callable[..., str]
+) -> None:
+    shown = document(plan, written(MIXTURE), "--gpu", "h100", "--world-size", "16")
+    others = sum(not each["told_from_fastest"] for each in shown["sweep"]["layouts"]) - 1
+    assert others > 0
+    assert f"at least {others} others count as equally fast" in shown["layout"]["chosen"]
 
 
 def _with(inputs: Inputs, layout: LayoutChoice) -> Inputs:

@@ -10,7 +10,7 @@ from typing import Any
 from megatron.bridge.models.layer_blocks import UncountableModel, hybrid_pattern
 from overlapkit.config.run import Settings
 from overlapkit.errors import InputError
-from overlapkit.plan.measures import (
+from overlapkit.plan.search.measures import (
     NONE,
     RING,
     allows,
@@ -24,8 +24,9 @@ from overlapkit.plan.measures import (
 )
 
 SWEPT = ("tp", "pp", "vp", "cp", "ep", "mbs", "recompute", "cp_comm", "saving")
-"""What `--sweep` takes, in the order in which layouts are shown. "saving" is what is turned on only
-where nothing fits without: FSDP, offloading, a smaller precision."""
+"""What `--sweep` takes, in the order in which layouts are shown. "saving" is FSDP,
+offloading and a smaller precision. They are chosen only where nothing fits without. The first two
+are offered where the estimate can tell that they are faster."""
 
 _LARGEST = {"tp": 16, "cp": 64, "mbs": 4, "ep": 256}
 """Beyond published practice. TP is also bounded by the NVLink domain."""
@@ -44,7 +45,7 @@ class LayoutChoice:
         mbs: sequences of a microbatch.
         recompute: what the backward computes again: "none", "full", or the modules.
         cp_comm: how context-parallel ranks exchange keys and values (cp_comm_type).
-        saving: what else a search turned on since nothing fits without: names of
+        saving: what else a search turned on to save memory: names of
             `measures.SAVINGS`, or a recipe of mixed_precision.
     """
 

@@ -8,7 +8,11 @@ import pytest
 
 from overlapkit.config.run import build_run
 from overlapkit.errors import InputError
-from overlapkit.plan.candidates import (
+from overlapkit.plan.checks import faults
+from overlapkit.plan.cluster import cluster_of, nvlink_domain
+from overlapkit.plan.inputs import Inputs, read_inputs
+from overlapkit.plan.plan import Plan, make_plan
+from overlapkit.plan.search.candidates import (
     SWEPT,
     LayoutChoice,
     candidates,
@@ -18,11 +22,8 @@ from overlapkit.plan.candidates import (
     uneven_layout,
     with_layout,
 )
-from overlapkit.plan.checks import faults
-from overlapkit.plan.cluster import cluster_of, nvlink_domain
-from overlapkit.plan.inputs import Inputs, read_inputs
-from overlapkit.plan.plan import Plan, make_plan
-from overlapkit.plan.sweep import Ranking, sweep
+from overlapkit.plan.search.ranking import Ranking
+from overlapkit.plan.search.sweep import sweep
 
 
 def inputs_of(*overrides: str, model: str = "llama3_70b", world_size: int = 64) -> Inputs:

@@ -16,16 +16,21 @@ from heapq import heapify, heappop, heapreplace
 from overlapkit.config.effective import make_effective
 from overlapkit.config.run import Run, Settings
 from overlapkit.plan.advise.draft import EP_OVERLAP, draft, run_in_precision
-from overlapkit.plan.candidates import LayoutChoice, model_changes, with_layout
 from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, costs_of_run, overlap_in
 from overlapkit.plan.estimate.layer_time import layer_time
 from overlapkit.plan.estimate.overlap import DIMENSIONS, EP, Overlap
-from overlapkit.plan.measures import NONE
+from overlapkit.plan.search.candidates import LayoutChoice, model_changes, with_layout
+from overlapkit.plan.search.measures import NONE, SAVINGS
 
 _ALL = frozenset(DIMENSIONS)
 """Every overlap. None makes a layer take longer: what it hides costs at most a share of its time in
 contention, and what the chunks of tensor parallelism's overlap cost is left out."""
+
+
+Known = dict[tuple[LayoutChoice, bool], float | None]
+"""Seconds of a microbatch through all layers, by what else a layout is than its pipeline, and
+whether the experts' exchange may be overlapped; None where there is no estimate."""
 
 
 class Bounds:
@@ -35,16 +40,21 @@ class Bounds:
         settings: of the run.
         cluster: the GPUs.
         layouts: that divide it.
+        known: what the bounds of other layouts of the run found, to which these add.
     """
 
     def __init__(
-        self, settings: Settings, cluster: Cluster, layouts: Sequence[LayoutChoice]
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        layouts: Sequence[LayoutChoice],
+        known: Known | None = None,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
         self._layouts = layouts
         self._run: Run | None = None
-        self._seconds: dict[tuple[LayoutChoice, bool], float | None] = {}
+        self._seconds: Known = {} if known is None else known
         self._granted: dict[tuple[bool, bool, str], bool] = {}
 
     def fastest_first(self) -> Iterator[tuple[float, LayoutChoice]]:
@@ -104,7 +114,9 @@ class Bounds:
             layout: whose layers they are.
             hides: whether the experts' exchange may be overlapped.
         """
-        shared = replace(layout, pp=1, vp=1), hides
+        # What is offloaded or sharded takes no time of the layers themselves.
+        precision = tuple(one for one in layout.saving if one not in SAVINGS)
+        shared = replace(layout, pp=1, vp=1, saving=precision), hides
         if shared not in self._seconds:
             overlap = _ALL if hides else _ALL - {EP}
             self._seconds[shared] = self._least(layout, overlap_in(overlap))

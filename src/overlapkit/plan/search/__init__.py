@@ -1,0 +1,1 @@
+"""Which layouts there are, and which of those that fit is the fastest."""
