@@ -40,7 +40,8 @@ class Network:
             ("--network-kind", self.kind, KINDS),
         ):
             if value is not None and value not in known:
-                raise InputError(f"{option} {value}: unknown; give {' or '.join(known)}")
+                ethernet = "; Ethernet is roce with RDMA, and tcp without" if known is KINDS else ""
+                raise InputError(f"{option} {value}: unknown; give {' or '.join(known)}{ethernet}")
         least, most = NETWORK_GBPS
         if self.gbps is not None and not least <= self.gbps <= most:
             raise InputError(f"--network {self.gbps:g}: want Gbit/s, from {least:g} to {most:,.0f}")

@@ -23,7 +23,7 @@ from overlapkit.plan.cluster import Cluster
 from overlapkit.plan.estimate.costs import Costs, MemoryNeed, StepSummary, costs_of_run
 from overlapkit.plan.estimate.machine import Machine
 from overlapkit.plan.figure import Figure
-from overlapkit.plan.inputs import Inputs
+from overlapkit.plan.inputs import SHORT, Inputs
 from overlapkit.plan.rates.measured import Kind
 from overlapkit.plan.rates.resting import resting
 from overlapkit.plan.search.candidates import (
@@ -35,7 +35,7 @@ from overlapkit.plan.search.candidates import (
     sizes_of,
     with_layout,
 )
-from overlapkit.plan.search.measures import saving_settings
+from overlapkit.plan.search.measures import SAVINGS, saving_settings
 from overlapkit.plan.search.ranking import Ranking, remedy_of
 from overlapkit.plan.search.sweep import RANKED, sweep
 
@@ -154,7 +154,7 @@ def make_plan(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None = 
         memory=memory,
         ranking=chosen.ranking,
         notes=(
-            *inputs.assumed,
+            *_still_assumed(inputs, chosen),
             *cluster.notes,
             *notes,
             *([_MIXTURE] if estimates and run.model.num_moe_experts else []),
@@ -188,6 +188,7 @@ class _Chosen:
         saving: what was turned on since nothing fits without.
         notes: about a given layout that is not the fastest of the sweep, and about one that saves
             memory without need and is faster.
+        searched: dimensions of the layout that were searched, where it was chosen.
     """
 
     settings: Settings
@@ -195,6 +196,15 @@ class _Chosen:
     because: str | None = None
     saving: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
+
+
+def _still_assumed(inputs: Inputs, chosen: _Chosen) -> list[str]:
+    """What was assumed, and was not chosen by the search afterwards."""
+    decided = {SHORT["mbs"]} if "mbs" in chosen.searched else set()
+    if any(name not in SAVINGS for name in chosen.saving):
+        decided.add("mixed_precision")
+    return [one for one in inputs.assumed if one.partition("=")[0] not in decided]
 
 
 def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> _Chosen:
@@ -208,7 +218,7 @@ def _choose(inputs: Inputs, cluster: Cluster, swept: tuple[str, ...] | None) -> 
     if not inputs.layout_given or not _can_run(settings, cluster):
         because = f"The fastest layout of the sweep, by estimate{_saved_by(best.layout)}"
         chosen = with_layout(settings, best.layout)
-        return _Chosen(chosen, ranking, because, best.layout.saving, offer)
+        return _Chosen(chosen, ranking, because, best.layout.saving, offer, swept)
     note = (
         f"this plan is for the given layout; the fastest of the sweep, {best.layout}, would "
         f"reach {best.summary.tokens_per_s_per_gpu:,.0f} tokens/s/GPU by estimate"
@@ -237,6 +247,7 @@ def _fastest(inputs: Inputs, cluster: Cluster) -> _Chosen:
         f"--sweep {','.join(swept)} lists the others",
         best.saving,
         _offer(ranking, settings),
+        swept,
     )
 
 

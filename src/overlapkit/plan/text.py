@@ -236,9 +236,11 @@ def sweep_header(ranking: Ranking) -> str:
     fit = len(ranking.fitting)
     if not ranking.slower:
         return f"{fit} of {ranking.tried} layouts fit; the fastest by estimate:"
+    others = ranking.tried - fit - ranking.slower
+    rest = f"; {others} do not fit, or recompute what need not be" if others else ""
     return (
-        f"{ranking.tried} layouts; {fit} that fit were estimated, and {ranking.slower} need no "
-        "estimate, since they cannot be among the fastest, which are:"
+        f"{ranking.tried} layouts{rest}; {fit} that fit were estimated, and {ranking.slower} need "
+        "no estimate, since they cannot be among the fastest, which are:"
     )
 
 

@@ -87,6 +87,8 @@ class ModelSizes:
         batch: sequences of a step.
         uneven: whether stages may have unequal numbers of layers, written as a
             pipeline_model_parallel_layout.
+        ends: whether embedding and loss may count as a layer each. Stages of hybrids take no notice
+            of them (megatron-core 0.16.1, core/ssm/mamba_block.py).
         recompute: what may be recomputed, each as `LayoutChoice.recompute`.
     """
 
@@ -99,6 +101,7 @@ class ModelSizes:
     expert_tp: int | None
     batch: int
     uneven: bool = False
+    ends: bool = True
     recompute: tuple[str, ...] = (NONE,)
 
 
@@ -123,6 +126,7 @@ def sizes_of(model: Any, train: Any) -> ModelSizes:
         expert_tp=model.expert_tensor_parallel_size,
         batch=train.global_batch_size,
         uneven=_uneven(layers) and not _pattern(model),
+        ends=not _pattern(model),
         recompute=recompute_choices(model),
     )
 
@@ -213,15 +217,13 @@ def _pipelines(
         for vp in range(1, _MOST_CHUNKS + 1) if "vp" in swept else [fixed.vp]:
             if vp > 1 and (pp == 1 or pp * vp > sizes.layers):
                 continue
-            even = _even(sizes.layers, pp * vp) or (
-                sizes.uneven and uneven_layout(sizes.layers, pp * vp) is not None
+            chunks = pp * vp
+            even = sizes.layers % chunks == 0 or (
+                sizes.ends and _even_with_ends(sizes.layers, chunks)
             )
+            even = even or (sizes.uneven and uneven_layout(sizes.layers, chunks) is not None)
             if even or not {"pp", "vp"} & set(swept):
                 yield pp, vp
-
-
-def _even(layers: int, chunks: int) -> bool:
-    return layers % chunks == 0 or _even_with_ends(layers, chunks)
 
 
 def _even_with_ends(layers: int, chunks: int) -> bool:
@@ -303,11 +305,13 @@ def model_changes(model: Mapping[str, Any], choice: LayoutChoice) -> Changes:
     dropped: list[str] = []
     if (choice.pp, choice.vp) != before:
         chunks = choice.pp * choice.vp
-        layers = model.get("num_layers") or len(_pattern(SimpleNamespace(**model)))
+        hybrid = len(_pattern(SimpleNamespace(**model)))
+        layers = model.get("num_layers") or hybrid
         dropped += [name for name in (*_OWN_SPLIT, *_ENDS) if model.get(name)]
-        if layers % chunks != 0 and _even_with_ends(layers, chunks):
+        uneven = layers % chunks != 0 and not hybrid
+        if uneven and _even_with_ends(layers, chunks):
             changed |= dict.fromkeys(_ENDS, True)
-        elif layers % chunks != 0 and _uneven(layers):
+        elif uneven and _uneven(layers):
             layout = uneven_layout(layers, chunks, model.get("mtp_num_layers") or 0)
             changed |= {"pipeline_model_parallel_layout": layout} if layout else {}
     if choice.recompute != recompute_of_model(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -24,6 +25,7 @@ from overlapkit.plan.search.candidates import (
 )
 from overlapkit.plan.search.ranking import Ranking
 from overlapkit.plan.search.sweep import sweep
+from overlapkit.plan.text import sweep_header
 
 
 def inputs_of(*overrides: str, model: str = "llama3_70b", world_size: int = 64) -> Inputs:
@@ -101,6 +103,35 @@ def test_an_odd_model_is_divided_with_a_layout_of_its_own() -> None:
     assert "pipeline_model_parallel_layout" not in (
         with_layout(settings, other).values["model"] or {}
     )
+
+
+def test_stages_of_a_hybrid_divide_its_layers_alone() -> None:
+    inputs = inputs_of(model="nemotronh_47b", world_size=64)
+    run = build_run(inputs.settings)
+    sizes = sizes_of(run.model, run.train)
+    found = list(candidates(sizes, 64, 8, layout_in(run), ("pp", "vp")))
+    # 100 with embedding and loss: 5 and 10 chunks would divide them.
+    assert sizes.layers == 98
+    assert {one.pp * one.vp for one in found} == {1, 2, 14}
+    for choice in found:
+        model = with_layout(inputs.settings, choice).values["model"] or {}
+        assert not model.get("account_for_embedding_in_pipeline_split")
+
+
+def test_what_was_chosen_is_not_called_assumed() -> None:
+    chosen = planned(inputs_of())
+    assert not any(note.startswith("train.micro_batch_size=") for note in chosen.notes)
+    assert any(note.startswith("mixed_precision=bf16_mixed is assumed") for note in chosen.notes)
+    swept = planned(inputs_of("tp=8", "pp=4"), dimensions=("vp",))
+    assert any(note.startswith("train.micro_batch_size=1 is assumed") for note in swept.notes)
+
+
+def test_a_sweep_says_what_became_of_every_layout() -> None:
+    inputs = inputs_of("tp=4", "cp=2")
+    ranking = sweep(inputs.settings, cluster_of("h100", 64), ("pp", "vp", "recompute"), ranked=3)
+    tried, rest, fitting, slower = map(int, re.findall(r"\d+", sweep_header(ranking)))
+    assert (tried, fitting, slower) == (ranking.tried, len(ranking.fitting), ranking.slower)
+    assert rest == tried - fitting - slower > 0
 
 
 def test_only_what_is_swept_varies() -> None:
