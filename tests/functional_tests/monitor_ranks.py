@@ -3,7 +3,7 @@
     python tests/functional_tests/monitor_ranks.py FOLDER
 
 Every rank writes its reports to ``rank<N>.json`` in FOLDER. In the last window, rank 1 takes much
-longer to compute.
+longer to compute. Steps are long enough that what runs between two of them does not matter.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def train(rank: int, folder: str) -> None:
     torch.manual_seed(rank)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS))
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    layers = [torch.nn.Linear(128, 128) for _ in range(4)]
+    layers = [torch.nn.Linear(512, 512) for _ in range(4)]
     model = torch.nn.parallel.DistributedDataParallel(
-        torch.nn.Sequential(*layers), bucket_cap_mb=0.05
+        torch.nn.Sequential(*layers), bucket_cap_mb=0.8
     )
     optimizer = torch.optim.AdamW(model.parameters())
     reports: list[OverlapReport] = []
@@ -42,7 +42,7 @@ def train(rank: int, folder: str) -> None:
             if rank == 1 and step > EVERY * WINDOWS:
                 time.sleep(3.0)
             optimizer.zero_grad()
-            model(torch.randn(64, 128)).square().mean().backward()
+            model(torch.randn(256, 512)).square().mean().backward()
             optimizer.step()
             monitor.step()
             if step % EVERY == 1 and monitor._analysis is not None:
